@@ -1,0 +1,248 @@
+"""What crosses between driver and workers: frozen stdlib dataclasses, a few hundred bytes each.
+
+Pixels never cross. A worker reads its shard from storage itself, decodes, predicts, encodes and commits;
+what returns to the driver is a ShardResult or a Failure. This module imports neither torch nor Ray, so that
+the driver (the head node) needs neither to plan.
+
+Shape suffixes used throughout the project: N batch, H height, W width, C channels, K classes, D embedding size.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# ---------------------------------------------------------------------------------------------- the work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Rows [row_start, row_stop) of one row group of one source, pinned to the source's version.
+
+    An image file is a source of one row: row group 0, rows [0, 1).
+    """
+
+    uri: str
+    size: int
+    """Bytes of the whole source as listed when it was claimed."""
+    version: str
+    """What identifies the content: an object store's etag, or size and mtime of a local file."""
+    row_group: int
+    row_start: int
+    row_stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.row_stop - self.row_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The unit of work, retry and commit: one output object."""
+
+    plan: int
+    index: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for s in self.slices)
+
+    @property
+    def key(self) -> str:
+        """Key of the output object, below the model's root."""
+        return f"plan={self.plan:08d}/{self.index:08d}.parquet"
+
+    @property
+    def name(self) -> str:
+        return f"{self.plan:08d}/{self.index:08d}"
+
+    def describe(self) -> str:
+        """For a person: which rows this is."""
+        first, last = self.slices[0], self.slices[-1]
+        where = f"{first.uri} row group {first.row_group} rows {first.row_start}:{first.row_stop}"
+        if len(self.slices) > 1:
+            where += f" … {last.uri} row group {last.row_group} rows {last.row_start}:{last.row_stop}"
+        return f"shard {self.name} ({self.rows} rows: {where})"
+
+
+# ------------------------------------------------------------------------------------------ what to run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Reference preprocessing of torchvision's ImageClassification preset, as plain numbers."""
+
+    resize_px: int
+    """Length of the shorter side after the resize; the aspect ratio is kept."""
+    crop_px: int
+    """Side of the square centre crop that the network sees."""
+    mean: tuple[float, float, float]
+    """Per channel, for pixels scaled to [0, 1]."""
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    """`bilinear`, `bicubic` or `nearest`; the first two antialiased, as torchvision's presets are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which network, with which weights, how it is made ready. Everything here changes predictions."""
+
+    arch: str
+    """`torchvision/<name>` or `module:function`."""
+    weights: str | None
+    """A torchvision weights enum name, or a path or fsspec URL of a state dict (.safetensors, .pth, .pt)."""
+    args: Mapping[str, object] = field(default_factory=dict)
+    labels: tuple[str, ...] | str | None = None
+    """Class names, `imagenet`, a path or URL of a text (one a line) or JSON list, or None for the weights' own."""
+    task: str = "classify"
+    """`classify` or `embed`."""
+    precision: str = "int8"
+    """`int8` or `fp32`."""
+    preprocess: Mapping[str, object] = field(default_factory=dict)
+    """Overrides of the weights' own preprocessing: resize, crop, mean, std, interpolation."""
+    calibration_rows: int = 256
+    calibration_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """When an INT8 model is good enough to ship."""
+
+    min_agreement: float = 0.97
+    """Share of rows on which the INT8 and fp32 top-1 agree."""
+    min_cosine: float = 0.98
+    """For embeddings: mean cosine similarity of the INT8 and fp32 vectors."""
+    labels_column: str | None = None
+    max_top1_drop: float = 0.01
+    """How much true top-1 accuracy may fall, when labels_column is given."""
+    rows: int = 512
+    """Rows of the job's own input to compare on, none of them used for calibration where there are enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How a worker finds the image in a source."""
+
+    format: str
+    """`parquet` or `images`."""
+    image: str
+    """Image column; its Arrow type (binary, struct<bytes,path>, string URI) is read from each file."""
+    keys: tuple[str, ...] = ()
+    """Columns copied to the output."""
+    uri_roots: tuple[str, ...] = ()
+    """Roots below which URIs found in data may point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """Where predictions go, and the shape of a row."""
+
+    url: str
+    """The output's base URL: the bundle store lives below it."""
+    root: str
+    """Key prefix of the model's root below `url`: `model=<name>-<fp>`."""
+    topk: int
+    key_types: tuple[str, ...] = ()
+    """Arrow type of each key column, as `str(pa.DataType)`, in the order of InputSpec.keys."""
+    single_writer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadPlan:
+    """The cores one worker holds."""
+
+    threads: int
+    """Intra-op threads of torch; also the number of decode threads. One a physical core."""
+    cpus: tuple[int, ...]
+    """Logical CPUs that the process is pinned to (one a physical core), or () where it must not pin."""
+    slots: tuple[int, ...]
+    """The leases held: physical cores by first sibling where pinned, ordinals where not."""
+    budget: int
+    """Physical cores this node lets us use in all."""
+    threads_per_core: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """Everything a worker needs to score any shard of the job."""
+
+    bundle: str
+    """Fingerprint of the bundle, below `<output.url>/_stint/bundles/`."""
+    fingerprint: str
+    """Fingerprint of the model's root: written into every output object."""
+    input: InputSpec
+    output: OutputSpec
+    threads: int
+    """Physical cores a worker takes."""
+    batch: int
+    pin: bool = True
+    """Take core leases and set affinity. Off in a LocalPool, which lives in somebody else's process."""
+    code_version: str = ""
+
+
+# ---------------------------------------------------------------------------------------- what comes back
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """A worker that is ready to score."""
+
+    host: str
+    pid: int
+    plan: ThreadPlan
+    affinity: tuple[int, ...]
+    """What the kernel says after pinning."""
+    torch_threads: int
+    """What torch says in the thread that predicts."""
+    isa: str
+    start_s: Mapping[str, float]
+    """Seconds by stage of coming up: lease, import, bundle, golden."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """One shard is in the output."""
+
+    plan: int
+    index: int
+    committed: bool
+    """True if this attempt's object is the one at the key; False if another attempt's already was."""
+    rows_ok: int
+    rows_bad: int
+    bad_by_code: Mapping[str, int]
+    bad_samples: Mapping[str, str]
+    """One row of each error code, named for a person."""
+    rows_gone: int
+    """Planned rows whose source vanished or changed since it was claimed; they have no output row."""
+    sha256: str
+    object_bytes: int
+    bytes_read: int
+    stage_s: Mapping[str, float]
+    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do."""
+    wall_s: float
+    cpu_s: float
+    """CPU seconds of the whole process while this shard was scored."""
+    threads_busy: float
+    """cpu_s ÷ wall_s: how many threads were busy on average. Never above the cores leased."""
+    torch_threads: int
+    peak_rss_bytes: int
+
+
+class FailureKind(enum.StrEnum):
+    INFRA = "infra"
+    """Actor, node, preemption, storage: somewhere else or later it works."""
+    TASK = "task"
+    """Our code or the model's: it will repeat."""
+    DATA = "data"
+    """The input as a whole cannot be read as the spec says (no such column, not Parquet)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+    code: str = ""
+    """Stable name of the cause where policy looks at it: `no_cores`, `wrong_isa`, `golden_mismatch`."""
