@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 X86_VNNI = "x86-vnni"
-"""u8 × s8 accumulates in 32 bits: exact with all 8 bits in use."""
+"""u8 by s8 accumulates in 32 bits: exact with all 8 bits in use."""
 X86_NO_VNNI = "x86-no-vnni"
-"""u8 × s8 saturates in 16 bits: one factor must be quantized to 7 bits."""
+"""u8 by s8 saturates in 16 bits: one factor must be quantized to 7 bits."""
 ARM64 = "arm64"
 
 _CPUINFO = Path("/proc/cpuinfo")
