@@ -1,0 +1,93 @@
+"""What every engine looks like to the predicting loop: uint8 pixels in, float32 logits out, one fixed shape.
+
+Shape suffixes: N batch, H height, W width, C channels, K classes (or features, for embeddings).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputLayout:
+    """The pixels an engine reads: a square crop inside a frame of constant pixels.
+
+    An engine whose first convolution takes uint8 has that convolution's padding done for it, in the buffer and once:
+    zero after normalisation is the mean pixel before it. Engines that normalise by themselves have a frame of 0.
+    """
+
+    crop_px: int
+    pad_px: tuple[int, int] = (0, 0)
+    """Height of the frame's top and bottom, width of its sides."""
+    pad_pixel: tuple[int, int, int] = (0, 0, 0)
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Shape of a full buffer, N × H × W × C."""
+        return (batch, self.crop_px + 2 * self.pad_px[0], self.crop_px + 2 * self.pad_px[1], 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A batch of pixels in the one shape its engine takes."""
+
+    full_NHWC: Pixels
+    """What `Engine.predict` reads, frame included."""
+    interior_NHWC: Pixels
+    """View of the square of crop_px pixels inside the frame: decoded pixels are written here, and nowhere else."""
+
+
+def new_buffer(layout: InputLayout, batch: int) -> Buffer:
+    """A buffer whose frame is filled, and whose interior is the same constant until written."""
+    full_NHWC = np.empty(layout.shape(batch), dtype=np.uint8)
+    full_NHWC[:] = layout.pad_pixel
+    top, left = layout.pad_px
+    interior_NHWC = full_NHWC[:, top : top + layout.crop_px, left : left + layout.crop_px]
+    return Buffer(full_NHWC=full_NHWC, interior_NHWC=interior_NHWC)
+
+
+class Engine(Protocol):
+    """One network, loaded and ready. `predict` is called by one thread at a time."""
+
+    @property
+    def precision(self) -> str:
+        """`int8` or `fp32`."""
+        ...
+
+    @property
+    def layout(self) -> InputLayout: ...
+
+    def buffer(self, batch: int) -> Buffer:
+        """New pixels for a batch. Batches of another size cost a recompilation: pad the last one of a shard."""
+        ...
+
+    def predict(self, pixels_NHWC: Pixels) -> Logits:
+        """Logits (or features) N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
+        ...
+
+
+def check_pixels(pixels_NHWC: Pixels, layout: InputLayout) -> None:
+    """Raise ValueError unless the pixels are a full buffer of this layout."""
+    expected = layout.shape(len(pixels_NHWC))
+    if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape != expected:
+        raise ValueError(
+            f"the engine takes uint8 pixels of shape {expected}, got {pixels_NHWC.dtype} {pixels_NHWC.shape}: "
+            "write into Engine.buffer(batch).interior_NHWC and pass its full_NHWC"
+        )
+
+
+def score_crops(engine: Engine, pixels_NHWC: Pixels, batch: int) -> Logits:
+    """Logits of any number of plain crops, in batches of one fixed size. For comparing engines, not for shards."""
+    buffer = engine.buffer(batch)
+    parts: list[Logits] = []
+    for start in range(0, len(pixels_NHWC), batch):
+        rows = pixels_NHWC[start : start + batch]
+        buffer.interior_NHWC[: len(rows)] = rows
+        parts.append(engine.predict(buffer.full_NHWC)[: len(rows)])
+    return np.concatenate(parts)

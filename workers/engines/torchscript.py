@@ -1,0 +1,72 @@
+"""TorchScript archives: how a network travels from the process that made it to the workers.
+
+An archive is traced, frozen and self-contained: a worker loads it without the architecture's code, without
+torchvision and without quantizing again. It is read by torch's own C++ reader, not by Python's pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_TRACE_BATCH = 2
+"""Not 1, which broadcasting and squeezing treat as a special case."""
+
+
+@contextmanager
+def deprecations_silenced() -> Iterator[None]:
+    """Silence upstream's notices that torch.ao, TorchScript and quantized tensors are to be replaced.
+
+    The versions in use are pinned and both live behind the engine interface, so the notices say nothing new.
+    """
+    with warnings.catch_warnings():
+        for category, module in ((DeprecationWarning, r"torch\.(jit|ao)\b"), (UserWarning, r"torch\.ao\b")):
+            warnings.filterwarnings("ignore", category=category, module=module)
+        for message in (
+            r"`torch\.jit\.\w+` is deprecated",
+            r"torch\.ao\.quantization is deprecated",
+            r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other quantized tensor creation",
+            r"Default qconfig of oneDNN backend with reduce_range of false",  # the recipe sees to it, by ISA class
+            r"must run observer before calling calculate_qparams",  # layers that no row reaches, such as aux heads
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def to_archive(module: nn.Module, input_shape: tuple[int, int, int, int]) -> bytes:
+    """Trace, freeze and serialise a network in eval mode that takes uint8 pixels NHWC.
+
+    `input_shape` gives H, W and C; its batch is ignored, and the archive runs at any batch size.
+    Raises RuntimeError if the network cannot be traced.
+    """
+    example = torch.zeros((_TRACE_BATCH, *input_shape[1:]), dtype=torch.uint8)
+    with torch.no_grad(), deprecations_silenced(), warnings.catch_warnings():
+        # Shape checks of vision transformers become constants of the trace; the shape of an archive is fixed.
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning)
+        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        frozen = torch.jit.freeze(traced)
+        buffer = io.BytesIO()
+        torch.jit.save(frozen, buffer)
+    return buffer.getvalue()
+
+
+def from_archive(archive: bytes, quantized_engine: str | None = None) -> torch.jit.ScriptModule:
+    """Load an archive. An INT8 one names the backend its weights are packed for, which is set process-wide."""
+    if quantized_engine is not None:
+        # Read while the weights are unpacked, and again at every call: one process runs one INT8 backend.
+        torch.backends.quantized.engine = quantized_engine
+    with deprecations_silenced():
+        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location="cpu")  # type: ignore[no-untyped-call]
+    return module
+
+
+def operators(module: torch.jit.ScriptModule) -> Counter[str]:
+    """How often each operator occurs in the frozen graph, e.g. `quantized::conv2d_relu` 33."""
+    graph = module.inlined_graph
+    return Counter(node.kind() for node in graph.nodes())

@@ -1,0 +1,164 @@
+"""See every product of a network's parameters where it is called, to observe it or to put an INT8 operator there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.ao.quantization.observer import HistogramObserver
+from torch.overrides import TorchFunctionMode
+
+_MIN_INPUTS = 16
+"""Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""
+
+Operator = Callable[[torch.Tensor], torch.Tensor]
+_Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of `linear` or `conv2d` whose weight is a parameter."""
+
+    x: torch.Tensor
+    weight: nn.Parameter
+    bias: torch.Tensor | None
+    conv_args: tuple[list[int], list[int], list[int], int] | None
+    """Stride, padding, dilation and groups; None for a linear product."""
+
+
+class Product:
+    """What calibration learns about one weight: the range of its inputs and outputs, and its constant bias."""
+
+    def __init__(self, call: Call) -> None:
+        self.weight = call.weight
+        self.bias = None if call.bias is None else call.bias.detach().clone()
+        self.conv_args = call.conv_args
+        self.constant = True
+        """False once a call came with another bias or other arguments: no operator can be packed for those."""
+        self.seen_in = HistogramObserver(reduce_range=False)
+        self.seen_out = HistogramObserver(reduce_range=False)
+
+    def observe(self, call: Call, y: torch.Tensor) -> None:
+        same_bias = call.bias is self.bias or (
+            call.bias is not None and self.bias is not None and torch.equal(call.bias, self.bias)
+        )
+        self.constant = self.constant and same_bias and call.conv_args == self.conv_args
+        self.seen_in(call.x)
+        if self.conv_args is not None:
+            self.seen_out(y)
+
+
+class _Intercept(TorchFunctionMode):
+    """Routes each product through `product`, every other function straight on."""
+
+    def __torch_function__(
+        self,
+        func: _Function,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.multi_head_attention_forward:
+            # It is one function to this mode, which would see nothing of the products inside.
+            mixed = self._self_attention(*args, **kwargs)
+            return func(*args, **kwargs) if mixed is None else mixed
+        call = _as_product(func, args, kwargs)
+        return func(*args, **kwargs) if call is None else self.product(call, lambda: func(*args, **kwargs))
+
+    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _self_attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        embed: int,
+        heads: int,
+        in_weight: torch.Tensor,
+        in_bias: torch.Tensor | None,
+        bias_k: torch.Tensor | None,
+        bias_v: torch.Tensor | None,
+        add_zero_attn: bool,
+        dropout: float,
+        out_weight: torch.Tensor,
+        out_bias: torch.Tensor | None,
+        training: bool = True,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        use_separate_proj_weight: bool = False,
+        **_rest: object,
+    ) -> tuple[torch.Tensor, None] | None:
+        """Plain self-attention of sequences L × N × E by two products; None where it is anything more."""
+        plain = query is key and key is value and query.dim() == 3 and not (training and dropout)
+        extras = (bias_k, bias_v, key_padding_mask, attn_mask)
+        if not plain or need_weights or add_zero_attn or use_separate_proj_weight or any(e is not None for e in extras):
+            return None
+        length, batch, _ = query.shape
+        with self:
+            packed = nn.functional.linear(query, in_weight, in_bias)
+            q, k, v = packed.view(length, batch, 3, heads, embed // heads).permute(2, 1, 3, 0, 4).unbind(0)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            flat = mixed.permute(2, 0, 1, 3).reshape(length, batch, embed)
+            return nn.functional.linear(flat, out_weight, out_bias), None
+
+
+class Observe(_Intercept):
+    """Records every product of a parameter, and changes nothing."""
+
+    def __init__(self, *, convolutions: bool) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+        self.products: dict[int, Product] = {}
+
+    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        y = compute()
+        if call.conv_args is None or self.convolutions:
+            self.products.setdefault(id(call.weight), Product(call)).observe(call, y)
+        return y
+
+
+class Replace(_Intercept):
+    """Puts operators, by the id of the weight they are made from, in the place of the products observed."""
+
+    def __init__(self, operators: Mapping[int, Operator]) -> None:
+        super().__init__()
+        self.operators = operators
+
+    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        operator = self.operators.get(id(call.weight))
+        return compute() if operator is None else operator(call.x)
+
+
+def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    """The call as a product that INT8 can take over, or None."""
+    if func is nn.functional.linear:
+        x, weight, bias = _bind(("input", "weight", "bias"), (None, None, None), args, kwargs)
+        conv_args = None
+    elif func is nn.functional.conv2d:
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        x, weight, bias, stride, padding, dilation, groups = _bind(names, (None, None, None, 1, 0, 1, 1), args, kwargs)
+        if isinstance(padding, str):
+            return None
+        conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
+    else:
+        return None
+    if not isinstance(weight, nn.Parameter) or weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
+        return None
+    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args)
+
+
+def _bind(
+    names: tuple[str, ...], defaults: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    given = [*args, *defaults[len(args) :]]
+    return [kwargs.get(name, value) for name, value in zip(names, given, strict=True)]
+
+
+def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else [value[0], value[-1]]
