@@ -41,6 +41,14 @@ def isa_class(cpuinfo: str | None = None, environ: Mapping[str, str] | None = No
     return X86_VNNI if _vnni_in_use(frozenset(flags), environ) else X86_NO_VNNI
 
 
+def runs_on(artifact_isa: str, host_isa: str) -> bool:
+    """Whether an artifact made for one class computes the same on another.
+
+    One made without VNNI leaves room for 16-bit sums, and is as right (and as fast) with it; the reverse saturates.
+    """
+    return artifact_isa == host_isa or (artifact_isa, host_isa) == (X86_NO_VNNI, X86_VNNI)
+
+
 def cpu_model() -> str:
     """The processor's name for people, e.g. `AMD EPYC 9B45`; its architecture where no name can be read."""
     return _field(_read_cpuinfo(), "model name") or platform.processor() or platform.machine()

@@ -43,6 +43,10 @@ class QuantizedNetwork:
     """`uint8` where the first convolution reads pixels as they are, `normalized` where they become floats first."""
     backend: str
     """Value of torch.backends.quantized.engine that its weights are packed for."""
+    min_quantized_ops: int
+    """Its graph must hold at least so many INT8 convolutions and linear products."""
+    may_float: bool
+    """Whether some of its convolutions and linear products stay float by intent."""
 
 
 class _ClampedAtSix(HistogramObserver):
@@ -101,6 +105,8 @@ def quantize_graph(network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixel
         recipe="graph",
         input_mode="normalized" if first_conv is None else "uint8",
         backend="onednn",
+        min_quantized_ops=1,
+        may_float=False,
     )
 
 

@@ -107,6 +107,8 @@ def quantize_islands(
         recipe="islands",
         input_mode="normalized",
         backend="fbgemm",
+        min_quantized_ops=len(products),
+        may_float=True,
     )
 
 

@@ -1,0 +1,100 @@
+"""How far an INT8 network is from its fp32 original: measured on images, as plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.engines.base import Engine, Logits, Pixels, score_crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyReport:
+    """Plain values, JSON-able. Shares and errors are over `rows` images that both networks scored."""
+
+    rows: int
+    top1_agreement: float
+    """Share of rows on which both choose the same class. Of no meaning for embeddings."""
+    logit_error: float
+    """Mean absolute difference of logits ÷ standard deviation of the fp32 ones."""
+    logit_error_max: float
+    """The same for the greatest difference."""
+    mean_cosine: float
+    """Mean cosine similarity of the two vectors of a row."""
+    nonfinite_rows: int
+    """Rows for which either network returned NaN or infinity; they count as disagreement."""
+    top1_fp32: float | None = None
+    """True top-1 accuracy, where labels were given."""
+    top1_int8: float | None = None
+    labelled_rows: int = 0
+    calibration_rows: int = 0
+    calibration_bad_rows: int = 0
+    """Rows picked for calibration or comparison that could not be decoded."""
+    shared_rows: int = 0
+    """Rows compared on that were also calibrated on, where the input was too small to keep them apart."""
+
+
+def compare(
+    fp32: Engine,
+    int8: Engine,
+    pixels_NHWC: Pixels,
+    labels: npt.NDArray[np.int64] | None = None,
+    batch: int = 16,
+    *,
+    calibration_rows: int = 0,
+    calibration_bad_rows: int = 0,
+    shared_rows: int = 0,
+) -> AccuracyReport:
+    """Score the same uint8 crops with both engines and compare. Labels are class indices, −1 where unknown.
+
+    The last three numbers are passed on to the report. Raises ValueError without rows.
+    """
+    if len(pixels_NHWC) == 0:
+        raise ValueError("there are no rows to compare the INT8 and the fp32 network on")
+    reference_NK, quantized_NK = score_crops(fp32, pixels_NHWC, batch), score_crops(int8, pixels_NHWC, batch)
+    finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(quantized_NK).all(axis=1)
+    same = finite & (reference_NK.argmax(axis=1) == quantized_NK.argmax(axis=1))
+    a, b = reference_NK[finite].astype(np.float64), quantized_NK[finite].astype(np.float64)
+    error = np.abs(a - b)
+    spread = float(a.std()) if a.size else 0.0
+    report = AccuracyReport(
+        rows=len(pixels_NHWC),
+        top1_agreement=float(same.mean()),
+        logit_error=_ratio(float(error.mean()) if error.size else 0.0, spread),
+        logit_error_max=_ratio(float(error.max()) if error.size else 0.0, spread),
+        mean_cosine=_mean_cosine(a, b),
+        nonfinite_rows=int((~finite).sum()),
+        calibration_rows=calibration_rows,
+        calibration_bad_rows=calibration_bad_rows,
+        shared_rows=shared_rows,
+    )
+    if labels is None or not (labels >= 0).any():
+        return report
+    known = labels >= 0
+    return AccuracyReport(
+        **{
+            **report.__dict__,
+            "top1_fp32": _top1(reference_NK[known], labels[known]),
+            "top1_int8": _top1(quantized_NK[known], labels[known]),
+            "labelled_rows": int(known.sum()),
+        }
+    )
+
+
+def _top1(logits_NK: Logits, labels: npt.NDArray[np.int64]) -> float:
+    right = np.isfinite(logits_NK).all(axis=1) & (logits_NK.argmax(axis=1) == labels)
+    return float(right.mean())
+
+
+def _mean_cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    if not a.size:
+        return 0.0
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0).mean())
+
+
+def _ratio(error: float, spread: float) -> float:
+    # A network that answers every image alike has no spread; any error is then boundless.
+    return error / spread if spread > 0 else (0.0 if error == 0 else float(np.finfo(np.float64).max))

@@ -1,0 +1,194 @@
+"""Load the network that a job names: its architecture, its weights, its labels and its preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import urllib.error
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.contract import ModelSpec, Preprocess
+from workers.features import features_only
+from workers.model_names import ModelError, split_arch, weights_enum_or_path
+from workers.preprocess import IMAGENET, absorb_transform_input, of_weights, override
+from workers.state_dict import fit_state_dict, read_state_dict
+from workers.torchvision_import import import_torchvision
+
+Read = Callable[[str], bytes]
+
+_RANDOM_INIT = {"googlenet", "inception_v3"}
+"""Architectures that draw their initial weights slowly, and can be told not to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A network ready to be scored with or quantized."""
+
+    name: str
+    """As the spec has it: `torchvision/resnet50`."""
+    module: nn.Module
+    """In eval mode; takes normalised float pixels N by 3 by crop by crop, returns logits or features, 2-D."""
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None
+    """One a class, or None for embeddings and classes without names."""
+    outputs: int
+    """K classes, or D features of an embedding."""
+
+
+def load_model(spec: ModelSpec, read: Read) -> LoadedModel:
+    """Load what `spec` names; paths and URLs in it are read through `read`.
+
+    Raises ModelError for anything wrong with the spec, the weights or the labels. What `read` raises comes through.
+    """
+    family, module_name, name = split_arch(spec.arch)
+    if family == "torchvision":
+        network, preprocess, labels = _from_torchvision(name, spec, read)
+    else:
+        network, preprocess, labels = _from_function(module_name, name, spec, read), IMAGENET, None
+    preprocess = override(preprocess, spec.preprocess)
+    network = network.eval().requires_grad_(False)
+    preprocess = absorb_transform_input(network, preprocess)
+    example_NCHW = torch.zeros((2, 3, preprocess.crop_px, preprocess.crop_px))
+    outputs = _outputs(network, example_NCHW, spec)
+    if spec.task == "embed":
+        outputs = _outputs(features_only(network, example_NCHW), example_NCHW, spec)
+        labels = None
+    else:
+        labels = _labels(spec, read, weights_own=labels, outputs=outputs)
+    return LoadedModel(name=spec.arch, module=network, preprocess=preprocess, labels=labels, outputs=outputs)
+
+
+def _from_torchvision(name: str, spec: ModelSpec, read: Read) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise ModelError(
+            f"model.arch: torchvision has no classification model {name!r}"
+            + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
+        )
+    if spec.weights is None:
+        raise ModelError(
+            f"model.weights: {spec.arch} without weights would be random; give DEFAULT for torchvision's own, "
+            "or a path or URL of a state dict"
+        )
+    args = dict(spec.args)
+    if weights_enum_or_path(spec.weights) == "enum":
+        weights = _weights_enum(models, name, spec.weights)
+        return _download(models, name, weights, args), of_weights(weights), tuple(weights.meta["categories"])
+    if name in _RANDOM_INIT:
+        args.setdefault("init_weights", False)
+    network = _call(lambda **kw: models.get_model(name, weights=None, **kw), spec.arch, args)
+    fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
+    return network, IMAGENET, None
+
+
+def _weights_enum(models: Any, name: str, wanted: str) -> Any:
+    enum = models.get_model_weights(name)
+    member = wanted.removeprefix(f"{enum.__name__}.")
+    if member in ("DEFAULT", *enum.__members__):
+        return enum[member] if member != "DEFAULT" else enum.DEFAULT
+    raise ModelError(
+        f"model.weights: {wanted!r} is no weights enum of torchvision/{name}, which has "
+        f"{', '.join(enum.__members__)} and DEFAULT; a file is named by a path with a / or by "
+        ".safetensors, .pth or .pt at its end"
+    )
+
+
+def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> nn.Module:
+    try:
+        return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of the file is wrong
+        raise ModelError(
+            f"model.weights: {weights} could not be fetched from {weights.url}: {error}. Where workers may not reach "
+            "the internet, put that file into your storage and give its path or URL as model.weights"
+        ) from error
+
+
+def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: Read) -> nn.Module:
+    import_torchvision()  # the function's module will import it in its own way, which alone may fail
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise ModelError(
+            f"model.arch: {module_name} cannot be imported on the worker: {error}. It must be installed in the "
+            "image, or lie in the working directory that the job is submitted with"
+        ) from error
+    except AttributeError as error:
+        raise ModelError(f"model.arch: module {module_name} has no function {function_name!r}") from error
+    network = _call(function, spec.arch, dict(spec.args))
+    if spec.weights is not None:
+        if weights_enum_or_path(spec.weights) == "enum":
+            raise ModelError(
+                f"model.weights: {spec.weights!r} is read as the name of torchvision weights, which {spec.arch} has "
+                "none of; give a path or URL of a state dict"
+            )
+        fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
+    return network
+
+
+def _call(function: Callable[..., Any], arch: str, args: Mapping[str, object]) -> nn.Module:
+    try:
+        network = function(**args)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model.args: {arch} cannot be built with {dict(args)}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"model.arch: {arch} returned a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _outputs(network: nn.Module, example_NCHW: torch.Tensor, spec: ModelSpec) -> int:
+    side = example_NCHW.shape[-1]
+    try:
+        with torch.no_grad():
+            output = network(example_NCHW)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"model.arch: {spec.arch} does not take images of {side} by {side} pixels: {error}; "
+            "set model.preprocess: {crop: …} to the size it was trained with"
+        ) from error
+    if not isinstance(output, torch.Tensor) or (output.dim() != 2 and spec.task != "embed"):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"model.arch: {spec.arch} returns {found}, not one tensor of shape N by K; "
+            "write a `module:function` that returns a network which does"
+        )
+    return int(output.shape[1])
+
+
+def _labels(
+    spec: ModelSpec, read: Read, *, weights_own: tuple[str, ...] | None, outputs: int
+) -> tuple[str, ...] | None:
+    labels, source = weights_own, f"the weights {spec.weights}"
+    if isinstance(spec.labels, tuple):
+        labels, source = spec.labels, "model.labels"
+    elif spec.labels == "imagenet":
+        labels = tuple(import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"])
+        source = "model.labels: imagenet"
+    elif spec.labels is not None:
+        labels, source = _read_labels(spec.labels, read), f"model.labels: {spec.labels}"
+    if labels is not None and len(labels) != outputs:
+        raise ModelError(
+            f"model.labels: {source} has {len(labels)} names, but {spec.arch} has {outputs} outputs; "
+            "give one name a class, in the order the network was trained with"
+        )
+    return labels
+
+
+def _read_labels(url: str, read: Read) -> tuple[str, ...]:
+    try:
+        text = read(url).decode("utf-8-sig")
+        if not text.lstrip().startswith("["):
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"model.labels: {url} is neither UTF-8 text nor a JSON list: {error}") from error
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError(f"model.labels: {url} must be a JSON list of strings")
+    return tuple(names)

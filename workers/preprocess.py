@@ -1,0 +1,88 @@
+"""How images are made ready: the weights' own preprocessing, what a spec changes in it, and how it simplifies."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from workers.contract import Preprocess
+from workers.model_names import ModelError
+
+IMAGENET = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""What nearly every network of the field was trained with, and the default where weights say nothing."""
+
+_KEYS = ("resize", "crop", "mean", "std", "interpolation")
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+def of_weights(weights: Any) -> Preprocess:
+    """The preprocessing that a member of a torchvision weights enum was evaluated with."""
+    preset = weights.transforms()
+    return Preprocess(
+        resize_px=preset.resize_size[0],
+        crop_px=preset.crop_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def override(preprocess: Preprocess, given: Mapping[str, object]) -> Preprocess:
+    """`preprocess` with the values of a spec's `model.preprocess`. Raises ModelError for a key or value of no use."""
+    changes: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in _KEYS:
+            nearest = difflib.get_close_matches(key, _KEYS, n=1)
+            raise ModelError(
+                f"model.preprocess: unknown key {key!r}"
+                + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+                + f" (keys: {', '.join(_KEYS)})"
+            )
+        changes.update(_checked(key, value))
+    changed = replace(preprocess, **changes)
+    if changed.resize_px < changed.crop_px:
+        raise ModelError(
+            f"model.preprocess: resize {changed.resize_px} is smaller than crop {changed.crop_px}; "
+            "resize must be at least crop"
+        )
+    return changed
+
+
+def _checked(key: str, value: object) -> dict[str, object]:
+    if key in ("resize", "crop"):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ModelError(f"model.preprocess.{key}: a number of pixels was expected, got {value!r}")
+        return {f"{key}_px": value}
+    if key == "interpolation":
+        if value not in _INTERPOLATIONS:
+            raise ModelError(f"model.preprocess.interpolation: {value!r} is none of {', '.join(_INTERPOLATIONS)}")
+        return {key: value}
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ModelError(f"model.preprocess.{key}: three numbers (red, green, blue) were expected, got {value!r}")
+    numbers = tuple(float(number) for number in value)
+    if key == "std" and min(numbers) <= 0:
+        raise ModelError(f"model.preprocess.std: each must be above 0, got {value!r}")
+    return {key: numbers}
+
+
+def absorb_transform_input(network: nn.Module, preprocess: Preprocess) -> Preprocess:
+    """Move into mean and std the second normalisation that torchvision's ports of Inception begin with.
+
+    GoogLeNet and Inception V3 rescale each channel from ImageNet's mean and std to 0.5: x·a + b, which is what
+    a mean of m − b·s/a and a std of s/a give at once. Their first convolution can then read uint8 like any other.
+    """
+    if getattr(network, "transform_input", None) is not True:
+        return preprocess
+    if type(network).__module__ not in ("torchvision.models.googlenet", "torchvision.models.inception"):
+        return preprocess
+    network.transform_input = False  # type: ignore[assignment]
+    gains = tuple(std / 0.5 for std in IMAGENET.std)
+    shifts = tuple((mean - 0.5) / 0.5 for mean in IMAGENET.mean)
+    channels = list(zip(preprocess.mean, preprocess.std, gains, shifts, strict=True))
+    mean_r, mean_g, mean_b = (m - b * s / a for m, s, a, b in channels)
+    std_r, std_g, std_b = (s / a for _, s, a, _ in channels)
+    return replace(preprocess, mean=(mean_r, mean_g, mean_b), std=(std_r, std_g, std_b))

@@ -1,0 +1,158 @@
+"""Make the artifacts of a bundle: the network in fp32, and in static INT8 by the recipe that suits it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.artifacts import Artifact, ArtifactInfo, open_artifact
+from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.engines.base import Engine, InputLayout, Pixels, score_crops
+from workers.engines.torch_float import NormalizedInput, float_archive
+from workers.engines.torch_int8 import float_layers, quantized_layers
+from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
+from workers.model_names import RECIPE, ModelError
+from workers.models import LoadedModel
+from workers.quantize_graph import QuantizedNetwork, quantize_graph
+from workers.quantize_islands import quantize_islands
+
+_TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
+_TRACE_CHECK_ROWS = 3
+"""Another batch than the one traced with, so that a batch size frozen into the trace is found."""
+_TRACE_TOLERANCE = 0.05
+"""Of the logits' standard deviation: far above what folding does to rounding, far below another network."""
+
+_Recipe = Callable[[], QuantizedNetwork]
+
+
+class QuantizeError(ModelError):
+    """The network cannot be made INT8, or cannot be serialised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """What quantization made."""
+
+    int8: Artifact | None
+    fp32: Artifact
+    recipe: str
+    """RECIPE, and which of its ways was taken: `static-int8-1/graph`."""
+    versions: dict[str, str]
+    """Of torch and torchvision."""
+    notes: tuple[str, ...] = ()
+    """Why a preferred recipe was not taken, for the report."""
+
+
+def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
+    """Calibrate on uint8 crops N by crop by crop by 3 and make both artifacts for CPUs of class `isa`.
+
+    Deterministic for the same crops in the same order. Changes torch.backends.quantized.engine. Raises QuantizeError
+    when no recipe fits the network or the class of CPU, ValueError for crops of another shape.
+    """
+    if isa not in (X86_VNNI, X86_NO_VNNI):
+        raise QuantizeError(
+            f"model.precision: there is no INT8 recipe for {isa} CPUs; use precision: fp32, or x86 nodes"
+        )
+    expected = (model.preprocess.crop_px, model.preprocess.crop_px, 3)
+    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
+        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
+    fp32 = float_artifact(model)
+    failures: list[str] = []
+    for name, recipe in _recipes(model, crops_NHWC, isa):
+        try:
+            with deprecations_silenced():
+                quantized = recipe()
+            int8 = _int8_artifact(quantized, crops_NHWC, isa)
+        except Exception as error:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        way = f"{RECIPE}/{quantized.recipe}"
+        return Artifacts(int8=int8, fp32=fp32, recipe=way, versions=_versions(), notes=tuple(failures))
+    raise QuantizeError(
+        f"model.precision: {model.name} cannot be made INT8; use precision: fp32. Tried:\n  " + "\n  ".join(failures)
+    )
+
+
+def float_artifact(model: LoadedModel) -> Artifact:
+    """The fp32 network alone. Raises QuantizeError if it cannot be traced."""
+    layout = InputLayout(crop_px=model.preprocess.crop_px)
+    info = ArtifactInfo(kind="fp32", isa=None, layout=layout, input_mode="normalized", recipe="float", backend=None)
+    try:
+        artifact = Artifact(info=info, data=float_archive(model.module, model.preprocess))
+        noise = np.random.default_rng(0).integers(0, 256, layout.shape(_TRACE_CHECK_ROWS), dtype=np.uint8)
+        _check_trace(open_artifact(artifact), NormalizedInput(model.module, model.preprocess).eval(), noise)
+    except Exception as error:
+        raise QuantizeError(
+            f"model.arch: {model.name} cannot be traced into an archive ({type(error).__name__}: {error}); its forward "
+            "must not branch on the values or the number of images"
+        ) from error
+    return artifact
+
+
+def only_float(model: LoadedModel) -> Artifacts:
+    """Artifacts of a job with precision: fp32."""
+    return Artifacts(int8=None, fp32=float_artifact(model), recipe=f"{RECIPE}/float", versions=_versions())
+
+
+def _recipes(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> list[tuple[str, _Recipe]]:
+    network, preprocess = model.module, model.preprocess
+
+    def graph() -> QuantizedNetwork:
+        return quantize_graph(network, preprocess, crops_NHWC, isa)
+
+    def linears() -> QuantizedNetwork:
+        return quantize_islands(network, preprocess, crops_NHWC, isa, convolutions=False)
+
+    def products() -> QuantizedNetwork:
+        return quantize_islands(network, preprocess, crops_NHWC, isa, convolutions=True)
+
+    if any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules()):
+        return [("linear products", linears), ("all products", products)]
+    return [("whole graph", graph), ("all products", products)]
+
+
+def _int8_artifact(quantized: QuantizedNetwork, crops_NHWC: Pixels, isa: str) -> Artifact:
+    archive = to_archive(quantized.module, quantized.layout.shape(1))
+    counts = operators(from_archive(archive, quantized.backend))
+    int8_ops, float_ops = quantized_layers(counts), float_layers(counts)
+    if int8_ops < quantized.min_quantized_ops or (float_ops and not quantized.may_float):
+        raise RuntimeError(
+            f"of its convolutions and linear products {int8_ops} became INT8 (at least {quantized.min_quantized_ops} "
+            f"expected) and {float_ops} stayed float"
+        )
+    info = ArtifactInfo(
+        kind="int8",
+        isa=isa,
+        layout=quantized.layout,
+        input_mode=quantized.input_mode,
+        recipe=quantized.recipe,
+        backend=quantized.backend,
+        quantized_ops=int8_ops,
+        float_ops=float_ops,
+    )
+    artifact = Artifact(info=info, data=archive)
+    _check_trace(open_artifact(artifact), quantized.module, crops_NHWC[:_TRACE_CHECK_ROWS])
+    return artifact
+
+
+def _check_trace(engine: Engine, module: nn.Module, crops_NHWC: Pixels) -> None:
+    """Raise RuntimeError if the reloaded archive is not the network it was made from."""
+    buffer = engine.buffer(len(crops_NHWC))
+    buffer.interior_NHWC[:] = crops_NHWC
+    with torch.no_grad(), deprecations_silenced():
+        expected_NK = module(torch.from_numpy(buffer.full_NHWC)).numpy()
+    found_NK = score_crops(engine, crops_NHWC, len(crops_NHWC))
+    if found_NK.shape != expected_NK.shape:
+        raise RuntimeError(f"the archive returns {found_NK.shape} where the network returns {expected_NK.shape}")
+    difference = float(np.abs(found_NK - expected_NK).mean())
+    if not difference <= _TRACE_TOLERANCE * float(expected_NK.std()) + 1e-5:
+        raise RuntimeError(f"the archive's logits differ from the network's by {difference:.3g} on average")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
