@@ -1,0 +1,178 @@
+"""Each kind of image comes out as a person sees it, each bad one as its code, and nothing else ever comes out."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.crafted import with_jpeg_size
+from tests.images import ANY, corpus, encode, photo, samples
+from workers.decoding import MAX_ASPECT, MAX_PIXELS, BadImage, ErrorCode, decode
+
+# Pillow warns of much that it then refuses.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+GOOD = {name: sample for name, sample in samples().items() if sample.code is None}
+BAD = {name: sample for name, sample in samples().items() if sample.code not in (None, ANY)}
+NOT_JPEG = (
+    *("png", "png_palette", "png_animated", "gif", "gif_animated", "webp", "webp_lossless", "webp_animated"),
+    *("bmp", "tiff", "tiff_deflate", "tiff_float_to_1", "avif"),
+)
+
+
+def outcome(data: bytes) -> tuple[str, bytes]:
+    try:
+        image_HWC = decode(data)
+    except BadImage as bad:
+        return bad.code, bad.message.encode()
+    return "ok", image_HWC.tobytes()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_image_is_the_rgb_a_person_sees(name: str) -> None:
+    sample = GOOD[name]
+    image_HWC = decode(sample.data)
+    assert image_HWC.dtype == np.uint8
+    assert image_HWC.flags.c_contiguous
+    assert image_HWC.flags.writeable
+    assert sample.look_HWC is not None
+    assert image_HWC.shape == sample.look_HWC.shape
+    difference = np.abs(image_HWC.astype(int) - sample.look_HWC)
+    assert difference.mean() <= sample.tolerance
+    if sample.tolerance == 0:
+        assert difference.max() == 0
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_is_its_code_and_a_message(name: str) -> None:
+    sample = BAD[name]
+    with pytest.raises(BadImage) as caught:
+        decode(sample.data)
+    assert caught.value.code == sample.code
+    assert str(caught.value)
+    assert " at 0x" not in str(caught.value), "a message must be the same in every attempt"
+
+
+def test_a_memoryview_decodes_like_bytes() -> None:
+    for name, (data, _) in corpus().items():
+        assert outcome(memoryview(data)) == outcome(data), name
+
+
+def test_damaged_entropy_data_decodes_or_is_corrupt() -> None:
+    for data, code in corpus().values():
+        if code == ANY:
+            assert outcome(data)[0] in ("ok", "corrupt")
+
+
+# ------------------------------------------------------------------------------------------ nothing but BadImage
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg_420", "jpeg_progressive", "jpeg_cmyk_adobe_inverted", "jpeg_restart_markers", "jpeg_410"]
+)
+def test_a_jpeg_cut_anywhere_is_truncated(name: str) -> None:
+    data = samples()[name].data
+    for stop in {*range(3, min(800, len(data)), 7), *range(800, len(data), 97), *range(len(data) - 40, len(data))}:
+        assert outcome(data[:stop])[0] == "truncated", stop
+
+
+@pytest.mark.parametrize("name", NOT_JPEG)
+def test_a_file_cut_anywhere_is_refused_or_whole(name: str) -> None:
+    """Some formats end in bytes that carry no pixels; what must not happen is filler."""
+    data = samples()[name].data
+    whole = decode(data).tobytes()
+    for stop in {*range(1, 100, 3), *range(100, len(data), max(1, len(data) // 40)), *range(len(data) - 24, len(data))}:
+        code, pixels = outcome(data[:stop])
+        assert code in ("truncated", "corrupt", "unsupported_format") or pixels == whole, stop
+
+
+def test_fuzzed_bytes_raise_nothing_but_bad_image() -> None:
+    chance = random.Random(20240229)
+    seeds = [sample.data for sample in samples().values() if 0 < len(sample.data) < 60_000]
+    for _ in range(6000):
+        data = bytearray(chance.choice(seeds))
+        reach = len(data) if chance.random() < 0.5 else min(len(data), 200)  # headers deserve half of the attention
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            match chance.randrange(4):
+                case 0:
+                    data[chance.randrange(reach)] ^= 1 << chance.randrange(8)
+                case 1:
+                    data[chance.randrange(reach)] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+                case 2:
+                    at = chance.randrange(reach)
+                    data[at : at + chance.randrange(9)] = chance.randbytes(chance.randrange(9))
+                case 3:
+                    del data[chance.randrange(len(data)) :]
+            reach = min(reach, len(data))
+            if reach == 0:
+                break
+        code, _ = outcome(bytes(data))
+        assert code == "ok" or code in set(ErrorCode)
+
+
+def test_threads_see_the_same_pixels() -> None:
+    files = [data for data, _ in corpus().values()]
+    alone = [outcome(data) for data in files]
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: [outcome(data) for data in files], range(4)):
+            assert together == alone
+
+
+# ------------------------------------------------------------------------------------------ limits and contracts
+
+
+def test_limits_hold_at_their_edge() -> None:
+    wide = np.zeros((2, 2 * MAX_ASPECT, 3), np.uint8)
+    assert decode(encode(wide, "PNG")).shape == wide.shape
+    assert outcome(encode(np.zeros((2, 2 * MAX_ASPECT + 1, 3), np.uint8), "PNG"))[0] == "bad_size"
+    jpeg = encode(photo(16, 16), "JPEG")
+    side = int(MAX_PIXELS**0.5)
+    assert outcome(with_jpeg_size(jpeg, side + 1, side + 1))[0] == "too_large"
+
+
+def test_pillow_is_left_with_its_own_settings() -> None:
+    program = (
+        "import sys, PIL.Image, PIL.ImageFile; limit = PIL.Image.MAX_IMAGE_PIXELS; import workers.decoding;"
+        "assert limit and PIL.Image.MAX_IMAGE_PIXELS == limit and not PIL.ImageFile.LOAD_TRUNCATED_IMAGES;"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_our_limit_holds_where_pillow_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert outcome(samples()["png_bomb"].data)[0] == "too_large"
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_turned_into_errors_do_not_escape() -> None:
+    for name in ("png_bomb", "png_palette_alpha", "tiff_nan", "cut_tiff_60"):
+        code, _ = outcome(samples()[name].data)
+        assert code == (samples()[name].code or "ok")
+
+
+def test_memory_errors_are_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", no_memory)
+    with pytest.raises(MemoryError):
+        decode(samples()["png"].data)
+
+
+def test_bad_image_survives_pickling() -> None:
+    bad = pickle.loads(pickle.dumps(BadImage(ErrorCode.CORRUPT, "why")))
+    assert (bad.code, bad.message, str(bad)) == ("corrupt", "why", "why")
+
+
+def test_codes_are_the_documented_ones() -> None:
+    seen_here = {"empty", "unsupported_format", "truncated", "corrupt", "too_large", "bad_size"}
+    assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found"}
+    assert {sample.code for sample in BAD.values()} == seen_here

@@ -1,0 +1,122 @@
+"""What the network sees is what torchvision's ImageClassification preset shows it, for every shape of image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.images import encode, photo, samples
+from workers.contract import Preprocess
+from workers.decoding import BadImage, decode
+from workers.pixels import decode_into, prepare, resized_px
+from workers.torchvision_import import import_torchvision
+
+import_torchvision()
+
+from torchvision.transforms import InterpolationMode  # noqa: E402
+from torchvision.transforms._presets import ImageClassification  # noqa: E402
+
+# (height, width, resize_px, crop_px)
+SHAPES = {
+    "landscape": (375, 500, 256, 224),
+    "portrait": (427, 300, 256, 224),
+    "odd sides": (333, 501, 256, 224),
+    "resize to 232": (427, 640, 232, 224),
+    "resize is crop": (427, 640, 380, 380),
+    "square": (300, 300, 256, 224),
+    "size unchanged": (256, 300, 256, 224),
+    "crop unchanged": (224, 224, 224, 224),
+    "enlarged": (100, 80, 256, 224),
+    "enlarged a little": (427, 640, 600, 600),
+    "thumbnail": (37, 53, 256, 224),
+    "smaller than the crop": (300, 300, 201, 224),
+    "narrower than the crop": (200, 400, 200, 225),
+    "longer crop than resize": (150, 600, 100, 333),
+    "panorama": (30, 427, 256, 224),
+    "tower": (427, 5, 64, 64),
+    "one pixel": (1, 1, 256, 224),
+    "half-way crop": (203, 260, 203, 200),
+}
+# Most levels of difference, and the largest share of values that differ at all.
+TOLERANCE = {"bilinear": (1, 0.005), "bicubic": (2, 0.01), "nearest": (0, 0.0)}
+
+
+def preprocess(resize_px: int, crop_px: int, interpolation: str) -> Preprocess:
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Preprocess(resize_px=resize_px, crop_px=crop_px, mean=zero, std=one, interpolation=interpolation)
+
+
+def reference(image_HWC: np.ndarray, how: Preprocess) -> np.ndarray:
+    """torchvision's own preset on a Pillow image; mean 0 and std 1 leave it in levels ÷ 255."""
+    preset = ImageClassification(
+        crop_size=how.crop_px,
+        resize_size=how.resize_px,
+        mean=how.mean,
+        std=how.std,
+        interpolation=InterpolationMode(how.interpolation),
+    )
+    scaled_CHW = preset(Image.fromarray(image_HWC))
+    return (scaled_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def assert_close(seen_HWC: np.ndarray, expected_HWC: np.ndarray, interpolation: str) -> None:
+    levels, share = TOLERANCE[interpolation]
+    difference = np.abs(seen_HWC.astype(int) - expected_HWC)
+    assert difference.max() <= levels
+    assert (difference > 0).mean() <= share
+
+
+@pytest.mark.parametrize("interpolation", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_are_those_of_torchvision(shape: str, interpolation: str) -> None:
+    height, width, resize_px, crop_px = SHAPES[shape]
+    how = preprocess(resize_px, crop_px, interpolation)
+    image_HWC = photo(height, width, which=1, top=0, left=0)
+    seen_HWC = np.full((crop_px, crop_px, 3), 99, np.uint8)
+    prepare(image_HWC, how, seen_HWC)
+    assert_close(seen_HWC, reference(image_HWC, how), interpolation)
+
+
+def test_only_the_view_in_a_padded_batch_is_written() -> None:
+    how = preprocess(256, 224, "bilinear")
+    batch_NHWC = np.full((3, 230, 230, 3), 99, np.uint8)
+    image_HWC = photo(375, 500)
+    prepare(image_HWC, how, batch_NHWC[1, 3:-3, 3:-3])
+    assert_close(batch_NHWC[1, 3:-3, 3:-3], reference(image_HWC, how), "bilinear")
+    batch_NHWC[1, 3:-3, 3:-3] = 99
+    assert (batch_NHWC == 99).all()
+
+
+def test_the_source_is_left_alone() -> None:
+    image_HWC = photo(256, 300)
+    before = image_HWC.copy()
+    out_HWC = np.empty((224, 224, 3), np.uint8)
+    prepare(image_HWC, preprocess(256, 224, "bilinear"), out_HWC)
+    out_HWC[...] = 0
+    assert (image_HWC == before).all()
+
+
+def test_the_longest_image_decoded_stays_small_when_resized() -> None:
+    height, width = resized_px(1, 100, 256)
+    assert height * width * 3 < 32 * 2**20
+    out_HWC = np.empty((224, 224, 3), np.uint8)
+    decode_into(samples()["one_column"].data, preprocess(256, 224, "bilinear"), out_HWC)
+    assert out_HWC.any()
+
+
+def test_decode_into_is_decode_then_prepare() -> None:
+    how = preprocess(64, 56, "bicubic")
+    data = encode(photo(), "JPEG")
+    direct_HWC, steps_HWC = np.empty((56, 56, 3), np.uint8), np.empty((56, 56, 3), np.uint8)
+    decode_into(data, how, direct_HWC)
+    prepare(decode(data), how, steps_HWC)
+    assert (direct_HWC == steps_HWC).all()
+
+
+def test_a_bad_image_leaves_the_batch_alone() -> None:
+    out_HWC = np.full((56, 56, 3), 99, np.uint8)
+    with pytest.raises(BadImage):
+        decode_into(samples()["cut_jpeg_90"].data, preprocess(64, 56, "bilinear"), out_HWC)
+    assert (out_HWC == 99).all()

@@ -1,0 +1,218 @@
+"""Image bytes in, the RGB that a person sees out; or a BadImage with a stable code.
+
+JPEG goes through simplejpeg (libjpeg-turbo) in strict mode: anything libjpeg merely warns about is refused, because the
+warning may mean grey filler where the picture should be. The other formats, and the rare JPEG layouts that
+simplejpeg does not know, go through Pillow, with exactly one of its parsers allowed: the one the magic bytes name.
+
+What is seen:
+- EXIF orientation is applied, whatever the format. XMP orientation is not, as in browsers.
+- Transparency is composited over white.
+- 16 bits a channel become 8 by dropping the low byte, grey or colour. Float TIFFs are read as [0, 1] or [0, 255].
+- CMYK is taken as inverted ("Adobe") as in Pillow and browsers; ICC profiles are not applied, as in the preprocessing
+  that the published weights were trained with.
+- Of an animation, the first frame.
+
+Nothing global is changed here, and everything may be called from many threads at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from workers.containers import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before a pixel is decoded: a quarter of a GiB of RGB, where Pillow's own warning starts."""
+
+MAX_ASPECT = 100
+"""Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
+
+
+class ErrorCode(enum.StrEnum):
+    """Why a row has no prediction: the stable values of the output column `error_code`."""
+
+    NULL = "null"
+    """The cell is null. Set by the reader."""
+    EMPTY = "empty"
+    """Zero bytes."""
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    """Not one of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF, or a variant of them that has no defined look."""
+    TRUNCATED = "truncated"
+    """The file ends before its own structure says it does."""
+    CORRUPT = "corrupt"
+    """The format is known and the file is complete, but what is in it cannot be decoded."""
+    TOO_LARGE = "too_large"
+    """More than MAX_PIXELS pixels."""
+    BAD_SIZE = "bad_size"
+    """A side is longer than MAX_ASPECT times the other. (A side of zero is `corrupt`: no format allows it.)"""
+    URI_REFUSED = "uri_refused"
+    """The URI in the cell points where the job may not read. Set by the reader."""
+    NOT_FOUND = "not_found"
+    """The URI in the cell leads to no object. Set by the reader."""
+
+
+class BadImage(Exception):
+    """This row cannot be scored, now or ever: a row of the output with `code` and `message`."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)  # both, so that it survives pickling
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# What Pillow raises for content that it cannot read. Its parsers index, unpack, divide and assert their way through
+# untrusted bytes, so this is the list of what that can raise, and is used around calls into Pillow only. Warning is
+# there for programs run with -W error. MemoryError is not: it says something about this host, not about the image.
+_PILLOW_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+
+# EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the stored picture belong, undone.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda image_HWC: image_HWC[:, ::-1],
+    3: lambda image_HWC: image_HWC[::-1, ::-1],
+    4: lambda image_HWC: image_HWC[::-1],
+    5: lambda image_HWC: image_HWC.transpose(1, 0, 2),
+    6: lambda image_HWC: image_HWC[::-1].transpose(1, 0, 2),
+    7: lambda image_HWC: image_HWC[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image_HWC: image_HWC[:, ::-1].transpose(1, 0, 2),
+}
+
+
+def decode(data: bytes | memoryview) -> Pixels:
+    """Decode one image into RGB as a person sees it: HWC, uint8, C-contiguous, writable.
+
+    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
+    """
+    if len(data) == 0:
+        raise BadImage(ErrorCode.EMPTY, "zero bytes")
+    kind = sniff(data)
+    if kind is None:
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
+    if kind == "JPEG":
+        image_HWC, exif = _decode_jpeg(data), jpeg_exif(data)
+    else:
+        image_HWC, exif = _decode_with_pillow(kind, data)
+    turn = _UPRIGHT.get(exif_orientation(exif)) if exif else None
+    return image_HWC if turn is None else np.ascontiguousarray(turn(image_HWC))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(ErrorCode.TOO_LARGE, f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(ErrorCode.BAD_SIZE, f"{width}x{height}: a side is more than {MAX_ASPECT} times the other")
+
+
+def _undecodable(kind: str, data: bytes | memoryview, reason: object) -> BadImage:
+    code = ErrorCode.TRUNCATED if is_cut_short(kind, data) else ErrorCode.CORRUPT
+    return BadImage(code, f"{kind}: {reason}")
+
+
+# ------------------------------------------------------------------------------------------------- JPEG
+
+
+def _decode_jpeg(data: bytes | memoryview) -> Pixels:
+    """Strict: libjpeg's warnings are errors. Orientation is not applied."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        if is_cut_short("JPEG", data):
+            raise BadImage(ErrorCode.TRUNCATED, f"JPEG: {error}") from None
+        # Sampling factors without a TurboJPEG name (4:1:0 and stranger), or a header with an unusual version number.
+        return _decode_with_pillow("JPEG", data)[0]
+    _check_size(width, height)
+    layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
+    try:
+        image_HWC: Pixels = simplejpeg.decode_jpeg(data, colorspace=layout)
+    except ValueError as error:
+        repaired = with_valid_scan_header(data)
+        if repaired is not None:
+            return _decode_jpeg(repaired)
+        raise _undecodable("JPEG", data, error) from None
+    if layout == "RGB":
+        return image_HWC
+    inverted = Image.frombuffer("CMYK", (width, height), image_HWC, "raw", "CMYK;I", 0, 1)
+    return np.array(inverted.convert("RGB"))
+
+
+# ------------------------------------------------------------------------------------- everything else
+
+
+def _decode_with_pillow(kind: str, data: bytes | memoryview) -> tuple[Pixels, bytes]:
+    """Pixels, and the EXIF block that still has to be obeyed."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            _check_size(*image.size)
+            image.load()
+            image_HWC = _rgb8(image)
+            # Pillow turns a TIFF upright by itself. A PNG may carry its EXIF behind the pixels: ask after loading.
+            return image_HWC, b"" if kind == "TIFF" else image.info.get("exif", b"")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
+    except UnidentifiedImageError:
+        raise _undecodable(kind, data, "the header is damaged") from None  # Pillow's text holds a memory address
+    except _PILLOW_FAULTS as error:
+        raise _undecodable(kind, data, error) from None
+
+
+def _rgb8(image: Image.Image) -> Pixels:
+    """Any mode that Pillow's readers produce, as RGB bytes."""
+    if image.mode.startswith("I;16"):
+        return _grey8(image, np.asarray(image) >> (_bits(image) - 8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 255):  # also refuses NaN
+            raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"float values in [{low:g}, {high:g}] have no defined look")
+        return _grey8(image, np.rint(values * (255 if high <= 1 else 1)))
+    if image.mode in ("I", "LAB"):
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    seen_through = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(seen_through, mask=seen_through)
+    return np.array(canvas)
+
+
+def _grey8(image: Image.Image, values_HW: npt.NDArray[np.generic]) -> Pixels:
+    grey_HW = values_HW.astype(np.uint8)
+    if _tag(image, 262) == 0:  # TIFF PhotometricInterpretation: white is zero. Pillow undoes it for 8 bits only.
+        grey_HW = 255 - grey_HW
+    return np.repeat(grey_HW[:, :, None], 3, axis=2)
+
+
+def _bits(image: Image.Image) -> int:
+    bits = _tag(image, 258)  # TIFF BitsPerSample: 12-bit samples keep their values in Pillow's 16
+    return bits[0] if isinstance(bits, tuple) else 16
+
+
+def _tag(image: Image.Image, tag: int) -> object:
+    return getattr(image, "tag_v2", {}).get(tag)
