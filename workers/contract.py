@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # ---------------------------------------------------------------------------------------------- the work
 
@@ -42,6 +42,8 @@ class Shard:
     """The unit of work, retry and commit: one output object."""
 
     plan: int
+    plan_token: str
+    """Random name of the plan's claim: an object whose plan was never this one is a stray."""
     index: int
     slices: tuple[Slice, ...]
 
@@ -144,8 +146,8 @@ class OutputSpec:
     root: str
     """Key prefix of the model's root below `url`: `model=<name>-<fp>`."""
     topk: int
-    key_types: tuple[str, ...] = ()
-    """Arrow type of each key column, as `str(pa.DataType)`, in the order of InputSpec.keys."""
+    key_schema: bytes = b""
+    """Arrow schema of the key columns, in IPC form, in the order of InputSpec.keys."""
     single_writer: bool = False
 
 
@@ -177,6 +179,8 @@ class WorkerSpec:
     threads: int
     """Physical cores a worker takes."""
     batch: int
+    task: str = "classify"
+    precision: str = "int8"
     pin: bool = True
     """Take core leases and set affinity. Off in a LocalPool, which lives in somebody else's process."""
     code_version: str = ""
@@ -246,3 +250,47 @@ class Failure:
     traceback: str = ""
     code: str = ""
     """Stable name of the cause where policy looks at it: `no_cores`, `wrong_isa`, `golden_mismatch`."""
+
+
+# ---------------------------------------------------------------------------------------- the bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSlice:
+    """Rows to sample: `take` of them, spread evenly over the slice."""
+
+    rows: Slice
+    take: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRequest:
+    """Everything a worker needs to make the bundle, or to check the one that is there."""
+
+    fingerprint: str
+    model: ModelSpec
+    gate: GateSpec
+    input: InputSpec
+    sample: tuple[SampleSlice, ...]
+    output: OutputSpec
+    batch: int
+    threads: int = 1
+    pin: bool = True
+
+    def with_threads(self, threads: int) -> BundleRequest:
+        return replace(self, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOutcome:
+    """A bundle is in the output, or the gate refused it and none is."""
+
+    fingerprint: str
+    passed: bool
+    created: bool
+    """True if this request's bundle is the one there; False if there was one already."""
+    table: str
+    """fp32 against INT8 with the gate's thresholds, for a person."""
+    report: Mapping[str, object]
+    """The accuracy report, JSON-able."""
+    seconds: float

@@ -1,0 +1,101 @@
+"""Fingerprints: what changes predictions, and nothing else.
+
+The bundle's covers weights, recipe, preprocessing, labels and calibration; the model's covers the bundle and the
+shape of an output row. A new fingerprint means a new root in the output, so versions never mix. Weights and labels
+from files count by content, wherever they lie; a model function counts by the source of its module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import SpecError
+from jobs.spec import JobSpec
+from workers.model_names import RECIPE, weights_enum_or_path
+
+ROW_FORMAT = 1
+"""Raised when the columns of an output row change meaning."""
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    bundle: str
+    model: str
+    root: str
+    """Key prefix of the model's root: `model=<name>-<fp>`."""
+
+
+def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
+    """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
+    model = spec.model
+    bundle = _digest(
+        {
+            "recipe": RECIPE if model.precision == "int8" else "fp32",
+            "arch": model.arch,
+            "code": _code(model.arch),
+            "weights": _weights(model.weights, read),
+            "args": model.args,
+            "labels": _labels(model.labels, read),
+            "task": model.task,
+            "preprocess": model.preprocess.model_dump(exclude_none=True),
+            "calibration": model.calibration.model_dump() if model.precision == "int8" else None,
+        }
+    )
+    row: dict[str, Any] = {"bundle": bundle, "keys": spec.input.keys, "row_format": ROW_FORMAT}
+    if model.task == "classify":
+        row["topk"] = spec.output.topk
+    fp = _digest(row)
+    name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
+    return Fingerprints(bundle=bundle, model=fp, root=f"model={name}-{fp}")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _weights(weights: str | None, read: Callable[[str], bytes]) -> str | None:
+    if weights is None:
+        return None
+    if weights_enum_or_path(weights) == "file":
+        return hashlib.sha256(_read(weights, "model.weights", read)).hexdigest()
+    # DEFAULT is whatever the installed torchvision says; the other names mean the same weights for good.
+    return f"{weights} of torchvision {version('torchvision')}" if weights == "DEFAULT" else weights
+
+
+def _labels(labels: str | tuple[str, ...] | None, read: Callable[[str], bytes]) -> object:
+    if isinstance(labels, str) and labels != "imagenet":
+        return hashlib.sha256(_read(labels, "model.labels", read)).hexdigest()
+    return labels
+
+
+def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
+    try:
+        return read(url)
+    except FileNotFoundError as error:
+        raise SpecError(f"{what}: there is no file {url}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise SpecError(f"{what}: cannot read {url}: {error}") from error
+
+
+def _code(arch: str) -> str | None:
+    """Digest of the source that defines a `module:function` architecture; the module itself is not run."""
+    if arch.startswith("torchvision/"):
+        return None
+    module = arch.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None:
+        raise SpecError(
+            f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
+        )
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

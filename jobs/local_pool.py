@@ -1,0 +1,146 @@
+"""Workers as threads of this process: the pool's contract without Ray, for tests and for a debugger.
+
+Cores are neither leased nor pinned, because the process may be anybody's; one worker is the honest default.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+from workers.making import Maker
+
+from jobs.policy import SHARDS_A_WORKER
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from workers.actor import Worker
+from workers.contract import (
+    BundleOutcome,
+    BundleRequest,
+    Failure,
+    FailureKind,
+    Shard,
+    ShardResult,
+    WorkerInfo,
+    WorkerSpec,
+)
+from workers.threads import read_topology
+
+
+class AnyWorker(Protocol):
+    def start(self) -> WorkerInfo | Failure: ...
+    def score(self, shard: Shard) -> ShardResult | Failure: ...
+    def stop(self) -> None: ...
+
+
+class LocalPool:
+    """Runs `factory()` workers, each on threads of its own."""
+
+    def __init__(self, factory: Callable[[], AnyWorker]) -> None:
+        self._factory = factory
+        self._next = 0
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._workers: dict[int, AnyWorker] = {}
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+        self._ready: dict[int, list[Shard]] = {}
+
+    def workers(self) -> dict[int, int]:
+        return {worker: len(shards) for worker, shards in self._ready.items()}
+
+    def size(self) -> int:
+        return len(self._workers)
+
+    def resize(self, wanted: int) -> None:
+        while len(self._workers) < wanted:
+            self._start()
+        surplus = [w for w in self._workers if not self._ready.get(w)]
+        for worker in surplus[: max(0, len(self._workers) - wanted)]:
+            if worker in self._ready:  # one that is still starting cannot be stopped half-way; it retires later
+                self._retire(worker)
+
+    def assign(self, worker: int, shard: Shard) -> None:
+        self._ready[worker].append(shard)
+        future = self._threads[worker].submit(self._workers[worker].score, shard)
+        future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        events: list[Event] = []
+        try:
+            events.append(self._events.get(timeout=timeout_s))
+            while True:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        return [e for event in events for e in self._take(event)]
+
+    def close(self) -> None:
+        for worker in list(self._workers):
+            self._retire(worker)
+
+    def _start(self) -> None:
+        worker, self._next = self._next, self._next + 1
+        self._workers[worker] = self._factory()
+        self._threads[worker] = ThreadPoolExecutor(SHARDS_A_WORKER, f"worker-{worker}")
+        future = self._threads[worker].submit(self._workers[worker].start)
+        future.add_done_callback(lambda f: self._events.put(_started(worker, f)))
+
+    def _take(self, event: Event) -> Sequence[Event]:
+        """Bring the books up to date with an event that is about to be handed out."""
+        match event:
+            case WorkerReady():
+                self._ready[event.worker] = []
+            case WorkerGone():
+                self._retire(event.worker)
+            case ShardEnded():
+                self._ready[event.worker].remove(event.shard)
+        return [event]
+
+    def _retire(self, worker: int) -> None:
+        self._ready.pop(worker, None)
+        self._workers.pop(worker).stop()
+        self._threads.pop(worker).shutdown(wait=False)
+
+
+def _outcome(future: Future[ShardResult | Failure]) -> ShardResult | Failure:
+    error = future.exception()
+    return Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
+
+
+def _started(worker: int, future: Future[WorkerInfo | Failure]) -> Event:
+    error = future.exception()
+    outcome = Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
+    if isinstance(outcome, Failure):
+        return WorkerGone(worker, outcome, (), started=False)
+    return WorkerReady(worker, outcome)
+
+
+class LocalCluster:
+    """This process as the place where workers run."""
+
+    def __init__(self) -> None:
+        self._maker = ThreadPoolExecutor(1, "maker")
+        self._bundle: Future[BundleOutcome | Failure] | None = None
+
+    def cores(self) -> int:
+        return 1
+
+    def start_bundle(self, request: BundleRequest) -> None:
+        self._bundle = self._maker.submit(Maker(replace(request, pin=False)).make)
+
+    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        assert self._bundle is not None, "start_bundle comes first"
+        try:
+            return self._bundle.result(timeout_s)
+        except TimeoutError:
+            return None
+
+    def pool(self, spec: WorkerSpec) -> Pool:
+        return LocalPool(lambda: Worker(replace(spec, pin=False)))
+
+    def describe(self) -> str:
+        return f"this process (one worker; the machine grants {read_topology().budget} cores)"
+
+    def close(self) -> None:
+        self._maker.shutdown(wait=False, cancel_futures=True)

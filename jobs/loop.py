@@ -1,0 +1,204 @@
+"""The run loop: missing shards in, committed shards out. It holds no state that the ledger does not have.
+
+Everything that may go wrong comes back as an event; `policy` says what to do about it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from jobs import policy
+from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.ledger import DoneShard, Ledger, Plan
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.progress import Progress
+from jobs.spec import Limits, Workers
+from workers.contract import Failure, FailureKind, Shard, ShardResult, WorkerInfo
+
+POLL_S = 0.2
+RELIST_S = 5.0
+RELIST_SHARE = 0.05
+"""Time spent on listing what other runs have committed, as a share of all."""
+
+
+@dataclass
+class Tally:
+    """What this run did, for its report."""
+
+    results: list[ShardResult] = field(default_factory=list)
+    workers: dict[int, WorkerInfo] = field(default_factory=dict)
+    set_aside: list[tuple[Shard, Failure]] = field(default_factory=list)
+    """Shards whose input cannot be read; the others go on without them."""
+    failures: int = 0
+    worker_seconds: float = 0.0
+    scoring_s: float = 0.0
+    """From the first worker being ready to the end of the loop."""
+
+    @property
+    def rate(self) -> float:
+        """Rows a second while there were workers."""
+        return sum(r.rows_ok + r.rows_bad for r in self.results) / self.scoring_s if self.scoring_s else 0.0
+
+
+@dataclass
+class Loop:
+    """Runs the missing shards of `plans` on `pool` until none is left, or until a budget is spent."""
+
+    ledger: Ledger
+    pool: Pool
+    plans: Sequence[Plan]
+    missing: Sequence[Shard]
+    limits: Limits
+    workers: Workers
+    progress: Progress
+    interrupted: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        # Runs that overlap start at different places, so that they share the work rather than race for each shard.
+        start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
+        self._queue = deque([*self.missing[start:], *self.missing[:start]])
+        self._left = {shard.key: shard for shard in self.missing}
+        self._attempts: dict[str, policy.Attempts] = {}
+        self._start_failures = 0
+        self._start_after = 0.0
+        self._relist_after = self.clock() + RELIST_S
+
+    def run(self) -> Tally:
+        """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
+        try:
+            while self._left:
+                self._step()
+            return self.tally
+        finally:
+            self.progress.close()
+            self.pool.close()
+
+    def _step(self) -> None:
+        if self.interrupted():
+            raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
+        began = self.clock()
+        self._relist()
+        if began >= self._start_after:
+            self.pool.resize(policy.pool_target(len(self._left), least=self.workers.min, most=self.workers.max))
+        self._assign()
+        for event in self.pool.poll(POLL_S):
+            self._handle(event)
+        self.progress.tick(len(self.pool.workers()), self.pool.size())
+        if self.pool.size() == 0:
+            time.sleep(POLL_S)  # nothing to wait for until the pause after a failed start is over
+        took = self.clock() - began
+        ready = len(self.pool.workers())
+        self.tally.worker_seconds += ready * took
+        self.tally.scoring_s += took if ready else 0.0
+
+    def _assign(self) -> None:
+        holdings = self.pool.workers()
+        for worker in sorted(holdings, key=lambda w: holdings[w]):
+            for _ in range(policy.room(holdings[worker], len(self._queue), len(holdings))):
+                if self._queue:
+                    self.pool.assign(worker, self._queue.popleft())
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case WorkerReady():
+                self._start_failures = 0
+                self.tally.workers[event.worker] = event.info
+            case WorkerGone(started=False):
+                self._not_started(event.failure)
+            case WorkerGone():
+                self.progress.note(f"worker {event.worker}: {event.failure.message}")
+                for shard in event.shards:
+                    self._failed(shard, event.failure)
+            case ShardEnded(shard=shard, outcome=ShardResult() as result):
+                self._committed(shard, result)
+            case ShardEnded(shard=shard, outcome=Failure() as failure):
+                self._failed(shard, failure)
+
+    def _committed(self, shard: Shard, result: ShardResult) -> None:
+        if self._left.pop(shard.key, None) is None:
+            return  # the listing has told already
+        self.tally.results.append(result)
+        self.progress.shard_ended(result)
+        rows_total = sum(plan.rows for plan in self.plans)
+        if policy.bad_rows_exceeded(self.progress.rows_bad, rows_total, self.limits.bad_rows):
+            raise bad_rows_error(self.progress.rows_bad, rows_total, self.limits.bad_rows, self.tally.results)
+
+    def _failed(self, shard: Shard, failure: Failure) -> None:
+        if shard.key not in self._left:
+            return
+        self.tally.failures += 1
+        attempts = self._attempts.get(shard.key, policy.Attempts()).after(failure)
+        self._attempts[shard.key] = attempts
+        step = policy.next_step(
+            attempts, task_retries=self.limits.task_retries, infra_retries=self.limits.infra_retries
+        )
+        if step is policy.Step.RETRY and failure.code != "denied":
+            self.progress.note(f"again: {shard.describe()}: {failure.message}")
+            self._queue.append(shard)
+        elif failure.kind is FailureKind.DATA:
+            self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
+            self.tally.set_aside.append((shard, failure))
+            del self._left[shard.key]
+        else:
+            raise RunFailed(
+                f"{shard.describe()} failed {attempts.task + attempts.infra} times: {failure.message}\n"
+                f"{failure.traceback}".rstrip(),
+                "mend the cause, then run the same command: committed shards stay",
+            )
+
+    def _not_started(self, failure: Failure) -> None:
+        self._start_failures += 1
+        step = policy.start_step(failure, self._start_failures, len(self.pool.workers()))
+        if step.give_up:
+            raise RunFailed(
+                f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
+                "mend the cause, then run the same command",
+            )
+        self._start_after = self.clock() + step.pause_s
+        if self._start_failures == 1:
+            self.progress.note(f"a worker did not start, trying again: {failure.message}")
+
+    # ---------------------------------------------------------------------------------------- other runs
+
+    def _relist(self) -> None:
+        """Drop what other runs have committed meanwhile."""
+        began = self.clock()
+        if began < self._relist_after:
+            return
+        open_plans = {shard.plan for shard in self._left.values()}
+        present = {key for plan in self.plans if plan.number in open_plans for key in self.ledger.present(plan)}
+        waiting = {shard.key for shard in self._queue}
+        elsewhere = [shard for key, shard in self._left.items() if key in present and key in waiting]
+        for shard in elsewhere:
+            del self._left[shard.key]
+        self._queue = deque(shard for shard in self._queue if shard.key in self._left)
+        self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
+        took = self.clock() - began
+        self._relist_after = self.clock() + max(RELIST_S, took / RELIST_SHARE)
+
+
+def bad_rows_error(
+    rows_bad: int, rows_total: int, budget: float, results: Sequence[ShardResult | DoneShard]
+) -> BadRowsExceeded:
+    """The end of a run whose input is too bad, with a table of reasons and a sample row of each."""
+    counts: dict[str, int] = {}
+    samples: dict[str, str] = {}
+    for result in results:
+        if isinstance(result, ShardResult):
+            for code, n in result.bad_by_code.items():
+                counts[code] = counts.get(code, 0) + n
+            samples = {**result.bad_samples, **samples}
+    lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
+    lines += [f"  {n:>8,}  {code:<20} e.g. {samples[code]}" for code, n in sorted(counts.items(), key=lambda c: -c[1])]
+    return BadRowsExceeded(
+        "\n".join(lines),
+        "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
+    )

@@ -1,0 +1,86 @@
+"""What a run would do, and what runs have done: `stint plan` and `stint status`, from input listing and ledger alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.job import Job
+from jobs.progress import duration
+from workers.store import NotFound
+
+
+def describe_plan(job: Job) -> str:
+    """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
+    found = job.discover()
+    cut = job.cut(found.fresh)
+    missing = [shard for plan in found.open_plans for shard in job.ledger.missing(plan)]
+    rows_missing = sum(shard.rows for shard in missing)
+    rows = found.fresh_rows + rows_missing
+    lines = [
+        f"job {job.spec.name} → {job.store.url}/{job.fingerprints.root}/",
+        f"new: {len(found.fresh):,} sources, {found.fresh_rows:,} rows in {len(cut.shards):,} shards",
+        f"open plans: {len(found.open_plans)}, {rows_missing:,} rows missing in {len(missing):,} shards",
+        f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
+    ]
+    lines += [f"warning: {warning}" for warning in cut.warnings]
+    lines += [f"unreadable: {source.uri}: {reason}" for source, reason in found.unreadable.items()]
+    lines.append(_estimate(job, rows))
+    return "\n".join(lines)
+
+
+def _estimate(job: Job, rows: int) -> str:
+    """Scaled from the last run that scored something; honest about having none."""
+    report = _last_report(job)
+    if rows == 0:
+        return "nothing to score"
+    if report is None:
+        return "time and cost: unknown until a first run has measured the rate"
+    rows_an_hour_core = report["rows_scored_here"] / report["core_hours"]
+    core_hours = rows / rows_an_hour_core
+    cores = max(1, len(report["workers"])) * job.threads
+    text = (
+        f"time: {duration(core_hours / cores * 3600)} with {cores} cores, {core_hours:.2f} core-hours "
+        f"(run {report['run_id']}: {rows_an_hour_core / 3600:,.0f} rows/s a core)"
+    )
+    if report["cost"] is not None:
+        text += f"; cost {report['cost'] * rows / report['rows_scored_here']:.2f}"
+    return text
+
+
+def _last_report(job: Job) -> dict[str, Any] | None:
+    keys = [info.key for info in job.store.list("_stint/runs") if info.key.endswith("/report.json")]
+    for key in sorted(keys, reverse=True):
+        report: dict[str, Any] = json.loads(job.store.get(key))
+        if report["root"] == job.fingerprints.root and report["rows_scored_here"] and report["core_hours"]:
+            return report
+    return None
+
+
+def describe_status(job: Job) -> str:
+    """A line a plan: shards there, rows, done or not. Reads the ledger only."""
+    plans, done = job.ledger.plans(), job.ledger.done_numbers()
+    lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
+    if not plans:
+        return "\n".join([*lines, "no plan yet: nothing has been scored with this model"])
+    for plan in plans:
+        if plan.number in done:
+            objects = job.ledger.read_done(plan.number)
+            ok, bad = sum(o.rows_ok for o in objects), sum(o.rows_bad for o in objects)
+            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {ok:,} rows ok, {bad:,} bad")
+            continue
+        missing = job.ledger.missing(plan)
+        left = sum(shard.rows for shard in missing)
+        lines.append(
+            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
+            f"{plan.rows - left:,} of {plan.rows:,} rows; run the job to finish it"
+        )
+    return "\n".join(lines)
+
+
+def _bundle_is_there(job: Job) -> bool:
+    try:
+        job.store.get(f"_stint/bundles/{job.fingerprints.bundle}/manifest.json")
+    except NotFound:
+        return False
+    return True

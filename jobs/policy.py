@@ -1,0 +1,88 @@
+"""Decisions, as pure functions of plain values. No cluster, no clock, no store.
+
+`attempts` and `failures` below count one shard's, or one pool's, since the run began.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+
+from workers.contract import Failure, FailureKind
+
+SHARDS_A_WORKER = 2
+"""One that predicts and one that is read ahead."""
+START_FAILURES = 5
+"""Workers that may fail to start in a row, for one cause, before the run gives up."""
+START_PAUSE_S = 2.0
+START_PAUSE_MAX_S = 30.0
+
+UNFIT_NODE = frozenset({"wrong_isa", "golden_mismatch"})
+"""Failures that another node may not have."""
+NO_CORES = "no_cores"
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """How often a shard failed, by budget."""
+
+    infra: int = 0
+    task: int = 0
+
+    def after(self, failure: Failure) -> Attempts:
+        if failure.kind is FailureKind.INFRA:
+            return replace(self, infra=self.infra + 1)
+        return replace(self, task=self.task + 1)
+
+
+class Step(enum.Enum):
+    RETRY = "retry"
+    STOP = "stop"
+
+
+def next_step(attempts: Attempts, *, task_retries: int, infra_retries: int) -> Step:
+    """After a failure that `attempts` already counts: another attempt, or the end of the run."""
+    spent = attempts.task > task_retries or attempts.infra > infra_retries
+    return Step.STOP if spent else Step.RETRY
+
+
+def pool_target(missing: int, *, least: int, most: int) -> int:
+    """Workers wanted for `missing` shards: one each, within the spec's bounds, none when nothing is left."""
+    return 0 if missing == 0 else max(least, min(most, missing))
+
+
+def room(in_flight: int, pending: int, workers: int) -> int:
+    """How many more shards a worker should hold.
+
+    A second shard is read ahead only while every worker is sure to get one: an idle worker at the end of a plan could
+    otherwise not take what a busy one already holds.
+    """
+    if in_flight == 0:
+        return 1
+    return SHARDS_A_WORKER - in_flight if pending >= workers else 0
+
+
+def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:
+    return rows_bad > budget * rows_total
+
+
+@dataclass(frozen=True)
+class StartStep:
+    """What to do about workers that do not start."""
+
+    give_up: bool
+    pause_s: float
+
+
+def start_step(failure: Failure, in_a_row: int, ready: int) -> StartStep:
+    """After the `in_a_row`-th start failure with `ready` workers up.
+
+    Cores that another run holds come free when it ends, so those are waited for. A node that is unfit for the bundle
+    does not matter while others serve. Anything else that repeats will go on repeating.
+    """
+    pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
+    if failure.code == NO_CORES or (ready and failure.code in UNFIT_NODE):
+        return StartStep(give_up=False, pause_s=pause_s)
+    if failure.kind is not FailureKind.INFRA:
+        return StartStep(give_up=True, pause_s=0.0)
+    return StartStep(give_up=in_a_row >= START_FAILURES, pause_s=pause_s)

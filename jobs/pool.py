@@ -1,0 +1,78 @@
+"""What the run loop needs of workers: the contract that RayPool and LocalPool share.
+
+A pool only keeps workers and passes shards and outcomes; every decision is in `policy`, every fact in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.contract import BundleOutcome, BundleRequest, Failure, Shard, ShardResult, WorkerInfo, WorkerSpec
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    worker: int
+    info: WorkerInfo
+
+
+@dataclass(frozen=True)
+class WorkerGone:
+    """A worker that failed to start or died. Its shards are nobody's now."""
+
+    worker: int
+    failure: Failure
+    shards: tuple[Shard, ...]
+    started: bool
+
+
+@dataclass(frozen=True)
+class ShardEnded:
+    worker: int
+    shard: Shard
+    outcome: ShardResult | Failure
+
+
+Event = WorkerReady | WorkerGone | ShardEnded
+
+
+class Pool(Protocol):
+    def workers(self) -> dict[int, int]:
+        """Ready workers, each with the number of shards it holds."""
+
+    def size(self) -> int:
+        """Workers that are ready or on their way."""
+
+    def resize(self, wanted: int) -> None:
+        """Start workers, or retire surplus ones that hold no shard, those not yet ready first."""
+
+    def assign(self, worker: int, shard: Shard) -> None:
+        """Give a ready worker a shard; its ShardEnded or WorkerGone comes out of `poll`."""
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        """What has happened; waits up to `timeout_s` for something to."""
+
+    def close(self) -> None:
+        """End every worker, busy or not."""
+
+
+class Cluster(Protocol):
+    """Where workers run."""
+
+    def cores(self) -> int:
+        """Physical cores known to be there now, over all nodes."""
+
+    def start_bundle(self, request: BundleRequest) -> None:
+        """Have a worker make the bundle, or check the one that is there."""
+
+    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        """The outcome of `start_bundle`, or None if it is still under way after `timeout_s`."""
+
+    def pool(self, spec: WorkerSpec) -> Pool: ...
+
+    def describe(self) -> str:
+        """One line for a person: what there is, and what may be waited for."""
+
+    def close(self) -> None: ...

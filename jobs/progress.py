@@ -1,0 +1,141 @@
+"""Progress: a live bar on a terminal, one plain line every few seconds in a job log. Both say the same."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from workers.contract import ShardResult
+
+LINE_EVERY_S = 5.0
+WINDOW_S = 120.0
+"""The rate is that of the shards that ended within this time."""
+
+
+class Progress:
+    """Counts of one run. `tick` shows them when it is time to."""
+
+    def __init__(
+        self,
+        rows_total: int,
+        shards_total: int,
+        *,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rows_total = rows_total
+        self.shards_total = shards_total
+        self.rows_ok = 0
+        self.rows_bad = 0
+        self.rows_gone = 0
+        self.rows_elsewhere = 0
+        """Rows of shards that another run committed meanwhile."""
+        self.shards_done = 0
+        self.bad_by_code: Counter[str] = Counter()
+        self._out = out or sys.stderr
+        self._clock = clock
+        self._started = clock()
+        self._ended: deque[tuple[float, int]] = deque()
+        self._first_ready: float | None = None
+        self._last_line = clock() - LINE_EVERY_S
+        self._workers = (0, 0)
+        self._live: Live | None = None
+        if self._out.isatty():
+            self._live = Live(console=Console(file=self._out), transient=True, refresh_per_second=4)
+            self._live.start()
+
+    # ------------------------------------------------------------------------------------------ counts
+
+    def shard_ended(self, result: ShardResult) -> None:
+        rows = result.rows_ok + result.rows_bad
+        self.rows_ok += result.rows_ok
+        self.rows_bad += result.rows_bad
+        self.rows_gone += result.rows_gone
+        self.shards_done += 1
+        self.bad_by_code.update(result.bad_by_code)
+        self._ended.append((self._clock(), rows))
+
+    def shards_elsewhere(self, shards: int, rows: int) -> None:
+        self.shards_done += shards
+        self.rows_elsewhere += rows
+
+    @property
+    def rows_done(self) -> int:
+        return self.rows_ok + self.rows_bad + self.rows_gone + self.rows_elsewhere
+
+    def rate(self) -> float:
+        """Rows a second over the last WINDOW_S, counted from when the first worker was ready."""
+        now = self._clock()
+        while self._ended and self._ended[0][0] < now - WINDOW_S:
+            self._ended.popleft()
+        if self._first_ready is None or not self._ended:
+            return 0.0
+        return sum(rows for _, rows in self._ended) / max(1e-3, min(WINDOW_S, now - self._first_ready))
+
+    def eta_s(self) -> float | None:
+        rate = self.rate()
+        return (self.rows_total - self.rows_done) / rate if rate else None
+
+    # ---------------------------------------------------------------------------------------- display
+
+    def tick(self, ready: int, wanted: int) -> None:
+        self._workers = (ready, wanted)
+        now = self._clock()
+        if ready and self._first_ready is None:
+            self._first_ready = now
+        if self._live:
+            self._live.update(self._bar())
+        elif now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            self.note(self.line())
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def line(self) -> str:
+        share = self.rows_done / self.rows_total if self.rows_total else 1.0
+        parts = [f"{self.rows_done:,}/{self.rows_total:,} rows ({share:.1%})"]
+        if not self._workers[0] and self.rows_done < self.rows_total:
+            parts.append(f"waiting for workers (0 of {self._workers[1]} ready)")
+        else:
+            eta = self.eta_s()
+            parts.append(f"{self.rate():,.0f} rows/s")
+            parts.append(f"ETA {duration(eta)}" if eta is not None else "ETA unknown")
+            parts.append(f"{self._workers[0]} workers")
+        parts.append(f"shards {self.shards_done}/{self.shards_total}")
+        parts.append(f"bad {self.rows_bad}")
+        if self.bad_by_code:
+            parts[-1] += " (" + ", ".join(f"{code} {n}" for code, n in self.bad_by_code.most_common(3)) + ")"
+        return " · ".join(parts)
+
+    def _bar(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(ProgressBar(total=max(1, self.rows_total), completed=self.rows_done, width=30), self.line())
+        return grid
+
+
+def duration(seconds: float) -> str:
+    """`8m33s`, `2h05m`, `12s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole >= 60:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole}s"

@@ -1,0 +1,195 @@
+"""Workers as Ray actors.
+
+Actors, not tasks: each holds one model and one set of cores for its life. No restarts and no retries by Ray: the loop
+knows which shards a dead actor held and decides. Pending actors are the only demand that an autoscaler sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from workers.making import Maker
+
+from jobs.errors import RunFailed
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from workers.actor import Worker
+from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, Shard, WorkerSpec
+from workers.threads import read_topology, thread_environment
+
+CONCURRENCY = 3
+"""Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
+LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
+"""Only shard descriptions and counts pass through it."""
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    ready: bool = False
+    shards: dict[Any, Shard] = field(default_factory=dict)
+    """Shards under way, by the object reference of the call."""
+
+
+class RayPool:
+    def __init__(self, spec: WorkerSpec, threads_per_core: int) -> None:
+        self._spec = spec
+        self._threads_per_core = threads_per_core
+        self._next = 0
+        self._actors: dict[int, _Actor] = {}
+        self._waiting: dict[Any, int] = {}
+        """Object references under way, each with its worker."""
+
+    def workers(self) -> dict[int, int]:
+        return {worker: len(actor.shards) for worker, actor in self._actors.items() if actor.ready}
+
+    def size(self) -> int:
+        return len(self._actors)
+
+    def resize(self, wanted: int) -> None:
+        while len(self._actors) < wanted:
+            self._start()
+        surplus = sorted((w for w, a in self._actors.items() if not a.shards), key=lambda w: self._actors[w].ready)
+        for worker in surplus[: max(0, len(self._actors) - wanted)]:
+            self._end(worker)
+
+    def assign(self, worker: int, shard: Shard) -> None:
+        actor = self._actors[worker]
+        call = actor.handle.score.remote(shard)
+        actor.shards[call] = shard
+        self._waiting[call] = worker
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        if not self._waiting:
+            return []
+        ended, rest = ray.wait(list(self._waiting), num_returns=1, timeout=timeout_s)
+        if ended and rest:  # take along everything else that has ended meanwhile
+            ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [event for call in ended if (event := self._take(call)) is not None]
+
+    def close(self) -> None:
+        for worker in list(self._actors):
+            self._end(worker)
+
+    def _start(self) -> None:
+        worker, self._next = self._next, self._next + 1
+        handle = (
+            ray.remote(Worker)
+            .options(
+                num_cpus=self._spec.threads * self._threads_per_core,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=CONCURRENCY,
+                runtime_env={"env_vars": thread_environment(self._spec.threads)},
+            )
+            .remote(self._spec)
+        )
+        self._actors[worker] = _Actor(handle)
+        self._waiting[handle.start.remote()] = worker
+
+    def _take(self, call: Any) -> Event | None:
+        """The event that an ended call stands for; None if its worker is already accounted for."""
+        worker = self._waiting.pop(call, None)
+        if worker is None:
+            return None
+        actor = self._actors[worker]
+        try:
+            outcome = ray.get(call)
+        except RayActorError as error:
+            return self._gone(worker, Failure(kind=FailureKind.INFRA, message=f"worker lost: {error}"))
+        except RayError as error:
+            outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
+        if not actor.ready:
+            if isinstance(outcome, Failure):
+                return self._gone(worker, outcome)
+            actor.ready = True
+            # Pods and virtual machines differ: what a node says of itself sizes what the next actors ask for.
+            self._threads_per_core = outcome.plan.threads_per_core
+            return WorkerReady(worker, outcome)
+        return ShardEnded(worker, actor.shards.pop(call), outcome)
+
+    def _gone(self, worker: int, failure: Failure) -> WorkerGone:
+        actor = self._actors[worker]
+        event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
+        self._end(worker)
+        return event
+
+    def _end(self, worker: int) -> None:
+        ray.kill(self._actors.pop(worker).handle, no_restart=True)
+        self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
+
+
+class RayCluster:
+    """A cluster that exists (`address`, or RAY_ADDRESS as `ray job submit` sets it), or one started on this machine."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        topology = read_topology()
+        self._threads_per_core = topology.threads_per_core
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if self._address:
+                ray.init(self._address, **options)
+            else:
+                ray.init(
+                    "local",
+                    num_cpus=topology.budget * topology.threads_per_core,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **options,
+                )
+        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            raise RunFailed(
+                f"cannot reach Ray at {self._address or 'this machine'}: {error}",
+                "check --address or RAY_ADDRESS, and that the cluster is up",
+            ) from error
+        self._maker: Any = None
+        self._bundle: Any = None
+
+    def cores(self) -> int:
+        return int(ray.cluster_resources().get("CPU", 0)) // self._threads_per_core
+
+    def start_bundle(self, request: BundleRequest) -> None:
+        """The maker takes the widest node that is up: calibration in float is the slow part of making a bundle."""
+        widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
+        threads = max(1, widest // self._threads_per_core)
+        self._maker = (
+            ray.remote(Maker)
+            .options(
+                num_cpus=threads * self._threads_per_core,
+                max_restarts=0,
+                runtime_env={"env_vars": thread_environment(threads)},
+            )
+            .remote(request.with_threads(threads))
+        )
+        self._bundle = self._maker.make.remote()
+
+    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        ended, _ = ray.wait([self._bundle], timeout=timeout_s)
+        if not ended:
+            return None
+        try:
+            outcome: BundleOutcome | Failure = ray.get(self._bundle)
+        except RayActorError as error:
+            outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
+        except RayError as error:
+            outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
+        ray.kill(self._maker)
+        return outcome
+
+    def pool(self, spec: WorkerSpec) -> Pool:
+        return RayPool(spec, self._threads_per_core)
+
+    def describe(self) -> str:
+        resources = ray.cluster_resources()
+        free = ray.available_resources().get("CPU", 0)
+        where = f"Ray at {self._address}" if self._address else "local Ray"
+        return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
+
+    def close(self) -> None:
+        ray.shutdown()

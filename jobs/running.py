@@ -1,0 +1,291 @@
+"""A run from start to end: discover, bundle, plan, score, done record, report. Each step reads the ledger first.
+
+Order is law: predictions become visible, then the done record, then the report. Killed between any two, the next run
+does what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError
+from jobs.job import Discovery, Job
+from jobs.ledger import DoneShard, Plan
+from jobs.loop import Loop, Tally, bad_rows_error
+from jobs.policy import NO_CORES, bad_rows_exceeded
+from jobs.pool import Cluster
+from jobs.progress import Progress
+from workers.contract import BundleOutcome, Failure, Shard
+from workers.store import StoreError
+
+BUNDLE_POLL_S = 0.2
+NO_CORES_PAUSE_S = 2.0
+REPORT_VERSION = 1
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Report:
+    """What a run did; written to `_stint/runs/<id>/report.json`, never needed for correctness."""
+
+    run_id: str
+    job: str
+    root: str
+    output: str
+    started: str
+    outcome: str = "failed"
+    plans: list[int] = field(default_factory=list)
+    rows_ok: int = 0
+    """Rows of the plans that this run completed, whoever scored them."""
+    rows_bad: int = 0
+    rows_gone: int = 0
+    bad_by_code: dict[str, int] = field(default_factory=dict)
+    bad_samples: dict[str, str] = field(default_factory=dict)
+    rows_scored_here: int = 0
+    shards_scored_here: int = 0
+    rate: float = 0.0
+    """Rows a second, from the first worker being ready to the last shard."""
+    elapsed_s: float = 0.0
+    core_hours: float = 0.0
+    cost: float | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    retries: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    report_version: int = REPORT_VERSION
+
+    @property
+    def url(self) -> str:
+        return f"{self.output}/_stint/runs/{self.run_id}/report.json"
+
+
+@dataclass
+class Run:
+    """One execution of a job. `connect` brings up the cluster, and only when there is work for it."""
+
+    job: Job
+    connect: Callable[[], Cluster]
+    interrupted: Callable[[], bool]
+    say: Say
+    cluster: Cluster | None = None
+
+    def __post_init__(self) -> None:
+        now = datetime.now(UTC)
+        self.report = Report(
+            run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+            job=self.job.spec.name,
+            root=self.job.fingerprints.root,
+            output=self.job.store.url,
+            started=now.isoformat(timespec="seconds"),
+        )
+        self._began = time.monotonic()
+
+    def complete(self) -> Report:
+        """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
+        try:
+            self._complete()
+            self.report.outcome = "complete"
+            return self.report
+        except (RunFailed, GateRefused, Interrupted, SpecError) as error:
+            self.report.outcome = type(error).__name__
+            raise
+        finally:
+            self._write_report()
+            if self.cluster:
+                self.cluster.close()
+
+    def bundle(self) -> BundleOutcome:
+        """Make the bundle, or judge the one that is there by the spec's gate. Raises GateRefused, SpecError, RunFailed."""
+        try:
+            found = self.job.discover()
+            opened = found.fresh or self._reopened(found)
+            if not any(group.rows for o in opened for group in o.groups):
+                raise SpecError(f"input.uri: {self.job.spec.input.uri} holds no rows to calibrate on")
+            return self._ensure_bundle(opened)
+        finally:
+            if self.cluster:
+                self.cluster.close()
+
+    def _complete(self) -> None:
+        found = self.job.discover()
+        self._tell(found)
+        missing = {plan.number: self.job.ledger.missing(plan) for plan in found.open_plans}
+        if found.fresh_rows or any(missing.values()):
+            outcome = self._ensure_bundle(found.fresh or self._reopened(found))
+            self.report.accuracy = dict(outcome.report)
+        plans = list(found.open_plans)
+        keys = found.fresh[0].keys if found.fresh else plans[-1].keys if plans else None
+        if (claimed := self._claim(found, keys)) is not None:
+            plans.append(claimed)
+            missing[claimed.number] = list(claimed.shards)
+        # Another run may have claimed in between: whatever is open now is this run's business too.
+        for plan in self.job.ledger.plans():
+            if plan.number not in missing and plan.number not in self.job.ledger.done_numbers():
+                plans.append(plan)
+                missing[plan.number] = self.job.ledger.missing(plan)
+        tally = self._score(plans, [shard for shards in missing.values() for shard in shards], keys)
+        self._finish(plans, tally)
+        if self.report.unreadable or self.report.set_aside:
+            names = [*self.report.unreadable, *self.report.set_aside]
+            raise RunFailed(
+                f"{len(names)} source(s) could not be read and have no predictions: {'; '.join(names[:5])}",
+                "mend or replace the files named above and run again; everything else is committed",
+            )
+
+    # -------------------------------------------------------------------------------------------- steps
+
+    def _tell(self, found: Discovery) -> None:
+        claimed = len(found.sources) - len(found.fresh) - len(found.unreadable)
+        self.say(
+            f"input: {len(found.sources):,} sources, {claimed:,} claimed by earlier plans, "
+            f"{len(found.fresh):,} new with {found.fresh_rows:,} rows"
+        )
+        self.report.unreadable = {source.uri: reason for source, reason in found.unreadable.items()}
+        for uri, reason in self.report.unreadable.items():
+            self.say(f"unreadable, left unclaimed: {uri}: {reason}")
+
+    def _claim(self, found: Discovery, keys: pa.Schema | None) -> Plan | None:
+        plan = self.job.ledger.claim(found.fresh, keys, self.job.cut) if found.fresh else None
+        if plan is not None:
+            for warning in self.job.cut(found.fresh).warnings:
+                self.say(f"warning: {warning}")
+            self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
+        return plan
+
+    def _reopened(self, found: Discovery) -> list[Any]:
+        """With nothing new, sample from what is there: the bundle of an open plan may still be missing."""
+        from jobs.sources import open_sources
+
+        return open_sources(found.sources, self.job.spec.input)[0]
+
+    def _connected(self) -> Cluster:
+        if self.cluster is None:
+            self.cluster = self.connect()
+            self.say(self.cluster.describe())
+        return self.cluster
+
+    def _ensure_bundle(self, opened: Sequence[Any]) -> BundleOutcome:
+        """On a worker: the driver has no torch, and the head node often no such CPU."""
+        request = self.job.bundle_request(opened)
+        while True:
+            cluster = self._connected()
+            cluster.start_bundle(request)
+            outcome = None
+            while outcome is None:
+                if self.interrupted():
+                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+                outcome = cluster.poll_bundle(BUNDLE_POLL_S)
+            if isinstance(outcome, BundleOutcome):
+                break
+            if outcome.code != NO_CORES:
+                raise _bundle_error(outcome)
+            self.say(f"waiting for cores to make the bundle: {outcome.message}")
+            time.sleep(NO_CORES_PAUSE_S)
+        if not outcome.passed:
+            raise GateRefused(
+                f"the INT8 model is refused\n{outcome.table}",
+                "look at the calibration sample (model.calibration), try precision: fp32, or change the gate knowingly",
+            )
+        made = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
+        self.say(f"bundle {outcome.fingerprint} {made}")
+        if outcome.created and outcome.table:
+            self.say(outcome.table)
+        return outcome
+
+    def _score(self, plans: Sequence[Plan], missing: Sequence[Shard], keys: pa.Schema | None) -> Tally:
+        if not missing:
+            return Tally()
+        total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
+        progress = Progress(total, total_shards)
+        progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
+        loop = Loop(
+            ledger=self.job.ledger,
+            pool=self._connected().pool(self.job.worker_spec(keys)),
+            plans=plans,
+            missing=missing,
+            limits=self.job.spec.limits,
+            workers=self.job.spec.workers,
+            progress=progress,
+            interrupted=self.interrupted,
+        )
+        try:
+            return loop.run()
+        finally:
+            self.say(progress.line())
+            self._count(loop.tally)
+
+    def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
+        """Done records of the plans that are whole, and the budget of bad rows over each of them."""
+        known = {
+            f"plan={r.plan:08d}/{r.index:08d}.parquet": DoneShard(
+                key=f"plan={r.plan:08d}/{r.index:08d}.parquet",
+                rows_ok=r.rows_ok,
+                rows_bad=r.rows_bad,
+                rows_gone=r.rows_gone,
+                size=r.object_bytes,
+                sha256=r.sha256,
+            )
+            for r in tally.results
+        }
+        broken = {shard.plan for shard, _ in tally.set_aside}
+        for plan in plans:
+            if plan.number in broken:
+                continue
+            objects = self.job.ledger.finish(plan, known)
+            rows_bad = sum(o.rows_bad for o in objects)
+            budget = self.job.spec.limits.bad_rows
+            if bad_rows_exceeded(rows_bad, plan.rows, budget):
+                raise bad_rows_error(rows_bad, plan.rows, budget, tally.results)
+            self.job.ledger.record_done(plan, objects)
+            self.report.plans.append(plan.number)
+            self.report.rows_ok += sum(o.rows_ok for o in objects)
+            self.report.rows_bad += rows_bad
+            self.report.rows_gone += sum(o.rows_gone for o in objects)
+
+    # ------------------------------------------------------------------------------------------- report
+
+    def _count(self, tally: Tally) -> None:
+        report, results = self.report, tally.results
+        report.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in results)
+        report.shards_scored_here = len(results)
+        for result in results:
+            for code, n in result.bad_by_code.items():
+                report.bad_by_code[code] = report.bad_by_code.get(code, 0) + n
+            report.bad_samples = {**result.bad_samples, **report.bad_samples}
+            for stage, seconds in result.stage_s.items():
+                report.stage_s[stage] = round(report.stage_s.get(stage, 0.0) + seconds, 3)
+        report.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
+        report.retries = tally.failures
+        report.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
+        report.rate = round(tally.rate, 2)
+        cpus = self.job.threads * max((i.plan.threads_per_core for i in tally.workers.values()), default=1)
+        report.core_hours = tally.worker_seconds * self.job.threads / 3600
+        price = self.job.spec.cost.per_cpu_hour
+        report.cost = None if price is None else tally.worker_seconds / 3600 * cpus * price
+
+    def _write_report(self) -> None:
+        self.report.elapsed_s = round(time.monotonic() - self._began, 2)
+        key = f"_stint/runs/{self.report.run_id}/"
+        spec = self.job.spec.model_dump_json(indent=2).encode()
+        try:
+            self.job.store.create(key + "spec.json", spec)
+            self.job.store.create(key + "report.json", json.dumps(asdict(self.report), indent=2).encode())
+        except StoreError as error:
+            self.say(f"the run's report could not be written (predictions are not affected): {error}")
+
+
+def _bundle_error(failure: Failure) -> Exception:
+    if failure.code in ("model", "denied"):
+        return SpecError(f"model: {failure.message}")
+    return RunFailed(f"the bundle could not be made: {failure.message}\n{failure.traceback}".rstrip())

@@ -1,0 +1,209 @@
+"""The oracle: reads input and output and proves that every input row has exactly one prediction row.
+
+It shares no state with a run. For every plan it expects the rows that the plan pinned, in order, and compares them with
+the rows that the objects hold; it checks page checksums, the done records' digests, key columns against the input, and
+that nothing lies in the output that no plan explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.job import Job
+from jobs.ledger import DoneShard, Ledger, Plan
+from jobs.sources import Source, list_sources
+from jobs.spec import Input
+from workers.contract import Shard, Slice
+from workers.reading import open_parquet, opened
+from workers.store import NotFound, open_filesystem, version_of
+from workers.writing import NotOurs, ObjectFacts, object_facts
+
+AT_ONCE = 8
+ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
+
+
+@dataclass
+class Verdict:
+    """`problems` is empty when the output is whole and right."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    plans: int = 0
+    shards: int = 0
+    rows_in: int = 0
+    rows_ok: int = 0
+    rows_bad: int = 0
+    rows_gone: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def summary(self) -> str:
+        rows_out = self.rows_ok + self.rows_bad
+        return (
+            f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows_out:,} rows out "
+            f"({self.rows_ok:,} ok + {self.rows_bad:,} bad) + {self.rows_gone:,} whose source is gone"
+        )
+
+
+def verify(job: Job) -> Verdict:
+    """Check the whole output of the job's model. Raises SpecError, StoreError when it cannot be read."""
+    verdict = Verdict()
+    ledger = job.ledger
+    plans = ledger.plans()
+    done = ledger.done_numbers()
+    verdict.plans = len(plans)
+    _check_claims(plans, list_sources(job.spec.input), verdict)
+    for plan in plans:
+        if plan.number not in done:
+            verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
+        record = {o.key: o for o in ledger.read_done(plan.number)} if plan.number in done else {}
+        _check_plan(ledger, plan, record, job.spec.input, verdict)
+    for number in sorted(done - {plan.number for plan in plans}):
+        verdict.problems.append(f"done record {number} belongs to no plan")
+    _check_strays(ledger, plans, verdict)
+    return verdict
+
+
+def _check_claims(plans: Sequence[Plan], sources: Sequence[Source], verdict: Verdict) -> None:
+    """Every source of the input is claimed by exactly one plan."""
+    claims: dict[tuple[str, str], list[int]] = {}
+    for plan in plans:
+        for identity in plan.claimed:
+            claims.setdefault(identity, []).append(plan.number)
+    for (uri, version), numbers in claims.items():
+        if len(numbers) > 1:
+            verdict.problems.append(f"{uri} (version {version}) is claimed by plans {numbers}")
+    now = {source.identity for source in sources}
+    verdict.problems += [
+        f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored" for s in sources
+        if s.identity not in claims
+    ]  # fmt: skip
+    if past := len(claims.keys() - now):
+        verdict.notes.append(f"{past} claimed source version(s) are no longer in the input; their predictions stay")
+
+
+def _check_plan(ledger: Ledger, plan: Plan, record: dict[str, DoneShard], given: Input, verdict: Verdict) -> None:
+    verdict.shards += len(plan.shards)
+    verdict.rows_in += plan.rows
+    for key in record.keys() - {shard.key for shard in plan.shards}:
+        verdict.problems.append(f"the done record of plan {plan.number} names {key}, which the plan does not")
+
+    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None, int]:
+        return _check_shard(ledger, shard, record.get(shard.key), given)
+
+    with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
+        for shard, (problems, facts, rows_gone) in zip(plan.shards, pool.map(check, plan.shards), strict=True):
+            verdict.problems += problems
+            if facts is not None:
+                verdict.rows_ok += facts.rows_ok
+                verdict.rows_bad += facts.rows_bad
+                verdict.rows_gone += rows_gone
+            elif record and shard.key not in record:
+                verdict.problems.append(f"the done record of plan {plan.number} lacks {shard.key}")
+
+
+def _check_shard(
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: Input
+) -> tuple[list[str], ObjectFacts | None, int]:
+    """Problems of one object, its facts when it is readable, and the rows whose source is gone."""
+    key = f"{ledger.root}/{shard.key}"
+    try:
+        data = ledger.store.get(key)
+    except NotFound:
+        return [f"{key} is missing: {shard.describe()}"], None, 0
+    try:
+        facts = object_facts(data)
+        keys = list(given.keys)
+        table = pq.read_table(pa.BufferReader(data), columns=ROW_COLUMNS + keys, page_checksum_verification=True)
+    except (NotOurs, pa.ArrowException, OSError) as error:
+        return [f"{key} cannot be read: {error}"], None, 0
+    problems = []
+    if done and done.sha256 != facts.sha256:
+        problems.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
+    if (facts.shard, facts.plan_token) != (shard.name, shard.plan_token):
+        problems.append(
+            f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan"
+        )
+    here = [s for i, s in enumerate(shard.slices) if i not in facts.gone]
+    problems += [f"{key}: {problem}" for problem in _compare_rows(here, table)]
+    rows_bad = table.num_rows - table.column("error_code").null_count
+    if rows_bad != facts.rows_bad:
+        problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
+    if keys and not problems:
+        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys)]
+    return problems, facts, sum(shard.slices[i].rows for i in facts.gone)
+
+
+def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
+    """The first row that is not the one planned at its place, and the counts when they differ."""
+    expected = sum(s.rows for s in slices)
+    if table.num_rows != expected:
+        yield f"holds {table.num_rows} rows, {expected} planned"
+    row = np.concatenate([np.arange(s.row_start, s.row_stop) for s in slices]) if slices else np.array([], np.int64)
+    columns = {
+        "row": pa.array(row, pa.int64()),
+        "row_group": _repeated([s.row_group for s in slices], slices, pa.int32()),
+        "source_uri": _repeated([s.uri for s in slices], slices, pa.string()),
+        "source_version": _repeated([s.version for s in slices], slices, pa.string()),
+    }
+    length = min(expected, table.num_rows)
+    for name, planned in columns.items():
+        found = table.column(name).combine_chunks().slice(0, length)
+        wrong = pc.indices_nonzero(pc.not_equal(found, planned.slice(0, length)))
+        if len(wrong):
+            at = wrong[0].as_py()
+            where = ", ".join(f"{n} {c[at].as_py()}" for n, c in columns.items())
+            yield f"{len(wrong)} rows out of place; the first is row {at}: {name} is {found[at].as_py()}, planned: {where}"
+            return
+
+
+def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) -> pa.Array:
+    indices = np.repeat(np.arange(len(slices)), [s.rows for s in slices])
+    return pa.array(values, kind).take(pa.array(indices, pa.int64()))
+
+
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str]) -> Iterator[str]:
+    """Key columns against the input's own, for sources that still are what was claimed."""
+    position = 0
+    for s in slices:
+        found = table.slice(position, s.rows).select(keys)
+        position += s.rows
+        fs, path = open_filesystem(s.uri)
+        try:
+            info = fs.info(path)
+            if (int(info["size"]), version_of(info)) != (s.size, s.version):
+                continue
+            with opened(fs, path) as file:
+                group = open_parquet(file).read_row_group(s.row_group, columns=keys)
+        except (FileNotFoundError, NotFound):
+            continue
+        given = group.slice(s.row_start, s.rows).select(keys).cast(found.schema)
+        for name in keys:
+            if not _bits(found.column(name)).equals(_bits(given.column(name))):
+                where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
+                yield f"key column {name!r} differs from {where}"
+
+
+def _bits(column: pa.ChunkedArray) -> pa.Array:
+    """Floats as integers of the same bits, because NaN is not equal to itself."""
+    array = column.combine_chunks()
+    same_bits = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
+    return array.view(same_bits[array.type]) if array.type in same_bits else array
+
+
+def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> None:
+    """Nothing lies in the model's root that no plan explains."""
+    explained = {shard.key for plan in plans for shard in plan.shards}
+    explained |= {f"_stint/{kind}/{plan.number:08d}.parquet" for plan in plans for kind in ("plans", "done")}
+    for info in ledger.store.list(ledger.root):
+        if info.key.removeprefix(f"{ledger.root}/") not in explained:
+            verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

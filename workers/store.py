@@ -1,0 +1,283 @@
+"""The output store: create-if-absent, get, list. No rename, no overwrite, no delete.
+
+Everything exactly-once in Stint rests on one primitive, `create(key, data)`: atomic, and it fails when the key
+exists. An unclear outcome (timeout, reset, 409, 412, "already exists" after a retried request) is settled by reading
+the key back: our bytes carry a random token, so equal bytes mean that our write is the one there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+TRIES = 6
+BACKOFF_S = 0.2
+BACKOFF_MAX_S = 8.0
+
+CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+"""fsspec protocols whose `pipe_file(mode="create")` is a conditional PUT on the server. The default implementation
+is an exists() check that two writers pass together."""
+
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """A storage fault that outlasted the retries. Somewhere else or later it may work."""
+
+
+class StoreDenied(Exception):
+    """The store refuses us: no permission, no bucket, no conditional writes. Retrying does not help."""
+
+
+class NotFound(Exception):
+    """No object at the key."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size: int
+    version: str
+
+
+class Store(Protocol):
+    url: str
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put `data` at `key` if nothing is there. True: these bytes are the object now. False: another object is.
+
+        Raises StoreError when the outcome stayed unclear through every retry, StoreDenied when refused.
+        """
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFound, StoreError, StoreDenied."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix`, recursively, by key; nothing if there is no such folder."""
+
+
+# --------------------------------------------------------------------------------------- file systems
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL or local path, and the path inside it. Listings are never cached.
+
+    Credentials come from the environment, as each library does it. Raises StoreDenied for a scheme without a library.
+    """
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    if protocol in ("file", "local"):
+        path = url.split("://", 1)[1] if "://" in url else url
+        return LocalFileSystem(), str(Path(path).expanduser().absolute())
+    try:
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise StoreDenied(f"{url}: {error}") from error
+    return fs, str(path)
+
+
+def full_url(fs: Any, path: str) -> str:
+    """A path of `fs` as users write it: absolute path for local files, `scheme://…` otherwise."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What identifies the content of a listed file: an etag or generation, or size and mtime of a local file."""
+    for name in ("ETag", "etag", "generation", "md5Hash", "content_md5", "version_id"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    modified = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
+    if isinstance(modified, float):
+        modified = int(modified * 1_000_000)
+    return f"{info['size']}-{modified}"
+
+
+def retrying(action: Callable[[], T], what: str) -> T:
+    """Run `action`, again after each storage fault with jittered, doubling pauses.
+
+    NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
+    """
+    for attempt in range(1, TRIES + 1):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise NotFound(what) from error
+        except PermissionError as error:
+            raise StoreDenied(f"{what}: {error}") from error
+        except (OSError, TimeoutError) as error:
+            if attempt == TRIES:
+                raise StoreError(f"{what}: {error} ({TRIES} tries)") from error
+            pause(attempt)
+    raise AssertionError("unreachable")
+
+
+def pause(attempt: int) -> None:
+    time.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+
+
+# --------------------------------------------------------------------------------------------- stores
+
+
+def open_store(url: str, *, single_writer: bool = False) -> Store:
+    """The store at a local path or URL. Raises StoreDenied where create-if-absent cannot be had."""
+    fs, path = open_filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        return LocalStore(path)
+    protocol = url.split("://", 1)[0]
+    if protocol not in CONDITIONAL_PROTOCOLS and not single_writer:
+        raise StoreDenied(
+            f"{url}: {protocol}:// has no atomic create-if-absent, so two runs could overwrite each other. "
+            f"Write to one of {', '.join(sorted(CONDITIONAL_PROTOCOLS))} or a local path, "
+            "or set output.single_writer: true and never start two runs of the job at once."
+        )
+    return ObjectStore(url, fs, path, single_writer=single_writer)
+
+
+def probe(store: Store) -> None:
+    """Prove that the store refuses to create a key twice; some look-alikes of S3 accept both and lie.
+
+    Leaves one object of a few bytes below `_stint/probe/`. Raises StoreDenied.
+    """
+    key, first, second = f"_stint/probe/{uuid.uuid4().hex}", uuid.uuid4().bytes, uuid.uuid4().bytes
+    refusal = (
+        f"{store.url}: this store accepted a second create of the same key ({key}), so it cannot keep "
+        "concurrent runs apart. Use a store with conditional writes (AWS S3, GCS, Azure Blob, Ceph, local disk), "
+        "or set output.single_writer: true and never start two runs of the job at once."
+    )
+    if not store.create(key, first):
+        raise StoreDenied(refusal)
+    if store.create(key, second) or store.get(key) != first:
+        raise StoreDenied(refusal)
+
+
+class LocalStore:
+    """A folder. Atomic by writing a temporary file, fsync, then a hard link, which fails when the name is taken."""
+
+    def __init__(self, path: str) -> None:
+        self.url = path
+        self._base = Path(path)
+
+    def create(self, key: str, data: bytes) -> bool:
+        target = self._base / key
+        try:
+            # Temporary files live apart from the data, so that a killed writer leaves nothing among the predictions.
+            scratch = self._base / "_stint" / "tmp"
+            scratch.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = scratch / uuid.uuid4().hex
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOTSUP):
+                raise StoreDenied(f"cannot write {target}: {error.strerror}") from error
+            raise StoreError(f"cannot write {target}: {error}") from error
+        return True
+
+    def get(self, key: str) -> bytes:
+        return retrying((self._base / key).read_bytes, f"{self.url}/{key}")
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = self._base / prefix
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            stat = path.stat()
+            yield ObjectInfo(path.relative_to(self._base).as_posix(), stat.st_size, f"{stat.st_mtime_ns}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ObjectStore:
+    """An object store through fsspec: one conditional PUT a key."""
+
+    def __init__(self, url: str, fs: Any, path: str, *, single_writer: bool) -> None:
+        self.url = url.rstrip("/")
+        self._fs = fs
+        self._base = path.rstrip("/")
+        self._single_writer = single_writer
+        # One PUT whatever the size: completing a multipart upload ignores the condition on some servers.
+        self._options = {"chunksize": 2**31} if url.startswith(("s3://", "s3a://")) else {}
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = f"{self._base}/{key}"
+        for attempt in range(1, TRIES + 1):
+            try:
+                if self._single_writer and self._fs.exists(path):
+                    return bool(self._fs.cat_file(path) == data)
+                mode = {} if self._single_writer else {"mode": "create"}
+                self._fs.pipe_file(path, data, **mode, **self._options)
+            except PermissionError as error:
+                raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
+            except FileNotFoundError as error:
+                raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
+            except (OSError, TimeoutError) as error:
+                # A lost acknowledgement looks exactly like a lost race: only what is at the key tells.
+                try:
+                    return self.get(key) == data
+                except NotFound:
+                    if attempt == TRIES:
+                        raise StoreError(f"cannot write {self.url}/{key}: {error} ({TRIES} tries)") from error
+                pause(attempt)
+            else:
+                return True
+        raise AssertionError("unreachable")
+
+    def get(self, key: str) -> bytes:
+        return bytes(retrying(lambda: self._fs.cat_file(f"{self._base}/{key}"), f"{self.url}/{key}"))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = f"{self._base}/{prefix}".rstrip("/")
+        try:
+            found = retrying(lambda: self._fs.find(folder, detail=True), folder)
+        except NotFound:
+            return
+        for path, info in sorted(found.items()):
+            yield ObjectInfo(path.removeprefix(self._base + "/"), int(info["size"]), version_of(info))
+
+
+class MemoryStore:
+    """A store in a dictionary: the same contract, for tests of what is built on it."""
+
+    def __init__(self, url: str = "memory://store") -> None:
+        self.url = url
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._lock:
+            return self._objects.setdefault(key, data) is data
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise NotFound(f"{self.url}/{key}") from None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = prefix.rstrip("/") + "/" if prefix else ""
+        for key in sorted(self._objects):
+            if key.startswith(folder):
+                yield ObjectInfo(key, len(self._objects[key]), str(hash(self._objects[key])))

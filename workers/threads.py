@@ -1,0 +1,221 @@
+"""Cores: how many this node lets us use, and which of them one worker holds.
+
+Budget of a node = floor(min(affinity mask, cgroup quota)), SMT siblings counted once. Workers take disjoint sets of
+physical cores, leased by `flock` on files: a killed worker frees its cores by dying. Core sets do not span an L3 cache
+where they fit in one. Order matters in a worker: lease, pin, environment, *then* import torch, because OpenMP reads
+both when its pool is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.contract import ThreadPlan
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class NoCores(Exception):
+    """Every core that this node lets us use is leased to another worker."""
+
+    def __init__(self, message: str, threads_per_core: int) -> None:
+        super().__init__(message)
+        self.threads_per_core = threads_per_core
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the kernel says of this process's place on the node."""
+
+    cores: tuple[tuple[int, ...], ...]
+    """Logical CPUs of each physical core that the affinity mask admits, grouped so that neighbours share an L3."""
+    l3: tuple[int, ...]
+    """For each core, an ordinal of its L3 cache."""
+    quota_cpus: float | None
+    """CPU seconds a second that the cgroup grants, or None where it sets no limit."""
+
+    @property
+    def logical_cpus(self) -> int:
+        return sum(len(core) for core in self.cores)
+
+    @property
+    def threads_per_core(self) -> int:
+        return max(len(core) for core in self.cores)
+
+    @property
+    def budget(self) -> int:
+        """Physical cores to use, at least one."""
+        quota = self.quota_cpus / self.threads_per_core if self.quota_cpus is not None else float("inf")
+        return max(1, int(min(len(self.cores), quota)))
+
+    @property
+    def may_pin(self) -> bool:
+        """Only where the mask is ours alone: under a mere quota every container would pin to the same cores."""
+        return self.quota_cpus is None or self.logical_cpus <= self.quota_cpus
+
+
+def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) -> Topology:
+    """Topology from `sys/devices/system/cpu`, `proc/self/cgroup` and `sys/fs/cgroup` below `root`."""
+    mask = frozenset(os.sched_getaffinity(0)) if mask is None else mask
+    cores: dict[tuple[int, ...], str] = {}
+    for cpu in sorted(mask):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}"
+        siblings = _read(folder / "topology/thread_siblings_list") or str(cpu)
+        core = tuple(sorted(set(parse_cpu_list(siblings)) & mask)) or (cpu,)
+        cores[core] = _read(folder / "cache/index3/shared_cpu_list") or "all"
+    caches = {cache: ordinal for ordinal, cache in enumerate(dict.fromkeys(cores.values()))}
+    ordered = sorted(cores, key=lambda core: (caches[cores[core]], core))
+    return Topology(
+        cores=tuple(ordered), l3=tuple(caches[cores[core]] for core in ordered), quota_cpus=_quota_cpus(root)
+    )
+
+
+def parse_cpu_list(text: str) -> Iterator[int]:
+    """`0-2,8` → 0, 1, 2, 8."""
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _quota_cpus(root: Path) -> float | None:
+    """The tightest CPU quota among our cgroup and its ancestors, v2 (`cpu.max`) or v1 (`cpu.cfs_*_us`)."""
+    quotas: list[float] = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            base = root / "sys/fs/cgroup" / "cpu"
+        else:
+            continue
+        # Inside a container the path is the host's while the mount shows our own cgroup as its root: try both.
+        parts = Path(path.lstrip("/")).parts
+        for depth in range(len(parts), -1, -1):
+            quotas += _quota_of(base.joinpath(*parts[:depth]))
+    return min(quotas) if quotas else None
+
+
+def _quota_of(folder: Path) -> list[float]:
+    v2 = (_read(folder / "cpu.max") or "max").split()
+    if v2[0] != "max":
+        return [int(v2[0]) / int(v2[1])]
+    v1, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if v1 and period and int(v1) > 0:
+        return [int(v1) / int(period)]
+    return []
+
+
+# -------------------------------------------------------------------------------------------- leases
+
+
+class Lease:
+    """Cores held by this process until `release` or its death."""
+
+    def __init__(self, plan: ThreadPlan, descriptors: list[int]) -> None:
+        self.plan = plan
+        self._descriptors = descriptors
+
+    def release(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def lease(threads: int, topology: Topology | None = None, folder: Path | None = None) -> Lease:
+    """Take `threads` physical cores of this node. Raises NoCores when not that many are free."""
+    topology = topology or read_topology()
+    folder = folder or Path(tempfile.gettempdir()) / f"stint-cores-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pin = topology.may_pin
+    if threads > topology.budget:
+        raise NoCores(
+            f"a worker takes {threads} cores and this node lets us use {topology.budget}: lower workers.cpus",
+            topology.threads_per_core,
+        )
+    # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
+    slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
+    caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
+    with _choosing(folder):
+        held = {slot: d for slot in slots if (d := _try_lock(folder / f"{'cpu' if pin else 'slot'}{slot}")) is not None}
+        chosen = choose(list(held), caches, threads)
+        for slot in held.keys() - chosen:
+            os.close(held[slot])
+    if not chosen:
+        raise NoCores(
+            f"{threads} of {topology.budget} cores wanted, {len(held)} free: other workers hold the rest",
+            topology.threads_per_core,
+        )
+    plan = ThreadPlan(
+        threads=threads,
+        cpus=tuple(sorted(chosen)) if pin else (),
+        slots=tuple(sorted(chosen)),
+        budget=topology.budget,
+        threads_per_core=topology.threads_per_core,
+    )
+    return Lease(plan, [held[slot] for slot in chosen])
+
+
+def choose(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:
+    """`wanted` of the free slots: from the fullest L3 that still has room, across caches only if none has. Or none."""
+    if len(free) < wanted:
+        return set()
+    by_cache: dict[int, list[int]] = {}
+    for slot in free:
+        by_cache.setdefault(caches[slot], []).append(slot)
+    roomy = [group for group in by_cache.values() if len(group) >= wanted]
+    return set(min(roomy, key=len)[:wanted] if roomy else free[:wanted])
+
+
+@contextmanager
+def _choosing(folder: Path) -> Iterator[None]:
+    """One chooser at a time, so that two workers that want several cores each do not take half of each other's."""
+    descriptor = os.open(folder / "choosing", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+# ---------------------------------------------------------------------------------------- this process
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables that size the thread pools of OpenMP, MKL and OpenBLAS; read when those libraries load."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+def apply(plan: ThreadPlan) -> None:
+    """Pin every thread of this process and size its thread pools. Must run before torch is imported."""
+    if "torch" in sys.modules:
+        raise RuntimeError("torch is already imported: its OpenMP pool has been sized without the thread plan")
+    os.environ.update(thread_environment(plan.threads))
+    if plan.cpus:
+        # Affinity belongs to a thread, and Ray's own threads already run: pin them all, new ones inherit.
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):  # a thread that has ended since the listing
+                os.sched_setaffinity(int(task.name), plan.cpus)

@@ -1,0 +1,150 @@
+"""The output object of a shard: explicit schema, Parquet in memory, zstd, page checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.contract import Shard
+from workers.predict import Scored
+
+SOURCE_FIELDS = (
+    pa.field("source_uri", pa.string(), nullable=False),
+    pa.field("source_version", pa.string(), nullable=False),
+    pa.field("row_group", pa.int32(), nullable=False),
+    pa.field("row", pa.int64(), nullable=False),
+)
+ERROR_FIELDS = (pa.field("error_code", pa.string()), pa.field("error_message", pa.string()))
+
+
+class NotOurs(ValueError):
+    """The bytes at an output key are not an object that Stint wrote."""
+
+
+def output_schema(task: str, outputs: int, keys: Sequence[pa.Field]) -> pa.Schema:
+    """Columns of a prediction. `outputs` is the embedding size; it does not matter for `classify`."""
+    if task == "embed":
+        middle = [pa.field("embedding", pa.list_(pa.float32(), outputs))]
+    else:
+        middle = [
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("topk_label", pa.list_(pa.int32())),
+            pa.field("topk_score", pa.list_(pa.float32())),
+        ]
+    return pa.schema([*SOURCE_FIELDS, *keys, *middle, *ERROR_FIELDS])
+
+
+def read_schema(data: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(data))
+
+
+def encode(
+    shard: Shard, scored: Scored, *, task: str, labels: Sequence[str] | None, keys: Sequence[pa.Field], outputs: int,
+    metadata: Mapping[str, str], gone: Sequence[int],
+) -> bytes:  # fmt: skip
+    """The shard's rows as one Parquet file.
+
+    `metadata` goes into the file's key-value metadata as `stint.<name>`, beside the row counts and the slices that
+    are gone, so that a reader can tell from the footer alone what the object holds.
+    """
+    rows = scored.rows
+    ok = np.ones(rows, bool)
+    ok[list(scored.errors)] = False
+    slices = [shard.slices[i] for i in scored.slice_index]
+    columns: list[pa.Array | pa.ChunkedArray] = [
+        pa.array([s.uri for s in slices], pa.string()),
+        pa.array([s.version for s in slices], pa.string()),
+        pa.array([s.row_group for s in slices], pa.int32()),
+        pa.array(scored.row, pa.int64()),
+    ]
+    if keys:
+        table = pa.concat_tables(scored.keys) if scored.keys else pa.schema(list(keys)).empty_table()
+        columns += [table.column(key.name).cast(key.type) for key in keys]
+    columns += _embeddings(scored, ok, outputs) if task == "embed" else _classes(scored, ok, labels)
+    errors = [scored.errors.get(row) for row in range(rows)]
+    columns.append(pa.array([bad.code if bad else None for bad in errors], pa.string()))
+    columns.append(pa.array([str(bad) if bad else None for bad in errors], pa.string()))
+    counts = {"rows_ok": int(ok.sum()), "rows_bad": rows - int(ok.sum()), "gone": json.dumps(list(gone))}
+    schema = output_schema(task, outputs, keys).with_metadata(
+        {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+        store_schema=True,
+    )
+    return bytes(sink.getvalue())
+
+
+def _classes(scored: Scored, ok: np.ndarray, labels: Sequence[str] | None) -> list[pa.Array]:
+    rows, k = scored.rows, scored.label_NK.shape[1]
+    top = scored.label_NK[:rows]
+    score = scored.score_NK[:rows]
+    names = pa.array([str(labels[i]) if labels else str(i) for i in top[:, 0]], pa.string(), mask=~ok)
+    return [
+        names,
+        pa.array(score[:, 0], pa.float32(), mask=~ok),
+        _lists(top, ok, k, pa.int32()),
+        _lists(score, ok, k, pa.float32()),
+    ]
+
+
+def _lists(values_NK: np.ndarray, ok: np.ndarray, k: int, item: pa.DataType) -> pa.Array:
+    """One list of k values a good row, null for a bad one."""
+    offsets = np.concatenate([[0], np.cumsum(np.where(ok, k, 0))]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values_NK[ok].reshape(-1), item), type=pa.list_(item), mask=pa.array(~ok)
+    )
+
+
+def _embeddings(scored: Scored, ok: np.ndarray, outputs: int) -> list[pa.Array]:
+    flat = pa.array(scored.score_NK[: scored.rows].reshape(-1), pa.float32())
+    return [pa.FixedSizeListArray.from_arrays(flat, outputs, mask=pa.array(~ok))]
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """What an output object's own footer and bytes say of it."""
+
+    shard: str
+    plan_token: str
+    rows_ok: int
+    rows_bad: int
+    gone: tuple[int, ...]
+    """Slices of the shard, by index, that have no rows because their source vanished or changed."""
+    sha256: str
+    size: int
+
+
+def object_facts(data: bytes) -> ObjectFacts:
+    """Raises NotOurs when the bytes are not a complete object that Stint wrote."""
+    try:
+        footer = pq.read_metadata(pa.BufferReader(data))
+    except pa.ArrowException as error:
+        raise NotOurs(f"not a Parquet file: {error}") from error
+    found = {k.decode(): v.decode() for k, v in (footer.metadata or {}).items() if k.startswith(b"stint.")}
+    try:
+        facts = ObjectFacts(
+            shard=found["stint.shard"],
+            plan_token=found["stint.plan_token"],
+            rows_ok=int(found["stint.rows_ok"]),
+            rows_bad=int(found["stint.rows_bad"]),
+            gone=tuple(json.loads(found["stint.gone"])),
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+        )
+    except KeyError as error:
+        raise NotOurs(f"no {error} in the file's metadata") from error
+    if facts.rows_ok + facts.rows_bad != footer.num_rows:
+        raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {footer.num_rows}")
+    return facts
