@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -27,7 +28,7 @@ NOT_JPEG = (
 )
 
 
-def outcome(data: bytes) -> tuple[str, bytes]:
+def outcome(data: bytes | memoryview) -> tuple[str, bytes]:
     try:
         image_HWC = decode(data)
     except BadImage as bad:
@@ -60,9 +61,10 @@ def test_a_bad_image_is_its_code_and_a_message(name: str) -> None:
     assert " at 0x" not in str(caught.value), "a message must be the same in every attempt"
 
 
-def test_a_memoryview_decodes_like_bytes() -> None:
+def test_views_decode_like_bytes() -> None:
     for name, (data, _) in corpus().items():
         assert outcome(memoryview(data)) == outcome(data), name
+        assert outcome(memoryview(pa.py_buffer(data))) == outcome(data), f"{name}: an Arrow buffer, of signed bytes"
 
 
 def test_damaged_entropy_data_decodes_or_is_corrupt() -> None:

@@ -110,6 +110,8 @@ def decode(data: bytes | memoryview) -> Pixels:
 
     Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
     """
+    if isinstance(data, memoryview):
+        data = data.cast("B")  # Arrow's buffers hold signed bytes, among which there is no 0xFF
     if len(data) == 0:
         raise BadImage(ErrorCode.EMPTY, "zero bytes")
     kind = sniff(data)
