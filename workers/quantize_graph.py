@@ -29,6 +29,15 @@ from workers.first_conv import find_first_conv, fold
 
 CALIBRATION_BATCH = 16
 
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_SCALE_KEEPING = (
+    torch.cat,
+    torch.max_pool2d,
+    nn.functional.max_pool2d,
+    nn.functional.avg_pool2d,
+    nn.functional.adaptive_avg_pool2d,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedNetwork:
@@ -86,7 +95,7 @@ def quantize_graph(network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixel
         folded = fold(network, first_conv, preprocess)
         network, layout = folded.network, folded.layout
         custom.set_input_quantized_indexes([0])
-    relu6_convs = _relu6_to_relu(graph, network)
+    relu6_convs = set() if _concatenates(graph) else _relu6_to_relu(graph, network)
 
     wrap = NormalizedInput(nn.Identity(), preprocess) if first_conv is None else _to_float
     batches = [wrap(batch_NHWC) for batch_NHWC in calibration_batches(crops_NHWC[:1], layout)]
@@ -94,6 +103,7 @@ def quantize_graph(network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixel
         network, _qconfig(isa), (batches[0],), prepare_custom_config=custom, backend_config=get_onednn_backend_config()
     )
     _observe_relu6(observed, relu6_convs)
+    _share_observers(observed)
     with torch.no_grad():
         for batch_NHWC in calibration_batches(crops_NHWC, layout):
             observed(wrap(batch_NHWC))
@@ -177,3 +187,37 @@ def _observe_relu6(observed: fx.GraphModule, convs: set[str]) -> None:
                 if not isinstance(observed.get_submodule(str(user.target)), HistogramObserver):
                     raise RuntimeError(f"{node.target}: expected an observer after convolution + ReLU, found {user}")
                 observed.set_submodule(str(user.target), _ClampedAtSix(reduce_range=False))
+
+
+def _concatenates(graph: fx.Graph) -> bool:
+    return any(node.target is torch.cat for node in graph.nodes)
+
+
+def _share_observers(observed: fx.GraphModule) -> None:
+    """Give everything that meets in a concatenation one observer, hence one scale.
+
+    INT8 `cat` and pooling put out the scale of their (first) input. FX shares the observers of a `cat`, but loses sight
+    of inputs that are pools or other `cat`s, whose own inputs then keep another scale (Inception V3): values beyond
+    the first input's range would saturate.
+    """
+    modules = dict(observed.named_modules(remove_duplicate=False))
+    group: dict[HistogramObserver, HistogramObserver] = {}
+
+    def root(observer: HistogramObserver) -> HistogramObserver:
+        while observer in group:
+            observer = group[observer]
+        return observer
+
+    def observer_of(node: fx.Node) -> HistogramObserver | None:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        return module if isinstance(module, HistogramObserver) else None
+
+    for node in observed.graph.nodes:
+        if node.target in _SCALE_KEEPING or isinstance(modules.get(str(node.target)), _POOLS):
+            around = (observer_of(other) for other in (*node.all_input_nodes, *node.users))
+            roots = dict.fromkeys(root(observer) for observer in around if observer is not None)
+            for other in list(roots)[1:]:
+                group[other] = next(iter(roots))
+    for name, module in modules.items():
+        if isinstance(module, HistogramObserver) and root(module) is not module:
+            observed.set_submodule(name, root(module))
