@@ -1,0 +1,49 @@
+# Everything a developer does. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where the package index carries only the CUDA build of torch, take CPU wheels from PyTorch's own index:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint format bench clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+venv: $(READY) ## make .venv with everything a developer needs
+
+# torch first and by itself: it is pinned exactly, and nothing installed later may pull another build of it.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0 $(PIP_TORCH)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## the whole job on this machine, in about a minute: data, training, INT8, gate, scoring, verify
+	$(BIN)/stint demo
+
+test: $(READY) ## the test suite, without the slow campaigns
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(READY) ## the test suite with the slow campaigns
+	$(BIN)/pytest
+
+lint: $(READY) ## ruff and the strict type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff put the code in form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## the job against bare pinned processes, alternating; prints a table
+	$(BIN)/python -m tests.benchmarks.bench_job
+
+clean: ## remove what the targets made, but not .venv
+	rm -rf demo-out bench-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

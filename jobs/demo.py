@@ -1,0 +1,177 @@
+"""`stint demo`: the whole product on a laptop, with true labels.
+
+Digits become JPEG photographs in Parquet shards, some rows deliberately broken; a small network is trained on the other
+half of the digits; then the ordinary job runs on a local Ray: quantize, gate on true labels, score, verify.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs.errors import SpecError
+from jobs.job import Job
+from jobs.spec import JobSpec, load_spec
+from jobs.verify import verify
+
+SPEC = "conf/demo.yaml"
+FILES = 4
+GROUPS_A_FILE = 3
+COPIES = 8
+"""Every digit is photographed so many times, each time turned, moved and lit a little differently."""
+IMAGE_PX = 48
+BROKEN_EVERY = 97
+TRAINED_COPIES = 4
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def demo(folder: Path) -> int:
+    """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code."""
+    from jobs.cli import main
+
+    spec = _spec(folder)
+    if folder.exists() and not (folder / "images").is_dir():
+        raise SpecError(f"{folder} exists and is not an earlier demo", "choose another with --folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    digits, labels = load_digits()
+    half = len(digits) // 2
+    _say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}")
+    write_images(folder / "images", digits[half:], labels[half:], seed=1)
+    _say(f"training a small network on the other {half} digits")
+    train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
+    overrides = [f"--set=input.uri={folder / 'images'}", f"--set=output.uri={folder / 'predictions'}"]
+    overrides.append(f"--set=model.weights={folder / 'digits.safetensors'}")
+    _say(f"\n$ stint run {SPEC}")
+    code = main(["run", SPEC, *overrides])
+    if code:
+        return code
+    _say(f"\n$ stint verify {SPEC}")
+    code = main(["verify", SPEC, *overrides])
+    print(f"\n{_accuracy(spec)}\nlook at: {_look_at(spec)}")
+    return code
+
+
+def _spec(folder: Path) -> JobSpec:
+    return load_spec(
+        SPEC,
+        [
+            f"input.uri={folder / 'images'}",
+            f"output.uri={folder / 'predictions'}",
+            f"model.weights={folder / 'digits.safetensors'}",
+        ],
+    )
+
+
+def load_digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """scikit-learn's 1,797 handwritten digits as N × 8 × 8 uint8, shuffled, and their labels."""
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise SpecError("the demo's data come with scikit-learn", "pip install 'stint[demo]'") from error
+    data = load()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    return (data.images[order] * 255 / 16).astype(np.uint8), data.target[order].astype(np.int64)
+
+
+def photograph(digit: Pixels, rng: np.random.Generator) -> Pixels:
+    """One digit of 8 × 8 as an IMAGE_PX square RGB picture: enlarged, turned, moved, lit unevenly, a little noisy."""
+    image = Image.fromarray(digit).resize((IMAGE_PX - 8, IMAGE_PX - 8), Image.Resampling.BICUBIC)
+    canvas = Image.new("L", (IMAGE_PX, IMAGE_PX))
+    canvas.paste(image, tuple(int(v) for v in rng.integers(1, 8, 2)))
+    turned = canvas.rotate(float(rng.uniform(-12, 12)), Image.Resampling.BILINEAR)
+    light = np.linspace(rng.uniform(0.7, 1), rng.uniform(0.7, 1), IMAGE_PX)
+    picture = np.asarray(turned)[:, :, None] * light[None, :, None] + rng.normal(12, 6, (IMAGE_PX, IMAGE_PX, 3))
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def jpeg(pixels_HWC: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_images(folder: Path, digits: Pixels, labels: npt.NDArray[np.int64], *, seed: int, copies: int = COPIES) -> int:
+    """Parquet files with columns id, digit, image; every BROKEN_EVERY-th image is broken, in four ways. Returns rows."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    which = rng.permutation(np.repeat(np.arange(len(digits)), copies))
+    images: list[bytes | None] = [jpeg(photograph(digits[i], rng)) for i in which]
+    for number, row in enumerate(range(BROKEN_EVERY // 2, len(images), BROKEN_EVERY)):
+        whole = images[row]
+        assert whole is not None
+        images[row] = (whole[: len(whole) // 2], b"", None, b"this is not an image")[number % 4]
+    table = pa.table(
+        {
+            "id": pa.array(range(len(which)), pa.int64()),
+            "digit": pa.array(labels[which], pa.int64()),
+            "image": pa.array(images, pa.binary()),
+        }
+    )
+    rows_a_file = -(-len(which) // FILES)
+    for number in range(FILES):
+        part = table.slice(number * rows_a_file, rows_a_file)
+        pq.write_table(
+            part,
+            folder / f"digits-{number}.parquet",
+            row_group_size=-(-part.num_rows // GROUPS_A_FILE),
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
+    return len(which)
+
+
+def train_weights(file: Path, digits: Pixels, labels: npt.NDArray[np.int64], *, seed: int = 0) -> None:
+    """Train the demo's network on photographs of the given digits and save its state dict."""
+    from safetensors.torch import save_file
+
+    from workers import digits as network
+    from workers.pixels import decode_into
+
+    rng = np.random.default_rng(seed)
+    which = np.repeat(np.arange(len(digits)), TRAINED_COPIES)
+    how = network.DIGITS
+    crops_NHWC = np.empty((len(which), how.crop_px, how.crop_px, 3), np.uint8)
+    for row, i in enumerate(which):
+        decode_into(jpeg(photograph(digits[i], rng)), how, crops_NHWC[row])
+    module = network.train(network.digits_cnn(), crops_NHWC, labels[which], how, seed=seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, file)
+
+
+def _accuracy(spec: JobSpec) -> str:
+    """True accuracy over every row that was scored, read from the predictions as any reader would."""
+    job = Job.open(spec, writing=False)
+    columns = ["digit", "label", "error_code"]
+    table = pa.concat_tables(
+        pq.read_table(pa.BufferReader(job.store.get(f"{job.fingerprints.root}/{shard.key}")), columns=columns)
+        for plan in job.ledger.plans()
+        for shard in plan.shards
+    )
+    good = table.filter(pc.is_null(table["error_code"]))
+    right = np.asarray(good["digit"].cast(pa.string()).to_pylist()) == np.asarray(good["label"].to_pylist())
+    return f"INT8 predictions name the true digit on {right.mean():.2%} of {good.num_rows:,} rows"
+
+
+def _look_at(spec: JobSpec) -> str:
+    job = Job.open(spec, writing=False)
+    return (
+        f"{job.store.url}/{job.fingerprints.root}/ (predictions, Parquet), "
+        f"{job.store.url}/_stint/bundles/{job.fingerprints.bundle}/ (model and accuracy report)"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+

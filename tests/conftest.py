@@ -1,0 +1,10 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set explicitly: Ray's default writes a token below HOME
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+pytest_plugins = ["tests.objectstore.servers"]

@@ -1,0 +1,92 @@
+"""Doubles for tests of the driver: a worker that commits real objects without torch, and made-up input."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from jobs.sources import Opened, RowGroup, Source
+from workers.contract import Failure, Shard, ShardResult, ThreadPlan, WorkerInfo
+from workers.store import Store
+from workers.writing import Scored, encode, object_facts
+
+INFO = WorkerInfo(
+    host="here",
+    pid=1,
+    plan=ThreadPlan(threads=1, cpus=(), slots=(), budget=1, threads_per_core=1),
+    affinity=(0,),
+    torch_threads=1,
+    isa="x86-vnni",
+    start_s={},
+)
+
+
+def opened(name: str, *groups: int, version: str = "v1") -> Opened:
+    """A Parquet source with row groups of so many rows."""
+    return Opened(Source(name, 100, version), tuple(RowGroup(rows, 10 * rows) for rows in groups), None)
+
+
+def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> bytes:
+    """What a worker would write for the shard, with class 0 everywhere."""
+    from workers.decoding import BadImage, ErrorCode
+
+    rows = shard.rows
+    scored = Scored(label_NK=np.zeros((rows, 1), np.int32), score_NK=np.ones((rows, 1), np.float32))
+    for index, s in enumerate(shard.slices):
+        scored.slice_index += [index] * s.rows
+        scored.row += range(s.row_start, s.row_stop)
+    scored.errors = {row: BadImage(ErrorCode.EMPTY, "no bytes") for row in bad}
+    metadata = {"plan_token": shard.plan_token, "token": token}
+    return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=[], metadata=metadata)
+
+
+class FakeWorker:
+    """Commits each shard; `behave` may return a Failure, or do anything else, first."""
+
+    def __init__(
+        self,
+        store: Store,
+        root: str,
+        behave: Callable[[Shard], Failure | None] | None = None,
+        bad: tuple[int, ...] = (),
+    ) -> None:
+        self._store, self._root, self._behave, self._bad = store, root, behave, bad
+        self.scored: list[str] = []
+        self._lock = threading.Lock()
+
+    def start(self) -> WorkerInfo | Failure:
+        return INFO
+
+    def score(self, shard: Shard) -> ShardResult | Failure:
+        if self._behave and (failure := self._behave(shard)):
+            return failure
+        data = object_of(shard, token=str(id(self)), bad=self._bad)
+        key = f"{self._root}/{shard.key}"
+        committed = self._store.create(key, data)
+        facts = object_facts(self._store.get(key))
+        with self._lock:
+            self.scored.append(shard.key)
+        return ShardResult(
+            plan=shard.plan,
+            index=shard.index,
+            committed=committed,
+            rows_ok=facts.rows_ok,
+            rows_bad=facts.rows_bad,
+            bad_by_code={"empty": facts.rows_bad} if facts.rows_bad else {},
+            bad_samples={"empty": "row 0"} if facts.rows_bad else {},
+            rows_gone=0,
+            sha256=facts.sha256,
+            object_bytes=facts.size,
+            bytes_read=0,
+            stage_s={},
+            wall_s=0.1,
+            cpu_s=0.1,
+            threads_busy=1.0,
+            torch_threads=1,
+            peak_rss_bytes=0,
+        )
+
+    def stop(self) -> None:
+        pass

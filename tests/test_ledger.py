@@ -1,0 +1,101 @@
+"""Plans and done records: each source claimed once, boundaries pinned, whoever comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+
+from jobs.ledger import Ledger, Plan, decode_plan, encode_plan
+from jobs.planning import Cut, cut
+from jobs.sources import Opened
+from tests.fakes import object_of, opened
+from workers.store import MemoryStore
+from workers.writing import NotOurs
+
+ROOT = "model=net-0123"
+
+
+def by_ten(sources: Sequence[Opened]) -> Cut:
+    return cut(sources, rows=10, max_bytes=2**20)
+
+
+def ledger() -> Ledger:
+    return Ledger(MemoryStore(), ROOT)
+
+
+def claim(here: Ledger, *sources: Opened) -> Plan | None:
+    return here.claim(sources, None, by_ten)
+
+
+def test_a_plan_comes_back_from_its_bytes_as_it_was_made() -> None:
+    keys = pa.schema([("id", pa.int64())])
+    made = by_ten([opened("a", 10, 5), opened("empty"), opened("b", 5)])
+    plan = decode_plan(3, encode_plan(made, keys, "token"))
+    assert [shard.slices for shard in plan.shards] == list(made.shards)
+    assert [shard.key for shard in plan.shards] == ["plan=00000003/00000000.parquet", "plan=00000003/00000001.parquet"]
+    assert plan.claimed == {("a", "v1"), ("b", "v1"), ("empty", "v1")}
+    assert (plan.rows, plan.token, plan.keys) == (20, "token", keys)
+
+
+def test_a_source_is_claimed_once_and_a_new_version_of_it_again() -> None:
+    here = ledger()
+    first = claim(here, opened("a", 5))
+    again = claim(here, opened("a", 5))
+    changed = claim(here, opened("a", 5, version="v2"), opened("b", 5))
+    assert first is not None
+    assert again is None
+    assert changed is not None
+    assert changed.number == 2
+    assert changed.claimed == {("a", "v2"), ("b", "v1")}
+
+
+def test_sources_of_no_rows_are_claimed_too_so_that_they_are_not_opened_every_night() -> None:
+    here = ledger()
+    plan = claim(here, opened("empty"))
+    assert plan is not None
+    assert plan.shards == ()
+    assert claim(here, opened("empty")) is None
+
+
+def test_planners_that_race_claim_every_source_exactly_once() -> None:
+    here = ledger()
+    views = [[opened(f"s{i}", 3) for i in range(start, start + 6)] for start in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda view: claim(here, *view), views))
+    claimed = [identity for plan in here.plans() for identity in plan.claimed]
+    assert len(claimed) == len(set(claimed)) == 13
+    assert [plan.number for plan in here.plans()] == list(range(1, len(here.plans()) + 1))
+
+
+def test_missing_is_what_has_no_object_yet() -> None:
+    here = ledger()
+    plan = claim(here, opened("a", 10, 10, 10))
+    assert plan is not None
+    here.store.create(f"{ROOT}/{plan.shards[1].key}", b"there")
+    assert here.missing(plan) == [plan.shards[0], plan.shards[2]]
+
+
+def test_the_done_record_lists_every_object_with_rows_and_digest_read_back_where_unknown() -> None:
+    here = ledger()
+    plan = claim(here, opened("a", 10, 10))
+    assert plan is not None
+    for shard in plan.shards:
+        here.store.create(f"{ROOT}/{shard.key}", object_of(shard, bad=(0,)))
+    objects = here.finish(plan, {})
+    here.record_done(plan, objects)
+    here.record_done(plan, [])  # a second record, by a run that came later, changes nothing
+    assert here.done_numbers() == {1}
+    assert here.read_done(1) == objects
+    assert [(o.rows_ok, o.rows_bad) for o in objects] == [(9, 1), (9, 1)]
+
+
+def test_an_object_that_stint_did_not_write_does_not_become_part_of_a_done_record() -> None:
+    here = ledger()
+    plan = claim(here, opened("a", 10))
+    assert plan is not None
+    here.store.create(f"{ROOT}/{plan.shards[0].key}", b"PAR1 not really")
+    with pytest.raises(NotOurs):
+        here.finish(plan, {})

@@ -1,0 +1,196 @@
+"""The run loop with a LocalPool of fake workers and a store in memory: what it does when things go wrong."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs import loop as loop_module
+from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.ledger import Ledger, Plan
+from jobs.local_pool import LocalPool
+from jobs.loop import Loop
+from jobs.planning import cut
+from jobs.pool import Event, WorkerGone
+from jobs.progress import Progress
+from jobs.spec import Limits, Workers
+from tests.fakes import FakeWorker, object_of, opened
+from workers.contract import Failure, FailureKind, Shard, WorkerInfo
+from workers.store import MemoryStore
+
+ROOT = "model=net-0"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "POLL_S", 0.01)
+    monkeypatch.setattr(loop_module, "RELIST_S", 0.05)
+    monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
+
+
+def setup(shards: int = 12) -> tuple[Ledger, Plan]:
+    ledger = Ledger(MemoryStore(), ROOT)
+    plan = ledger.claim([opened("a", *[10] * shards)], None, lambda s: cut(s, rows=10, max_bytes=2**20))
+    assert plan is not None
+    return ledger, plan
+
+
+def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any) -> Loop:
+    pool = changes.pop("pool", None) or LocalPool(factory)
+    missing = ledger.missing(plan)
+    settings: dict[str, Any] = {
+        "ledger": ledger,
+        "pool": pool,
+        "plans": [plan],
+        "missing": missing,
+        "limits": Limits(),
+        "workers": Workers(max=3),
+        "progress": Progress(plan.rows, len(plan.shards), out=io.StringIO()),
+        "interrupted": lambda: False,
+    }
+    return Loop(**{**settings, **changes})
+
+
+def test_every_missing_shard_is_scored_and_those_that_are_there_are_not() -> None:
+    ledger, plan = setup()
+    for shard in plan.shards[:5]:
+        ledger.store.create(f"{ROOT}/{shard.key}", object_of(shard))
+    workers: list[FakeWorker] = []
+
+    def factory() -> FakeWorker:
+        workers.append(FakeWorker(ledger.store, ROOT))
+        return workers[-1]
+
+    tally = loop(ledger, plan, factory).run()
+    assert sorted(key for w in workers for key in w.scored) == [shard.key for shard in plan.shards[5:]]
+    assert ledger.missing(plan) == []
+    assert sum(r.rows_ok for r in tally.results) == 70
+    assert all(r.committed for r in tally.results)
+
+
+def test_two_runs_at_once_commit_each_shard_once() -> None:
+    ledger, plan = setup(40)
+    loops = [loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT)) for _ in range(2)]
+    threads = [threading.Thread(target=one.run) for one in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    committed = [(r.plan, r.index) for one in loops for r in one.tally.results if r.committed]
+    assert sorted(committed) == [(1, index) for index in range(40)]
+
+
+def fails_times(times: int, failure: Failure) -> Callable[[Shard], Failure | None]:
+    left = {"n": times}
+    lock = threading.Lock()
+
+    def behave(shard: Shard) -> Failure | None:
+        with lock:
+            if shard.index == 3 and left["n"]:
+                left["n"] -= 1
+                return failure
+        return None
+
+    return behave
+
+
+def test_a_lost_worker_costs_an_attempt_and_nothing_else() -> None:
+    ledger, plan = setup()
+    lost = Failure(kind=FailureKind.INFRA, message="node preempted")
+    tally = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, fails_times(1, lost))).run()
+    assert ledger.missing(plan) == []
+    assert tally.failures >= 1
+
+
+def test_an_error_of_ours_that_repeats_stops_the_run_with_traceback_and_rows_in_hand() -> None:
+    ledger, plan = setup()
+    bug = Failure(kind=FailureKind.TASK, message="ZeroDivisionError", traceback="Traceback: line 7")
+    with pytest.raises(RunFailed, match=r"(?s)shard 00000001/00000003 .*a row group 3 rows 0:10.*Traceback: line 7"):
+        loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, fails_times(99, bug))).run()
+
+
+def test_a_source_that_cannot_be_read_is_set_aside_and_the_rest_is_scored() -> None:
+    ledger, plan = setup()
+    damaged = Failure(kind=FailureKind.DATA, message="page checksum")
+    tally = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, fails_times(99, damaged))).run()
+    assert [shard.index for shard, _ in tally.set_aside] == [3]
+    assert [shard.index for shard in ledger.missing(plan)] == [3]
+
+
+def test_more_bad_rows_than_the_budget_stop_the_run_with_a_table_of_reasons() -> None:
+    ledger, plan = setup()
+    with pytest.raises(BadRowsExceeded, match=r"(?s)2 of 120 rows are bad; limits.bad_rows allows 1.00%.*2  empty"):
+        loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, bad=(0, 1)), limits=Limits(bad_rows=0.01)).run()
+
+
+def test_an_interrupt_ends_the_loop_and_keeps_what_is_committed() -> None:
+    ledger, plan = setup()
+    flag = threading.Event()
+
+    def behave(shard: Shard) -> None:
+        flag.set()
+
+    with pytest.raises(Interrupted):
+        loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, behave), interrupted=flag.is_set).run()
+    loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT)).run()
+    assert ledger.missing(plan) == []
+
+
+class NeverStarts(FakeWorker):
+    def start(self) -> WorkerInfo | Failure:
+        return Failure(kind=FailureKind.INFRA, code="no_cores", message="2 of 2 cores are held")
+
+
+def test_a_run_whose_workers_find_no_cores_ends_when_the_other_run_has_done_it_all() -> None:
+    ledger, plan = setup(4)
+    waiting = loop(ledger, plan, lambda: NeverStarts(ledger.store, ROOT))
+    thread = threading.Thread(target=waiting.run)
+    thread.start()
+    loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT)).run()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert waiting.progress.rows_elsewhere == 40
+
+
+def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
+    ledger, plan = setup(4)
+
+    class Unfit(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            return Failure(kind=FailureKind.INFRA, code="wrong_isa", message="made for x86-vnni, this is arm64")
+
+    with pytest.raises(RunFailed, match="no worker can start: made for x86-vnni"):
+        loop(ledger, plan, lambda: Unfit(ledger.store, ROOT)).run()
+
+
+class LosesItsFirstWorker(LocalPool):
+    """Reports the first worker as dead as soon as it holds shards."""
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = list(super().poll(timeout_s))
+        if 0 in self._ready and self._ready[0]:
+            shards = tuple(self._ready[0])
+            self._retire(0)
+            events = [e for e in events if e.worker != 0]
+            events.append(WorkerGone(0, Failure(kind=FailureKind.INFRA, message="killed"), shards, started=True))
+        return [e for e in events if e.worker != 0 or isinstance(e, WorkerGone)]
+
+    def _take(self, event: Event) -> list[Event]:
+        return list(super()._take(event)) if event.worker in self._workers else []
+
+
+def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:
+    ledger, plan = setup()
+    slow = threading.Event()
+
+    def behave(shard: Shard) -> None:
+        slow.wait(0.05)
+
+    pool = LosesItsFirstWorker(lambda: FakeWorker(ledger.store, ROOT, behave))
+    one = loop(ledger, plan, lambda: None, pool=pool)
+    one.run()
+    assert ledger.missing(plan) == []
