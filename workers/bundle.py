@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 DecodeInto = Callable[[bytes, Preprocess, npt.NDArray[np.uint8]], None]
 
 GOLDEN_ROWS = 8
-GOLDEN_TOLERANCE = {"int8": 0.02, "fp32": 0.005}
-"""Mean absolute difference of logits ÷ their standard deviation that still counts as the same network. Integer sums
-are exact on every CPU of a class; what differs is float rounding, and a pixel here and there between JPEG decoders."""
+GOLDEN_TOLERANCE = {"int8": 0.05, "fp32": 0.005}
+"""Mean absolute difference of logits ÷ their standard deviation that still counts as the same network.
+
+Integer sums are exact on every CPU of a class. What differs is the rounding between them, and a pixel here and there
+between JPEG decoders: AVX2 against AVX-512 0.004 (ResNet-18) to 0.021 (MobileNetV2, random weights)."""
 
 _MANIFEST = "manifest.json"
 
@@ -154,8 +156,8 @@ def check_golden(engine: Engine, manifest: Manifest, store: Store, decode_into: 
         raise BundleRefused(
             f"bundle {manifest.fingerprint} computes other values here ({cpu_model()}, {isa_class()}) than where it "
             f"was made ({manifest.cpu_model}): {engine.precision} logits of the golden batch differ by "
-            f"{difference:.3g} of their spread, {allowed:g} is allowed. Check that torch ({manifest.versions.get('torch')}) and the "
-            "image decoder are those of the bundle, or take this kind of node out",
+            f"{difference:.3g} of their spread, {allowed:g} is allowed. Check that torch and the image decoder are those "
+            f"of the bundle (torch {manifest.versions.get('torch')}), or take this kind of node out",
             code="golden_mismatch",
         )
 
