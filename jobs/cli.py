@@ -193,9 +193,8 @@ def summary(report: Report) -> str:
         f"{', '.join(map(str, report.plans))}, in {duration(report.elapsed_s)}"
     ]
     if report.rows_scored_here:
-        lines.append(
-            f"scored here: {report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
-        )
+        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
+        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             lines[-1] += f", cost {report.cost:.4f} ({report.cost / report.rows_scored_here * 1e6:.2f} a million)"
     lines += [f"bad rows: {n:,} {code}, e.g. {report.bad_samples[code]}" for code, n in report.bad_by_code.items()]

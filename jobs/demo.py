@@ -21,7 +21,6 @@ from PIL import Image
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.spec import JobSpec, load_spec
-from jobs.verify import verify
 
 SPEC = "conf/demo.yaml"
 FILES = 4
@@ -33,6 +32,7 @@ BROKEN_EVERY = 97
 TRAINED_COPIES = 4
 
 Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
 
 
 def demo(folder: Path) -> int:
@@ -72,7 +72,7 @@ def _spec(folder: Path) -> JobSpec:
     )
 
 
-def load_digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
+def load_digits() -> tuple[Pixels, Labels]:
     """scikit-learn's 1,797 handwritten digits as N × 8 × 8 uint8, shuffled, and their labels."""
     try:
         from sklearn.datasets import load_digits as load
@@ -87,7 +87,8 @@ def photograph(digit: Pixels, rng: np.random.Generator) -> Pixels:
     """One digit of 8 × 8 as an IMAGE_PX square RGB picture: enlarged, turned, moved, lit unevenly, a little noisy."""
     image = Image.fromarray(digit).resize((IMAGE_PX - 8, IMAGE_PX - 8), Image.Resampling.BICUBIC)
     canvas = Image.new("L", (IMAGE_PX, IMAGE_PX))
-    canvas.paste(image, tuple(int(v) for v in rng.integers(1, 8, 2)))
+    left, top = rng.integers(1, 8, 2)
+    canvas.paste(image, (int(left), int(top)))
     turned = canvas.rotate(float(rng.uniform(-12, 12)), Image.Resampling.BILINEAR)
     light = np.linspace(rng.uniform(0.7, 1), rng.uniform(0.7, 1), IMAGE_PX)
     picture = np.asarray(turned)[:, :, None] * light[None, :, None] + rng.normal(12, 6, (IMAGE_PX, IMAGE_PX, 3))
@@ -100,8 +101,8 @@ def jpeg(pixels_HWC: Pixels) -> bytes:
     return file.getvalue()
 
 
-def write_images(folder: Path, digits: Pixels, labels: npt.NDArray[np.int64], *, seed: int, copies: int = COPIES) -> int:
-    """Parquet files with columns id, digit, image; every BROKEN_EVERY-th image is broken, in four ways. Returns rows."""
+def write_images(folder: Path, digits: Pixels, labels: Labels, *, seed: int, copies: int = COPIES) -> int:
+    """Parquet files of id, digit, image; every BROKEN_EVERY-th image is broken, in four ways. Returns the rows."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     which = rng.permutation(np.repeat(np.arange(len(digits)), copies))
@@ -131,7 +132,7 @@ def write_images(folder: Path, digits: Pixels, labels: npt.NDArray[np.int64], *,
     return len(which)
 
 
-def train_weights(file: Path, digits: Pixels, labels: npt.NDArray[np.int64], *, seed: int = 0) -> None:
+def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0) -> None:
     """Train the demo's network on photographs of the given digits and save its state dict."""
     from safetensors.torch import save_file
 
@@ -173,5 +174,3 @@ def _look_at(spec: JobSpec) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-

@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
-from workers.making import Maker
-
 from jobs.policy import SHARDS_A_WORKER
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from workers.actor import Worker
@@ -26,6 +24,7 @@ from workers.contract import (
     WorkerInfo,
     WorkerSpec,
 )
+from workers.making import Maker
 from workers.threads import read_topology
 
 
@@ -123,7 +122,7 @@ class LocalCluster:
         self._maker = ThreadPoolExecutor(1, "maker")
         self._bundle: Future[BundleOutcome | Failure] | None = None
 
-    def cores(self) -> int:
+    def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
 
     def start_bundle(self, request: BundleRequest) -> None:

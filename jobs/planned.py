@@ -1,4 +1,4 @@
-"""What a run would do, and what runs have done: `stint plan` and `stint status`, from input listing and ledger alone."""
+"""`stint plan` and `stint status`: what a run would do and what runs have done, from listing and ledger alone."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class Pool(Protocol):
 class Cluster(Protocol):
     """Where workers run."""
 
-    def cores(self) -> int:
-        """Physical cores known to be there now, over all nodes."""
+    def most_workers(self, threads: int) -> int | None:
+        """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
 
     def start_bundle(self, request: BundleRequest) -> None:
         """Have a worker make the bundle, or check the one that is there."""

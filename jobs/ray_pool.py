@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from workers.making import Maker
 
 from jobs.errors import RunFailed
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from workers.actor import Worker
 from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, Shard, WorkerSpec
+from workers.making import Maker
 from workers.threads import read_topology, thread_environment
 
 CONCURRENCY = 3
@@ -151,8 +151,8 @@ class RayCluster:
         self._maker: Any = None
         self._bundle: Any = None
 
-    def cores(self) -> int:
-        return int(ray.cluster_resources().get("CPU", 0)) // self._threads_per_core
+    def most_workers(self, threads: int) -> int | None:
+        return None if self._address else read_topology().budget // threads
 
     def start_bundle(self, request: BundleRequest) -> None:
         """The maker takes the widest node that is up: calibration in float is the slow part of making a bundle."""

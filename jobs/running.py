@@ -23,7 +23,10 @@ from jobs.loop import Loop, Tally, bad_rows_error
 from jobs.policy import NO_CORES, bad_rows_exceeded
 from jobs.pool import Cluster
 from jobs.progress import Progress
-from workers.contract import BundleOutcome, Failure, Shard
+from jobs.spec import Workers
+from workers.bundle import read_manifest
+from workers.contract import BundleOutcome, BundleRequest, Failure, Shard
+from workers.making import outcome_of
 from workers.store import StoreError
 
 BUNDLE_POLL_S = 0.2
@@ -106,7 +109,7 @@ class Run:
                 self.cluster.close()
 
     def bundle(self) -> BundleOutcome:
-        """Make the bundle, or judge the one that is there by the spec's gate. Raises GateRefused, SpecError, RunFailed."""
+        """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
         try:
             found = self.job.discover()
             opened = found.fresh or self._reopened(found)
@@ -176,22 +179,9 @@ class Run:
         return self.cluster
 
     def _ensure_bundle(self, opened: Sequence[Any]) -> BundleOutcome:
-        """On a worker: the driver has no torch, and the head node often no such CPU."""
+        """The bundle that is there, or a new one made on a worker: the driver has no torch, and often no such CPU."""
         request = self.job.bundle_request(opened)
-        while True:
-            cluster = self._connected()
-            cluster.start_bundle(request)
-            outcome = None
-            while outcome is None:
-                if self.interrupted():
-                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-                outcome = cluster.poll_bundle(BUNDLE_POLL_S)
-            if isinstance(outcome, BundleOutcome):
-                break
-            if outcome.code != NO_CORES:
-                raise _bundle_error(outcome)
-            self.say(f"waiting for cores to make the bundle: {outcome.message}")
-            time.sleep(NO_CORES_PAUSE_S)
+        outcome = self._existing_bundle(request) or self._made_bundle(request)
         if not outcome.passed:
             raise GateRefused(
                 f"the INT8 model is refused\n{outcome.table}",
@@ -202,6 +192,33 @@ class Run:
         if outcome.created and outcome.table:
             self.say(outcome.table)
         return outcome
+
+    def _existing_bundle(self, request: BundleRequest) -> BundleOutcome | None:
+        """Judged by its own report, without a worker; None where there is no bundle, or labels must be measured."""
+        manifest = read_manifest(self.job.store, request.fingerprint)
+        if manifest is None or (
+            manifest.accuracy and request.gate.labels_column is not None and not manifest.accuracy.labelled_rows
+        ):
+            return None
+        return outcome_of(manifest.accuracy, request, created=False, began=time.perf_counter())
+
+    def _made_bundle(self, request: BundleRequest) -> BundleOutcome:
+        while True:
+            cluster = self._connected()
+            cluster.start_bundle(request)
+            outcome = None
+            while outcome is None:
+                if self.interrupted():
+                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+                outcome = cluster.poll_bundle(BUNDLE_POLL_S)
+            if isinstance(outcome, BundleOutcome):
+                return outcome
+            if outcome.code != NO_CORES:
+                raise _bundle_error(outcome)
+            self.say(f"waiting for cores to make the bundle: {outcome.message}")
+            time.sleep(NO_CORES_PAUSE_S)
+            if (existing := self._existing_bundle(request)) is not None:
+                return existing  # made by the run that held the cores
 
     def _score(self, plans: Sequence[Plan], missing: Sequence[Shard], keys: pa.Schema | None) -> Tally:
         if not missing:
@@ -215,7 +232,7 @@ class Run:
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
-            workers=self.job.spec.workers,
+            workers=self._workers(),
             progress=progress,
             interrupted=self.interrupted,
         )
@@ -224,6 +241,16 @@ class Run:
         finally:
             self.say(progress.line())
             self._count(loop.tally)
+
+    def _workers(self) -> Workers:
+        """The spec's bounds, within what a machine that cannot grow has."""
+        given = self.job.spec.workers
+        room = self._connected().most_workers(self.job.threads)
+        if room is None:
+            return given
+        if room == 0:
+            raise SpecError(f"workers.cpus: a worker takes {self.job.threads} cores, which this machine does not grant")
+        return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room)})
 
     def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""

@@ -162,7 +162,8 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
         if len(wrong):
             at = wrong[0].as_py()
             where = ", ".join(f"{n} {c[at].as_py()}" for n, c in columns.items())
-            yield f"{len(wrong)} rows out of place; the first is row {at}: {name} is {found[at].as_py()}, planned: {where}"
+            first = f"the first is row {at}: {name} is {found[at].as_py()}"
+            yield f"{len(wrong)} rows out of place; {first}, planned: {where}"
             return
 
 

@@ -23,9 +23,10 @@ from workers.contract import Failure, Shard, ShardResult, ThreadPlan, WorkerInfo
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from workers.predict import Predictor, Scored
+    from workers.predict import Predictor
     from workers.reading import ReadAhead
     from workers.store import Store
+    from workers.writing import Scored
 
 T = TypeVar("T")
 
