@@ -156,8 +156,8 @@ def check_golden(engine: Engine, manifest: Manifest, store: Store, decode_into: 
         raise BundleRefused(
             f"bundle {manifest.fingerprint} computes other values here ({cpu_model()}, {isa_class()}) than where it "
             f"was made ({manifest.cpu_model}): {engine.precision} logits of the golden batch differ by "
-            f"{difference:.3g} of their spread, {allowed:g} is allowed. Check that torch and the image decoder are those "
-            f"of the bundle (torch {manifest.versions.get('torch')}), or take this kind of node out",
+            f"{difference:.3g} of their spread, {allowed:g} is allowed. Check that torch and the image decoder are "
+            f"those of the bundle (torch {manifest.versions.get('torch')}), or take this kind of node out",
             code="golden_mismatch",
         )
 
