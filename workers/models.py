@@ -92,11 +92,11 @@ def _from_torchvision(name: str, spec: ModelSpec, read: Read) -> tuple[nn.Module
 def _weights_enum(models: Any, name: str, wanted: str) -> Any:
     enum = models.get_model_weights(name)
     member = wanted.removeprefix(f"{enum.__name__}.")
-    if member in ("DEFAULT", *enum.__members__):
-        return enum[member] if member != "DEFAULT" else enum.DEFAULT
+    if member in enum.__members__:  # DEFAULT among them, as another name of the best
+        return enum[member]
     raise ModelError(
         f"model.weights: {wanted!r} is no weights enum of torchvision/{name}, which has "
-        f"{', '.join(enum.__members__)} and DEFAULT; a file is named by a path with a / or by "
+        f"{', '.join(enum.__members__)}; a file is named by a path with a / or by "
         ".safetensors, .pth or .pt at its end"
     )
 

@@ -1,0 +1,112 @@
+"""Networks and images for the tests of models: handwritten digits, trained once in a session's first test."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from workers.artifacts import open_artifact
+from workers.contract import Preprocess
+from workers.cpu import isa_class
+from workers.digits import DIGITS, digits_cnn, train
+from workers.engines.base import Engine, Pixels
+from workers.models import LoadedModel
+from workers.quantize import Artifacts, quantize
+
+CALIBRATION_ROWS = 64
+TRAINING_ROWS = 1200
+
+
+@dataclass(frozen=True)
+class Digits:
+    pixels_NHWC: Pixels
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def training(self) -> Digits:
+        return Digits(self.pixels_NHWC[:TRAINING_ROWS], self.labels[:TRAINING_ROWS])
+
+    @property
+    def held_out(self) -> Digits:
+        return Digits(self.pixels_NHWC[TRAINING_ROWS:], self.labels[TRAINING_ROWS:])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def digits() -> Digits:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    grey = (bunch.images[order] * (255 / 16)).astype(np.uint8)
+    large = grey.repeat(4, axis=1).repeat(4, axis=2)
+    pixels_NHWC = np.ascontiguousarray(np.repeat(large[..., None], 3, axis=3))
+    return Digits(pixels_NHWC, bunch.target[order].astype(np.int64))
+
+
+@functools.cache
+def digits_model() -> LoadedModel:
+    """Trained to 98 % of the held-out digits, about 2 s. Do not change it: every test shares it."""
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(0)
+        seen = digits().training
+        network = train(digits_cnn(), seen.pixels_NHWC, seen.labels, DIGITS, epochs=6)
+    return loaded(network, DIGITS, outputs=10, labels=tuple("0123456789"))
+
+
+@functools.cache
+def digits_artifacts() -> Artifacts:
+    with one_thread():
+        return quantize(digits_model(), digits().training.pixels_NHWC[:CALIBRATION_ROWS], isa_class())
+
+
+def engines(artifacts: Artifacts) -> tuple[Engine, Engine]:
+    """The fp32 and the INT8 engine."""
+    assert artifacts.int8 is not None
+    return open_artifact(artifacts.fp32), open_artifact(artifacts.int8)
+
+
+def loaded(
+    network: nn.Module, preprocess: Preprocess, outputs: int, labels: tuple[str, ...] | None = None
+) -> LoadedModel:
+    return LoadedModel(
+        name="tests:network",
+        module=network.eval().requires_grad_(False),
+        preprocess=preprocess,
+        labels=labels,
+        outputs=outputs,
+    )
+
+
+def png(pixels_HWC: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, format="PNG")
+    return file.getvalue()
+
+
+def settled(network: nn.Module, side_px: int) -> nn.Module:
+    """Give batch normalisation the statistics of noise, so that a random network's activations keep their scale."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, side_px, side_px))
+    return network.eval()
