@@ -132,15 +132,18 @@ def write_images(folder: Path, digits: Pixels, labels: Labels, *, seed: int, cop
     return len(which)
 
 
-def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0) -> None:
+def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0, copies: int = TRAINED_COPIES) -> None:
     """Train the demo's network on photographs of the given digits and save its state dict."""
+    import torch
     from safetensors.torch import save_file
 
     from workers import digits as network
     from workers.pixels import decode_into
 
+    # The network is too small to share out, and OpenMP threads that wait for a busy machine's cores wait for ever.
+    torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
-    which = np.repeat(np.arange(len(digits)), TRAINED_COPIES)
+    which = np.repeat(np.arange(len(digits)), copies)
     how = network.DIGITS
     crops_NHWC = np.empty((len(which), how.crop_px, how.crop_px, 3), np.uint8)
     for row, i in enumerate(which):

@@ -6,5 +6,7 @@ import os
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set explicitly: Ray's default writes a token below HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Several OpenMP threads on a machine that runs other tests spin against each other; workers size their own pools.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ["tests.objectstore.servers"]
+pytest_plugins = ["tests.objectstore.servers", "tests.digits_job"]

@@ -1,0 +1,159 @@
+"""Whole jobs with the real worker in this process (LocalPool): what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from tests import images
+from tests.digits_job import Digits, predictions
+
+WriteSpec = Callable[[dict[str, Any]], str]
+
+
+def run(spec: str, *more: str) -> int:
+    return main(["run", spec, "--pool=local", *more])
+
+
+def test_every_input_row_has_one_prediction_and_int8_is_as_right_as_fp32(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    spec = write_spec(digits.spec(out))
+    assert run(spec) == 0
+    assert f"complete: {digits.rows} rows" in capsys.readouterr().out
+    table = predictions(out)
+    assert table["id"].to_pylist() == list(range(digits.rows))
+    bad = table.filter(pa.compute.is_valid(table["error_code"]))
+    assert set(bad["error_code"].to_pylist()) == {"truncated", "empty", "null", "unsupported_format"}
+    assert bad["label"].null_count == bad.num_rows
+    good = table.filter(pa.compute.is_null(table["error_code"]))
+    assert good.num_rows + bad.num_rows == digits.rows
+    right = np.mean(
+        [str(d) == label for d, label in zip(good["digit"].to_pylist(), good["label"].to_pylist(), strict=True)]
+    )
+    report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
+    assert right > 0.97
+    assert report["accuracy"]["top1_int8"] >= report["accuracy"]["top1_fp32"] - 0.01
+    assert main(["verify", spec]) == 0
+    assert main(["status", spec]) == 0
+    assert "plan 1: done" in capsys.readouterr().out
+
+
+def test_a_second_run_has_nothing_to_do_and_a_new_file_is_all_that_a_third_scores(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    files = sorted(digits.images.glob("*.parquet"))
+    (data / "a.parquet").write_bytes(files[0].read_bytes())
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
+    assert run(spec) == 0
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/model=*/plan=*/*")}
+    assert run(spec) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+    (data / "b.parquet").write_bytes(files[1].read_bytes())
+    assert run(spec) == 0
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/model=*/plan=*/*")}
+    assert {p: after[p] for p in before} == before
+    assert {p.parent.name for p in after.keys() - before.keys()} == {"plan=00000002"}
+    assert main(["verify", spec]) == 0
+
+
+def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out", model__precision="fp32"))
+    assert run(spec) == 0
+    assert main(["verify", spec]) == 0
+    footer = pq.read_schema(next(tmp_path.glob("out/model=*/plan=*/*.parquet"))).metadata
+    assert footer[b"stint.precision"] == b"fp32"
+
+
+def test_embeddings_are_rows_of_a_fixed_size(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
+    changes = {"model__task": "embed", "gate__labels_column": None, "gate__min_cosine": 0.98}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes))
+    assert run(spec) == 0
+    assert main(["verify", spec]) == 0
+    table = predictions(tmp_path / "out")
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    assert table["embedding"].null_count == table.num_rows - table["error_code"].null_count
+    vectors = np.stack(table["embedding"].drop_null().to_numpy())
+    assert np.isfinite(vectors).all()
+    assert vectors.std() > 0
+
+
+def test_every_image_of_the_corpus_has_one_row_and_the_worker_lives(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+) -> None:
+    samples = images.samples()
+    names = list(samples)
+    data = tmp_path / "corpus.parquet"
+    table = pa.table({"id": names, "image": [samples[name].data for name in names]})
+    pq.write_table(table, data, write_page_checksum=True)
+    changes = {"input__uri": str(data), "input__keys": ["id"], "gate__labels_column": None, "gate__min_agreement": 0.0}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
+    assert run(spec) == 0
+    assert main(["verify", spec]) == 0
+    found = predictions(tmp_path / "out")
+    assert found["id"].to_pylist() == names
+    for name, code in zip(names, found["error_code"].to_pylist(), strict=True):
+        assert samples[name].code in (images.ANY, code), name
+
+
+def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+) -> None:
+    folder = tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    for i, data in enumerate(images.photographs(20, 60, 80)):
+        (folder / f"{i:02d}.jpg").write_bytes(data)
+    changes = {
+        "input__uri": str(folder.parent),
+        "input__format": "images",
+        "input__keys": [],
+        "gate__min_agreement": 0.0,
+    }
+    spec = write_spec(digits.spec(tmp_path / "out", **changes, gate__labels_column=None))
+    assert run(spec) == 0
+    assert main(["verify", spec]) == 0
+    assert [Path(u).name for u in predictions(tmp_path / "out")["source_uri"].to_pylist()] == [
+        f"{i:02d}.jpg" for i in range(20)
+    ]
+
+
+def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_committed(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calibrated on one black picture, the ranges fit black pictures, and the digits fall outside them."""
+    black = images.encode(np.zeros((48, 48, 3), np.uint8), "JPEG")
+    table = pq.read_table(digits.images).slice(0, 320)
+    data = tmp_path / "data.parquet"
+    rows = [black] * 288 + table["image"].to_pylist()[288:]
+    pq.write_table(table.set_column(2, "image", pa.array(rows, pa.binary())), data, row_group_size=320)
+    changes = {"input__uri": str(data), "gate__rows": 319, "model__calibration": {"rows": 1}}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes))
+    assert run(spec) == 4
+    shown = capsys.readouterr().err
+    assert "true top-1, fp32" in shown
+    assert "true top-1, int8" in shown
+    assert "REFUSED" in shown
+    assert list(tmp_path.glob("out/model=*")) == []
+    assert list(tmp_path.glob("out/_stint/bundles/*")) == []
+
+
+def test_too_many_bad_rows_end_with_code_3_and_a_larger_budget_goes_on_from_there(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out", limits__bad_rows=0.0))
+    assert run(spec) == 3
+    assert "limits.bad_rows" in capsys.readouterr().err
+    assert main(["verify", spec]) == 1
+    assert run(spec, "--set=limits.bad_rows=0.05") == 0
+    assert main(["verify", spec]) == 0
