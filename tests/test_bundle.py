@@ -1,0 +1,237 @@
+"""Bundles: the first writer settles what everybody uses, and nothing wrong is ever loaded."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from tests.networks import digits, digits_artifacts, digits_model, engines, loaded, one_thread, png
+from workers import bundle
+from workers.accuracy import compare
+from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
+from workers.contract import ModelSpec, Preprocess
+from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.digits import DIGITS, digits_cnn
+from workers.engines.base import Pixels, score_crops
+from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
+from workers.model_names import RECIPE
+from workers.pixels import decode_into
+from workers.quantize import Artifacts, only_float, quantize
+from workers.store import MemoryStore
+
+FP = "0123abcd"
+FOLDER = f"_stint/bundles/{FP}"
+SPEC = ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors", args={"num_classes": 10})
+CALIBRATION = Calibration(seed=0, size=64, rows=(RowRef(uri="s3://b/a.parquet", row_group=1, row=7),), bad_rows=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def write(store: MemoryStore, artifacts: Artifacts | None = None, spec: ModelSpec = SPEC) -> Manifest:
+    artifacts = artifacts or digits_artifacts()
+    unseen = digits().held_out
+    report = None
+    if artifacts.int8 is not None:
+        report = compare(*engines(artifacts), unseen.pixels_NHWC[:64], unseen.labels[:64])
+    return write_bundle(
+        store,
+        FP,
+        spec=spec,
+        model=digits_model(),
+        artifacts=artifacts,
+        accuracy=report,
+        calibration=CALIBRATION,
+        golden_images=[png(crop) for crop in unseen.pixels_NHWC[:12]],
+        decode_into=decode_into,
+    )
+
+
+def keys(store: MemoryStore) -> set[str]:
+    return {info.key for info in store.list(FOLDER)}
+
+
+def test_bundle_is_read_back_as_it_was_written(store: MemoryStore) -> None:
+    written = write(store)
+    found = read_manifest(store, FP)
+    assert found == written
+    assert found is not None
+    assert found.preprocess == DIGITS
+    assert found.labels == tuple("0123456789")
+    assert (found.outputs, found.task, found.calibration) == (10, "classify", CALIBRATION)
+    assert found.recipe == f"{RECIPE}/graph"
+    assert found.spec["args"] == {"num_classes": 10}
+    assert found.accuracy is not None
+    assert found.accuracy.rows == 64
+    assert {a.info.kind for a in found.artifacts} == {"fp32", "int8"}
+    assert from_json(to_json(found)) == found
+
+
+def test_every_file_is_named_by_its_content_but_the_manifest(store: MemoryStore) -> None:
+    manifest = write(store)
+    stored = [a.stored.file_name for a in manifest.artifacts] + [manifest.golden.file_name]
+    assert keys(store) == {f"{FOLDER}/{name}" for name in [*stored, "manifest.json"]}
+
+
+def test_no_bundle_is_none(store: MemoryStore) -> None:
+    assert read_manifest(store, FP) is None
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_loaded_engine_scores_as_the_artifact_did_and_passes_its_golden_batch(
+    store: MemoryStore, precision: str
+) -> None:
+    manifest = write(store)
+    engine = load_engine(store, manifest, precision)
+    check_golden(engine, manifest, store, decode_into)
+    before = dict(zip(("fp32", "int8"), engines(digits_artifacts()), strict=True))[precision]
+    crops_NHWC = digits().held_out.pixels_NHWC[:8]
+    np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(before, crops_NHWC, 8))
+
+
+def test_first_of_two_writers_wins_and_the_second_uses_its_manifest(store: MemoryStore) -> None:
+    first = write(store)
+    made = digits_artifacts().int8
+    assert made is not None
+    other = quantize(digits_model(), digits().training.pixels_NHWC[64:80], made.info.isa or "")
+    second = write(store, other)
+    assert second == first
+    assert read_manifest(store, FP) == first
+    assert other.int8 is not None
+    engine = load_engine(store, second, "int8")
+    expected = engines(digits_artifacts())[1]
+    crops_NHWC = digits().held_out.pixels_NHWC[:8]
+    np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(expected, crops_NHWC, 8))
+
+
+def test_golden_batch_holds_encoded_images_and_the_logits_of_each_precision(store: MemoryStore) -> None:
+    manifest = write(store)
+    tensors = safetensors.numpy.load(store.get(f"{FOLDER}/{manifest.golden.file_name}"))
+    assert set(tensors) == {f"image_{row}" for row in range(8)} | {"logits_fp32", "logits_int8"}
+    assert tensors["image_0"].tobytes() == png(digits().held_out.pixels_NHWC[0])
+    assert tensors["logits_int8"].shape == (8, 10)
+
+
+def test_bundle_in_fp32_has_no_int8_and_says_so(store: MemoryStore) -> None:
+    manifest = write(store, only_float(digits_model()))
+    check_golden(load_engine(store, manifest, "fp32"), manifest, store, decode_into)
+    with pytest.raises(BundleRefused, match="holds fp32, not int8") as caught:
+        load_engine(store, manifest, "int8")
+    assert caught.value.code == "no_artifact"
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def made_for(manifest: Manifest, isa: str) -> Manifest:
+    return replace(manifest, artifacts=tuple(replace(a, info=replace(a.info, isa=isa)) for a in manifest.artifacts))
+
+
+def test_artifact_of_another_class_of_cpu_is_refused_with_both_named(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = made_for(write(store), X86_VNNI)
+    monkeypatch.setattr(bundle, "isa_class", lambda: X86_NO_VNNI)
+    with pytest.raises(BundleRefused, match=r"for x86-vnni CPUs, this one .* is x86-no-vnni") as caught:
+        load_engine(store, manifest, "int8")
+    assert caught.value.code == "wrong_isa"
+
+
+def test_artifact_of_the_lower_class_is_welcome_on_the_higher(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = made_for(write(store), X86_NO_VNNI)
+    monkeypatch.setattr(bundle, "isa_class", lambda: X86_VNNI)
+    load_engine(store, manifest, "int8")
+
+
+def test_refusals_survive_pickling_with_their_code() -> None:
+    refused = pickle.loads(pickle.dumps(BundleRefused("why", code="wrong_isa")))
+    assert (str(refused), refused.code) == ("why", "wrong_isa")
+
+
+@pytest.mark.parametrize("damage", ["tampered", "cut short"])
+def test_damaged_artifact_is_refused(store: MemoryStore, damage: str) -> None:
+    manifest = write(store)
+    stored = next(a.stored for a in manifest.artifacts if a.info.kind == "int8")
+    data = store.get(f"{FOLDER}/{stored.file_name}")
+    bad = data[:-1] if damage == "cut short" else data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+    broken = MemoryStore()
+    for info in store.list(FOLDER):
+        broken.create(info.key, bad if info.key.endswith(stored.file_name) else store.get(info.key))
+    with pytest.raises(BundleRefused, match="is damaged") as caught:
+        load_engine(broken, manifest, "int8")
+    assert caught.value.code == "corrupt"
+
+
+def test_network_with_other_weights_fails_the_golden_batch(store: MemoryStore) -> None:
+    manifest = write(store)
+    torch.manual_seed(5)
+    network = digits_cnn()
+    network.load_state_dict(digits_model().module.state_dict())
+    with torch.no_grad():
+        network[-1].weight[3].mul_(1.5)  # type: ignore[index, operator]
+    tampered = only_float(loaded(network, DIGITS, outputs=10))
+    changed = MemoryStore()
+    engine = load_engine(changed, write(changed, tampered), "fp32")
+    with pytest.raises(BundleRefused, match="computes other values here") as caught:
+        check_golden(engine, manifest, store, decode_into)
+    assert caught.value.code == "golden_mismatch"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStore, precision: str) -> None:
+    manifest = write(store)
+
+    def upside_down(data: bytes, how: Preprocess, out_HWC: Pixels) -> None:
+        decode_into(data, how, out_HWC)
+        out_HWC[:] = out_HWC[::-1].copy()
+
+    with pytest.raises(BundleRefused) as caught:
+        check_golden(load_engine(store, manifest, precision), manifest, store, upside_down)
+    assert caught.value.code == "golden_mismatch"
+
+
+def test_bundle_without_golden_images_is_refused(store: MemoryStore) -> None:
+    with pytest.raises(ValueError, match="golden"):
+        write_bundle(
+            store,
+            FP,
+            spec=SPEC,
+            model=digits_model(),
+            artifacts=digits_artifacts(),
+            accuracy=None,
+            calibration=None,
+            golden_images=[],
+            decode_into=decode_into,
+        )
+    assert not keys(store)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"not json", b'{"schema": 99}', b'{"schema": 1}', b"[]"])
+def test_manifest_of_another_kind_is_an_error_and_not_an_absence(store: MemoryStore, data: bytes) -> None:
+    store.create(f"{FOLDER}/manifest.json", data)
+    with pytest.raises(ValueError):  # noqa: PT011 - a JSON error or a message on the schema
+        read_manifest(store, FP)
+
+
+def test_manifest_and_gate_are_read_without_torch() -> None:
+    code = "import sys, workers.bundle, workers.gate, workers.model_names; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

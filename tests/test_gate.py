@@ -1,0 +1,87 @@
+"""The accuracy gate: which figure refuses, and the table that says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from workers.accuracy import AccuracyReport
+from workers.contract import GateSpec
+from workers.gate import decide, table
+
+GOOD = AccuracyReport(
+    rows=512,
+    top1_agreement=0.98,
+    logit_error=0.02,
+    logit_error_max=0.2,
+    mean_cosine=0.999,
+    nonfinite_rows=0,
+    top1_fp32=0.80,
+    top1_int8=0.795,
+    labelled_rows=512,
+    calibration_rows=256,
+)
+LABELLED = GateSpec(labels_column="label")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gate", "task", "refused_for"),
+    [
+        ({}, LABELLED, "classify", None),
+        ({}, GateSpec(), "embed", None),
+        ({"top1_agreement": 0.97}, LABELLED, "classify", None),
+        ({"top1_agreement": 0.9699}, LABELLED, "classify", "top-1 agreement"),
+        ({"top1_agreement": 0.1}, LABELLED, "embed", None),
+        ({"top1_int8": 0.79}, LABELLED, "classify", None),
+        ({"top1_int8": 0.7899}, LABELLED, "classify", "fall of true top-1"),
+        ({"top1_int8": 0.1}, GateSpec(), "classify", None),
+        ({"top1_fp32": None, "top1_int8": None}, LABELLED, "classify", "no labels in label"),
+        ({"mean_cosine": 0.9799}, GateSpec(), "embed", "mean cosine"),
+        ({"mean_cosine": 0.1}, GateSpec(), "classify", None),
+        ({"nonfinite_rows": 1}, GateSpec(), "classify", "NaN or infinity 1"),
+        ({"nonfinite_rows": 1}, GateSpec(), "embed", "NaN or infinity 1"),
+        ({"mean_cosine": float("nan")}, GateSpec(), "embed", "mean cosine"),
+        ({"top1_agreement": float("nan")}, GateSpec(), "classify", "top-1 agreement"),
+    ],
+)
+def test_gate_refuses_for_the_figures_that_matter_to_the_task(
+    changes: dict[str, float], gate: GateSpec, task: str, refused_for: str | None
+) -> None:
+    verdict = decide(replace(GOOD, **changes), gate, task)  # type: ignore[arg-type]
+    assert verdict.passed == (refused_for is None)
+    assert refused_for is None or refused_for in verdict.reason
+
+
+def test_int8_that_is_better_than_fp32_passes() -> None:
+    assert decide(replace(GOOD, top1_int8=0.9), LABELLED, "classify").passed
+
+
+def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:
+    report = replace(GOOD, top1_agreement=0.5, calibration_bad_rows=3)
+    shown = table(report, LABELLED, "classify")
+    assert shown.splitlines()[0] == (
+        "INT8 against fp32 on 512 rows, calibrated on 256 others; 3 rows could not be decoded and were passed over"
+    )
+    (agreement,) = [line for line in shown.splitlines() if "top-1 agreement" in line and "REFUSED" in line][:1]
+    assert agreement.split() == ["top-1", "agreement", "50.00%", ">=", "97.00%", "REFUSED"]
+    assert "true top-1, fp32" in shown
+    assert "80.00%" in shown
+    assert "gate REFUSED: top-1 agreement 50.00%, wanted >= 97.00%" in shown
+    assert "model.precision: fp32" in shown
+
+
+def test_table_of_a_passed_gate_gives_no_advice() -> None:
+    shown = table(GOOD, LABELLED, "classify")
+    assert shown.endswith("gate passed")
+    assert "REFUSED" not in shown
+
+
+def test_table_owns_up_to_rows_used_twice() -> None:
+    shown = table(replace(GOOD, rows=40, calibration_rows=40, shared_rows=40), GateSpec(), "classify")
+    assert shown.startswith("INT8 against fp32 on 40 rows, 40 of them among the 40 calibrated on")
+
+
+def test_table_shows_an_error_without_bound_in_a_few_characters() -> None:
+    shown = table(replace(GOOD, logit_error=1.7976931348623157e308), GateSpec(), "classify")
+    assert max(len(line) for line in shown.splitlines()) < 121
