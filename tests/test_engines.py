@@ -62,7 +62,7 @@ def test_engine_refuses_pixels_that_are_not_a_full_buffer() -> None:
         with pytest.raises(ValueError, match="interior_NHWC"):
             engine.predict(full[:, 1:])
         with pytest.raises(ValueError, match="uint8"):
-            engine.predict(full.astype(np.float32))  # type: ignore[arg-type]
+            engine.predict(full.astype(np.float32))
 
 
 # ----------------------------------------------------------------------------------------------------- fold
@@ -88,7 +88,8 @@ class _TwoReaders(nn.Module):
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.conv(x) + x).mean((2, 3))
+        y: torch.Tensor = (self.conv(x) + x).mean((2, 3))
+        return y
 
 
 class _CalledTwice(nn.Module):
