@@ -134,11 +134,12 @@ def _check_shard(
             f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan"
         )
     here = [s for i, s in enumerate(shard.slices) if i not in facts.gone]
-    problems += [f"{key}: {problem}" for problem in _compare_rows(here, table)]
+    misplaced = list(_compare_rows(here, table))
+    problems += [f"{key}: {problem}" for problem in misplaced]
     rows_bad = table.num_rows - table.column("error_code").null_count
     if rows_bad != facts.rows_bad:
         problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
-    if keys and not problems:
+    if keys and not misplaced:
         problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys)]
     return problems, facts, sum(shard.slices[i].rows for i in facts.gone)
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,16 @@ def ray_head() -> Iterator[Head]:
                 f"--dashboard-agent-grpc-port={ports[3]}", f"--metrics-export-port={ports[4]}",
                 f"--temp-dir={folder}", "--object-store-memory=100000000",
             ],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             _await_job_server(ports[1], head)
             yield Head(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
         finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            try:
-                head.wait(20)
-            except subprocess.TimeoutExpired:
+            head.terminate()  # it ends its own children; what it leaves is in its process group
+            head.wait(20)
+            with suppress(ProcessLookupError):
                 os.killpg(head.pid, signal.SIGKILL)
             log.close()
 

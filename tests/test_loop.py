@@ -172,7 +172,7 @@ class LosesItsFirstWorker(LocalPool):
 
     def poll(self, timeout_s: float) -> list[Event]:
         events = list(super().poll(timeout_s))
-        if 0 in self._ready and self._ready[0]:
+        if self._ready.get(0):
             shards = tuple(self._ready[0])
             self._retire(0)
             events = [e for e in events if e.worker != 0]

@@ -182,7 +182,7 @@ def test_a_flipped_bit_in_a_page_is_found_and_blamed_on_the_source(tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[20_000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputUnreadable, match="a.parquet"):
+    with pytest.raises(InputUnreadable, match=r"a\.parquet"):
         cells(ShardReader(shard(slices_of(path, (0, 0, 100))), PARQUET))
 
 

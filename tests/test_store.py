@@ -82,12 +82,12 @@ class LyingStore(MemoryStore):
 
 
 def test_probe_refuses_a_store_that_accepts_a_second_create() -> None:
-    with pytest.raises(StoreDenied, match="accepted a second create.*single_writer"):
+    with pytest.raises(StoreDenied, match=r"accepted a second create.*single_writer"):
         probe(LyingStore())
 
 
 def test_a_scheme_without_conditional_writes_is_refused_unless_the_spec_promises_a_single_writer() -> None:
-    with pytest.raises(StoreDenied, match="memory://.*create-if-absent.*single_writer: true"):
+    with pytest.raises(StoreDenied, match=r"memory://.*create-if-absent.*single_writer: true"):
         open_store("memory://somewhere")
     lone = open_store("memory://somewhere", single_writer=True)
     assert lone.create("k", b"1")

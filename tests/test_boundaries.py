@@ -1,0 +1,98 @@
+"""Rules of the house that a reader relies on: who imports whom, and that the documents match the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RAY_ALLOWED = {"jobs/ray_pool.py"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of every import in a module, also those inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_importing_the_command_line_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, jobs.cli; print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:
+    code = "import sys, workers.actor, workers.making; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("file", modules("workers"), ids=lambda f: f.name)
+def test_workers_never_import_jobs_or_ray(file: Path) -> None:
+    assert not {"jobs", "ray"} & imported(file)
+
+
+@pytest.mark.parametrize("file", modules("jobs"), ids=lambda f: f.name)
+def test_ray_is_imported_only_where_it_is_used_and_its_data_library_nowhere(file: Path) -> None:
+    if str(file.relative_to(ROOT)) not in RAY_ALLOWED:
+        assert "ray" not in imported(file)
+    assert "ray.data" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", [*modules("jobs"), *modules("workers")], ids=lambda f: f.name)
+def test_every_module_says_what_it_is_and_fits_a_few_screens(file: Path) -> None:
+    if file.name == "__init__.py":
+        assert file.read_text() == ""
+        return
+    assert ast.get_docstring(ast.parse(file.read_text()))
+    assert len(file.read_text().splitlines()) <= 420
+    assert file.name not in ("utils.py", "helpers.py", "common.py")
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text()
+        for path in re.findall(r"`((?:jobs|workers|conf|tests|k8s|docs)/[\w./-]*)`", text):
+            assert (ROOT / path).exists(), f"{document} names {path}"
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    missing = [
+        str(file.relative_to(ROOT))
+        for folder in ("jobs", "workers")
+        for file in modules(folder)
+        if file.name != "__init__.py" and f"`{file.relative_to(ROOT).as_posix()}`" not in text
+    ]
+    assert missing == []
+
+
+def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    help_text = subprocess.run(
+        [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for command in re.findall(r"^(?:stint|python -m jobs) ([a-z]+)", readme, re.MULTILINE):
+        assert command in help_text, command
+    for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
+        assert (ROOT / spec).exists(), spec
+
+
+def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
+    assert all((ROOT / name).is_dir() for name in ("jobs", "workers", "conf", "tests", "k8s"))

@@ -1,0 +1,135 @@
+"""The oracle has teeth: each kind of damage to the output is found and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jobs.cli import main
+from tests.digits_job import Digits
+
+
+@pytest.fixture(scope="module")
+def scored(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job with its input copied beside its output, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("scored")
+    shutil.copytree(digits.images, folder / "in", copy_function=shutil.copy2)
+    spec = folder / "job.yaml"
+    spec.write_text(yaml.safe_dump(digits.spec(folder / "out", input__uri=str(folder / "in"))))
+    assert main(["run", str(spec), "--pool=local"]) == 0
+    return folder
+
+
+@pytest.fixture
+def damaged(scored: Path, digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Copy the output, damage it, verify; returns what verify printed."""
+
+    def check(damage: Callable[[Path], Any], code: int = 1) -> str:
+        out = tmp_path / "out"
+        shutil.copytree(scored / "out", out)
+        damage(out)
+        spec = tmp_path / "job.yaml"
+        spec.write_text(yaml.safe_dump(digits.spec(out, input__uri=str(scored / "in"))))
+        capsys.readouterr()
+        assert main(["verify", str(spec)]) == code
+        return capsys.readouterr().out
+
+    return check
+
+
+def shard(out: Path, index: int = 3) -> Path:
+    return next(out.glob(f"model=*/plan=00000001/{index:08d}.parquet"))
+
+
+def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """As a careless tool would: same metadata, other rows."""
+    table = pq.read_table(pa.BufferReader(file.read_bytes()))
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), file, write_page_checksum=True)
+
+
+def test_a_whole_output_is_verified(damaged: Callable[..., str]) -> None:
+    assert "verified: 899 rows claimed by 1 plan(s)" in damaged(lambda out: None, code=0)
+
+
+def test_a_missing_object_is_named_with_its_rows(damaged: Callable[..., str]) -> None:
+    shown = damaged(lambda out: shard(out).unlink())
+    assert "plan=00000001/00000003.parquet is missing: shard 00000001/00000003" in shown
+    assert "row group" in shown
+
+
+def test_a_flipped_bit_is_found(damaged: Callable[..., str]) -> None:
+    def flip(out: Path) -> None:
+        data = bytearray(shard(out).read_bytes())
+        data[len(data) // 3] ^= 0x10
+        shard(out).write_bytes(data)
+
+    assert "00000003.parquet" in damaged(flip)
+
+
+def test_a_truncated_object_is_found(damaged: Callable[..., str]) -> None:
+    shown = damaged(lambda out: shard(out).write_bytes(shard(out).read_bytes()[:-100]))
+    assert "00000003.parquet cannot be read" in shown
+
+
+def test_an_object_rewritten_with_the_same_rows_is_found_by_its_digest(damaged: Callable[..., str]) -> None:
+    assert "was altered: sha256 is" in damaged(lambda out: rewrite(shard(out), lambda t: t))
+
+
+def test_a_doubled_row_is_named(damaged: Callable[..., str]) -> None:
+    def double(table: pa.Table) -> pa.Table:
+        return pa.concat_tables([table.slice(0, 5), table.slice(4)])
+
+    assert "metadata counts" in damaged(lambda out: rewrite(shard(out), double))
+
+
+def test_a_row_in_another_rows_place_is_named(damaged: Callable[..., str]) -> None:
+    def swap(table: pa.Table) -> pa.Table:
+        return table.take([1, 0, *range(2, table.num_rows)])
+
+    shown = damaged(lambda out: rewrite(shard(out), swap))
+    assert "2 rows out of place; the first is row 0: row is" in shown
+
+
+def test_a_key_that_is_not_the_inputs_is_named(damaged: Callable[..., str]) -> None:
+    def rekey(table: pa.Table) -> pa.Table:
+        ids = table["id"].to_pylist()
+        return table.set_column(table.schema.get_field_index("id"), "id", pa.array([*ids[:-1], -1]))
+
+    assert "key column 'id' differs from" in damaged(lambda out: rewrite(shard(out), rekey))
+
+
+def test_an_object_of_another_shard_under_this_key_is_found(damaged: Callable[..., str]) -> None:
+    shown = damaged(lambda out: shutil.copy(shard(out, 2), shard(out, 3)))
+    assert "was written for shard 00000001/00000002" in shown
+
+
+@pytest.mark.parametrize("name", ["plan=00000001/00009999.parquet", "plan=00000002/00000000.parquet", "notes.txt"])
+def test_a_stray_object_is_named(damaged: Callable[..., str], name: str) -> None:
+    def stray(out: Path) -> None:
+        target = next(out.glob("model=*")) / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(shard(out), target)
+
+    shown = damaged(stray)
+    assert f"stray object {shown.split('stray object ')[1].split('/')[0]}/{name}" in shown
+
+
+def test_a_plan_that_is_not_done_is_a_problem(damaged: Callable[..., str]) -> None:
+    shown = damaged(lambda out: next(out.glob("model=*/_stint/done/*")).unlink())
+    assert "plan 1 has no done record: run the job again" in shown
+
+
+def test_input_that_no_plan_claims_is_named(scored: Path, damaged: Callable[..., str]) -> None:
+    late = scored / "in" / "late.parquet"
+    shutil.copy(scored / "in" / "digits-0.parquet", late)
+    try:
+        assert "late.parquet (version " in damaged(lambda out: None)
+    finally:
+        late.unlink()
