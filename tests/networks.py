@@ -1,4 +1,4 @@
-"""Networks and images for the tests of models: handwritten digits, trained once in a session's first test."""
+"""Networks and images for the tests of models: handwritten digits, trained once for all tests."""
 
 from __future__ import annotations
 
