@@ -17,8 +17,8 @@ from jobs.errors import COMPLETE, FAILED, INTERRUPTED, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
 from jobs.pool import Cluster
-from jobs.progress import duration
-from jobs.running import Report, Run
+from jobs.report import summary
+from jobs.running import Run
 from jobs.spec import JobSpec, load_spec
 from workers.store import StoreDenied, StoreError
 
@@ -181,24 +181,3 @@ def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def summary(report: Report) -> str:
-    """The end of a run, for a person."""
-    rows = report.rows_ok + report.rows_bad
-    if not report.plans:
-        return f"complete: nothing new to score in {report.job} ({report.output})"
-    lines = [
-        f"complete: {rows:,} rows = {report.rows_ok:,} ok + {report.rows_bad:,} bad, plan(s) "
-        f"{', '.join(map(str, report.plans))}, in {duration(report.elapsed_s)}"
-    ]
-    if report.rows_scored_here:
-        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
-        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
-        if report.cost is not None:
-            lines[-1] += f", cost {report.cost:.4f} ({report.cost / report.rows_scored_here * 1e6:.2f} a million)"
-    lines += [f"bad rows: {n:,} {code}, e.g. {report.bad_samples[code]}" for code, n in report.bad_by_code.items()]
-    if report.rows_gone:
-        lines.append(f"gone: {report.rows_gone:,} rows whose source vanished or changed after it was claimed")
-    lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.url}"]
-    return "\n".join(lines)

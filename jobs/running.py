@@ -10,9 +10,8 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,6 +22,8 @@ from jobs.loop import Loop, Tally, bad_rows_error
 from jobs.policy import NO_CORES, bad_rows_exceeded
 from jobs.pool import Cluster
 from jobs.progress import Progress
+from jobs.report import Report
+from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
 from workers.bundle import read_manifest
 from workers.contract import BundleOutcome, BundleRequest, Failure, Shard
@@ -31,46 +32,8 @@ from workers.store import StoreError
 
 BUNDLE_POLL_S = 0.2
 NO_CORES_PAUSE_S = 2.0
-REPORT_VERSION = 1
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Report:
-    """What a run did; written to `_stint/runs/<id>/report.json`, never needed for correctness."""
-
-    run_id: str
-    job: str
-    root: str
-    output: str
-    started: str
-    outcome: str = "failed"
-    plans: list[int] = field(default_factory=list)
-    rows_ok: int = 0
-    """Rows of the plans that this run completed, whoever scored them."""
-    rows_bad: int = 0
-    rows_gone: int = 0
-    bad_by_code: dict[str, int] = field(default_factory=dict)
-    bad_samples: dict[str, str] = field(default_factory=dict)
-    rows_scored_here: int = 0
-    shards_scored_here: int = 0
-    rate: float = 0.0
-    """Rows a second, from the first worker being ready to the last shard."""
-    elapsed_s: float = 0.0
-    core_hours: float = 0.0
-    cost: float | None = None
-    stage_s: dict[str, float] = field(default_factory=dict)
-    workers: list[dict[str, Any]] = field(default_factory=list)
-    retries: int = 0
-    set_aside: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    accuracy: dict[str, Any] = field(default_factory=dict)
-    report_version: int = REPORT_VERSION
-
-    @property
-    def url(self) -> str:
-        return f"{self.output}/_stint/runs/{self.run_id}/report.json"
 
 
 @dataclass
@@ -166,10 +129,8 @@ class Run:
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
         return plan
 
-    def _reopened(self, found: Discovery) -> list[Any]:
+    def _reopened(self, found: Discovery) -> list[Opened]:
         """With nothing new, sample from what is there: the bundle of an open plan may still be missing."""
-        from jobs.sources import open_sources
-
         return open_sources(found.sources, self.job.spec.input)[0]
 
     def _connected(self) -> Cluster:
@@ -178,7 +139,7 @@ class Run:
             self.say(self.cluster.describe())
         return self.cluster
 
-    def _ensure_bundle(self, opened: Sequence[Any]) -> BundleOutcome:
+    def _ensure_bundle(self, opened: Sequence[Opened]) -> BundleOutcome:
         """The bundle that is there, or a new one made on a worker: the driver has no torch, and often no such CPU."""
         request = self.job.bundle_request(opened)
         outcome = self._existing_bundle(request) or self._made_bundle(request)
@@ -240,7 +201,7 @@ class Run:
             return loop.run()
         finally:
             self.say(progress.line())
-            self._count(loop.tally)
+            self.report.count(loop.tally, threads=self.job.threads, per_cpu_hour=self.job.spec.cost.per_cpu_hour)
 
     def _workers(self) -> Workers:
         """The spec's bounds, within what a machine that cannot grow has."""
@@ -281,25 +242,6 @@ class Run:
             self.report.rows_gone += sum(o.rows_gone for o in objects)
 
     # ------------------------------------------------------------------------------------------- report
-
-    def _count(self, tally: Tally) -> None:
-        report, results = self.report, tally.results
-        report.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in results)
-        report.shards_scored_here = len(results)
-        for result in results:
-            for code, n in result.bad_by_code.items():
-                report.bad_by_code[code] = report.bad_by_code.get(code, 0) + n
-            report.bad_samples = {**result.bad_samples, **report.bad_samples}
-            for stage, seconds in result.stage_s.items():
-                report.stage_s[stage] = round(report.stage_s.get(stage, 0.0) + seconds, 3)
-        report.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
-        report.retries = tally.failures
-        report.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
-        report.rate = round(tally.rate, 2)
-        cpus = self.job.threads * max((i.plan.threads_per_core for i in tally.workers.values()), default=1)
-        report.core_hours = tally.worker_seconds * self.job.threads / 3600
-        price = self.job.spec.cost.per_cpu_hour
-        report.cost = None if price is None else tally.worker_seconds / 3600 * cpus * price
 
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from jobs.errors import SpecError
 from jobs.spec import Input
-from workers.reading import InputUnreadable, image_kind, open_parquet, opened
+from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
 from workers.store import NotFound, StoreDenied, StoreError, full_url, open_filesystem, retrying, version_of
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -130,9 +130,7 @@ def _read_footer(source: Source, spec: Input) -> Opened:
 
 
 def _row_group(group: Any, wanted: tuple[str, ...]) -> RowGroup:
-    columns = (group.column(i) for i in range(group.num_columns))
-    read = (c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] in wanted)
-    return RowGroup(group.num_rows, sum(read))
+    return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)))
 
 
 def _check_key_types(opened_: Iterable[Opened]) -> None:

@@ -21,7 +21,7 @@ from jobs.ledger import DoneShard, Ledger, Plan
 from jobs.sources import Source, list_sources
 from jobs.spec import Input
 from workers.contract import Shard, Slice
-from workers.reading import open_parquet, opened
+from workers.parquet import open_parquet, opened
 from workers.store import NotFound, open_filesystem, version_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
 

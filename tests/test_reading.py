@@ -16,10 +16,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.sources import list_sources, open_sources
 from jobs.spec import Input
-from workers import reading
+from workers import parquet, reading
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage
-from workers.reading import InputUnreadable, ReadAhead, RowBlock, ShardReader, SourceChanged, SourceFile, image_kind
+from workers.parquet import InputUnreadable, SourceFile, image_kind
+from workers.read_ahead import ReadAhead
+from workers.reading import RowBlock, ShardReader, SourceChanged
 from workers.store import StoreError, open_filesystem, version_of
 
 PARQUET = InputSpec(format="parquet", image="image")
@@ -121,7 +123,7 @@ def test_a_huge_row_group_is_streamed_and_not_read_whole(tmp_path: Path, monkeyp
             largest = max(largest, size)
             return super().read(size)
 
-    monkeypatch.setattr(reading, "SourceFile", Watched)
+    monkeypatch.setattr(parquet, "SourceFile", Watched)
     found = cells(ShardReader(shard(slices_of(path, (0, 600, 700))), PARQUET))
     assert found == images(1000, 8192)[600:700]
     assert 0 < largest < 4 * 2**20

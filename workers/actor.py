@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from workers.predict import Predictor
-    from workers.reading import ReadAhead
+    from workers.read_ahead import ReadAhead
     from workers.store import Store
     from workers.writing import Scored
 
@@ -140,7 +140,8 @@ class Worker:
     # ------------------------------------------------------------------------------------------- score
 
     def _score(self, shard: Shard) -> ShardResult:
-        from workers.reading import ReadAhead, ShardReader
+        from workers.read_ahead import ReadAhead
+        from workers.reading import ShardReader
 
         ahead = ReadAhead(ShardReader(shard, self._spec.input))
         try:

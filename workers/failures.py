@@ -7,7 +7,8 @@ import traceback
 from workers.bundle import BundleRefused
 from workers.contract import Failure, FailureKind
 from workers.model_names import ModelError
-from workers.reading import InputUnreadable, SourceChanged
+from workers.parquet import InputUnreadable
+from workers.reading import SourceChanged
 from workers.store import NotFound, StoreDenied, StoreError
 from workers.threads import NoCores
 

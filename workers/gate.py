@@ -90,7 +90,7 @@ def _advice(verdict: Verdict) -> list[str]:
     if verdict.passed:
         return []
     return [
-        "what to do: calibrate on more, or more typical, images (model.calibration_rows), check that the preprocessing",
+        "what to do: calibrate on more, or more typical, images (model.calibration.rows), check that the preprocessing",
         "is what the weights were trained with, loosen the gate on purpose, or score with model.precision: fp32",
     ]
 

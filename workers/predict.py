@@ -10,11 +10,9 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from workers.contract import Preprocess
@@ -22,32 +20,10 @@ from workers.decoding import BadImage
 from workers.engines.base import Engine
 from workers.pixels import decode_into
 from workers.reading import ImageCell, RowBlock
+from workers.writing import Floats, Scored
 
 BATCHES_A_ROUND = 4
 """With several decode threads: batches decoded before the network runs, so that the last straggler costs little."""
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
-
-
-@dataclass
-class Scored:
-    """Predictions of a shard's rows, in order. Row i of every column is the same input row.
-
-    For embeddings `score_NK` holds the vectors and `label_NK` is empty.
-    """
-
-    label_NK: Ints
-    score_NK: Floats
-    slice_index: list[int] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
-    errors: dict[int, BadImage] = field(default_factory=dict)
-    keys: list[pa.Table] = field(default_factory=list)
-    bytes_read: int = 0
-
-    @property
-    def rows(self) -> int:
-        return len(self.row)
 
 
 class Predictor:

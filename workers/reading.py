@@ -7,9 +7,6 @@ was claimed yields no rows: it is reported as gone.
 
 from __future__ import annotations
 
-import io
-import queue
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.asyn import AsyncFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
 from workers import uris
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage, ErrorCode
+from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
 from workers.store import NotFound, StoreError, open_filesystem, retrying, version_of
 
-READ_AHEAD_BYTES = 64 * 2**20
-"""Encoded images waiting to be decoded, a shard."""
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
 BUFFER_BYTES = 8 * 2**20
@@ -36,10 +29,6 @@ FETCHES = 16
 """Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
 
 ImageCell: TypeAlias = pa.Buffer | bytes | BadImage
-
-
-class InputUnreadable(Exception):
-    """The source is there and is not what the plan says: not Parquet, no such column, damaged pages."""
 
 
 class SourceChanged(Exception):
@@ -132,52 +121,6 @@ def _identity(source: Slice) -> tuple[str, str]:
     return source.uri, source.version
 
 
-class SourceFile(io.RawIOBase):
-    """A file of any fsspec file system that remembers the fault of its storage, if it had one."""
-
-    def __init__(self, fs: Any, path: str) -> None:
-        self._file = fs.open(path, "rb", **_open_options(fs))
-        self.fault: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return bytes(self._file.read(size))
-        except Exception as error:
-            self.fault = error
-            raise
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def size(self) -> int:
-        return int(self._file.seek(0, 2))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _open_options(fs: Any) -> dict[str, Any]:
-    """No cache between Arrow and the object: Arrow asks for what it needs, once."""
-    if isinstance(fs, LocalFileSystem):
-        return {}
-    return {"cache_type": "none"} if isinstance(fs, AsyncFileSystem) else {}
-
-
-def opened(fs: Any, path: str) -> SourceFile:
-    """Open a source. Raises StoreError, StoreDenied, NotFound."""
-    return retrying(lambda: SourceFile(fs, path), path)
-
-
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:
     """Whether the source is still the version that was claimed."""
     try:
@@ -210,7 +153,7 @@ def _slice_blocks(file: Any, index: int, rows: Slice, how: InputSpec) -> Iterato
     columns = {"struct": [f"{how.image}.bytes", f"{how.image}.path"], "struct_bytes": [f"{how.image}.bytes"]}
     group = parquet.metadata.row_group(rows.row_group)
     bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
-    if _largest_chunk(group) > WHOLE_CHUNK_BYTES:
+    if max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
         batch_size=min(1024, max(16, BLOCK_BYTES // bytes_a_row)),
@@ -227,35 +170,6 @@ def _slice_blocks(file: Any, index: int, rows: Slice, how: InputSpec) -> Iterato
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"{rows.uri}: row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
-
-
-def open_parquet(file: Any, *, buffer_size: int = 0) -> pq.ParquetFile:
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=buffer_size, page_checksum_verification=True)
-
-
-def _largest_chunk(group: Any) -> int:
-    return max(int(group.column(c).total_compressed_size) for c in range(group.num_columns))
-
-
-def image_kind(schema: pa.Schema, column: str) -> str:
-    """How a column holds images: `binary`, `struct` (bytes and path), `struct_bytes` or `uri`.
-
-    Raises InputUnreadable when there is no such column or it holds something else.
-    """
-    if column not in schema.names:
-        raise InputUnreadable(f"no column {column!r}; the file has {', '.join(schema.names)}")
-    arrow_type = schema.field(column).type
-    if pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type):
-        return "binary"
-    if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
-        return "uri"
-    if pa.types.is_struct(arrow_type) and arrow_type.get_field_index("bytes") >= 0:
-        if arrow_type.get_field_index("path") >= 0:
-            return "struct"
-        return "struct_bytes"
-    raise InputUnreadable(
-        f"column {column!r} is {arrow_type}: images are binary, large_binary, struct<bytes, path> or a string URI"
-    )
 
 
 def _block(batch: pa.RecordBatch, index: int, start: int, kind: str, source: str, how: InputSpec) -> RowBlock:
@@ -305,54 +219,3 @@ def _fetch_uris(values: list[str | None], source: str, how: InputSpec) -> list[I
 
     with ThreadPoolExecutor(FETCHES, "fetch") as pool:
         return list(pool.map(fetch, values))
-
-
-# ---------------------------------------------------------------------------------------- read-ahead
-
-
-class ReadAhead:
-    """Iterates `reader.blocks()` from a thread of its own, never holding more than `max_bytes` that nobody took yet.
-
-    A block larger than the bound passes alone. Errors of the reader come out of the iteration.
-    """
-
-    def __init__(self, reader: ShardReader, max_bytes: int = READ_AHEAD_BYTES) -> None:
-        self.reader = reader
-        self._max_bytes = max_bytes
-        self._held = 0
-        self._room = threading.Condition()
-        self._closed = False
-        self._queue: queue.SimpleQueue[RowBlock | BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            for block in self.reader.blocks():
-                with self._room:
-                    while not (self._closed or self._held == 0 or self._held + block.bytes_read <= self._max_bytes):
-                        self._room.wait()
-                    if self._closed:
-                        return
-                    self._held += block.bytes_read
-                self._queue.put(block)
-        except BaseException as error:  # noqa: BLE001  (handed over to the iterating thread, whatever it is)
-            self._queue.put(error)
-        else:
-            self._queue.put(None)
-
-    def __iter__(self) -> Iterator[RowBlock]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            with self._room:
-                self._held -= item.bytes_read
-                self._room.notify()
-            yield item
-
-    def close(self) -> None:
-        """Stop reading and wait for the thread."""
-        with self._room:
-            self._closed = True
-            self._room.notify()
-        self._thread.join()

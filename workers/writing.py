@@ -5,14 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract import Shard
-from workers.predict import Scored
+from workers.decoding import BadImage
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass
+class Scored:
+    """Predictions of a shard's rows, in order. Row i of every column is the same input row.
+
+    For embeddings `score_NK` holds the vectors and `label_NK` is empty.
+    """
+
+    label_NK: Ints
+    score_NK: Floats
+    slice_index: list[int] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    errors: dict[int, BadImage] = field(default_factory=dict)
+    keys: list[pa.Table] = field(default_factory=list)
+    bytes_read: int = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.row)
+
 
 SOURCE_FIELDS = (
     pa.field("source_uri", pa.string(), nullable=False),

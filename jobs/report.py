@@ -1,0 +1,91 @@
+"""What a run did, as numbers for `_stint/runs/<id>/report.json` and as the last lines on the terminal.
+
+Advisory: nothing reads it back for correctness. Every figure comes from shard results and done records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jobs.loop import Tally
+from jobs.progress import duration
+
+REPORT_VERSION = 1
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    run_id: str
+    job: str
+    root: str
+    output: str
+    started: str
+    outcome: str = "failed"
+    plans: list[int] = field(default_factory=list)
+    rows_ok: int = 0
+    """Rows of the plans that this run completed, whoever scored them."""
+    rows_bad: int = 0
+    rows_gone: int = 0
+    bad_by_code: dict[str, int] = field(default_factory=dict)
+    bad_samples: dict[str, str] = field(default_factory=dict)
+    rows_scored_here: int = 0
+    shards_scored_here: int = 0
+    rate: float = 0.0
+    """Rows a second, from the first worker being ready to the last shard."""
+    elapsed_s: float = 0.0
+    core_hours: float = 0.0
+    cost: float | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    retries: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    report_version: int = REPORT_VERSION
+
+    @property
+    def url(self) -> str:
+        return f"{self.output}/_stint/runs/{self.run_id}/report.json"
+
+    def count(self, tally: Tally, *, threads: int, per_cpu_hour: float | None) -> None:
+        """Take over what the loop did; `threads` are the physical cores of a worker."""
+        self.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in tally.results)
+        self.shards_scored_here = len(tally.results)
+        for result in tally.results:
+            for code, n in result.bad_by_code.items():
+                self.bad_by_code[code] = self.bad_by_code.get(code, 0) + n
+            self.bad_samples = {**result.bad_samples, **self.bad_samples}
+            for stage, seconds in result.stage_s.items():
+                self.stage_s[stage] = round(self.stage_s.get(stage, 0.0) + seconds, 3)
+        self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
+        self.retries = tally.failures
+        self.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
+        self.rate = round(tally.rate, 2)
+        self.core_hours = tally.worker_seconds * threads / 3600
+        logical_cpus = threads * max((info.plan.threads_per_core for info in tally.workers.values()), default=1)
+        if per_cpu_hour is not None:
+            self.cost = tally.worker_seconds / 3600 * logical_cpus * per_cpu_hour
+
+
+def summary(report: Report) -> str:
+    """The end of a run, for a person."""
+    rows = report.rows_ok + report.rows_bad
+    if not report.plans:
+        return f"complete: nothing new to score in {report.job} ({report.output})"
+    lines = [
+        f"complete: {rows:,} rows = {report.rows_ok:,} ok + {report.rows_bad:,} bad, plan(s) "
+        f"{', '.join(map(str, report.plans))}, in {duration(report.elapsed_s)}"
+    ]
+    if report.rows_scored_here:
+        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
+        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
+        if report.cost is not None:
+            lines[-1] += f", cost {report.cost:.4f} ({report.cost / report.rows_scored_here * 1e6:.2f} a million)"
+    lines += [f"bad rows: {n:,} {code}, e.g. {report.bad_samples[code]}" for code, n in report.bad_by_code.items()]
+    if report.rows_gone:
+        lines.append(f"gone: {report.rows_gone:,} rows whose source vanished or changed after it was claimed")
+    lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.url}"]
+    return "\n".join(lines)
