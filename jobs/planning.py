@@ -66,7 +66,7 @@ def _pieces(sources: Sequence[Opened], rows: int, max_bytes: int, warnings: list
                 warnings.append(
                     f"{opened.source.uri} row group {index} has {group.rows} rows in {group.bytes / 2**20:.0f} MiB: "
                     f"split by rows into {parts} shards, each of which reads past the rows before it; "
-                    "write row groups of 10 to 100 MiB"
+                    "smaller row groups would each be read once"
                 )
             for part in range(parts):
                 start, stop = group.rows * part // parts, group.rows * (part + 1) // parts

@@ -131,11 +131,11 @@ def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
 def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_committed(
     digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Calibrated on one black picture, the ranges fit black pictures, and the digits fall outside them."""
-    black = images.encode(np.zeros((48, 48, 3), np.uint8), "JPEG")
+    """Calibrated on one grey picture, the ranges fit grey pictures, and the digits fall outside them."""
+    grey = images.encode(np.full((48, 48, 3), 128, np.uint8), "JPEG")
     table = pq.read_table(digits.images).slice(0, 320)
     data = tmp_path / "data.parquet"
-    rows = [black] * 288 + table["image"].to_pylist()[288:]
+    rows = [grey] * 200 + table["image"].to_pylist()[200:]
     pq.write_table(table.set_column(2, "image", pa.array(rows, pa.binary())), data, row_group_size=320)
     changes = {"input__uri": str(data), "gate__rows": 319, "model__calibration": {"rows": 1}}
     spec = write_spec(digits.spec(tmp_path / "out", **changes))
