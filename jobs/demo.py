@@ -20,12 +20,14 @@ from PIL import Image
 
 from jobs.errors import SpecError
 from jobs.job import Job
-from jobs.spec import JobSpec, load_spec
+from jobs.spec import load_spec
+from workers.bundle import read_manifest
 
 SPEC = "conf/demo.yaml"
+MARKER = ".stint-demo"
 FILES = 4
 GROUPS_A_FILE = 3
-COPIES = 8
+COPIES = 20
 """Every digit is photographed so many times, each time turned, moved and lit a little differently."""
 IMAGE_PX = 48
 BROKEN_EVERY = 97
@@ -39,37 +41,32 @@ def demo(folder: Path) -> int:
     """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code."""
     from jobs.cli import main
 
-    spec = _spec(folder)
-    if folder.exists() and not (folder / "images").is_dir():
-        raise SpecError(f"{folder} exists and is not an earlier demo", "choose another with --folder")
+    overrides = [
+        f"input.uri={folder / 'images'}",
+        f"output.uri={folder / 'predictions'}",
+        f"model.weights={folder / 'digits.safetensors'}",
+    ]
+    spec = load_spec(SPEC, overrides)
+    if folder.exists() and not (folder / MARKER).is_file():
+        raise SpecError(f"{folder} exists and is not an earlier demo", "choose another folder with --folder")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text("Made by `stint demo`, which replaces this folder when it runs again.\n")
     digits, labels = load_digits()
     half = len(digits) // 2
-    _say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}")
+    _say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
     write_images(folder / "images", digits[half:], labels[half:], seed=1)
     _say(f"training a small network on the other {half} digits")
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
-    overrides = [f"--set=input.uri={folder / 'images'}", f"--set=output.uri={folder / 'predictions'}"]
-    overrides.append(f"--set=model.weights={folder / 'digits.safetensors'}")
-    _say(f"\n$ stint run {SPEC}")
-    code = main(["run", SPEC, *overrides])
-    if code:
+    arguments = [SPEC, *(f"--set={override}" for override in overrides)]
+    _say(f"\n$ stint run {' '.join(arguments)}")
+    if code := main(["run", *arguments]):
         return code
-    _say(f"\n$ stint verify {SPEC}")
-    code = main(["verify", SPEC, *overrides])
-    print(f"\n{_accuracy(spec)}\nlook at: {_look_at(spec)}")
+    _say(f"\n$ stint verify {' '.join(arguments)}")
+    code = main(["verify", *arguments])
+    job = Job.open(spec, writing=False)
+    print(f"\n{_accuracy(job)}\n{_look_at(job)}")
     return code
-
-
-def _spec(folder: Path) -> JobSpec:
-    return load_spec(
-        SPEC,
-        [
-            f"input.uri={folder / 'images'}",
-            f"output.uri={folder / 'predictions'}",
-            f"model.weights={folder / 'digits.safetensors'}",
-        ],
-    )
 
 
 def load_digits() -> tuple[Pixels, Labels]:
@@ -153,25 +150,30 @@ def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0, 
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, file)
 
 
-def _accuracy(spec: JobSpec) -> str:
-    """True accuracy over every row that was scored, read from the predictions as any reader would."""
-    job = Job.open(spec, writing=False)
+def _accuracy(job: Job) -> str:
+    """True accuracy: both models on the gate's rows, and INT8 on every row, by reading the predictions."""
+    manifest = read_manifest(job.store, job.fingerprints.bundle)
+    assert manifest is not None
+    report = manifest.accuracy
+    assert report is not None
     columns = ["digit", "label", "error_code"]
     table = pa.concat_tables(
-        pq.read_table(pa.BufferReader(job.store.get(f"{job.fingerprints.root}/{shard.key}")), columns=columns)
+        pq.read_table(pa.BufferReader(job.store.get(f"{job.ledger.root}/{shard.key}")), columns=columns)
         for plan in job.ledger.plans()
         for shard in plan.shards
     )
     good = table.filter(pc.is_null(table["error_code"]))
-    right = np.asarray(good["digit"].cast(pa.string()).to_pylist()) == np.asarray(good["label"].to_pylist())
-    return f"INT8 predictions name the true digit on {right.mean():.2%} of {good.num_rows:,} rows"
-
-
-def _look_at(spec: JobSpec) -> str:
-    job = Job.open(spec, writing=False)
+    right = pc.mean(pc.equal(good["digit"].cast(pa.string()), good["label"]).cast(pa.float64())).as_py()
     return (
-        f"{job.store.url}/{job.fingerprints.root}/ (predictions, Parquet), "
-        f"{job.store.url}/_stint/bundles/{job.fingerprints.bundle}/ (model and accuracy report)"
+        f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1_int8:.2%} on {report.rows} rows of the gate; "
+        f"INT8 {right:.2%} on all {good.num_rows:,} rows"
+    )
+
+
+def _look_at(job: Job) -> str:
+    return (
+        f"look at:  {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
+        f"          {job.store.url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
     )
 
 

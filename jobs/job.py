@@ -133,8 +133,8 @@ class Job:
     def cut(self, opened: Sequence[Opened]) -> planning.Cut:
         given = self.spec.input
         total = sum(group.rows for o in opened for group in o.groups)
-        rows = planning.target_rows(total, self.spec.workers.max) if given.shard_rows == "auto" else given.shard_rows
-        return planning.cut(opened, rows=rows, max_bytes=given.shard_mb * 2**20)
+        within = planning.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
+        return planning.cut(opened, within)
 
     def _check_keys(self, opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
         """A model's root holds one schema: key columns may not change type from one night to the next."""

@@ -5,6 +5,7 @@ Cores are neither leased nor pinned, because the process may be anybody's; one w
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,6 +120,7 @@ class LocalCluster:
     """This process as the place where workers run."""
 
     def __init__(self) -> None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would end up in the progress
         self._maker = ThreadPoolExecutor(1, "maker")
         self._bundle: Future[BundleOutcome | Failure] | None = None
 

@@ -8,16 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from jobs.sources import Opened, Source
+from jobs.sources import Opened, RowGroup, Source
 from workers.contract import Slice
 
 MAX_SHARD_ROWS = 4096
 MIN_SHARD_ROWS = 256
 SHARDS_A_WORKER = 4
 """Enough that a slow worker at the end costs little."""
-SPLIT_FACTOR = 4
-"""A row group is split only when it is this many times over a bound."""
+MIN_SPLIT_ROWS = 1024
+"""`auto` does not split a row group into smaller pieces than this: reading past rows would cost more than it gains."""
+SPLIT_FACTOR = 2
+"""A row group is split only when it is more than this many times over a bound."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a shard may hold."""
+
+    rows: int
+    split_rows: int
+    """Rows of a piece where a row group must be split."""
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -30,19 +43,22 @@ class Cut:
     """Sources with no row: claimed, in no shard."""
 
 
-def target_rows(total_rows: int, workers: int) -> int:
-    """Rows a shard for `shard_rows: auto`: an even share of several shards a worker, within bounds."""
-    return max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, -(-total_rows // (workers * SHARDS_A_WORKER))))
+def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int) -> Bounds:
+    """For `auto`: an even share of several shards a worker, within MIN_SHARD_ROWS and MAX_SHARD_ROWS."""
+    if shard_rows != "auto":
+        return Bounds(shard_rows, shard_rows, max_bytes)
+    rows = max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, -(-total_rows // (workers * SHARDS_A_WORKER))))
+    return Bounds(rows, max(rows, MIN_SPLIT_ROWS), max_bytes)
 
 
-def cut(sources: Sequence[Opened], *, rows: int, max_bytes: int) -> Cut:
-    """Cut into shards of at most `rows` rows and `max_bytes` bytes where row groups allow it."""
+def cut(sources: Sequence[Opened], within: Bounds) -> Cut:
+    """Cut into shards within the bounds where row groups allow it."""
     shards: list[tuple[Slice, ...]] = []
-    warnings: list[str] = []
+    split: list[str] = []
     current: list[Slice] = []
     current_bytes = 0
-    for piece, piece_bytes in _pieces(sources, rows, max_bytes, warnings):
-        full = sum(s.rows for s in current) + piece.rows > rows or current_bytes + piece_bytes > max_bytes
+    for piece, piece_bytes in _pieces(sources, within, split):
+        full = sum(s.rows for s in current) + piece.rows > within.rows or current_bytes + piece_bytes > within.bytes
         if current and full:
             shards.append(tuple(current))
             current, current_bytes = [], 0
@@ -51,34 +67,39 @@ def cut(sources: Sequence[Opened], *, rows: int, max_bytes: int) -> Cut:
     if current:
         shards.append(tuple(current))
     empty = tuple(s.source for s in sources if not any(g.rows for g in s.groups))
-    return Cut(tuple(shards), tuple(warnings), empty)
+    warning = (
+        f"{len(split)} huge row group(s) split by rows, and every piece reads past the rows before it; "
+        f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
+        if split
+        else ""
+    )
+    return Cut(tuple(shards), (warning,) if warning else (), empty)
 
 
-def _pieces(sources: Sequence[Opened], rows: int, max_bytes: int, warnings: list[str]) -> Iterator[tuple[Slice, int]]:
-    """Whole row groups, or even parts of huge ones, each with its bytes."""
+def _pieces(sources: Sequence[Opened], within: Bounds, split: list[str]) -> Iterator[tuple[Slice, int]]:
+    """Whole row groups, or even parts of huge ones, each with its bytes. Describes what it splits in `split`."""
     for opened in sources:
         for index, group in enumerate(opened.groups):
             if group.rows == 0:
                 continue
-            huge = group.rows > SPLIT_FACTOR * rows or group.bytes > SPLIT_FACTOR * max_bytes
-            parts = min(group.rows, max(-(-group.rows // rows), -(-group.bytes // max_bytes))) if huge else 1
-            if huge:
-                warnings.append(
-                    f"{opened.source.uri} row group {index} has {group.rows} rows in {group.bytes / 2**20:.0f} MiB: "
-                    f"split by rows into {parts} shards, each of which reads past the rows before it; "
-                    "smaller row groups would each be read once"
-                )
+            parts = _parts(group, within)
+            source = opened.source
+            if parts > 1:
+                size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
+                split.append(f"{source.uri} row group {index} ({size}) into {parts}")
             for part in range(parts):
-                start, stop = group.rows * part // parts, group.rows * (part + 1) // parts
-                source = opened.source
-                yield (
-                    Slice(
-                        uri=source.uri,
-                        size=source.size,
-                        version=source.version,
-                        row_group=index,
-                        row_start=start,
-                        row_stop=stop,
-                    ),
-                    group.bytes // parts,
+                piece = Slice(
+                    uri=source.uri,
+                    size=source.size,
+                    version=source.version,
+                    row_group=index,
+                    row_start=group.rows * part // parts,
+                    row_stop=group.rows * (part + 1) // parts,
                 )
+                yield piece, group.bytes // parts
+
+
+def _parts(group: RowGroup, within: Bounds) -> int:
+    if group.rows <= SPLIT_FACTOR * within.split_rows and group.bytes <= SPLIT_FACTOR * within.bytes:
+        return 1
+    return min(group.rows, max(-(-group.rows // within.split_rows), -(-group.bytes // within.bytes)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 
 from workers.contract import Failure, FailureKind
 
@@ -60,6 +61,14 @@ def room(in_flight: int, pending: int, workers: int) -> int:
     if in_flight == 0:
         return 1
     return SHARDS_A_WORKER - in_flight if pending >= workers else 0
+
+
+def deadline(finish_by: str, zone: tzinfo, now: datetime) -> datetime:
+    """The next time that the clock of `zone` shows `finish_by` (HH:MM)."""
+    hour, minute = map(int, finish_by.split(":"))
+    local = now.astimezone(zone)
+    at = local.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return at if at > local else at + timedelta(days=1)
 
 
 def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:

@@ -28,9 +28,11 @@ class Progress:
         rows_total: int,
         shards_total: int,
         *,
+        finish_in_s: float | None = None,
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`finish_in_s` is how far away the deadline is, where there is one."""
         self.rows_total = rows_total
         self.shards_total = shards_total
         self.rows_ok = 0
@@ -42,7 +44,7 @@ class Progress:
         self.bad_by_code: Counter[str] = Counter()
         self._out = out or sys.stderr
         self._clock = clock
-        self._started = clock()
+        self._finish_at = None if finish_in_s is None else clock() + finish_in_s
         self._ended: deque[tuple[float, int]] = deque()
         self._first_ready: float | None = None
         self._last_line = clock() - LINE_EVERY_S
@@ -118,6 +120,8 @@ class Progress:
             eta = self.eta_s()
             parts.append(f"{self.rate():,.0f} rows/s")
             parts.append(f"ETA {duration(eta)}" if eta is not None else "ETA unknown")
+            if eta is not None and self._finish_at is not None and self._clock() + eta > self._finish_at:
+                parts.append(f"LATE by {duration(self._clock() + eta - self._finish_at)}")
             parts.append(f"{self._workers[0]} workers")
         parts.append(f"shards {self.shards_done}/{self.shards_total}")
         parts.append(f"bad {self.rows_bad}")

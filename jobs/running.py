@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError
 from jobs.job import Discovery, Job
 from jobs.ledger import DoneShard, Plan
 from jobs.loop import Loop, Tally, bad_rows_error
-from jobs.policy import NO_CORES, bad_rows_exceeded
+from jobs.policy import NO_CORES, bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.progress import Progress
 from jobs.report import Report
@@ -185,7 +186,7 @@ class Run:
         if not missing:
             return Tally()
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
-        progress = Progress(total, total_shards)
+        progress = Progress(total, total_shards, finish_in_s=self._finish_in_s())
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
         loop = Loop(
             ledger=self.job.ledger,
@@ -202,6 +203,13 @@ class Run:
         finally:
             self.say(progress.line())
             self.report.count(loop.tally, threads=self.job.threads, per_cpu_hour=self.job.spec.cost.per_cpu_hour)
+
+    def _finish_in_s(self) -> float | None:
+        schedule = self.job.spec.schedule
+        if schedule.finish_by is None:
+            return None
+        now = datetime.now(UTC)
+        return (deadline(schedule.finish_by, ZoneInfo(schedule.timezone), now) - now).total_seconds()
 
     def _workers(self) -> Workers:
         """The spec's bounds, within what a machine that cannot grow has."""

@@ -162,7 +162,7 @@ class Limits(Section):
 
 class Schedule(Section):
     finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
-    """Wall clock time, HH:MM, by which the night must be done."""
+    """Wall clock time, HH:MM, by which the night must be done: progress says when it will be late."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
 

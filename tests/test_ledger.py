@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.ledger import Ledger, Plan, decode_plan, encode_plan
-from jobs.planning import Cut, cut
+from jobs.planning import Bounds, Cut, cut
 from jobs.sources import Opened
 from tests.fakes import object_of, opened
 from workers.store import MemoryStore
@@ -19,7 +19,7 @@ ROOT = "model=net-0123"
 
 
 def by_ten(sources: Sequence[Opened]) -> Cut:
-    return cut(sources, rows=10, max_bytes=2**20)
+    return cut(sources, Bounds(10, 10, 2**20))
 
 
 def ledger() -> Ledger:

@@ -14,7 +14,7 @@ from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.ledger import Ledger, Plan
 from jobs.local_pool import LocalPool
 from jobs.loop import Loop
-from jobs.planning import cut
+from jobs.planning import Bounds, cut
 from jobs.pool import Event, WorkerGone
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
@@ -34,7 +34,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setup(shards: int = 12) -> tuple[Ledger, Plan]:
     ledger = Ledger(MemoryStore(), ROOT)
-    plan = ledger.claim([opened("a", *[10] * shards)], None, lambda s: cut(s, rows=10, max_bytes=2**20))
+    plan = ledger.claim([opened("a", *[10] * shards)], None, lambda s: cut(s, Bounds(10, 10, 2**20)))
     assert plan is not None
     return ledger, plan
 

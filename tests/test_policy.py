@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
 import pytest
 
-from jobs.policy import Attempts, Step, bad_rows_exceeded, next_step, pool_target, room, start_step
+from jobs.policy import Attempts, Step, bad_rows_exceeded, deadline, next_step, pool_target, room, start_step
 from workers.contract import Failure, FailureKind
 
 INFRA = Failure(kind=FailureKind.INFRA, message="lost")
@@ -41,6 +44,13 @@ def test_a_second_shard_is_read_ahead_only_while_every_worker_is_sure_of_one() -
     assert room(in_flight=1, pending=4, workers=4) == 1
     assert room(in_flight=1, pending=3, workers=4) == 0
     assert room(in_flight=2, pending=99, workers=4) == 0
+
+
+def test_the_deadline_is_the_next_time_the_zones_clock_shows_it() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    evening, morning = datetime(2026, 3, 1, 20, 0, tzinfo=UTC), datetime(2026, 3, 1, 4, 0, tzinfo=UTC)
+    assert deadline("06:00", berlin, evening) == datetime(2026, 3, 2, 5, 0, tzinfo=UTC)
+    assert deadline("06:00", berlin, morning) == datetime(2026, 3, 1, 5, 0, tzinfo=UTC)
 
 
 def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:

@@ -44,6 +44,16 @@ def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_row
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
+    clock = Clock()
+    progress = Progress(1000, 10, finish_in_s=30, out=io.StringIO(), clock=clock)
+    progress.tick(1, 1)
+    clock.now = 10.0
+    progress.shard_ended(RESULT)
+    progress.tick(1, 1)
+    assert "ETA 1m30s · LATE by 1m10s" in progress.line()
+
+
 def test_the_rate_is_that_of_the_last_minutes() -> None:
     clock = Clock()
     progress = Progress(100_000, 1000, out=io.StringIO(), clock=clock)
