@@ -20,6 +20,7 @@ from typing import Any
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
 from workers.model_names import RECIPE, weights_enum_or_path
+from workers.store import NotFound, StoreDenied, StoreError
 
 ROW_FORMAT = 1
 """Raised when the columns of an output row change meaning."""
@@ -79,9 +80,9 @@ def _labels(labels: str | tuple[str, ...] | None, read: Callable[[str], bytes]) 
 def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(url)
-    except FileNotFoundError as error:
+    except NotFound as error:
         raise SpecError(f"{what}: there is no file {url}") from error
-    except (OSError, ValueError, ImportError) as error:
+    except (StoreDenied, StoreError) as error:
         raise SpecError(f"{what}: cannot read {url}: {error}") from error
 
 

@@ -17,7 +17,7 @@ from jobs.sampling import choose_sample
 from jobs.sources import Opened, Source, list_sources, open_sources
 from jobs.spec import JobSpec
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, WorkerSpec
-from workers.store import Store, StoreDenied, StoreError, open_filesystem, open_store, probe
+from workers.store import Store, StoreDenied, StoreError, open_filesystem, open_store, probe, read_url
 
 BATCH = 16
 """Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""
@@ -171,11 +171,6 @@ class Discovery:
 def absolute(url: str) -> str:
     """A URL as it is, a local path made absolute: workers may have another working directory."""
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
-
-
-def read_url(url: str) -> bytes:
-    fs, path = open_filesystem(url)
-    return bytes(fs.cat_file(path))
 
 
 def code_version() -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
-from jobs.job import read_url
 from jobs.spec import parse_spec
 from tests.test_spec import raw
+from workers.store import read_url
 
 WEIGHTS = {"weights/a.pth": b"weights", "weights/copy.pth": b"weights", "weights/b.pth": b"others", "names.txt": b"cat"}
 

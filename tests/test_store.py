@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from workers.store import (
     LocalStore,
@@ -16,6 +17,7 @@ from workers.store import (
     ObjectStore,
     Store,
     StoreDenied,
+    StoreError,
     open_filesystem,
     open_store,
     probe,
@@ -167,6 +169,37 @@ def test_a_write_that_vanished_is_tried_again(monkeypatch: pytest.MonkeyPatch) -
     fs = Flaky(reset_twice)
     assert _object_store(fs).create("k", b"mine")
     assert fs.puts == 3
+
+
+def test_an_unreachable_server_is_a_fault_and_missing_credentials_are_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither of botocore's errors is an OSError."""
+    monkeypatch.setattr("workers.store.pause", lambda attempt: None)
+
+    def store_that_raises(error: Exception) -> ObjectStore:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        fs = Flaky(fail)
+        monkeypatch.setattr(fs, "cat_file", fail)
+        return _object_store(fs)
+
+    unreachable = store_that_raises(EndpointConnectionError(endpoint_url="http://127.0.0.1:1"))
+    refused = store_that_raises(NoCredentialsError())
+    for call in (lambda store: store.create("k", b"1"), lambda store: store.get("k")):
+        with pytest.raises(StoreError, match="Could not connect"):
+            call(unreachable)
+        with pytest.raises(StoreDenied, match="Unable to locate credentials"):
+            call(refused)
+
+
+def test_an_error_that_is_not_storages_goes_up_as_it_is() -> None:
+    def bug(fs: Flaky, path: str, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _object_store(Flaky(bug)).create("k", b"1")
 
 
 def test_the_version_of_a_local_file_changes_with_its_content(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from workers import bundle, gate, threads
 from workers.contract import BundleOutcome, BundleRequest, Failure
 from workers.manifest import Calibration, Manifest, RowRef
-from workers.store import Store, open_filesystem, open_store
+from workers.store import Store, open_store, read_url
 
 if TYPE_CHECKING:
     from workers.accuracy import AccuracyReport
@@ -156,8 +156,3 @@ def outcome_of(report: AccuracyReport | None, request: BundleRequest, *, created
         report={} if report is None else asdict(report),
         seconds=time.perf_counter() - began,
     )
-
-
-def read_url(url: str) -> bytes:
-    fs, path = open_filesystem(url)
-    return bytes(fs.cat_file(path))

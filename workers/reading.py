@@ -19,6 +19,7 @@ from workers import uris
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage, ErrorCode
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
+from workers.storage_errors import Cause, cause_of
 from workers.store import NotFound, StoreError, open_filesystem, retrying, version_of
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
@@ -88,10 +89,12 @@ class ShardReader:
             try:
                 for index in indices:
                     yield from _slice_blocks(file, index, self.shard.slices[index], self.input)
-            except (pa.ArrowException, OSError) as error:
+            except Exception as error:
                 # Arrow reports a damaged page as OSError; whether storage failed only the file itself can tell.
-                if file.fault is not None:
+                if file.fault is not None and cause_of(file.fault) is not Cause.OTHER:
                     raise StoreError(f"cannot read {source.uri}: {error}") from error
+                if not isinstance(error, pa.ArrowException | OSError):
+                    raise
                 if not _unchanged(fs, path, source):
                     raise SourceChanged(f"{source.uri} changed while it was read") from error
                 raise InputUnreadable(f"{source.uri}: {error}") from error

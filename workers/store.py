@@ -21,6 +21,8 @@ from typing import Any, Protocol, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from workers.storage_errors import Cause, cause_of
+
 TRIES = 6
 BACKOFF_S = 0.2
 BACKOFF_MAX_S = 8.0
@@ -86,6 +88,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def read_url(url: str) -> bytes:
+    """A whole file of any file system. Raises NotFound, StoreError, StoreDenied."""
+    fs, path = open_filesystem(url)
+    return bytes(retrying(lambda: fs.cat_file(path), url))
+
+
 def full_url(fs: Any, path: str) -> str:
     """A path of `fs` as users write it: absolute path for local files, `scheme://…` otherwise."""
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
@@ -110,11 +118,14 @@ def retrying(action: Callable[[], T], what: str) -> T:
     for attempt in range(1, TRIES + 1):
         try:
             return action()
-        except FileNotFoundError as error:
-            raise NotFound(what) from error
-        except PermissionError as error:
-            raise StoreDenied(f"{what}: {error}") from error
-        except (OSError, TimeoutError) as error:
+        except Exception as error:  # sorted by type right below; what is not storage's goes up as it is
+            match cause_of(error):
+                case Cause.MISSING:
+                    raise NotFound(what) from error
+                case Cause.DENIED:
+                    raise StoreDenied(f"{what}: {error}") from error
+                case Cause.OTHER:
+                    raise
             if attempt == TRIES:
                 raise StoreError(f"{what}: {error} ({TRIES} tries)") from error
             pause(attempt)
@@ -229,11 +240,12 @@ class ObjectStore:
                     return bool(self._fs.cat_file(path) == data)
                 mode = {} if self._single_writer else {"mode": "create"}
                 self._fs.pipe_file(path, data, **mode, **self._options)
-            except PermissionError as error:
-                raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
-            except FileNotFoundError as error:
-                raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
-            except (OSError, TimeoutError) as error:
+            except Exception as error:  # sorted by type right below; what is not storage's goes up as it is
+                match cause_of(error):
+                    case Cause.MISSING | Cause.DENIED:
+                        raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
+                    case Cause.OTHER:
+                        raise
                 # A lost acknowledgement looks exactly like a lost race: only what is at the key tells.
                 try:
                     return self.get(key) == data
