@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where the package index carries only the CUDA build of torch, take CPU wheels from PyTorch's own index:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+PIP_TORCH := torch==2.13.0 $(if $(TORCH_INDEX),torchvision==0.28.0 --index-url $(TORCH_INDEX),)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ venv: $(READY) ## make .venv with everything a developer needs
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0 $(PIP_TORCH)
+	$(BIN)/pip install --quiet $(PIP_TORCH)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 

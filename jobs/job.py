@@ -35,9 +35,15 @@ class Job:
     @classmethod
     def open(cls, spec: JobSpec, *, writing: bool = True) -> Job:
         """Resolve the spec. Raises SpecError for what cannot be: weights, module, output, a store that lies."""
+        source, target = absolute(spec.input.uri), absolute(spec.output.uri)
+        if f"{target}/".startswith(f"{source}/"):
+            raise SpecError(
+                f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
+                "write beside the input, not into it",
+            )
         prints = fingerprints(spec, read_url)
         try:
-            store = open_store(absolute(spec.output.uri), single_writer=spec.output.single_writer)
+            store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
         except (StoreDenied, StoreError) as error:

@@ -33,6 +33,8 @@ class Report:
     bad_samples: dict[str, str] = field(default_factory=dict)
     rows_scored_here: int = 0
     shards_scored_here: int = 0
+    shards_committed_here: int = 0
+    """Less than shards_scored_here when another run's attempt was first."""
     rate: float = 0.0
     """Rows a second, from the first worker being ready to the last shard."""
     elapsed_s: float = 0.0
@@ -54,6 +56,7 @@ class Report:
         """Take over what the loop did; `threads` are the physical cores of a worker."""
         self.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in tally.results)
         self.shards_scored_here = len(tally.results)
+        self.shards_committed_here = sum(result.committed for result in tally.results)
         for result in tally.results:
             for code, n in result.bad_by_code.items():
                 self.bad_by_code[code] = self.bad_by_code.get(code, 0) + n

@@ -15,6 +15,7 @@ import pytest
 from jobs.cli import main
 from tests import images
 from tests.digits_job import Digits, predictions
+from workers.decoding import BadImage, decode
 
 WriteSpec = Callable[[dict[str, Any]], str]
 
@@ -128,6 +129,14 @@ def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
     ]
 
 
+def _decodes(data: bytes | None) -> bool:
+    try:
+        decode(data or b"")
+    except BadImage:
+        return False
+    return True
+
+
 def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_committed(
     digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +146,9 @@ def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_commit
     data = tmp_path / "data.parquet"
     rows = [grey] * 200 + table["image"].to_pylist()[200:]
     pq.write_table(table.set_column(2, "image", pa.array(rows, pa.binary())), data, row_group_size=320)
-    changes = {"input__uri": str(data), "gate__rows": 319, "model__calibration": {"rows": 1}}
+    whole = sum(_decodes(row) for row in rows)
+    seed = next(n for n in range(99) if np.random.default_rng(n).permutation(whole)[0] < 200)  # a grey row comes first
+    changes = {"input__uri": str(data), "gate__rows": 319, "model__calibration": {"rows": 1, "seed": seed}}
     spec = write_spec(digits.spec(tmp_path / "out", **changes))
     assert run(spec) == 4
     shown = capsys.readouterr().err
@@ -146,6 +157,48 @@ def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_commit
     assert "REFUSED" in shown
     assert list(tmp_path.glob("out/model=*")) == []
     assert list(tmp_path.glob("out/_stint/bundles/*")) == []
+
+
+def test_quantize_makes_the_bundle_that_a_run_then_uses_and_a_stricter_gate_refuses_it(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out", gate__labels_column=None))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+    assert "gate passed" in capsys.readouterr().err
+    assert list(tmp_path.glob("out/model=*")) == []
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/_stint/bundles/*/*")}
+    # Labels that were not asked for when the bundle was made are measured when they are.
+    assert main(["quantize", spec, "--pool=local", "--set=gate.labels_column=digit"]) == 0
+    assert "true top-1, int8" in capsys.readouterr().err
+    assert run(spec) == 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/_stint/bundles/*/*")} == before
+
+
+def test_a_bundle_that_no_longer_meets_the_gate_is_refused_without_making_it_again(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"model__task": "embed", "gate__labels_column": None}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+    assert run(spec, "--set=gate.min_cosine=1.0") == 4
+    assert "mean cosine similarity" in capsys.readouterr().err
+    assert list(tmp_path.glob("out/model=*")) == []
+
+
+def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spec = write_spec(digits.spec(tmp_path / "out"))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+    monkeypatch.setattr("workers.bundle.isa_class", lambda: "arm64")
+    monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
+    assert run(spec) == 1
+    shown = capsys.readouterr().err
+    assert "no worker can start: BundleRefused" in shown
+    assert "this one" in shown
+    assert "is arm64" in shown
+    assert list(tmp_path.glob("out/model=*/plan=*")) == []
 
 
 def test_too_many_bad_rows_end_with_code_3_and_a_larger_budget_goes_on_from_there(

@@ -106,6 +106,11 @@ def test_an_output_without_conditional_writes(fails: Callable[..., str]) -> None
     assert "output.single_writer: true" in shown
 
 
+def test_an_output_inside_the_input(digits: Digits, fails: Callable[..., str]) -> None:
+    shown = fails(2, output__uri=str(digits.images / "predictions"))
+    assert "lies inside input.uri" in shown
+
+
 def test_an_empty_folder_is_complete_and_says_so(
     digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
