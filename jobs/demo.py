@@ -145,6 +145,7 @@ def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0, 
     crops_NHWC = np.empty((len(which), how.crop_px, how.crop_px, 3), np.uint8)
     for row, i in enumerate(which):
         decode_into(jpeg(photograph(digits[i], rng)), how, crops_NHWC[row])
+    torch.manual_seed(seed)
     module = network.train(network.digits_cnn(), crops_NHWC, labels[which], how, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, file)

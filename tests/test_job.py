@@ -140,8 +140,8 @@ def _decodes(data: bytes | None) -> bool:
 def test_an_int8_model_that_is_off_is_refused_with_a_table_and_nothing_is_committed(
     digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Calibrated on one grey picture, the ranges fit grey pictures, and the digits fall outside them."""
-    grey = images.encode(np.full((48, 48, 3), 128, np.uint8), "JPEG")
+    """Calibrated on one dark grey picture, the ranges fit grey pictures, and the digits fall outside them."""
+    grey = images.encode(np.full((48, 48, 3), 64, np.uint8), "JPEG")
     table = pq.read_table(digits.images).slice(0, 320)
     data = tmp_path / "data.parquet"
     rows = [grey] * 200 + table["image"].to_pylist()[200:]
