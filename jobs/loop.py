@@ -17,7 +17,7 @@ from jobs.ledger import DoneShard, Ledger, Plan
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
-from workers.contract import Failure, FailureKind, Shard, ShardResult, WorkerInfo
+from workers.contract import Failure, FailureCode, FailureKind, Shard, ShardResult, WorkerInfo
 
 POLL_S = 0.2
 RELIST_S = 5.0
@@ -140,7 +140,7 @@ class Loop:
         step = policy.next_step(
             attempts, task_retries=self.limits.task_retries, infra_retries=self.limits.infra_retries
         )
-        if step is policy.Step.RETRY and failure.code != "denied":
+        if step is policy.Step.RETRY and failure.code != FailureCode.DENIED:
             self.progress.note(f"again: {shard.describe()}: {failure.message}")
             self._queue.append(shard)
         elif failure.kind is FailureKind.DATA:

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 
-from workers.contract import Failure, FailureKind
+from workers.contract import Failure, FailureCode, FailureKind
 
 SHARDS_A_WORKER = 2
 """One that predicts and one that is read ahead."""
@@ -18,9 +18,8 @@ START_FAILURES = 5
 START_PAUSE_S = 2.0
 START_PAUSE_MAX_S = 30.0
 
-UNFIT_NODE = frozenset({"wrong_isa", "golden_mismatch"})
+UNFIT_NODE = frozenset({FailureCode.WRONG_ISA, FailureCode.GOLDEN_MISMATCH, FailureCode.TOO_WIDE})
 """Failures that another node may not have."""
-NO_CORES = "no_cores"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def start_step(failure: Failure, in_a_row: int, ready: int) -> StartStep:
     does not matter while others serve. Anything else that repeats will go on repeating.
     """
     pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
-    if failure.code == NO_CORES or (ready and failure.code in UNFIT_NODE):
+    if failure.code == FailureCode.NO_CORES or (ready and failure.code in UNFIT_NODE):
         return StartStep(give_up=False, pause_s=pause_s)
     if failure.kind is not FailureKind.INFRA:
         return StartStep(give_up=True, pause_s=0.0)

@@ -14,25 +14,20 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-import pyarrow as pa
-
-from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError
+from jobs.bundling import ensure_bundle
+from jobs.errors import RunFailed, SpecError, StintError
 from jobs.job import Discovery, Job
 from jobs.ledger import DoneShard, Plan
 from jobs.loop import Loop, Tally, bad_rows_error
-from jobs.policy import NO_CORES, bad_rows_exceeded, deadline
+from jobs.planning import Cut
+from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.progress import Progress
 from jobs.report import Report
 from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
-from workers.bundle import read_manifest
-from workers.contract import BundleOutcome, BundleRequest, Failure, Shard
-from workers.making import outcome_of
-from workers.store import StoreError
-
-BUNDLE_POLL_S = 0.2
-NO_CORES_PAUSE_S = 2.0
+from workers.contract import BundleOutcome, Shard
+from workers.store import StoreDenied, StoreError
 
 Say = Callable[[str], None]
 
@@ -64,7 +59,7 @@ class Run:
             self._complete()
             self.report.outcome = "complete"
             return self.report
-        except (RunFailed, GateRefused, Interrupted, SpecError) as error:
+        except StintError as error:
             self.report.outcome = type(error).__name__
             raise
         finally:
@@ -87,21 +82,16 @@ class Run:
     def _complete(self) -> None:
         found = self.job.discover()
         self._tell(found)
-        missing = {plan.number: self.job.ledger.missing(plan) for plan in found.open_plans}
-        if found.fresh_rows or any(missing.values()):
+        if found.fresh_rows or any(self.job.ledger.missing(plan) for plan in found.open_plans):
+            self._workers()  # refused here, before anything is claimed
             outcome = self._ensure_bundle(found.fresh or self._reopened(found))
             self.report.accuracy = dict(outcome.report)
-        plans = list(found.open_plans)
-        keys = found.fresh[0].keys if found.fresh else plans[-1].keys if plans else None
-        if (claimed := self._claim(found, keys)) is not None:
-            plans.append(claimed)
-            missing[claimed.number] = list(claimed.shards)
+        self._claim(found)
         # Another run may have claimed in between: whatever is open now is this run's business too.
-        for plan in self.job.ledger.plans():
-            if plan.number not in missing and plan.number not in self.job.ledger.done_numbers():
-                plans.append(plan)
-                missing[plan.number] = self.job.ledger.missing(plan)
-        tally = self._score(plans, [shard for shards in missing.values() for shard in shards], keys)
+        done = self.job.ledger.done_numbers()
+        plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
+        left = [shard for plan in plans for shard in self.job.ledger.missing(plan)]
+        tally = self._score(plans, left) if left else Tally()
         self._finish(plans, tally)
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
@@ -122,13 +112,23 @@ class Run:
         for uri, reason in self.report.unreadable.items():
             self.say(f"unreadable, left unclaimed: {uri}: {reason}")
 
-    def _claim(self, found: Discovery, keys: pa.Schema | None) -> Plan | None:
-        plan = self.job.ledger.claim(found.fresh, keys, self.job.cut) if found.fresh else None
+    def _claim(self, found: Discovery) -> None:
+        """Claim what is new as the next plan, less what another run claims first."""
+        if not found.fresh:
+            return
+        warnings: tuple[str, ...] = ()
+
+        def cut(opened: Sequence[Opened]) -> Cut:
+            nonlocal warnings
+            made = self.job.cut(opened)
+            warnings = made.warnings
+            return made
+
+        plan = self.job.ledger.claim(found.fresh, found.fresh[0].keys, cut)
         if plan is not None:
-            for warning in self.job.cut(found.fresh).warnings:
+            for warning in warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
-        return plan
 
     def _reopened(self, found: Discovery) -> list[Opened]:
         """With nothing new, sample from what is there: the bundle of an open plan may still be missing."""
@@ -141,56 +141,15 @@ class Run:
         return self.cluster
 
     def _ensure_bundle(self, opened: Sequence[Opened]) -> BundleOutcome:
-        """The bundle that is there, or a new one made on a worker: the driver has no torch, and often no such CPU."""
-        request = self.job.bundle_request(opened)
-        outcome = self._existing_bundle(request) or self._made_bundle(request)
-        if not outcome.passed:
-            raise GateRefused(
-                f"the INT8 model is refused\n{outcome.table}",
-                "look at the calibration sample (model.calibration), try precision: fp32, or change the gate knowingly",
-            )
-        made = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
-        self.say(f"bundle {outcome.fingerprint} {made}")
-        if outcome.created and outcome.table:
-            self.say(outcome.table)
-        return outcome
+        return ensure_bundle(self.job, self.job.bundle_request(opened), self._connected, self.interrupted, self.say)
 
-    def _existing_bundle(self, request: BundleRequest) -> BundleOutcome | None:
-        """Judged by its own report, without a worker; None where there is no bundle, or labels must be measured."""
-        manifest = read_manifest(self.job.store, request.fingerprint)
-        if manifest is None or (
-            manifest.accuracy and request.gate.labels_column is not None and not manifest.accuracy.labelled_rows
-        ):
-            return None
-        return outcome_of(manifest.accuracy, request, created=False, began=time.perf_counter())
-
-    def _made_bundle(self, request: BundleRequest) -> BundleOutcome:
-        while True:
-            cluster = self._connected()
-            cluster.start_bundle(request)
-            outcome = None
-            while outcome is None:
-                if self.interrupted():
-                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-                outcome = cluster.poll_bundle(BUNDLE_POLL_S)
-            if isinstance(outcome, BundleOutcome):
-                return outcome
-            if outcome.code != NO_CORES:
-                raise _bundle_error(outcome)
-            self.say(f"waiting for cores to make the bundle: {outcome.message}")
-            time.sleep(NO_CORES_PAUSE_S)
-            if (existing := self._existing_bundle(request)) is not None:
-                return existing  # made by the run that held the cores
-
-    def _score(self, plans: Sequence[Plan], missing: Sequence[Shard], keys: pa.Schema | None) -> Tally:
-        if not missing:
-            return Tally()
+    def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         progress = Progress(total, total_shards, finish_in_s=self._finish_in_s())
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(keys)),
+            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys)),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
@@ -258,11 +217,5 @@ class Run:
         try:
             self.job.store.create(key + "spec.json", spec)
             self.job.store.create(key + "report.json", json.dumps(asdict(self.report), indent=2).encode())
-        except StoreError as error:
+        except (StoreError, StoreDenied) as error:
             self.say(f"the run's report could not be written (predictions are not affected): {error}")
-
-
-def _bundle_error(failure: Failure) -> Exception:
-    if failure.code in ("model", "denied"):
-        return SpecError(f"model: {failure.message}")
-    return RunFailed(f"the bundle could not be made: {failure.message}\n{failure.traceback}".rstrip())

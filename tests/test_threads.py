@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.threads import NoCores, Topology, choose, lease, parse_cpu_list, read_topology
+from workers.threads import NoCores, TooWide, Topology, choose, lease, parse_cpu_list, read_topology
 
 
 def machine(root: Path, *, cpus: int, siblings: int = 1, l3: int = 64, cgroup: dict[str, str] | None = None) -> Path:
@@ -105,7 +105,7 @@ def test_leases_are_disjoint_and_come_back_when_released(tmp_path: Path) -> None
 
 
 def test_a_worker_wider_than_the_node_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(NoCores, match=r"takes 5 cores.*lets us use 4.*workers.cpus"):
+    with pytest.raises(TooWide, match=r"takes 5 cores.*lets us use 4.*workers.cpus"):
         lease(5, FOUR, tmp_path)
 
 

@@ -243,13 +243,29 @@ class FailureKind(enum.StrEnum):
     """The input as a whole cannot be read as the spec says (no such column, not Parquet)."""
 
 
+class FailureCode(enum.StrEnum):
+    """Causes that policy tells apart. Those of a bundle are also the `code` of workers.bundle.BundleRefused."""
+
+    OTHER = ""
+    NO_CORES = "no_cores"
+    """Other workers hold the node's cores: they come free."""
+    TOO_WIDE = "too_wide"
+    """The node has fewer cores than a worker takes."""
+    WRONG_ISA = "wrong_isa"
+    GOLDEN_MISMATCH = "golden_mismatch"
+    DENIED = "denied"
+    """The store refuses us."""
+    MODEL = "model"
+    """The spec's model cannot be had as written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     kind: FailureKind
     message: str
     traceback: str = ""
-    code: str = ""
-    """Stable name of the cause where policy looks at it: `no_cores`, `wrong_isa`, `golden_mismatch`."""
+    code: str = FailureCode.OTHER
+    """A FailureCode, or another stable name that only people read."""
 
 
 # ---------------------------------------------------------------------------------------- the bundle

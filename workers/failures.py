@@ -5,22 +5,22 @@ from __future__ import annotations
 import traceback
 
 from workers.bundle import BundleRefused
-from workers.contract import Failure, FailureKind
+from workers.contract import Failure, FailureCode, FailureKind
 from workers.model_names import ModelError
 from workers.parquet import InputUnreadable
 from workers.reading import SourceChanged
 from workers.store import NotFound, StoreDenied, StoreError
-from workers.threads import NoCores
-
-NO_CORES = "no_cores"
+from workers.threads import NoCores, TooWide
 
 
 def classify(error: Exception) -> Failure:
     """INFRA works somewhere else or later; TASK repeats; DATA is the input as a whole."""
-    kind, code = FailureKind.TASK, ""
+    kind, code = FailureKind.TASK, str(FailureCode.OTHER)
     match error:
         case NoCores():
-            kind, code = FailureKind.INFRA, NO_CORES
+            kind, code = FailureKind.INFRA, FailureCode.NO_CORES
+        case TooWide():
+            kind, code = FailureKind.INFRA, FailureCode.TOO_WIDE
         case BundleRefused():
             kind, code = FailureKind.INFRA, error.code
         case StoreError() | SourceChanged() | ConnectionError() | TimeoutError() | MemoryError():
@@ -28,9 +28,9 @@ def classify(error: Exception) -> Failure:
         case InputUnreadable():
             kind = FailureKind.DATA
         case StoreDenied() | NotFound():
-            code = "denied"
+            code = FailureCode.DENIED
         case ModelError():
-            code = "model"
+            code = FailureCode.MODEL
     return Failure(
         kind=kind,
         code=code,

@@ -35,9 +35,10 @@ class Maker:
         lease = None
         try:
             if self._request.pin:
-                lease = threads.lease(self._request.threads)
+                # The driver counts the node's CPUs; how many cores those are only the node knows.
+                lease = threads.lease(min(self._request.threads, threads.read_topology().budget))
                 threads.apply(lease.plan)
-            return self._make()
+            return self._make(lease)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
@@ -46,12 +47,12 @@ class Maker:
             if lease:
                 lease.release()
 
-    def _make(self) -> BundleOutcome:
+    def _make(self, lease: threads.Lease | None) -> BundleOutcome:
         import torch
 
         request = self._request
-        if request.pin:
-            torch.set_num_threads(request.threads)
+        if lease:
+            torch.set_num_threads(lease.plan.threads)
         store = open_store(request.output.url, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:

@@ -25,9 +25,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class NoCores(Exception):
     """Every core that this node lets us use is leased to another worker."""
 
-    def __init__(self, message: str, threads_per_core: int) -> None:
-        super().__init__(message)
-        self.threads_per_core = threads_per_core
+
+class TooWide(Exception):
+    """A worker takes more cores than this node lets us use."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,13 @@ class Lease:
 
 
 def lease(threads: int, topology: Topology | None = None, folder: Path | None = None) -> Lease:
-    """Take `threads` physical cores of this node. Raises NoCores when not that many are free."""
+    """Take `threads` physical cores of this node. Raises NoCores when not that many are free, TooWide when never."""
     topology = topology or read_topology()
     folder = folder or Path(tempfile.gettempdir()) / f"stint-cores-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pin = topology.may_pin
     if threads > topology.budget:
-        raise NoCores(
-            f"a worker takes {threads} cores and this node lets us use {topology.budget}: lower workers.cpus",
-            topology.threads_per_core,
-        )
+        raise TooWide(f"a worker takes {threads} cores and this node lets us use {topology.budget}: lower workers.cpus")
     # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
     slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
     caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
@@ -155,10 +152,7 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
         for slot in held.keys() - chosen:
             os.close(held[slot])
     if not chosen:
-        raise NoCores(
-            f"{threads} of {topology.budget} cores wanted, {len(held)} free: other workers hold the rest",
-            topology.threads_per_core,
-        )
+        raise NoCores(f"{threads} of {topology.budget} cores wanted, {len(held)} free: other workers hold the rest")
     plan = ThreadPlan(
         threads=threads,
         cpus=tuple(sorted(chosen)) if pin else (),
