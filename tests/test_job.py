@@ -129,6 +129,32 @@ def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
     ]
 
 
+@pytest.mark.objectstore
+@pytest.mark.parametrize("format_", ["images", "uris"])
+def test_images_that_are_objects_of_their_own_are_scored_from_s3(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, s3: str, format_: str
+) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem()
+    for i, data in enumerate(images.photographs(20, 60, 80)):
+        fs.pipe_file(f"{s3}/photos/deep/{i:02d}.jpg", data)
+    table = pa.table({"image": ["deep/03.jpg", f"{s3}/photos/deep/07.jpg", "deep/99.jpg", f"{s3}/elsewhere.jpg", None]})
+    with fs.open(f"{s3}/photos/index.parquet", "wb") as file:
+        pq.write_table(table, file)
+    changes = {"input__uri": f"{s3}/photos", "input__keys": [], "gate__min_agreement": 0.0, "gate__labels_column": None}
+    changes["input__format"] = "images" if format_ == "images" else "parquet"
+    spec = write_spec(digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
+    assert run(spec) == 0
+    assert main(["verify", spec]) == 0
+    found = predictions(tmp_path / "out")
+    if format_ == "images":
+        assert found["source_uri"].to_pylist() == [f"{s3}/photos/deep/{i:02d}.jpg" for i in range(20)]
+        assert found["error_code"].null_count == 20
+    else:
+        assert found["error_code"].to_pylist() == [None, None, "not_found", "uri_refused", "null"]
+
+
 def _decodes(data: bytes | None) -> bool:
     try:
         decode(data or b"")

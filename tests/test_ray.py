@@ -26,7 +26,7 @@ SLOW = {
     "input__shard_rows": 16,
 }
 """Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
-COPIES = 3
+COPIES = 4
 NO_GATE = {
     "gate__labels_column": None,
     "gate__min_agreement": 0.0,
@@ -209,7 +209,7 @@ def driver_pid(spec: str) -> int | None:
 
 
 @pytest.mark.objectstore
-def test_a_submitted_job_killed_half_way_is_finished_by_submitting_it_again(
+def test_a_submitted_job_killed_and_then_stopped_half_way_is_finished_by_submitting_it_again(
     many: Digits, tmp_path: Path, s3: str, s3_server: dict[str, str], ray_head: Head
 ) -> None:
     import s3fs
@@ -229,21 +229,33 @@ def test_a_submitted_job_killed_half_way_is_finished_by_submitting_it_again(
         return {key: [v["VersionId"] for v in fs.object_version_info(key) if v["Key"] in key] for key in found}
 
     client = JobSubmissionClient(ray_head.dashboard)
-    first, second = (f"digits-{uuid.uuid4().hex[:6]}" for _ in range(2))
-    submit(ray_head, str(spec), first, s3_server)
+    killed, stopped, last = (f"digits-{uuid.uuid4().hex[:6]}" for _ in range(3))
+
+    def await_end(submission: str) -> str:
+        await_true(lambda: client.get_job_status(submission).is_terminal(), f"{submission} to end", 200)
+        return str(client.get_job_logs(submission))
+
+    submit(ray_head, str(spec), killed, s3_server)
     await_true(lambda: len(versions()) >= 4, "four shards committed")
     pid = driver_pid(str(spec))
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await_true(lambda: client.get_job_status(first).is_terminal(), "the killed job to end")
-    assert client.get_job_status(first) == JobStatus.FAILED
+    await_end(killed)
+    assert client.get_job_status(killed) == JobStatus.FAILED
     before = versions()
-    assert 4 <= len(before) < many.rows / 16
 
-    submit(ray_head, str(spec), second, s3_server)
-    await_true(lambda: client.get_job_status(second).is_terminal(), "the second job to end", 200)
-    logs = client.get_job_logs(second)
-    assert client.get_job_status(second) == JobStatus.SUCCEEDED, logs
+    submit(ray_head, str(spec), stopped, s3_server)
+    await_true(lambda: len(versions()) >= len(before) + 4, "four more")
+    client.stop_job(stopped)
+    logs = await_end(stopped)
+    assert client.get_job_status(stopped) == JobStatus.STOPPED
+    assert "stint: interrupted; everything committed so far stays" in logs
+    before |= versions()
+    assert len(before) < many.rows / 16
+
+    submit(ray_head, str(spec), last, s3_server)
+    logs = await_end(last)
+    assert client.get_job_status(last) == JobStatus.SUCCEEDED, logs
     assert f"complete: {many.rows:,} rows" in logs
     after = versions()
     assert {key: after[key] for key in before} == before
