@@ -114,12 +114,13 @@ def _jpegs(look_HWC: np.ndarray) -> dict[str, Sample]:
     grey_HW = _grey(look_HWC)
     cmyk = Image.fromarray(look_HWC).convert("CMYK")
     base = encode(look_HWC, "JPEG", quality=92)
+    progressive = encode(look_HWC, "JPEG", quality=92, progressive=True)
     ycck = simplejpeg.encode_jpeg(255 - np.asarray(cmyk), quality=92, colorspace="CMYK")
     return {
         "jpeg_420": seen(base),
         "jpeg_444": seen(encode(look_HWC, "JPEG", quality=92, subsampling=0)),
         "jpeg_422": seen(encode(look_HWC, "JPEG", quality=92, subsampling=1)),
-        "jpeg_progressive": seen(encode(look_HWC, "JPEG", quality=92, progressive=True)),
+        "jpeg_progressive": seen(progressive),
         "jpeg_restart_markers": seen(encode(look_HWC, "JPEG", quality=92, restart_marker_rows=2)),
         "jpeg_grey": Sample(data=encode(grey_HW, "JPEG", quality=92), look_HWC=_repeat(grey_HW), tolerance=LOSSY),
         "jpeg_cmyk_adobe_inverted": seen(encode(cmyk, "JPEG", quality=92)),
@@ -130,6 +131,8 @@ def _jpegs(look_HWC: np.ndarray) -> dict[str, Sample]:
             data=jpeg_410(encode(np.full((16, 32, 3), 128, np.uint8), "JPEG", quality=50, subsampling=0)),
             look_HWC=np.full((16, 32, 3), 142, np.uint8),
         ),
+        "jpeg_stray_bytes_before_end": seen(base[:-2] + b"stray bytes" + base[-2:]),
+        "jpeg_progressive_stray_bytes_before_end": seen(progressive[:-2] + b"stray bytes" + progressive[-2:]),
         "jpeg_trailing_garbage": seen(base + b"\0" * 100 + b"leftovers"),
         "jpeg_trailing_jpeg": seen(base + encode(255 - look_HWC, "JPEG")),
         "jpeg_damaged_exif": seen(encode(look_HWC, "JPEG", quality=92, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")),

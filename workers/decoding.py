@@ -11,6 +11,7 @@ What is seen:
 - CMYK is taken as inverted ("Adobe") as in Pillow and browsers; ICC profiles are not applied, as in the preprocessing
   that the published weights were trained with.
 - Of an animation, the first frame.
+- Stray bytes behind a whole JPEG picture are passed over, as viewers do.
 
 Nothing global is changed here, and everything may be called from many threads at once.
 """
@@ -37,6 +38,9 @@ MAX_PIXELS = 89_478_485
 
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
+
+_STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
+"""Of libjpeg's warning JWRN_EXTRANEOUS_DATA, at the end-of-image marker."""
 
 
 class ErrorCode(enum.StrEnum):
@@ -152,7 +156,7 @@ def _decode_jpeg(data: bytes | memoryview) -> Pixels:
     _check_size(width, height)
     layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
     try:
-        image_HWC: Pixels = simplejpeg.decode_jpeg(data, colorspace=layout)
+        image_HWC = _decode_pixels(data, layout)
     except ValueError as error:
         repaired = with_valid_scan_header(data)
         if repaired is not None:
@@ -162,6 +166,19 @@ def _decode_jpeg(data: bytes | memoryview) -> Pixels:
         return image_HWC
     inverted = Image.frombuffer("CMYK", (width, height), image_HWC, "raw", "CMYK;I", 0, 1)
     return np.array(inverted.convert("RGB"))
+
+
+def _decode_pixels(data: bytes | memoryview, layout: str) -> Pixels:
+    """Raises ValueError for every warning of libjpeg's but one."""
+    try:
+        image_HWC: Pixels = simplejpeg.decode_jpeg(data, colorspace=layout)
+    except ValueError as error:
+        # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
+        # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
+        if _STRAY_BYTES_AT_END not in str(error):
+            raise
+        image_HWC = simplejpeg.decode_jpeg(data, colorspace=layout, strict=False)
+    return image_HWC
 
 
 # ------------------------------------------------------------------------------------- everything else
