@@ -69,6 +69,51 @@ def test_a_second_run_has_nothing_to_do_and_a_new_file_is_all_that_a_third_score
     assert main(["verify", spec]) == 0
 
 
+class Killed(BaseException):
+    """Stands for the process ending there: nothing in the code catches it."""
+
+
+@pytest.mark.parametrize(
+    ("point", "left_open"),
+    [
+        ("workers.bundle.write_bundle", False),
+        ("jobs.ledger.Ledger.claim", False),
+        ("jobs.loop.Loop.run", True),
+        ("jobs.ledger.Ledger.finish", True),
+        ("jobs.ledger.Ledger.record_done", True),
+        ("jobs.running.Run._write_report", False),
+    ],
+)
+def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_done_twice(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], point: str, left_open: bool,
+) -> None:  # fmt: skip
+    """Bundle, claim, predictions, done record, report: killed before each, then run again."""
+    out = tmp_path / "out"
+    spec = write_spec(digits.spec(out, gate__labels_column=None))
+
+    def objects() -> dict[Path, int]:
+        return {p: p.stat().st_ino for p in out.rglob("*") if p.is_file() and "runs" not in p.parts}
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(point, killed)
+        with pytest.raises(Killed):
+            run(spec)
+    before = objects()
+    main(["status", spec])
+    assert ("plan 1: open" in capsys.readouterr().out) == left_open
+    assert run(spec) == 0
+    after = objects()
+    assert {path: after[path] for path in before if "probe" not in path.parts} == {
+        path: inode for path, inode in before.items() if "probe" not in path.parts
+    }
+    assert len(list(out.glob("model=*/_stint/plans/*"))) == 1
+    assert main(["verify", spec]) == 0
+
+
 def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
     spec = write_spec(digits.spec(tmp_path / "out", model__precision="fp32"))
     assert run(spec) == 0
