@@ -77,7 +77,7 @@ def _made(
 
 def _error(failure: Failure) -> StintError:
     if failure.code in (FailureCode.MODEL, FailureCode.DENIED):
-        return SpecError(f"model: {failure.message}")
+        return SpecError(failure.message)
     return RunFailed(
         f"the bundle could not be made: {failure.message}\n{failure.traceback}".rstrip(),
         "mend the cause, then run the same command",

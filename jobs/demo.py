@@ -74,7 +74,7 @@ def load_digits() -> tuple[Pixels, Labels]:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise SpecError("the demo's data come with scikit-learn", "pip install 'stint[demo]'") from error
+        raise SpecError("the demo's data come with scikit-learn", "pip install -e '.[demo]'") from error
     data = load()
     order = np.random.default_rng(0).permutation(len(data.target))
     return (data.images[order] * 255 / 16).astype(np.uint8), data.target[order].astype(np.int64)

@@ -41,6 +41,12 @@ class Report:
     core_hours: float = 0.0
     cost: float | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
+    """Busy seconds by stage, over all shards scored here."""
+    bytes_read: int = 0
+    peak_rss_bytes: int = 0
+    """Of the largest worker process."""
+    threads_busy: float = 0.0
+    """Most threads that a worker kept busy over a shard; never above the cores that it leased."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     retries: int = 0
     set_aside: list[str] = field(default_factory=list)
@@ -63,6 +69,9 @@ class Report:
             self.bad_samples = {**result.bad_samples, **self.bad_samples}
             for stage, seconds in result.stage_s.items():
                 self.stage_s[stage] = round(self.stage_s.get(stage, 0.0) + seconds, 3)
+        self.bytes_read = sum(result.bytes_read for result in tally.results)
+        self.peak_rss_bytes = max((result.peak_rss_bytes for result in tally.results), default=0)
+        self.threads_busy = round(max((result.threads_busy for result in tally.results), default=0.0), 3)
         self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
         self.retries = tally.failures
         self.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]

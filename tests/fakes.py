@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from jobs.sources import Opened, RowGroup, Source
 from workers.contract import Failure, Shard, ShardResult, ThreadPlan, WorkerInfo
-from workers.store import Store
+from workers.store import NotFound, ObjectInfo, Store
 from workers.writing import Scored, encode, object_facts
+
+
+class MemoryStore:
+    """A store in a dictionary, with the same contract."""
+
+    def __init__(self, url: str = "memory://store") -> None:
+        self.url = url
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._lock:
+            return self._objects.setdefault(key, data) is data
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise NotFound(f"{self.url}/{key}") from None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = prefix.rstrip("/") + "/" if prefix else ""
+        for key in sorted(self._objects):
+            if key.startswith(folder):
+                yield ObjectInfo(key, len(self._objects[key]), str(hash(self._objects[key])))
+
 
 INFO = WorkerInfo(
     host="here",

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from tests.fakes import MemoryStore
 from tests.networks import digits, digits_artifacts, digits_model, engines, loaded, one_thread, png
 from workers import bundle
 from workers.accuracy import compare
@@ -26,7 +27,6 @@ from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.model_names import RECIPE
 from workers.pixels import decode_into
 from workers.quantize import Artifacts, only_float, quantize
-from workers.store import MemoryStore
 
 FP = "0123abcd"
 FOLDER = f"_stint/bundles/{FP}"

@@ -11,8 +11,7 @@ import pytest
 from jobs.ledger import Ledger, Plan, decode_plan, encode_plan
 from jobs.planning import Bounds, Cut, cut
 from jobs.sources import Opened
-from tests.fakes import object_of, opened
-from workers.store import MemoryStore
+from tests.fakes import MemoryStore, object_of, opened
 from workers.writing import NotOurs
 
 ROOT = "model=net-0123"

@@ -18,9 +18,8 @@ from jobs.planning import Bounds, cut
 from jobs.pool import Event, WorkerGone
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
-from tests.fakes import FakeWorker, object_of, opened
+from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Failure, FailureKind, Shard, WorkerInfo
-from workers.store import MemoryStore
 
 ROOT = "model=net-0"
 

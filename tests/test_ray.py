@@ -117,6 +117,7 @@ def test_workers_keep_to_disjoint_cores_and_run_no_more_busy_threads_than_they_h
     report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
     assert len(report["workers"]) == 2
     assert all(w["torch_threads"] == w["plan"]["threads"] == 1 for w in report["workers"])
+    assert 0 < report["threads_busy"] <= 1.05  # CPU seconds ÷ wall seconds, to the precision of the clocks
     cores = [set(w["affinity"]) for w in report["workers"]]
     assert cores[0].isdisjoint(cores[1])
     assert [len(c) for c in cores] == [1, 1]

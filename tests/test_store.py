@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
+from tests.fakes import MemoryStore
 from workers.store import (
     LocalStore,
-    MemoryStore,
     NotFound,
     ObjectStore,
     Store,

@@ -31,9 +31,11 @@ def classify(error: Exception) -> Failure:
             code = FailureCode.DENIED
         case ModelError():
             code = FailureCode.MODEL
+    # Errors of our own say what happened by themselves; of others the type is half the message.
+    ours = type(error).__module__.startswith("workers.")
     return Failure(
         kind=kind,
         code=code,
-        message=f"{type(error).__name__}: {error}",
+        message=str(error) if ours else f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -268,28 +267,3 @@ class ObjectStore:
             return
         for path, info in sorted(found.items()):
             yield ObjectInfo(path.removeprefix(self._base + "/"), int(info["size"]), version_of(info))
-
-
-class MemoryStore:
-    """A store in a dictionary: the same contract, for tests of what is built on it."""
-
-    def __init__(self, url: str = "memory://store") -> None:
-        self.url = url
-        self._objects: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-
-    def create(self, key: str, data: bytes) -> bool:
-        with self._lock:
-            return self._objects.setdefault(key, data) is data
-
-    def get(self, key: str) -> bytes:
-        try:
-            return self._objects[key]
-        except KeyError:
-            raise NotFound(f"{self.url}/{key}") from None
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        folder = prefix.rstrip("/") + "/" if prefix else ""
-        for key in sorted(self._objects):
-            if key.startswith(folder):
-                yield ObjectInfo(key, len(self._objects[key]), str(hash(self._objects[key])))
