@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from jobs.errors import RunFailed
+from jobs.errors import RunFailed, SpecError
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from workers.actor import Worker
 from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, Shard, WorkerSpec
@@ -24,6 +25,7 @@ from workers.threads import read_topology, thread_environment
 
 CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
+CONNECT_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Only shard descriptions and counts pass through it."""
 
@@ -124,11 +126,32 @@ class RayPool:
         self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Raises SpecError for another kind of address, RunFailed if nobody listens."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise SpecError(
+            f"--address {address}: HOST:PORT of the cluster's GCS is wanted, as 10.0.0.1:6379, or auto",
+            "the driver must run in the cluster: from outside, use ray job submit",
+        )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise RunFailed(
+            f"no Ray cluster answers at {address}: {error}",
+            "check --address or RAY_ADDRESS, and that the cluster is up",
+        ) from error
+
+
 class RayCluster:
     """A cluster that exists (`address`, or RAY_ADDRESS as `ray job submit` sets it), or one started on this machine."""
 
     def __init__(self, address: str | None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS")
+        if self._address:
+            _check_reachable(self._address)
         topology = read_topology()
         self._threads_per_core = topology.threads_per_core
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

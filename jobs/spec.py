@@ -65,6 +65,14 @@ class Input(Section):
             raise ValueError("a key is named twice")
         return keys
 
+    @model_validator(mode="after")
+    def _keys_can_be_had(self) -> Input:
+        if self.format == "images" and self.keys:
+            raise ValueError("input.keys: image files have no columns; source_uri tells rows apart")
+        if self.image in self.keys:
+            raise ValueError(f"input.keys: {self.image!r} is the image itself, which is not copied")
+        return self
+
 
 class PreprocessOverrides(Section):
     resize: Annotated[int, Field(ge=1)] | None = None

@@ -114,6 +114,34 @@ def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_don
     assert main(["verify", spec]) == 0
 
 
+def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_version_is_claimed_anew(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(digits.images)
+    for number, name in enumerate(("kept", "lost", "replaced")):
+        pq.write_table(table.slice(number * 30, 30), data / f"{name}.parquet")
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column=None))
+
+    def killed(self: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.loop.Loop.run", killed)
+        with pytest.raises(Killed):
+            run(spec)
+    (data / "lost.parquet").unlink()
+    pq.write_table(table.slice(200, 40), data / "replaced.parquet")
+    assert run(spec) == 0
+    assert "gone: 60 rows" in capsys.readouterr().out
+    assert main(["verify", spec]) == 0
+    assert "130 rows claimed by 2 plan(s)" in capsys.readouterr().out
+    ids = predictions(tmp_path / "out")["id"].to_pylist()
+    assert sorted(ids) == [*range(30), *range(200, 240)]
+
+
 def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
     spec = write_spec(digits.spec(tmp_path / "out", model__precision="fp32"))
     assert run(spec) == 0

@@ -165,6 +165,22 @@ def test_key_columns_of_two_types_are_refused_by_name(
     assert "b.parquet has id: string" in shown
 
 
+@pytest.mark.parametrize(
+    ("address", "code", "message"),
+    [
+        ("127.0.0.1:1", 1, "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", 2, "use ray job submit"),
+        ("nonsense", 2, "HOST:PORT of the cluster's GCS is wanted"),
+    ],
+)
+def test_a_cluster_that_is_not_there(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str],
+    address: str, code: int, message: str,
+) -> None:  # fmt: skip
+    assert main(["run", write_spec(digits.spec(tmp_path / "out")), "--address", address]) == code
+    assert message in capsys.readouterr().err
+
+
 def test_a_worker_wider_than_the_machine(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.local_pool.LocalCluster.most_workers", lambda self, threads: 0)
     assert "workers.cpus: a worker takes 999 cores" in fails(2, workers__cpus=999)

@@ -45,6 +45,8 @@ def test_as_of_is_filled_into_input_and_output() -> None:
         ({"workers__min": 9, "workers__max": 3}, r"workers.min 9 is above workers.max 3"),
         ({"input__keys": ["score"]}, r"score is a column that Stint writes"),
         ({"input__keys": ["a", "a"]}, r"named twice"),
+        ({"input__keys": ["image"]}, r"'image' is the image itself"),
+        ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__precision": "int4"}, r"model.precision: .*'int8' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
