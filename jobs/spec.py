@@ -283,7 +283,9 @@ def _explain(error: Any) -> str:
         return f"unknown key {where!r}: {hint}"
     if error["type"] == "missing":
         return f"{where!r} is missing"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    # A check of a whole section names its key itself.
+    return message if isinstance(error["input"], dict) else f"{where}: {message}, got {error['input']!r}"
 
 
 def _section_at(path: tuple[int | str, ...]) -> type[BaseModel]:

@@ -53,7 +53,7 @@ def test_no_such_image_column(fails: Callable[..., str]) -> None:
 
 
 def test_an_image_column_of_the_wrong_type(fails: Callable[..., str]) -> None:
-    assert "column 'id' is int64: images are binary" in fails(2, input__image="id")
+    assert "column 'id' is int64: images are binary" in fails(2, input__image="id", input__keys=[])
 
 
 def test_no_such_key_column(fails: Callable[..., str]) -> None:
