@@ -25,6 +25,7 @@ from workers.storage_errors import Cause, cause_of
 TRIES = 6
 BACKOFF_S = 0.2
 BACKOFF_MAX_S = 8.0
+PROBE_KEY = "_stint/probe"
 
 CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 """fsspec protocols whose `pipe_file(mode="create")` is a conditional PUT on the server. The default implementation
@@ -156,18 +157,17 @@ def open_store(url: str, *, single_writer: bool = False) -> Store:
 def probe(store: Store) -> None:
     """Prove that the store refuses to create a key twice; some look-alikes of S3 accept both and lie.
 
-    Leaves one object of a few bytes below `_stint/probe/`. Raises StoreDenied.
+    One key serves all runs: whoever comes first creates it, and from then on every create must fail and change
+    nothing. Raises StoreDenied.
     """
-    key, first, second = f"_stint/probe/{uuid.uuid4().hex}", uuid.uuid4().bytes, uuid.uuid4().bytes
-    refusal = (
-        f"{store.url}: this store accepted a second create of the same key ({key}), so it cannot keep "
-        "concurrent runs apart. Use a store with conditional writes (AWS S3, GCS, Azure Blob, Ceph, local disk), "
-        "or set output.single_writer: true and never start two runs of the job at once."
-    )
-    if not store.create(key, first):
-        raise StoreDenied(refusal)
-    if store.create(key, second) or store.get(key) != first:
-        raise StoreDenied(refusal)
+    store.create(PROBE_KEY, uuid.uuid4().bytes)
+    before = store.get(PROBE_KEY)
+    if store.create(PROBE_KEY, uuid.uuid4().bytes) or store.get(PROBE_KEY) != before:
+        raise StoreDenied(
+            f"{store.url}: this store accepted a second create of the same key ({PROBE_KEY}), so it cannot keep "
+            "concurrent runs apart. Use a store with conditional writes (AWS S3, GCS, Azure Blob, Ceph, local disk), "
+            "or set output.single_writer: true and never start two runs of the job at once."
+        )
 
 
 class LocalStore:
