@@ -104,8 +104,8 @@ class Ledger:
         """
         while True:
             plans = self.plans()
-            claimed = frozenset[tuple[str, str]]().union(*(plan.claimed for plan in plans))
-            fresh = [o for o in opened if o.source.identity not in claimed]
+            left = set(unclaimed((o.source for o in opened), plans))
+            fresh = [o for o in opened if o.source in left]
             if not fresh:
                 return None
             number = plans[-1].number + 1 if plans else 1
@@ -231,11 +231,7 @@ def _to_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def claimed_by(plans: Iterable[Plan]) -> dict[tuple[str, str], int]:
-    """Which plan claims each source."""
-    return {identity: plan.number for plan in plans for identity in plan.claimed}
-
-
 def unclaimed(sources: Iterable[Source], plans: Iterable[Plan]) -> list[Source]:
-    claimed = claimed_by(plans)
+    """The sources that no plan claims in their present version."""
+    claimed = frozenset[tuple[str, str]]().union(*(plan.claimed for plan in plans))
     return [source for source in sources if source.identity not in claimed]

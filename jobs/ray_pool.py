@@ -26,6 +26,8 @@ from workers.threads import read_topology, thread_environment
 CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
 CONNECT_S = 10.0
+MAKER_CORES = 8
+"""More would wait longer for a node with room than they save."""
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Only shard descriptions and counts pass through it."""
 
@@ -178,9 +180,9 @@ class RayCluster:
         return None if self._address else read_topology().budget // threads
 
     def start_bundle(self, request: BundleRequest) -> None:
-        """The maker takes the widest node that is up: calibration in float is the slow part of making a bundle."""
+        """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
         widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
-        threads = max(1, widest // self._threads_per_core)
+        threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
         self._maker = (
             ray.remote(Maker)
             .options(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from workers.engines.base import Engine
     from workers.sampling import Sample
 
-GOLDEN_CANDIDATES = bundle.GOLDEN_ROWS
-
 
 class Maker:
     """One use: `make`, then the process ends."""
@@ -106,7 +104,7 @@ class Maker:
             artifacts=artifacts,
             accuracy=report,
             calibration=calibration,
-            golden_images=sample.encoded[:GOLDEN_CANDIDATES],
+            golden_images=sample.encoded,
             decode_into=decode_into,
         )
         # Another run may have written first; then its model is the one that ships, and the one to judge.
