@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,19 @@ def used(pid: int) -> dict[str, float]:
     """CPU seconds of each thread of a process."""
     seconds = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        seconds[task.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since the listing
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            seconds[task.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
 
 
 def masks(pid: int) -> set[frozenset[int]]:
     """Affinity masks of all threads of a process."""
-    return {frozenset(os.sched_getaffinity(int(task.name))) for task in Path(f"/proc/{pid}/task").iterdir()}
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            found.add(frozenset(os.sched_getaffinity(int(task.name))))
+    return found
 
 
 def worker_pids() -> list[int]:
@@ -103,7 +108,12 @@ def worker_pids() -> list[int]:
 
 def pinned_workers() -> list[int]:
     """Those that have leased their core already."""
-    return [pid for pid in worker_pids() if len(os.sched_getaffinity(pid)) == 1]
+    found = []
+    for pid in worker_pids():
+        with suppress(ProcessLookupError):
+            if len(os.sched_getaffinity(pid)) == 1:
+                found.append(pid)
+    return found
 
 
 def test_workers_keep_to_disjoint_cores_and_run_no_more_busy_threads_than_they_hold(
