@@ -81,7 +81,11 @@ def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(url)
     except NotFound as error:
-        raise SpecError(f"{what}: there is no file {url}") from error
+        raise SpecError(
+            f"{what}: there is no file {url}",
+            "a relative path counts from the working directory, which `ray job submit` uploads without "
+            "what .gitignore and .rayignore name",
+        ) from error
     except (StoreDenied, StoreError) as error:
         raise SpecError(f"{what}: cannot read {url}: {error}") from error
 
