@@ -42,7 +42,9 @@ format: $(READY) ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## the job against bare pinned processes, alternating; prints a table
+bench: $(READY) ## decode, INT8 recipe, and the job against bare pinned processes; every pair alternating
+	$(BIN)/python -m tests.benchmarks.bench_decode
+	$(BIN)/python -m tests.benchmarks.bench_recipe
 	$(BIN)/python -m tests.benchmarks.bench_job
 
 clean: ## remove what the targets made, but not .venv

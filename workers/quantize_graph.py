@@ -147,7 +147,7 @@ def _relu6_to_relu(graph: fx.Graph, network: nn.Module) -> set[str]:
 
     There is no fused convolution + ReLU6, and the clamp at 6 would be another pass over every activation. But an INT8
     layer saturates at the top of its output range: if that is calibrated never to exceed 6, ReLU is ReLU6.
-    MobileNetV2, one core, batch 16: 535 to 634 images/s.
+    MobileNetV2, one core, batch 16: 551 to 668 images/s (tests/benchmarks/bench_recipe.py).
     """
     modules = dict(network.named_modules())
     convs: dict[str, set[str | None]] = {}
