@@ -11,11 +11,14 @@ finish any plan that has no done record.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.planning import Cut
@@ -80,6 +83,18 @@ class DoneShard:
     sha256: str
 
 
+@dataclass
+class BadRows:
+    """Error rows by code, with one row of each for a person."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, counts: Mapping[str, int], samples: Mapping[str, str]) -> None:
+        self.counts.update(counts)
+        self.samples = {**samples, **self.samples}
+
+
 class Ledger:
     """Plans and done records of one model root. Only `create`, `get` and `list` of the store are used."""
 
@@ -133,6 +148,23 @@ class Ledger:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
         with ThreadPoolExecutor(READS_AT_ONCE, "facts") as pool:
             return list(pool.map(lambda shard: object_facts(self.store.get(f"{self.root}/{shard.key}")), shards))
+
+    def bad_rows(self, plan: Plan) -> BadRows:
+        """Why rows of a complete plan have no prediction, read from its objects."""
+
+        def read(shard: Shard) -> list[dict[str, Any]]:
+            data = pa.BufferReader(self.store.get(f"{self.root}/{shard.key}"))
+            table = pq.read_table(data, columns=["source_uri", "row_group", "row", "error_code", "error_message"])
+            rows: list[dict[str, Any]] = table.filter(pc.is_valid(table["error_code"])).to_pylist()
+            return rows
+
+        found = BadRows()
+        with ThreadPoolExecutor(READS_AT_ONCE, "bad rows") as pool:
+            for rows in pool.map(read, plan.shards):
+                for r in rows:
+                    where = f"{r['source_uri']} row group {r['row_group']} row {r['row']}: {r['error_message']}"
+                    found.add({r["error_code"]: 1}, {r["error_code"]: where})
+        return found
 
     # ------------------------------------------------------------------------------------------- done
 

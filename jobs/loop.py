@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from jobs import policy
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger import DoneShard, Ledger, Plan
+from jobs.ledger import BadRows, Ledger, Plan
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
@@ -129,7 +129,10 @@ class Loop:
         self.progress.shard_ended(result)
         rows_total = sum(plan.rows for plan in self.plans)
         if policy.bad_rows_exceeded(self.progress.rows_bad, rows_total, self.limits.bad_rows):
-            raise bad_rows_error(self.progress.rows_bad, rows_total, self.limits.bad_rows, self.tally.results)
+            reasons = BadRows()
+            for ended in self.tally.results:
+                reasons.add(ended.bad_by_code, ended.bad_samples)
+            raise bad_rows_error(self.progress.rows_bad, rows_total, self.limits.bad_rows, reasons)
 
     def _failed(self, shard: Shard, failure: Failure) -> None:
         if shard.key not in self._left:
@@ -185,19 +188,10 @@ class Loop:
         self._relist_after = self.clock() + max(RELIST_S, took / RELIST_SHARE)
 
 
-def bad_rows_error(
-    rows_bad: int, rows_total: int, budget: float, results: Sequence[ShardResult | DoneShard]
-) -> BadRowsExceeded:
+def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRows) -> BadRowsExceeded:
     """The end of a run whose input is too bad, with a table of reasons and a sample row of each."""
-    counts: dict[str, int] = {}
-    samples: dict[str, str] = {}
-    for result in results:
-        if isinstance(result, ShardResult):
-            for code, n in result.bad_by_code.items():
-                counts[code] = counts.get(code, 0) + n
-            samples = {**result.bad_samples, **samples}
     lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
-    lines += [f"  {n:>8,}  {code:<20} e.g. {samples[code]}" for code, n in sorted(counts.items(), key=lambda c: -c[1])]
+    lines += [f"  {n:>8,}  {code:<20} e.g. {reasons.samples[code]}" for code, n in reasons.counts.most_common()]
     return BadRowsExceeded(
         "\n".join(lines),
         "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",

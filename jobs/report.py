@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.ledger import BadRows
 from jobs.loop import Tally
 from jobs.progress import duration
 
@@ -30,6 +31,7 @@ class Report:
     rows_bad: int = 0
     rows_gone: int = 0
     bad_by_code: dict[str, int] = field(default_factory=dict)
+    """Of the rows scored here."""
     bad_samples: dict[str, str] = field(default_factory=dict)
     rows_scored_here: int = 0
     shards_scored_here: int = 0
@@ -63,12 +65,12 @@ class Report:
         self.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in tally.results)
         self.shards_scored_here = len(tally.results)
         self.shards_committed_here = sum(result.committed for result in tally.results)
+        reasons = BadRows()
         for result in tally.results:
-            for code, n in result.bad_by_code.items():
-                self.bad_by_code[code] = self.bad_by_code.get(code, 0) + n
-            self.bad_samples = {**result.bad_samples, **self.bad_samples}
+            reasons.add(result.bad_by_code, result.bad_samples)
             for stage, seconds in result.stage_s.items():
                 self.stage_s[stage] = round(self.stage_s.get(stage, 0.0) + seconds, 3)
+        self.bad_by_code, self.bad_samples = dict(reasons.counts), reasons.samples
         self.bytes_read = sum(result.bytes_read for result in tally.results)
         self.peak_rss_bytes = max((result.peak_rss_bytes for result in tally.results), default=0)
         self.threads_busy = round(max((result.threads_busy for result in tally.results), default=0.0), 3)

@@ -201,7 +201,7 @@ class Run:
             rows_bad = sum(o.rows_bad for o in objects)
             budget = self.job.spec.limits.bad_rows
             if bad_rows_exceeded(rows_bad, plan.rows, budget):
-                raise bad_rows_error(rows_bad, plan.rows, budget, tally.results)
+                raise bad_rows_error(rows_bad, plan.rows, budget, self.job.ledger.bad_rows(plan))
             self.job.ledger.record_done(plan, objects)
             self.report.plans.append(plan.number)
             self.report.rows_ok += sum(o.rows_ok for o in objects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,25 @@ def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
     assert "this one" in shown
     assert "is arm64" in shown
     assert list(tmp_path.glob("out/model=*/plan=*")) == []
+
+
+def test_bad_rows_that_an_earlier_run_scored_are_told_with_their_reasons_too(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spec = write_spec(digits.spec(tmp_path / "out"))
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.ledger.Ledger.record_done", killed)
+        with pytest.raises(Killed):
+            run(spec)
+    capsys.readouterr()
+    assert run(spec, "--set=limits.bad_rows=0.0") == 3
+    shown = capsys.readouterr().err
+    assert re.search(r"9 of 899 rows are bad.*\n +\d  truncated +e\.g\. .*parquet row group \d row \d+", shown), shown
 
 
 def test_too_many_bad_rows_end_with_code_3_and_a_larger_budget_goes_on_from_there(
