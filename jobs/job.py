@@ -16,7 +16,7 @@ from jobs.ledger import Ledger, Plan, unclaimed
 from jobs.sampling import choose_sample
 from jobs.sources import Opened, Source, list_sources, open_sources
 from jobs.spec import JobSpec
-from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, WorkerSpec
+from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, WorkerSpec
 from workers.store import Store, StoreDenied, StoreError, open_filesystem, open_store, probe, read_url
 
 BATCH = 16
@@ -95,7 +95,13 @@ class Job:
             code_version=code_version(),
         )
 
-    def bundle_request(self, opened: Sequence[Opened]) -> BundleRequest:
+    def sample(self, opened: Sequence[Opened]) -> tuple[SampleSlice, ...]:
+        """Rows that calibrate and judge the INT8 model."""
+        calibration = self.spec.model.calibration
+        return choose_sample(opened, calibration.rows + self.spec.gate.rows, calibration.seed)
+
+    def bundle_request(self) -> BundleRequest:
+        """Without a sample yet: that takes the footers of the input."""
         spec = self.spec
         labels_column = spec.gate.labels_column
         return BundleRequest(
@@ -114,7 +120,7 @@ class Job:
             gate=GateSpec(**spec.gate.model_dump()),
             input=self.input_spec((labels_column,) if labels_column else ()),
             output=self.output_spec(None),
-            sample=choose_sample(opened, spec.model.calibration.rows + spec.gate.rows, spec.model.calibration.seed),
+            sample=(),
             batch=self.batch,
         )
 

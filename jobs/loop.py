@@ -64,6 +64,7 @@ class Loop:
         start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
         self._queue = deque([*self.missing[start:], *self.missing[:start]])
         self._left = {shard.key: shard for shard in self.missing}
+        self._rows_total = sum(plan.rows for plan in self.plans)
         self._attempts: dict[str, policy.Attempts] = {}
         self._start_failures = 0
         self._start_after = 0.0
@@ -127,12 +128,11 @@ class Loop:
             return  # the listing has told already
         self.tally.results.append(result)
         self.progress.shard_ended(result)
-        rows_total = sum(plan.rows for plan in self.plans)
-        if policy.bad_rows_exceeded(self.progress.rows_bad, rows_total, self.limits.bad_rows):
+        if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
             reasons = BadRows()
             for ended in self.tally.results:
                 reasons.add(ended.bad_by_code, ended.bad_samples)
-            raise bad_rows_error(self.progress.rows_bad, rows_total, self.limits.bad_rows, reasons)
+            raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, reasons)
 
     def _failed(self, shard: Shard, failure: Failure) -> None:
         if shard.key not in self._left:

@@ -18,9 +18,6 @@ START_FAILURES = 5
 START_PAUSE_S = 2.0
 START_PAUSE_MAX_S = 30.0
 
-UNFIT_NODE = frozenset({FailureCode.WRONG_ISA, FailureCode.GOLDEN_MISMATCH, FailureCode.TOO_WIDE})
-"""Failures that another node may not have."""
-
 
 @dataclass(frozen=True)
 class Attempts:
@@ -85,12 +82,11 @@ class StartStep:
 def start_step(failure: Failure, in_a_row: int, ready: int) -> StartStep:
     """After the `in_a_row`-th start failure with `ready` workers up.
 
-    Cores that another run holds come free when it ends, so those are waited for. A node that is unfit for the bundle
-    does not matter while others serve. Anything else that repeats will go on repeating.
+    Cores that another run holds come free when it ends, so those are waited for. A node that is unfit, or kills what
+    starts on it, does not matter while others serve. An error of ours will go on repeating.
     """
     pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
-    if failure.code == FailureCode.NO_CORES or (ready and failure.code in UNFIT_NODE):
-        return StartStep(give_up=False, pause_s=pause_s)
     if failure.kind is not FailureKind.INFRA:
         return StartStep(give_up=True, pause_s=0.0)
-    return StartStep(give_up=in_a_row >= START_FAILURES, pause_s=pause_s)
+    hopeless = failure.code != FailureCode.NO_CORES and not ready and in_a_row >= START_FAILURES
+    return StartStep(give_up=hopeless, pause_s=pause_s)

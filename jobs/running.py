@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from jobs.bundling import ensure_bundle
+from jobs.bundling import Bundling
 from jobs.errors import RunFailed, SpecError, StintError
 from jobs.job import Discovery, Job
 from jobs.ledger import DoneShard, Plan
@@ -70,11 +70,7 @@ class Run:
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
         try:
-            found = self.job.discover()
-            opened = found.fresh or self._reopened(found)
-            if not any(group.rows for o in opened for group in o.groups):
-                raise SpecError(f"input.uri: {self.job.spec.input.uri} holds no rows to calibrate on")
-            return self._ensure_bundle(opened)
+            return self._ensure_bundle(self.job.discover())
         finally:
             if self.cluster:
                 self.cluster.close()
@@ -84,7 +80,7 @@ class Run:
         self._tell(found)
         if found.fresh_rows or any(self.job.ledger.missing(plan) for plan in found.open_plans):
             self._workers()  # refused here, before anything is claimed
-            outcome = self._ensure_bundle(found.fresh or self._reopened(found))
+            outcome = self._ensure_bundle(found)
             self.report.accuracy = dict(outcome.report)
         self._claim(found)
         # Another run may have claimed in between: whatever is open now is this run's business too.
@@ -130,18 +126,18 @@ class Run:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
 
-    def _reopened(self, found: Discovery) -> list[Opened]:
-        """With nothing new, sample from what is there: the bundle of an open plan may still be missing."""
-        return open_sources(found.sources, self.job.spec.input)[0]
-
     def _connected(self) -> Cluster:
         if self.cluster is None:
             self.cluster = self.connect()
             self.say(self.cluster.describe())
         return self.cluster
 
-    def _ensure_bundle(self, opened: Sequence[Opened]) -> BundleOutcome:
-        return ensure_bundle(self.job, self.job.bundle_request(opened), self._connected, self.interrupted, self.say)
+    def _ensure_bundle(self, found: Discovery) -> BundleOutcome:
+        def opened() -> list[Opened]:
+            # With nothing new, from what is there: the bundle of an open plan may still be missing.
+            return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
+
+        return Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
 
     def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)

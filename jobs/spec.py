@@ -217,6 +217,12 @@ class JobSpec(Section):
     cost: Cost = Cost()
     """Prices."""
 
+    @model_validator(mode="after")
+    def _labels_are_of_classes(self) -> JobSpec:
+        if self.model.task == "embed" and self.gate.labels_column is not None:
+            raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
+        return self
+
 
 # ------------------------------------------------------------------------------------------- loading
 

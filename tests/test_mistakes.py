@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -70,6 +71,14 @@ def test_labels_that_are_neither_indices_nor_names(digits: Digits, tmp_path: Pat
     pq.write_table(table.append_column("truth", pa.array(["cat"] * table.num_rows)), data)
     shown = fails(2, input__uri=str(data), gate__labels_column="truth")
     assert "'cat' in column 'truth' is neither a class index nor one of the model's labels" in shown
+
+
+def test_labels_that_count_from_1(digits: Digits, tmp_path: Path, fails: Callable[..., str]) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "from-1.parquet"
+    pq.write_table(table.append_column("truth", pc.add(table["digit"], 1)), data)
+    shown = fails(2, input__uri=str(data), gate__labels_column="truth")
+    assert "column 'truth' holds 10, but the model's 10 classes count from 0" in shown
 
 
 def test_no_such_model(fails: Callable[..., str]) -> None:

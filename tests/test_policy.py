@@ -69,9 +69,10 @@ def test_cores_that_others_hold_are_waited_for_without_end() -> None:
     assert step.pause_s == 30
 
 
-def test_an_unfit_node_matters_only_when_no_other_serves() -> None:
-    assert not start_step(_failure("wrong_isa"), in_a_row=100, ready=1).give_up
-    assert start_step(_failure("wrong_isa"), in_a_row=5, ready=0).give_up
+@pytest.mark.parametrize("code", ["wrong_isa", ""])
+def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: str) -> None:
+    assert not start_step(_failure(code), in_a_row=100, ready=1).give_up
+    assert start_step(_failure(code), in_a_row=5, ready=0).give_up
 
 
 def test_an_error_of_ours_at_start_ends_the_run_at_once() -> None:

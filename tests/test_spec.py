@@ -47,6 +47,7 @@ def test_as_of_is_filled_into_input_and_output() -> None:
         ({"input__keys": ["a", "a"]}, r"named twice"),
         ({"input__keys": ["image"]}, r"'image' is the image itself"),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
+        ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
         ({"model__precision": "int4"}, r"model.precision: .*'int8' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),

@@ -70,7 +70,7 @@ class Maker:
 
         request, spec = self._request, self._request.model
         model = load_model(spec, read_url)
-        sample = read_request_sample(request, model.preprocess, model.labels)
+        sample = read_request_sample(request, model.preprocess, model.labels, model.outputs)
         calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
         report = calibration = None
         if spec.precision == "fp32":
@@ -111,7 +111,9 @@ class Maker:
         return outcome_of(manifest.accuracy, request, created=manifest.accuracy == report, began=self._began)
 
 
-def read_request_sample(request: BundleRequest, preprocess: Preprocess, labels: tuple[str, ...] | None) -> Sample:
+def read_request_sample(
+    request: BundleRequest, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int
+) -> Sample:
     from workers.sampling import read_sample
 
     return read_sample(
@@ -120,6 +122,7 @@ def read_request_sample(request: BundleRequest, preprocess: Preprocess, labels: 
         preprocess,
         labels_column=request.gate.labels_column,
         class_names=labels,
+        classes=classes,
         seed=request.model.calibration_seed,
     )
 
@@ -132,7 +135,7 @@ def judge_again(manifest: Manifest, store: Store, request: BundleRequest) -> Acc
     if report is None or request.gate.labels_column is None or report.labelled_rows:
         return report
     engines: list[Engine] = [bundle.load_engine(store, manifest, precision) for precision in ("fp32", "int8")]
-    sample = read_request_sample(request, manifest.preprocess, manifest.labels)
+    sample = read_request_sample(request, manifest.preprocess, manifest.labels, manifest.outputs)
     return compare(
         engines[0],
         engines[1],

@@ -85,10 +85,15 @@ class ShardReader:
         if not _unchanged(fs, path, source):
             self.gone.update(indices)
             return
-        with opened(fs, path) as file:
+        try:
+            file = opened(fs, path)
+        except NotFound as error:
+            raise SourceChanged(f"{source.uri} vanished before it was read") from error
+        with file:
             try:
+                parquet = open_parquet(file)
                 for index in indices:
-                    yield from _slice_blocks(file, index, self.shard.slices[index], self.input)
+                    yield from _slice_blocks(file, parquet, index, self.shard.slices[index], self.input)
             except Exception as error:
                 # Arrow reports a damaged page as OSError; whether storage failed only the file itself can tell.
                 if file.fault is not None and cause_of(file.fault) is not Cause.OTHER:
@@ -149,8 +154,7 @@ def _fetch_pinned(fs: Any, source: Slice) -> bytes | None:
 # ------------------------------------------------------------------------------------------- Parquet
 
 
-def _slice_blocks(file: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
-    parquet = open_parquet(file)
+def _slice_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
     schema = parquet.schema_arrow
     kind = image_kind(schema, how.image)
     columns = {"struct": [f"{how.image}.bytes", f"{how.image}.path"], "struct_bytes": [f"{how.image}.bytes"]}

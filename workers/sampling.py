@@ -41,7 +41,7 @@ class Sample:
 
 def read_sample(
     slices: Sequence[SampleSlice], how: InputSpec, preprocess: Preprocess, *, labels_column: str | None,
-    class_names: Sequence[str] | None, seed: int,
+    class_names: Sequence[str] | None, classes: int, seed: int,
 ) -> Sample:  # fmt: skip
     """Read and decode the rows through the production path. Raises ModelError when no row is of use."""
     encoded: list[bytes] = []
@@ -72,7 +72,7 @@ def read_sample(
     if not crops:
         raise ModelError(f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded")
     order = np.random.default_rng(seed).permutation(len(crops))
-    labels = None if labels_column is None else class_indices(values, class_names, labels_column)
+    labels = None if labels_column is None else class_indices(values, class_names, classes, labels_column)
     return Sample(
         crops_NHWC=np.stack([crops[i] for i in order]),
         encoded=[encoded[i] for i in order],
@@ -86,7 +86,7 @@ def _value(keys: pa.Table | None, column: str | None, offset: int) -> object:
     return keys.column(column)[offset].as_py() if keys is not None and column is not None else None
 
 
-def class_indices(values: Sequence[object], class_names: Sequence[str] | None, column: str) -> Labels:
+def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> Labels:
     """Class index of each label: a name among the model's labels, or an index. Raises ModelError for anything else."""
     by_name = {name: index for index, name in enumerate(class_names or ())}
     indices = np.full(len(values), UNKNOWN, np.int64)
@@ -102,6 +102,11 @@ def class_indices(values: Sequence[object], class_names: Sequence[str] | None, c
                 f"gate.labels_column: {value!r} in column {column!r} is neither a class index nor one of the "
                 f"model's labels ({', '.join(list(by_name)[:5]) or 'none are known'}…)"
             )
+    if (indices >= classes).any():
+        raise ModelError(
+            f"gate.labels_column: column {column!r} holds {indices.max()}, "
+            f"but the model's {classes} classes count from 0"
+        )
     return indices
 
 
