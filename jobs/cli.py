@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
+from jobs.days import Days, parse_day, parse_days, runs
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
 from jobs.pool import Cluster
 from jobs.report import summary
 from jobs.running import Run
-from jobs.spec import JobSpec, load_spec
+from jobs.spec import JobSpec
+from jobs.spec_file import load_spec
 from workers.store import StoreDenied, StoreError
 
 EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
@@ -65,7 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec"
         )
-        sub.add_argument("--as-of", type=date.fromisoformat, metavar="DATE", help="value of {as_of}; default: today")
+        days = sub.add_mutually_exclusive_group()
+        days.add_argument(
+            "--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today"
+        )
+        days.add_argument(
+            "--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these"
+        )
 
     def add_cluster(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -90,6 +99,26 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", _verify, "prove that input and output rows match one to one"),
     ):
         add_spec(add(name, command, text))
+    nightly = add("nightly", _nightly, "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
+    nightly.add_argument("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
+    nightly.add_argument("--namespace", help="default: the pod's, or the kubeconfig's")
+    nightly.add_argument("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    nightly.add_argument(
+        "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
+        help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
+    )  # fmt: skip
+    nightly.add_argument(
+        "--timezone", default=os.environ.get("TZ"), metavar="ZONE", help="of the date (default: TZ, or the CronJob's)"
+    )
+    nightly.add_argument(
+        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+    )
+    promote = add("promote", _promote, "let readers follow this job's model, once it has scored everything")
+    add_spec(promote)
+    promote.add_argument("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
+    promote.add_argument(
+        "--allow-fewer", action="store_true", help="also if the current model has predictions of more files"
+    )
     add("schema", _schema, "JSON Schema of the spec")
     return parser
 
@@ -98,13 +127,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    report = _new_run(arguments).complete()
-    print(summary(report))
+    for days in _runs(arguments):
+        print(summary(_new_run(arguments, days).complete()))
     return COMPLETE
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    outcome = _new_run(arguments).bundle()
+    outcome = _new_run(arguments, _runs(arguments)[-1]).bundle()
     if not outcome.created and outcome.table:
         _say(outcome.table)
     return COMPLETE
@@ -113,27 +142,57 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_plan
 
-    print(describe_plan(Job.open(_spec(arguments), writing=False)))
+    for job in _jobs(arguments):
+        print(describe_plan(job))
     return COMPLETE
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_status
 
-    print(describe_status(Job.open(_spec(arguments), writing=False)))
+    for job in _jobs(arguments):
+        print(describe_status(job))
     return COMPLETE
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from jobs.verify import verify
 
-    verdict = verify(Job.open(_spec(arguments), writing=False))
-    for note in verdict.notes:
-        print(f"note: {note}")
-    for problem in verdict.problems:
-        print(f"PROBLEM: {problem}")
-    print(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
-    return COMPLETE if verdict.ok else FAILED
+    code = COMPLETE
+    for job in _jobs(arguments):
+        verdict = verify(job)
+        for note in verdict.notes:
+            print(f"note: {note}")
+        for problem in verdict.problems:
+            print(f"PROBLEM: {problem}")
+        print(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
+        code = code if verdict.ok else FAILED
+    return code
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from jobs.promotion import promote
+
+    for job in _jobs(arguments):
+        print(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))
+    return COMPLETE
+
+
+def _nightly(arguments: argparse.Namespace) -> int:
+    from jobs.nightly import nightly
+
+    flag = InterruptFlag()
+    flag.install()
+    return nightly(
+        template=arguments.template,
+        namespace=arguments.namespace,
+        as_of=arguments.as_of,
+        zone=arguments.timezone or None,
+        job=arguments.job or None,
+        keep_nights=arguments.keep,
+        interrupted=flag,
+        say=_say,
+    )
 
 
 def _schema(_: argparse.Namespace) -> int:
@@ -150,15 +209,39 @@ def _demo(arguments: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------ helpers
 
 
+def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:
+    """For argparse, which shows the words of this error only."""
+
+    def parsed(text: str) -> Days:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
 def _spec(arguments: argparse.Namespace) -> JobSpec:
-    return load_spec(arguments.spec, arguments.overrides, arguments.as_of)
+    return load_spec(arguments.spec, arguments.overrides)
 
 
-def _new_run(arguments: argparse.Namespace) -> Run:
+def _runs(arguments: argparse.Namespace) -> list[Days | None]:
+    """The days of each run that the command stands for."""
+    spec = _spec(arguments)
+    return runs(arguments.days, spec.input.by_date, spec.output.uri)
+
+
+def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    """For commands that only look."""
+    for days in _runs(arguments):
+        yield Job.open(_spec(arguments), days, writing=False)
+
+
+def _new_run(arguments: argparse.Namespace, days: Days | None) -> Run:
     flag = InterruptFlag()
     flag.install()
     return Run(
-        job=Job.open(_spec(arguments)),
+        job=Job.open(_spec(arguments), days),
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=_say,

@@ -20,7 +20,7 @@ from PIL import Image
 
 from jobs.errors import SpecError
 from jobs.job import Job
-from jobs.spec import load_spec
+from jobs.spec_file import load_spec
 from workers.bundle import read_manifest
 
 SPEC = "conf/demo.yaml"

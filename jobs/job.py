@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from jobs import planning
+from jobs.days import Days, filled, today
 from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
-from jobs.ledger import Ledger, Plan, unclaimed
+from jobs.ledger import Ledger
 from jobs.sampling import choose_sample
-from jobs.sources import Opened, Source, list_sources, open_sources
+from jobs.sources import Opened
 from jobs.spec import JobSpec
-from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, WorkerSpec
+from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.store import Store, StoreDenied, StoreError, open_filesystem, open_store, probe, read_url
 
 BATCH = 16
@@ -28,19 +29,26 @@ CPUS = 1
 @dataclass(frozen=True)
 class Job:
     spec: JobSpec
+    days: Days
+    """What `{as_of}` stands for, oldest first; the last is the day of the run."""
     store: Store
     ledger: Ledger
     fingerprints: Fingerprints
 
     @classmethod
-    def open(cls, spec: JobSpec, *, writing: bool = True) -> Job:
-        """Resolve the spec. Raises SpecError for what cannot be: weights, module, output, a store that lies."""
-        source, target = absolute(spec.input.uri), absolute(spec.output.uri)
-        if f"{target}/".startswith(f"{source}/"):
-            raise SpecError(
-                f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
-                "write beside the input, not into it",
-            )
+    def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
+        """Resolve the spec as of the given days, today by default.
+
+        Raises SpecError for what cannot be: weights, module, output, a store that lies.
+        """
+        days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
+        target = absolute(filled(spec.output.uri, days)[-1])
+        for source in (absolute(uri) for template in spec.input.uris for uri in filled(template, days)):
+            if f"{target}/".startswith(f"{source}/"):
+                raise SpecError(
+                    f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
+                    "write beside the input, not into it",
+                )
         prints = fingerprints(spec, read_url)
         try:
             store = open_store(target, single_writer=spec.output.single_writer)
@@ -48,26 +56,32 @@ class Job:
                 probe(store)
         except (StoreDenied, StoreError) as error:
             raise SpecError(f"output.uri: {error}") from error
-        return cls(spec=spec, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
+        return cls(spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
 
     # -------------------------------------------------------------------------------------- for workers
 
     def input_spec(self, extra: tuple[str, ...] = ()) -> InputSpec:
         """`extra` columns are read beside the keys."""
         given = self.spec.input
-        fs, path = open_filesystem(given.uri)
-        is_file = fs.isfile(path)
-        root = absolute(given.uri)
         return InputSpec(
             format=given.format,
             image=given.image,
             keys=tuple(dict.fromkeys((*given.keys, *extra))),
-            uri_roots=tuple(map(absolute, given.uri_roots)) or (root.rpartition("/")[0] if is_file else root,),
+            uri_roots=tuple(map(absolute, given.uri_roots)) or self._input_folders(),
         )
+
+    def _input_folders(self) -> tuple[str, ...]:
+        """Where the input lies: what images that its rows point to must lie below."""
+        given = self.spec.input
+        folders = [absolute(uri) for template in given.uris for uri in filled(template, self.days)]
+        folders = [folder.rpartition("/")[0] if _is_file(folder) else folder for folder in folders]
+        if given.manifest is not None:
+            folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
+        return tuple(dict.fromkeys(folders))
 
     def output_spec(self, keys: pa.Schema | None) -> OutputSpec:
         return OutputSpec(
-            url=absolute(self.spec.output.uri),
+            url=self.store.url,
             root=self.fingerprints.root,
             topk=self.spec.output.topk,
             key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
@@ -124,60 +138,18 @@ class Job:
             batch=self.batch,
         )
 
-    # ------------------------------------------------------------------------------------------- input
-
-    def discover(self) -> Discovery:
-        """What the input holds, what of it no plan claims, and the plans that are not done. One listing each."""
-        sources = list_sources(self.spec.input)
-        plans = self.ledger.plans()
-        opened, unreadable = open_sources(unclaimed(sources, plans), self.spec.input)
-        done = self.ledger.done_numbers()
-        self._check_keys(opened, plans)
-        self._check_labels(opened)
-        return Discovery(
-            sources=sources,
-            plans=plans,
-            open_plans=[plan for plan in plans if plan.number not in done],
-            fresh=opened,
-            unreadable=unreadable,
-        )
-
-    def cut(self, opened: Sequence[Opened]) -> planning.Cut:
+    def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> planning.Cut:
+        """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
-        total = sum(group.rows for o in opened for group in o.groups)
+        slices = tuple(again)
+        total = sum(group.rows for o in opened for group in o.groups) + sum(piece.rows for piece in slices)
         within = planning.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
-        return planning.cut(opened, within)
-
-    def _check_keys(self, opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
-        """A model's root holds one schema: key columns may not change type from one night to the next."""
-        if opened and plans and opened[0].keys != plans[-1].keys:
-            raise SpecError(
-                f"input.keys: {opened[0].source.uri} has {str(opened[0].keys).strip()!r}, earlier plans of this "
-                f"output have {str(plans[-1].keys).strip()!r}",
-                "cast the column in the input, or write to another output.uri",
-            )
-
-    def _check_labels(self, opened: Sequence[Opened]) -> None:
-        column = self.spec.gate.labels_column
-        missing = [o for o in opened if column and column not in o.columns]
-        if missing:
-            raise SpecError(
-                f"gate.labels_column: {missing[0].source.uri} has no column {column!r}; "
-                f"it has {', '.join(missing[0].columns) or 'none'}"
-            )
+        return planning.cut(opened, within, slices)
 
 
-@dataclass(frozen=True)
-class Discovery:
-    sources: list[Source]
-    plans: list[Plan]
-    open_plans: list[Plan]
-    fresh: list[Opened]
-    unreadable: dict[Source, str]
-
-    @property
-    def fresh_rows(self) -> int:
-        return sum(group.rows for opened in self.fresh for group in opened.groups)
+def _is_file(url: str) -> bool:
+    fs, path = open_filesystem(url)
+    return bool(fs.isfile(path))
 
 
 def absolute(url: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,27 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.planning import Cut
-from jobs.sources import Opened, Source
+from jobs.plans import Content, Plan, decode_plan, encode_plan, to_bytes
+from jobs.sources import Source
 from workers.contract import Shard, Slice
 from workers.store import Store
 from workers.writing import ObjectFacts, object_facts
 
-CLAIMED_ONLY = -1
-"""Shard number of a source that is claimed and has no rows."""
 READS_AT_ONCE = 16
 
-PLAN_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
-        ("row_group", pa.int32()),
-        ("row_start", pa.int64()),
-        ("row_stop", pa.int64()),
-    ]
-)
 DONE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -52,23 +39,6 @@ DONE_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A numbered, immutable claim on input."""
-
-    number: int
-    token: str
-    shards: tuple[Shard, ...]
-    claimed: frozenset[tuple[str, str]]
-    """(uri, version) of every source claimed, also those without rows."""
-    keys: pa.Schema | None
-    """Types of the key columns as they were when the plan was made."""
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -110,21 +80,18 @@ class Ledger:
         with ThreadPoolExecutor(READS_AT_ONCE, "plan") as pool:
             return list(pool.map(self._read_plan, numbers))
 
-    def claim(
-        self, opened: Sequence[Opened], keys: pa.Schema | None, cut: Callable[[Sequence[Opened]], Cut]
-    ) -> Plan | None:
-        """Claim the sources that no plan claims yet, as the next plan; None when there is nothing to claim.
+    def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
+        """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
 
-        Another run may claim first: then its plan is read, subtracted, and the rest is claimed under the next number.
+        Another run may be first with the number: then its plan is read, and `content` is asked again.
         """
         while True:
             plans = self.plans()
-            left = set(unclaimed((o.source for o in opened), plans))
-            fresh = [o for o in opened if o.source in left]
-            if not fresh:
+            made = content(plans)
+            if made is None:
                 return None
             number = plans[-1].number + 1 if plans else 1
-            data = encode_plan(cut(fresh), keys, uuid.uuid4().hex)
+            data = encode_plan(made, uuid.uuid4().hex)
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
 
@@ -148,6 +115,32 @@ class Ledger:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
         with ThreadPoolExecutor(READS_AT_ONCE, "facts") as pool:
             return list(pool.map(lambda shard: object_facts(self.store.get(f"{self.root}/{shard.key}")), shards))
+
+    def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
+        """Slices of plans that have no rows, because their source was gone when it was their turn.
+
+        Slices that an open plan has yet to score count when their source is not as claimed among `present`. A slice
+        that a later plan claims again is that plan's.
+        """
+        there = {source.identity for source in present}
+        lost: set[Slice] = set()
+        for plan in plans:
+            if any((piece.uri, piece.version) in plan.claimed for piece in lost):
+                lost.difference_update(piece for shard in plan.shards for piece in shard.slices)
+            if plan.number in done:
+                suspects = {o.key for o in self.read_done(plan.number) if o.rows_gone}
+                shards = [shard for shard in plan.shards if shard.key in suspects] if suspects else []
+            elif plan.claimed <= there:
+                continue
+            else:
+                stale = [s for s in plan.shards if any((p.uri, p.version) not in there for p in s.slices)]
+                written = self.present(plan)
+                shards = [shard for shard in stale if shard.key in written]
+                unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
+                lost.update(piece for piece in unwritten if (piece.uri, piece.version) not in there)
+            for shard, facts in zip(shards, self.facts(shards), strict=True):
+                lost.update(shard.slices[i] for i in facts.gone)
+        return lost
 
     def bad_rows(self, plan: Plan) -> BadRows:
         """Why rows of a complete plan have no prediction, read from its objects."""
@@ -180,9 +173,7 @@ class Ledger:
     def record_done(self, plan: Plan, objects: Sequence[DoneShard]) -> None:
         """Create the done record. It is the snapshot for strict readers; the first one stands."""
         table = pa.Table.from_pylist([vars(o) for o in objects], schema=DONE_SCHEMA)
-        self.store.create(
-            self._done_key(plan.number), _to_bytes(table, {"plan": str(plan.number), "token": plan.token})
-        )
+        self.store.create(self._done_key(plan.number), to_bytes(table, {"plan": str(plan.number), "token": plan.token}))
 
     def read_done(self, number: int) -> list[DoneShard]:
         table = pq.read_table(pa.BufferReader(self.store.get(self._done_key(number))), page_checksum_verification=True)
@@ -210,60 +201,3 @@ def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
         size=facts.size,
         sha256=facts.sha256,
     )
-
-
-# -------------------------------------------------------------------------------------- plan files
-
-
-def encode_plan(cut: Cut, keys: pa.Schema | None, token: str) -> bytes:
-    """One row a slice, and one for each source without rows."""
-    rows = [
-        (index, s.uri, s.size, s.version, s.row_group, s.row_start, s.row_stop)
-        for index, slices in enumerate(cut.shards)
-        for s in slices
-    ]
-    rows += [(CLAIMED_ONLY, s.uri, s.size, s.version, 0, 0, 0) for s in cut.empty]
-    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), PLAN_SCHEMA, strict=True)]
-    metadata = {"token": token}
-    if keys is not None:
-        metadata["keys"] = keys.serialize().to_pybytes().hex()
-    return _to_bytes(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), metadata)
-
-
-def decode_plan(number: int, data: bytes) -> Plan:
-    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    metadata = table.schema.metadata
-    token = metadata[b"stint.token"].decode()
-    slices: dict[int, list[Slice]] = {}
-    claimed: set[tuple[str, str]] = set()
-    columns = [table.column(name).to_pylist() for name in PLAN_SCHEMA.names]
-    for shard, uri, size, version, row_group, row_start, row_stop in zip(*columns, strict=True):
-        claimed.add((uri, version))
-        if shard != CLAIMED_ONLY:
-            piece = Slice(
-                uri=uri, size=size, version=version, row_group=row_group, row_start=row_start, row_stop=row_stop
-            )
-            slices.setdefault(shard, []).append(piece)
-    keys = metadata.get(b"stint.keys")
-    return Plan(
-        number=number,
-        token=token,
-        shards=tuple(
-            Shard(plan=number, plan_token=token, index=index, slices=tuple(slices[index])) for index in sorted(slices)
-        ),
-        claimed=frozenset(claimed),
-        keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
-    )
-
-
-def _to_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    schema = table.schema.with_metadata({f"stint.{name}": value for name, value in metadata.items()})
-    pq.write_table(table.cast(schema), sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
-
-
-def unclaimed(sources: Iterable[Source], plans: Iterable[Plan]) -> list[Source]:
-    """The sources that no plan claims in their present version."""
-    claimed = frozenset[tuple[str, str]]().union(*(plan.claimed for plan in plans))
-    return [source for source in sources if source.identity not in claimed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from jobs.discovery import discover
 from jobs.job import Job
 from jobs.progress import duration
 from workers.store import NotFound
@@ -12,19 +13,19 @@ from workers.store import NotFound
 
 def describe_plan(job: Job) -> str:
     """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
-    found = job.discover()
-    cut = job.cut(found.fresh)
+    found = discover(job)
+    cut = found.cut()
     missing = [shard for plan in found.open_plans for shard in job.ledger.missing(plan)]
     rows_missing = sum(shard.rows for shard in missing)
     rows = found.fresh_rows + rows_missing
     lines = [
         f"job {job.spec.name} → {job.store.url}/{job.fingerprints.root}/",
-        f"new: {len(found.fresh):,} sources, {found.fresh_rows:,} rows in {len(cut.shards):,} shards",
+        *found.lines(),
+        f"to be claimed: {found.fresh_rows:,} rows in {len(cut.shards):,} shards",
         f"open plans: {len(found.open_plans)}, {rows_missing:,} rows missing in {len(missing):,} shards",
         f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
     ]
     lines += [f"warning: {warning}" for warning in cut.warnings]
-    lines += [f"unreadable: {source.uri}: {reason}" for source, reason in found.unreadable.items()]
     lines.append(_estimate(job, rows))
     return "\n".join(lines)
 

@@ -7,7 +7,8 @@ group far beyond the bounds is split by rows, with a warning: every piece must r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from jobs.sources import Opened, RowGroup, Source
@@ -51,18 +52,22 @@ def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max
     return Bounds(rows, max(rows, MIN_SPLIT_ROWS), max_bytes)
 
 
-def cut(sources: Sequence[Opened], within: Bounds) -> Cut:
-    """Cut into shards within the bounds where row groups allow it."""
+def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Cut:
+    """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
     shards: list[tuple[Slice, ...]] = []
     split: list[str] = []
     current: list[Slice] = []
-    current_bytes = 0
-    for piece, piece_bytes in _pieces(sources, within, split):
-        full = sum(s.rows for s in current) + piece.rows > within.rows or current_bytes + piece_bytes > within.bytes
-        if current and full:
+    current_rows = current_bytes = 0
+    kept = frozenset(again)
+    for piece, piece_bytes in chain(_pieces(sources, within, split), ((piece, 0) for piece in again)):
+        if current and (current_rows + piece.rows > within.rows or current_bytes + piece_bytes > within.bytes):
             shards.append(tuple(current))
-            current, current_bytes = [], 0
-        current.append(piece)
+            current, current_rows, current_bytes = [], 0, 0
+        if current and piece not in kept and _continues(current[-1], piece):
+            current[-1] = replace(current[-1], row_stop=piece.row_stop)
+        else:
+            current.append(piece)
+        current_rows += piece.rows
         current_bytes += piece_bytes
     if current:
         shards.append(tuple(current))
@@ -76,30 +81,37 @@ def cut(sources: Sequence[Opened], within: Bounds) -> Cut:
     return Cut(tuple(shards), (warning,) if warning else (), empty)
 
 
+def _continues(last: Slice, piece: Slice) -> bool:
+    return (last.uri, last.version, last.row_group, last.row_stop) == (
+        piece.uri, piece.version, piece.row_group, piece.row_start,
+    )  # fmt: skip
+
+
 def _pieces(sources: Sequence[Opened], within: Bounds, split: list[str]) -> Iterator[tuple[Slice, int]]:
     """Whole row groups, or even parts of huge ones, each with its bytes. Describes what it splits in `split`."""
     for opened in sources:
-        for index, group in enumerate(opened.groups):
+        for group in opened.groups:
             if group.rows == 0:
                 continue
             parts = _parts(group, within)
             source = opened.source
             if parts > 1:
                 size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
-                split.append(f"{source.uri} row group {index} ({size}) into {parts}")
+                split.append(f"{source.uri} row group {group.number} ({size}) into {parts}")
             for part in range(parts):
                 piece = Slice(
                     uri=source.uri,
                     size=source.size,
                     version=source.version,
-                    row_group=index,
-                    row_start=group.rows * part // parts,
-                    row_stop=group.rows * (part + 1) // parts,
+                    row_group=group.number,
+                    row_start=group.row_start + group.rows * part // parts,
+                    row_stop=group.row_start + group.rows * (part + 1) // parts,
+                    byte_start=group.byte_start,
                 )
                 yield piece, group.bytes // parts
 
 
 def _parts(group: RowGroup, within: Bounds) -> int:
-    if group.rows <= SPLIT_FACTOR * within.split_rows and group.bytes <= SPLIT_FACTOR * within.bytes:
+    if group.whole or (group.rows <= SPLIT_FACTOR * within.split_rows and group.bytes <= SPLIT_FACTOR * within.bytes):
         return 1
     return min(group.rows, max(-(-group.rows // within.split_rows), -(-group.bytes // within.bytes)))

@@ -24,6 +24,8 @@ class Report:
     root: str
     output: str
     started: str
+    as_of: str = ""
+    """The day that the run was for."""
     outcome: str = "failed"
     plans: list[int] = field(default_factory=list)
     rows_ok: int = 0
@@ -53,6 +55,10 @@ class Report:
     retries: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    """Sources with another content than the one scored, left as they are: input.on_change is report."""
+    superseded: list[str] = field(default_factory=list)
+    """Sources scored again because their content changed."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 

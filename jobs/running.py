@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
+from jobs.discovery import Discovery, discover
 from jobs.errors import RunFailed, SpecError, StintError
-from jobs.job import Discovery, Job
-from jobs.ledger import DoneShard, Plan
+from jobs.job import Job
+from jobs.ledger import DoneShard
 from jobs.loop import Loop, Tally, bad_rows_error
-from jobs.planning import Cut
+from jobs.plans import Content, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.progress import Progress
@@ -70,13 +71,13 @@ class Run:
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
         try:
-            return self._ensure_bundle(self.job.discover())
+            return self._ensure_bundle(discover(self.job))
         finally:
             if self.cluster:
                 self.cluster.close()
 
     def _complete(self) -> None:
-        found = self.job.discover()
+        found = discover(self.job)
         self._tell(found)
         if found.fresh_rows or any(self.job.ledger.missing(plan) for plan in found.open_plans):
             self._workers()  # refused here, before anything is claimed
@@ -99,30 +100,27 @@ class Run:
     # -------------------------------------------------------------------------------------------- steps
 
     def _tell(self, found: Discovery) -> None:
-        claimed = len(found.sources) - len(found.fresh) - len(found.unreadable)
-        self.say(
-            f"input: {len(found.sources):,} sources, {claimed:,} claimed by earlier plans, "
-            f"{len(found.fresh):,} new with {found.fresh_rows:,} rows"
-        )
-        self.report.unreadable = {source.uri: reason for source, reason in found.unreadable.items()}
-        for uri, reason in self.report.unreadable.items():
-            self.say(f"unreadable, left unclaimed: {uri}: {reason}")
+        for line in found.lines():
+            self.say(line)
+        self.report.as_of = str(self.job.days.last)
+        self.report.unreadable = dict(found.unreadable)
+        self.report.changed = [source.uri for source in found.wanted.kept]
+        self.report.superseded = sorted(found.wanted.supersedes)
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""
-        if not found.fresh:
+        if not found.fresh and not found.wanted.again:
             return
-        warnings: tuple[str, ...] = ()
+        made: Content | None = None
 
-        def cut(opened: Sequence[Opened]) -> Cut:
-            nonlocal warnings
-            made = self.job.cut(opened)
-            warnings = made.warnings
+        def content(plans: Sequence[Plan]) -> Content | None:
+            nonlocal made
+            made = found.content(plans)
             return made
 
-        plan = self.job.ledger.claim(found.fresh, found.fresh[0].keys, cut)
-        if plan is not None:
-            for warning in warnings:
+        plan = self.job.ledger.claim(content)
+        if plan is not None and made is not None:
+            for warning in made.cut.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
 

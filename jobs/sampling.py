@@ -16,21 +16,26 @@ SPARE = 1.25
 
 def choose_sample(opened: Sequence[Opened], rows: int, seed: int) -> tuple[SampleSlice, ...]:
     """About `rows` × SPARE rows, spread over row groups drawn without replacement; fewer if the input has fewer."""
-    groups = [(o, i) for o in opened for i, group in enumerate(o.groups) if group.rows]
+    groups = [(o.source, group) for o in opened for group in o.groups if group.rows]
     random.Random(seed).shuffle(groups)  # noqa: S311  (reproducible, not secret)
     wanted = int(rows * SPARE) + 1
     share = -(-wanted // min(GROUPS, max(1, len(groups))))
-    sizes = [o.groups[index].rows for o, index in groups]
+    sizes = [group.rows for _, group in groups]
     takes = [min(size, share) for size in sizes]
     if sum(takes) < wanted:  # uneven groups: the large ones make up for the small ones
         takes = sizes
     sample: list[SampleSlice] = []
-    for (opened_, index), size, most in zip(groups, sizes, takes, strict=True):
+    for (source, group), most in zip(groups, takes, strict=True):
         if wanted <= 0:
             break
-        source = opened_.source
         whole = Slice(
-            uri=source.uri, size=source.size, version=source.version, row_group=index, row_start=0, row_stop=size
+            uri=source.uri,
+            size=source.size,
+            version=source.version,
+            row_group=group.number,
+            row_start=group.row_start,
+            row_stop=group.row_start + group.rows,
+            byte_start=group.byte_start,
         )
         sample.append(SampleSlice(rows=whole, take=min(most, wanted)))
         wanted -= most

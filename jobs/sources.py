@@ -1,8 +1,4 @@
-"""Discovery: what the input holds right now, as sources with exact versions, and what a Parquet footer says of each.
-
-The identity of a source is (uri, version). Files whose names start with `_` or `.` are skipped, as Arrow, Spark and
-Hive readers do.
-"""
+"""Sources of the input, and what a Parquet footer or the headers of a tar file say is in them."""
 
 from __future__ import annotations
 
@@ -16,11 +12,12 @@ import pyarrow as pa
 from jobs.errors import SpecError
 from jobs.spec import Input
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
-from workers.store import NotFound, StoreDenied, StoreError, full_url, open_filesystem, retrying, version_of
+from workers.store import NotFound, StoreDenied, StoreError, open_filesystem
+from workers.webdataset import blocks
 
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 FOOTERS_AT_ONCE = 16
+SAMPLES_TOGETHER = 16
+"""How finely a tar file may be cut."""
 
 
 @dataclass(frozen=True, order=True)
@@ -36,9 +33,19 @@ class Source:
 
 @dataclass(frozen=True)
 class RowGroup:
+    """Rows that stay together: a row group of a Parquet file, some samples of a tar file, an image file."""
+
     rows: int
     bytes: int
     """Compressed bytes of the columns that are read."""
+    number: int = 0
+    """Of the row group in its file; always 0 in files that have none."""
+    row_start: int = 0
+    """First row, counted from the start of the row group with this number."""
+    byte_start: int = 0
+    """Where in a tar file the first row lies."""
+    whole: bool = False
+    """Never to be split: where a row in the middle lies is not known."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +60,8 @@ class Opened:
     """Names of every column."""
 
 
-def list_sources(spec: Input) -> list[Source]:
-    """Every source of the input, by URI. Raises SpecError when the input is not there or not allowed."""
-    suffixes = PARQUET_SUFFIXES if spec.format == "parquet" else IMAGE_SUFFIXES
-    try:
-        fs, path = open_filesystem(spec.uri)
-        root = retrying(lambda: fs.info(path), spec.uri)
-        if root["type"] == "file":
-            return [Source(full_url(fs, path), int(root["size"]), version_of(root))]
-        found = retrying(lambda: fs.find(path, detail=True), spec.uri)
-    except NotFound as error:
-        raise SpecError(
-            f"input.uri: there is nothing at {spec.uri}", "check the path; a folder or prefix must hold a file to exist"
-        ) from error
-    except (StoreDenied, StoreError) as error:
-        raise SpecError(f"input.uri: cannot list {spec.uri}: {error}") from error
-    base = path.rstrip("/") + "/"
-    return sorted(
-        Source(full_url(fs, name), int(info["size"]), version_of(info))
-        for name, info in found.items()
-        if name.lower().endswith(suffixes) and not _hidden(name.removeprefix(base))
-    )
-
-
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative.split("/"))
-
-
 def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], dict[Source, str]]:
-    """Footers of the sources, many at a time; and those that could not be read, each with the reason.
+    """What is in the sources, many at a time; and those that could not be read, each with the reason.
 
     A source that vanished since the listing is left out. Raises SpecError when the columns are not as the spec says.
     """
@@ -90,7 +70,7 @@ def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], 
 
     def read(source: Source) -> Opened | str | None:
         try:
-            return _read_footer(source, spec)
+            return _read_headers(source, spec) if spec.format == "webdataset" else _read_footer(source, spec)
         except NotFound:
             return None
         except (InputUnreadable, StoreError, StoreDenied) as error:
@@ -123,14 +103,26 @@ def _read_footer(source: Source, spec: Input) -> Opened:
         wanted = (spec.image, *spec.keys)
         return Opened(
             source=source,
-            groups=tuple(_row_group(parquet.metadata.row_group(i), wanted) for i in range(parquet.num_row_groups)),
+            groups=tuple(_row_group(parquet.metadata.row_group(i), i, wanted) for i in range(parquet.num_row_groups)),
             keys=pa.schema([schema.field(key).with_nullable(True).remove_metadata() for key in spec.keys]),
             columns=tuple(schema.names),
         )
 
 
-def _row_group(group: Any, wanted: tuple[str, ...]) -> RowGroup:
-    return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)))
+def _row_group(group: Any, number: int, wanted: tuple[str, ...]) -> RowGroup:
+    return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)), number)
+
+
+def _read_headers(source: Source, spec: Input) -> Opened:
+    """The samples of a WebDataset tar file, a few together; every key is text."""
+    fs, path = open_filesystem(source.uri)
+    with opened(fs, path) as file:
+        together = SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(SAMPLES_TOGETHER, spec.shard_rows)
+        groups = tuple(
+            RowGroup(block.rows, block.bytes, row_start=block.row_start, byte_start=block.byte_start, whole=True)
+            for block in blocks(file, together)
+        )
+    return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), spec.keys)
 
 
 def _check_key_types(opened_: Iterable[Opened]) -> None:

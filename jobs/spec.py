@@ -1,21 +1,17 @@
-"""The job spec: YAML checked by pydantic, overridden by `--set`, with `{as_of}` filled in.
+"""The job spec as pydantic models: every key, its type, its default and its meaning.
 
-Unknown keys are refused with the nearest valid one. `stint schema` prints the JSON Schema of `JobSpec`.
+`stint schema` prints the JSON Schema of `JobSpec`; `jobs.spec_file` reads one from YAML.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from datetime import date, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from jobs.errors import SpecError
+from jobs.days import AS_OF
 
 RESERVED_COLUMNS = frozenset(
     [
@@ -34,27 +30,57 @@ RESERVED_COLUMNS = frozenset(
 )
 
 
+LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL_NAME}|in\({LABEL_NAME}(, *{LABEL_NAME})*\))$")]
+
+
 class Section(BaseModel):
     """A part of the spec. Docstrings below fields are their descriptions in the JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+DEFAULT_IMAGE = {"parquet": "image", "images": "", "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff"}
+
+
 class Input(Section):
-    uri: str
-    """File, folder or fsspec URL: `data/`, `s3://bucket/images/`, `gs://…`, `abfs://…`. `{as_of}` is replaced."""
-    format: Literal["parquet", "images"] = "parquet"
-    """`parquet`: files with an image column. `images`: a folder of image files, one row each."""
-    image: str = "image"
-    """Column with the image: binary, large_binary, struct<bytes, path> or a string URI. Not used for `images`."""
+    uri: str | tuple[str, ...] = ()
+    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`."""
+    manifest: str | None = None
+    """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
+    format: Literal["parquet", "images", "webdataset"] = "parquet"
+    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
+    image: Annotated[str, Field(validate_default=True)] = ""
+    """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
+    `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
     keys: tuple[str, ...] = ()
-    """Columns copied to the output beside each prediction."""
+    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself."""
+    days: Annotated[int, Field(ge=1)] = 1
+    """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
+    on_change: Literal["report", "rescore"] = "report"
+    """What to do with a file that was scored and has another content now: keep its predictions and say so every
+    night, or score it again under a new plan that supersedes the old rows."""
     shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: Annotated[int, Field(ge=1)] = 256
     """Encoded bytes a shard, in MiB, at most; a single row group may exceed it."""
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Templates of files and folders to list; none for a manifest."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+    @property
+    def by_date(self) -> bool:
+        return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
+
+    @field_validator("image")
+    @classmethod
+    def _image_has_a_default(cls, image: str, info: ValidationInfo) -> str:
+        return image or DEFAULT_IMAGE[info.data.get("format", "parquet")]
 
     @field_validator("keys")
     @classmethod
@@ -71,6 +97,14 @@ class Input(Section):
             raise ValueError("input.keys: image files have no columns; source_uri tells rows apart")
         if self.image in self.keys:
             raise ValueError(f"input.keys: {self.image!r} is the image itself, which is not copied")
+        return self
+
+    @model_validator(mode="after")
+    def _input_is_named_once(self) -> Input:
+        if bool(self.uris) == (self.manifest is not None):
+            raise ValueError("input: exactly one of uri and manifest is wanted")
+        if self.days > 1 and not self.by_date:
+            raise ValueError(f"input.days: {self.days} folders are wanted, but no {AS_OF} is in input.uri or manifest")
         return self
 
 
@@ -135,18 +169,31 @@ class Gate(Section):
 
 class Output(Section):
     uri: str
-    """Folder or URL of predictions and ledger. `{as_of}` is replaced."""
+    """Folder or URL of predictions and ledger, best one for all nights. `{as_of}` is replaced."""
     topk: Annotated[int, Field(ge=1)] = 5
     """Classes a row."""
     single_writer: bool = False
     """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
 
 
+class Group(Section):
+    labels: Annotated[dict[LabelKey, LabelValue], Field(min_length=1)]
+    """Ray node labels that a node must have, as `{ray.io/market-type: spot}` or `{stint/cpu: c7i}`; `!x` and
+    `in(x, y)` work too."""
+    max: Annotated[int, Field(ge=1)] | None = None
+    """Workers at most in this group."""
+    patience_s: Annotated[float, Field(gt=0)] = 300
+    """How long a worker may wait for a node here; then the next group is asked, and this one again after a while."""
+
+
 class Workers(Section):
     min: Annotated[int, Field(ge=0)] = 0
     """Workers kept while there is work."""
     max: Annotated[int, Field(ge=1)] = 64
-    """Workers at most."""
+    """Workers at most; as many as that without schedule.finish_by, with it as few as meet the deadline."""
+    groups: tuple[Group, ...] = ()
+    """Kinds of nodes, the preferred one first, as spot before on-demand. Empty: any node will do. A machine of its own,
+    without a cluster, has no labels and ignores them."""
     cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Physical cores a worker; `auto`: one."""
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -170,7 +217,8 @@ class Limits(Section):
 
 class Schedule(Section):
     finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
-    """Wall clock time, HH:MM, by which the night must be done: progress says when it will be late."""
+    """Wall clock time, HH:MM, by which the night must be done: the fewest workers that manage are used. Within three
+    hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
 
@@ -218,86 +266,16 @@ class JobSpec(Section):
     """Prices."""
 
     @model_validator(mode="after")
+    def _nights_share_an_output(self) -> JobSpec:
+        if self.input.days > 1 and AS_OF in self.output.uri:
+            raise ValueError(
+                f"input.days: with {AS_OF} in output.uri every night has a ledger of its own, and would score the "
+                "earlier days again; write all nights to one output"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_are_of_classes(self) -> JobSpec:
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
         return self
-
-
-# ------------------------------------------------------------------------------------------- loading
-
-
-def load_spec(path: str, overrides: list[str], as_of: date | None = None) -> JobSpec:
-    """Read a YAML spec, apply `a.b=value` overrides, fill `{as_of}` in. Raises SpecError."""
-    file = Path(path)
-    try:
-        text = file.read_text()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        known = sorted(str(p) for p in Path("conf").glob("*.yaml")) if Path("conf").is_dir() else []
-        hint = f" (there is {', '.join(known)})" if known else ""
-        raise SpecError(f"no spec at {path}{hint}") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise SpecError(f"{path} holds no spec: a mapping with name, input, model and output is wanted")
-    for override in overrides:
-        _override(raw, override)
-    return parse_spec(raw, path, as_of)
-
-
-def parse_spec(raw: dict[str, Any], source: str = "spec", as_of: date | None = None) -> JobSpec:
-    """Check a spec that is already a mapping. Raises SpecError that names each wrong key."""
-    try:
-        spec = JobSpec.model_validate(raw)
-    except ValidationError as error:
-        raise SpecError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
-    day = (as_of or datetime.now(ZoneInfo(spec.schedule.timezone)).date()).isoformat()
-    # Relative weights, labels and data stay relative to the working directory, which Ray ships to every node.
-    return spec.model_copy(
-        update={
-            "input": spec.input.model_copy(update={"uri": spec.input.uri.replace("{as_of}", day)}),
-            "output": spec.output.model_copy(update={"uri": spec.output.uri.replace("{as_of}", day)}),
-        }
-    )
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise SpecError(f"--set {override}: write --set section.key=value, as --set workers.max=8")
-    *sections, key = path.split(".")
-    here = raw
-    for section in sections:
-        here = here.setdefault(section, {})
-        if not isinstance(here, dict):
-            raise SpecError(f"--set {override}: {section} is a value, not a section")
-    try:
-        here[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: {value!r} is not a YAML value: {error}") from error
-
-
-def _explain(error: Any) -> str:
-    """One validation error for a person: where, what, and the nearest valid key for a typo."""
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        valid = list(_section_at(error["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"unknown key {where!r}: {hint}"
-    if error["type"] == "missing":
-        return f"{where!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    # A check of a whole section names its key itself.
-    return message if isinstance(error["input"], dict) else f"{where}: {message}, got {error['input']!r}"
-
-
-def _section_at(path: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = JobSpec
-    for part in path:
-        annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return section

@@ -16,13 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs import coverage
+from jobs.claims import latest_versions
 from jobs.job import Job
-from jobs.ledger import DoneShard, Ledger, Plan
-from jobs.sources import Source, list_sources
+from jobs.ledger import DoneShard, Ledger
+from jobs.listing import list_input
+from jobs.plans import Plan
 from jobs.spec import Input
 from workers.contract import Shard, Slice
 from workers.parquet import open_parquet, opened
 from workers.store import NotFound, open_filesystem, version_of
+from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
 
 AT_ONCE = 8
@@ -61,71 +65,67 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    _check_claims(plans, list_sources(job.spec.input), verdict)
+    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
+    verdict.problems += [
+        f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
+        for s in coverage.unclaimed(plans, listing.sources)
+    ]
+    verdict.notes += coverage.notes(plans, listing.sources)
+    gone: list[Slice] = []
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
         record = {o.key: o for o in ledger.read_done(plan.number)} if plan.number in done else {}
-        _check_plan(ledger, plan, record, job.spec.input, verdict)
+        gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
+    verdict.problems += coverage.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.problems.append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)
     return verdict
 
 
-def _check_claims(plans: Sequence[Plan], sources: Sequence[Source], verdict: Verdict) -> None:
-    """Every source of the input is claimed by exactly one plan."""
-    claims: dict[tuple[str, str], list[int]] = {}
-    for plan in plans:
-        for identity in plan.claimed:
-            claims.setdefault(identity, []).append(plan.number)
-    for (uri, version), numbers in claims.items():
-        if len(numbers) > 1:
-            verdict.problems.append(f"{uri} (version {version}) is claimed by plans {numbers}")
-    now = {source.identity for source in sources}
-    verdict.problems += [
-        f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored" for s in sources
-        if s.identity not in claims
-    ]  # fmt: skip
-    if past := len(claims.keys() - now):
-        verdict.notes.append(f"{past} claimed source version(s) are no longer in the input; their predictions stay")
-
-
-def _check_plan(ledger: Ledger, plan: Plan, record: dict[str, DoneShard], given: Input, verdict: Verdict) -> None:
+def _check_plan(
+    ledger: Ledger, plan: Plan, record: dict[str, DoneShard], given: Input, verdict: Verdict
+) -> list[Slice]:
+    """Check every object of a plan; returns the slices that the objects list as gone."""
+    gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
     for key in record.keys() - {shard.key for shard in plan.shards}:
         verdict.problems.append(f"the done record of plan {plan.number} names {key}, which the plan does not")
 
-    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None, int]:
+    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None]:
         return _check_shard(ledger, shard, record.get(shard.key), given)
 
     with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
-        for shard, (problems, facts, rows_gone) in zip(plan.shards, pool.map(check, plan.shards), strict=True):
+        for shard, (problems, facts) in zip(plan.shards, pool.map(check, plan.shards), strict=True):
             verdict.problems += problems
             if facts is not None:
                 verdict.rows_ok += facts.rows_ok
                 verdict.rows_bad += facts.rows_bad
-                verdict.rows_gone += rows_gone
+                gone += (shard.slices[i] for i in facts.gone)
             elif record and shard.key not in record:
                 verdict.problems.append(f"the done record of plan {plan.number} lacks {shard.key}")
+    verdict.rows_gone += sum(piece.rows for piece in gone)
+    return gone
 
 
 def _check_shard(
     ledger: Ledger, shard: Shard, done: DoneShard | None, given: Input
-) -> tuple[list[str], ObjectFacts | None, int]:
-    """Problems of one object, its facts when it is readable, and the rows whose source is gone."""
+) -> tuple[list[str], ObjectFacts | None]:
+    """Problems of one object, and its facts when it is readable."""
     key = f"{ledger.root}/{shard.key}"
     try:
         data = ledger.store.get(key)
     except NotFound:
-        return [f"{key} is missing: {shard.describe()}"], None, 0
+        return [f"{key} is missing: {shard.describe()}"], None
     try:
         facts = object_facts(data)
         keys = list(given.keys)
         table = pq.read_table(pa.BufferReader(data), columns=ROW_COLUMNS + keys, page_checksum_verification=True)
     except (NotOurs, pa.ArrowException, OSError) as error:
-        return [f"{key} cannot be read: {error}"], None, 0
+        return [f"{key} cannot be read: {error}"], None
     problems = []
     if done and done.sha256 != facts.sha256:
         problems.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
@@ -140,8 +140,8 @@ def _check_shard(
     if rows_bad != facts.rows_bad:
         problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
     if keys and not misplaced:
-        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys)]
-    return problems, facts, sum(shard.slices[i].rows for i in facts.gone)
+        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys, given.format)]
+    return problems, facts
 
 
 def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) 
     return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str]) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], format: str) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
@@ -185,10 +185,13 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str]) -> 
             if (int(info["size"]), version_of(info)) != (s.size, s.version):
                 continue
             with opened(fs, path) as file:
-                group = open_parquet(file).read_row_group(s.row_group, columns=keys)
+                if format == "webdataset":
+                    rows = keys_of(file, s.byte_start, s.rows, keys)
+                else:
+                    rows = open_parquet(file).read_row_group(s.row_group, columns=keys).slice(s.row_start, s.rows)
         except (FileNotFoundError, NotFound):
             continue
-        given = group.slice(s.row_start, s.rows).select(keys).cast(found.schema)
+        given = rows.select(keys).cast(found.schema)
         for name in keys:
             if not _bits(found.column(name)).equals(_bits(given.column(name))):
                 where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"

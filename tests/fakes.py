@@ -51,7 +51,9 @@ INFO = WorkerInfo(
 
 def opened(name: str, *groups: int, version: str = "v1") -> Opened:
     """A Parquet source with row groups of so many rows."""
-    return Opened(Source(name, 100, version), tuple(RowGroup(rows, 10 * rows) for rows in groups), None)
+    return Opened(
+        Source(name, 100, version), tuple(RowGroup(rows, 10 * rows, n) for n, rows in enumerate(groups)), None
+    )
 
 
 def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> bytes:

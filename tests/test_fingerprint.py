@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
-from jobs.spec import parse_spec
+from jobs.spec_file import parse_spec
 from tests.test_spec import raw
 from workers.store import read_url
 

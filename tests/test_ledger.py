@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from jobs.ledger import Ledger, Plan, decode_plan, encode_plan
+from jobs.claims import wanted
+from jobs.ledger import Ledger
 from jobs.planning import Bounds, Cut, cut
+from jobs.plans import Content, Plan, decode_plan, encode_plan
 from jobs.sources import Opened
 from tests.fakes import MemoryStore, object_of, opened
 from workers.writing import NotOurs
@@ -26,13 +28,18 @@ def ledger() -> Ledger:
 
 
 def claim(here: Ledger, *sources: Opened) -> Plan | None:
-    return here.claim(sources, None, by_ten)
+    def content(plans: Sequence[Plan]) -> Content | None:
+        now = wanted([o.source for o in sources], plans, (), rescore=True)
+        new = [o for o in sources if o.source in now.new]
+        return Content(by_ten(new), None, now.supersedes) if new else None
+
+    return here.claim(content)
 
 
 def test_a_plan_comes_back_from_its_bytes_as_it_was_made() -> None:
     keys = pa.schema([("id", pa.int64())])
     made = by_ten([opened("a", 10, 5), opened("empty"), opened("b", 5)])
-    plan = decode_plan(3, encode_plan(made, keys, "token"))
+    plan = decode_plan(3, encode_plan(Content(made, keys), "token"))
     assert [shard.slices for shard in plan.shards] == list(made.shards)
     assert [shard.key for shard in plan.shards] == ["plan=00000003/00000000.parquet", "plan=00000003/00000001.parquet"]
     assert plan.claimed == {("a", "v1"), ("b", "v1"), ("empty", "v1")}

@@ -11,10 +11,11 @@ import pytest
 
 from jobs import loop as loop_module
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger import Ledger, Plan
+from jobs.ledger import Ledger
 from jobs.local_pool import LocalPool
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
+from jobs.plans import Content, Plan
 from jobs.pool import Event, WorkerGone
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
@@ -33,7 +34,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setup(shards: int = 12) -> tuple[Ledger, Plan]:
     ledger = Ledger(MemoryStore(), ROOT)
-    plan = ledger.claim([opened("a", *[10] * shards)], None, lambda s: cut(s, Bounds(10, 10, 2**20)))
+    content = Content(cut([opened("a", *[10] * shards)], Bounds(10, 10, 2**20)), keys=None)
+    plan = ledger.claim(lambda _: content)
     assert plan is not None
     return ledger, plan
 

@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def source(name: str, *groups: tuple[int, int]) -> Opened:
-    return Opened(Source(name, 1, "v1"), tuple(RowGroup(rows, size) for rows, size in groups), None)
+    return Opened(Source(name, 1, "v1"), tuple(RowGroup(rows, size, n) for n, (rows, size) in enumerate(groups)), None)
 
 
 def rows_of(shards: object) -> list[list[tuple[str, int, int, int]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import yaml
 from pydantic import BaseModel
 
 from jobs.errors import SpecError
-from jobs.spec import JobSpec, load_spec, parse_spec
+from jobs.spec import JobSpec
+from jobs.spec_file import load_spec, parse_spec
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -29,11 +29,6 @@ def raw(**changes: Any) -> dict[str, Any]:
     return spec
 
 
-def test_as_of_is_filled_into_input_and_output() -> None:
-    spec = parse_spec(raw(), as_of=date(2026, 3, 1))
-    assert (spec.input.uri, spec.output.uri) == ("data/2026-03-01", "out/2026-03-01")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -48,6 +43,10 @@ def test_as_of_is_filled_into_input_and_output() -> None:
         ({"input__keys": ["image"]}, r"'image' is the image itself"),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
+        ({"input__uri": []}, r"exactly one of uri and manifest is wanted"),
+        ({"input__manifest": "list.txt"}, r"exactly one of uri and manifest is wanted"),
+        ({"input__uri": "data/", "input__days": 3}, r"3 folders are wanted, but no \{as_of\} is in input.uri"),
+        ({"input__days": 3}, r"with \{as_of\} in output.uri every night has a ledger of its own"),
         ({"model__precision": "int4"}, r"model.precision: .*'int8' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
@@ -56,6 +55,19 @@ def test_as_of_is_filled_into_input_and_output() -> None:
 def test_a_mistake_is_named_with_the_way_out(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(raw(**changes))
+
+
+def test_the_image_has_a_name_in_every_format() -> None:
+    assert parse_spec(raw()).input.image == "image"
+    assert parse_spec(raw(input__format="webdataset")).input.image.startswith("jpg;jpeg;png")
+    assert parse_spec(raw(input__format="webdataset", input__image="webp")).input.image == "webp"
+
+
+def test_input_is_one_place_or_several() -> None:
+    assert parse_spec(raw()).input.uris == ("data/{as_of}",)
+    assert parse_spec(raw(input__uri=["a", "b"])).input.uris == ("a", "b")
+    given = parse_spec({**raw(), "input": {"manifest": "l"}})
+    assert (given.input.uris, given.input.manifest) == ((), "l")
 
 
 def test_every_mistake_is_told_at_once() -> None:
@@ -98,7 +110,7 @@ def test_a_spec_that_is_not_yaml_or_not_a_mapping_says_so(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.name)
 def test_every_spec_in_conf_loads(file: Path) -> None:
-    assert load_spec(str(file), [], date(2026, 1, 1)).name
+    assert load_spec(str(file), []).name
 
 
 def test_conf_holds_the_four_jobs_that_the_readme_names() -> None:

@@ -1,0 +1,84 @@
+"""What of the input is still to be claimed: pure functions of the listing and of what plans claim already.
+
+A source is claimed once in each version. The version of a URI that counts is the one claimed last; a claim that
+replaces another version names it as superseded, and strict readers drop the rows of that version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobs.sources import Source
+from workers.contract import Slice
+
+
+class Claiming(Protocol):
+    """A plan, as far as it matters here."""
+
+    @property
+    def claimed(self) -> Iterable[tuple[str, str]]:
+        """(uri, version) of every source that the plan claims."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the next plan is to claim."""
+
+    new: tuple[Source, ...] = ()
+    """Sources in a version that no plan claims: to be cut into shards."""
+    again: Mapping[Source, tuple[Slice, ...]] = field(default_factory=dict)
+    """Sources in a version that was claimed before, each with the rows that were not there when it was their turn."""
+    supersedes: Mapping[str, str] = field(default_factory=dict)
+    """By URI, the version whose rows are out of date once the plan is done."""
+    kept: tuple[Source, ...] = ()
+    """Changed sources that are left as they were scored, because the spec says so."""
+
+
+def latest_versions(plans: Iterable[Claiming]) -> dict[str, str]:
+    """By URI, the version claimed last."""
+    return {uri: version for plan in plans for uri, version in plan.claimed}
+
+
+def wanted(sources: Iterable[Source], plans: Sequence[Claiming], lost: Collection[Slice], *, rescore: bool) -> Wanted:
+    """What to claim of `sources`, each URI of which is listed once.
+
+    `lost` are the slices without rows, because their source was gone when it was their turn. A changed source whose
+    former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
+    """
+    claimed = frozenset(identity for plan in plans for identity in plan.claimed)
+    latest = latest_versions(plans)
+    holes: dict[tuple[str, str], list[Slice]] = {}
+    for piece in sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)):
+        holes.setdefault((piece.uri, piece.version), []).append(piece)
+    new: list[Source] = []
+    again: dict[Source, tuple[Slice, ...]] = {}
+    supersedes: dict[str, str] = {}
+    kept: list[Source] = []
+    for source in sources:
+        before = latest.get(source.uri)
+        if before is None:
+            new.append(source)
+        elif before == source.version:
+            if source.identity in holes:
+                again[source] = tuple(holes[source.identity])
+        elif rescore or (source.uri, before) in holes:
+            supersedes[source.uri] = before
+            if source.identity in claimed:  # put back as it once was: its rows are there, but for holes
+                again[source] = tuple(holes.get(source.identity, ()))
+            else:
+                new.append(source)
+        else:
+            kept.append(source)
+    return Wanted(tuple(new), again, supersedes, tuple(kept))
+
+
+def dead_versions(claims: Iterable[tuple[str, str, str | None]]) -> set[tuple[str, str]]:
+    """(uri, version) pairs whose rows are out of date, of (uri, version, supersedes) rows in the order of plans."""
+    dead: set[tuple[str, str]] = set()
+    for uri, version, before in claims:
+        if before is not None:
+            dead.add((uri, before))
+            dead.discard((uri, version))
+    return dead

@@ -1,0 +1,73 @@
+"""Whether plans cover the input: every source has its rows claimed, and no row is scored twice. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+
+from jobs.claims import latest_versions
+from jobs.plans import Plan
+from jobs.sources import Source
+from workers.contract import Slice
+
+
+def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
+    """Sources that no plan claims in any version."""
+    latest = latest_versions(plans)
+    return [source for source in sources if source.uri not in latest]
+
+
+def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
+    """How the input differs from what was scored, where that is as it should be."""
+    latest = latest_versions(plans)
+    changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
+    if changed:
+        yield (
+            f"{len(changed)} source(s) have another content than the one scored, as {changed[0]}; "
+            "with input.on_change: rescore a run scores them again"
+        )
+    if past := len(latest.keys() - {source.uri for source in sources}):
+        yield f"{past} claimed source(s) are not in the input now; their predictions stay"
+
+
+def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
+    """Rows scored twice, and rows that are there now and were gone when it was their turn.
+
+    `gone` are the slices of plans that their objects list as gone.
+    """
+    claims: dict[tuple[str, str], list[Plan]] = {}
+    for plan in plans:
+        for identity in plan.claimed:
+            claims.setdefault(identity, []).append(plan)
+    latest = latest_versions(plans)
+    here = {source.identity for source in sources if latest.get(source.uri) == source.version}
+    with_gaps = {(piece.uri, piece.version) for piece in gone}
+    for identity, claiming in claims.items():
+        if len(claiming) == 1 and identity not in with_gaps:
+            continue  # a plan's own slices never overlap: `verify` compares each row with its place
+        slices = [
+            (plan.number, piece) for plan in claiming for shard in plan.shards for piece in shard.slices
+            if (piece.uri, piece.version) == identity
+        ]  # fmt: skip
+        name = f"{identity[0]} (version {identity[1]})"
+        # The slices of one plan that another claims again carry the same bounds, so a slice counts as gone once.
+        scored = list(_less(slices, [piece for piece in gone if (piece.uri, piece.version) == identity]))
+        scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
+        for (number, piece), (other, following) in pairwise(scored):
+            if piece.row_group == following.row_group and following.row_start < piece.row_stop:
+                yield (
+                    f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
+                    f"{number} and {other}"
+                )
+        rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
+        if rows and identity in here:
+            yield f"{name}: {rows} rows are back that were gone when it was their turn: run the job again to score them"
+
+
+def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:
+    left = list(gone)
+    for number, piece in slices:
+        if piece in left:
+            left.remove(piece)
+        else:
+            yield number, piece

@@ -1,0 +1,83 @@
+"""Which days a command looks at: `--as-of`, `--backfill` and what `{as_of}` stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from jobs.errors import SpecError
+
+AS_OF = "{as_of}"
+MOST_DAYS = 3660
+"""A mistyped year should not list folders for an hour."""
+
+
+@dataclass(frozen=True)
+class Days:
+    """The days from `first` to `last`, both included."""
+
+    first: date
+    last: date
+
+    def __iter__(self) -> Iterator[date]:
+        return (self.first + timedelta(n) for n in range((self.last - self.first).days + 1))
+
+    def __len__(self) -> int:
+        return (self.last - self.first).days + 1
+
+    def __str__(self) -> str:
+        return str(self.last) if self.first == self.last else f"{self.first}..{self.last}"
+
+    def reaching_back(self, days: int) -> Days:
+        """At least `days` days up to the same last one."""
+        return replace(self, first=min(self.first, self.last - timedelta(days - 1)))
+
+    def single(self) -> list[Days]:
+        return [Days(day, day) for day in self]
+
+
+def today(timezone: str, now: datetime | None = None) -> Days:
+    """The present date in a time zone."""
+    day = (now or datetime.now(UTC)).astimezone(ZoneInfo(timezone)).date()
+    return Days(day, day)
+
+
+def parse_day(text: str) -> Days:
+    """`2026-03-01`. Raises ValueError."""
+    day = date.fromisoformat(text)
+    return Days(day, day)
+
+
+def parse_days(text: str) -> Days:
+    """`2026-03-01..2026-03-07`. Raises ValueError."""
+    first, dots, last = text.partition("..")
+    if not dots:
+        raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
+    days = Days(date.fromisoformat(first), date.fromisoformat(last))
+    if not 1 <= len(days) <= MOST_DAYS:
+        raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
+    return days
+
+
+def filled(template: str, days: Days) -> list[str]:
+    """The template once a day, oldest first; once in all where it has no `{as_of}`."""
+    if AS_OF not in template:
+        return [template]
+    return [template.replace(AS_OF, day.isoformat()) for day in days]
+
+
+def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | None]:
+    """The runs that a backfill takes: one for all days, or one a day where each has an output of its own.
+
+    Raises SpecError when nothing in the job depends on the date.
+    """
+    if days is None or len(days) == 1:
+        return [days]
+    if not by_date_input:
+        raise SpecError(
+            f"--backfill {days}: no {AS_OF} is in input.uri, so every day would score the same input",
+            "one run scores everything that is new, whenever it came",
+        )
+    return [*days.single()] if AS_OF in output else [days]

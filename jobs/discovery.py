@@ -1,0 +1,147 @@
+"""What a job finds: the input as listed, what of it is to be claimed, and the plans that are not done.
+
+A set difference of the listing and of what plans claim, never a modification-time watermark: late files, files that
+were put back and nights that were missed need no rule of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.claims import Wanted, latest_versions, wanted
+from jobs.errors import SpecError
+from jobs.job import Job
+from jobs.listing import Listing, list_input
+from jobs.planning import Cut
+from jobs.plans import Content, Plan
+from jobs.sources import Opened, Source, open_sources
+from workers.contract import Slice
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """One look at input and ledger."""
+
+    job: Job
+    listing: Listing
+    plans: list[Plan]
+    open_plans: list[Plan]
+    lost: frozenset[Slice]
+    """Rows of earlier plans whose source was gone when it was their turn."""
+    wanted: Wanted
+    fresh: list[Opened]
+    """The new sources that can be read, with their row groups."""
+    unreadable: Mapping[str, str]
+    """URIs that stay unclaimed, each with the reason."""
+
+    @property
+    def sources(self) -> list[Source]:
+        return self.listing.sources
+
+    @property
+    def fresh_rows(self) -> int:
+        """Rows that the next plan claims."""
+        return sum(group.rows for opened in self.fresh for group in opened.groups) + sum(
+            piece.rows for slices in self.wanted.again.values() for piece in slices
+        )
+
+    def cut(self) -> Cut:
+        """How the next plan falls into shards."""
+        return self.job.cut(self.fresh, (piece for slices in self.wanted.again.values() for piece in slices))
+
+    def content(self, plans: Sequence[Plan]) -> Content | None:
+        """What of this discovery is still to be claimed after `plans`, some of which may have come since."""
+        now = _wanted(self.job, self.sources, plans, self._still_lost(plans))
+        new = set(now.new)
+        fresh = [opened for opened in self.fresh if opened.source in new]
+        if not fresh and not now.again:
+            return None
+        cut = self.job.cut(fresh, (piece for slices in now.again.values() for piece in slices))
+        empty = tuple(source for source, slices in now.again.items() if not slices)
+        claimed = {opened.source.uri for opened in fresh} | {source.uri for source in now.again}
+        return Content(
+            cut=Cut(cut.shards, cut.warnings, cut.empty + empty),
+            keys=fresh[0].keys if fresh else plans[-1].keys,
+            supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
+        )
+
+    def lines(self) -> list[str]:
+        """What was found, for a person."""
+        there = len(self.sources)
+        claimed = there - len(self.wanted.new) - len(self.wanted.again)
+        lines = [
+            f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
+            f"{len(self.fresh) + len(self.wanted.again):,} new with {self.fresh_rows:,} rows"
+        ]
+        if self.listing.absent:
+            lines.append(f"not there (yet): {_some(self.listing.absent)}")
+        if self.wanted.kept:
+            lines.append(
+                f"changed since they were scored, predictions kept: {_some([s.uri for s in self.wanted.kept])}; "
+                "input.on_change: rescore would score them again"
+            )
+        if self.wanted.supersedes:
+            lines.append(f"changed, scored again in place of what was there: {_some(sorted(self.wanted.supersedes))}")
+        back = [source.uri for source in self.wanted.again if source.uri not in self.wanted.supersedes]
+        if back:
+            lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
+        lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
+        return lines
+
+    def _still_lost(self, plans: Sequence[Plan]) -> frozenset[Slice]:
+        """Less what plans that this discovery has not seen claim again."""
+        since = [plan for plan in plans if plan.number > len(self.plans)]
+        return self.lost.difference(piece for plan in since for shard in plan.shards for piece in shard.slices)
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few names, or the first of many with their count."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def discover(job: Job) -> Discovery:
+    """One listing of the input, one of the ledger, and the footers of what is new. Raises SpecError, StoreError."""
+    plans = job.ledger.plans()
+    done = job.ledger.done_numbers()
+    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    lost = frozenset(job.ledger.lost(plans, done, listing.sources))
+    now = _wanted(job, listing.sources, plans, lost)
+    opened, unreadable = open_sources(now.new, job.spec.input)
+    _check_keys(opened, plans)
+    _check_labels(opened, job.spec.gate.labels_column)
+    return Discovery(
+        job=job,
+        listing=listing,
+        plans=plans,
+        open_plans=[plan for plan in plans if plan.number not in done],
+        lost=lost,
+        wanted=now,
+        fresh=opened,
+        unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
+    )
+
+
+def _wanted(job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice]) -> Wanted:
+    return wanted(sources, plans, lost, rescore=job.spec.input.on_change == "rescore")
+
+
+def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
+    """A model's root holds one schema: key columns may not change type from one night to the next."""
+    if opened and plans and opened[0].keys != plans[-1].keys:
+        raise SpecError(
+            f"input.keys: {opened[0].source.uri} has {str(opened[0].keys).strip()!r}, earlier plans of this "
+            f"output have {str(plans[-1].keys).strip()!r}",
+            "cast the column in the input, or write to another output.uri",
+        )
+
+
+def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
+    missing = [o for o in opened if column and column not in o.columns]
+    if missing:
+        raise SpecError(
+            f"gate.labels_column: {missing[0].source.uri} has no column {column!r}; "
+            f"it has {', '.join(missing[0].columns) or 'none'}"
+        )

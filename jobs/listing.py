@@ -1,0 +1,90 @@
+"""Discovery: what the input holds right now, as sources with exact versions.
+
+The identity of a source is (uri, version). Files whose names start with `_` or `.` are skipped, as Arrow, Spark and
+Hive readers do. A file that several prefixes or manifests name is one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobs.days import Days, filled
+from jobs.errors import SpecError
+from jobs.manifests import read_entries, resolve
+from jobs.sources import Source
+from jobs.spec import Input
+from workers.store import NotFound, StoreDenied, StoreError, full_url, open_filesystem, retrying, version_of
+
+SUFFIXES = {
+    "parquet": (".parquet", ".parq", ".pq"),
+    "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+    # Compressed ones are listed too, so that they are named as unreadable rather than passed over.
+    "webdataset": (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is there, and what should be there and is not."""
+
+    sources: list[Source]
+    """By URI, each once."""
+    absent: tuple[str, ...] = ()
+    """Days' folders or manifests that do not exist."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Manifest entries that cannot be pinned, each with the reason."""
+
+
+def list_input(spec: Input, days: Days, latest: Mapping[str, str]) -> Listing:
+    """Every source of the days' folders or manifests. `latest` are the claimed versions by URI.
+
+    A day's folder may be missing while another day's is there. Raises SpecError when nothing is there, when a folder
+    that does not depend on the date is missing, or when access is refused.
+    """
+    sources: dict[str, Source] = {}
+    unreadable: dict[str, str] = {}
+    absent: list[str] = []
+    key = "input.uri" if spec.manifest is None else "input.manifest"
+    for template in spec.uris or (spec.manifest or "",):
+        urls = filled(template, days)
+        missing: list[str] = []
+        for url in urls:
+            try:
+                if spec.manifest is None:
+                    found = _list_folder(url, spec.format)
+                else:
+                    found, lost = resolve(read_entries(url), latest)
+                    unreadable |= lost
+            except NotFound:
+                missing.append(url)
+                continue
+            except (StoreDenied, StoreError) as error:
+                raise SpecError(f"{key}: cannot list {url}: {error}") from error
+            sources |= {source.uri: source for source in found}
+        if len(missing) == len(urls):
+            where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
+            raise SpecError(
+                f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"
+            )
+        absent += missing
+    return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), unreadable)
+
+
+def _list_folder(url: str, format: str) -> list[Source]:
+    """The sources below a folder or prefix, or the one file that the URL names. Raises NotFound."""
+    fs, path = open_filesystem(url)
+    root = retrying(lambda: fs.info(path), url)
+    if root["type"] == "file":
+        return [Source(full_url(fs, path), int(root["size"]), version_of(root))]
+    found = retrying(lambda: fs.find(path, detail=True), url)
+    base = path.rstrip("/") + "/"
+    return [
+        Source(full_url(fs, name), int(info["size"]), version_of(info))
+        for name, info in found.items()
+        if name.lower().endswith(SUFFIXES[format]) and not _hidden(name.removeprefix(base))
+    ]
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in relative.split("/"))

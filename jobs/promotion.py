@@ -1,0 +1,84 @@
+"""Which model's predictions readers follow: an append-only log of names, the last of which counts.
+
+    _stint/current/00000002.json    {"root": "model=resnet50-…"}
+
+A new model is scored into a root of its own while readers go on with the old one; `promote` moves them over in one
+step, once the new root is whole, and back again in the same way. Nothing is rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from jobs import coverage
+from jobs.claims import latest_versions
+from jobs.errors import RunFailed, SpecError
+from jobs.job import Job
+from jobs.ledger import Ledger
+from jobs.listing import list_input
+from workers.store import Store
+
+FOLDER = "_stint/current"
+
+
+def current_root(store: Store) -> str | None:
+    """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
+    keys = sorted(info.key for info in store.list(FOLDER))
+    return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
+
+
+def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> str:
+    """Let readers follow the job's model, or another `root` of its output; returns a line for a person.
+
+    Raises RunFailed while the job's own model lacks anything that the input holds; and, unless `allow_fewer`, while it
+    lacks files that the current model has predictions of.
+    """
+    before = current_root(job.store)
+    target = root or job.ledger.root
+    if target == before:
+        return f"{target} is the current model already"
+    ledger = Ledger(job.store, target)
+    if root is None:
+        _check_whole(job)
+    if not ledger.done_numbers():
+        raise SpecError(f"{job.store.url}/{target} has no complete plan", "name a root as `stint status` shows it")
+    if before is not None and not allow_fewer:
+        _check_covers(Ledger(job.store, before), ledger)
+    _append(job.store, target)
+    return f"{job.store.url}: readers now follow {target}" + (f", until now {before}" if before else "")
+
+
+def _append(store: Store, root: str) -> None:
+    entry = {"root": root, "promoted": datetime.now(UTC).isoformat(timespec="seconds")}
+    while True:
+        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(FOLDER)), default=0)
+        if store.create(f"{FOLDER}/{last + 1:08d}.json", json.dumps(entry).encode()):
+            return
+
+
+def _check_whole(job: Job) -> None:
+    plans, done = job.ledger.plans(), job.ledger.done_numbers()
+    open_plans = [plan.number for plan in plans if plan.number not in done]
+    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    missing = [source.uri for source in coverage.unclaimed(plans, listing.sources)] + list(listing.unreadable)
+    if open_plans or missing or not plans:
+        what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"
+        if missing:
+            what = f"{len(missing)} source(s) not scored, as {missing[0]}"
+        raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")
+
+
+def _check_covers(before: Ledger, after: Ledger) -> None:
+    """A model that was scored for last night only must not take the place of one that has every night."""
+    lacking = _done_uris(before) - _done_uris(after)
+    if lacking:
+        raise RunFailed(
+            f"{after.root} has no predictions for {len(lacking):,} file(s) that {before.root} has, as {min(lacking)}",
+            "score them with `stint run --backfill FROM..TO`, or promote with --allow-fewer",
+        )
+
+
+def _done_uris(ledger: Ledger) -> set[str]:
+    done = ledger.done_numbers()
+    return {uri for plan in ledger.plans() if plan.number in done for uri, _ in plan.claimed}

@@ -1,0 +1,101 @@
+"""Read predictions: exactly the rows of plans that are done, of the model that is current.
+
+    from jobs.reader import done
+
+    table = done("s3://my-bucket/predictions").table(["id", "label", "score"])
+    duckdb.from_arrow(done("s3://my-bucket/predictions").reader()).aggregate("label, count(*)")
+
+Rows of a plan that is under way are not seen, nor those of a file that changed and was scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from jobs.claims import dead_versions
+from jobs.errors import SpecError
+from jobs.ledger import Ledger
+from jobs.promotion import current_root
+from workers.store import open_filesystem, open_store
+
+SOURCE_COLUMNS = ("source_uri", "source_version")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A snapshot: what was done when it was taken."""
+
+    root: str
+    """`model=<name>-<fp>`"""
+    files: tuple[str, ...]
+    """URL or path of every object of the done plans, in the order of plans and shards."""
+    superseded: frozenset[tuple[str, str]]
+    """(source_uri, source_version) of rows that later plans put out of date."""
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return self._dataset.schema
+
+    def reader(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
+        """The rows as a stream. `columns` as in `schema`, all by default. Raises KeyError for one that is not there."""
+        names = list(columns or self.schema.names)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return pa.RecordBatchReader.from_batches(schema, self._batches(names))
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows in memory."""
+        return self.reader(columns).read_all()
+
+    @cached_property
+    def _dataset(self) -> pads.Dataset:
+        opened = [open_filesystem(file) for file in self.files]
+        return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
+
+    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        read = list(dict.fromkeys([*names, *SOURCE_COLUMNS])) if self.superseded else names
+        dead = pa.array([f"{uri}\0{version}" for uri, version in self.superseded], pa.string())
+        for batch in self._dataset.to_batches(columns=read):
+            if self.superseded:
+                identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
+                batch = batch.filter(pc.invert(pc.is_in(identity, dead))).select(names)
+            yield batch
+
+
+def done(output: str, model: str | None = None) -> Predictions:
+    """What is done below an output URL, of the promoted model or of the root `model`.
+
+    Without a promotion the only root counts. Raises SpecError when there is no such model, when there are several and
+    none is promoted, or when nothing is done; StoreError, StoreDenied.
+    """
+    store = open_store(output, single_writer=True)  # it only reads, so any store will do
+    root = model or current_root(store) or _only_root(output)
+    ledger = Ledger(store, root)
+    numbers = sorted(ledger.done_numbers())
+    if not numbers:
+        raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
+    plans = [plan for plan in ledger.plans() if plan.number in numbers]
+    claims = (claim for plan in plans for claim in plan.claims_that_supersede)
+    return Predictions(
+        root=root,
+        files=tuple(f"{store.url}/{root}/{o.key}" for number in numbers for o in ledger.read_done(number)),
+        superseded=frozenset(dead_versions(claims)),
+    )
+
+
+def _only_root(output: str) -> str:
+    fs, path = open_filesystem(output)
+    try:
+        found = [str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        found = []
+    roots = [name for name in found if name.startswith("model=")]
+    if len(roots) != 1:
+        there = ", ".join(sorted(roots)) or "none"
+        raise SpecError(f"{output}: one model is wanted, there is {there}", "promote one (`stint promote`), or name it")
+    return roots[0]
