@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.sources import list_sources, open_sources
 from jobs.spec import Input
-from workers import parquet, reading
+from workers import parquet, parquet_rows
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage
 from workers.parquet import InputUnreadable, SourceFile, image_kind
@@ -110,9 +110,9 @@ def test_slices_come_in_order_with_the_rows_they_name(tmp_path: Path) -> None:
 
 
 def test_a_huge_row_group_is_streamed_and_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WHOLE_CHUNK_BYTES", 2**20)
-    monkeypatch.setattr(reading, "BUFFER_BYTES", 2**16)
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(parquet_rows, "WHOLE_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(parquet_rows, "BUFFER_BYTES", 2**16)
+    monkeypatch.setattr(parquet_rows, "BLOCK_BYTES", 2**18)
     path = write(tmp_path / "a.parquet", pa.array(images(1000, 8192)), rows_a_group=1000)  # one column chunk of 8 MB
     largest = 0
 

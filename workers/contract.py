@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 class Slice:
     """Rows [row_start, row_stop) of one row group of one source, pinned to the source's version.
 
-    An image file is a source of one row: row group 0, rows [0, 1).
+    An image file is a source of one row: row group 0, rows [0, 1). A tar is one row group, its samples are the rows.
     """
 
     uri: str
@@ -31,6 +31,9 @@ class Slice:
     row_group: int
     row_start: int
     row_stop: int
+    byte_start: int = 0
+    """Where in the file the slice's first row begins; only for tar files. It goes with `row_start`: a slice can be cut
+    in the middle only where the tar's index says at which byte."""
 
     @property
     def rows(self) -> int:
@@ -128,11 +131,12 @@ class InputSpec:
     """How a worker finds the image in a source."""
 
     format: str
-    """`parquet` or `images`."""
+    """`parquet`, `webdataset` or `images`."""
     image: str
-    """Image column; its Arrow type (binary, struct<bytes,path>, string URI) is read from each file."""
+    """Image column; its Arrow type (binary, struct<bytes,path>, string URI) is read from each file. For `webdataset`
+    the extensions of images, preferred first, as `jpg;png`."""
     keys: tuple[str, ...] = ()
-    """Columns copied to the output."""
+    """Columns copied to the output. For `webdataset`: `__key__`, or the extension of a text member, as strings."""
     uri_roots: tuple[str, ...] = ()
     """Roots below which URIs found in data may point."""
 

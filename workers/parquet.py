@@ -22,6 +22,7 @@ class SourceFile(io.RawIOBase):
 
     def __init__(self, fs: Any, path: str) -> None:
         self._file = fs.open(path, "rb", **_open_options(fs))
+        self.remote = isinstance(fs, AsyncFileSystem)
         self.fault: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:

@@ -8,43 +8,28 @@ was claimed yields no rows: it is reported as gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
-from workers import uris
+from workers import parquet_rows, webdataset
 from workers.contract import InputSpec, Shard, Slice
-from workers.decoding import BadImage, ErrorCode
-from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
+from workers.parquet import InputUnreadable, SourceFile, open_parquet, opened
+from workers.rows import ImageCell, RowBlock
 from workers.storage_errors import Cause, cause_of
 from workers.store import NotFound, StoreError, open_filesystem, retrying, version_of
 
-WHOLE_CHUNK_BYTES = 128 * 2**20
-"""Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
-BUFFER_BYTES = 8 * 2**20
-BLOCK_BYTES = 16 * 2**20
+__all__ = ["ImageCell", "RowBlock", "ShardReader", "SourceChanged"]
+
 FETCHES = 16
 """Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
-
-ImageCell: TypeAlias = pa.Buffer | bytes | BadImage
 
 
 class SourceChanged(Exception):
     """The source was replaced while it was read. The next attempt finds it gone and says so."""
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows of one slice."""
-
-    slice_index: int
-    row_start: int
-    images: Sequence[ImageCell]
-    keys: pa.Table | None
-    bytes_read: int
 
 
 @dataclass
@@ -59,7 +44,7 @@ class ShardReader:
 
     def blocks(self) -> Iterator[RowBlock]:
         """Rows in the order of the shard's slices. Raises StoreError, StoreDenied, InputUnreadable, SourceChanged."""
-        blocks = self._image_blocks() if self.input.format == "images" else self._parquet_blocks()
+        blocks = self._image_blocks() if self.input.format == "images" else self._file_blocks()
         while True:
             started = time.perf_counter()
             block = next(blocks, None)
@@ -68,7 +53,7 @@ class ShardReader:
                 return
             yield block
 
-    def _parquet_blocks(self) -> Iterator[RowBlock]:
+    def _file_blocks(self) -> Iterator[RowBlock]:
         index = 0
         slices = self.shard.slices
         while index < len(slices):
@@ -79,7 +64,7 @@ class ShardReader:
             index = last
 
     def _source_blocks(self, indices: range) -> Iterator[RowBlock]:
-        """The slices of one Parquet file, which is opened once."""
+        """The slices of one file of many rows, which is opened once."""
         source = self.shard.slices[indices[0]]
         fs, path = open_filesystem(source.uri)
         if not _unchanged(fs, path, source):
@@ -91,20 +76,28 @@ class ShardReader:
             raise SourceChanged(f"{source.uri} vanished before it was read") from error
         with file:
             try:
-                parquet = open_parquet(file)
-                for index in indices:
-                    yield from _slice_blocks(file, parquet, index, self.shard.slices[index], self.input)
+                yield from self._rows(file, indices)
             except Exception as error:
                 # Arrow reports a damaged page as OSError; whether storage failed only the file itself can tell.
                 if file.fault is not None and cause_of(file.fault) is not Cause.OTHER:
                     raise StoreError(f"cannot read {source.uri}: {error}") from error
-                if not isinstance(error, pa.ArrowException | OSError):
+                if not isinstance(error, InputUnreadable | pa.ArrowException | OSError):
                     raise
                 if not _unchanged(fs, path, source):
                     raise SourceChanged(f"{source.uri} changed while it was read") from error
                 raise InputUnreadable(f"{source.uri}: {error}") from error
         if not _unchanged(fs, path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
+
+    def _rows(self, file: SourceFile, indices: range) -> Iterator[RowBlock]:
+        if self.input.format == "webdataset":
+            window = webdataset.streaming(file)
+            for index in indices:
+                yield from webdataset.slice_blocks(window, index, self.shard.slices[index], self.input)
+        else:
+            parquet = open_parquet(file)
+            for index in indices:
+                yield from parquet_rows.slice_blocks(file, parquet, index, self.shard.slices[index], self.input)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
@@ -149,80 +142,3 @@ def _fetch_pinned(fs: Any, source: Slice) -> bytes | None:
     except NotFound:
         return None
     return data if _unchanged(fs, path, source) else None
-
-
-# ------------------------------------------------------------------------------------------- Parquet
-
-
-def _slice_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
-    schema = parquet.schema_arrow
-    kind = image_kind(schema, how.image)
-    columns = {"struct": [f"{how.image}.bytes", f"{how.image}.path"], "struct_bytes": [f"{how.image}.bytes"]}
-    group = parquet.metadata.row_group(rows.row_group)
-    bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
-    if max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
-        parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
-    batches = parquet.iter_batches(
-        batch_size=min(1024, max(16, BLOCK_BYTES // bytes_a_row)),
-        row_groups=[rows.row_group],
-        columns=[*columns.get(kind, [how.image]), *how.keys],
-        use_threads=False,
-    )
-    position = 0
-    for batch in batches:
-        start, stop = max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows)
-        if start < stop:
-            yield _block(batch.slice(start - position, stop - start), index, start, kind, rows.uri, how)
-        position += batch.num_rows
-        if position >= rows.row_stop:
-            return
-    raise InputUnreadable(f"{rows.uri}: row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
-
-
-def _block(batch: pa.RecordBatch, index: int, start: int, kind: str, source: str, how: InputSpec) -> RowBlock:
-    column = batch.column(how.image)
-    if kind == "binary":
-        images: list[ImageCell] = _cells(column)
-    elif kind == "uri":
-        images = _fetch_uris(column.to_pylist(), source, how)
-    else:
-        # flatten() carries the nulls of the struct itself over to its fields.
-        fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
-        images = _cells(fields["bytes"])
-        paths = fields["path"].to_pylist() if kind == "struct" else [None] * len(column)
-        # Hugging Face stores either the bytes or, when they were not embedded, the path.
-        missing = [i for i, cell in enumerate(images) if isinstance(cell, BadImage) and paths[i]]
-        for i, cell in zip(missing, _fetch_uris([paths[i] for i in missing], source, how), strict=True):
-            images[i] = cell
-    keys = pa.Table.from_batches([batch.select(list(how.keys))]) if how.keys else None
-    return RowBlock(index, start, images, keys, sum(_size(cell) for cell in images))
-
-
-def _cells(column: pa.Array) -> list[ImageCell]:
-    """Each cell's bytes without a copy, or the error row's code for a null."""
-    null = BadImage(ErrorCode.NULL, "the image cell is null")
-    return [cell.as_buffer() if cell.is_valid else null for cell in column]
-
-
-def _size(cell: ImageCell) -> int:
-    return 0 if isinstance(cell, BadImage) else len(cell) if isinstance(cell, bytes) else cell.size
-
-
-def _fetch_uris(values: list[str | None], source: str, how: InputSpec) -> list[ImageCell]:
-    """The images that URIs point to, many requests at a time, each checked against the allowed roots first."""
-
-    def fetch(value: str | None) -> ImageCell:
-        if value is None:
-            return BadImage(ErrorCode.NULL, "the image cell is null")
-        try:
-            url = uris.resolve(value, source, how.uri_roots)
-        except uris.Refused as error:
-            return BadImage(ErrorCode.URI_REFUSED, str(error))
-        fs, path = open_filesystem(url)
-        try:
-            return bytes(retrying(lambda: fs.cat_file(path), url))
-        except NotFound:
-            return BadImage(ErrorCode.NOT_FOUND, f"{value}: no such object")
-
-    with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-        return list(pool.map(fetch, values))

@@ -1,0 +1,25 @@
+"""What a reader gives to the predictor: encoded images with their key columns, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow as pa
+
+from workers.decoding import BadImage
+
+ImageCell: TypeAlias = pa.Buffer | bytes | BadImage
+"""An encoded image, or why the row has none."""
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of one slice."""
+
+    slice_index: int
+    row_start: int
+    images: Sequence[ImageCell]
+    keys: pa.Table | None
+    bytes_read: int

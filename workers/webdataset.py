@@ -1,0 +1,235 @@
+"""WebDataset tar shards: consecutive files that share a key are a sample, and a sample is a row.
+
+The convention is WebDataset's: of `train/0001.seg.png` the key is `train/0001` and the extension `seg.png`, in lower
+case; names without a stem or an extension, and WebDataset's own `__meta__` entries, belong to no sample. An extension
+that comes again under the same key begins a new sample, so that no image is dropped in silence.
+
+A tar has no index. `blocks` walks the headers once, for the driver; with the byte of a block's first header a worker
+reads rows in the middle without what lies before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from workers.contract import InputSpec, Slice
+from workers.decoding import MAX_PIXELS, BadImage, ErrorCode
+from workers.parquet import InputUnreadable
+from workers.rows import ImageCell, RowBlock
+from workers.tar import Member, Window, members
+
+KEY_COLUMN = "__key__"
+"""Name of the key among `InputSpec.keys`; every other name there is an extension."""
+MAX_IMAGE_BYTES = 6 * (MAX_PIXELS + 1)
+"""The largest picture that is decoded, uncompressed with 16 bits a channel: half a GiB."""
+MAX_TEXT_BYTES = 16 * 2**20
+"""Of a member that is a key column."""
+MAX_MEMBERS = 1024
+"""Of one sample."""
+BLOCK_BYTES = 4 * 2**20
+BLOCK_ROWS = 1024
+
+
+def extensions(image: str) -> tuple[str, ...]:
+    """The image extensions of `InputSpec.image`, preferred first: `jpg;png` is ("jpg", "png")."""
+    return tuple(e for part in image.split(";") if (e := part.strip().lower().removeprefix(".")))
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, None for one that belongs to no sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    top = folder.partition("/")[0]
+    if not stem or not dot or _is_meta(stem) or _is_meta(top):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def _is_meta(name: str) -> bool:
+    return len(name) >= 4 and name.startswith("__") and name.endswith("__")
+
+
+# ------------------------------------------------------------------------------------------- the index
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive samples of one tar."""
+
+    rows: int
+    row_start: int
+    """Ordinal of the first sample in the tar."""
+    byte_start: int
+    """Where the first header of the first sample begins: `Slice.byte_start`."""
+    bytes: int
+    """From there to the next block, or to the end of the last sample."""
+
+
+def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
+    """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
+
+    `file` is a workers.parquet.SourceFile. Only headers are looked at. From an object store small members are read
+    through all the same, because that is quicker than a request for each header; large ones are passed over.
+    Raises InputUnreadable for anything but a whole, plain tar (it does not name the file); StoreError.
+    """
+    starts: list[int] = []
+    rows = stop = 0
+    for sample in _samples(_sparing(file), 0, _Wanted()):
+        if rows % rows_a_block == 0:
+            starts.append(sample.start)
+        rows, stop = rows + 1, sample.stop
+    firsts = range(0, rows, rows_a_block)
+    return tuple(
+        Block(min(rows_a_block, rows - first), first, start, end - start)
+        for first, start, end in zip(firsts, starts, [*starts, stop][1:], strict=True)
+    )
+
+
+def keys_of(file: Any, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
+    """Key columns of the `rows` samples from `byte_start` on, as strings, without reading their images.
+
+    `file` is a workers.parquet.SourceFile. Raises InputUnreadable, also when there are fewer rows; StoreError.
+    """
+    samples = list(islice(_samples(_sparing(file), byte_start, _Wanted(keys=names)), rows))
+    if len(samples) != rows:
+        raise _too_few(len(samples), rows, byte_start)
+    return _key_table(samples, names)
+
+
+def _sparing(file: Any) -> Window:
+    """For headers with other things between them."""
+    if file.remote:
+        return Window(file, first_bytes=64 * 2**10, most_bytes=4 * 2**20)
+    return Window(file, first_bytes=16 * 2**10, most_bytes=16 * 2**10)
+
+
+# -------------------------------------------------------------------------------------------- the rows
+
+
+def streaming(file: Any) -> Window:
+    """For samples that are read whole, one after the other. `file` is a workers.parquet.SourceFile."""
+    return Window(file, first_bytes=2**19, most_bytes=(8 if file.remote else 2) * 2**20)
+
+
+def slice_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
+    """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable, StoreError.
+
+    Slices of one file in ascending order share a `streaming` window, and nothing is read twice.
+    """
+    wanted = _Wanted(extensions(how.image), how.keys)
+    held: list[_Sample] = []
+    held_bytes = row = 0
+    for sample in islice(_samples(window, rows.byte_start, wanted), rows.rows):
+        held.append(sample)
+        held_bytes += sample.bytes_read
+        row += 1
+        if held_bytes >= BLOCK_BYTES or len(held) == BLOCK_ROWS:
+            yield _row_block(held, index, rows.row_start + row - len(held), how)
+            held, held_bytes = [], 0
+    if row != rows.rows:
+        raise _too_few(row, rows.rows, rows.byte_start)
+    if held:
+        yield _row_block(held, index, rows.row_start + row - len(held), how)
+
+
+def _row_block(samples: Sequence[_Sample], index: int, row_start: int, how: InputSpec) -> RowBlock:
+    images = [_image_cell(sample, how) for sample in samples]
+    keys = _key_table(samples, how.keys) if how.keys else None
+    return RowBlock(index, row_start, images, keys, sum(sample.bytes_read for sample in samples))
+
+
+def _image_cell(sample: _Sample, how: InputSpec) -> ImageCell:
+    if sample.image is not None:
+        return sample.image
+    looked_for = extensions(how.image)
+    extension = next((e for e in looked_for if e in sample.members), None)
+    if extension is None:
+        present = ", ".join(list(sample.members)[:8])
+        return BadImage(ErrorCode.NULL, f"sample {sample.key} has no {', '.join(looked_for)}; it has {present}")
+    member = sample.members[extension]
+    if member.link_to is not None:
+        return BadImage(ErrorCode.NULL, f"{member.name} is a link to {member.link_to}; links are not followed")
+    return BadImage(ErrorCode.TOO_LARGE, f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
+
+
+def _key_table(samples: Sequence[_Sample], names: Sequence[str]) -> pa.Table:
+    return pa.table({name: pa.array([_key_value(s, name) for s in samples], pa.string()) for name in names})
+
+
+def _key_value(sample: _Sample, name: str) -> str | None:
+    """The key, or a member's text without the line break that ends it; None where there is no such member."""
+    if name == KEY_COLUMN:
+        return sample.key
+    content = sample.texts.get(name.lower())
+    if content is None:
+        return None
+    return content.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
+
+
+def _too_few(found: int, planned: int, byte_start: int) -> InputUnreadable:
+    return InputUnreadable(f"{found} samples from byte {byte_start} on, {planned} planned")
+
+
+# --------------------------------------------------------------------------------------------- samples
+
+
+class _Wanted:
+    """Which members to read."""
+
+    def __init__(self, images: Sequence[str] = (), keys: Sequence[str] = ()) -> None:
+        self.rank = {extension: rank for rank, extension in enumerate(images)}
+        self.texts = {key.lower() for key in keys if key != KEY_COLUMN}
+
+
+@dataclass
+class _Sample:
+    key: str
+    start: int
+    stop: int
+    members: dict[str, Member] = field(default_factory=dict)
+    """Files and links, by extension."""
+    image: bytes | None = None
+    """Content of the member of the preferred extension, where it is a file and not too large."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def bytes_read(self) -> int:
+        return len(self.image or b"") + sum(map(len, self.texts.values()))
+
+    def take(self, extension: str, member: Member, window: Window, wanted: _Wanted) -> None:
+        """Add a member, and read it if it is wanted."""
+        self.stop = member.stop
+        rank = wanted.rank.get(extension)
+        if rank is not None and all(rank < wanted.rank.get(other, rank + 1) for other in self.members):
+            fits = member.is_file and member.size <= MAX_IMAGE_BYTES
+            self.image = window.at(member.data_start, member.size) if fits else None
+        if extension in wanted.texts and member.is_file:
+            if member.size > MAX_TEXT_BYTES:
+                raise InputUnreadable(
+                    f"{member.name} has {member.size} bytes, a value of a key column {MAX_TEXT_BYTES} at most"
+                )
+            self.texts[extension] = window.at(member.data_start, member.size)
+        self.members[extension] = member
+
+
+def _samples(window: Window, start: int, wanted: _Wanted) -> Iterator[_Sample]:
+    """Samples from the one whose first header is at `start` on, with what is wanted of them read on the way."""
+    sample: _Sample | None = None
+    for member in members(window, start):
+        if not (member.is_file or member.link_to is not None) or (split := split_name(member.name)) is None:
+            continue
+        key, extension = split
+        if sample is None or key != sample.key or extension in sample.members:
+            if sample is not None:
+                yield sample
+            sample = _Sample(key, member.start, member.stop)
+        elif len(sample.members) == MAX_MEMBERS:
+            raise InputUnreadable(f"sample {key} has more than {MAX_MEMBERS} members")
+        sample.take(extension, member, window, wanted)
+    if sample is not None:
+        yield sample
