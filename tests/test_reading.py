@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.sources import list_sources, open_sources
+from jobs.days import today
+from jobs.listing import list_input
+from jobs.sources import open_sources
 from jobs.spec import Input
 from workers import parquet, parquet_rows
 from workers.contract import InputSpec, Shard, Slice
@@ -165,7 +167,7 @@ def test_a_folder_of_images_gives_a_row_a_file_and_knows_the_gone_ones(tmp_path:
         (tmp_path / f"{i:02d}.jpg").write_bytes(f"image {i}".encode())
     (tmp_path / "notes.txt").write_text("not an image")
     spec = Input(uri=str(tmp_path), format="images")
-    opened, unreadable = open_sources(list_sources(spec), spec)
+    opened, unreadable = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
     slices = [
         Slice(uri=o.source.uri, size=o.source.size, version=o.source.version, row_group=0, row_start=0, row_stop=1)
         for o in opened

@@ -10,6 +10,7 @@ reads rows in the middle without what lies before them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,6 +35,9 @@ MAX_MEMBERS = 1024
 BLOCK_BYTES = 4 * 2**20
 BLOCK_ROWS = 1024
 
+_META_FOLDER = re.compile(r"__[^/]*__/")
+"""WebDataset keeps its own entries there, and never takes them for samples."""
+
 
 def extensions(image: str) -> tuple[str, ...]:
     """The image extensions of `InputSpec.image`, preferred first: `jpg;png` is ("jpg", "png")."""
@@ -44,14 +48,9 @@ def split_name(name: str) -> tuple[str, str] | None:
     """Key and extension of a member, None for one that belongs to no sample."""
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    top = folder.partition("/")[0]
-    if not stem or not dot or _is_meta(stem) or _is_meta(top):
+    if not stem or not dot or _META_FOLDER.match(name):
         return None
     return folder + slash + stem, extension.lower()
-
-
-def _is_meta(name: str) -> bool:
-    return len(name) >= 4 and name.startswith("__") and name.endswith("__")
 
 
 # ------------------------------------------------------------------------------------------- the index
