@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.cli import main
 from tests import images
+from tests.digits_job import Digits, predictions
 from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
 from workers import parquet, tar, webdataset
 from workers.contract import InputSpec, Preprocess, SampleSlice
@@ -79,6 +83,16 @@ def test_names_split_over_the_prefix_of_ustar_are_joined(tmp_path: Path) -> None
     keys = [f"{'folder' * 20}/{'name' * 10}{i}" for i in range(3)]
     path = write_tar(tmp_path / "a.tar", [{"__key__": k, "jpg": b"x", "cls": "1"} for k in keys], tarfile.USTAR_FORMAT)
     assert [named["__key__"] for _, named in read(path, index(path))] == keys
+
+
+def test_times_in_a_header_of_gnu_tar_are_not_taken_for_a_part_of_the_name(tmp_path: Path) -> None:
+    header = bytearray(archive([("d/0.jpg", b"x")], tarfile.GNU_FORMAT)[:512])
+    header[345:369] = b"15300033421\0" * 2  # as `tar --listed-incremental` writes them
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(header) + b"x".ljust(512, b"\0") + END)
+    assert [named["__key__"] for _, named in read(path, index(path))] == ["d/0"]
 
 
 @pytest.mark.parametrize(
@@ -418,3 +432,41 @@ def test_the_window_never_reads_a_byte_twice_going_forwards(tmp_path: Path, read
         assert [count for _, count in reads[:3]] == [1000, 2000, 4000]
         with pytest.raises(InputUnreadable, match="file ends at byte 300000"):
             window.at(299_999, 2)
+
+
+# -------------------------------------------------------------------------------------------- the whole job
+
+
+def test_a_job_over_tars_scores_every_sample_once_and_sets_a_half_copied_one_aside(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(digits.images).select(["id", "digit", "image"])
+    data, labels = tmp_path / "tars", {}
+    data.mkdir()
+    for first in range(0, table.num_rows, 300):
+        rows = table.slice(first, 300).to_pylist()
+        samples = [
+            {"__key__": f"{row['id']:05d}", "cls": str(row["digit"])} | ({"jpg": row["image"]} if row["image"] else {})
+            for row in rows
+        ]
+        write_tar(data / f"{first:05d}.tar", samples)
+        labels |= {sample["__key__"]: sample["cls"] for sample in samples}
+    half = (data / "00300.tar").read_bytes()
+    (data / "late.tar").write_bytes(half[: len(half) // 2])
+    changes = {
+        "input": {"uri": str(data), "format": "webdataset", "keys": ["__key__", "cls"], "shard_rows": 64},
+        "gate": {"labels_column": "cls", "max_top1_drop": 0.01, "rows": 200},
+    }
+    spec = tmp_path / "job.yaml"
+    spec.write_text(yaml.safe_dump(digits.spec(tmp_path / "out") | changes))
+    assert main(["run", str(spec), "--pool=local"]) == 1
+    shown = capsys.readouterr()
+    assert "late.tar" in shown.out + shown.err
+    assert "cut off" in shown.out + shown.err
+    (data / "late.tar").unlink()
+    assert main(["run", str(spec), "--pool=local"]) == 0
+    assert main(["verify", str(spec)]) == 0
+    scored = predictions(tmp_path / "out").to_pylist()
+    assert {row["__key__"]: row["cls"] for row in scored} == labels
+    assert len(scored) == len(labels) == table.num_rows
+    assert sum(row["label"] == row["cls"] for row in scored if row["error_code"] is None) > 0.9 * len(scored)

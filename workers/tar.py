@@ -194,11 +194,14 @@ def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:
     if block == _ZEROS:
         return None
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
         if at == 0:
             raise InputUnreadable(_not_a_tar(block)) from error
         raise InputUnreadable(f"damaged tar: no header at byte {at} ({error})") from error
+    if block[257:265] == tarfile.GNU_MAGIC:  # where ustar keeps the first part of a name, GNU tar may keep times
+        header.name = _text(block[:100].split(b"\0", 1)[0])
+    return header
 
 
 def _not_a_tar(block: bytes) -> str:
