@@ -74,11 +74,8 @@ def wanted(sources: Iterable[Source], plans: Sequence[Claiming], lost: Collectio
     return Wanted(tuple(new), again, supersedes, tuple(kept))
 
 
-def dead_versions(claims: Iterable[tuple[str, str, str | None]]) -> set[tuple[str, str]]:
-    """(uri, version) pairs whose rows are out of date, of (uri, version, supersedes) rows in the order of plans."""
-    dead: set[tuple[str, str]] = set()
-    for uri, version, before in claims:
-        if before is not None:
-            dead.add((uri, before))
-            dead.discard((uri, version))
-    return dead
+def dead_versions(claims: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those (uri, version) pairs, of all in the order of their plans, that a later claim of the URI put out of date."""
+    pairs = list(claims)
+    latest = dict(pairs)
+    return {(uri, version) for uri, version in pairs if latest[uri] != version}

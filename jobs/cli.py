@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -119,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--allow-fewer", action="store_true", help="also if the current model has predictions of more files"
     )
+    submit = add("submit", _submit, "run the job in a cluster that is reached over HTTP; safe to repeat")
+    add_spec(submit)
+    submit.add_argument(
+        "--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS"
+    )
+    submit.add_argument("--wait", action="store_true", help="follow the log and end with the run's exit code")
+    submit.add_argument(
+        "--working-dir", default=".", metavar="DIR",
+        help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
+    )  # fmt: skip
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job; NAME: as it is here"
+    )
     add("schema", _schema, "JSON Schema of the spec")
     return parser
 
@@ -193,6 +207,24 @@ def _nightly(arguments: argparse.Namespace) -> int:
         interrupted=flag,
         say=_say,
     )
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from jobs.submit import prepare, submit
+
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # interrupted, code 5, also before there is a job to wait for
+    prepared = prepare(
+        arguments.spec,
+        arguments.overrides,
+        arguments.days,
+        working_dir=arguments.working_dir,
+        env=arguments.env,
+        address=arguments.address,
+        say=_say,
+    )
+    return submit(prepared, wait=arguments.wait, say=_say)
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ def parse_days(text: str) -> Days:
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
     days = Days(date.fromisoformat(first), date.fromisoformat(last))
-    if not 1 <= len(days) <= MOST_DAYS:
+    if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days
 

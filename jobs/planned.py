@@ -8,6 +8,7 @@ from typing import Any
 from jobs.discovery import discover
 from jobs.job import Job
 from jobs.progress import duration
+from jobs.promotion import current_root
 from workers.store import NotFound
 
 
@@ -62,6 +63,8 @@ def describe_status(job: Job) -> str:
     """A line a plan: shards there, rows, done or not. Reads the ledger only."""
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
+    if current := current_root(job.store):
+        lines.append(f"readers follow {current}" + (" (this model)" if current == job.fingerprints.root else ""))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model"])
     for plan in plans:

@@ -65,12 +65,6 @@ class Plan:
             for index in sorted(slices)
         )
 
-    @property
-    def claims_that_supersede(self) -> list[tuple[str, str, str]]:
-        """(uri, version, version superseded) where a claim puts another version out of date."""
-        claims = self.table.select(["uri", "version", "supersedes"]).filter(pc.is_valid(self.table["supersedes"]))
-        return sorted(set(zip(*(column.to_pylist() for column in claims.columns), strict=True)))
-
     @cached_property
     def rows(self) -> int:
         return int(pc.sum(pc.subtract(self.table["row_stop"], self.table["row_start"])).as_py() or 0)

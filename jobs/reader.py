@@ -21,6 +21,7 @@ import pyarrow.dataset as pads
 from jobs.claims import dead_versions
 from jobs.errors import SpecError
 from jobs.ledger import Ledger
+from jobs.plans import Plan
 from jobs.promotion import current_root
 from workers.store import open_filesystem, open_store
 
@@ -80,12 +81,24 @@ def done(output: str, model: str | None = None) -> Predictions:
     if not numbers:
         raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
     plans = [plan for plan in ledger.plans() if plan.number in numbers]
-    claims = (claim for plan in plans for claim in plan.claims_that_supersede)
     return Predictions(
         root=root,
         files=tuple(f"{store.url}/{root}/{o.key}" for number in numbers for o in ledger.read_done(number)),
-        superseded=frozenset(dead_versions(claims)),
+        superseded=frozenset(dead_versions(_disputed(plans))),
     )
+
+
+def _disputed(plans: Sequence[Plan]) -> list[tuple[str, str]]:
+    """(uri, version) claims of files that were claimed in several versions, in the order of plans."""
+    claims = pa.concat_tables(
+        plan.table.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * plan.table.num_rows))
+        for plan in plans
+    )
+    versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
+    several = versions.filter(pc.greater(versions["version_count_distinct"], 1))["uri"].combine_chunks()
+    found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["uri", "version", "plan"]).aggregate([])
+    found = found.sort_by("plan")
+    return list(zip(found["uri"].to_pylist(), found["version"].to_pylist(), strict=True))
 
 
 def _only_root(output: str) -> str:

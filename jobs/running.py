@@ -23,6 +23,7 @@ from jobs.loop import Loop, Tally, bad_rows_error
 from jobs.plans import Content, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
+from jobs.prior import rate_before
 from jobs.progress import Progress
 from jobs.report import Report
 from jobs.sources import Opened, open_sources
@@ -139,7 +140,10 @@ class Run:
 
     def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
-        progress = Progress(total, total_shards, finish_in_s=self._finish_in_s())
+        finish_in_s = self._finish_in_s()
+        # A machine that cannot grow is paid for anyway: all of it is used.
+        sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
+        progress = Progress(total, total_shards, finish_in_s=finish_in_s)
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
         loop = Loop(
             ledger=self.job.ledger,
@@ -150,6 +154,8 @@ class Run:
             workers=self._workers(),
             progress=progress,
             interrupted=self.interrupted,
+            finish_in_s=finish_in_s if sized else None,
+            rate_before=rate_before(self.job.store, self.job.ledger.root, self.job.threads) if sized else None,
         )
         try:
             return loop.run()
@@ -165,14 +171,14 @@ class Run:
         return (deadline(schedule.finish_by, ZoneInfo(schedule.timezone), now) - now).total_seconds()
 
     def _workers(self) -> Workers:
-        """The spec's bounds, within what a machine that cannot grow has."""
+        """The spec's bounds, within what a machine that cannot grow has; its one node has no labels either."""
         given = self.job.spec.workers
         room = self._connected().most_workers(self.job.threads)
         if room is None:
             return given
         if room == 0:
             raise SpecError(f"workers.cpus: a worker takes {self.job.threads} cores, which this machine does not grant")
-        return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room)})
+        return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room), "groups": ()})
 
     def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""

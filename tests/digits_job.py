@@ -36,7 +36,7 @@ class Digits:
     rows: int
 
     def spec(self, output: str | Path, **changes: Any) -> dict[str, Any]:
-        """A spec over them; `section__key=value` changes it."""
+        """A spec over them; `section__key=value` changes a key, `section=mapping` a whole section."""
         spec: dict[str, Any] = {
             "name": "digits",
             "input": {"uri": str(self.images), "keys": ["id", "digit"], "shard_rows": 64},
@@ -51,8 +51,11 @@ class Digits:
             "limits": {"bad_rows": 0.05},
         }
         for path, value in changes.items():
-            section, key = path.split("__")
-            spec.setdefault(section, {})[key] = value
+            section, _, key = path.partition("__")
+            if key:
+                spec.setdefault(section, {})[key] = value
+            else:
+                spec[section] = value
         return spec
 
 

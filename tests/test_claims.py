@@ -1,0 +1,147 @@
+"""What is claimed, by the history of each file; and that readers see each file's rows once, in its present version."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.claims import Wanted, dead_versions, wanted
+from jobs.sources import Source
+from workers.contract import Slice
+
+
+@dataclass
+class Claim:
+    claimed: set[tuple[str, str]]
+
+
+def source(uri: str, version: str = "v1") -> Source:
+    return Source(uri, 10, version)
+
+
+def rows(uri: str, version: str = "v1", start: int = 0) -> Slice:
+    return Slice(uri=uri, size=10, version=version, row_group=0, row_start=start, row_stop=start + 5)
+
+
+def test_a_file_that_no_plan_knows_is_new() -> None:
+    now = wanted([source("a"), source("b")], [Claim({("a", "v1")})], (), rescore=False)
+    assert now == Wanted(new=(source("b"),))
+
+
+def test_a_changed_file_keeps_its_predictions_and_is_named() -> None:
+    now = wanted([source("a", "v2")], [Claim({("a", "v1")})], (), rescore=False)
+    assert now == Wanted(kept=(source("a", "v2"),))
+
+
+def test_a_changed_file_is_claimed_in_place_of_the_version_before_it() -> None:
+    plans = [Claim({("a", "v1")}), Claim({("a", "v2")})]
+    now = wanted([source("a", "v3")], plans, (), rescore=True)
+    assert now == Wanted(new=(source("a", "v3"),), supersedes={"a": "v2"})
+
+
+def test_a_file_that_changed_before_its_turn_is_claimed_whatever_the_spec_says() -> None:
+    now = wanted([source("a", "v2")], [Claim({("a", "v1")})], [rows("a")], rescore=False)
+    assert now == Wanted(new=(source("a", "v2"),), supersedes={"a": "v1"})
+
+
+def test_a_file_that_was_gone_and_came_back_is_claimed_for_the_rows_that_are_missing() -> None:
+    holes = [rows("a", start=5), rows("a", start=0), rows("b")]
+    now = wanted([source("a")], [Claim({("a", "v1"), ("b", "v1")})], holes, rescore=False)
+    assert now == Wanted(again={source("a"): (rows("a", start=0), rows("a", start=5))})
+
+
+def test_a_file_put_back_as_it_once_was_counts_again_without_being_scored_again() -> None:
+    plans = [Claim({("a", "v1")}), Claim({("a", "v2")})]
+    now = wanted([source("a", "v1")], plans, (), rescore=True)
+    assert now == Wanted(again={source("a", "v1"): ()}, supersedes={"a": "v2"})
+
+
+@dataclass
+class World:
+    """Claims, predictions and readers, in a few lines: the reference for the property below."""
+
+    plans: list[Claim] = field(default_factory=list)
+    scored: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
+    """Rows by plan."""
+    lost: set[Slice] = field(default_factory=set)
+
+    def night(self, files: Mapping[str, str], gone: set[str], rescore: bool) -> None:
+        """Claim and score; files in `gone` vanish between the claim and their turn."""
+        sources = [source(uri, version) for uri, version in files.items()]
+        now = wanted(sources, self.plans, self.lost, rescore=rescore)
+        if not now.new and not now.again:
+            return
+        self.plans.append(Claim({s.identity for s in (*now.new, *now.again)}))
+        for s in now.new:
+            self._turn(rows(s.uri, s.version), gone)
+        for slices in now.again.values():
+            for piece in slices:
+                self.lost.discard(piece)
+                self._turn(piece, gone)
+
+    def _turn(self, piece: Slice, gone: set[str]) -> None:
+        if piece.uri in gone:
+            self.lost.add(piece)
+        else:
+            self.scored.append((len(self.plans), (piece.uri, piece.version)))
+
+    def read(self, unfinished: Collection[int] = ()) -> list[tuple[str, str]]:
+        done = [plan for number, plan in enumerate(self.plans, 1) if number not in unfinished]
+        dead = dead_versions(claim for plan in done for claim in sorted(plan.claimed))
+        return [rows for number, rows in self.scored if number not in unfinished and rows not in dead]
+
+
+URIS = ("a", "b", "c")
+NIGHTS = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from(URIS), st.sampled_from(("v1", "v2", "v3"))),
+        st.sets(st.sampled_from(URIS), max_size=1),
+    ),
+    max_size=8,
+)
+
+
+@given(NIGHTS)
+def test_after_a_quiet_night_readers_see_every_file_once_in_its_present_version(
+    nights: list[tuple[dict[str, str], set[str]]],
+) -> None:
+    """Whatever was added, overwritten, deleted, put back or lost on the way."""
+    world = World()
+    for files, gone in nights:
+        world.night(files, gone, rescore=True)
+    last = nights[-1][0] if nights else {}
+    world.night(last, set(), rescore=True)
+    seen = world.read()
+    assert len(seen) == len(set(seen))
+    assert {(uri, version) for uri, version in seen if uri in last} == set(last.items())
+    assert len(world.scored) == len(set(world.scored))
+    world.night(last, set(), rescore=True)
+    assert world.read() == seen  # and then there is nothing left to do
+
+
+@given(NIGHTS, st.sets(st.integers(1, 8)))
+def test_whatever_plans_are_unfinished_readers_see_a_file_in_one_version_and_no_row_twice(
+    nights: list[tuple[dict[str, str], set[str]]], unfinished: set[int]
+) -> None:
+    world = World()
+    for files, gone in nights:
+        world.night(files, gone, rescore=True)
+    seen = world.read(unfinished)
+    assert len({uri for uri, _ in seen}) == len(seen)
+
+
+@given(NIGHTS)
+def test_without_rescoring_every_file_keeps_the_first_version_that_was_scored(
+    nights: list[tuple[dict[str, str], set[str]]],
+) -> None:
+    world = World()
+    for files, gone in nights:
+        world.night(files, gone, rescore=False)
+    last = nights[-1][0] if nights else {}
+    world.night(last, set(), rescore=False)
+    seen = [uri for uri, _ in world.read()]
+    assert len(seen) == len(set(seen))
+    assert set(seen) >= set(last)

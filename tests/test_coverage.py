@@ -1,0 +1,62 @@
+"""The oracle's view of claims: rows scored twice and rows left out are found, whatever the history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from jobs import coverage
+from jobs.planning import Cut
+from jobs.plans import Content, Plan, decode_plan, encode_plan
+from jobs.sources import Source
+from workers.contract import Slice
+
+
+def rows(uri: str, start: int, stop: int, version: str = "v1") -> Slice:
+    return Slice(uri=uri, size=10, version=version, row_group=0, row_start=start, row_stop=stop)
+
+
+def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = None) -> Plan:
+    content = Content(Cut((slices,), ()), None, supersedes or {})
+    return decode_plan(number, encode_plan(content, f"token-{number}"))
+
+
+A = Source("a", 10, "v1")
+
+
+def test_each_file_claimed_once_is_as_it_should_be() -> None:
+    plans = [plan(1, rows("a", 0, 5)), plan(2, rows("b", 0, 5))]
+    assert list(coverage.faults(plans, [], [A])) == []
+    assert list(coverage.notes(plans, [A, Source("b", 10, "v1")])) == []
+    assert coverage.unclaimed(plans, [A, Source("c", 1, "v1")]) == [Source("c", 1, "v1")]
+
+
+def test_rows_that_two_plans_score_are_named() -> None:
+    plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 3, 4))]
+    assert list(coverage.faults(plans, [], [A])) == ["a (version v1): row group 0 row 3 is scored by plans 1 and 2"]
+
+
+def test_rows_that_were_gone_and_are_scored_by_a_later_plan_are_as_they_should_be() -> None:
+    plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 5, 9))]
+    assert list(coverage.faults(plans, [rows("a", 5, 9)], [A])) == []
+
+
+@pytest.mark.parametrize(("present", "faults"), [([A], 1), ([], 0), ([Source("a", 10, "v2")], 0)])
+def test_rows_that_were_gone_matter_only_when_they_are_back(present: list[Source], faults: int) -> None:
+    plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9))]
+    found = list(coverage.faults(plans, [rows("a", 5, 9)], present))
+    assert len(found) == faults
+    assert all("4 rows are back that were gone" in fault for fault in found)
+
+
+def test_rows_that_were_gone_twice_are_still_missing() -> None:
+    plans = [plan(1, rows("a", 0, 5)), plan(2, rows("a", 0, 5))]
+    assert len(list(coverage.faults(plans, [rows("a", 0, 5)] * 2, [A]))) == 1
+
+
+def test_changed_and_vanished_files_are_noted() -> None:
+    plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5))]
+    changed, past = coverage.notes(plans, [Source("a", 10, "v2")])
+    assert "1 source(s) have another content than the one scored, as a" in changed
+    assert "1 claimed source(s) are not in the input now" in past

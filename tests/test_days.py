@@ -1,0 +1,57 @@
+"""Days: what `{as_of}` stands for, and how many runs a backfill takes."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+import pytest
+
+from jobs.days import Days, filled, parse_day, parse_days, runs, today
+from jobs.errors import SpecError
+
+MARCH = Days(date(2026, 3, 1), date(2026, 3, 3))
+
+
+def test_days_are_written_with_two_dots_and_both_ends_count() -> None:
+    assert parse_days("2026-03-01..2026-03-03") == MARCH
+    assert len(MARCH) == 3
+    assert str(MARCH) == "2026-03-01..2026-03-03"
+    assert str(parse_day("2026-03-01")) == "2026-03-01"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2026-03-01", "FROM..TO is wanted"),
+        ("2026-03-03..2026-03-01", "FROM comes first"),
+        ("0206-03-03..2026-03-01", "3660 days are the most"),
+        ("2026-03-03..2026-02-31", "day is out of range"),
+    ],
+)
+def test_days_that_cannot_be_are_explained(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_days(text)
+
+
+def test_today_is_that_of_the_time_zone() -> None:
+    late = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
+    assert str(today("UTC", late)) == "2026-03-01"
+    assert str(today("Europe/Berlin", late)) == "2026-03-02"
+
+
+def test_a_run_reaches_back_but_never_less_than_asked_for() -> None:
+    assert str(parse_day("2026-03-03").reaching_back(3)) == "2026-03-01..2026-03-03"
+    assert MARCH.reaching_back(1) == MARCH
+
+
+def test_a_template_is_filled_once_a_day_oldest_first() -> None:
+    assert filled("in/{as_of}/", MARCH) == ["in/2026-03-01/", "in/2026-03-02/", "in/2026-03-03/"]
+    assert filled("in/", MARCH) == ["in/"]
+
+
+def test_a_backfill_is_one_run_unless_every_day_has_an_output_of_its_own() -> None:
+    assert runs(None, False, "out") == [None]
+    assert runs(MARCH, True, "out") == [MARCH]
+    assert [str(days) for days in runs(MARCH, True, "out/{as_of}")] == ["2026-03-01", "2026-03-02", "2026-03-03"]
+    with pytest.raises(SpecError, match=r"no \{as_of\} is in input.uri"):
+        runs(MARCH, False, "out")

@@ -1,0 +1,155 @@
+"""Discovery by folders, prefixes, days and manifests: what becomes a source, and what is named as missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.days import Days
+from jobs.errors import SpecError
+from jobs.listing import Listing, list_input
+from jobs.manifests import read_entries
+from jobs.spec import Input
+from workers.store import open_filesystem, version_of
+
+FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
+
+
+def listed(latest: Mapping[str, str] | None = None, **keys: Any) -> Listing:
+    return list_input(Input(**keys), Days(FIRST, LAST), latest or {})
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def names(listing: Listing, folder: Path) -> list[str]:
+    return [str(Path(source.uri).relative_to(folder)) for source in listing.sources]
+
+
+def test_hidden_files_and_other_suffixes_are_no_sources(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet", "b.PARQUET", "_tmp/c.parquet", ".d.parquet", "x/_SUCCESS", "x/e.pq", "notes.txt")
+    assert names(listed(uri=str(tmp_path)), tmp_path) == ["a.parquet", "b.PARQUET", "x/e.pq"]
+
+
+def test_compressed_tars_are_listed_so_that_they_can_be_named_as_unreadable(tmp_path: Path) -> None:
+    put(tmp_path, "a.tar", "b.tar.gz", "c.tgz", "d.json")
+    assert names(listed(uri=str(tmp_path), format="webdataset"), tmp_path) == ["a.tar", "b.tar.gz", "c.tgz"]
+
+
+def test_several_prefixes_that_overlap_name_each_file_once(tmp_path: Path) -> None:
+    put(tmp_path, "x/a.parquet", "y/b.parquet")
+    found = listed(uri=[str(tmp_path / "y"), str(tmp_path), str(tmp_path / "x/a.parquet")])
+    assert names(found, tmp_path) == ["x/a.parquet", "y/b.parquet"]
+
+
+def test_a_days_folder_may_be_missing_while_another_days_is_there(tmp_path: Path) -> None:
+    put(tmp_path, "2026-03-01/a.parquet", "2026-03-03/b.parquet", "2026-03-04/c.parquet")
+    found = listed(uri=f"{tmp_path}/{{as_of}}", days=3)
+    assert names(found, tmp_path) == ["2026-03-01/a.parquet", "2026-03-03/b.parquet"]
+    assert found.absent == (f"{tmp_path}/2026-03-02",)
+
+
+def test_a_prefix_where_nothing_is_at_all_is_an_error_that_names_it(tmp_path: Path) -> None:
+    put(tmp_path, "x/a.parquet")
+    with pytest.raises(SpecError, match=rf"input.uri: there is nothing at {tmp_path}/z"):
+        listed(uri=[str(tmp_path / "x"), str(tmp_path / "z")])
+    with pytest.raises(SpecError, match=r"any of 3 places, .*2026-03-01 to .*2026-03-03"):
+        listed(uri=f"{tmp_path}/{{as_of}}", days=3)
+
+
+# -------------------------------------------------------------------------------------------- manifests
+
+
+def test_a_text_manifest_names_files_beside_it_or_anywhere(tmp_path: Path) -> None:
+    put(tmp_path, "data/a.parquet", "data/b.parquet")
+    manifest = tmp_path / "data/list.txt"
+    manifest.write_text(
+        f"# tonight\na.parquet\n\nfile://{tmp_path}/data/b.parquet\na.parquet\n{tmp_path}/data/../data/a.parquet"
+    )
+    found = listed(manifest=str(manifest))
+    assert sorted({Path(source.uri).name for source in found.sources}) == ["a.parquet", "b.parquet"]
+    fs, path = open_filesystem(f"{tmp_path}/data/a.parquet")
+    assert found.sources[0].version == version_of(fs.info(path))  # as a listing of the folder would have it
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_entries_with_version_and_size_are_taken_at_their_word_without_a_request(tmp_path: Path, kind: str) -> None:
+    manifest = tmp_path / "list"
+    uri = "s3://bucket/images/a.parquet"
+    if kind == "text":
+        manifest.write_text(f'{uri}\t"0123abcd"\t77\n')
+    else:
+        pq.write_table(pa.table({"uri": [uri], "size": [77], "version": ['"0123abcd"']}), manifest)
+    (source,) = listed(manifest=str(manifest)).sources
+    assert (source.uri, source.version, source.size) == (uri, "0123abcd", 77)
+
+
+def test_an_entry_without_a_version_that_was_claimed_is_not_looked_up_again(tmp_path: Path) -> None:
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"{tmp_path}/not-there.parquet\n")
+    found = listed({f"{tmp_path}/not-there.parquet": "v7"}, manifest=str(manifest))
+    assert [source.version for source in found.sources] == ["v7"]
+    assert found.unreadable == {}
+
+
+def test_entries_that_do_not_exist_or_are_not_as_the_manifest_says_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet", "b.parquet", "folder/c.parquet")
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("a.parquet\tother-version\nb.parquet\nnone.parquet\nfolder\n")
+    found = listed(manifest=str(manifest))
+    assert names(found, tmp_path) == ["b.parquet"]
+    assert {Path(uri).name: reason[:38] for uri, reason in found.unreadable.items()} == {
+        "a.parquet": "the manifest says version other-versio",
+        "none.parquet": "the manifest names it, and it does not",
+        "folder": "the manifest names it, and it is a fol",
+    }
+
+
+def test_a_manifest_a_day(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet", "b.parquet")
+    (tmp_path / "list-2026-03-01.txt").write_text("a.parquet")
+    (tmp_path / "list-2026-03-03.txt").write_text("b.parquet")
+    found = listed(manifest=f"{tmp_path}/list-{{as_of}}.txt", days=3)
+    assert names(found, tmp_path) == ["a.parquet", "b.parquet"]
+    assert found.absent == (f"{tmp_path}/list-2026-03-02.txt",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\tb\tlarge\n", "line 1 is not URI"),
+        ("ok\na\tb\t1\tx\n", "line 2 is not URI"),
+        ("\t\t\n\tv1\n", "line 2 is not URI"),
+        (b"\xff\xfe\x00", "neither Parquet nor text in UTF-8"),
+        (b"PAR1 and then nothing", "input.manifest: .*list"),
+        (pa.table({"url": ["a"]}), "no column 'uri'; it has url"),
+        (pa.table({"uri": ["a", None]}), "row 1 has no uri"),
+        (pa.table({"uri": ["a"], "size": ["large"]}), r"the columns are|Failed to parse"),
+    ],
+)
+def test_a_manifest_that_is_none_is_explained(tmp_path: Path, content: Any, message: str) -> None:
+    manifest = tmp_path / "list"
+    if isinstance(content, pa.Table):
+        pq.write_table(content, manifest)
+    else:
+        manifest.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SpecError, match=message):
+        listed(manifest=str(manifest))
+
+
+def test_relative_entries_of_a_manifest_in_a_bucket_lie_beside_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"a.parquet\nsub/b.parquet\ngs://other/c.parquet\n")
+    assert [entry.uri for entry in read_entries("s3://bucket/lists/tonight.txt")] == [
+        "s3://bucket/lists/a.parquet",
+        "s3://bucket/lists/sub/b.parquet",
+        "gs://other/c.parquet",
+    ]
