@@ -1,0 +1,146 @@
+"""Attempts at a night: how they are numbered, which one a submission starts or joins, and what their ends mean.
+
+An attempt's submission id is `<job>-<as_of>-a<N>`. Ray refuses an id that it has seen, so of two submitters of the same
+attempt one starts it, and the other finds it started.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.days import Days
+from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED
+
+Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+
+MEANING = {
+    COMPLETE: "complete",
+    FAILED: "failed or incomplete",
+    BAD_SPEC: "bad spec or usage",
+    BAD_ROWS: "bad-row budget exceeded",
+    GATE_REFUSED: "accuracy gate refused",
+    INTERRUPTED: "interrupted, safe to resume",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One submission as the cluster knows it."""
+
+    submission_id: str
+    status: Status
+    entrypoint: str
+    exit_code: int | None = None
+    """Of the driver process, where it ended by itself."""
+    error_type: str | None = None
+    """Ray's word for why it failed, as RUNTIME_ENV_SETUP_FAILURE."""
+    message: str = ""
+    submitter: str | None = None
+    """A random word of its submitter, to know its own again."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Night:
+    """What is submitted: a job for certain days. `spec` is relative to the working directory."""
+
+    job: str
+    days: Days
+    spec: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        return f"{self.job}-{str(self.days).replace('..', '-to-')}"
+
+    def submission_id(self, number: int) -> str:
+        return f"{self.stem}-a{number}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of the command line that name the same night, today being spelled out."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        single = len(self.days) == 1
+        return (*sets, *(("--as-of", str(self.days)) if single else ("--backfill", str(self.days))))
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that the head node runs."""
+        return shlex.join(["python", "-m", "jobs", "run", self.spec, *self.options])
+
+
+def attempts_of(night: Night, seen: Iterable[Attempt]) -> dict[int, Attempt]:
+    """Attempts at this night among everything on the cluster, by number."""
+    pattern = re.compile(re.escape(night.stem) + r"-a([1-9]\d*)")
+    found = ((pattern.fullmatch(attempt.submission_id), attempt) for attempt in seen)
+    return {int(match[1]): attempt for match, attempt in found if match}
+
+
+def live_attempt(attempts: dict[int, Attempt]) -> Attempt | None:
+    """The attempt to join: the latest that has not ended."""
+    return next((attempts[n] for n in sorted(attempts, reverse=True) if not attempts[n].ended), None)
+
+
+def next_number(attempts: dict[int, Attempt]) -> int:
+    """After any end the next attempt may start, a success included: it finds nothing to do, or what came in late."""
+    return max(attempts, default=0) + 1
+
+
+def exit_code(attempt: Attempt) -> int:
+    """Ours for an attempt that has ended: the driver's own, 5 when it was stopped, 1 for anything else."""
+    if attempt.status == "SUCCEEDED":
+        return COMPLETE
+    if attempt.status == "STOPPED":
+        return INTERRUPTED
+    if attempt.exit_code in MEANING and attempt.exit_code != COMPLETE:
+        return attempt.exit_code
+    return FAILED
+
+
+def describe_end(attempt: Attempt) -> str:
+    """One line: what became of an attempt that has ended."""
+    code = exit_code(attempt)
+    if attempt.status == "STOPPED":
+        how = "was stopped"
+    elif attempt.status == "SUCCEEDED" or attempt.exit_code == code:
+        how = "ended"
+    elif attempt.exit_code is None:
+        how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {_last_line(attempt.message)}"
+    else:
+        how = f"ended with {_foreign(attempt.exit_code)}"
+    return f"{attempt.submission_id} {how}: exit code {code}, {MEANING[code]}"
+
+
+def next_step(attempt: Attempt) -> str:
+    """What to do about it; empty when all is well."""
+    code = exit_code(attempt)
+    if code == COMPLETE:
+        return ""
+    if code == INTERRUPTED:
+        return "submit again; it goes on where it stopped"
+    if attempt.exit_code == 127:
+        return "the head node has no `python` on its PATH: use an image that has, or pass --env PATH=…"
+    if code == FAILED and attempt.exit_code != FAILED:
+        return "nothing committed is lost: look at the head node's memory and events, then submit again"
+    return "see the last lines of its log, mend, and submit again"
+
+
+def _foreign(code: int) -> str:
+    """An exit code that is none of ours; a shell tells a signal as 128 + its number."""
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"{signal.Signals(number).name} (code {code})"
+    return f"code {code}"
+
+
+def _last_line(text: str) -> str:
+    lines: Sequence[str] = text.strip().splitlines()
+    return lines[-1].strip() if lines else "no message"

@@ -1,0 +1,216 @@
+"""`stint submit`: run a job in a cluster from outside of it, and end with the exit code that the run itself had.
+
+The working directory goes along and is the code that runs; the driver runs on the head node. A night that is under way
+is joined, never started twice; one that has ended, however it did, is attempted again, which does what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
+from jobs.days import Days, runs, today
+from jobs.errors import COMPLETE, SpecError
+from jobs.following import Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.spec import Model
+from jobs.spec_file import load_spec
+from jobs.upload import Upload, check_goes_along, find_files, local_path
+from workers.model_names import weights_enum_or_path
+
+if TYPE_CHECKING:
+    from jobs.job_server import JobServer
+
+STOP_WAIT_S = 30
+"""Seconds from Ray's SIGTERM to its SIGKILL, in place of 3: the run needs 1.5, a node under load may need more."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A night ready to be sent, checked as far as it can be from here."""
+
+    night: Night
+    upload: Upload
+    env: Mapping[str, str]
+    """Variables of the job. Their values are shown nowhere; whoever may ask the job server can read them."""
+    address: str
+
+
+def prepare(
+    spec_path: str,
+    overrides: Sequence[str],
+    days: Days | None,
+    *,
+    working_dir: str,
+    env: Sequence[str],
+    address: str | None,
+    say: Say,
+) -> Submission:
+    """Check everything that needs no cluster. `days` is today in the spec's time zone when not given.
+
+    Raises SpecError: nothing has been sent then.
+    """
+    spec = load_spec(spec_path, list(overrides))
+    days = days or today(spec.schedule.timezone)
+    runs(days, spec.input.by_date, spec.output.uri)  # refuses days that the job has no use for
+    where = choose_address(address, os.environ)
+    root = Path(working_dir).expanduser().absolute()
+    inside = os.path.relpath(Path(spec_path).absolute(), root)
+    if inside.startswith(".."):
+        raise SpecError(
+            f"{spec_path} lies outside of the working directory {root}, which is all that the cluster gets to see",
+            "copy it there, or name its project with --working-dir",
+        )
+    data = [uri for uri in (*spec.input.uris, spec.input.manifest, spec.output.uri) if uri]
+    for uri in data:
+        _check_not_relative(uri, root)
+    upload = find_files(root, data)
+    check_goes_along(upload, inside, "SPEC")
+    for key, name in _files_that_the_model_needs(spec.model, root):
+        check_goes_along(upload, name, key)
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(env, os.environ, say)}
+    night = Night(job=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(overrides))
+    return Submission(night=night, upload=upload, env=variables, address=where)
+
+
+def submit(submission: Submission, *, wait: bool, say: Say, patience: Patience | None = None) -> int:
+    """Start the night's next attempt or join the one under way; returns the exit code of the command.
+
+    With `wait` the log goes to stdout and the code is the run's own; without, the submission id does and it is 0.
+    Raises StintError.
+    """
+    os.environ.update(use_token(os.environ))
+    from jobs.job_server import JobServer
+
+    server = JobServer(submission.address)
+    attempt_id = _start_or_join(server, submission, say)
+    night = submission.night
+    again = f"the same command with {shlex.join(night.options[-2:])} --wait follows it to its end"
+    again += f"; ray job stop --address {server.shown} {attempt_id} stops it"
+    if not wait:
+        print(attempt_id)
+        say(again)
+        return COMPLETE
+    attempt = wait_for_end(server, attempt_id, write=_write, say=say, again=again, patience=patience or Patience())
+    say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := next_step(attempt)) else ""))
+    return exit_code(attempt)
+
+
+def _start_or_join(server: JobServer, submission: Submission, say: Say) -> str:
+    night = submission.night
+    attempts = attempts_of(night, server.attempts())
+    if live := live_attempt(attempts):
+        return _join(live, night, say)
+    if attempts:
+        say(describe_end(attempts[max(attempts)]))
+    attempt_id = night.submission_id(next_number(attempts))
+    submitter = secrets.token_hex(8)
+    with tempfile.TemporaryDirectory(prefix="stint-") as folder:
+        package = Path(folder) / "package.zip"
+        size = submission.upload.write(package)
+        say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
+        try:
+            server.submit(attempt_id, night.entrypoint, package, submission.env, submitter, night.job)
+        except Unreachable as error:
+            # Refused because another submitter was first, or accepted with the answer lost: the job list tells.
+            try:
+                there = server.attempt(attempt_id)
+            except UnknownJob:
+                raise error from None
+            if there.submitter != submitter:
+                return _join(there, night, say)
+    say(f"submitted {attempt_id} to {server.shown}: {night.entrypoint}")
+    return attempt_id
+
+
+def _join(attempt: Attempt, night: Night, say: Say) -> str:
+    """Raises SpecError where the attempt under way does something else than is asked for."""
+    if attempt.entrypoint != night.entrypoint:
+        raise SpecError(
+            f"{attempt.submission_id} is under way with another command: {attempt.entrypoint}",
+            "wait for its end, stop it, or give this one a name of its own with --set name=…",
+        )
+    say(f"{attempt.submission_id} is {attempt.status.lower()} already; no other is started")
+    return attempt.submission_id
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def choose_address(given: str | None, environment: Mapping[str, str]) -> str:
+    """--address, or else Ray's variables where they name a job server. Raises SpecError for any other kind."""
+    for name in ("--address", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        address = given if name == "--address" else environment.get(name)
+        if not address:
+            continue
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return address.rstrip("/")
+        host = urlsplit(address if "://" in address else f"ray://{address}").hostname
+        raise SpecError(
+            f"{name} {address}: the job server is wanted, as http://{'HOST' if host in (None, 'auto') else host}:8265",
+            "8265 is the dashboard's port on the head node; 6379 is Ray's own, for drivers inside of the cluster",
+        )
+    raise SpecError("no cluster is named", "give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
+
+
+def use_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to set before Ray is imported: a token that is given is meant to be used."""
+    given = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    return {"RAY_AUTH_MODE": "token"} if given and "RAY_AUTH_MODE" not in environment else {}
+
+
+def _check_not_relative(uri: str, root: Path) -> None:
+    path = local_path(uri)
+    if path is not None and not Path(path).is_absolute():
+        raise SpecError(
+            f"{uri} counts from the working directory, of which every node gets a copy of its own, without data",
+            f"give a bucket's URL, or {root / path} where all nodes share that file system",
+        )
+
+
+def _files_that_the_model_needs(model: Model, root: Path) -> list[tuple[str, str]]:
+    """Relative files that must go along, each with the key that names it."""
+    needed = []
+    if model.weights and weights_enum_or_path(model.weights) == "file":
+        needed.append(("model.weights", model.weights))
+    if isinstance(model.labels, str) and (root / model.labels).is_file():
+        needed.append(("model.labels", model.labels))
+    module = Path(*model.arch.partition(":")[0].split("."))
+    for name in (module.with_suffix(".py"), module / "__init__.py"):
+        if ":" in model.arch and (root / name).is_file():
+            needed.append(("model.arch", str(name)))
+    return [(key, path) for key, name in needed if (path := local_path(name)) and not Path(path).is_absolute()]
+
+
+def _variables(given: Sequence[str], environment: Mapping[str, str], say: Say) -> dict[str, str]:
+    """`NAME=VALUE`, or `NAME` with the value that it has here. Raises SpecError, without any value in it."""
+    variables = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise SpecError("--env: NAME or NAME=VALUE is wanted, NAME being letters, digits and underscores")
+        if not equals:
+            if name not in environment:
+                raise SpecError(f"--env {name}: it is not set here", f"set it, or write --env {name}=VALUE")
+            value = environment[name]
+            if "$" in value:
+                say(f"warning: --env {name} holds a $, which Ray takes for a reference to another variable")
+        variables[name] = value
+    return variables
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

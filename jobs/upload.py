@@ -1,0 +1,150 @@
+"""What a submission uploads: the working directory without what ignore files name and without the job's own data.
+
+The package is a zip of our own making: its contents and size are known before anything is sent, and the same files give
+the same bytes, so that the cluster, which names packages by their hash, need not be sent them again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from jobs.days import AS_OF
+from jobs.errors import SpecError
+
+ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")
+"""What Ray leaves behind too, whatever the ignore files say."""
+SIZE_LIMIT = 100 * 2**20
+"""Bytes that Ray's job server takes in one request; it answers 413 to more."""
+HOPELESS_SIZE = 10 * SIZE_LIMIT
+"""Bytes of files beyond which compressing them first, only to see them refused, would waste minutes."""
+LARGEST_SHOWN = 5
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The oldest time that a zip can hold: times of files would change the hash."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The files of a working directory that go along, with paths relative to it."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {name: (self.root / name).stat().st_size for name in self.files}
+
+    def write(self, package: Path) -> int:
+        """Pack the files and return the size of the package in bytes. Raises SpecError if Ray would refuse it."""
+        unpacked = sum(self.sizes.values())
+        if unpacked > HOPELESS_SIZE:
+            raise self._too_large(f"{_mib(unpacked)} in {len(self.files):,} files")
+        with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in self.files:
+                file = self.root / name
+                entry = zipfile.ZipInfo(name, EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
+                try:
+                    archive.writestr(entry, file.read_bytes())
+                except OSError as error:
+                    raise SpecError(
+                        f"{file} cannot be read for the upload: {error}", "name it in .rayignore"
+                    ) from error
+        size = package.stat().st_size
+        if size >= SIZE_LIMIT:
+            raise self._too_large(f"{_mib(size)} packed")
+        return size
+
+    def _too_large(self, how_large: str) -> SpecError:
+        largest = sorted(self.sizes.items(), key=lambda item: -item[1])[:LARGEST_SHOWN]
+        named = ", ".join(f"{name} ({_mib(size)})" for name, size in largest)
+        return SpecError(
+            f"{self.root} is too large to upload: {how_large}, and Ray takes {_mib(SIZE_LIMIT)}. Largest: {named}",
+            "name what the job does not need in .rayignore; keep data and weights in a bucket",
+        )
+
+
+def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
+    """List what goes along. `data` are the job's input and output, as the spec writes them.
+
+    `.rayignore` and `.gitignore` of every folder count, as they do for `ray job submit`; so does its variable
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Raises SpecError if the folder is not there.
+    """
+    root = root.expanduser().absolute()
+    if not root.is_dir():
+        raise SpecError(f"--working-dir {root} is not a folder")
+    ignore_files = [".rayignore"]
+    if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1":
+        ignore_files.append(".gitignore")
+    own = GitIgnoreSpec.from_lines([*ALWAYS_LEFT, *(p for uri in data if (p := _pattern(uri, root)))])
+    found = _walk(root, [(root, own)], ignore_files, {root.resolve()})
+    return Upload(root, tuple(sorted(file.relative_to(root).as_posix() for file in found)))
+
+
+def check_goes_along(upload: Upload, name: str, key: str) -> None:
+    """Raises SpecError unless the file `name`, which `key` of the spec names, is part of the upload."""
+    name = os.path.normpath(name)
+    if name in upload.files:
+        return
+    there = (upload.root / name).is_file()
+    raise SpecError(
+        f"{key}: {name} is left out of the upload by .rayignore or .gitignore, or as part of input or output"
+        if there
+        else f"{key}: there is no file {name} in the working directory {upload.root}, which is all that is uploaded",
+        "move it to a folder that is uploaded, or to a bucket" if there else "give its URL, or see --working-dir",
+    )
+
+
+def local_path(uri: str) -> str | None:
+    """The path of a local URI; None for any other."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return str(Path(uri).expanduser())
+    return rest if scheme in ("file", "local") else None
+
+
+def _walk(
+    folder: Path, ignored: Sequence[tuple[Path, GitIgnoreSpec]], ignore_files: Sequence[str], above: Collection[Path]
+) -> Iterator[Path]:
+    """Files below a folder. Links are followed, but not to a folder that they lie in."""
+    own = [file for name in ignore_files if (file := folder / name).is_file()]
+    ignored = [*ignored, *((folder, GitIgnoreSpec.from_lines(file.read_text().splitlines())) for file in own)]
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise SpecError(f"{folder} cannot be listed for the upload: {error}", "name it in .rayignore") from error
+    for entry in entries:
+        is_folder = entry.is_dir()
+        end = "/" if is_folder else ""
+        if any(spec.match_file(entry.relative_to(base).as_posix() + end) for base, spec in ignored):
+            continue
+        if is_folder:
+            resolved = entry.resolve()
+            if resolved not in above:
+                yield from _walk(entry, ignored, ignore_files, {*above, resolved})
+        elif entry.is_file():
+            yield entry
+
+
+def _pattern(uri: str, root: Path) -> str | None:
+    """An ignore pattern for data inside the working directory; None for data elsewhere, or all of the directory."""
+    path = local_path(uri)
+    if path is None:
+        return None
+    inside = os.path.relpath(root / path, root)
+    if inside == "." or inside.startswith(".."):
+        return None
+    return "/" + re.sub(r"([\\?\[])", r"\\\1", inside).replace(AS_OF, "*")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
