@@ -53,8 +53,12 @@ class Discovery:
         return self.job.cut(self.fresh, (piece for slices in self.wanted.again.values() for piece in slices))
 
     def content(self, plans: Sequence[Plan]) -> Content | None:
-        """What of this discovery is still to be claimed after `plans`, some of which may have come since."""
-        now = _wanted(self.job, self.sources, plans, self._still_lost(plans))
+        """What of this discovery is still to be claimed after `plans`, some of which may have come since.
+
+        A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
+        """
+        since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
+        now = _wanted(self.job, [source for source in self.sources if source.uri not in since], plans, self.lost)
         new = set(now.new)
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
@@ -90,11 +94,6 @@ class Discovery:
             lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
         lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
         return lines
-
-    def _still_lost(self, plans: Sequence[Plan]) -> frozenset[Slice]:
-        """Less what plans that this discovery has not seen claim again."""
-        since = [plan for plan in plans if plan.number > len(self.plans)]
-        return self.lost.difference(piece for plan in since for shard in plan.shards for piece in shard.slices)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -71,14 +71,15 @@ class Ledger:
     def __init__(self, store: Store, root: str) -> None:
         self.store = store
         self.root = root
+        self._plans: dict[int, Plan] = {}
 
     # ------------------------------------------------------------------------------------------- plans
 
     def plans(self) -> list[Plan]:
-        """Every plan, by number."""
+        """Every plan, by number. One listing, and a read of each that is not known yet."""
         numbers = self._numbers("_stint/plans")
         with ThreadPoolExecutor(READS_AT_ONCE, "plan") as pool:
-            return list(pool.map(self._read_plan, numbers))
+            return list(pool.map(self.plan, numbers))
 
     def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
@@ -95,8 +96,11 @@ class Ledger:
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
 
-    def _read_plan(self, number: int) -> Plan:
-        return decode_plan(number, self.store.get(self._plan_key(number)))
+    def plan(self, number: int) -> Plan:
+        """Read once: a plan never changes. Raises NotFound."""
+        if number not in self._plans:
+            self._plans[number] = decode_plan(number, self.store.get(self._plan_key(number)))
+        return self._plans[number]
 
     # ------------------------------------------------------------------------------------------ shards
 

@@ -13,6 +13,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.demo import load_digits, train_weights
+from jobs.discovery import Discovery, discover
+from jobs.job import Job
 from jobs.reader import Predictions, done
 from tests.digits_job import Digits
 
@@ -243,6 +245,28 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
     nights.verify(2)
     nights.check_readers()
     assert "nothing new to score" in nights.run(2)
+
+
+def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_that_looked_later(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.put("2026-03-01/a.parquet")
+    looked = discover
+
+    def look_and_wait(job: Job) -> Discovery:
+        """Between this run's look and its claim the file is overwritten, and another run scores it."""
+        found = looked(job)
+        monkeypatch.undo()
+        nights.put("2026-03-01/a.parquet")
+        nights.put("2026-03-01/b.parquet")
+        nights.run(1)
+        return found
+
+    monkeypatch.setattr("jobs.running.discover", look_and_wait)
+    nights.run(1)
+    nights.verify(1)
+    nights.check_readers()
+    assert "nothing new to score" in nights.run(1)
 
 
 def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(nights: Nights) -> None:
