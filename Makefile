@@ -33,10 +33,11 @@ test: $(READY) ## the test suite, without the slow campaigns
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest
 
-lint: $(READY) ## ruff and the strict type checker
+lint: $(READY) ## ruff, the strict type checker, and hadolint on the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: $(READY) ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
