@@ -15,6 +15,7 @@ import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from jobs.attempts import MEANING
+from jobs.cli import _parser
 from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED
 from jobs.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
 from jobs.spec import JobSpec
@@ -285,6 +286,32 @@ def test_a_night_that_was_missed_is_found_by_the_next_one() -> None:
         raw = yaml.safe_load((ROOT / "conf" / key).read_text())
         assert "{as_of}" not in raw["input"]["uri"], "a folder of each night would hide the images of a missed one"
         assert spec.schedule.timezone == the(build("overlays/prod"), "CronJob")["spec"]["timeZone"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_commands_in_the_manifests_are_understood(overlay: str) -> None:
+    objects = build(overlay)
+    for job in of_kind(objects, "RayJob"):
+        words = f"{job['spec']['entrypoint']} --as-of {NIGHT}".split()
+        assert _parser().parse_args(words[3:]).spec.startswith("/etc/stint/")
+    for cron in of_kind(objects, "CronJob"):
+        container = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+        assert "STINT_JOB_NAME" in {variable["name"] for variable in container["env"]}
+        assert _parser().parse_args(container["args"][3:]).template == "stint-nightly"
+
+
+def test_pods_run_as_the_user_and_in_the_folder_of_the_image() -> None:
+    image = dict(
+        line.split(" ", 1)
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith(("USER ", "WORKDIR ", "ENTRYPOINT "))
+    )
+    assert image["ENTRYPOINT"] == '["tini", "--"]'  # in front of the creator's args
+    for where, template in pod_templates(build("overlays/prod")):
+        context = template["spec"]["securityContext"]
+        assert f"{context['runAsUser']}:{context['runAsGroup']}" == image["USER"], where
+        for container in template["spec"]["containers"]:
+            assert container.get("workingDir", image["WORKDIR"]) == image["WORKDIR"], where
 
 
 # ------------------------------------------------------------------------------------------ connections
