@@ -74,7 +74,7 @@ class JobServer:
             return [_attempt(job) for job in self._client.list_jobs() if job.submission_id]
 
     def attempt(self, submission_id: str) -> Attempt:
-        with self._errors():
+        with self._errors(submission_id):
             return _attempt(self._client.get_job_info(submission_id))
 
     def submit(
@@ -91,7 +91,7 @@ class JobServer:
 
     def logs(self, submission_id: str) -> str:
         """The whole log so far."""
-        with self._errors():
+        with self._errors(submission_id):
             return str(self._client.get_job_logs(submission_id))
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
@@ -103,7 +103,7 @@ class JobServer:
             raise Unreachable(f"the log stream of {submission_id} was lost: {error}", HINT) from error
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, what: str = "what was asked for") -> Iterator[None]:
         """Turns what Ray's client raises into our types."""
         try:
             yield
@@ -114,7 +114,10 @@ class JobServer:
             ) from error
         except _StatusError as error:
             if error.status == HTTPStatus.NOT_FOUND:
-                raise UnknownJob(f"the cluster at {self.shown} knows no such job", HINT) from error
+                raise UnknownJob(
+                    f"the cluster at {self.shown} does not know {what}: it forgets its jobs when it is made anew",
+                    "check --address, then submit again; what was committed stays",
+                ) from error
             if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
             raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error

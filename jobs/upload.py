@@ -44,21 +44,19 @@ class Upload:
 
     def write(self, package: Path) -> int:
         """Pack the files and return the size of the package in bytes. Raises SpecError if Ray would refuse it."""
-        unpacked = sum(self.sizes.values())
-        if unpacked > HOPELESS_SIZE:
-            raise self._too_large(f"{_mib(unpacked)} in {len(self.files):,} files")
-        with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in self.files:
-                file = self.root / name
-                entry = zipfile.ZipInfo(name, EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
-                try:
-                    archive.writestr(entry, file.read_bytes())
-                except OSError as error:
-                    raise SpecError(
-                        f"{file} cannot be read for the upload: {error}", "name it in .rayignore"
-                    ) from error
+        try:
+            if (unpacked := sum(self.sizes.values())) > HOPELESS_SIZE:
+                raise self._too_large(f"{_mib(unpacked)} in {len(self.files):,} files")
+            with zipfile.ZipFile(package, "w") as archive:
+                for name in self.files:
+                    file = self.root / name
+                    entry = zipfile.ZipInfo(name, EPOCH)
+                    entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
+                    archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+        except (OSError, UnicodeError) as error:  # not readable, gone meanwhile, or a name that is no text
+            raise SpecError(
+                f"{self.root} cannot be packed for the upload: {error}", "mend it, or name it in .rayignore"
+            ) from error
         size = package.stat().st_size
         if size >= SIZE_LIMIT:
             raise self._too_large(f"{_mib(size)} packed")
@@ -117,7 +115,10 @@ def _walk(
 ) -> Iterator[Path]:
     """Files below a folder. Links are followed, but not to a folder that they lie in."""
     own = [file for name in ignore_files if (file := folder / name).is_file()]
-    ignored = [*ignored, *((folder, GitIgnoreSpec.from_lines(file.read_text().splitlines())) for file in own)]
+    ignored = [
+        *ignored,
+        *((folder, GitIgnoreSpec.from_lines(file.read_text(errors="replace").splitlines())) for file in own),
+    ]
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:

@@ -36,6 +36,7 @@ from jobs.errors import SpecError
 from jobs.following import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.job_server import JobServer
 from jobs.submit import choose_address, prepare, use_token
+from jobs.submit import submit as submit_here
 from jobs.upload import check_goes_along, find_files
 from tests.digits_job import PYTHON, ROOT, Digits, Head, _free_port, await_true, stint
 
@@ -467,17 +468,28 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while_and_the_job_goes_on
         assert raised.value.next_step == "again"
         assert sum("trying again for" in line for line in told) == 1
         assert not direct.attempt(name).ended
-    with pytest.raises(UnknownJob):
+    with pytest.raises(UnknownJob, match="does not know no-such-job"):
         direct.attempt("no-such-job")
 
 
 @pytest.mark.ray
-def test_of_two_submitters_of_one_id_the_second_is_told_apart(ray_head: Head, tmp_path: Path, here: None) -> None:
+def test_who_finds_the_id_taken_joins_whoever_took_it(
+    ray_head: Head, project: Path, here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both submitters listed the cluster's jobs before either had submitted."""
+    made, told = prepared(project, "name=raced")
+    made = replace(made, address=ray_head.dashboard)
     server = JobServer(ray_head.dashboard)
-    with talking(server, tmp_path, "talk-race") as name:
-        with pytest.raises(Unreachable):
-            server.submit(name, "true", tmp_path / "package.zip", {}, "another", "talk")
-        assert server.attempt(name).submitter == "me"
+    find_files(project).write(project.parent / "package.zip")
+    winner = made.night.submission_id(1)
+    server.submit(winner, made.night.entrypoint, project.parent / "package.zip", {}, "the winner", "raced")
+    monkeypatch.setattr(JobServer, "attempts", lambda _: [])
+    assert submit_here(made, wait=False, say=told.append) == 0
+    assert capsys.readouterr().out == f"{winner}\n"
+    assert any(f"{winner} is " in line and line.endswith(" already; no other is started") for line in told)
+    assert server.attempt(winner).submitter == "the winner"
+    with pytest.raises(SpecError, match=f"{winner} is under way with another command"):
+        submit_here(replace(made, night=replace(made.night, overrides=())), wait=False, say=told.append)
 
 
 @pytest.fixture(scope="module")
@@ -560,12 +572,9 @@ def test_a_night_under_way_is_joined_and_a_stop_ends_every_wait_with_code_5(
     ]  # fmt: skip
     server = JobServer(ray_head.dashboard)
     name = "slow-2026-03-01-a1"
-    first = submit(scored, ray_head.dashboard, *slow)
-    assert first.communicate(timeout=60)[0] == f"{name}\n"
-    assert first.returncode == 0
-    await_true((tmp_path / "out").is_dir, "the driver to be at work")
+    waiting, leaving = (submit(scored, ray_head.dashboard, *slow, "--wait") for _ in range(2))  # at the same time
     try:
-        waiting, leaving = (submit(scored, ray_head.dashboard, *slow, "--wait") for _ in range(2))
+        await_true((tmp_path / "out").is_dir, "the driver to be at work")
         other = submit(scored, ray_head.dashboard, *slow, "--set", "workers.max=1")
         _, told = other.communicate(timeout=60)
         assert other.returncode == 2
@@ -574,17 +583,19 @@ def test_a_night_under_way_is_joined_and_a_stop_ends_every_wait_with_code_5(
             assert process.stdout is not None
             assert any("Running entrypoint" in line for line in process.stdout)  # it follows
         leaving.send_signal(signal.SIGTERM)
-        _, told = leaving.communicate(timeout=30)
+        _, told_leaving = leaving.communicate(timeout=30)
         assert leaving.returncode == 5
-        assert f"no longer waiting for {name}, which goes on in the cluster" in told
+        assert f"no longer waiting for {name}, which goes on in the cluster" in told_leaving
         assert not server.attempt(name).ended
     finally:
         requests.post(f"{ray_head.dashboard}/api/jobs/{name}/stop", timeout=30)
     out, told = waiting.communicate(timeout=60)
     assert waiting.returncode == 5
-    assert f"{name} is running already; no other is started" in told
     assert f"{name} was stopped: exit code 5, interrupted, safe to resume" in told
     assert "stint: interrupted" in out
+    assert (told + told_leaving).count(f"submitted {name}") == 1
+    assert (told + told_leaving).count("already; no other is started") == 1
+    assert [a.submission_id for a in server.attempts() if a.submission_id.startswith("slow-")] == [name]
 
 
 # -------------------------------------------------------------------------------------- token authentication
@@ -631,8 +642,8 @@ def test_a_guarded_cluster_takes_the_token_and_refuses_without(
 ) -> None:
     url, token = guarded_head
     (tmp_path / "token").write_text(f"{token}\n")
-    for env in ({"RAY_AUTH_TOKEN": "wrong" * 8, "RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submit(scored, url, env=env)
+    tokens = ({"RAY_AUTH_TOKEN": "wrong" * 8, "RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "disabled"})
+    for refused in [submit(scored, url, env=env) for env in tokens]:
         _, told = refused.communicate(timeout=60)
         assert refused.returncode == 1
         assert f"the token for the cluster at {url} is missing or wrong" in told
