@@ -34,6 +34,8 @@ from jobs.ray_dashboard import DashboardSilent, driver_end, token_from
 from jobs.rayjob import (
     JOB_ENDED,
     MAX_ATTEMPTS,
+    STOPPED,
+    SUCCEEDED,
     TEMPLATE_LABEL,
     DriverEnd,
     RayJob,
@@ -217,7 +219,7 @@ class Night:
         return self._conclude(name, state, found)
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
-        driver = None if state.succeeded else self._driver(state)
+        driver = None if state.job in (SUCCEEDED, STOPPED) else self._driver(state)
         code = exit_code(state, driver)
         if code != COMPLETE and state.message:
             tail = state.message.rstrip().splitlines()[-LOG_LINES:]

@@ -594,6 +594,29 @@ def test_sigterm_ends_the_process_with_code_5_and_leaves_the_rayjob(
     assert not [request for request in server.seen if request[0] == "DELETE"]
 
 
+def test_in_a_pod_it_uses_the_service_account_and_its_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.config import incluster_config
+
+    for name, text in {"token": "t0ken", "ca.crt": "-", "namespace": "nights\n"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("jobs.kube_api.SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
+    # The authority is read when the first connection is set up, and there is none in a test.
+    monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda *_: None)
+    api = connect(None, pause=lambda _: None, say=lambda _: None)
+    settings = api.client.configuration
+    assert (settings.host, api.namespace) == ("https://10.0.0.1:443", "nights")
+    assert settings.ssl_ca_cert == str(tmp_path / "ca.crt")
+    assert settings.auth_settings()["BearerToken"]["value"] == "bearer t0ken"
+    assert connect("other", pause=lambda _: None, say=lambda _: None).namespace == "other"
+
+
 def test_without_the_client_or_a_cluster_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(SpecError, match="no way to a Kubernetes API server"):
