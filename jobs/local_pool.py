@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -45,20 +45,28 @@ class LocalPool:
         self._workers: dict[int, AnyWorker] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._ready: dict[int, list[Shard]] = {}
+        self._unwanted: set[int] = set()
+        """Ended while they were starting."""
 
     def workers(self) -> dict[int, int]:
         return {worker: len(shards) for worker, shards in self._ready.items()}
 
     def size(self) -> int:
-        return len(self._workers)
+        return len(self._workers) - len(self._unwanted)
 
-    def resize(self, wanted: int) -> None:
-        while len(self._workers) < wanted:
-            self._start()
-        surplus = [w for w in self._workers if not self._ready.get(w)]
-        for worker in surplus[: max(0, len(self._workers) - wanted)]:
-            if worker in self._ready:  # one that is still starting cannot be stopped half-way; it retires later
-                self._retire(worker)
+    def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
+        worker, self._next = self._next, self._next + 1
+        self._workers[worker] = self._factory()
+        self._threads[worker] = ThreadPoolExecutor(SHARDS_A_WORKER, f"worker-{worker}")
+        future = self._threads[worker].submit(self._workers[worker].start)
+        future.add_done_callback(lambda f: self._events.put(_started(worker, f)))
+        return worker
+
+    def end(self, worker: int) -> None:
+        if worker in self._ready:
+            self._retire(worker)
+        else:
+            self._unwanted.add(worker)  # one that is starting cannot be stopped half-way
 
     def assign(self, worker: int, shard: Shard) -> None:
         self._ready[worker].append(shard)
@@ -79,15 +87,13 @@ class LocalPool:
         for worker in list(self._workers):
             self._retire(worker)
 
-    def _start(self) -> None:
-        worker, self._next = self._next, self._next + 1
-        self._workers[worker] = self._factory()
-        self._threads[worker] = ThreadPoolExecutor(SHARDS_A_WORKER, f"worker-{worker}")
-        future = self._threads[worker].submit(self._workers[worker].start)
-        future.add_done_callback(lambda f: self._events.put(_started(worker, f)))
-
     def _take(self, event: Event) -> Sequence[Event]:
         """Bring the books up to date with an event that is about to be handed out."""
+        if event.worker not in self._workers:
+            return []  # what a worker that was ended had under way
+        if event.worker in self._unwanted:
+            self._retire(event.worker)
+            return []
         match event:
             case WorkerReady():
                 self._ready[event.worker] = []
@@ -99,6 +105,7 @@ class LocalPool:
 
     def _retire(self, worker: int) -> None:
         self._ready.pop(worker, None)
+        self._unwanted.discard(worker)
         self._workers.pop(worker).stop()
         self._threads.pop(worker).shutdown(wait=False)
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 from jobs import policy
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger import BadRows, Ledger, Plan
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.fleet import Fleet, GroupTerms, Terms
+from jobs.ledger import BadRows, Ledger
+from jobs.plans import Plan
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from workers.contract import Failure, FailureCode, FailureKind, Shard, ShardResult, WorkerInfo
@@ -56,7 +58,12 @@ class Loop:
     workers: Workers
     progress: Progress
     interrupted: Callable[[], bool]
+    finish_in_s: float | None = None
+    """How far away the deadline is that the fleet is sized for, where there is one."""
+    rate_before: float | None = None
+    """Rows a second of a worker in an earlier run."""
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -64,11 +71,14 @@ class Loop:
         start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
         self._queue = deque([*self.missing[start:], *self.missing[:start]])
         self._left = {shard.key: shard for shard in self.missing}
+        self._rows_left = sum(shard.rows for shard in self.missing)
         self._rows_total = sum(plan.rows for plan in self.plans)
         self._attempts: dict[str, policy.Attempts] = {}
-        self._start_failures = 0
         self._start_after = 0.0
         self._relist_after = self.clock() + RELIST_S
+        now = self.clock()
+        finish_at = None if self.finish_in_s is None else now + self.finish_in_s
+        self._fleet = Fleet(terms_of(self.workers), now=now, finish_at=finish_at, rate_before=self.rate_before)
 
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
@@ -85,46 +95,76 @@ class Loop:
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
         self._relist()
-        if began >= self._start_after:
-            self.pool.resize(policy.pool_target(len(self._left), least=self.workers.min, most=self.workers.max))
-        self._assign()
+        wanted = self._staff(began)
         for event in self.pool.poll(POLL_S):
             self._handle(event)
-        self.progress.tick(len(self.pool.workers()), self.pool.size())
+        self.progress.tick(len(self.pool.workers()), wanted)
         if self.pool.size() == 0:
-            time.sleep(POLL_S)  # nothing to wait for until the pause after a failed start is over
+            self.sleep(POLL_S)  # nothing to wait for until the pause after a failed start is over
         took = self.clock() - began
         ready = len(self.pool.workers())
         self.tally.worker_seconds += ready * took
         self.tally.scoring_s += took if ready else 0.0
 
-    def _assign(self) -> None:
-        holdings = self.pool.workers()
-        for worker in sorted(holdings, key=lambda w: holdings[w]):
-            for _ in range(policy.room(holdings[worker], len(self._queue), len(holdings))):
+    def _staff(self, now: float) -> int:
+        """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
+        decision = self._fleet.decide(
+            now, rows_left=self._rows_left, shards_left=len(self._left), holding=self.pool.workers()
+        )
+        for worker in decision.end:
+            self._end(worker)
+        if now >= self._start_after:
+            for group in decision.start:
+                self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
+        working = {w: held for w, held in self.pool.workers().items() if w not in decision.release}
+        for worker in self._fleet.in_order(working):
+            for held in range(
+                working[worker], working[worker] + policy.room(working[worker], len(self._queue), len(working))
+            ):
                 if self._queue:
                     self.pool.assign(worker, self._queue.popleft())
+                    self._fleet.assigned(worker, held, now)
+        for worker in self._fleet.idle(self.pool.workers(), len(self._left)):
+            self._end(worker)
+        return max(decision.wanted, len(working))
+
+    def _end(self, worker: int) -> None:
+        self.pool.end(worker)
+        self._fleet.ended(worker)
 
     # ------------------------------------------------------------------------------------------ events
 
     def _handle(self, event: Event) -> None:
+        now = self.clock()
         match event:
+            case WorkerPlaced():
+                self._fleet.placed(event.worker, event.node)
             case WorkerReady():
-                self._start_failures = 0
+                plan = event.info.plan
+                self._fleet.ready(event.worker, now, node_holds=max(1, plan.budget // plan.threads))
                 self.tally.workers[event.worker] = event.info
             case WorkerGone(started=False):
-                self._not_started(event.failure)
+                self._not_started(event.worker, event.failure, now)
             case WorkerGone():
+                self._fleet.gone(event.worker, now, held=len(event.shards))
                 self.progress.note(f"worker {event.worker}: {event.failure.message}")
                 for shard in event.shards:
                     self._failed(shard, event.failure)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
+                self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad, now)
                 self._committed(shard, result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
+                self._fleet.shard_ended(event.worker, 0, now)
                 self._failed(shard, failure)
 
+    def _settled(self, key: str) -> bool:
+        """The shard is nobody's business any more; False if it was not before either."""
+        shard = self._left.pop(key, None)
+        self._rows_left -= shard.rows if shard else 0
+        return shard is not None
+
     def _committed(self, shard: Shard, result: ShardResult) -> None:
-        if self._left.pop(shard.key, None) is None:
+        if not self._settled(shard.key):
             return  # the listing has told already
         self.tally.results.append(result)
         self.progress.shard_ended(result)
@@ -149,7 +189,7 @@ class Loop:
         elif failure.kind is FailureKind.DATA:
             self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
             self.tally.set_aside.append((shard, failure))
-            del self._left[shard.key]
+            self._settled(shard.key)
         else:
             raise RunFailed(
                 f"{shard.describe()} failed {attempts.task + attempts.infra} times: {failure.message}\n"
@@ -157,16 +197,18 @@ class Loop:
                 "mend the cause, then run the same command: committed shards stay",
             )
 
-    def _not_started(self, failure: Failure) -> None:
-        self._start_failures += 1
-        step = policy.start_step(failure, self._start_failures, len(self.pool.workers()))
+    def _not_started(self, worker: int, failure: Failure, now: float) -> None:
+        before = self._fleet.start_failures
+        self._fleet.gone(worker, now, held=0)
+        in_a_row = self._fleet.start_failures
+        step = policy.start_step(failure, in_a_row, len(self.pool.workers()), others_to_try=self._fleet.others_to_try())
         if step.give_up:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
                 "mend the cause, then run the same command",
             )
-        self._start_after = self.clock() + step.pause_s
-        if self._start_failures == 1:
+        self._start_after = now + step.pause_s
+        if (before, in_a_row) == (0, 1):
             self.progress.note(f"a worker did not start, trying again: {failure.message}")
 
     # ---------------------------------------------------------------------------------------- other runs
@@ -181,11 +223,17 @@ class Loop:
         waiting = {shard.key for shard in self._queue}
         elsewhere = [shard for key, shard in self._left.items() if key in present and key in waiting]
         for shard in elsewhere:
-            del self._left[shard.key]
+            self._settled(shard.key)
         self._queue = deque(shard for shard in self._queue if shard.key in self._left)
         self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
         took = self.clock() - began
         self._relist_after = self.clock() + max(RELIST_S, took / RELIST_SHARE)
+
+
+def terms_of(workers: Workers) -> Terms:
+    """What the spec's section says, for the fleet. Without groups there is one, of any node."""
+    groups = [GroupTerms(labels=g.labels, most=g.max, patience_s=g.patience_s) for g in workers.groups]
+    return Terms(least=workers.min, most=workers.max, groups=groups or [GroupTerms()])
 
 
 def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRows) -> BadRowsExceeded:

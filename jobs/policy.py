@@ -17,6 +17,8 @@ START_FAILURES = 5
 """Workers that may fail to start in a row, for one cause, before the run gives up."""
 START_PAUSE_S = 2.0
 START_PAUSE_MAX_S = 30.0
+MISSED = timedelta(hours=3)
+"""A run this little after the deadline is a late one, to be hurried, rather than an early one of the next day."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def next_step(attempts: Attempts, *, task_retries: int, infra_retries: int) -> S
 
 
 def pool_target(missing: int, *, least: int, most: int) -> int:
-    """Workers wanted for `missing` shards: one each, within the spec's bounds, none when nothing is left."""
+    """Workers that `missing` shards can use: one each, within the spec's bounds, none when nothing is left."""
     return 0 if missing == 0 else max(least, min(most, missing))
 
 
@@ -60,11 +62,12 @@ def room(in_flight: int, pending: int, workers: int) -> int:
 
 
 def deadline(finish_by: str, zone: tzinfo, now: datetime) -> datetime:
-    """The next time that the clock of `zone` shows `finish_by` (HH:MM)."""
+    """The next time that the clock of `zone` shows `finish_by` (HH:MM), or the last one, if it has just been missed."""
     hour, minute = map(int, finish_by.split(":"))
     local = now.astimezone(zone)
-    at = local.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return at if at > local else at + timedelta(days=1)
+    today = local.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    days = (today + timedelta(days=ahead) for ahead in (-1, 0, 1))
+    return next(at for at in days if at > local - MISSED)
 
 
 def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:
@@ -79,8 +82,8 @@ class StartStep:
     pause_s: float
 
 
-def start_step(failure: Failure, in_a_row: int, ready: int) -> StartStep:
-    """After the `in_a_row`-th start failure with `ready` workers up.
+def start_step(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> StartStep:
+    """After the `in_a_row`-th start failure with `ready` workers up; `others_to_try` are groups of other nodes.
 
     Cores that another run holds come free when it ends, so those are waited for. A node that is unfit, or kills what
     starts on it, does not matter while others serve. An error of ours will go on repeating.
@@ -88,5 +91,6 @@ def start_step(failure: Failure, in_a_row: int, ready: int) -> StartStep:
     pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
     if failure.kind is not FailureKind.INFRA:
         return StartStep(give_up=True, pause_s=0.0)
-    hopeless = failure.code != FailureCode.NO_CORES and not ready and in_a_row >= START_FAILURES
+    served = ready > 0 or others_to_try or failure.code == FailureCode.NO_CORES
+    hopeless = not served and in_a_row >= START_FAILURES
     return StartStep(give_up=hopeless, pause_s=pause_s)

@@ -5,11 +5,19 @@ A pool only keeps workers and passes shards and outcomes; every decision is in `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from workers.contract import BundleOutcome, BundleRequest, Failure, Shard, ShardResult, WorkerInfo, WorkerSpec
+
+
+@dataclass(frozen=True)
+class WorkerPlaced:
+    """A worker has found its node and is starting. Not every pool tells."""
+
+    worker: int
+    node: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class ShardEnded:
     outcome: ShardResult | Failure
 
 
-Event = WorkerReady | WorkerGone | ShardEnded
+Event = WorkerPlaced | WorkerReady | WorkerGone | ShardEnded
 
 
 class Pool(Protocol):
@@ -45,8 +53,11 @@ class Pool(Protocol):
     def size(self) -> int:
         """Workers that are ready or on their way."""
 
-    def resize(self, wanted: int) -> None:
-        """Start workers, or retire surplus ones that hold no shard, those not yet ready first."""
+    def start(self, labels: Mapping[str, str]) -> int:
+        """Ask for a worker on a node with these labels; its number, under which its events come out of `poll`."""
+
+    def end(self, worker: int) -> None:
+        """Withdraw a worker, whether it is ready, starting or still waiting for a node. Nothing more is heard of it."""
 
     def assign(self, worker: int, shard: Shard) -> None:
         """Give a ready worker a shard; its ShardEnded or WorkerGone comes out of `poll`."""

@@ -120,14 +120,24 @@ class Progress:
             eta = self.eta_s()
             parts.append(f"{self.rate():,.0f} rows/s")
             parts.append(f"ETA {duration(eta)}" if eta is not None else "ETA unknown")
-            if eta is not None and self._finish_at is not None and self._clock() + eta > self._finish_at:
-                parts.append(f"LATE by {duration(self._clock() + eta - self._finish_at)}")
-            parts.append(f"{self._workers[0]} workers")
+            if self._finish_at is not None:
+                parts.append(self._deadline(eta))
+            ready, wanted = self._workers
+            parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
         parts.append(f"shards {self.shards_done}/{self.shards_total}")
         parts.append(f"bad {self.rows_bad}")
         if self.bad_by_code:
             parts[-1] += " (" + ", ".join(f"{code} {n}" for code, n in self.bad_by_code.most_common(3)) + ")"
         return " · ".join(parts)
+
+    def _deadline(self, eta_s: float | None) -> str:
+        """How the run stands by its rate of now, which rises while workers are still coming up."""
+        assert self._finish_at is not None, "there is a deadline"
+        left_s = self._finish_at - self._clock()
+        if eta_s is None:
+            return f"deadline in {duration(left_s)}" if left_s > 0 else f"LATE by {duration(-left_s)}"
+        spare_s = left_s - eta_s
+        return f"{duration(spare_s)} to spare" if spare_s >= 0 else f"LATE by {duration(-spare_s)}"
 
     def _bar(self) -> Table:
         grid = Table.grid(padding=(0, 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from jobs.errors import RunFailed, SpecError
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from workers.actor import Worker
 from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, Shard, WorkerSpec
 from workers.making import Maker
@@ -35,6 +35,9 @@ LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 @dataclass
 class _Actor:
     handle: Any
+    labels: Mapping[str, str]
+    placing: Any
+    """The call that ends as soon as the actor's process runs."""
     ready: bool = False
     shards: dict[Any, Shard] = field(default_factory=dict)
     """Shards under way, by the object reference of the call."""
@@ -44,6 +47,8 @@ class RayPool:
     def __init__(self, spec: WorkerSpec, threads_per_core: int) -> None:
         self._spec = spec
         self._threads_per_core = threads_per_core
+        self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
+        """By labels, as the last worker there has reported."""
         self._next = 0
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
@@ -55,12 +60,31 @@ class RayPool:
     def size(self) -> int:
         return len(self._actors)
 
-    def resize(self, wanted: int) -> None:
-        while len(self._actors) < wanted:
-            self._start()
-        surplus = sorted((w for w, a in self._actors.items() if not a.shards), key=lambda w: self._actors[w].ready)
-        for worker in surplus[: max(0, len(self._actors) - wanted)]:
-            self._end(worker)
+    def start(self, labels: Mapping[str, str]) -> int:
+        worker, self._next = self._next, self._next + 1
+        threads_per_core = self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
+        handle = (
+            ray.remote(Worker)
+            .options(
+                num_cpus=self._spec.threads * threads_per_core,
+                label_selector=dict(labels) or None,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=CONCURRENCY,
+                runtime_env={"env_vars": thread_environment(self._spec.threads)},
+            )
+            .remote(self._spec)
+        )
+        # A lambda, so that it travels by value: nodes need not import this module.
+        placing = handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        self._actors[worker] = _Actor(handle, labels, placing)
+        self._waiting[placing] = worker
+        self._waiting[handle.start.remote()] = worker
+        return worker
+
+    def end(self, worker: int) -> None:
+        ray.kill(self._actors.pop(worker).handle, no_restart=True)
+        self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
 
     def assign(self, worker: int, shard: Shard) -> None:
         actor = self._actors[worker]
@@ -78,23 +102,7 @@ class RayPool:
 
     def close(self) -> None:
         for worker in list(self._actors):
-            self._end(worker)
-
-    def _start(self) -> None:
-        worker, self._next = self._next, self._next + 1
-        handle = (
-            ray.remote(Worker)
-            .options(
-                num_cpus=self._spec.threads * self._threads_per_core,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=CONCURRENCY,
-                runtime_env={"env_vars": thread_environment(self._spec.threads)},
-            )
-            .remote(self._spec)
-        )
-        self._actors[worker] = _Actor(handle)
-        self._waiting[handle.start.remote()] = worker
+            self.end(worker)
 
     def _take(self, call: Any) -> Event | None:
         """The event that an ended call stands for; None if its worker is already accounted for."""
@@ -108,24 +116,23 @@ class RayPool:
             return self._gone(worker, Failure(kind=FailureKind.INFRA, message=f"worker lost: {error}"))
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
+        if call == actor.placing:
+            return None if isinstance(outcome, Failure) else WorkerPlaced(worker, outcome)
         if not actor.ready:
             if isinstance(outcome, Failure):
                 return self._gone(worker, outcome)
             actor.ready = True
             # Pods and virtual machines differ: what a node says of itself sizes what the next actors ask for.
             self._threads_per_core = outcome.plan.threads_per_core
+            self._threads_per_core_of[frozenset(actor.labels.items())] = outcome.plan.threads_per_core
             return WorkerReady(worker, outcome)
         return ShardEnded(worker, actor.shards.pop(call), outcome)
 
     def _gone(self, worker: int, failure: Failure) -> WorkerGone:
         actor = self._actors[worker]
         event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
-        self._end(worker)
+        self.end(worker)
         return event
-
-    def _end(self, worker: int) -> None:
-        ray.kill(self._actors.pop(worker).handle, no_restart=True)
-        self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
 
 
 def _check_reachable(address: str) -> None:

@@ -70,6 +70,13 @@ def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> b
     return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=[], metadata=metadata)
 
 
+RESULT = ShardResult(
+    plan=1, index=0, committed=True, rows_ok=95, rows_bad=5, bad_by_code={"truncated": 5}, bad_samples={}, rows_gone=0,
+    sha256="", object_bytes=1, bytes_read=1, stage_s={}, wall_s=1, cpu_s=1, threads_busy=1, torch_threads=1,
+    peak_rss_bytes=1,
+)  # fmt: skip
+
+
 class FakeWorker:
     """Commits each shard; `behave` may return a Failure, or do anything else, first."""
 

@@ -8,13 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.progress import Progress, duration
-from workers.contract import ShardResult
-
-RESULT = ShardResult(
-    plan=1, index=0, committed=True, rows_ok=95, rows_bad=5, bad_by_code={"truncated": 5}, bad_samples={}, rows_gone=0,
-    sha256="", object_bytes=1, bytes_read=1, stage_s={}, wall_s=1, cpu_s=1, threads_busy=1, torch_threads=1,
-    peak_rss_bytes=1,
-)  # fmt: skip
+from tests.fakes import RESULT
 
 
 class Clock:
@@ -39,8 +33,9 @@ def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_row
     progress.tick(2, 4)
     first, second, third = out.getvalue().splitlines()
     assert first == "0/1,000 rows (0.0%) · waiting for workers (0 of 4 ready) · shards 0/10 · bad 0"
-    assert second.startswith("0/1,000 rows (0.0%) · 0 rows/s · ETA unknown · 2 workers")
-    assert third == "200/1,000 rows (20.0%) · 20 rows/s · ETA 40s · 2 workers · shards 2/10 · bad 10 (truncated 10)"
+    assert second.startswith("0/1,000 rows (0.0%) · 0 rows/s · ETA unknown · 2 of 4 workers")
+    assert third.startswith("200/1,000 rows (20.0%) · 20 rows/s · ETA 40s · 2 of 4 workers · ")
+    assert third.endswith(" · shards 2/10 · bad 10 (truncated 10)")
     assert "\x1b" not in out.getvalue()
 
 
@@ -51,7 +46,17 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     clock.now = 10.0
     progress.shard_ended(RESULT)
     progress.tick(1, 1)
-    assert "ETA 1m30s · LATE by 1m10s" in progress.line()
+    assert "ETA 1m30s · LATE by 1m10s · 1 workers" in progress.line()
+
+
+def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
+    clock = Clock()
+    progress = Progress(1000, 10, finish_in_s=3600, out=io.StringIO(), clock=clock)
+    progress.tick(1, 4)
+    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in progress.line()
+    clock.now = 10.0
+    progress.shard_ended(RESULT)
+    assert "ETA 1m30s · 58m20s to spare" in progress.line()
 
 
 def test_the_rate_is_that_of_the_last_minutes() -> None:

@@ -1,0 +1,232 @@
+"""The books on workers: who was asked for when and where, what is measured, and what that means for their number.
+
+Time comes in as a number; nothing here waits, and nothing knows what a worker is made of. The loop reports events and
+carries out what `decide` says; the decisions themselves are the pure functions of `sizing` and `groups`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jobs import groups, sizing
+from jobs.policy import pool_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the spec asks of the fleet."""
+
+    least: int
+    most: int
+    groups: Sequence[GroupTerms]
+    """In the order of preference; one without labels where the spec names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTerms:
+    labels: Mapping[str, str] = field(default_factory=dict)
+    most: int | None = None
+    patience_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    wanted: int
+    """Workers that the fleet should have, for a person."""
+    start: Sequence[int]
+    """A group for each worker to ask for."""
+    end: Sequence[int]
+    """Workers to end now: those asked for in vain, and idle ones too many."""
+    release: frozenset[int]
+    """Ready workers that get no more shards."""
+
+
+@dataclass
+class _Worker:
+    group: int
+    asked_at: float
+    node: str | None = None
+    ready: bool = False
+    node_holds: int = 1
+    since: float = 0.0
+    """Since when its time counts as that of the shard it holds."""
+
+
+@dataclass
+class _StartFailures:
+    """Workers that failed to start, in a row. Those that were asked for together count once: a node took them along."""
+
+    count: int = 0
+    last_at: float = -math.inf
+
+    def add(self, asked_at: float, now: float) -> None:
+        if asked_at >= self.last_at:
+            self.count, self.last_at = self.count + 1, now
+
+
+@dataclass
+class _Group:
+    terms: GroupTerms
+    closed_until: float = 0.0
+    failures: _StartFailures = field(default_factory=_StartFailures)
+    rate: sizing.Rate = field(default_factory=sizing.Rate)
+
+
+class Fleet:
+    def __init__(
+        self, terms: Terms, *, now: float, finish_at: float | None = None, rate_before: float | None = None
+    ) -> None:
+        """`rate_before` is that of a worker in an earlier run, in rows a second; all times are of one clock."""
+        self._terms = terms
+        self._began, self._finish_at = now, finish_at
+        self._rate_before = rate_before
+        self._workers: dict[int, _Worker] = {}
+        self._groups = [_Group(group) for group in terms.groups]
+        self._rate = sizing.Rate()
+        self._delay = sizing.StartDelay()
+        self._wanted: int | None = None
+        self._losing = False
+        self._failures = _StartFailures()
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def asked(self, worker: int, group: int, now: float) -> None:
+        self._workers[worker] = _Worker(group, now)
+
+    def placed(self, worker: int, node: str) -> None:
+        """It has a node; its start is under way."""
+        self._workers[worker].node = node
+
+    def ready(self, worker: int, now: float, *, node_holds: int) -> None:
+        """Its node has room for so many workers in all."""
+        it = self._workers[worker]
+        it.ready, it.since, it.node_holds = True, now, node_holds
+        self._failures = _StartFailures()
+        self._groups[it.group].failures = _StartFailures()
+        self._delay.add(now - it.asked_at)
+
+    def assigned(self, worker: int, held: int, now: float) -> None:
+        """`held` shards it had before."""
+        if not held:
+            self._workers[worker].since = now
+
+    def shard_ended(self, worker: int, rows: int, now: float) -> None:
+        """An attempt came to its end, with so many rows committed."""
+        it = self._workers[worker]
+        for rate in (self._rate, self._groups[it.group].rate):
+            rate.add(rows, now - it.since)
+        it.since = now
+
+    def gone(self, worker: int, now: float, *, held: int) -> None:
+        """It failed to start, or died with `held` shards."""
+        if held:
+            self.shard_ended(worker, 0, now)
+        it = self._workers.pop(worker)
+        self._losing |= it.ready
+        if not it.ready:
+            group = self._groups[it.group]
+            for failures in (group.failures, self._failures):
+                failures.add(it.asked_at, now)
+            if group.failures.count >= groups.START_FAILURES:
+                group.closed_until = now + groups.REOPEN_S
+
+    def labels(self, group: int) -> Mapping[str, str]:
+        return self._groups[group].terms.labels
+
+    def others_to_try(self) -> bool:
+        """Whether a group that is asked next may start workers where another could not."""
+        return any(g.failures.count < groups.START_FAILURES for g in self._groups) and len(self._groups) > 1
+
+    @property
+    def start_failures(self) -> int:
+        """Times in a row that what was asked for failed to start."""
+        return self._failures.count
+
+    # ---------------------------------------------------------------------------------------- decision
+
+    def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
+        """`holding` are the ready workers, each with the number of shards it holds."""
+        self._close_groups(now)
+        outlook = self._outlook(now, rows_left, shards_left)
+        self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._terms.least, most=self._terms.most)
+        states = [self._state(index, now) for index in range(len(self._groups))]
+        # A worker that changes groups must work long enough in the new one to be worth its start.
+        lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
+        asked = groups.requests(self._wanted, states, replace=lasts_s > 4 * outlook.start_delay_s)
+        start, end = [], []
+        for index, number in enumerate(asked):
+            pending = [w for w, it in self._workers.items() if it.group == index and it.node is None and not it.ready]
+            start += [index] * (number - len(pending))
+            end += pending[number:]  # the youngest: the oldest are nearest to a node
+        release = self._released(states, holding)
+        end += [worker for worker in release if not holding[worker]]
+        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release))
+
+    def idle(self, holding: Mapping[int, int], shards_left: int) -> list[int]:
+        """Workers that hold nothing after all shards were handed out, beyond those that a lost shard could need."""
+        keep = pool_target(shards_left, least=self._terms.least, most=self._terms.most)
+        spare = [worker for worker, held in holding.items() if not held]
+        return groups.emptiest_first(spare, self._nodes())[: max(0, len(holding) - keep)]
+
+    def in_order(self, holding: Mapping[int, int]) -> list[int]:
+        """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
+        rank = {w: index for index, w in enumerate(groups.emptiest_first(list(holding), self._nodes()))}
+        return sorted(holding, key=lambda w: (holding[w], -rank[w]))
+
+    def ended(self, worker: int) -> None:
+        del self._workers[worker]
+
+    # ----------------------------------------------------------------------------------------- figures
+
+    def _close_groups(self, now: float) -> None:
+        for it in self._workers.values():
+            patience_s = self._groups[it.group].terms.patience_s
+            if it.node is None and not it.ready and patience_s is not None and now - it.asked_at > patience_s:
+                self._groups[it.group].closed_until = now + groups.REOPEN_S
+
+    def _state(self, index: int, now: float) -> groups.GroupState:
+        members = [it for it in self._workers.values() if it.group == index]
+        group = self._groups[index]
+        return groups.GroupState(
+            most=group.terms.most,
+            ready=sum(it.ready for it in members),
+            starting=sum(it.node is not None and not it.ready for it in members),
+            open=now >= group.closed_until,
+        )
+
+    def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:
+        mean = self._rate.value or self._rate_before
+        rates = [group.rate.value or mean for group in self._groups]
+        ready = [it for it in self._workers.values() if it.ready]
+        asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
+        return sizing.Outlook(
+            rows_left=rows_left,
+            shards_left=shards_left,
+            time_left_s=None if self._finish_at is None else self._finish_at - now,
+            waited_s=now - self._began,
+            ready=len(ready),
+            ready_rate=sum(rates[it.group] or 0.0 for it in ready),
+            pending_s=[self._delay.still_s(now - it.asked_at) for it in self._workers.values() if not it.ready],
+            rate=rates[asked_next],
+            start_delay_s=self._delay.value_s,
+            node_holds=max((it.node_holds for it in ready), default=1),
+            nodes_hold=[
+                sum({it.node: it.node_holds for it in ready if it.group == index and it.node is not None}.values())
+                for index in range(len(self._groups))
+            ],
+            losing=self._losing,
+        )
+
+    def _released(self, states: Sequence[groups.GroupState], holding: Mapping[int, int]) -> list[int]:
+        assert self._wanted is not None, "decided before"
+        released: list[int] = []
+        for index, number in enumerate(groups.surplus(self._wanted, states)):
+            members = [worker for worker in holding if self._workers[worker].group == index]
+            emptiest = groups.emptiest_first(members, self._nodes())
+            released += sorted(emptiest, key=lambda w: holding[w])[:number]
+        return released
+
+    def _nodes(self) -> dict[int, str]:
+        return {worker: it.node or "" for worker, it in self._workers.items() if it.ready}

@@ -1,0 +1,75 @@
+"""Which group of nodes workers are asked for in: the preferred one while it delivers, else the next. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+REOPEN_S = 900.0
+"""After this a group that had no nodes is asked again."""
+START_FAILURES = 3
+"""Workers that may fail to start in a row in one group before the next is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupState:
+    """One group, in the order of preference."""
+
+    most: int | None = None
+    """Workers at most; None where only the spec's max counts."""
+    ready: int = 0
+    starting: int = 0
+    """On a node, not yet ready."""
+    open: bool = True
+    """False while the group is known to have no nodes."""
+
+    @property
+    def held(self) -> int:
+        return self.ready + self.starting
+
+    def room(self, wanted: int) -> int:
+        return wanted if self.most is None else max(0, min(wanted, self.most - self.held))
+
+
+def requests(wanted: int, groups: Sequence[GroupState], *, replace: bool) -> list[int]:
+    """How many workers each group should be asked for, beyond those that have a node.
+
+    The last group is never closed: there is nobody else to ask. With `replace`, an open group is also asked for as many
+    as work in groups less preferred: when they are ready, `surplus` lets those go.
+    """
+    short = max(0, wanted - sum(group.held for group in groups))
+    asked = []
+    for index, group in enumerate(groups):
+        is_last = index == len(groups) - 1
+        take = group.room(short) if group.open or is_last else 0
+        short -= take
+        if replace and group.open and not is_last:
+            others = sum(other.ready for other in groups[index + 1 :])
+            take = group.room(min(take + others, max(0, wanted - group.held)))
+        asked.append(take)
+    return asked
+
+
+def surplus(wanted: int, groups: Sequence[GroupState]) -> list[int]:
+    """How many ready workers each group should let go: those beyond `wanted` of less preferred groups.
+
+    Within the most preferred group that works none is: the rows that it would not score cost as much elsewhere.
+    """
+    over = sum(group.ready for group in groups) - wanted
+    preferred = next((index for index, group in enumerate(groups) if group.ready), 0)
+    released = [0] * len(groups)
+    for index in range(len(groups) - 1, preferred, -1):
+        released[index] = max(0, min(over, groups[index].ready))
+        over -= released[index]
+    return released
+
+
+def emptiest_first(workers: Sequence[int], node_of: Mapping[int, str]) -> list[int]:
+    """Workers in the order in which to let them go, so that whole nodes fall idle: those with fewest neighbours first.
+
+    `node_of` names the node of every worker that is up, also of those not in question.
+    """
+    on_node: dict[str, int] = {}
+    for node in node_of.values():
+        on_node[node] = on_node.get(node, 0) + 1
+    return sorted(workers, key=lambda w: (on_node.get(node_of.get(w, ""), 0), node_of.get(w, ""), w))
