@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "k8s/README.md")
 RAY_ALLOWED = {"jobs/ray_pool.py", "jobs/job_server.py"}
 
 
@@ -64,10 +66,12 @@ def test_every_module_says_what_it_is_and_fits_a_few_screens(file: Path) -> None
 
 
 def test_paths_that_the_documents_name_exist() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+    for document in DOCUMENTS:
         text = (ROOT / document).read_text()
         for path in re.findall(r"`((?:jobs|workers|conf|tests|k8s|docs)/[\w./-]*)`", text):
             assert (ROOT / path).exists(), f"{document} names {path}"
+        for link in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
 
 
 def test_every_module_has_its_line_in_the_architecture() -> None:
@@ -88,10 +92,27 @@ def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for command in re.findall(r"^(?:stint|python -m jobs) ([a-z]+)", readme, re.MULTILINE):
-        assert command in help_text, command
+    for document in DOCUMENTS:
+        for command in re.findall(
+            r"(?:^|`)(?:stint|python -m jobs) ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE
+        ):
+            assert re.search(rf"^ +{command} ", help_text, re.MULTILINE), f"{document}: {command}"
     for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
         assert (ROOT / spec).exists(), spec
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+def test_the_systemd_units_of_the_documents_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/OPERATIONS.md").read_text()
+    units = dict(re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL))
+    assert set(units) == {"stint-nightly.service", "stint-nightly.timer"}
+    for name, unit in units.items():
+        (tmp_path / name).write_text(unit.replace("/srv/stint/.venv/bin/stint", sys.executable))
+    (tmp_path / "notify-on-call@.service").write_text(f"[Service]\nType=oneshot\nExecStart={sys.executable}\n")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *(str(tmp_path / name) for name in units)], capture_output=True, text=True
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
 
 
 def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
