@@ -168,7 +168,8 @@ class Fleet:
         """Workers that hold nothing after all shards were handed out, beyond those that a lost shard could need."""
         keep = pool_target(shards_left, least=self._terms.least, most=self._terms.most)
         spare = [worker for worker, held in holding.items() if not held]
-        return groups.emptiest_first(spare, self._nodes())[: max(0, len(holding) - keep)]
+        surplus = len(holding) - keep
+        return groups.emptiest_first(spare, self._nodes())[:surplus] if spare and surplus > 0 else []
 
     def in_order(self, holding: Mapping[int, int]) -> list[int]:
         """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
@@ -223,6 +224,8 @@ class Fleet:
         assert self._wanted is not None, "decided before"
         released: list[int] = []
         for index, number in enumerate(groups.surplus(self._wanted, states)):
+            if not number:
+                continue
             members = [worker for worker in holding if self._workers[worker].group == index]
             emptiest = groups.emptiest_first(members, self._nodes())
             released += sorted(emptiest, key=lambda w: holding[w])[:number]

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 MARGIN = 0.10
 """Work that the fleet is sized for beyond what is left: lost attempts, slow nodes, a rate that was guessed too high."""
 MARGIN_LEAST = 0.03
-"""The fleet grows when less than this is left of the margin; between the two its size does not follow noise."""
+MARGIN_MOST = 0.20
+"""The fleet is sized anew when its margin is outside these; within them its size does not follow noise."""
 CLOSING_S = 60.0
 """Kept free before the deadline for what follows the last shard: done record and report."""
 START_DELAY_S = 180.0
@@ -78,8 +79,8 @@ def workers_wanted(outlook: Outlook, before: int | None, *, least: int, most: in
     elif outlook.rate is None:
         wanted = min(most, PROBE_WORKERS) if _time_to_probe(outlook) else most
     else:
-        enough, tight = (_cheapest(outlook, margin, most) for margin in (MARGIN, MARGIN_LEAST))
-        wanted = before if before is not None and tight <= before <= enough else enough
+        tight, enough, ample = (_cheapest(outlook, m, most) for m in (MARGIN_LEAST, MARGIN, MARGIN_MOST))
+        wanted = before if before is not None and tight <= before <= ample else enough
     return max(least, min(_fill(wanted, outlook), most, _useful(outlook)))
 
 

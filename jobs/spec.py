@@ -177,13 +177,20 @@ class Output(Section):
 
 
 class Group(Section):
-    labels: Annotated[dict[LabelKey, LabelValue], Field(min_length=1)]
+    labels: dict[LabelKey, LabelValue]
     """Ray node labels that a node must have, as `{ray.io/market-type: spot}` or `{stint/cpu: c7i}`; `!x` and
     `in(x, y)` work too."""
     max: Annotated[int, Field(ge=1)] | None = None
     """Workers at most in this group."""
     patience_s: Annotated[float, Field(gt=0)] = 300
     """How long a worker may wait for a node here; then the next group is asked, and this one again after a while."""
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_tell_a_group(cls, labels: dict[str, str]) -> dict[str, str]:
+        if not labels:
+            raise ValueError("workers.groups: a group is told by its labels, as {ray.io/market-type: spot}")
+        return labels
 
 
 class Workers(Section):

@@ -49,7 +49,7 @@ class Kind:
 @dataclass(frozen=True, kw_only=True)
 class Night:
     rows: int
-    shard_rows: int = 2400
+    shard_rows: int = 4000
     hours: float | None = None
     """Until the deadline."""
     kinds: Sequence[Kind] = (Kind(),)

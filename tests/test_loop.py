@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -166,6 +166,69 @@ def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
 
     with pytest.raises(RunFailed, match="no worker can start: made for x86-vnni"):
         loop(ledger, plan, lambda: Unfit(ledger.store, ROOT)).run()
+
+
+def test_workers_that_are_lost_together_while_they_start_do_not_end_a_run() -> None:
+    """As with their node: more than may fail in a row."""
+    ledger, plan = setup(4)
+    lost = [True] * 6
+
+    class Preempted(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            return Failure(kind=FailureKind.INFRA, message="node lost") if lost and lost.pop() else super().start()
+
+    loop(ledger, plan, lambda: Preempted(ledger.store, ROOT), workers=Workers(max=6)).run()
+    assert ledger.missing(plan) == []
+
+
+class Remembers(LocalPool):
+    """Keeps what it was asked for."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        super().__init__(factory)
+        self.asked: list[dict[str, str]] = []
+        self.most = 0
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        self.asked.append(dict(labels))
+        worker = super().start(labels)
+        self.most = max(self.most, self.size())
+        return worker
+
+
+@pytest.mark.parametrize(("finish_in_s", "most"), [(3600.0, 1), (None, 3)])
+def test_with_a_far_deadline_and_a_known_rate_one_worker_is_asked_for_and_without_one_all_are(
+    finish_in_s: float | None, most: int
+) -> None:
+    ledger, plan = setup()
+    pool = Remembers(lambda: FakeWorker(ledger.store, ROOT))
+    loop(ledger, plan, lambda: None, pool=pool, finish_in_s=finish_in_s, rate_before=10.0).run()
+    assert pool.most == most
+
+
+def test_workers_are_asked_for_by_the_labels_of_the_preferred_group() -> None:
+    ledger, plan = setup()
+    groups = ({"labels": {"market": "spot"}, "max": 2}, {"labels": {"market": "on-demand"}})
+    pool = Remembers(lambda: FakeWorker(ledger.store, ROOT))
+    loop(ledger, plan, lambda: None, pool=pool, workers=Workers.model_validate({"max": 3, "groups": groups})).run()
+    assert pool.asked[:3] == [{"market": "spot"}, {"market": "spot"}, {"market": "on-demand"}]
+
+
+def test_a_worker_that_is_ended_while_it_starts_is_never_heard_of() -> None:
+    started = threading.Event()
+
+    class Slow(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            started.wait(10)
+            return super().start()
+
+    pool = LocalPool(lambda: Slow(MemoryStore(), ROOT))
+    worker = pool.start({})
+    pool.end(worker)
+    assert pool.size() == 0
+    started.set()
+    assert pool.poll(5.0) == []
+    assert pool.workers() == {}
 
 
 class LosesItsFirstWorker(LocalPool):

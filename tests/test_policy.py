@@ -53,6 +53,13 @@ def test_the_deadline_is_the_next_time_the_zones_clock_shows_it() -> None:
     assert deadline("06:00", berlin, morning) == datetime(2026, 3, 1, 5, 0, tzinfo=UTC)
 
 
+def test_a_run_soon_after_the_deadline_is_late_and_not_early_for_the_next_day() -> None:
+    seven, ten = (datetime(2026, 3, 1, hour, 0, tzinfo=UTC) for hour in (7, 10))
+    assert deadline("06:00", UTC, seven) == datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
+    assert deadline("06:00", UTC, ten) == datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
+    assert deadline("23:30", UTC, datetime(2026, 3, 1, 0, 10, tzinfo=UTC)) == datetime(2026, 2, 28, 23, 30, tzinfo=UTC)
+
+
 def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:
     assert not bad_rows_exceeded(10, 1000, 0.01)
     assert bad_rows_exceeded(11, 1000, 0.01)
@@ -73,6 +80,7 @@ def test_cores_that_others_hold_are_waited_for_without_end() -> None:
 def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: str) -> None:
     assert not start_step(_failure(code), in_a_row=100, ready=1).give_up
     assert start_step(_failure(code), in_a_row=5, ready=0).give_up
+    assert not start_step(_failure(code), in_a_row=5, ready=0, others_to_try=True).give_up
 
 
 def test_an_error_of_ours_at_start_ends_the_run_at_once() -> None:

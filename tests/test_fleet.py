@@ -1,0 +1,156 @@
+"""The books on workers: what reported events make of the decisions. Time is a number here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from jobs import groups
+from jobs.fleet import Decision, Fleet, GroupTerms, Terms
+
+SPOT, ON_DEMAND = 0, 1
+
+
+class Books:
+    """A fleet whose decisions are carried out at once."""
+
+    def __init__(self, *terms: GroupTerms, most: int = 4, finish_at: float | None = None) -> None:
+        self.fleet = Fleet(Terms(least=0, most=most, groups=terms or [GroupTerms()]), now=0.0, finish_at=finish_at)
+        self.numbers = itertools.count()
+        self.group_of: dict[int, int] = {}
+        self.holding: dict[int, int] = {}
+
+    def step(self, now: float, *, shards: int = 1000, rows: int = 1_000_000) -> Decision:
+        decision = self.fleet.decide(now, rows_left=rows, shards_left=shards, holding=self.holding)
+        for worker in decision.end:
+            self.fleet.ended(worker)
+            self.holding.pop(worker, None)
+            del self.group_of[worker]
+        for group in decision.start:
+            worker = next(self.numbers)
+            self.fleet.asked(worker, group, now)
+            self.group_of[worker] = group
+        return decision
+
+    def ready(self, worker: int, now: float, node: str = "n", holds: int = 1) -> None:
+        self.fleet.placed(worker, node)
+        self.fleet.ready(worker, now, node_holds=holds)
+        self.holding[worker] = 0
+
+    def fail(self, workers: list[int], now: float) -> None:
+        for worker in workers:
+            self.fleet.gone(worker, now, held=0)
+            del self.group_of[worker]
+
+    @property
+    def pending(self) -> Mapping[int, list[int]]:
+        return {g: [w for w, of in self.group_of.items() if of == g and w not in self.holding] for g in (0, 1)}
+
+
+def spot_and_on_demand(**changes: int) -> Books:
+    return Books(GroupTerms(labels={"m": "spot"}, patience_s=300), GroupTerms(labels={"m": "od"}), **changes)
+
+
+def test_workers_that_found_no_node_in_time_are_asked_for_in_the_next_group() -> None:
+    books = spot_and_on_demand()
+    books.step(0.0)
+    books.step(299.0)
+    assert [len(books.pending[g]) for g in (SPOT, ON_DEMAND)] == [4, 0]
+    books.step(301.0)
+    assert [len(books.pending[g]) for g in (SPOT, ON_DEMAND)] == [0, 4]
+
+
+def test_a_worker_that_has_a_node_is_not_out_of_patience_however_long_it_starts() -> None:
+    books = spot_and_on_demand()
+    books.step(0.0)
+    for worker in books.pending[SPOT]:
+        books.fleet.placed(worker, "n")
+    decision = books.step(1000.0)
+    assert (decision.start, decision.end) == ([], [])
+
+
+def test_the_preferred_group_is_tried_again_and_takes_the_work_over() -> None:
+    books = spot_and_on_demand()
+    books.step(0.0)
+    books.step(301.0)
+    for worker in books.pending[ON_DEMAND]:
+        books.ready(worker, 400.0)
+        books.fleet.assigned(worker, 0, 400.0)
+        books.holding[worker] = 1
+        books.fleet.shard_ended(worker, 1, 500.0)  # slow enough that changing groups is worth it
+    books.step(300.0 + groups.REOPEN_S)
+    assert not books.pending[SPOT]
+    later = 310.0 + groups.REOPEN_S
+    books.step(later)
+    assert len(books.pending[SPOT]) == 4
+    books.ready(books.pending[SPOT][0], later + 100, "s")
+    released = books.step(later + 100).release
+    assert len(released) == 1
+    assert {books.group_of[worker] for worker in released} == {ON_DEMAND}
+
+
+def test_a_node_that_is_lost_with_all_that_start_on_it_counts_as_one_failure() -> None:
+    books = Books(most=8)
+    books.step(0.0)
+    books.fail(list(books.group_of), 10.0)
+    assert books.fleet.start_failures == 1
+    books.step(20.0)
+    books.fail(list(books.group_of), 30.0)
+    assert books.fleet.start_failures == 2
+    books.step(40.0)
+    books.ready(next(iter(books.group_of)), 50.0)
+    assert books.fleet.start_failures == 0
+
+
+def test_a_group_where_nothing_starts_is_given_up_for_the_next_before_the_run_is() -> None:
+    books = spot_and_on_demand()
+    for start in (0.0, 10.0, 20.0):
+        books.step(start)
+        assert books.fleet.others_to_try()
+        books.fail(books.pending[SPOT], start + 5)
+    books.step(30.0)
+    assert [len(books.pending[g]) for g in (SPOT, ON_DEMAND)] == [0, 4]
+
+
+def test_idle_workers_of_the_emptiest_node_end_first_and_shards_go_to_full_nodes() -> None:
+    books = Books(most=5)
+    books.step(0.0)
+    for worker, node in zip(list(books.group_of), "aaabb", strict=True):
+        books.ready(worker, 10.0, node)
+    assert books.fleet.in_order(books.holding)[:3] == [2, 1, 0]
+    books.holding |= {0: 1, 1: 1}
+    assert books.fleet.in_order(books.holding) == [2, 4, 3, 1, 0]
+    assert books.fleet.idle(books.holding, shards_left=3) == [3, 4]
+    assert books.fleet.idle(books.holding, shards_left=9) == []
+
+
+def measured(books: Books, group: int, rows: int, now: float) -> None:
+    """One worker of the group is ready at once and has scored so many rows ten seconds later."""
+    worker = books.pending[group][0]
+    books.ready(worker, now, f"node-{worker}")
+    books.fleet.assigned(worker, 0, now)
+    books.fleet.shard_ended(worker, rows, now + 10)
+    books.holding[worker] = 1
+
+
+def test_what_workers_show_sets_their_number() -> None:
+    numbers = []
+    for rows in (1000, 100):
+        books = Books(most=64, finish_at=7200.0)
+        books.step(0.0)
+        measured(books, 0, rows, 100.0)
+        numbers.append(books.step(110.0, rows=500_000, shards=5000).wanted)
+    assert numbers == [1, 8]
+
+
+def test_the_rate_of_the_group_that_is_asked_next_counts() -> None:
+    numbers = []
+    for spot_comes in (True, False):
+        books = spot_and_on_demand(most=64, finish_at=20_000.0)
+        books.step(0.0)
+        measured(books, SPOT, 1000, 0.0)
+        books.step(301.0, rows=20_000_000, shards=5000)  # the other requests for spot are given up
+        measured(books, ON_DEMAND, 100, 301.0)
+        at = 320.0 + groups.REOPEN_S * spot_comes
+        numbers.append(books.step(at, rows=20_000_000, shards=5000).wanted)
+    assert numbers[0] < numbers[1]
