@@ -95,14 +95,14 @@ class Fleet:
     def asked(self, worker: int, group: int, now: float) -> None:
         self._workers[worker] = _Worker(group, now)
 
-    def placed(self, worker: int, node: str) -> None:
-        """It has a node; its start is under way."""
-        self._workers[worker].node = node
-
-    def ready(self, worker: int, now: float, *, node_holds: int) -> None:
-        """Its node has room for so many workers in all."""
+    def placed(self, worker: int, node: str, node_holds: int) -> None:
+        """It has a node, with room for so many workers in all; its start is under way."""
         it = self._workers[worker]
-        it.ready, it.since, it.node_holds = True, now, node_holds
+        it.node, it.node_holds = node, node_holds
+
+    def ready(self, worker: int, now: float) -> None:
+        it = self._workers[worker]
+        it.ready, it.since = True, now
         self._failures = _StartFailures()
         self._groups[it.group].failures = _StartFailures()
         self._delay.add(now - it.asked_at)
@@ -201,6 +201,7 @@ class Fleet:
         mean = self._rate.value or self._rate_before
         rates = [group.rate.value or mean for group in self._groups]
         ready = [it for it in self._workers.values() if it.ready]
+        placed = [it for it in self._workers.values() if it.node is not None]
         asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
         return sizing.Outlook(
             rows_left=rows_left,
@@ -212,9 +213,9 @@ class Fleet:
             pending_s=[self._delay.still_s(now - it.asked_at) for it in self._workers.values() if not it.ready],
             rate=rates[asked_next],
             start_delay_s=self._delay.value_s,
-            node_holds=max((it.node_holds for it in ready), default=1),
+            node_holds=max((it.node_holds for it in placed), default=1),
             nodes_hold=[
-                sum({it.node: it.node_holds for it in ready if it.group == index and it.node is not None}.values())
+                sum({it.node: it.node_holds for it in placed if it.group == index}.values())
                 for index in range(len(self._groups))
             ],
             losing=self._losing,

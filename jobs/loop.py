@@ -138,10 +138,9 @@ class Loop:
         now = self.clock()
         match event:
             case WorkerPlaced():
-                self._fleet.placed(event.worker, event.node)
+                self._fleet.placed(event.worker, event.node, event.node_holds)
             case WorkerReady():
-                plan = event.info.plan
-                self._fleet.ready(event.worker, now, node_holds=max(1, plan.budget // plan.threads))
+                self._fleet.ready(event.worker, now)
                 self.tally.workers[event.worker] = event.info
             case WorkerGone(started=False):
                 self._not_started(event.worker, event.failure, now)

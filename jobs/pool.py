@@ -18,6 +18,8 @@ class WorkerPlaced:
 
     worker: int
     node: str
+    node_holds: int
+    """Workers that fit the node, this one included."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 @dataclass
 class _Actor:
     handle: Any
+    cpus: int
+    """Logical CPUs, as Ray counts them."""
     labels: Mapping[str, str]
     placing: Any
     """The call that ends as soon as the actor's process runs."""
@@ -49,6 +51,7 @@ class RayPool:
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
         """By labels, as the last worker there has reported."""
+        self._cpus_of_node: dict[str, float] = {}
         self._next = 0
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
@@ -62,11 +65,11 @@ class RayPool:
 
     def start(self, labels: Mapping[str, str]) -> int:
         worker, self._next = self._next, self._next + 1
-        threads_per_core = self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
+        cpus = self._spec.threads * self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
         handle = (
             ray.remote(Worker)
             .options(
-                num_cpus=self._spec.threads * threads_per_core,
+                num_cpus=cpus,
                 label_selector=dict(labels) or None,
                 max_restarts=0,
                 max_task_retries=0,
@@ -77,7 +80,7 @@ class RayPool:
         )
         # A lambda, so that it travels by value: nodes need not import this module.
         placing = handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-        self._actors[worker] = _Actor(handle, labels, placing)
+        self._actors[worker] = _Actor(handle, cpus, labels, placing)
         self._waiting[placing] = worker
         self._waiting[handle.start.remote()] = worker
         return worker
@@ -117,7 +120,7 @@ class RayPool:
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
-            return None if isinstance(outcome, Failure) else WorkerPlaced(worker, outcome)
+            return None if isinstance(outcome, Failure) else self._placed(worker, outcome)
         if not actor.ready:
             if isinstance(outcome, Failure):
                 return self._gone(worker, outcome)
@@ -127,6 +130,12 @@ class RayPool:
             self._threads_per_core_of[frozenset(actor.labels.items())] = outcome.plan.threads_per_core
             return WorkerReady(worker, outcome)
         return ShardEnded(worker, actor.shards.pop(call), outcome)
+
+    def _placed(self, worker: int, node: str) -> WorkerPlaced:
+        if node not in self._cpus_of_node:
+            self._cpus_of_node = {n["NodeID"]: n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]}
+        cpus = self._cpus_of_node.get(node, 0)  # none if it is gone already
+        return WorkerPlaced(worker, node, max(1, int(cpus // self._actors[worker].cpus)))
 
     def _gone(self, worker: int, failure: Failure) -> WorkerGone:
         actor = self._actors[worker]

@@ -188,16 +188,13 @@ class NightPool:
                     node = min(fits, key=lambda n: (self._free(n), n.name))
                     worker.node = node
                     node.workers.add(number)
-                    self._events.append(WorkerPlaced(number, node.name))
+                    self._events.append(WorkerPlaced(number, node.name, self._night.kinds[node.kind].slots))
                     self._after(WORKER_START_S, lambda number=number: self._ready(number))
 
     def _ready(self, number: int) -> None:
         if number in self._workers:
             self._workers[number].ready = True
-            node = self._workers[number].node
-            assert node is not None
-            plan = replace(INFO.plan, budget=self._night.kinds[node.kind].slots)
-            self._events.append(WorkerReady(number, replace(INFO, plan=plan)))
+            self._events.append(WorkerReady(number, INFO))
 
     def _autoscale(self) -> None:
         """Start nodes for what is pending, beyond what is booting."""

@@ -32,9 +32,9 @@ class Books:
             self.group_of[worker] = group
         return decision
 
-    def ready(self, worker: int, now: float, node: str = "n", holds: int = 1) -> None:
-        self.fleet.placed(worker, node)
-        self.fleet.ready(worker, now, node_holds=holds)
+    def ready(self, worker: int, now: float, node: str = "n") -> None:
+        self.fleet.placed(worker, node, 1)
+        self.fleet.ready(worker, now)
         self.holding[worker] = 0
 
     def fail(self, workers: list[int], now: float) -> None:
@@ -64,7 +64,7 @@ def test_a_worker_that_has_a_node_is_not_out_of_patience_however_long_it_starts(
     books = spot_and_on_demand()
     books.step(0.0)
     for worker in books.pending[SPOT]:
-        books.fleet.placed(worker, "n")
+        books.fleet.placed(worker, "n", 4)
     decision = books.step(1000.0)
     assert (decision.start, decision.end) == ([], [])
 
