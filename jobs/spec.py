@@ -199,8 +199,8 @@ class Workers(Section):
     max: Annotated[int, Field(ge=1)] = 64
     """Workers at most; as many as that without schedule.finish_by, with it as few as meet the deadline."""
     groups: tuple[Group, ...] = ()
-    """Kinds of nodes, the preferred one first, as spot before on-demand. Empty: any node will do. While a preferred kind
-    takes over again, its workers come up beside those that they replace, even beyond `max`. A machine of its own,
+    """Kinds of nodes, the preferred one first, as spot before on-demand. Empty: any node will do. When a preferred kind
+    is to be had again, its workers come up beside those that they replace, even beyond `max`. A machine of its own,
     without a cluster, has no labels and ignores them."""
     cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Physical cores a worker; `auto`: one."""
