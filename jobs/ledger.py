@@ -127,13 +127,16 @@ class Ledger:
         that a later plan claims again is that plan's.
         """
         there = {source.identity for source in present}
+        closed = [plan.number for plan in plans if plan.number in done]
+        with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
+            with_gaps = dict(zip(closed, pool.map(self._keys_with_gaps, closed), strict=True))
         lost: set[Slice] = set()
         for plan in plans:
             if any((piece.uri, piece.version) in plan.claimed for piece in lost):
                 lost.difference_update(piece for shard in plan.shards for piece in shard.slices)
             if plan.number in done:
-                suspects = {o.key for o in self.read_done(plan.number) if o.rows_gone}
-                shards = [shard for shard in plan.shards if shard.key in suspects] if suspects else []
+                keys = with_gaps[plan.number]
+                shards = [shard for shard in plan.shards if shard.key in keys] if keys else []
             elif plan.claimed <= there:
                 continue
             else:
@@ -182,6 +185,12 @@ class Ledger:
     def read_done(self, number: int) -> list[DoneShard]:
         table = pq.read_table(pa.BufferReader(self.store.get(self._done_key(number))), page_checksum_verification=True)
         return [DoneShard(**row) for row in table.to_pylist()]
+
+    def _keys_with_gaps(self, number: int) -> set[str]:
+        """Objects of a done plan that list slices as gone."""
+        data = pa.BufferReader(self.store.get(self._done_key(number)))
+        table = pq.read_table(data, columns=["key", "rows_gone"], page_checksum_verification=True)
+        return set(table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist())
 
     # ---------------------------------------------------------------------------------------- keys
 
