@@ -36,7 +36,8 @@ SLOW = {
     "gate__min_agreement": 0.0,
     "gate__rows": 16,
 }
-"""Large crops make the work last until the second node is there; nobody looks at what they predict."""
+COPIES = 6
+"""Large crops, many times over, make the work last until the second node is there; nobody looks at the predictions."""
 
 
 WATCH = """
@@ -184,8 +185,12 @@ def running(spec: str, cluster: Autoscaled) -> Iterator[subprocess.Popen[str]]:
 def test_a_run_brings_up_nodes_from_zero_and_they_go_when_it_is_done(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], autoscaled: Autoscaled
 ) -> None:
-    out = tmp_path / "out"
-    spec = write_spec(digits.spec(out, **SLOW, workers__max=2, input__shard_rows=16))
+    out, many = tmp_path / "out", tmp_path / "in"
+    many.mkdir()
+    for file in digits.images.glob("*.parquet"):
+        for copy in range(COPIES):
+            (many / f"{copy}-{file.name}").write_bytes(file.read_bytes())
+    spec = write_spec(digits.spec(out, **SLOW, workers__max=2, input__shard_rows=16, input__uri=str(many)))
     await_true(lambda: not autoscaled.nodes(), "no nodes at first")
     with running(spec, autoscaled) as driver:
         await_true(lambda: len(autoscaled.nodes()) == 2 or driver.poll() is not None, "two nodes")
@@ -195,6 +200,7 @@ def test_a_run_brings_up_nodes_from_zero_and_they_go_when_it_is_done(
     await_true(lambda: not autoscaled.nodes(), "the nodes to go", 60)
     print(f"nodes gone {time.monotonic() - ended:.0f} s after the run")
     report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
+    assert max(len(look) for look in autoscaled.looks()) == 2
     assert len(report["workers"]) == 2, told
     assert stint("verify", spec).returncode == 0
 
