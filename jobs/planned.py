@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from jobs.discovery import discover
 from jobs.job import Job
+from jobs.prior import last_report
 from jobs.progress import duration
 from jobs.promotion import current_root
 from workers.store import NotFound
@@ -33,7 +31,7 @@ def describe_plan(job: Job) -> str:
 
 def _estimate(job: Job, rows: int) -> str:
     """Scaled from the last run that scored something; honest about having none."""
-    report = _last_report(job)
+    report = last_report(job.store, job.fingerprints.root)
     if rows == 0:
         return "nothing to score"
     if report is None:
@@ -48,15 +46,6 @@ def _estimate(job: Job, rows: int) -> str:
     if report["cost"] is not None:
         text += f"; cost {report['cost'] * rows / report['rows_scored_here']:.2f}"
     return text
-
-
-def _last_report(job: Job) -> dict[str, Any] | None:
-    keys = [info.key for info in job.store.list("_stint/runs") if info.key.endswith("/report.json")]
-    for key in sorted(keys, reverse=True):
-        report: dict[str, Any] = json.loads(job.store.get(key))
-        if report["root"] == job.fingerprints.root and report["rows_scored_here"] and report["core_hours"]:
-            return report
-    return None
 
 
 def describe_status(job: Job) -> str:
