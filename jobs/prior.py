@@ -1,4 +1,4 @@
-"""What the last run with a model measured: what a fleet is sized by, and a dry run reckons with, before there is more."""
+"""What the last run with a model measured: a fleet is sized by it at first, and a dry run reckons with it."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ def last_report(store: Store, root: str) -> dict[str, Any] | None:
 def rate_before(store: Store, root: str, threads: int) -> float | None:
     """Rows a second of a worker of `threads` cores in that run; None without one."""
     report = last_report(store, root)
-    return report and float(report["rows_scored_here"] / report["core_hours"] / 3600 * threads)
+    return None if report is None else float(report["rows_scored_here"] / report["core_hours"] / 3600 * threads)
