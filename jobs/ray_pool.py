@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RuntimeEnvSetupError
 
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
@@ -30,6 +30,9 @@ MAKER_CORES = 8
 """More would wait longer for a node with room than they save."""
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Only shard descriptions and counts pass through it."""
+LOST = (RayActorError, OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
+"""What calls of an actor that is gone raise. Only the first says so by its base class: Ray has types of their own for
+actors that its memory monitor killed, whose node could not set them up, or that no node can hold."""
 
 
 @dataclass
@@ -115,7 +118,7 @@ class RayPool:
         actor = self._actors[worker]
         try:
             outcome = ray.get(call)
-        except RayActorError as error:
+        except LOST as error:
             return self._gone(worker, Failure(kind=FailureKind.INFRA, message=f"worker lost: {error}"))
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
@@ -216,7 +219,7 @@ class RayCluster:
             return None
         try:
             outcome: BundleOutcome | Failure = ray.get(self._bundle)
-        except RayActorError as error:
+        except LOST as error:
             outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
