@@ -7,11 +7,15 @@ carries out what `decide` says; the decisions themselves are the pure functions 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs import groups, sizing
 from jobs.policy import pool_target
+
+CROWDED_S = 60.0
+"""A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,8 @@ class _StartFailures:
 class _Group:
     terms: GroupTerms
     closed_until: float = 0.0
+    placed_at: float = -math.inf
+    """When a worker found a node the last time."""
     failures: _StartFailures = field(default_factory=_StartFailures)
     rate: sizing.Rate = field(default_factory=sizing.Rate)
 
@@ -84,6 +90,8 @@ class Fleet:
         self._rate_before = rate_before
         self._workers: dict[int, _Worker] = {}
         self._groups = [_Group(group) for group in terms.groups]
+        self._crowded: dict[str, int] = {}
+        """Nodes that are shared with others, each with the workers of this run that fit it."""
         self._rate = sizing.Rate()
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
@@ -95,10 +103,12 @@ class Fleet:
     def asked(self, worker: int, group: int, now: float) -> None:
         self._workers[worker] = _Worker(group, now)
 
-    def placed(self, worker: int, node: str, node_holds: int) -> None:
+    def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
         """It has a node, with room for so many workers in all; its start is under way."""
         it = self._workers[worker]
         it.node, it.node_holds = node, node_holds
+        self._groups[it.group].placed_at = now
+        self._crowded.pop(node, None)
 
     def ready(self, worker: int, now: float) -> None:
         it = self._workers[worker]
@@ -149,6 +159,7 @@ class Fleet:
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""
         self._close_groups(now)
+        self._notice_crowds(now)
         outlook = self._outlook(now, rows_left, shards_left)
         self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._terms.least, most=self._terms.most)
         states = [self._state(index, now) for index in range(len(self._groups))]
@@ -187,6 +198,14 @@ class Fleet:
             if it.node is None and not it.ready and patience_s is not None and now - it.asked_at > patience_s:
                 self._groups[it.group].closed_until = now + groups.REOPEN_S
 
+    def _notice_crowds(self, now: float) -> None:
+        """Another run's workers on our nodes: to count on their places would bring up node after node to fill."""
+        for index, group in enumerate(self._groups):
+            members = [it for it in self._workers.values() if it.group == index]
+            since = [max(it.asked_at, group.placed_at) for it in members if it.node is None and not it.ready]
+            if since and now - min(since) > CROWDED_S:
+                self._crowded |= Counter(it.node for it in members if it.node is not None)
+
     def _state(self, index: int, now: float) -> groups.GroupState:
         members = [it for it in self._workers.values() if it.group == index]
         group = self._groups[index]
@@ -214,12 +233,15 @@ class Fleet:
             rate=rates[asked_next],
             start_delay_s=self._delay.value_s,
             node_holds=max((it.node_holds for it in placed), default=1),
-            nodes_hold=[
-                sum({it.node: it.node_holds for it in placed if it.group == index}.values())
-                for index in range(len(self._groups))
-            ],
+            nodes_hold=[self._room(index) for index in range(len(self._groups))],
             losing=self._losing,
         )
+
+    def _room(self, index: int) -> int:
+        """Workers of a group that fit the nodes on which this run has some."""
+        members = (it for it in self._workers.values() if it.group == index)
+        nodes = {it.node: it.node_holds for it in members if it.node is not None}
+        return sum(self._crowded.get(node, holds) for node, holds in nodes.items())
 
     def _released(self, states: Sequence[groups.GroupState], holding: Mapping[int, int]) -> list[int]:
         assert self._wanted is not None, "decided before"

@@ -138,7 +138,7 @@ class Loop:
         now = self.clock()
         match event:
             case WorkerPlaced():
-                self._fleet.placed(event.worker, event.node, event.node_holds)
+                self._fleet.placed(event.worker, event.node, event.node_holds, now)
             case WorkerReady():
                 self._fleet.ready(event.worker, now)
                 self.tally.workers[event.worker] = event.info

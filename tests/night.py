@@ -55,6 +55,8 @@ class Night:
     kinds: Sequence[Kind] = (Kind(),)
     workers: Workers = field(default_factory=lambda: Workers(max=256))
     rate_before: float | None = None
+    neighbours: int = 0
+    """Workers of another run, on a node that is up from the start."""
     seed: int = 1
 
     @property
@@ -117,6 +119,9 @@ class NightPool:
         self._workers: dict[int, _Worker] = {}
         self._nodes: set[_Node] = set()
         self._events: list[Event] = []
+        if night.neighbours:
+            others = set(range(-night.neighbours, 0))
+            self._nodes.add(_Node("shared", 0, self.now, 1.0, up=True, workers=others))
         self._autoscale()
 
     # ---------------------------------------------------------------------------------- the contract

@@ -33,7 +33,7 @@ class Books:
         return decision
 
     def ready(self, worker: int, now: float, node: str = "n") -> None:
-        self.fleet.placed(worker, node, 1)
+        self.fleet.placed(worker, node, 1, now)
         self.fleet.ready(worker, now)
         self.holding[worker] = 0
 
@@ -64,7 +64,7 @@ def test_a_worker_that_has_a_node_is_not_out_of_patience_however_long_it_starts(
     books = spot_and_on_demand()
     books.step(0.0)
     for worker in books.pending[SPOT]:
-        books.fleet.placed(worker, "n", 4)
+        books.fleet.placed(worker, "n", 4, 50.0)
     decision = books.step(1000.0)
     assert (decision.start, decision.end) == ([], [])
 

@@ -77,6 +77,11 @@ def test_slow_nodes_are_made_up_for_by_more_of_them() -> None:
         assert told("slow nodes", replace(NIGHT, kinds=[Kind(speeds=(1, 1, 0.5))], seed=seed)).took_h <= HOURS
 
 
+def test_places_that_another_run_holds_on_a_shared_node_are_not_waited_for_with_more_and_more_nodes() -> None:
+    morning = told("a shared node", replace(NIGHT, rows=2_000_000, rate_before=RATE, neighbours=7))
+    assert (morning.peak, morning.nodes) == (9, 1)
+
+
 def test_a_deadline_that_cannot_be_met_takes_all_workers_and_ends_as_soon_as_they_can() -> None:
     night = replace(NIGHT, rows=40_000_000, hours=0.5)
     morning = told("too much", night)
