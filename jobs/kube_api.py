@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from zoneinfo import ZoneInfo
 
 from jobs.errors import RunFailed, SpecError, StintError
 from jobs.rayjob import TEMPLATE_LABEL, RayJob
@@ -138,7 +139,10 @@ class KubeApi:
             return
 
     def scheduled_at(self, job: str) -> datetime:
-        """When a CronJob meant its Job to start, with the CronJob's zone; without a CronJob: when the Job was made."""
+        """When a CronJob meant its Job to start, or else when the Job was made; in the CronJob's zone.
+
+        A Job that somebody made of a CronJob by hand is owned by it, but has no scheduled time.
+        """
         from kubernetes.client import BatchV1Api
         from kubernetes.client.exceptions import NotFoundException
 
@@ -153,8 +157,28 @@ class KubeApi:
                 f"no Job {job} in namespace {self.namespace}, so the night is not known", "give --as-of DATE"
             ) from error
         metadata: Any = found.metadata  # all optional in the client's types; a stored Job has them
-        written = (metadata.annotations or {}).get(SCHEDULED_AT)
-        return datetime.fromisoformat(written) if written else cast(datetime, metadata.creation_timestamp)
+        if written := (metadata.annotations or {}).get(SCHEDULED_AT):
+            return datetime.fromisoformat(written)
+        made = cast(datetime, metadata.creation_timestamp)
+        owners = [owner.name for owner in metadata.owner_references or () if owner.kind == "CronJob"]
+        zone = self._zone_of(owners[0]) if owners else None
+        return made.astimezone(ZoneInfo(zone)) if zone else made
+
+    def _zone_of(self, cronjob: str) -> str | None:
+        """The zone that a CronJob's schedule is in; None where it names none."""
+        from kubernetes.client import BatchV1Api
+        from kubernetes.client.exceptions import NotFoundException
+
+        api = BatchV1Api(self.client)
+        try:
+            found = self._call(
+                f"get CronJob {cronjob}",
+                lambda: api.read_namespaced_cron_job(cronjob, self.namespace, _request_timeout=REQUEST_TIMEOUT_S),
+            )
+        except NotFoundException:
+            return None  # deleted since, with its Jobs to follow
+        spec: Any = found.spec
+        return cast("str | None", spec.time_zone)
 
     def _call(self, what: str, request: Callable[[], T]) -> T:
         """Raises NotFoundException and ConflictException as they are; they are answers rather than trouble."""

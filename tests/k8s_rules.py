@@ -289,7 +289,7 @@ def everything_is_in_one_namespace(objects: Sequence[Manifest]) -> Iterator[str]
 
 
 def rights_are_least(objects: Sequence[Manifest]) -> Iterator[str]:
-    allowed = {"rayjobs": {"get", "list", "watch", "create", "delete"}, "jobs": {"get"}}
+    allowed = {"rayjobs": {"get", "list", "watch", "create", "delete"}, "jobs": {"get"}, "cronjobs": {"get"}}
     for kind in ("ClusterRole", "ClusterRoleBinding"):
         for obj in of_kind(objects, kind):
             yield f"{kind} {obj['metadata']['name']}: rights beyond the namespace"

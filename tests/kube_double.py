@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 NAMESPACE = "stint"
 RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+CRONJOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/cronjobs"
 RESET, LOST = "reset", "lost"
 """Faults: the connection ends before the request is carried out; after it, before the answer."""
 GONE = "gone"
@@ -31,6 +32,7 @@ Step = dict[str, str] | str
 class KubeDouble:
     rayjobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cronjobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     courses: dict[str, list[Step]] = field(default_factory=dict)
     """By name ("*": any other but the first that was put there): the statuses to go through; the last one stays."""
     faults: deque[tuple[int, dict[str, str]] | str | None] = field(default_factory=deque)
@@ -100,9 +102,10 @@ class KubeDouble:
             if method in self.denied:
                 return _status(self.denied[method], "refused by the test")
             collection, _, name = url.path.partition(RAYJOBS)[2].partition("/")
-            if url.path.startswith(f"{JOBS}/"):
-                job = self.jobs.get(url.path.rpartition("/")[2])
-                return (200, job) if job else _status(404, "no such Job")
+            for kind, objects in ((JOBS, self.jobs), (CRONJOBS, self.cronjobs)):
+                if url.path.startswith(f"{kind}/"):
+                    there = objects.get(url.path.rpartition("/")[2])
+                    return (200, there) if there else _status(404, "no such object")
             if not url.path.startswith(RAYJOBS) or collection:
                 return _status(404, "the server could not find the requested resource")
             if method == "POST":

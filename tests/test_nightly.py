@@ -519,6 +519,21 @@ def test_a_pod_learns_its_night_from_the_cronjobs_job(server: KubeDouble, creato
         api.scheduled_at("elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("zone", "night"), [("America/Los_Angeles", "2026-03-01"), ("Asia/Tokyo", "2026-03-02"), (None, "2026-03-02")]
+)
+def test_the_night_of_a_job_made_by_hand_is_the_date_in_the_zone_of_its_cronjob(
+    server: KubeDouble, creator: Callable[..., Creator], zone: str | None, night: str
+) -> None:
+    """At four in the afternoon UTC's date may be tomorrow's, whose own night would then find itself done already."""
+    owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "stint-nightly", "uid": "u", "controller": True}
+    server.jobs["by-hand"] = {"metadata": {"creationTimestamp": "2026-03-02T00:10:00Z", "ownerReferences": [owner]}}
+    server.cronjobs["stint-nightly"] = {
+        "spec": {"schedule": "0 1 * * *", "jobTemplate": {}, **({"timeZone": zone} if zone else {})}
+    }
+    assert str(night_of(None, creator().api.scheduled_at("by-hand"))) == night
+
+
 # ------------------------------------------------------------------------------------ history
 
 
