@@ -214,6 +214,7 @@ class Fleet:
             ready=sum(it.ready for it in members),
             starting=sum(it.node is not None and not it.ready for it in members),
             open=now >= group.closed_until,
+            unfit=group.failures.count >= groups.START_FAILURES,
         )
 
     def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:

@@ -21,7 +21,9 @@ class GroupState:
     starting: int = 0
     """On a node, not yet ready."""
     open: bool = True
-    """False while the group is known to have no nodes."""
+    """False while the group is known to have no nodes, or none where workers start."""
+    unfit: bool = False
+    """Workers that got a node did not start on it."""
 
     @property
     def held(self) -> int:
@@ -34,8 +36,9 @@ class GroupState:
 def requests(wanted: int, groups: Sequence[GroupState], *, replace: bool) -> list[int]:
     """How many workers each group should be asked for, beyond those that have a node.
 
-    The last group is never closed: there is nobody else to ask. With `replace`, an open group is also asked for as many
-    as work in groups less preferred: when they are ready, `surplus` lets those go.
+    The last group is never closed, and those without nodes are asked for what no other may take: there is nobody else to
+    ask. With `replace`, an open group is also asked for as many as work in groups less preferred: when they are ready,
+    `surplus` lets those go.
     """
     short = max(0, wanted - sum(group.held for group in groups))
     asked = []
@@ -47,6 +50,10 @@ def requests(wanted: int, groups: Sequence[GroupState], *, replace: bool) -> lis
             others = sum(other.ready for other in groups[index + 1 :])
             take = group.room(min(take + others, max(0, wanted - group.held)))
         asked.append(take)
+    for index, group in enumerate(groups[:-1]):
+        if not group.open and not group.unfit:
+            asked[index] = group.room(short)
+            short -= asked[index]
     return asked
 
 

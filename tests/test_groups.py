@@ -26,7 +26,13 @@ def test_the_preferred_group_is_asked_for_all_that_it_may_have_and_the_next_for_
 def test_a_group_without_nodes_is_passed_over_and_the_last_one_never_is() -> None:
     assert ask(10, GroupState(open=False, ready=3), GroupState()) == [0, 7]
     assert ask(10, GroupState(open=False), GroupState(open=False)) == [0, 10]
-    assert ask(10, GroupState(open=False), GroupState(open=False, most=4)) == [0, 4]
+
+
+def test_what_no_open_group_may_take_is_still_asked_of_the_closed_ones() -> None:
+    assert ask(10, GroupState(open=False), GroupState(open=False, most=4)) == [6, 4]
+    assert ask(10, GroupState(open=False, most=2), GroupState(open=False), GroupState(most=4, ready=4)) == [2, 4, 0]
+    assert ask(4, GroupState(open=False), GroupState(most=4, ready=4)) == [0, 0]
+    assert ask(10, GroupState(open=False, unfit=True), GroupState(most=4)) == [0, 4]
 
 
 def test_when_a_preferred_group_opens_again_it_is_asked_for_as_many_as_work_elsewhere() -> None:
