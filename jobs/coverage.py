@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
@@ -35,23 +36,24 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
 
     `gone` are the slices of plans that their objects list as gone.
     """
-    claims: dict[tuple[str, str], list[Plan]] = {}
-    for plan in plans:
-        for identity in plan.claimed:
-            claims.setdefault(identity, []).append(plan)
+    claims = Counter(identity for plan in plans for identity in plan.claimed)
     latest = latest_versions(plans)
     here = {source.identity for source in sources if latest.get(source.uri) == source.version}
-    with_gaps = {(piece.uri, piece.version) for piece in gone}
-    for identity, claiming in claims.items():
-        if len(claiming) == 1 and identity not in with_gaps:
-            continue  # a plan's own slices never overlap: `verify` compares each row with its place
-        slices = [
-            (plan.number, piece) for plan in claiming for shard in plan.shards for piece in shard.slices
-            if (piece.uri, piece.version) == identity
-        ]  # fmt: skip
+    gaps: dict[tuple[str, str], list[Slice]] = {}
+    for piece in gone:
+        gaps.setdefault((piece.uri, piece.version), []).append(piece)
+    # A plan's own slices never overlap: `verify` compares each row with its place.
+    doubtful = {identity for identity, times in claims.items() if times > 1} | gaps.keys()
+    claimed: dict[tuple[str, str], list[tuple[int, Slice]]] = {}
+    for plan in plans:
+        if not doubtful.isdisjoint(plan.claimed):
+            for piece in (piece for shard in plan.shards for piece in shard.slices):
+                if (identity := (piece.uri, piece.version)) in doubtful:
+                    claimed.setdefault(identity, []).append((plan.number, piece))
+    for identity, slices in claimed.items():
         name = f"{identity[0]} (version {identity[1]})"
         # The slices of one plan that another claims again carry the same bounds, so a slice counts as gone once.
-        scored = list(_less(slices, [piece for piece in gone if (piece.uri, piece.version) == identity]))
+        scored = list(_less(slices, gaps.get(identity, [])))
         scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
         for (number, piece), (other, following) in pairwise(scored):
             if piece.row_group == following.row_group and following.row_start < piece.row_stop:
@@ -65,9 +67,9 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
 
 
 def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:
-    left = list(gone)
+    left = Counter(gone)
     for number, piece in slices:
-        if piece in left:
-            left.remove(piece)
+        if left[piece]:
+            left[piece] -= 1
         else:
             yield number, piece

@@ -32,7 +32,8 @@ class Days:
 
     def reaching_back(self, days: int) -> Days:
         """At least `days` days up to the same last one."""
-        return replace(self, first=min(self.first, self.last - timedelta(days - 1)))
+        most = (self.last - date.min).days
+        return replace(self, first=min(self.first, self.last - timedelta(min(days - 1, most))))
 
     def single(self) -> list[Days]:
         return [Days(day, day) for day in self]
@@ -66,6 +67,16 @@ def filled(template: str, days: Days) -> list[str]:
     if AS_OF not in template:
         return [template]
     return [template.replace(AS_OF, day.isoformat()) for day in days]
+
+
+def day_in(template: str, uri: str) -> Days | None:
+    """The day whose file or folder a URI lies in; None for one that the template, filled in, does not begin."""
+    before, as_of, _ = template.partition(AS_OF)
+    try:
+        days = parse_day(uri[len(before) : len(before) + len("2026-03-01")])
+    except ValueError:
+        return None
+    return days if as_of and uri.startswith(filled(template, days)[0]) else None
 
 
 def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | None]:

@@ -6,7 +6,7 @@ were put back and nights that were missed need no rule of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.claims import Wanted, latest_versions, wanted
@@ -101,11 +101,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
+def look(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
+    """The input as it is now. Raises SpecError, StoreError.
+
+    What a manifest says is not taken at its word for files that were gone, or had changed, when it was their turn.
+    """
+    latest = latest_versions(plans)
+    doubtful: set[str] = set()
+    if job.spec.input.manifest is not None:
+        everything = [Source(uri, 0, version) for uri, version in latest.items()]
+        closed = [plan for plan in plans if plan.number in done]
+        doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
+    return list_input(job.spec.input, job.days, latest, doubtful)
+
+
 def discover(job: Job) -> Discovery:
     """One listing of the input, one of the ledger, and the footers of what is new. Raises SpecError, StoreError."""
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
-    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    listing = look(job, plans, done)
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     now = _wanted(job, listing.sources, plans, lost)
     opened, unreadable = open_sources(now.new, job.spec.input)
@@ -138,9 +152,9 @@ def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
 
 
 def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
-    missing = [o for o in opened if column and column not in o.columns]
+    missing = [o for o in opened if column and o.columns is not None and column not in o.columns]
     if missing:
         raise SpecError(
             f"gate.labels_column: {missing[0].source.uri} has no column {column!r}; "
-            f"it has {', '.join(missing[0].columns) or 'none'}"
+            f"it has {', '.join(missing[0].columns or ()) or 'none'}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs import planning
-from jobs.days import Days, filled, today
+from jobs.days import AS_OF, Days, day_in, filled, today
 from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
 from jobs.ledger import Ledger
@@ -18,7 +18,7 @@ from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
-from workers.store import Store, StoreDenied, StoreError, open_filesystem, open_store, probe, read_url
+from workers.store import Store, StoreDenied, StoreError, is_local, open_filesystem, open_store, probe, read_url
 
 BATCH = 16
 """Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""
@@ -60,20 +60,25 @@ class Job:
 
     # -------------------------------------------------------------------------------------- for workers
 
-    def input_spec(self, extra: tuple[str, ...] = ()) -> InputSpec:
-        """`extra` columns are read beside the keys."""
+    def input_spec(self, extra: tuple[str, ...] = (), uris: Iterable[str] = ()) -> InputSpec:
+        """`extra` columns are read beside the keys; `uris` are sources that may be of other days than this run's."""
         given = self.spec.input
         return InputSpec(
             format=given.format,
             image=given.image,
             keys=tuple(dict.fromkeys((*given.keys, *extra))),
-            uri_roots=tuple(map(absolute, given.uri_roots)) or self._input_folders(),
+            uri_roots=tuple(map(absolute, given.uri_roots)) or self._input_folders(uris),
         )
 
-    def _input_folders(self) -> tuple[str, ...]:
+    def _input_folders(self, uris: Iterable[str]) -> tuple[str, ...]:
         """Where the input lies: what images that its rows point to must lie below."""
         given = self.spec.input
-        folders = [absolute(uri) for template in given.uris for uri in filled(template, self.days)]
+        templates = [absolute(template) for template in given.uris]
+        folders = [uri for template in templates for uri in filled(template, self.days)]
+        for template in (template for template in templates if AS_OF in template):  # an open plan may be of any day
+            others = {days for uri in uris if (days := day_in(template, uri)) is not None}
+            folders += [uri for days in sorted(others, key=str) for uri in filled(template, days)]
+        folders = list(dict.fromkeys(folders))
         folders = [folder.rpartition("/")[0] if _is_file(folder) else folder for folder in folders]
         if given.manifest is not None:
             folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
@@ -96,11 +101,12 @@ class Job:
     def batch(self) -> int:
         return BATCH if self.spec.workers.batch == "auto" else self.spec.workers.batch
 
-    def worker_spec(self, keys: pa.Schema | None) -> WorkerSpec:
+    def worker_spec(self, keys: pa.Schema | None, uris: Iterable[str] = ()) -> WorkerSpec:
+        """For sources at `uris`, with key columns of these types."""
         return WorkerSpec(
             bundle=self.fingerprints.bundle,
             fingerprint=self.fingerprints.model,
-            input=self.input_spec(),
+            input=self.input_spec(uris=uris),
             output=self.output_spec(keys),
             threads=self.threads,
             batch=self.batch,
@@ -153,8 +159,9 @@ def _is_file(url: str) -> bool:
 
 
 def absolute(url: str) -> str:
-    """A URL as it is, a local path made absolute: workers may have another working directory."""
-    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+    """A URL as it is; a local path, with or without `file://`, made absolute: workers may have another working
+    directory."""
+    return open_filesystem(url)[1] if is_local(url) else url.rstrip("/")
 
 
 def code_version() -> str:

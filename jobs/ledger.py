@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.errors import RunFailed
 from jobs.plans import Content, Plan, decode_plan, encode_plan, to_bytes
 from jobs.sources import Source
 from workers.contract import Shard, Slice
@@ -28,6 +29,9 @@ from workers.store import Store
 from workers.writing import ObjectFacts, object_facts
 
 READS_AT_ONCE = 16
+BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
+DAMAGED = (pa.ArrowException, OSError, KeyError)
+"""What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
 DONE_SCHEMA = pa.schema(
     [
@@ -97,9 +101,16 @@ class Ledger:
                 return decode_plan(number, data)
 
     def plan(self, number: int) -> Plan:
-        """Read once: a plan never changes. Raises NotFound."""
+        """Read once: a plan never changes. Raises NotFound, RunFailed when it is damaged."""
         if number not in self._plans:
-            self._plans[number] = decode_plan(number, self.store.get(self._plan_key(number)))
+            key = self._plan_key(number)
+            try:
+                self._plans[number] = decode_plan(number, self.store.get(key))
+            except DAMAGED as error:
+                raise RunFailed(
+                    f"{self.store.url}/{key} is damaged: {error}",
+                    "restore the object from a copy: it says which rows are claimed",
+                ) from error
         return self._plans[number]
 
     # ------------------------------------------------------------------------------------------ shards
@@ -123,10 +134,12 @@ class Ledger:
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when it was their turn.
 
-        Slices that an open plan has yet to score count when their source is not as claimed among `present`. A slice
-        that a later plan claims again is that plan's.
+        Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
+        yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
+        is that plan's.
         """
         there = {source.identity for source in present}
+        names = {source.uri for source in present}
         closed = [plan.number for plan in plans if plan.number in done]
         with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
             with_gaps = dict(zip(closed, pool.map(self._keys_with_gaps, closed), strict=True))
@@ -136,11 +149,12 @@ class Ledger:
                 lost.difference_update(piece for shard in plan.shards for piece in shard.slices)
             if plan.number in done:
                 keys = with_gaps[plan.number]
-                shards = [shard for shard in plan.shards if shard.key in keys] if keys else []
-            elif plan.claimed <= there:
-                continue
+                shards = [s for s in plan.shards if s.key in keys and _any_of(s, names)] if keys else []
             else:
-                stale = [s for s in plan.shards if any((p.uri, p.version) not in there for p in s.slices)]
+                changed = {uri for uri, version in plan.claimed if uri in names and (uri, version) not in there}
+                if not changed:
+                    continue
+                stale = [shard for shard in plan.shards if _any_of(shard, changed)]
                 written = self.present(plan)
                 shards = [shard for shard in stale if shard.key in written]
                 unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
@@ -149,14 +163,14 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, plan: Plan) -> BadRows:
-        """Why rows of a complete plan have no prediction, read from its objects."""
+    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> BadRows:
+        """Why rows of a complete plan have no prediction, read from its objects; `dead` (uri, version) do not count."""
 
         def read(shard: Shard) -> list[dict[str, Any]]:
             data = pa.BufferReader(self.store.get(f"{self.root}/{shard.key}"))
-            table = pq.read_table(data, columns=["source_uri", "row_group", "row", "error_code", "error_message"])
+            table = pq.read_table(data, columns=BAD_ROW_COLUMNS)
             rows: list[dict[str, Any]] = table.filter(pc.is_valid(table["error_code"])).to_pylist()
-            return rows
+            return [row for row in rows if (row["source_uri"], row["source_version"]) not in dead]
 
         found = BadRows()
         with ThreadPoolExecutor(READS_AT_ONCE, "bad rows") as pool:
@@ -183,14 +197,24 @@ class Ledger:
         self.store.create(self._done_key(plan.number), to_bytes(table, {"plan": str(plan.number), "token": plan.token}))
 
     def read_done(self, number: int) -> list[DoneShard]:
-        table = pq.read_table(pa.BufferReader(self.store.get(self._done_key(number))), page_checksum_verification=True)
-        return [DoneShard(**row) for row in table.to_pylist()]
+        """Raises NotFound, RunFailed when the record is damaged."""
+        return [DoneShard(**row) for row in self._done_table(number, DONE_SCHEMA.names).to_pylist()]
 
     def _keys_with_gaps(self, number: int) -> set[str]:
         """Objects of a done plan that list slices as gone."""
-        data = pa.BufferReader(self.store.get(self._done_key(number)))
-        table = pq.read_table(data, columns=["key", "rows_gone"], page_checksum_verification=True)
+        table = self._done_table(number, ["key", "rows_gone"])
         return set(table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist())
+
+    def _done_table(self, number: int, columns: list[str]) -> pa.Table:
+        key = self._done_key(number)
+        data = pa.BufferReader(self.store.get(key))
+        try:
+            return pq.read_table(data, columns=columns, page_checksum_verification=True)
+        except DAMAGED as error:
+            raise RunFailed(
+                f"{self.store.url}/{key} is damaged: {error}",
+                "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan",
+            ) from error
 
     # ---------------------------------------------------------------------------------------- keys
 
@@ -203,6 +227,10 @@ class Ledger:
     def _numbers(self, folder: str) -> list[int]:
         prefix = f"{self.root}/{folder}"
         return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
+
+
+def _any_of(shard: Shard, uris: Collection[str]) -> bool:
+    return any(piece.uri in uris for piece in shard.slices)
 
 
 def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:

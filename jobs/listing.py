@@ -6,7 +6,7 @@ Hive readers do. A file that several prefixes or manifests name is one source.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jobs.days import Days, filled
@@ -36,8 +36,9 @@ class Listing:
     """Manifest entries that cannot be pinned, each with the reason."""
 
 
-def list_input(spec: Input, days: Days, latest: Mapping[str, str]) -> Listing:
-    """Every source of the days' folders or manifests. `latest` are the claimed versions by URI.
+def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
+    """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
+    `doubtful` URIs is looked up.
 
     A day's folder may be missing while another day's is there. Raises SpecError when nothing is there, when a folder
     that does not depend on the date is missing, or when access is refused.
@@ -54,7 +55,7 @@ def list_input(spec: Input, days: Days, latest: Mapping[str, str]) -> Listing:
                 if spec.manifest is None:
                     found = _list_folder(url, spec.format)
                 else:
-                    found, lost = resolve(read_entries(url), latest)
+                    found, lost = resolve(read_entries(url), latest, doubtful)
                     unreadable |= lost
             except NotFound:
                 missing.append(url)

@@ -2,25 +2,28 @@
 
 A Parquet file with a column `uri` and optionally `version` (etag) and `size` in bytes, as a storage inventory gives
 them; or a text file with a URI a line, followed by a tab and the version, and a tab and the size, where they are known.
-With version and size nothing is looked up. An entry without a version is claimed once: as what is there at that time.
+With version and size nothing is looked up, unless the file was claimed in another version. An entry without a version
+is claimed once: as what is there at that time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
 from jobs.sources import Source
-from workers.store import NotFound, StoreDenied, StoreError, open_filesystem, read_url, retrying, version_of
+from workers.store import NotFound, StoreDenied, StoreError, is_local, open_filesystem, read_url, retrying, version_of
+from workers.uris import normalise
 
 LOOKUPS_AT_ONCE = 32
 PARQUET_MAGIC = b"PAR1"
+SCHEMES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
+"""Other names of schemes, as Spark writes them, with those that listings use."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,19 @@ def read_entries(url: str) -> list[Entry]:
     data = read_url(url)
     entries = _parquet_entries(data, url) if data[:4] == PARQUET_MAGIC else _text_entries(data, url)
     folder = url.rpartition("/")[0]
+    folder = open_filesystem(folder)[1] if is_local(url) else _usual(folder)
     return [Entry(_absolute(e.uri, folder), e.version and e.version.strip('"'), e.size) for e in entries]
 
 
 def _parquet_entries(data: bytes, url: str) -> list[Entry]:
     try:
-        table = pq.read_table(pa.BufferReader(data))
-        if "uri" not in table.column_names:
+        names = pq.read_schema(pa.BufferReader(data)).names
+        if "uri" not in names:
             raise SpecError(
-                f"input.manifest: {url} has no column 'uri'; it has {', '.join(table.column_names)}",
+                f"input.manifest: {url} has no column 'uri'; it has {', '.join(names)}",
                 "name its columns uri and, where they are known, version and size",
             )
+        table = pq.read_table(pa.BufferReader(data), columns=[n for n in ("uri", "version", "size") if n in names])
         uris = table.column("uri").cast(pa.string()).to_pylist()
         versions, sizes = (
             table.column(name).cast(kind).to_pylist() if name in table.column_names else [None] * len(uris)
@@ -65,7 +70,7 @@ def _parquet_entries(data: bytes, url: str) -> list[Entry]:
 def _text_entries(data: bytes, url: str) -> list[Entry]:
     entries = []
     try:
-        lines = data.decode().splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SpecError(f"input.manifest: {url} is neither Parquet nor text in UTF-8: {error}") from error
     for number, line in enumerate(lines, 1):
@@ -80,50 +85,69 @@ def _text_entries(data: bytes, url: str) -> list[Entry]:
 
 def _absolute(uri: str, folder: str) -> str:
     """As a listing would name it, so that a file is the same source either way."""
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme not in ("file", "local"):
-        return uri
-    path = rest if separator else uri
-    if not separator and not path.startswith("/") and "://" in folder:
-        return f"{folder}/{path}"
-    return str(Path(folder, path).expanduser().absolute())
+    if not is_local(uri):
+        return _usual(uri)
+    path = uri.partition("://")[2] if "://" in uri else uri
+    return normalise(path if path.startswith("/") else f"{folder}/{path}")
 
 
-def resolve(entries: Sequence[Entry], latest: Mapping[str, str]) -> tuple[list[Source], dict[str, str]]:
+def _usual(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{SCHEMES.get(scheme, scheme)}://{rest}"
+
+
+def resolve(
+    entries: Sequence[Entry], latest: Mapping[str, str], doubtful: Collection[str] = ()
+) -> tuple[list[Source], dict[str, str]]:
     """Entries as sources; and those that cannot be pinned to a version, each with the reason.
 
     `latest` are the claimed versions by URI: an entry that does not name a version and was claimed is that source.
+    What is there is looked up where the manifest may be wrong: of `doubtful` URIs, of those that it names in several
+    versions, and of those that were claimed in another version, because a list may be older than the last claim.
     """
     pinned: dict[str, Source] = {}
-    unknown: dict[str, Entry] = {}
+    unknown: dict[str, list[Entry]] = {}
     for entry in entries:
-        claimed = latest.get(entry.uri)
-        if entry.version is not None and entry.size is not None:
-            pinned[entry.uri] = Source(entry.uri, entry.size, entry.version)
-        elif claimed is not None and entry.version in (None, claimed):
-            pinned[entry.uri] = Source(entry.uri, entry.size or 0, claimed)
-        else:
-            unknown[entry.uri] = entry
+        source = None if entry.uri in doubtful else _at_its_word(entry, latest.get(entry.uri))
+        if source is None:
+            unknown.setdefault(entry.uri, []).append(entry)
+        elif (first := pinned.setdefault(entry.uri, source)) != source:
+            unknown.setdefault(entry.uri, [Entry(first.uri, first.version, first.size)]).append(entry)
     with ThreadPoolExecutor(LOOKUPS_AT_ONCE, "manifest") as pool:
-        looked_up = dict(zip(unknown, pool.map(_look_up, unknown.values()), strict=True))
-    pinned |= {uri: found for uri, found in looked_up.items() if isinstance(found, Source)}
-    return list(pinned.values()), {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
+        found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
+        looked_up = dict(zip(unknown, found, strict=True))
+    sources = [source for uri, source in pinned.items() if uri not in unknown]
+    sources += [source for source in looked_up.values() if isinstance(source, Source)]
+    return sources, {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
 
 
-def _look_up(entry: Entry) -> Source | str:
+def _at_its_word(entry: Entry, claimed: str | None) -> Source | None:
+    """The source that an entry names, where nothing needs to be looked up."""
+    if claimed is not None and entry.version in (None, claimed):
+        return Source(entry.uri, entry.size or 0, claimed)
+    if claimed is None and entry.version is not None and entry.size is not None:
+        return Source(entry.uri, entry.size, entry.version)
+    return None
+
+
+def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
+    """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
+    uri = entries[0].uri
     try:
-        fs, path = open_filesystem(entry.uri)
-        info = retrying(lambda: fs.info(path), entry.uri)
+        fs, path = open_filesystem(uri)
+        info = retrying(lambda: fs.info(path), uri)
     except NotFound:
-        return "the manifest names it, and it does not exist"
+        return "the manifest names it, and it does not exist" if claimed is None else None
     except (StoreDenied, StoreError) as error:
         return str(error)
-    there = Source(entry.uri, int(info["size"]), version_of(info))
+    there = Source(uri, int(info["size"]), version_of(info))
     if info["type"] != "file":
         return "the manifest names it, and it is a folder"
-    if entry.version not in (None, there.version) or entry.size not in (None, there.size):
-        return (
-            f"the manifest says version {entry.version}, size {entry.size}; "
-            f"there is version {there.version}, size {there.size}"
-        )
-    return there
+    if claimed == there.version or any(_is(entry, there) for entry in entries):
+        return there
+    said = " and ".join(f"version {entry.version}, size {entry.size}" for entry in entries)
+    return f"the manifest says {said}; there is version {there.version}, size {there.size}"
+
+
+def _is(entry: Entry, there: Source) -> bool:
+    return entry.version in (None, there.version) and entry.size in (None, there.size)

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 
 from jobs import coverage
 from jobs.claims import latest_versions
+from jobs.discovery import look
 from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
 from jobs.ledger import Ledger
-from jobs.listing import list_input
+from jobs.sources import Source
 from workers.store import Store
 
 FOLDER = "_stint/current"
@@ -35,7 +36,7 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
     lacks files that the current model has predictions of.
     """
     before = current_root(job.store)
-    target = root or job.ledger.root
+    target = (root or job.ledger.root).rstrip("/")
     if target == before:
         return f"{target} is the current model already"
     ledger = Ledger(job.store, target)
@@ -60,7 +61,7 @@ def _append(store: Store, root: str) -> None:
 def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     open_plans = [plan.number for plan in plans if plan.number not in done]
-    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    listing = look(job, plans, done)
     missing = [source.uri for source in coverage.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
         what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"
@@ -80,5 +81,9 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
 
 
 def _done_uris(ledger: Ledger) -> set[str]:
+    """Files that have all their predictions."""
     done = ledger.done_numbers()
-    return {uri for plan in ledger.plans() if plan.number in done for uri, _ in plan.claimed}
+    plans = [plan for plan in ledger.plans() if plan.number in done]
+    latest = latest_versions(plans)
+    lost = ledger.lost(plans, done, [Source(uri, 0, version) for uri, version in latest.items()])
+    return latest.keys() - {piece.uri for piece in lost if latest[piece.uri] == piece.version}

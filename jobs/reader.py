@@ -11,6 +11,7 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,10 +21,10 @@ import pyarrow.dataset as pads
 
 from jobs.claims import dead_versions
 from jobs.errors import SpecError
-from jobs.ledger import Ledger
+from jobs.ledger import READS_AT_ONCE, Ledger
 from jobs.plans import Plan
 from jobs.promotion import current_root
-from workers.store import open_filesystem, open_store
+from workers.store import NotFound, open_filesystem, open_store, retrying
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
 
@@ -72,18 +73,22 @@ def done(output: str, model: str | None = None) -> Predictions:
     """What is done below an output URL, of the promoted model or of the root `model`.
 
     Without a promotion the only root counts. Raises SpecError when there is no such model, when there are several and
-    none is promoted, or when nothing is done; StoreError, StoreDenied.
+    none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
     root = model or current_root(store) or _only_root(output)
     ledger = Ledger(store, root)
-    numbers = sorted(ledger.done_numbers())
-    if not numbers:
-        raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
+    numbers = ledger.done_numbers()
     plans = [plan for plan in ledger.plans() if plan.number in numbers]
+    if not plans:
+        raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
+    with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
+        objects = [o for record in pool.map(ledger.read_done, (plan.number for plan in plans)) for o in record]
+    if not objects:
+        raise SpecError(f"{output}/{root} holds no rows: all files that were scored are empty", "score one with rows")
     return Predictions(
         root=root,
-        files=tuple(f"{store.url}/{root}/{o.key}" for number in numbers for o in ledger.read_done(number)),
+        files=tuple(f"{store.url}/{root}/{o.key}" for o in objects),
         superseded=frozenset(dead_versions(_disputed(plans))),
     )
 
@@ -104,8 +109,9 @@ def _disputed(plans: Sequence[Plan]) -> list[tuple[str, str]]:
 def _only_root(output: str) -> str:
     fs, path = open_filesystem(output)
     try:
-        found = [str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)]
-    except FileNotFoundError:
+        names = retrying(lambda: fs.ls(path, detail=False), output)
+        found = [str(name).rstrip("/").rpartition("/")[2] for name in names]
+    except NotFound:
         found = []
     roots = [name for name in found if name.startswith("model=")]
     if len(roots) != 1:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
+from jobs.claims import dead_versions
 from jobs.discovery import Discovery, discover
 from jobs.errors import RunFailed, SpecError, StintError
 from jobs.job import Job
@@ -143,11 +144,12 @@ class Run:
         finish_in_s = self._finish_in_s()
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
+        uris = {uri for plan in plans for uri, _ in plan.claimed}
         progress = Progress(total, total_shards, finish_in_s=finish_in_s)
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys)),
+            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris)),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
@@ -194,19 +196,39 @@ class Run:
             for r in tally.results
         }
         broken = {shard.plan for shard, _ in tally.set_aside}
+        budget = self.job.spec.limits.bad_rows
+        too_bad: list[tuple[Plan, list[DoneShard]]] = []
         for plan in plans:
             if plan.number in broken:
                 continue
             objects = self.job.ledger.finish(plan, known)
-            rows_bad = sum(o.rows_bad for o in objects)
-            budget = self.job.spec.limits.bad_rows
+            if bad_rows_exceeded(sum(o.rows_bad for o in objects), plan.rows, budget):
+                too_bad.append((plan, objects))
+            else:
+                self._record_done(plan, objects)
+        # One bad delivery does not hold up the others; and what has been replaced since counts no more.
+        errors: list[StintError] = []
+        for plan, objects in too_bad:
+            reasons = self.job.ledger.bad_rows(plan, self._replaced(plan))
+            rows_bad = reasons.counts.total()
             if bad_rows_exceeded(rows_bad, plan.rows, budget):
-                raise bad_rows_error(rows_bad, plan.rows, budget, self.job.ledger.bad_rows(plan))
-            self.job.ledger.record_done(plan, objects)
-            self.report.plans.append(plan.number)
-            self.report.rows_ok += sum(o.rows_ok for o in objects)
-            self.report.rows_bad += rows_bad
-            self.report.rows_gone += sum(o.rows_gone for o in objects)
+                errors.append(bad_rows_error(rows_bad, plan.rows, budget, reasons))
+            else:
+                self._record_done(plan, objects)
+        if errors:
+            raise errors[0]
+
+    def _record_done(self, plan: Plan, objects: Sequence[DoneShard]) -> None:
+        self.job.ledger.record_done(plan, objects)
+        self.report.plans.append(plan.number)
+        self.report.rows_ok += sum(o.rows_ok for o in objects)
+        self.report.rows_bad += sum(o.rows_bad for o in objects)
+        self.report.rows_gone += sum(o.rows_gone for o in objects)
+
+    def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
+        """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
+        done = self.job.ledger.done_numbers() | {plan.number}
+        return dead_versions(claim for p in self.job.ledger.plans() if p.number in done for claim in p.claimed)
 
     # ------------------------------------------------------------------------------------------- report
 

@@ -56,8 +56,8 @@ class Opened:
     groups: tuple[RowGroup, ...]
     keys: pa.Schema | None
     """Types of the key columns; None for image files."""
-    columns: tuple[str, ...] = ()
-    """Names of every column."""
+    columns: tuple[str, ...] | None = ()
+    """Names of every column; None for a tar, whose samples need not be alike."""
 
 
 def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], dict[Source, str]]:
@@ -122,7 +122,7 @@ def _read_headers(source: Source, spec: Input) -> Opened:
             RowGroup(block.rows, block.bytes, row_start=block.row_start, byte_start=block.byte_start, whole=True)
             for block in blocks(file, together)
         )
-    return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), spec.keys)
+    return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), None)
 
 
 def _check_key_types(opened_: Iterable[Opened]) -> None:

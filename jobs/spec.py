@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from jobs.days import AS_OF
+from jobs.days import AS_OF, MOST_DAYS
+from workers.webdataset import extensions
 
 RESERVED_COLUMNS = frozenset(
     [
@@ -58,7 +59,7 @@ class Input(Section):
     """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself."""
-    days: Annotated[int, Field(ge=1)] = 1
+    days: Annotated[int, Field(ge=1, le=MOST_DAYS)] = 1
     """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
     on_change: Literal["report", "rescore"] = "report"
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
@@ -95,12 +96,17 @@ class Input(Section):
     def _keys_can_be_had(self) -> Input:
         if self.format == "images" and self.keys:
             raise ValueError("input.keys: image files have no columns; source_uri tells rows apart")
-        if self.image in self.keys:
-            raise ValueError(f"input.keys: {self.image!r} is the image itself, which is not copied")
+        images = extensions(self.image) if self.format == "webdataset" else (self.image,)
+        if taken := [key for key in self.keys if (key.lower() if self.format == "webdataset" else key) in images]:
+            raise ValueError(f"input.keys: {taken[0]!r} is the image itself, which is not copied")
+        if not images:
+            raise ValueError(f"input.image: {self.image!r} names no extension, as jpg;png does")
         return self
 
     @model_validator(mode="after")
     def _input_is_named_once(self) -> Input:
+        if not all(self.uris) or self.manifest == "":
+            raise ValueError("input: an empty path; write . for the working directory")
         if bool(self.uris) == (self.manifest is not None):
             raise ValueError("input: exactly one of uri and manifest is wanted")
         if self.days > 1 and not self.by_date:

@@ -7,6 +7,7 @@ that nothing lies in the output that no plan explains.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import coverage
-from jobs.claims import latest_versions
+from jobs.discovery import look
+from jobs.errors import RunFailed
 from jobs.job import Job
-from jobs.ledger import DoneShard, Ledger
-from jobs.listing import list_input
+from jobs.ledger import DoneShard, Ledger, done_shard
 from jobs.plans import Plan
 from jobs.spec import Input
 from workers.contract import Shard, Slice
@@ -65,7 +66,7 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = list_input(job.spec.input, job.days, latest_versions(plans))
+    listing = look(job, plans, done)
     verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
     verdict.problems += [
         f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
@@ -76,13 +77,29 @@ def verify(job: Job) -> Verdict:
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
-        record = {o.key: o for o in ledger.read_done(plan.number)} if plan.number in done else {}
+        record = _done_record(ledger, plan, verdict) if plan.number in done else {}
         gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
     verdict.problems += coverage.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.problems.append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)
     return verdict
+
+
+def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> dict[str, DoneShard]:
+    """By key; it must name every object of the plan once, because strict readers see just what it names."""
+    try:
+        record = ledger.read_done(plan.number)
+    except RunFailed as error:
+        verdict.problems.append(str(error))
+        return {}
+    named, planned = Counter(o.key for o in record), Counter(shard.key for shard in plan.shards)
+    name = f"the done record of plan {plan.number}"
+    for key in named - planned:
+        wrong = "more than once" if key in planned else "which the plan does not"
+        verdict.problems.append(f"{name} names {key}, {wrong}")
+    verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in planned - named]
+    return {o.key: o for o in record}
 
 
 def _check_plan(
@@ -92,8 +109,6 @@ def _check_plan(
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    for key in record.keys() - {shard.key for shard in plan.shards}:
-        verdict.problems.append(f"the done record of plan {plan.number} names {key}, which the plan does not")
 
     def check(shard: Shard) -> tuple[list[str], ObjectFacts | None]:
         return _check_shard(ledger, shard, record.get(shard.key), given)
@@ -105,8 +120,6 @@ def _check_plan(
                 verdict.rows_ok += facts.rows_ok
                 verdict.rows_bad += facts.rows_bad
                 gone += (shard.slices[i] for i in facts.gone)
-            elif record and shard.key not in record:
-                verdict.problems.append(f"the done record of plan {plan.number} lacks {shard.key}")
     verdict.rows_gone += sum(piece.rows for piece in gone)
     return gone
 
@@ -129,6 +142,8 @@ def _check_shard(
     problems = []
     if done and done.sha256 != facts.sha256:
         problems.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
+    elif done and done != (counted := done_shard(shard, facts)):
+        problems.append(f"{key}: the done record says {_counts(done)}; the object holds {_counts(counted)}")
     if (facts.shard, facts.plan_token) != (shard.name, shard.plan_token):
         problems.append(
             f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan"
@@ -142,6 +157,10 @@ def _check_shard(
     if keys and not misplaced:
         problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys, given.format)]
     return problems, facts
+
+
+def _counts(o: DoneShard) -> str:
+    return f"{o.rows_ok} rows ok, {o.rows_bad} bad, {o.rows_gone} gone, {o.size} bytes"
 
 
 def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -60,3 +61,13 @@ def test_changed_and_vanished_files_are_noted() -> None:
     changed, past = coverage.notes(plans, [Source("a", 10, "v2")])
     assert "1 source(s) have another content than the one scored, as a" in changed
     assert "1 claimed source(s) are not in the input now" in past
+
+
+def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number() -> None:
+    """A folder that was cleaned up during a night: looking through the plan for each of its files took hours."""
+    count = 20_000
+    pieces = [rows(f"f{i:06d}", 0, 1) for i in range(count)]
+    present = [Source(piece.uri, 10, "v1") for piece in pieces]
+    began = time.perf_counter()
+    assert len(list(coverage.faults([plan(1, *pieces)], pieces, present))) == count
+    assert time.perf_counter() - began < 10  # 0.3 s; for each file on its own it was 45 s

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from jobs.days import Days, filled, parse_day, parse_days, runs, today
+from jobs.days import Days, day_in, filled, parse_day, parse_days, runs, today
 from jobs.errors import SpecError
 
 MARCH = Days(date(2026, 3, 1), date(2026, 3, 3))
@@ -55,3 +55,23 @@ def test_a_backfill_is_one_run_unless_every_day_has_an_output_of_its_own() -> No
     assert [str(days) for days in runs(MARCH, True, "out/{as_of}")] == ["2026-03-01", "2026-03-02", "2026-03-03"]
     with pytest.raises(SpecError, match=r"no \{as_of\} is in input.uri"):
         runs(MARCH, False, "out")
+
+
+def test_the_first_day_there_is_has_none_before_it() -> None:
+    assert parse_day("0001-01-03").reaching_back(7) == Days(date(1, 1, 1), date(1, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("template", "uri", "day"),
+    [
+        ("s3://b/in/{as_of}/", "s3://b/in/2026-03-01/t/a.parquet", "2026-03-01"),
+        ("/in/{as_of}.parquet", "/in/2026-03-01.parquet", "2026-03-01"),
+        ("/in/{as_of}/x/{as_of}", "/in/2026-03-01/x/2026-03-01/a", "2026-03-01"),
+        ("/in/{as_of}/x/{as_of}", "/in/2026-03-01/x/2026-03-02/a", None),
+        ("/in/{as_of}", "/other/2026-03-01/a", None),
+        ("/in/{as_of}", "/in/latest/a.parquet", None),
+        ("/in", "/in/2026-03-01/a", None),
+    ],
+)
+def test_the_day_that_a_file_is_of_is_told_by_its_name(template: str, uri: str, day: str | None) -> None:
+    assert day_in(template, uri) == (parse_day(day) if day else None)

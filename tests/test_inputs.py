@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,56 @@ def test_a_manifest_of_image_files_needs_no_listing_and_names_what_is_not_there(
     (folder / "list.txt").write_text("\n".join(f"{n}.jpg" for n in range(40)))
     assert main(["run", spec, "--pool=local"]) == 0
     assert main(["verify", spec]) == 0
+
+
+def test_a_file_of_a_manifest_without_versions_that_changed_before_its_turn_is_scored_by_the_next_run(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    shutil.copytree(digits.images, tmp_path / "in")
+    file = tmp_path / "in/digits-0.parquet"
+    manifest = tmp_path / "in/list.txt"
+    manifest.write_text("digits-0.parquet\ndigits-1.parquet\n")
+    spec = write_spec(digits.spec(tmp_path / "out", input={"manifest": str(manifest), "keys": ["id", "digit"]}))
+
+    def changed(loop: Any) -> Any:
+        shutil.copy(digits.images / "digits-3.parquet", file)
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.loop.Loop.run", changed)
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "gone: " in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 0
+    expected = [row for n in (1, 3) for row in pq.read_table(digits.images / f"digits-{n}.parquet")["id"].to_pylist()]
+    assert sorted(done(str(tmp_path / "out")).table()["id"].to_pylist()) == sorted(expected)
+    assert main(["verify", spec]) == 0
+    capsys.readouterr()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+
+
+def test_a_manifest_that_goes_on_to_name_a_version_that_is_not_there_is_told_instead_of_claimed_again(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = digits.images
+    (tmp_path / "list.txt").write_text(f"{folder}/digits-0.parquet\n{folder}/digits-1.parquet\tother\t77\n")
+    spec = write_spec(
+        digits.spec(tmp_path / "out", input={"manifest": str(tmp_path / "list.txt"), "keys": ["id", "digit"]})
+    )
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "gone: " in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert "the manifest says version other, size 77; there is version" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("model=*/_stint/plans/*"))) == 1
+
+
+def test_labels_of_the_gate_need_not_be_keys_of_tar_samples(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_tar(folder / "a.tar", list(samples(digits))[:300])
+    spec = digits.spec(tmp_path / "out", input__uri=str(folder), input__format="webdataset", input__keys=["__key__"])
+    assert main(["run", write_spec({**spec, "gate": {"labels_column": "cls", "rows": 100}}), "--pool=local"]) == 0
+    assert "top-1" in capsys.readouterr().err
+    assert done(str(tmp_path / "out")).schema.names[4:6] == ["__key__", "label"]

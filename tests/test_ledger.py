@@ -12,7 +12,7 @@ from jobs.claims import wanted
 from jobs.ledger import Ledger
 from jobs.planning import Bounds, Cut, cut
 from jobs.plans import Content, Plan, decode_plan, encode_plan
-from jobs.sources import Opened
+from jobs.sources import Opened, Source
 from tests.fakes import MemoryStore, object_of, opened
 from workers.writing import NotOurs
 
@@ -105,3 +105,15 @@ def test_an_object_that_stint_did_not_write_does_not_become_part_of_a_done_recor
     here.store.create(f"{ROOT}/{plan.shards[0].key}", b"PAR1 not really")
     with pytest.raises(NotOurs):
         here.finish(plan, {})
+
+
+def test_what_became_of_files_that_a_run_does_not_look_at_costs_it_nothing() -> None:
+    """An open plan of a day outside of the window: its objects are not read to find out which rows are lost."""
+    here = ledger()
+    plan = claim(here, opened("a", 10, 10), opened("b", 10))
+    assert plan is not None
+    here.store.create(f"{ROOT}/{plan.shards[0].key}", b"not to be read")
+    assert here.lost([plan], set(), [Source("c", 1, "v1")]) == set()
+    with pytest.raises(NotOurs):
+        here.lost([plan], set(), [Source("a", 1, "v2")])
+    assert here.lost([plan], set(), [Source("b", 1, "v2")]) == set(plan.shards[2].slices)

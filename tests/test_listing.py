@@ -76,7 +76,7 @@ def test_a_text_manifest_names_files_beside_it_or_anywhere(tmp_path: Path) -> No
         f"# tonight\na.parquet\n\nfile://{tmp_path}/data/b.parquet\na.parquet\n{tmp_path}/data/../data/a.parquet"
     )
     found = listed(manifest=str(manifest))
-    assert sorted({Path(source.uri).name for source in found.sources}) == ["a.parquet", "b.parquet"]
+    assert names(found, tmp_path) == ["data/a.parquet", "data/b.parquet"]
     fs, path = open_filesystem(f"{tmp_path}/data/a.parquet")
     assert found.sources[0].version == version_of(fs.info(path))  # as a listing of the folder would have it
 
@@ -153,3 +153,41 @@ def test_relative_entries_of_a_manifest_in_a_bucket_lie_beside_it(tmp_path: Path
         "s3://bucket/lists/sub/b.parquet",
         "gs://other/c.parquet",
     ]
+
+
+def test_a_file_is_one_source_however_its_folder_or_manifest_is_spelled(tmp_path: Path) -> None:
+    put(tmp_path, "data/a.parquet", "x/y")
+    (tmp_path / "data/list.txt").write_text("\ufeffa.parquet\n./../data/a.parquet\n")  # from a spreadsheet
+    folders = [f"{tmp_path}/data", f"file://{tmp_path}/data/", f"{tmp_path}/x/../data", f"{tmp_path}/data/./a.parquet"]
+    assert names(listed(uri=folders), tmp_path) == ["data/a.parquet"]
+    for manifest in ("data/list.txt", "x/../data/list.txt"):
+        for scheme in ("", "file://"):
+            assert names(listed(manifest=f"{scheme}{tmp_path}/{manifest}"), tmp_path) == ["data/a.parquet"]
+
+
+def test_other_names_of_a_scheme_are_the_same_source(monkeypatch: Any) -> None:
+    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"s3a://b/a\ns3://b/a\nc\n../d\n")
+    assert [e.uri for e in read_entries("s3a://b/lists/l")] == ["s3://b/a", "s3://b/a", "s3://b/lists/c", "s3://b/d"]
+
+
+def test_a_manifest_that_is_older_than_the_last_claim_does_not_take_readers_back(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet")
+    fs, path = open_filesystem(f"{tmp_path}/a.parquet")
+    now = version_of(fs.info(path))
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"a.parquet\tbefore\t5\n{tmp_path}/deleted.parquet\tbefore\t5\n")
+    found = listed({str(path): now, f"{tmp_path}/deleted.parquet": "after"}, manifest=str(manifest))
+    assert [(source.uri, source.version) for source in found.sources] == [(path, now)]
+    assert found.unreadable == {}
+
+
+def test_a_file_that_a_manifest_names_in_two_versions_is_the_one_that_is_there(tmp_path: Path) -> None:
+    """As an inventory of a bucket that keeps old versions has it."""
+    put(tmp_path, "a.parquet", "b.parquet")
+    fs, path = open_filesystem(f"{tmp_path}/a.parquet")
+    now = version_of(fs.info(path))
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"a.parquet\t{now}\t9\na.parquet\told\t5\nb.parquet\told\t5\nb.parquet\tolder\t5\n")
+    found = listed(manifest=str(manifest))
+    assert [(source.uri, source.version) for source in found.sources] == [(path, now)]
+    assert "says version old, size 5 and version older, size 5; there is" in found.unreadable[f"{tmp_path}/b.parquet"]

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
 from jobs.demo import load_digits, train_weights
 from jobs.discovery import Discovery, discover
+from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
 from jobs.reader import Predictions, done
 from tests.digits_job import Digits
@@ -291,3 +293,100 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(nights: Nigh
     ids = sorted(predictions.table(["id"])["id"].to_pylist())
     assert sorted(row[0] for row in found.select("id").fetchall()) == ids
     assert duckdb.from_arrow(predictions.reader(["label"])).aggregate("count(*)").fetchall() == [(len(ids),)]
+
+
+def test_a_plan_with_too_many_bad_rows_does_not_hold_up_others_and_is_done_once_its_files_are_replaced(
+    nights: Nights,
+) -> None:
+    good = nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    bad = nights.put("2026-03-02/bad.parquet")
+    table = pq.read_table(bad)
+    column = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(column, "image", pa.array([b"no image"] * ROWS)), bad)
+    del nights.expected["2026-03-02/bad.parquet"]
+    assert "40 of 40 rows are bad" in nights.run(2, code=3)
+
+    nights.put("2026-03-03/a.parquet")
+    assert "40 of 40 rows are bad" in nights.run(3, code=3)
+    nights.check_readers()  # of the good delivery too
+
+    shutil.copy(good, bad)  # the bad one is replaced
+    nights.expected["2026-03-02/bad.parquet"] = nights.expected["2026-03-01/a.parquet"]
+    nights.run(3)
+    nights.check_readers()
+    nights.verify(3)
+    assert "nothing new to score" in nights.run(3)
+
+
+def test_an_open_plan_of_an_earlier_day_may_follow_the_uris_in_its_own_folder(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.raw["input"]["days"] = 1
+    nights.raw["input"]["keys"] = ["id"]
+    nights.raw["gate"] = {"rows": 20}
+    nights.raw["model"]["calibration"]["rows"] = 10
+    nights.spec = nights.write_spec(nights.raw)
+    for day in (1, 2):
+        file = nights.put(f"2026-03-{day:02d}/tables/a.parquet")
+        table = pq.read_table(file)
+        images = file.parent.parent / "images"
+        images.mkdir()
+        for row in table.to_pylist():
+            (images / f"{row['id']}.jpg").write_bytes(row["image"] or b"")
+        column = table.schema.get_field_index("image")
+        paths = pa.array([f"{images}/{row['id']}.jpg" for row in table.to_pylist()])
+        pq.write_table(table.set_column(column, "image", paths), file)
+
+    def killed(loop: Any) -> Any:
+        raise RunFailed("killed", "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.loop.Loop.run", killed)
+        nights.run(1, code=1)
+    nights.run(2)
+    nights.check_readers()
+    assert set(done(str(nights.out)).table()["error_code"].to_pylist()) <= {None, "empty", "truncated"}
+
+
+def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.put("2026-03-01/a.parquet")
+    file = nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 0
+    nights.change_model()
+
+    def vanished(loop: Any) -> Any:
+        file.unlink()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.loop.Loop.run", vanished)
+    assert "gone: 40 rows" in nights.run(1)
+    nights.capsys.readouterr()
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 1
+    assert f"has no predictions for 1 file(s) that {nights.check_readers().root} has" in nights.capsys.readouterr().err
+
+
+def test_a_root_is_promoted_by_its_plain_name(nights: Nights) -> None:
+    """A shell completes names of folders with a slash."""
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    (root,) = (path.name for path in nights.out.glob("model=*"))
+    assert main(["promote", nights.spec, "--to", f"{root}/"]) == 0
+    assert nights.check_readers().root == root
+
+
+def test_readers_of_files_without_rows_are_told_so(nights: Nights) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    nights.run(1)
+    nights.verify(1)
+    with pytest.raises(SpecError, match="holds no rows: all files that were scored are empty"):
+        done(str(nights.out))
+    nights.expected.clear()
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    nights.check_readers()

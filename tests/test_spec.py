@@ -24,8 +24,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         "output": {"uri": "out/{as_of}"},
     }
     for path, value in changes.items():
-        section, key = path.split("__")
-        spec.setdefault(section, {})[key] = value
+        section, _, key = path.partition("__")
+        if key:
+            spec.setdefault(section, {})[key] = value
+        else:
+            spec[section] = value
     return spec
 
 
@@ -43,6 +46,12 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__keys": ["image"]}, r"'image' is the image itself"),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
+        ({"input__uri": ""}, r"input: an empty path; write \. for the working directory"),
+        ({"input__uri": ["data/", ""]}, r"an empty path"),
+        ({"input": {"manifest": ""}}, r"an empty path"),
+        ({"input__days": 10**9}, r"input.days: .* less than or equal to 3660"),
+        ({"input__format": "webdataset", "input__image": "jpg;png", "input__keys": ["JPG"]}, r"'JPG' is the image"),
+        ({"input__format": "webdataset", "input__image": ";"}, r"';' names no extension"),
         ({"input__uri": []}, r"exactly one of uri and manifest is wanted"),
         ({"input__manifest": "list.txt"}, r"exactly one of uri and manifest is wanted"),
         ({"input__uri": "data/", "input__days": 3}, r"3 folders are wanted, but no \{as_of\} is in input.uri"),

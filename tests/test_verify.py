@@ -133,3 +133,51 @@ def test_input_that_no_plan_claims_is_named(scored: Path, damaged: Callable[...,
         assert "late.parquet (version " in damaged(lambda out: None)
     finally:
         late.unlink()
+
+
+def done_record(out: Path) -> Path:
+    return next(out.glob("model=*/_stint/done/00000001.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.slice(1), "lacks plan=00000001/00000000.parquet: readers do not see its rows"),
+        (lambda t: t.slice(0, 0), "lacks plan=00000001/00000000.parquet"),
+        (lambda t: pa.concat_tables([t, t.slice(2, 1)]), "names plan=00000001/00000002.parquet, more than once"),
+        (
+            lambda t: t.set_column(3, "rows_gone", pa.array([5] * len(t), pa.int64())),
+            "5 gone, ",
+        ),
+    ],
+    ids=["lacks one", "empty", "doubled", "miscounted"],
+)
+def test_a_done_record_that_is_not_as_the_plan_and_its_objects_is_named(
+    damaged: Callable[..., str], change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    """Strict readers see just what it names."""
+    assert message in damaged(lambda out: rewrite(done_record(out), change))
+
+
+def test_a_damaged_done_record_is_a_problem_and_the_objects_are_checked_all_the_same(
+    damaged: Callable[..., str],
+) -> None:
+    def damage(out: Path) -> None:
+        done_record(out).write_bytes(done_record(out).read_bytes()[:-20])
+        shard(out).unlink()
+
+    shown = damaged(damage)
+    assert "_stint/done/00000001.parquet is damaged" in shown
+    assert "00000003.parquet is missing" in shown
+
+
+def test_a_damaged_plan_is_named_with_the_way_out(
+    scored: Path, digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scored / "out", tmp_path / "out")
+    plan = next((tmp_path / "out").glob("model=*/_stint/plans/*"))
+    plan.write_bytes(plan.read_bytes()[:-20])
+    spec = tmp_path / "job.yaml"
+    spec.write_text(yaml.safe_dump(digits.spec(tmp_path / "out", input__uri=str(scored / "in"))))
+    assert main(["verify", str(spec)]) == 1
+    assert "_stint/plans/00000001.parquet is damaged" in capsys.readouterr().err

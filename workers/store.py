@@ -72,15 +72,19 @@ class Store(Protocol):
 # --------------------------------------------------------------------------------------- file systems
 
 
+def is_local(url: str) -> bool:
+    """Whether a URL or path names a file of this machine."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL or local path, and the path inside it. Listings are never cached.
 
     Credentials come from the environment, as each library does it. Raises StoreDenied for a scheme without a library.
     """
-    protocol = url.split("://", 1)[0] if "://" in url else "file"
-    if protocol in ("file", "local"):
+    if is_local(url):
         path = url.split("://", 1)[1] if "://" in url else url
-        return LocalFileSystem(), str(Path(path).expanduser().absolute())
+        return LocalFileSystem(), os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (without `..`: one name a file)
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
