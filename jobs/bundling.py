@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from jobs import policy
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
+from jobs.fleet import GroupTerms
 from jobs.job import Job
+from jobs.loop import terms_of
 from jobs.pool import Cluster
 from jobs.sources import Opened
 from workers.bundle import read_manifest
-from workers.contract import BundleOutcome, BundleRequest, Failure, FailureCode
+from workers.contract import BundleOutcome, BundleRequest, Failure, FailureCode, FailureKind
 from workers.making import outcome_of
 
 POLL_S = 0.2
-NO_CORES_PAUSE_S = 2.0
+PAUSE_S = 2.0
 
 
 @dataclass
@@ -61,21 +65,51 @@ class Bundling:
         request = replace(request, sample=self.job.sample(self.opened()))
         if not request.sample:
             raise SpecError(f"input.uri: {self.job.spec.input.uri} holds no rows to calibrate on")
-        while True:
-            self.connected().start_bundle(request)
-            outcome = None
-            while outcome is None:
-                if self.interrupted():
-                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-                outcome = self.connected().poll_bundle(POLL_S)
+        failures = 0
+        for group in itertools.cycle(self._groups()):
+            outcome = self._attempt(request, group)
             if isinstance(outcome, BundleOutcome):
                 return outcome
-            if outcome.code != FailureCode.NO_CORES:
+            if outcome is None:
+                self.say(f"the bundle got no node in {group.patience_s:.0f} s, asking the next group of workers.groups")
+                continue
+            if outcome.code == FailureCode.NO_CORES:
+                self.say(f"waiting for cores to make the bundle: {outcome.message}")
+            elif _works_elsewhere(outcome) and failures < policy.START_FAILURES:
+                failures += 1
+                self.say(f"making the bundle again: {outcome.message}")
+            else:
                 raise _error(outcome)
-            self.say(f"waiting for cores to make the bundle: {outcome.message}")
-            time.sleep(NO_CORES_PAUSE_S)
+            time.sleep(PAUSE_S)
             if (existing := self._existing(request)) is not None:
-                return existing  # made by the run that held the cores
+                return existing  # made by another run meanwhile
+        raise AssertionError("groups come round for ever")
+
+    def _groups(self) -> Sequence[GroupTerms]:
+        """Kinds of nodes to ask in turn, as for workers: one that never comes is not waited for."""
+        workers = self.job.spec.workers
+        if self.connected().most_workers(self.job.threads) is not None:
+            workers = workers.model_copy(update={"groups": ()})  # one machine, which has no labels
+        groups = terms_of(workers).groups
+        return groups if len(groups) > 1 else [replace(groups[0], patience_s=None)]
+
+    def _attempt(self, request: BundleRequest, group: GroupTerms) -> BundleOutcome | Failure | None:
+        """One maker on a node of the group; None when the group had no node for it in time."""
+        cluster = self.connected()
+        cluster.start_bundle(request, group.labels)
+        began, placed = time.monotonic(), group.patience_s is None
+        while (outcome := cluster.poll_bundle(POLL_S)) is None:
+            if self.interrupted():
+                raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+            placed = placed or cluster.bundle_has_node()
+            if not placed and group.patience_s is not None and time.monotonic() - began > group.patience_s:
+                return None
+        return outcome
+
+
+def _works_elsewhere(failure: Failure) -> bool:
+    """A node that was taken away, or a storage fault; not a node that will never do."""
+    return failure.kind is FailureKind.INFRA and failure.code == FailureCode.OTHER
 
 
 def _error(failure: Failure) -> StintError:

@@ -36,8 +36,8 @@ class GroupState:
 def requests(wanted: int, groups: Sequence[GroupState], *, replace: bool) -> list[int]:
     """How many workers each group should be asked for, beyond those that have a node.
 
-    The last group is never closed, and those without nodes are asked for what no other may take: there is nobody else to
-    ask. With `replace`, an open group is also asked for as many as work in groups less preferred: when they are ready,
+    The last group is never closed, and those without nodes are asked for what no other may take: nobody else is left.
+    With `replace`, an open group is also asked for as many as work in groups less preferred: when they are ready,
     `surplus` lets those go.
     """
     short = max(0, wanted - sum(group.held for group in groups))

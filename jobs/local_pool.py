@@ -134,8 +134,11 @@ class LocalCluster:
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
 
-    def start_bundle(self, request: BundleRequest) -> None:
+    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:  # noqa: ARG002
         self._bundle = self._maker.submit(Maker(replace(request, pin=False)).make)
+
+    def bundle_has_node(self) -> bool:
+        return True
 
     def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
         assert self._bundle is not None, "start_bundle comes first"

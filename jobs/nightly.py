@@ -90,8 +90,8 @@ def nightly(
 def night_of(zone: str | None, scheduled: datetime | None, now: datetime | None = None) -> date:
     """The date that a call belongs to: when it was meant to start, rather than when a late or retried pod did.
 
-    `scheduled`: see `KubeApi.scheduled_at`; without it, now. `zone` None: the zone that `scheduled` is in (the CronJob's
-    `timeZone`), else UTC. Raises SpecError for an unknown zone.
+    `scheduled`: see `KubeApi.scheduled_at`; without it, now. `zone` None: the zone that `scheduled` is in (that of the
+    CronJob), else UTC. Raises SpecError for an unknown zone.
     """
     moment = scheduled or now or datetime.now(UTC)
     if zone is None:

@@ -77,8 +77,14 @@ class Cluster(Protocol):
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
 
-    def start_bundle(self, request: BundleRequest) -> None:
-        """Have a worker make the bundle, or check the one that is there."""
+    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
+        """Have a worker on a node with these labels make the bundle, or check the one that is there.
+
+        An attempt that is under way is given up for it.
+        """
+
+    def bundle_has_node(self) -> bool:
+        """Whether what `start_bundle` asked for has found its node."""
 
     def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
         """The outcome of `start_bundle`, or None if it is still under way after `timeout_s`."""

@@ -194,24 +194,31 @@ class RayCluster:
             ) from error
         self._maker: Any = None
         self._bundle: Any = None
+        self._bundle_placing: Any = None
 
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
 
-    def start_bundle(self, request: BundleRequest) -> None:
+    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
+        self._end_maker()
         widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
         threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
         self._maker = (
             ray.remote(Maker)
             .options(
                 num_cpus=threads * self._threads_per_core,
+                label_selector=dict(labels) or None,
                 max_restarts=0,
                 runtime_env={"env_vars": thread_environment(threads)},
             )
             .remote(request.with_threads(threads))
         )
+        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: None)  # ends as soon as its process runs
         self._bundle = self._maker.make.remote()
+
+    def bundle_has_node(self) -> bool:
+        return bool(ray.wait([self._bundle_placing], timeout=0)[0])
 
     def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
         ended, _ = ray.wait([self._bundle], timeout=timeout_s)
@@ -223,8 +230,13 @@ class RayCluster:
             outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
-        ray.kill(self._maker)
+        self._end_maker()
         return outcome
+
+    def _end_maker(self) -> None:
+        if self._maker is not None:
+            ray.kill(self._maker)
+            self._maker = None
 
     def pool(self, spec: WorkerSpec) -> Pool:
         return RayPool(spec, self._threads_per_core)
