@@ -17,7 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import ray
 import requests
+from pydantic import ValidationError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
@@ -123,6 +125,11 @@ class JobServer:
             raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
         except (requests.RequestException, ConnectionError) as error:
             raise Unreachable(f"no job server of Ray answers at {self.shown} ({type(error).__name__})", HINT) from error
+        except (ValidationError, TypeError) as error:  # Ray reads an answer into classes of its own version
+            raise RunFailed(
+                f"{self.shown} answers otherwise than a job server of Ray {ray.__version__} ({type(error).__name__})",
+                "submit with the version of Ray that the cluster has",
+            ) from error
 
 
 def _attempt(job: JobDetails) -> Attempt:

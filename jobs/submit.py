@@ -67,6 +67,8 @@ def prepare(
     where = choose_address(address, os.environ)
     root = Path(working_dir).expanduser().absolute()
     inside = os.path.relpath(Path(spec_path).absolute(), root)
+    if inside.startswith(".."):  # by their names: where the working directory is a link, the spec may still lie in it
+        inside = os.path.relpath(Path(spec_path).resolve(), root.resolve())
     if inside.startswith(".."):
         raise SpecError(
             f"{spec_path} lies outside of the working directory {root}, which is all that the cluster gets to see",

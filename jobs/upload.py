@@ -75,7 +75,7 @@ def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
     """List what goes along. `data` are the job's input and output, as the spec writes them.
 
     `.rayignore` and `.gitignore` of every folder count, as they do for `ray job submit`; so does its variable
-    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Raises SpecError if the folder is not there.
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Raises SpecError if the folder is not there, or not all of it can be looked at.
     """
     root = root.expanduser().absolute()
     if not root.is_dir():
@@ -84,7 +84,13 @@ def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
     if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") != "1":
         ignore_files.append(".gitignore")
     own = GitIgnoreSpec.from_lines([*ALWAYS_LEFT, *(p for uri in data if (p := _pattern(uri, root)))])
-    found = _walk(root, [(root, own)], ignore_files, {root.resolve()})
+    try:
+        found = list(_walk(root, [(root, own)], ignore_files, {root.resolve()}))
+    except OSError as error:  # a folder that is not ours to read, or an ignore file
+        raise SpecError(
+            f"{error.filename or root} cannot be looked at for the upload: {error.strerror}",
+            "make it readable, or name its folder in .rayignore",
+        ) from error
     return Upload(root, tuple(sorted(file.relative_to(root).as_posix() for file in found)))
 
 
@@ -119,11 +125,7 @@ def _walk(
         *ignored,
         *((folder, GitIgnoreSpec.from_lines(file.read_text(errors="replace").splitlines())) for file in own),
     ]
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise SpecError(f"{folder} cannot be listed for the upload: {error}", "name it in .rayignore") from error
-    for entry in entries:
+    for entry in sorted(folder.iterdir()):
         is_folder = entry.is_dir()
         end = "/" if is_folder else ""
         if any(spec.match_file(entry.relative_to(base).as_posix() + end) for base, spec in ignored):

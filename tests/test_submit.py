@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from hypothesis import strategies as st
 from jobs import job_server, upload
 from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
 from jobs.days import Days
-from jobs.errors import SpecError
+from jobs.errors import RunFailed, SpecError
 from jobs.following import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.job_server import JobServer
 from jobs.submit import choose_address, prepare, use_token
@@ -159,6 +161,25 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
     assert find_files(root).files == ("a/own.py", "shared/net.py")
 
 
+def test_what_may_not_be_looked_at_is_named_and_may_be_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that may be listed and not entered: root, who tests may run as, may do both."""
+    root = tree(tmp_path, {"job.yaml": "", "theirs/file": ""})
+    stat = Path.stat
+
+    def denied(path: Path, **options: Any) -> os.stat_result:
+        if path.parent.name == "theirs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(SpecError, match=r"theirs.* cannot be looked at for the upload: Permission denied"):
+        find_files(root)
+    (root / ".rayignore").write_bytes(b"theirs/\r\n")
+    assert find_files(root).files == (".rayignore", "job.yaml")
+
+
 def test_the_same_files_make_the_same_package_whatever_their_times(tmp_path: Path) -> None:
     root = tree(tmp_path / "project", {"b.py": "b = 1", "a/c.py": "c = 2"})
     one, two = tmp_path / "one.zip", tmp_path / "two.zip"
@@ -248,6 +269,16 @@ def test_a_spec_outside_of_the_working_directory_is_refused(project: Path) -> No
         prepared(project, spec="../job.yaml")
 
 
+def test_a_working_directory_may_be_named_by_a_link(project: Path) -> None:
+    link = project.parent / "current"
+    link.symlink_to(project)
+    for working_dir, spec in ((link, project), (project, link)):
+        made = prepare(
+            str(spec / "job.yaml"), (), NIGHT, working_dir=str(working_dir), env=(), address="http://h:8265", say=print
+        )
+        assert made.night.spec == "job.yaml"
+
+
 @pytest.mark.parametrize("key", ["input.uri", "output.uri"])
 def test_data_relative_to_the_working_directory_is_refused(project: Path, key: str) -> None:
     with pytest.raises(SpecError, match="data/ counts from the working directory"):
@@ -303,6 +334,35 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_not_waited_for(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # restored after the test
     with closing(socket.create_server(("127.0.0.1", 0))) as mute, pytest.raises(Unreachable, match="ReadTimeout"):
         JobServer(f"http://127.0.0.1:{mute.getsockname()[1]}")
+
+
+class Odd(BaseHTTPRequestHandler):
+    """A job server of another version: it has jobs without what ours always have."""
+
+    def do_GET(self) -> None:
+        body = b'{"version": "5", "ray_version": "9.0.0"}' if self.path.endswith("version") else b'[{"id": "x"}]'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_answers_that_this_version_of_ray_cannot_read_end_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # restored after the test
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            cluster = JobServer(f"http://127.0.0.1:{server.server_port}")
+            for question in (cluster.attempts, lambda: cluster.attempt("x")):
+                with pytest.raises(RunFailed, match="answers otherwise than a job server of Ray"):
+                    question()
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # ------------------------------------------------------------------------------------------------ log copy
