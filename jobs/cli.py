@@ -11,12 +11,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
 from jobs.days import Days, parse_day, parse_days, runs
-from jobs.errors import COMPLETE, FAILED, INTERRUPTED, StintError
+from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
 from jobs.pool import Cluster
@@ -141,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for days in _runs(arguments):
-        print(summary(_new_run(arguments, days).complete()))
-    return COMPLETE
+    return _each(arguments, lambda days: print(summary(_new_run(arguments, days).complete())))
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
@@ -156,40 +154,40 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_plan
 
-    for job in _jobs(arguments):
-        print(describe_plan(job))
-    return COMPLETE
+    return _each(arguments, lambda days: print(describe_plan(_job(arguments, days))))
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_status
 
-    for job in _jobs(arguments):
-        print(describe_status(job))
-    return COMPLETE
+    return _each(arguments, lambda days: print(describe_status(_job(arguments, days))))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from jobs.verify import verify
 
-    code = COMPLETE
-    for job in _jobs(arguments):
-        verdict = verify(job)
+    verdicts = []
+
+    def check(days: Days | None) -> None:
+        verdict = verify(_job(arguments, days))
         for note in verdict.notes:
             print(f"note: {note}")
         for problem in verdict.problems:
             print(f"PROBLEM: {problem}")
         print(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
-        code = code if verdict.ok else FAILED
-    return code
+        verdicts.append(verdict)
+
+    _each(arguments, check)
+    return COMPLETE if all(verdict.ok for verdict in verdicts) else FAILED
 
 
 def _promote(arguments: argparse.Namespace) -> int:
     from jobs.promotion import promote
 
-    for job in _jobs(arguments):
-        print(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))
-    return COMPLETE
+    def move(days: Days | None) -> None:
+        print(promote(_job(arguments, days), arguments.to, allow_fewer=arguments.allow_fewer))
+
+    return _each(arguments, move)
 
 
 def _nightly(arguments: argparse.Namespace) -> int:
@@ -263,10 +261,24 @@ def _runs(arguments: argparse.Namespace) -> list[Days | None]:
     return runs(arguments.days, spec.input.by_date, spec.output.uri)
 
 
-def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+def _each(arguments: argparse.Namespace, do: Callable[[Days | None], None]) -> int:
+    """Each of the command's runs; of several, those of days without a delivery are named and passed over."""
+    of_days = _runs(arguments)
+    absent = 0
+    for days in of_days:
+        try:
+            do(days)
+        except NothingThere as error:
+            absent += 1
+            if absent == len(of_days):
+                raise
+            _say(f"{days} is passed over: {error}")
+    return COMPLETE
+
+
+def _job(arguments: argparse.Namespace, days: Days | None) -> Job:
     """For commands that only look."""
-    for days in _runs(arguments):
-        yield Job.open(_spec(arguments), days, writing=False)
+    return Job.open(_spec(arguments), days, writing=False)
 
 
 def _new_run(arguments: argparse.Namespace, days: Days | None) -> Run:

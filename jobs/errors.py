@@ -30,6 +30,10 @@ class SpecError(StintError):
     exit_code = BAD_SPEC
 
 
+class NothingThere(SpecError):
+    """The input does not exist: a wrong path, or a delivery that is missing."""
+
+
 class BadRowsExceeded(StintError):
     exit_code = BAD_ROWS
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jobs.days import Days, filled
-from jobs.errors import SpecError
+from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
 from jobs.sources import Source
 from jobs.spec import Input
@@ -65,7 +65,7 @@ def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Col
             sources |= {source.uri: source for source in found}
         if len(missing) == len(urls):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
-            raise SpecError(
+            raise NothingThere(
                 f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"
             )
         absent += missing

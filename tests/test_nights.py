@@ -199,14 +199,19 @@ def test_a_backfill_scores_every_day_in_one_plan(nights: Nights) -> None:
 
 
 def test_a_backfill_into_an_output_a_day_is_one_run_a_day(nights: Nights, tmp_path: Path) -> None:
-    for day in (1, 2):
+    for day in (1, 3):
         nights.put(f"2026-03-{day:02d}/a.parquet")
     nights.raw["input"]["days"] = 1
     nights.raw["output"]["uri"] = str(tmp_path / "daily" / "{as_of}")
     nights.spec = nights.write_spec(nights.raw)
-    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-02"]) == 0
-    for day in ("2026-03-01", "2026-03-02"):
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-02-28..2026-03-03"]) == 0
+    said = nights.capsys.readouterr().err
+    for day in ("2026-02-28", "2026-03-02"):  # nothing was delivered then
+        assert f"{day} is passed over: input.uri: there is nothing at " in said
+    for day in ("2026-03-01", "2026-03-03"):
         assert done(str(tmp_path / "daily" / day)).table().num_rows == ROWS
+    assert main(["verify", nights.spec, "--backfill", "2026-02-28..2026-03-03"]) == 0
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-02-01..2026-02-03"]) == 2
 
 
 def test_by_default_a_changed_file_is_named_every_night_and_its_predictions_stay(nights: Nights) -> None:
