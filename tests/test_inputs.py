@@ -34,6 +34,24 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "place") if request.param == "local" else f"{request.getfixturevalue('s3')}/place"
 
 
+def test_names_of_files_may_hold_anything(digits: Digits, tmp_path: Path, write_spec: WriteSpec, place: str) -> None:
+    files = ["a b+ü%20.parquet", "x#1?.parquet", "[1]*.parquet", "a::b.parquet", "p=1 é'\".parquet"]
+    (tmp_path / "files").mkdir()
+    rows = pq.read_table(digits.images)
+    for number, name in enumerate(files):
+        pq.write_table(rows.slice(40 * number, 40), tmp_path / "files" / name)
+    fs, path = fsspec.core.url_to_fs(place)
+    for folder in ("in", "in-of-others"):  # the second is not below the first
+        fs.makedirs(f"{path}/{folder}", exist_ok=True)
+        for name in files:
+            fs.pipe_file(f"{path}/{folder}/{name}", (tmp_path / "files" / name).read_bytes())
+    spec = write_spec(digits.spec(f"{place}/out", input__uri=f"{place}/in"))
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert main(["verify", spec]) == 0
+    seen = done(f"{place}/out").table(["source_uri"])["source_uri"].unique().to_pylist()
+    assert sorted(uri.rpartition("/")[2] for uri in seen) == sorted(files)
+
+
 def upload(files: Path, url: str) -> None:
     fs, path = fsspec.core.url_to_fs(url)
     fs.makedirs(path, exist_ok=True)

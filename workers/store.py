@@ -85,7 +85,11 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if is_local(url):
         path = url.split("://", 1)[1] if "://" in url else url
         return LocalFileSystem(), os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (without `..`: one name a file)
+    protocol, _, rest = url.partition("://")
     try:
+        if "::" in rest and "://" not in rest:  # a name with colons in it, which fsspec would take for a chain of URLs
+            kind = fsspec.get_filesystem_class(protocol)
+            return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), str(kind._strip_protocol(url))
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise StoreDenied(f"{url}: {error}") from error
