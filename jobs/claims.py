@@ -74,8 +74,15 @@ def wanted(sources: Iterable[Source], plans: Sequence[Claiming], lost: Collectio
     return Wanted(tuple(new), again, supersedes, tuple(kept))
 
 
-def dead_versions(claims: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those (uri, version) pairs, of all in the order of their plans, that a later claim of the URI put out of date."""
+def dead_versions(claims: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:
+    """Those (uri, version) pairs, of all in the order of their plans, whose rows a later claim put out of date.
+
+    Each comes with whether the claim found the whole file there: a version that was gone when it was its turn does not
+    put out of date what was scored before.
+    """
     pairs = list(claims)
-    latest = dict(pairs)
-    return {(uri, version) for uri, version in pairs if latest[uri] != version}
+    live: dict[str, tuple[str, bool]] = {}
+    for uri, version, whole in pairs:
+        if whole or not live.get(uri, ("", False))[1]:
+            live[uri] = version, whole
+    return {(uri, version) for uri, version, _ in pairs if live[uri][0] != version}

@@ -67,12 +67,14 @@ class Job:
             format=given.format,
             image=given.image,
             keys=tuple(dict.fromkeys((*given.keys, *extra))),
-            uri_roots=tuple(map(absolute, given.uri_roots)) or self._input_folders(uris),
+            uri_roots=self._uri_roots(uris) if given.format == "parquet" else (),
         )
 
-    def _input_folders(self, uris: Iterable[str]) -> tuple[str, ...]:
-        """Where the input lies: what images that its rows point to must lie below."""
+    def _uri_roots(self, uris: Iterable[str]) -> tuple[str, ...]:
+        """What images that rows point to must lie below: where the spec says, or where the input itself lies."""
         given = self.spec.input
+        if given.uri_roots:
+            return tuple(map(absolute, given.uri_roots))
         templates = [absolute(template) for template in given.uris]
         folders = [uri for template in templates for uri in filled(template, self.days)]
         for template in (template for template in templates if AS_OF in template):  # an open plan may be of any day

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.claims import dead_versions
 from jobs.errors import RunFailed
-from jobs.plans import Content, Plan, decode_plan, encode_plan, to_bytes
+from jobs.plans import Content, Plan, decode_plan, disputed, encode_plan, to_bytes
 from jobs.sources import Source
 from workers.contract import Shard, Slice
 from workers.store import Store
@@ -41,6 +42,7 @@ DONE_SCHEMA = pa.schema(
         ("rows_gone", pa.int64()),
         ("size", pa.int64()),
         ("sha256", pa.string()),
+        ("gone", pa.list_(pa.string())),
     ]
 )
 
@@ -55,6 +57,8 @@ class DoneShard:
     rows_gone: int
     size: int
     sha256: str
+    gone: tuple[str, ...] = ()
+    """URIs of files with rows that were gone when it was their turn."""
 
 
 @dataclass
@@ -198,7 +202,20 @@ class Ledger:
 
     def read_done(self, number: int) -> list[DoneShard]:
         """Raises NotFound, RunFailed when the record is damaged."""
-        return [DoneShard(**row) for row in self._done_table(number, DONE_SCHEMA.names).to_pylist()]
+        rows = self._done_table(number, DONE_SCHEMA.names).to_pylist()
+        return [DoneShard(**{**row, "gone": tuple(row["gone"])}) for row in rows]
+
+    def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
+        """(uri, version) pairs whose rows are out of date once `plans` are done.
+
+        Those among `done` have a record, which tells what was gone; the others count as if nothing were.
+        """
+        claims = disputed(plans)
+        numbers = sorted({number for number, _, _ in claims} & set(done))
+        with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
+            records = zip(numbers, pool.map(lambda n: self._done_table(n, ["gone"])["gone"], numbers), strict=True)
+        gaps = {(number, uri) for number, gone in records for uri in pc.list_flatten(gone).to_pylist()}
+        return dead_versions((uri, version, (number, uri) not in gaps) for number, uri, version in claims)
 
     def _keys_with_gaps(self, number: int) -> set[str]:
         """Objects of a done plan that list slices as gone."""
@@ -241,4 +258,5 @@ def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
         rows_gone=sum(shard.slices[i].rows for i in facts.gone),
         size=facts.size,
         sha256=facts.sha256,
+        gone=tuple(sorted({shard.slices[i].uri for i in facts.gone})),
     )

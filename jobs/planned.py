@@ -6,7 +6,7 @@ from jobs.discovery import discover
 from jobs.job import Job
 from jobs.prior import last_report
 from jobs.progress import duration
-from jobs.promotion import current_root
+from jobs.promotion import current_root, roots
 from workers.store import NotFound
 
 
@@ -54,6 +54,8 @@ def describe_status(job: Job) -> str:
     lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
     if current := current_root(job.store):
         lines.append(f"readers follow {current}" + (" (this model)" if current == job.fingerprints.root else ""))
+    if others := [root for root in roots(job.store.url) if root != job.fingerprints.root]:
+        lines.append(f"other models here: {', '.join(others)}")
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model"])
     for plan in plans:

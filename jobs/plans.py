@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,6 +68,21 @@ class Plan:
     @cached_property
     def rows(self) -> int:
         return int(pc.sum(pc.subtract(self.table["row_stop"], self.table["row_start"])).as_py() or 0)
+
+
+def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
+    """(plan, uri, version) of files that these plans claim in several versions, in the order of plans."""
+    if not plans:
+        return []
+    claims = pa.concat_tables(
+        plan.table.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * plan.table.num_rows))
+        for plan in plans
+    )
+    versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
+    several = versions.filter(pc.greater(versions["version_count_distinct"], 1))["uri"].combine_chunks()
+    found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["plan", "uri", "version"]).aggregate([])
+    columns = found.sort_by("plan").select(["plan", "uri", "version"]).columns
+    return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
 @dataclass(frozen=True)

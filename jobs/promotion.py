@@ -18,7 +18,7 @@ from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
 from jobs.ledger import Ledger
 from jobs.sources import Source
-from workers.store import Store
+from workers.store import NotFound, Store, open_filesystem, retrying
 
 FOLDER = "_stint/current"
 
@@ -27,6 +27,17 @@ def current_root(store: Store) -> str | None:
     """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
     keys = sorted(info.key for info in store.list(FOLDER))
     return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
+
+
+def roots(url: str) -> list[str]:
+    """Names of the models' roots below an output URL. Raises StoreError, StoreDenied."""
+    fs, path = open_filesystem(url)
+    try:
+        names = retrying(lambda: fs.ls(path, detail=False), url)
+    except NotFound:
+        return []
+    found = (str(name).rstrip("/").rpartition("/")[2] for name in names)
+    return sorted(name for name in found if name.startswith("model="))
 
 
 def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> str:
@@ -43,7 +54,8 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
     if root is None:
         _check_whole(job)
     if not ledger.done_numbers():
-        raise SpecError(f"{job.store.url}/{target} has no complete plan", "name a root as `stint status` shows it")
+        there = ", ".join(roots(job.store.url)) or "none"
+        raise SpecError(f"{job.store.url}/{target} has no complete plan", f"roots here: {there}")
     if before is not None and not allow_fewer:
         _check_covers(Ledger(job.store, before), ledger)
     _append(job.store, target)

@@ -19,12 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from jobs.claims import dead_versions
 from jobs.errors import SpecError
 from jobs.ledger import READS_AT_ONCE, Ledger
-from jobs.plans import Plan
-from jobs.promotion import current_root
-from workers.store import NotFound, open_filesystem, open_store, retrying
+from jobs.promotion import current_root, roots
+from workers.store import open_filesystem, open_store
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
 
@@ -76,7 +74,7 @@ def done(output: str, model: str | None = None) -> Predictions:
     none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
-    root = model or current_root(store) or _only_root(output)
+    root = model or current_root(store) or _only_root(store.url)
     ledger = Ledger(store, root)
     numbers = ledger.done_numbers()
     plans = [plan for plan in ledger.plans() if plan.number in numbers]
@@ -89,32 +87,13 @@ def done(output: str, model: str | None = None) -> Predictions:
     return Predictions(
         root=root,
         files=tuple(f"{store.url}/{root}/{o.key}" for o in objects),
-        superseded=frozenset(dead_versions(_disputed(plans))),
+        superseded=frozenset(ledger.superseded(plans, numbers)),
     )
 
 
-def _disputed(plans: Sequence[Plan]) -> list[tuple[str, str]]:
-    """(uri, version) claims of files that were claimed in several versions, in the order of plans."""
-    claims = pa.concat_tables(
-        plan.table.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * plan.table.num_rows))
-        for plan in plans
-    )
-    versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
-    several = versions.filter(pc.greater(versions["version_count_distinct"], 1))["uri"].combine_chunks()
-    found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["uri", "version", "plan"]).aggregate([])
-    found = found.sort_by("plan")
-    return list(zip(found["uri"].to_pylist(), found["version"].to_pylist(), strict=True))
-
-
-def _only_root(output: str) -> str:
-    fs, path = open_filesystem(output)
-    try:
-        names = retrying(lambda: fs.ls(path, detail=False), output)
-        found = [str(name).rstrip("/").rpartition("/")[2] for name in names]
-    except NotFound:
-        found = []
-    roots = [name for name in found if name.startswith("model=")]
-    if len(roots) != 1:
-        there = ", ".join(sorted(roots)) or "none"
-        raise SpecError(f"{output}: one model is wanted, there is {there}", "promote one (`stint promote`), or name it")
-    return roots[0]
+def _only_root(url: str) -> str:
+    found = roots(url)
+    if len(found) != 1:
+        there = ", ".join(found) or "none"
+        raise SpecError(f"{url}: one model is wanted, there is {there}", "promote one (`stint promote`), or name it")
+    return found[0]

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
-from jobs.claims import dead_versions
 from jobs.discovery import Discovery, discover
 from jobs.errors import RunFailed, SpecError, StintError
 from jobs.job import Job
@@ -194,6 +193,7 @@ class Run:
                 sha256=r.sha256,
             )
             for r in tally.results
+            if not r.rows_gone  # which files those rows are of, the object itself tells
         }
         broken = {shard.plan for shard, _ in tally.set_aside}
         budget = self.job.spec.limits.bad_rows
@@ -227,8 +227,9 @@ class Run:
 
     def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
         """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
-        done = self.job.ledger.done_numbers() | {plan.number}
-        return dead_versions(claim for p in self.job.ledger.plans() if p.number in done for claim in p.claimed)
+        done = self.job.ledger.done_numbers()
+        plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
+        return self.job.ledger.superseded(plans, done)
 
     # ------------------------------------------------------------------------------------------- report
 

@@ -27,6 +27,9 @@ RESERVED_COLUMNS = frozenset(
         "embedding",
         "error_code",
         "error_message",
+        # Names of the output's folders, which readers of Hive partitions put in place of a column.
+        "model",
+        "plan",
     ]
 )
 
@@ -87,7 +90,9 @@ class Input(Section):
     @classmethod
     def _keys_are_free(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if taken := RESERVED_COLUMNS & set(keys):
-            raise ValueError(f"{', '.join(sorted(taken))} is a column that Stint writes; rename the input column")
+            raise ValueError(
+                f"{', '.join(sorted(taken))} is a name that Stint uses in its output; rename the input column"
+            )
         if len(set(keys)) != len(keys):
             raise ValueError("a key is named twice")
         return keys

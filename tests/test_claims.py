@@ -67,6 +67,8 @@ class World:
     scored: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
     """Rows by plan."""
     lost: set[Slice] = field(default_factory=set)
+    gaps: set[tuple[int, str]] = field(default_factory=set)
+    """Plan and URI where rows were gone."""
 
     def night(self, files: Mapping[str, str], gone: set[str], rescore: bool) -> None:
         """Claim and score; files in `gone` vanish between the claim and their turn."""
@@ -85,12 +87,15 @@ class World:
     def _turn(self, piece: Slice, gone: set[str]) -> None:
         if piece.uri in gone:
             self.lost.add(piece)
+            self.gaps.add((len(self.plans), piece.uri))
         else:
             self.scored.append((len(self.plans), (piece.uri, piece.version)))
 
     def read(self, unfinished: Collection[int] = ()) -> list[tuple[str, str]]:
-        done = [plan for number, plan in enumerate(self.plans, 1) if number not in unfinished]
-        dead = dead_versions(claim for plan in done for claim in sorted(plan.claimed))
+        done = [(number, plan) for number, plan in enumerate(self.plans, 1) if number not in unfinished]
+        dead = dead_versions(
+            (uri, version, (number, uri) not in self.gaps) for number, plan in done for uri, version in plan.claimed
+        )
         return [rows for number, rows in self.scored if number not in unfinished and rows not in dead]
 
 
@@ -120,6 +125,18 @@ def test_after_a_quiet_night_readers_see_every_file_once_in_its_present_version(
     assert len(world.scored) == len(set(world.scored))
     world.night(last, set(), rescore=True)
     assert world.read() == seen  # and then there is nothing left to do
+
+
+@given(NIGHTS)
+def test_a_file_that_was_scored_once_is_never_without_predictions(
+    nights: list[tuple[dict[str, str], set[str]]],
+) -> None:
+    world = World()
+    scored: set[str] = set()
+    for files, gone in nights:
+        world.night(files, gone, rescore=True)
+        scored |= {uri for _, (uri, _) in world.scored}
+        assert {uri for uri, _ in world.read()} == scored
 
 
 @given(NIGHTS, st.sets(st.integers(1, 8)))

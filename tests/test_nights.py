@@ -276,12 +276,29 @@ def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_tha
     assert "nothing new to score" in nights.run(1)
 
 
-def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(nights: Nights) -> None:
+def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that was scored again, one whose new version is not done, and one whose new version vanished."""
     import duckdb
 
     nights.put("2026-03-01/a.parquet")
     nights.put("2026-03-01/b.parquet")
+    nights.put("2026-03-01/c.parquet")
     nights.run(1)
+    scored = nights.expected["2026-03-01/c.parquet"]
+    vanishing = nights.put("2026-03-01/c.parquet")
+    nights.expected["2026-03-01/c.parquet"] = scored
+
+    def vanish(loop: Any) -> Any:
+        vanishing.unlink()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.loop.Loop.run", vanish)
+    assert "gone: 40 rows" in nights.run(1)
+    nights.verify(1)
+    nights.check_readers()
     nights.put("2026-03-01/a.parquet")
     nights.run(2)
     first = nights.expected["2026-03-01/b.parquet"]
