@@ -53,7 +53,7 @@ class RayPool:
         self._spec = spec
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
-        """By labels, as the last worker there has reported."""
+        """By labels, the most that a worker there has reported."""
         self._cpus_of_node: dict[str, float] = {}
         self._next = 0
         self._actors: dict[int, _Actor] = {}
@@ -127,10 +127,16 @@ class RayPool:
         if not actor.ready:
             if isinstance(outcome, Failure):
                 return self._gone(worker, outcome)
-            actor.ready = True
             # Pods and virtual machines differ: what a node says of itself sizes what the next actors ask for.
-            self._threads_per_core = outcome.plan.threads_per_core
-            self._threads_per_core_of[frozenset(actor.labels.items())] = outcome.plan.threads_per_core
+            there, here = frozenset(actor.labels.items()), outcome.plan.threads_per_core
+            self._threads_per_core = here
+            self._threads_per_core_of[there] = max(here, self._threads_per_core_of.get(there, 0))
+            if actor.cpus < self._spec.threads * here:
+                # Ray takes its node for emptier than it is, and would place one after another there for whom no core
+                # is left; so this one makes room for another that asks for what it takes.
+                told = f"asked for {actor.cpus} CPUs, and its cores are {self._spec.threads * here}: asking again"
+                return self._gone(worker, Failure(kind=FailureKind.INFRA, message=told))
+            actor.ready = True
             return WorkerReady(worker, outcome)
         return ShardEnded(worker, actor.shards.pop(call), outcome)
 

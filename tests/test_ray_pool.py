@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, OutOfMemoryError, RuntimeEnvSetupError
 
 from jobs import ray_pool
-from jobs.pool import WorkerGone
+from jobs.pool import WorkerGone, WorkerReady
 from jobs.ray_pool import RayPool
+from tests.fakes import INFO
 from workers.contract import FailureKind, Shard, Slice
 
 SHARD = Shard(
@@ -20,16 +22,23 @@ SHARD = Shard(
     slices=(Slice(uri="a", size=1, version="v", row_group=0, row_start=0, row_stop=1),),
 )
 
+ASKED: list[int] = []
+"""CPUs that actors asked for."""
 
-def pool_with_one_actor(monkeypatch: pytest.MonkeyPatch, error: Exception, *, ready: bool) -> RayPool:
-    """One actor, every call of which ends with the error."""
+
+def pool_with_one_actor(monkeypatch: pytest.MonkeyPatch, outcome: Any, *, ready: bool = False) -> RayPool:
+    """One actor, every call of which ends with the outcome, which may be an error."""
     calls = iter(range(9))
     call = SimpleNamespace(remote=lambda *_: f"call {next(calls)}")
     handle = SimpleNamespace(__ray_call__=call, start=call, score=call)
-    actor_class: Any = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: handle))
+    actor_class: Any = SimpleNamespace(options=lambda **asked: ASKED.append(asked["num_cpus"]) or made)
+    made = SimpleNamespace(remote=lambda _: handle)
+    ASKED.clear()
 
     def get(_: Any) -> Any:
-        raise error
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     monkeypatch.setattr(ray_pool.ray, "remote", lambda _: actor_class)
     monkeypatch.setattr(ray_pool.ray, "get", get)
@@ -64,3 +73,17 @@ def test_a_worker_that_ray_lost_however_is_gone_with_its_shards_and_no_error_of_
     assert (event.failure.kind, event.started) == (FailureKind.INFRA, ready)
     assert event.shards == ((SHARD,) if ready else ())
     assert (pool.size(), pool.workers(), pool.poll(1.0)) == (0, {}, [])
+
+
+def test_a_worker_whose_cores_have_more_threads_than_it_asked_for_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would place a second worker on the other threads of its cores, where none is left to lease."""
+    twice = replace(INFO, plan=replace(INFO.plan, threads_per_core=2))
+    pool = pool_with_one_actor(monkeypatch, twice)
+    del pool._waiting[pool._actors[0].placing]
+    (event,) = pool.poll(1.0)
+    assert isinstance(event, WorkerGone)
+    assert (event.failure.kind, event.started, pool.size()) == (FailureKind.INFRA, False, 0)
+    worker = pool.start({})
+    del pool._waiting[pool._actors[worker].placing]
+    assert [type(event) for event in pool.poll(1.0)] == [WorkerReady]
+    assert ASKED == [1, 2]
