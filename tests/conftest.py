@@ -9,4 +9,4 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Several OpenMP threads on a machine that runs other tests spin against each other; workers size their own pools.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ["tests.objectstore.servers", "tests.digits_job"]
+pytest_plugins = ["tests.objectstore.servers", "tests.digits_job", "tests.ray_heads"]

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,17 @@ from jobs.demo import load_digits, train_weights, write_images
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
+
+
+DEAR = {
+    "model__preprocess": {"resize": 448, "crop": 448, "mean": [0.3] * 3, "std": [0.35] * 3},
+    "model__calibration": {"rows": 16},
+    "input__shard_rows": 16,
+    "gate__labels_column": None,
+    "gate__min_agreement": 0.0,
+    "gate__rows": 16,
+}
+"""Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,14 @@ class Digits:
             else:
                 spec[section] = value
         return spec
+
+    def repeated(self, folder: Path, times: int) -> Digits:
+        """The same rows so many times, in files of other names."""
+        folder.mkdir(exist_ok=True)
+        for file in self.images.glob("*.parquet"):
+            for copy in range(times):
+                (folder / f"{copy}-{file.name}").write_bytes(file.read_bytes())
+        return Digits(folder, self.weights, self.rows * times)
 
 
 @pytest.fixture(scope="session")
@@ -96,71 +110,3 @@ def predictions(folder: Path) -> pa.Table:
     """All predictions below an output folder, in the order of the shards."""
     files = sorted(folder.glob("model=*/plan=*/*.parquet"))
     return pa.concat_tables(pq.read_table(io.BytesIO(file.read_bytes())) for file in files)
-
-
-# ---------------------------------------------------------------------------------------------- Ray
-
-
-@dataclass(frozen=True)
-class Head:
-    address: str
-    dashboard: str
-
-
-@pytest.fixture(scope="session")
-def ray_head() -> Iterator[Head]:
-    """A real head node with two CPUs and a dashboard for job submission, on loopback."""
-    ports = [_free_port() for _ in range(5)]
-    with tempfile.TemporaryDirectory(prefix="stint-ray-") as folder:  # short: it holds Unix sockets
-        log = (Path(folder) / "log").open("wb")
-        head = subprocess.Popen(
-            [
-                Path(PYTHON).parent / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
-                f"--port={ports[0]}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
-                f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
-                f"--dashboard-agent-grpc-port={ports[3]}", f"--metrics-export-port={ports[4]}",
-                f"--temp-dir={folder}", "--object-store-memory=100000000",
-            ],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            _await_job_server(ports[1], head)
-            yield Head(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
-        finally:
-            head.terminate()  # it ends its own children; what it leaves is in its process group
-            head.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            log.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _await_job_server(port: int, head: subprocess.Popen[bytes]) -> None:
-    """Until the job server answers, which is later than the port being open."""
-    from ray.job_submission import JobSubmissionClient
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            JobSubmissionClient(f"http://127.0.0.1:{port}").list_jobs()
-            return
-        except (ConnectionError, RuntimeError):
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
-
-
-def await_true(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """Poll until `condition()` is truthy and return that."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.05)
-    return found

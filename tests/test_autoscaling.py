@@ -7,11 +7,8 @@ of defaults that the wheel does not carry.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.digits_job import PYTHON, ROOT, Digits, await_true, stint
+from tests.digits_job import DEAR, PYTHON, ROOT, Digits, stint
+from tests.ray_heads import await_true, started_head
 
 pytestmark = pytest.mark.ray
 
@@ -29,16 +27,8 @@ HEAD_ID = "f" * 51 + "00000"
 ON_DEMAND = {"ray.io/market-type": "on-demand"}
 SPOT = {"ray.io/market-type": "spot"}
 IDLE_S = 4
-SLOW = {
-    "model__preprocess": {"resize": 448, "crop": 448, "mean": [0.3] * 3, "std": [0.35] * 3},
-    "model__calibration": {"rows": 16},
-    "gate__labels_column": None,
-    "gate__min_agreement": 0.0,
-    "gate__rows": 16,
-}
 COPIES = 6
-"""Large crops, many times over, make the work last until the second node is there; nobody looks at the predictions."""
-
+"""Enough work to last until the second node is there."""
 
 WATCH = """
 import json, pathlib, sys, time, ray
@@ -100,73 +90,40 @@ def config(gcs_address: str) -> dict[str, Any]:
     }
 
 
+def options(gcs_address: str, folder: Path) -> list[str]:
+    file = folder / "autoscaler.json"
+    file.write_text(json.dumps(config(gcs_address)))
+    return ["--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={file}"]
+
+
 @pytest.fixture(scope="module")
 def autoscaled() -> Iterator[Autoscaled]:
-    port, metrics_port = _free_port(), _free_port()
-    address = f"127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="stint-ray-") as folder:  # short: it holds Unix sockets
-        file = Path(folder) / "autoscaler.json"
-        file.write_text(json.dumps(config(address)))
-        log, watched = (Path(folder) / "log").open("wb"), Path(folder) / "watched"
-        watch = None
-        head = subprocess.Popen(
-            [
-                Path(PYTHON).parent / "ray", "start", "--head", "--block", "--num-cpus=0", "--disable-usage-stats",
-                f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false",
-                f"--metrics-export-port={metrics_port}", f"--temp-dir={folder}", "--object-store-memory=100000000",
-                f"--autoscaling-config={file}",
-            ],
-            env={
-                **os.environ,
-                "RAY_AUTH_MODE": "disabled",
-                "RAY_FAKE_CLUSTER": "1",
-                "RAY_enable_autoscaler_v2": "1",
-                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-                "RAY_NODE_TYPE_NAME": "ray.head.default",
-            },
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    env = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+    }
+    with started_head(options, env) as head:
+        await_true(lambda: head.process.poll() is None and _listens(head.address), "the head's GCS", 60)
+        watched = head.folder / "watched"
+        watch = subprocess.Popen([PYTHON, "-c", WATCH, head.address, HEAD_ID, watched], stdout=subprocess.DEVNULL)
         try:
-            await_true(lambda: head.poll() is None and _listens(port), "the head's GCS", 60)
-            watch = subprocess.Popen([PYTHON, "-c", WATCH, address, HEAD_ID, watched], stdout=log, stderr=log)
             await_true(lambda: watched.exists() and watched.stat().st_size, "a first look", 30)
-            yield Autoscaled(address, watched)
+            yield Autoscaled(head.address, watched)
         finally:
-            if watch is not None:
-                watch.kill()
-                watch.wait()
-            head.terminate()  # it ends its own children; nodes that the provider has started are in its process group
-            head.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            for pid in _processes_of(folder):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            log.close()
+            watch.kill()
+            watch.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+def _listens(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), 1):
         return True
     return False
-
-
-def _processes_of(folder: str) -> list[int]:
-    """Processes of the session in this folder, which is ours alone."""
-    found = []
-    for process in Path("/proc").iterdir():
-        with suppress(OSError):
-            if process.name.isdigit() and folder.encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
 
 
 @contextmanager
@@ -185,12 +142,8 @@ def running(spec: str, cluster: Autoscaled) -> Iterator[subprocess.Popen[str]]:
 def test_a_run_brings_up_nodes_from_zero_and_they_go_when_it_is_done(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], autoscaled: Autoscaled
 ) -> None:
-    out, many = tmp_path / "out", tmp_path / "in"
-    many.mkdir()
-    for file in digits.images.glob("*.parquet"):
-        for copy in range(COPIES):
-            (many / f"{copy}-{file.name}").write_bytes(file.read_bytes())
-    spec = write_spec(digits.spec(out, **SLOW, workers__max=2, input__shard_rows=16, input__uri=str(many)))
+    out = tmp_path / "out"
+    spec = write_spec(digits.repeated(tmp_path / "in", COPIES).spec(out, **DEAR, workers__max=2))
     await_true(lambda: not autoscaled.nodes(), "no nodes at first")
     with running(spec, autoscaled) as driver:
         await_true(lambda: len(autoscaled.nodes()) == 2 or driver.poll() is not None, "two nodes")

@@ -16,33 +16,18 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.digits_job import PYTHON, ROOT, Digits, Head, await_true, stint
+from tests.digits_job import DEAR, PYTHON, ROOT, Digits, stint
+from tests.ray_heads import Head, await_true
 
 pytestmark = pytest.mark.ray
 
 WriteSpec = Callable[[dict[str, Any]], str]
-SLOW = {
-    "model__preprocess": {"resize": 448, "crop": 448, "mean": [0.3] * 3, "std": [0.35] * 3},
-    "input__shard_rows": 16,
-}
-"""Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
 COPIES = 4
-NO_GATE = {
-    "gate__labels_column": None,
-    "gate__min_agreement": 0.0,
-    "gate__rows": 16,
-    "model__calibration": {"rows": 16},
-}
 
 
 @pytest.fixture(scope="module")
 def many(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    """The same rows COPIES times, in files of other names."""
-    folder = tmp_path_factory.mktemp("many")
-    for file in digits.images.glob("*.parquet"):
-        for copy in range(COPIES):
-            (folder / f"{copy}-{file.name}").write_bytes(file.read_bytes())
-    return Digits(folder, digits.weights, digits.rows * COPIES)
+    return digits.repeated(tmp_path_factory.mktemp("many"), COPIES)
 
 
 def objects(folder: Path) -> dict[str, int]:
@@ -120,7 +105,7 @@ def test_workers_keep_to_disjoint_cores_and_run_no_more_busy_threads_than_they_h
     many: Digits, tmp_path: Path, write_spec: WriteSpec
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(many.spec(out, **SLOW, **NO_GATE))
+    spec = write_spec(many.spec(out, **DEAR))
     wall_s = 1.0
     with started("run", spec) as driver:
         await_true(lambda: len(objects(out)) >= 2 and len(pinned_workers()) >= 2, "two workers at work")
@@ -151,7 +136,7 @@ def test_sigterm_ends_a_run_with_code_5_within_3_seconds_and_the_next_run_comple
     many: Digits, tmp_path: Path, write_spec: WriteSpec, ray_head: Head
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(many.spec(out, **SLOW, **NO_GATE))
+    spec = write_spec(many.spec(out, **DEAR))
     with started("run", spec, "--address", ray_head.address) as driver:
         await_true(lambda: len(objects(out)) >= 2, "two shards committed")
         driver.send_signal(signal.SIGTERM)
@@ -171,7 +156,7 @@ def test_two_drivers_started_together_both_succeed_and_commit_each_shard_once(
     many: Digits, tmp_path: Path, write_spec: WriteSpec, ray_head: Head
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(many.spec(out, **SLOW, **NO_GATE, workers__max=1))
+    spec = write_spec(many.spec(out, **DEAR, workers__max=1))
     with started("run", spec, "--address", ray_head.address) as one:
         with started("run", spec, "--address", ray_head.address) as two:
             first, second = (driver.communicate(timeout=200) for driver in (one, two))
@@ -189,7 +174,7 @@ def test_a_killed_worker_is_replaced_and_its_shards_are_scored(
     many: Digits, tmp_path: Path, write_spec: WriteSpec, ray_head: Head
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(many.spec(out, **SLOW, **NO_GATE))
+    spec = write_spec(many.spec(out, **DEAR))
     with started("run", spec, "--address", ray_head.address) as driver:
         await_true(lambda: len(objects(out)) >= 2 and worker_pids(), "a worker at work")
         os.kill(worker_pids()[0], signal.SIGKILL)
@@ -238,7 +223,7 @@ def test_a_submitted_job_killed_and_then_stopped_half_way_is_finished_by_submitt
     fs.put(str(many.weights), f"{s3}/weights/digits.safetensors")
     changes = {"input__uri": f"{s3}/images/", "model__weights": f"{s3}/weights/digits.safetensors"}
     spec = tmp_path / "job.yaml"
-    spec.write_text(yaml.safe_dump(many.spec(f"{s3}/out", **SLOW, **NO_GATE, **changes)))
+    spec.write_text(yaml.safe_dump(many.spec(f"{s3}/out", **DEAR, **changes)))
 
     def versions() -> dict[str, list[str]]:
         """Every version that every prediction object ever had."""

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zipfile
@@ -40,7 +39,8 @@ from jobs.job_server import JobServer
 from jobs.submit import choose_address, prepare, use_token
 from jobs.submit import submit as submit_here
 from jobs.upload import check_goes_along, find_files
-from tests.digits_job import PYTHON, ROOT, Digits, Head, _free_port, await_true, stint
+from tests.digits_job import PYTHON, ROOT, Digits, stint
+from tests.ray_heads import Head, await_job_server, await_true, started_head
 
 NIGHT = Days(date(2026, 3, 1), date(2026, 3, 1))
 PATIENT = Patience(poll_s=0.2, retry_s=0.1, retry_most_s=0.5, lost_after_s=30)
@@ -665,35 +665,9 @@ def test_a_night_under_way_is_joined_and_a_stop_ends_every_wait_with_code_5(
 def guarded_head() -> Iterator[tuple[str, str]]:
     """A head node that wants a token: its job server's URL, and the token."""
     token = os.urandom(24).hex()
-    ports = [_free_port() for _ in range(5)]
-    with tempfile.TemporaryDirectory(prefix="stint-ray-") as folder:
-        head = subprocess.Popen(
-            [
-                Path(PYTHON).parent / "ray", "start", "--head", "--block", "--num-cpus=1", "--disable-usage-stats",
-                f"--port={ports[0]}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
-                f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
-                f"--dashboard-agent-grpc-port={ports[3]}", f"--metrics-export-port={ports[4]}",
-                f"--temp-dir={folder}", "--object-store-memory=100000000",
-            ],
-            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{ports[1]}"
-
-        def answers() -> bool:
-            with suppress(requests.RequestException):
-                bearer = {"Authorization": f"Bearer {token}"}
-                return requests.get(f"{url}/api/jobs/", headers=bearer, timeout=5).status_code == 200
-            return False
-
-        try:
-            await_true(answers, "the guarded head to answer", 60)
-            yield url, token
-        finally:
-            head.terminate()
-            head.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
+    with started_head(["--num-cpus=1"], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
+        await_job_server(head, token)
+        yield head.dashboard, token
 
 
 @pytest.mark.ray
