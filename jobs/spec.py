@@ -194,7 +194,8 @@ class Group(Section):
     max: Annotated[int, Field(ge=1)] | None = None
     """Workers at most in this group."""
     patience_s: Annotated[float, Field(gt=0)] = 600
-    """How long a worker may wait for a node here, boot and image pull included; then the next group is asked, and this one again after a while."""
+    """How long a worker may wait for a node here, boot and image pull included; then the next group is asked, and
+    this one again after a while."""
 
     @field_validator("labels")
     @classmethod
