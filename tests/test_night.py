@@ -17,7 +17,10 @@ from tests.night import RATE, Kind, Morning, Night, simulate
 HOURS = 6.0
 SEEDS = (1, 2)
 NIGHT = Night(rows=20_000_000, hours=HOURS)
-GROUPS = Workers(max=256, groups=[{"labels": {"market": "spot"}}, {"labels": {"market": "on-demand"}}])  # type: ignore
+GROUPS = Workers(
+    max=256,
+    groups=[{"labels": {"market": "spot"}, "patience_s": 300}, {"labels": {"market": "on-demand"}}],  # type: ignore
+)
 ON_DEMAND = Kind(labels={"market": "on-demand"})
 FLAKY = {0: 4, 1: 0, 2: 2}
 
