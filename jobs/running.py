@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
 from jobs.discovery import Discovery, discover
-from jobs.errors import RunFailed, SpecError, StintError
+from jobs.errors import NothingThere, RunFailed, SpecError, StintError
 from jobs.job import Job
 from jobs.ledger import DoneShard
 from jobs.loop import Loop, Tally, bad_rows_error
@@ -72,25 +73,26 @@ class Run:
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
         try:
-            return self._ensure_bundle(discover(self.job))
+            return self._ensure_bundle(partial(self._to_sample, discover(self.job)))
         finally:
             if self.cluster:
                 self.cluster.close()
 
     def _complete(self) -> None:
-        found = discover(self.job)
+        try:
+            found = discover(self.job)
+        except NothingThere:
+            if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
+                self._ensure_bundle(list)
+                self._finish_open()
+            raise
         self._tell(found)
         if found.fresh_rows or any(self.job.ledger.missing(plan) for plan in found.open_plans):
             self._workers()  # refused here, before anything is claimed
-            outcome = self._ensure_bundle(found)
+            outcome = self._ensure_bundle(partial(self._to_sample, found))
             self.report.accuracy = dict(outcome.report)
         self._claim(found)
-        # Another run may have claimed in between: whatever is open now is this run's business too.
-        done = self.job.ledger.done_numbers()
-        plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
-        left = [shard for plan in plans for shard in self.job.ledger.missing(plan)]
-        tally = self._score(plans, left) if left else Tally()
-        self._finish(plans, tally)
+        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
@@ -131,11 +133,22 @@ class Run:
             self.say(self.cluster.describe())
         return self.cluster
 
-    def _ensure_bundle(self, found: Discovery) -> BundleOutcome:
-        def opened() -> list[Opened]:
-            # With nothing new, from what is there: the bundle of an open plan may still be missing.
-            return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
+    def _to_sample(self, found: Discovery) -> list[Opened]:
+        """With nothing new, from what is there: the bundle of an open plan may still be missing."""
+        return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
 
+    def _open(self) -> tuple[list[Plan], list[Shard]]:
+        """Plans that are not done, and what of them is missing."""
+        done = self.job.ledger.done_numbers()
+        plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
+        return plans, [shard for plan in plans for shard in self.job.ledger.missing(plan)]
+
+    def _finish_open(self) -> None:
+        plans, left = self._open()
+        tally = self._score(plans, left) if left else Tally()
+        self._finish(plans, tally)
+
+    def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
         return Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
 
     def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:

@@ -35,7 +35,7 @@ DEAR = {
 
 @dataclass(frozen=True)
 class Digits:
-    """Input and weights that a session's tests share and never change."""
+    """Input and weights that all tests share and none changes."""
 
     images: Path
     weights: Path

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.arguments import parser
+from jobs.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "k8s/README.md")
 RAY_ALLOWED = {"jobs/ray_pool.py", "jobs/job_server.py"}
@@ -35,6 +38,11 @@ def test_importing_the_command_line_imports_neither_torch_nor_ray() -> None:
     code = "import sys, jobs.cli; print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_every_command_that_the_parser_knows_does_something() -> None:
+    choices = next(action.choices for action in parser()._actions if action.dest == "command")
+    assert set(choices or ()) == set(COMMANDS)
 
 
 def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:

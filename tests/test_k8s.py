@@ -14,8 +14,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from jobs.arguments import parser
 from jobs.attempts import MEANING
-from jobs.cli import _parser
 from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED
 from jobs.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
 from jobs.spec import JobSpec
@@ -293,11 +293,11 @@ def test_commands_in_the_manifests_are_understood(overlay: str) -> None:
     objects = build(overlay)
     for job in of_kind(objects, "RayJob"):
         words = f"{job['spec']['entrypoint']} --as-of {NIGHT}".split()
-        assert _parser().parse_args(words[3:]).spec.startswith("/etc/stint/")
+        assert parser().parse_args(words[3:]).spec.startswith("/etc/stint/")
     for cron in of_kind(objects, "CronJob"):
         container = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
         assert "STINT_JOB_NAME" in {variable["name"] for variable in container["env"]}
-        assert _parser().parse_args(container["args"][3:]).template == "stint-nightly"
+        assert parser().parse_args(container["args"][3:]).template == "stint-nightly"
 
 
 def test_pods_run_as_the_user_and_in_the_folder_of_the_image() -> None:

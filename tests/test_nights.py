@@ -254,6 +254,28 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
     assert "nothing new to score" in nights.run(2)
 
 
+def test_a_missing_delivery_does_not_keep_what_an_earlier_night_left_from_being_finished(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.raw["input"]["days"] = 1
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.loop.Loop.run", killed)
+        with pytest.raises(Killed):
+            nights.run(1)
+    assert "there is nothing at" in nights.run(2, code=2)
+    nights.verify(1)
+    nights.check_readers()
+
+
 def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_that_looked_later(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,109 @@
+"""The command line: its commands and their options. What they do is in `jobs.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from datetime import date
+
+from jobs.days import Days, parse_day, parse_days
+
+EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
+4 accuracy gate refused · 5 interrupted, safe to resume"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Its result has the name of the command as `command`, and the options of that command."""
+    made = argparse.ArgumentParser(
+        prog="stint", description="Score every image of a data set, exactly once, with an INT8 model on CPU nodes.",
+        epilog=EPILOG,
+    )  # fmt: skip
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    def add_spec(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec"
+        )
+        days = sub.add_mutually_exclusive_group()
+        days.add_argument(
+            "--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today"
+        )
+        days.add_argument(
+            "--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these"
+        )
+
+    def add_cluster(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine"
+        )
+        sub.add_argument(
+            "--pool", choices=("ray", "local"), default="ray", help="local: one worker in this process, for a debugger"
+        )
+
+    demo = add("demo", "make data, train a small network, run the whole job on it and verify")
+    demo.add_argument("--folder", default="demo-out", help="where to put it (default: %(default)s)")
+    for name, text in (
+        ("run", "score what is missing: bundle, plan, predictions, done record"),
+        ("quantize", "make the INT8 bundle and compare it with fp32"),
+    ):
+        sub = add(name, text)
+        add_spec(sub)
+        add_cluster(sub)
+    for name, text in (
+        ("plan", "dry run: shards, rows, time and cost of what is new or missing"),
+        ("status", "plans, shards and rows as the ledger has them"),
+        ("verify", "prove that input and output rows match one to one"),
+    ):
+        add_spec(add(name, text))
+    nightly = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
+    nightly.add_argument("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
+    nightly.add_argument("--namespace", help="default: the pod's, or the kubeconfig's")
+    nightly.add_argument("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    nightly.add_argument(
+        "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
+        help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
+    )  # fmt: skip
+    nightly.add_argument(
+        "--timezone", default=os.environ.get("TZ"), metavar="ZONE", help="of the date (default: TZ, or the CronJob's)"
+    )
+    nightly.add_argument(
+        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+    )
+    promote = add("promote", "let readers follow this job's model, once it has scored everything")
+    add_spec(promote)
+    promote.add_argument("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
+    promote.add_argument(
+        "--allow-fewer", action="store_true", help="also if the current model has predictions of more files"
+    )
+    submit = add("submit", "run the job in a cluster that is reached over HTTP; safe to repeat")
+    add_spec(submit)
+    submit.add_argument(
+        "--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS"
+    )
+    submit.add_argument("--wait", action="store_true", help="follow the log and end with the run's exit code")
+    submit.add_argument(
+        "--working-dir", default=".", metavar="DIR",
+        help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
+    )  # fmt: skip
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job; NAME: as it is here"
+    )
+    add("schema", "JSON Schema of the spec")
+    return made
+
+
+def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:
+    """For argparse, which shows the words of this error only."""
+
+    def parsed(text: str) -> Days:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
