@@ -123,5 +123,11 @@ def test_the_systemd_units_of_the_documents_are_valid(tmp_path: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "tests/benchmarks").glob("bench_*.py")), ids=lambda f: f.stem)
+def test_every_benchmark_starts(file: Path) -> None:
+    module = f"tests.benchmarks.{file.stem}"
+    subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
     assert all((ROOT / name).is_dir() for name in ("jobs", "workers", "conf", "tests", "k8s"))

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.job import Job
-from jobs.spec import load_spec
+from jobs.spec_file import load_spec
 from tests.images import photographs
 from workers.threads import read_topology, thread_environment
 
