@@ -64,7 +64,8 @@ class Bundling:
     def _made(self, request: BundleRequest) -> BundleOutcome:
         request = replace(request, sample=self.job.sample(self.opened()))
         if not request.sample:
-            raise SpecError(f"input.uri: {self.job.spec.input.uri} holds no rows to calibrate on")
+            given = self.job.spec.input
+            raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
         failures = 0
         for group in itertools.cycle(self._groups()):
             outcome = self._attempt(request, group)

@@ -20,7 +20,7 @@ from typing import Any
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
 from workers.model_names import RECIPE, weights_enum_or_path
-from workers.store import NotFound, StoreDenied, StoreError
+from workers.store import NotFound, StoreDenied
 
 ROW_FORMAT = 1
 """Raised when the columns of an output row change meaning."""
@@ -86,7 +86,7 @@ def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
             "a relative path counts from the working directory, which `ray job submit` uploads without "
             "what .gitignore and .rayignore name",
         ) from error
-    except (StoreDenied, StoreError) as error:
+    except StoreDenied as error:
         raise SpecError(f"{what}: cannot read {url}: {error}") from error
 
 

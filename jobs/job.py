@@ -18,7 +18,7 @@ from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
-from workers.store import Store, StoreDenied, StoreError, is_local, open_filesystem, open_store, probe, read_url
+from workers.store import Store, StoreDenied, is_local, open_filesystem, open_store, probe, read_url
 
 BATCH = 16
 """Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""
@@ -39,7 +39,7 @@ class Job:
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
         """Resolve the spec as of the given days, today by default.
 
-        Raises SpecError for what cannot be: weights, module, output, a store that lies.
+        Raises SpecError for what cannot be: weights, module, output, a store that lies; StoreError.
         """
         days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
         target = absolute(filled(spec.output.uri, days)[-1])
@@ -54,7 +54,7 @@ class Job:
             store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
-        except (StoreDenied, StoreError) as error:
+        except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
         return cls(spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
 

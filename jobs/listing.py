@@ -14,7 +14,7 @@ from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
 from jobs.sources import Source
 from jobs.spec import Input
-from workers.store import NotFound, StoreDenied, StoreError, full_url, open_filesystem, retrying, version_of
+from workers.store import NotFound, StoreDenied, full_url, open_filesystem, retrying, version_of
 
 SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
@@ -41,7 +41,7 @@ def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Col
     `doubtful` URIs is looked up.
 
     A day's folder may be missing while another day's is there. Raises SpecError when nothing is there, when a folder
-    that does not depend on the date is missing, or when access is refused.
+    that does not depend on the date is missing, or when access is refused; StoreError, which another run may not meet.
     """
     sources: dict[str, Source] = {}
     unreadable: dict[str, str] = {}
@@ -60,7 +60,7 @@ def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Col
             except NotFound:
                 missing.append(url)
                 continue
-            except (StoreDenied, StoreError) as error:
+            except StoreDenied as error:
                 raise SpecError(f"{key}: cannot list {url}: {error}") from error
             sources |= {source.uri: source for source in found}
         if len(missing) == len(urls):

@@ -16,7 +16,7 @@ from jobs.errors import SpecError
 from jobs.listing import Listing, list_input
 from jobs.manifests import read_entries
 from jobs.spec import Input
-from workers.store import open_filesystem, version_of
+from workers.store import StoreError, open_filesystem, version_of
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 
@@ -191,3 +191,15 @@ def test_a_file_that_a_manifest_names_in_two_versions_is_the_one_that_is_there(t
     found = listed(manifest=str(manifest))
     assert [(source.uri, source.version) for source in found.sources] == [(path, now)]
     assert "says version old, size 5 and version older, size 5; there is" in found.unreadable[f"{tmp_path}/b.parquet"]
+
+
+def test_a_store_that_fails_is_no_mistake_of_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers do not repeat what ends with code 2; a night that met a storage fault is worth repeating."""
+    put(tmp_path, "a.parquet")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise StoreError("timed out (6 tries)")
+
+    monkeypatch.setattr("jobs.listing.retrying", fails)
+    with pytest.raises(StoreError, match="timed out"):
+        listed(uri=str(tmp_path))
