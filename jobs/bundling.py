@@ -15,8 +15,9 @@ from jobs.loop import terms_of
 from jobs.pool import Cluster
 from jobs.sources import Opened
 from workers.bundle import read_manifest
-from workers.contract import BundleOutcome, BundleRequest, Failure, FailureCode, FailureKind
+from workers.contract import BundleRequest
 from workers.making import outcome_of
+from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 POLL_S = 0.2
 PAUSE_S = 2.0

@@ -114,6 +114,7 @@ class Job:
             batch=self.batch,
             task=self.spec.model.task,
             precision=self.spec.model.precision,
+            memory_bytes=self.spec.workers.memory_bytes,
             code_version=code_version(),
         )
 

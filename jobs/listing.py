@@ -13,7 +13,7 @@ from jobs.days import Days, filled
 from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
 from jobs.sources import Source
-from jobs.spec import Input
+from jobs.spec_input import Input
 from workers.store import NotFound, StoreDenied, full_url, open_filesystem, retrying, version_of
 
 SUFFIXES = {

@@ -15,17 +15,9 @@ from typing import Protocol
 from jobs.policy import SHARDS_A_WORKER
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from workers.actor import Worker
-from workers.contract import (
-    BundleOutcome,
-    BundleRequest,
-    Failure,
-    FailureKind,
-    Shard,
-    ShardResult,
-    WorkerInfo,
-    WorkerSpec,
-)
+from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.making import Maker
+from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo
 from workers.threads import read_topology
 
 

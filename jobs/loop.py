@@ -19,7 +19,8 @@ from jobs.plans import Plan
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
-from workers.contract import Failure, FailureCode, FailureKind, Shard, ShardResult, WorkerInfo
+from workers.contract import Shard
+from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 
 POLL_S = 0.2
 RELIST_S = 5.0

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 
-from workers.contract import Failure, FailureCode, FailureKind
+from workers.outcomes import Failure, FailureCode, FailureKind
 
 SHARDS_A_WORKER = 2
 """One that predicts and one that is read ahead."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.contract import BundleOutcome, BundleRequest, Failure, Shard, ShardResult, WorkerInfo, WorkerSpec
+from workers.contract import BundleRequest, Shard, WorkerSpec
+from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 
 
 @dataclass(frozen=True)

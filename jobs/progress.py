@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from workers.contract import ShardResult
+from workers.outcomes import ShardResult
 
 LINE_EVERY_S = 5.0
 WINDOW_S = 120.0

@@ -19,8 +19,9 @@ from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorEr
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from workers.actor import Worker
-from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, Shard, WorkerSpec
+from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.making import Maker
+from workers.outcomes import BundleOutcome, Failure, FailureKind
 from workers.threads import read_topology, thread_environment
 
 CONCURRENCY = 3

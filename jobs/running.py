@@ -29,7 +29,8 @@ from jobs.progress import Progress
 from jobs.report import Report
 from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
-from workers.contract import BundleOutcome, Shard
+from workers.contract import Shard
+from workers.outcomes import BundleOutcome
 from workers.store import StoreDenied, StoreError
 
 Say = Callable[[str], None]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import SpecError
-from jobs.spec import Input
+from jobs.spec_input import Input
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
 from workers.store import NotFound, StoreDenied, StoreError, open_filesystem
 from workers.webdataset import blocks

@@ -9,114 +9,17 @@ import re
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from jobs.days import AS_OF, MOST_DAYS
-from workers.webdataset import extensions
-
-RESERVED_COLUMNS = frozenset(
-    [
-        "source_uri",
-        "source_version",
-        "row_group",
-        "row",
-        "label",
-        "score",
-        "topk_label",
-        "topk_score",
-        "embedding",
-        "error_code",
-        "error_message",
-        # Names of the output's folders, which readers of Hive partitions put in place of a column.
-        "model",
-        "plan",
-    ]
-)
-
+from jobs.days import AS_OF
+from jobs.spec_input import Input, Section
 
 LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL_NAME}|in\({LABEL_NAME}(, *{LABEL_NAME})*\))$")]
 
 
-class Section(BaseModel):
-    """A part of the spec. Docstrings below fields are their descriptions in the JSON Schema."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-DEFAULT_IMAGE = {"parquet": "image", "images": "", "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff"}
-
-
-class Input(Section):
-    uri: str | tuple[str, ...] = ()
-    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`."""
-    manifest: str | None = None
-    """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
-    format: Literal["parquet", "images", "webdataset"] = "parquet"
-    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
-    image: Annotated[str, Field(validate_default=True)] = ""
-    """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
-    `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
-    keys: tuple[str, ...] = ()
-    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
-    uri_roots: tuple[str, ...] = ()
-    """Where URIs found in data may point. Empty: only below `input.uri` itself."""
-    days: Annotated[int, Field(ge=1, le=MOST_DAYS)] = 1
-    """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
-    on_change: Literal["report", "rescore"] = "report"
-    """What to do with a file that was scored and has another content now: keep its predictions and say so every
-    night, or score it again under a new plan that supersedes the old rows."""
-    shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
-    shard_mb: Annotated[int, Field(ge=1)] = 256
-    """Encoded bytes a shard, in MiB, at most; a single row group may exceed it."""
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        """Templates of files and folders to list; none for a manifest."""
-        return (self.uri,) if isinstance(self.uri, str) else self.uri
-
-    @property
-    def by_date(self) -> bool:
-        return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
-
-    @field_validator("image")
-    @classmethod
-    def _image_has_a_default(cls, image: str, info: ValidationInfo) -> str:
-        return image or DEFAULT_IMAGE[info.data.get("format", "parquet")]
-
-    @field_validator("keys")
-    @classmethod
-    def _keys_are_free(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if taken := RESERVED_COLUMNS & set(keys):
-            raise ValueError(
-                f"{', '.join(sorted(taken))} is a name that Stint uses in its output; rename the input column"
-            )
-        if len(set(keys)) != len(keys):
-            raise ValueError("a key is named twice")
-        return keys
-
-    @model_validator(mode="after")
-    def _keys_can_be_had(self) -> Input:
-        if self.format == "images" and self.keys:
-            raise ValueError("input.keys: image files have no columns; source_uri tells rows apart")
-        images = extensions(self.image) if self.format == "webdataset" else (self.image,)
-        if taken := [key for key in self.keys if (key.lower() if self.format == "webdataset" else key) in images]:
-            raise ValueError(f"input.keys: {taken[0]!r} is the image itself, which is not copied")
-        if not images:
-            raise ValueError(f"input.image: {self.image!r} names no extension, as jpg;png does")
-        return self
-
-    @model_validator(mode="after")
-    def _input_is_named_once(self) -> Input:
-        if not all(self.uris) or self.manifest == "":
-            raise ValueError("input: an empty path; write . for the working directory")
-        if bool(self.uris) == (self.manifest is not None):
-            raise ValueError("input: exactly one of uri and manifest is wanted")
-        if self.days > 1 and not self.by_date:
-            raise ValueError(f"input.days: {self.days} folders are wanted, but no {AS_OF} is in input.uri or manifest")
-        return self
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$")]
 
 
 class PreprocessOverrides(Section):
@@ -144,7 +47,7 @@ class Model(Section):
     """`torchvision/<name>` (any classification model) or `module:function` that returns an nn.Module."""
     weights: str | None = None
     """A torchvision weights enum (`DEFAULT`, `IMAGENET1K_V2`), or a path or URL of a .safetensors, .pth or .pt file."""
-    args: dict[str, Any] = {}
+    args: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Keyword arguments of the architecture, as `{num_classes: 4}`."""
     labels: str | tuple[str, ...] | None = None
     """Class names: `imagenet`, a list, or a path or URL (text lines or a JSON list). Default: the weights' own."""
@@ -218,6 +121,16 @@ class Workers(Section):
     """Physical cores a worker; `auto`: one."""
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images a forward pass; `auto`: 16."""
+    memory: Memory | Literal["auto"] = "auto"
+    """Most memory that a worker's process may take, as `2GiB` or `1500MiB`; one that takes more is ended. `auto`: its
+    cores' share of what its node has."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The bound in bytes; None for a worker's share of its node."""
+        if self.memory == "auto":
+            return None
+        return int(self.memory[:-3]) * (2**30 if self.memory.endswith("GiB") else 2**20)
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Workers:
@@ -233,6 +146,12 @@ class Limits(Section):
     """Times a shard is tried again after an error of our code, the model's, or its data."""
     infra_retries: Annotated[int, Field(ge=0)] = 20
     """Times a shard is tried again after a lost worker or a storage fault."""
+    crash_retries: Annotated[int, Field(ge=0)] = 2
+    """Times a shard is tried again after its worker crashed, counted over all runs; then it is scored in an isolated
+    process, which finds the rows that kill it and makes them error rows (`crashed_worker`)."""
+    stall_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Seconds after which a worker that still scores the same shard is held to be stuck and ended; `auto`: many times
+    what shards of this run have taken."""
 
 
 class Schedule(Section):

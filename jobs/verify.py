@@ -23,7 +23,7 @@ from jobs.errors import RunFailed
 from jobs.job import Job
 from jobs.ledger import DoneShard, Ledger, done_shard
 from jobs.plans import Plan
-from jobs.spec import Input
+from jobs.spec_input import Input
 from workers.contract import Shard, Slice
 from workers.parquet import open_parquet, opened
 from workers.store import NotFound, open_filesystem, version_of

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jobs.sources import Opened, RowGroup, Source
-from workers.contract import Failure, Shard, ShardResult, ThreadPlan, WorkerInfo
+from workers.contract import Shard, ThreadPlan
+from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.store import NotFound, ObjectInfo, Store
 from workers.writing import Scored, encode, object_facts
 

@@ -21,7 +21,8 @@ from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from tests.fakes import INFO, RESULT
-from workers.contract import Failure, FailureKind, Shard, Slice
+from workers.contract import Shard, Slice
+from workers.outcomes import Failure, FailureKind
 
 RATE = 40.0
 """Rows a second of a worker on a node of speed 1."""

@@ -14,7 +14,8 @@ from jobs.errors import RunFailed
 from jobs.policy import START_FAILURES
 from jobs.spec import Workers
 from tests.fakes import MemoryStore
-from workers.contract import BundleOutcome, BundleRequest, Failure, FailureKind, GateSpec, InputSpec, ModelSpec
+from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec
+from workers.outcomes import BundleOutcome, Failure, FailureKind
 
 SPOT, ON_DEMAND = {"m": "spot"}, {"m": "od"}
 MADE = BundleOutcome(fingerprint="f", passed=True, created=True, table="", report={}, seconds=1.0)

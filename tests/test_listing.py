@@ -15,7 +15,7 @@ from jobs.days import Days
 from jobs.errors import SpecError
 from jobs.listing import Listing, list_input
 from jobs.manifests import read_entries
-from jobs.spec import Input
+from jobs.spec_input import Input
 from workers.store import StoreError, open_filesystem, version_of
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)

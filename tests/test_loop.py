@@ -20,7 +20,8 @@ from jobs.pool import Event, WorkerGone
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
-from workers.contract import Failure, FailureKind, Shard, WorkerInfo
+from workers.contract import Shard
+from workers.outcomes import Failure, FailureKind, WorkerInfo
 
 ROOT = "model=net-0"
 

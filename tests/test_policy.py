@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobs.policy import Attempts, Step, bad_rows_exceeded, deadline, next_step, pool_target, room, start_step
-from workers.contract import Failure, FailureKind
+from workers.outcomes import Failure, FailureKind
 
 INFRA = Failure(kind=FailureKind.INFRA, message="lost")
 TASK = Failure(kind=FailureKind.TASK, message="bug")

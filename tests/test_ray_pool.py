@@ -13,7 +13,8 @@ from jobs import ray_pool
 from jobs.pool import WorkerGone, WorkerReady
 from jobs.ray_pool import RayPool
 from tests.fakes import INFO
-from workers.contract import FailureKind, Shard, Slice
+from workers.contract import Shard, Slice
+from workers.outcomes import FailureKind
 
 SHARD = Shard(
     plan=1,

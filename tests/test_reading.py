@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.days import today
 from jobs.listing import list_input
 from jobs.sources import open_sources
-from jobs.spec import Input
+from jobs.spec_input import Input
 from workers import parquet, parquet_rows
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from workers import threads
-from workers.contract import Failure, Shard, ShardResult, ThreadPlan, WorkerInfo, WorkerSpec
+from workers.contract import Shard, ThreadPlan, WorkerSpec
+from workers.outcomes import Failure, ShardResult, WorkerInfo
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,8 +5,8 @@ from __future__ import annotations
 import traceback
 
 from workers.bundle import BundleRefused
-from workers.contract import Failure, FailureCode, FailureKind
 from workers.model_names import ModelError
+from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.parquet import InputUnreadable
 from workers.reading import SourceChanged
 from workers.store import NotFound, StoreDenied, StoreError

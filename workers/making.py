@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from workers import bundle, gate, threads
-from workers.contract import BundleOutcome, BundleRequest, Failure
+from workers.contract import BundleRequest
 from workers.manifest import Calibration, Manifest, RowRef
+from workers.outcomes import BundleOutcome, Failure
 from workers.store import Store, open_store, read_url
 
 if TYPE_CHECKING:

@@ -1,0 +1,116 @@
+"""What comes back from workers: a shard's result, a bundle's outcome, or a failure, sorted.
+
+Frozen stdlib dataclasses, a few hundred bytes each, as in `workers.contract`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workers.contract import ThreadPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """A worker that is ready to score."""
+
+    host: str
+    pid: int
+    plan: ThreadPlan
+    affinity: tuple[int, ...]
+    """What the kernel says after pinning."""
+    torch_threads: int
+    """What torch says in the thread that predicts."""
+    isa: str
+    start_s: Mapping[str, float]
+    """Seconds by stage of coming up: lease, import, bundle, golden."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """One shard is in the output."""
+
+    plan: int
+    index: int
+    committed: bool
+    """True if this attempt's object is the one at the key; False if another attempt's already was."""
+    rows_ok: int
+    rows_bad: int
+    bad_by_code: Mapping[str, int]
+    bad_samples: Mapping[str, str]
+    """One row of each error code, named for a person."""
+    rows_gone: int
+    """Planned rows whose source vanished or changed since it was claimed; they have no output row."""
+    sha256: str
+    object_bytes: int
+    bytes_read: int
+    stage_s: Mapping[str, float]
+    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do."""
+    wall_s: float
+    cpu_s: float
+    """CPU seconds of the whole process while this shard was scored."""
+    threads_busy: float
+    """cpu_s ÷ wall_s: how many threads were busy on average. Never above the cores leased."""
+    torch_threads: int
+    peak_rss_bytes: int
+
+
+class FailureKind(enum.StrEnum):
+    INFRA = "infra"
+    """Actor, node, preemption, storage: somewhere else or later it works."""
+    TASK = "task"
+    """Our code or the model's: it will repeat."""
+    DATA = "data"
+    """The input as a whole cannot be read as the spec says (no such column, not Parquet)."""
+
+
+class FailureCode(enum.StrEnum):
+    """Causes that policy tells apart. Those of a bundle are also the `code` of workers.bundle.BundleRefused."""
+
+    OTHER = ""
+    NO_CORES = "no_cores"
+    """Other workers hold the node's cores: they come free."""
+    TOO_WIDE = "too_wide"
+    """The node has fewer cores than a worker takes."""
+    WRONG_ISA = "wrong_isa"
+    GOLDEN_MISMATCH = "golden_mismatch"
+    DENIED = "denied"
+    """The store refuses us."""
+    MODEL = "model"
+    """The spec's model cannot be had as written."""
+    NODE_LOST = "node_lost"
+    """The worker's node went away with it: that says nothing about its shards."""
+    PREEMPTED = "preempted"
+    """The worker, or its node, was taken away with notice: costs no budget."""
+    CRASHED = "crashed"
+    """The worker's process died while its node lives on: a shard that it held may be the reason."""
+    MEMORY = "memory"
+    """The worker would have needed more memory than its bound: a shard that it held may be the reason."""
+    STUCK = "stuck"
+    """A shard took so long that its worker was ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+    code: str = FailureCode.OTHER
+    """A FailureCode, or another stable name that only people read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOutcome:
+    """A bundle is in the output, or the gate refused it and none is."""
+
+    fingerprint: str
+    passed: bool
+    created: bool
+    """True if this request's bundle is the one there; False if there was one already."""
+    table: str
+    """fp32 against INT8 with the gate's thresholds, for a person."""
+    report: Mapping[str, object]
+    """The accuracy report, JSON-able."""
+    seconds: float
