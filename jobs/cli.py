@@ -23,7 +23,7 @@ from jobs.report import summary
 from jobs.running import Run
 from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
-from workers.store import StoreDenied, StoreError
+from workers.storage_errors import StoreDenied, StoreError
 
 
 def entrypoint() -> None:

@@ -18,7 +18,9 @@ from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
-from workers.store import Store, StoreDenied, is_local, open_filesystem, open_store, probe, read_url
+from workers.filesystems import is_local, open_filesystem, read_url
+from workers.storage_errors import StoreDenied
+from workers.store import Store, open_store, probe
 
 BATCH = 16
 """Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""

@@ -14,7 +14,9 @@ from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
 from jobs.sources import Source
 from jobs.spec_input import Input
-from workers.store import NotFound, StoreDenied, full_url, open_filesystem, retrying, version_of
+from workers.filesystems import full_url, open_filesystem, version_of
+from workers.retries import retrying
+from workers.storage_errors import NotFound, StoreDenied
 
 SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),

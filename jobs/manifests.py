@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
 from jobs.sources import Source
-from workers.store import NotFound, StoreDenied, StoreError, is_local, open_filesystem, read_url, retrying, version_of
+from workers.filesystems import is_local, open_filesystem, read_url, version_of
+from workers.retries import retrying
+from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.uris import normalise
 
 LOOKUPS_AT_ONCE = 32

@@ -7,7 +7,7 @@ from jobs.job import Job
 from jobs.prior import last_report
 from jobs.progress import duration
 from jobs.promotion import current_root, roots
-from workers.store import NotFound
+from workers.storage_errors import NotFound
 
 
 def describe_plan(job: Job) -> str:

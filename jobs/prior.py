@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from workers.store import NotFound, Store
+from workers.storage_errors import NotFound
+from workers.store import Store
 
 REPORTS_READ = 20
 """The newest reports that are looked at for one of the same model."""

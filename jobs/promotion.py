@@ -18,7 +18,10 @@ from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
 from jobs.ledger import Ledger
 from jobs.sources import Source
-from workers.store import NotFound, Store, open_filesystem, retrying
+from workers.filesystems import open_filesystem
+from workers.retries import retrying
+from workers.storage_errors import NotFound
+from workers.store import Store
 
 FOLDER = "_stint/current"
 

@@ -22,7 +22,8 @@ import pyarrow.dataset as pads
 from jobs.errors import SpecError
 from jobs.ledger import READS_AT_ONCE, Ledger
 from jobs.promotion import current_root, roots
-from workers.store import open_filesystem, open_store
+from workers.filesystems import open_filesystem
+from workers.store import open_store
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
 

@@ -31,7 +31,7 @@ from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
 from workers.contract import Shard
 from workers.outcomes import BundleOutcome
-from workers.store import StoreDenied, StoreError
+from workers.storage_errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from jobs.errors import SpecError
 from jobs.spec_input import Input
+from workers.filesystems import open_filesystem
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
-from workers.store import NotFound, StoreDenied, StoreError, open_filesystem
+from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.webdataset import blocks
 
 FOOTERS_AT_ONCE = 16

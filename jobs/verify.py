@@ -25,8 +25,9 @@ from jobs.ledger import DoneShard, Ledger, done_shard
 from jobs.plans import Plan
 from jobs.spec_input import Input
 from workers.contract import Shard, Slice
+from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet, opened
-from workers.store import NotFound, open_filesystem, version_of
+from workers.storage_errors import NotFound
 from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
 

@@ -10,7 +10,8 @@ import numpy as np
 from jobs.sources import Opened, RowGroup, Source
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
-from workers.store import NotFound, ObjectInfo, Store
+from workers.storage_errors import NotFound
+from workers.store import ObjectInfo, Store
 from workers.writing import Scored, encode, object_facts
 
 

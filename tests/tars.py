@@ -9,9 +9,9 @@ from pathlib import Path
 
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage
+from workers.filesystems import open_filesystem, version_of
 from workers.parquet import opened
 from workers.reading import ShardReader
-from workers.store import open_filesystem, version_of
 from workers.webdataset import Block, blocks
 
 JPG = InputSpec(format="webdataset", image="jpg;png", keys=("__key__", "cls"))

@@ -20,10 +20,11 @@ from jobs.spec_input import Input
 from workers import parquet, parquet_rows
 from workers.contract import InputSpec, Shard, Slice
 from workers.decoding import BadImage
+from workers.filesystems import open_filesystem, version_of
 from workers.parquet import InputUnreadable, SourceFile, image_kind
 from workers.read_ahead import ReadAhead
 from workers.reading import RowBlock, ShardReader, SourceChanged
-from workers.store import StoreError, open_filesystem, version_of
+from workers.storage_errors import StoreError
 
 PARQUET = InputSpec(format="parquet", image="image")
 

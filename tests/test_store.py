@@ -11,18 +11,9 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from tests.fakes import MemoryStore
-from workers.store import (
-    LocalStore,
-    NotFound,
-    ObjectStore,
-    Store,
-    StoreDenied,
-    StoreError,
-    open_filesystem,
-    open_store,
-    probe,
-    version_of,
-)
+from workers.filesystems import open_filesystem, version_of
+from workers.storage_errors import NotFound, StoreDenied, StoreError
+from workers.store import LocalStore, ObjectStore, Store, open_store, probe
 
 RACES = 20
 WRITERS = 8

@@ -26,10 +26,11 @@ from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, sha
 from workers import parquet, tar, webdataset
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.decoding import BadImage
+from workers.filesystems import open_filesystem
 from workers.parquet import InputUnreadable, SourceFile, opened
 from workers.reading import ShardReader, SourceChanged
 from workers.sampling import read_sample
-from workers.store import StoreError, open_filesystem
+from workers.storage_errors import StoreError
 from workers.webdataset import Block, keys_of
 
 

@@ -23,7 +23,7 @@ from workers.contract import ModelSpec, Preprocess
 from workers.cpu import cpu_model, isa_class, runs_on
 from workers.engines.base import Engine, Logits
 from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
-from workers.store import NotFound
+from workers.storage_errors import NotFound
 
 if TYPE_CHECKING:
     from workers.models import LoadedModel

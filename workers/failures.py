@@ -9,7 +9,7 @@ from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.parquet import InputUnreadable
 from workers.reading import SourceChanged
-from workers.store import NotFound, StoreDenied, StoreError
+from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.threads import NoCores, TooWide
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from workers import bundle, gate, threads
 from workers.contract import BundleRequest
+from workers.filesystems import read_url
 from workers.manifest import Calibration, Manifest, RowRef
 from workers.outcomes import BundleOutcome, Failure
-from workers.store import Store, open_store, read_url
+from workers.store import Store, open_store
 
 if TYPE_CHECKING:
     from workers.accuracy import AccuracyReport

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.asyn import AsyncFileSystem
 
-from workers.store import retrying
+from workers.retries import retrying
 
 
 class InputUnreadable(Exception):

@@ -11,9 +11,11 @@ import pyarrow as pa
 from workers import uris
 from workers.contract import InputSpec, Slice
 from workers.decoding import BadImage, ErrorCode
+from workers.filesystems import open_filesystem
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet
+from workers.retries import retrying
 from workers.rows import ImageCell, RowBlock
-from workers.store import NotFound, open_filesystem, retrying
+from workers.storage_errors import NotFound
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""

@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from workers import parquet_rows, webdataset
 from workers.contract import InputSpec, Shard, Slice
+from workers.filesystems import open_filesystem, version_of
 from workers.parquet import InputUnreadable, SourceFile, open_parquet, opened
+from workers.retries import retrying
 from workers.rows import ImageCell, RowBlock
-from workers.storage_errors import Cause, cause_of
-from workers.store import NotFound, StoreError, open_filesystem, retrying, version_of
+from workers.storage_errors import Cause, NotFound, StoreError, cause_of
 
 __all__ = ["ImageCell", "RowBlock", "ShardReader", "SourceChanged"]
 

@@ -1,4 +1,4 @@
-"""What storage libraries raise, sorted by type. Few of them derive from OSError.
+"""What storage libraries raise, sorted by type (few of them derive from OSError), and what we raise instead.
 
 The libraries are extras, so their types are looked up among the modules that are loaded: a library that is not loaded
 has raised nothing.
@@ -8,6 +8,18 @@ from __future__ import annotations
 
 import enum
 import sys
+
+
+class StoreError(Exception):
+    """A storage fault that outlasted the retries. Somewhere else or later it may work."""
+
+
+class StoreDenied(Exception):
+    """The store refuses us: no permission, no bucket, no conditional writes. Retrying does not help."""
+
+
+class NotFound(Exception):
+    """No object at the key."""
 
 
 class Cause(enum.Enum):

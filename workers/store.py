@@ -9,41 +9,23 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from workers.storage_errors import Cause, cause_of
+from workers.filesystems import open_filesystem, version_of
+from workers.retries import TRIES, pause, retrying
+from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 
-TRIES = 6
-BACKOFF_S = 0.2
-BACKOFF_MAX_S = 8.0
 PROBE_KEY = "_stint/probe"
 
 CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 """fsspec protocols whose `pipe_file(mode="create")` is a conditional PUT on the server. The default implementation
 is an exists() check that two writers pass together."""
-
-T = TypeVar("T")
-
-
-class StoreError(Exception):
-    """A storage fault that outlasted the retries. Somewhere else or later it may work."""
-
-
-class StoreDenied(Exception):
-    """The store refuses us: no permission, no bucket, no conditional writes. Retrying does not help."""
-
-
-class NotFound(Exception):
-    """No object at the key."""
 
 
 @dataclass(frozen=True)
@@ -67,84 +49,6 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, recursively, by key; nothing if there is no such folder."""
-
-
-# --------------------------------------------------------------------------------------- file systems
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL or path names a file of this machine."""
-    return "://" not in url or url.startswith(("file://", "local://"))
-
-
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL or local path, and the path inside it. Listings are never cached.
-
-    Credentials come from the environment, as each library does it. Raises StoreDenied for a scheme without a library.
-    """
-    if is_local(url):
-        path = url.split("://", 1)[1] if "://" in url else url
-        return LocalFileSystem(), os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (without `..`: one name a file)
-    protocol, _, rest = url.partition("://")
-    try:
-        if "::" in rest and "://" not in rest:  # a name with colons in it, which fsspec would take for a chain of URLs
-            kind = fsspec.get_filesystem_class(protocol)
-            return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), str(kind._strip_protocol(url))
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise StoreDenied(f"{url}: {error}") from error
-    return fs, str(path)
-
-
-def read_url(url: str) -> bytes:
-    """A whole file of any file system. Raises NotFound, StoreError, StoreDenied."""
-    fs, path = open_filesystem(url)
-    return bytes(retrying(lambda: fs.cat_file(path), url))
-
-
-def full_url(fs: Any, path: str) -> str:
-    """A path of `fs` as users write it: absolute path for local files, `scheme://…` otherwise."""
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
-
-
-def version_of(info: Mapping[str, Any]) -> str:
-    """What identifies the content of a listed file: an etag or generation, or size and mtime of a local file."""
-    for name in ("ETag", "etag", "generation", "md5Hash", "content_md5", "version_id"):
-        if info.get(name):
-            return str(info[name]).strip('"')
-    modified = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
-    if isinstance(modified, float):
-        modified = int(modified * 1_000_000)
-    return f"{info['size']}-{modified}"
-
-
-def retrying(action: Callable[[], T], what: str) -> T:
-    """Run `action`, again after each storage fault with jittered, doubling pauses.
-
-    NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
-    """
-    for attempt in range(1, TRIES + 1):
-        try:
-            return action()
-        except Exception as error:  # sorted by type right below; what is not storage's goes up as it is
-            match cause_of(error):
-                case Cause.MISSING:
-                    raise NotFound(what) from error
-                case Cause.DENIED:
-                    raise StoreDenied(f"{what}: {error}") from error
-                case Cause.OTHER:
-                    raise
-            if attempt == TRIES:
-                raise StoreError(f"{what}: {error} ({TRIES} tries)") from error
-            pause(attempt)
-    raise AssertionError("unreachable")
-
-
-def pause(attempt: int) -> None:
-    time.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
-
-
-# --------------------------------------------------------------------------------------------- stores
 
 
 def open_store(url: str, *, single_writer: bool = False) -> Store:

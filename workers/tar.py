@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from workers.parquet import InputUnreadable
-from workers.storage_errors import Cause, cause_of
-from workers.store import StoreError
+from workers.storage_errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE
 NEAR_BYTES = 2 * 2**20
