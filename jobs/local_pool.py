@@ -24,6 +24,7 @@ from workers.threads import read_topology
 class AnyWorker(Protocol):
     def start(self) -> WorkerInfo | Failure: ...
     def score(self, shard: Shard) -> ShardResult | Failure: ...
+    def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure: ...
     def stop(self) -> None: ...
 
 
@@ -60,9 +61,13 @@ class LocalPool:
         else:
             self._unwanted.add(worker)  # one that is starting cannot be stopped half-way
 
-    def assign(self, worker: int, shard: Shard) -> None:
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         self._ready[worker].append(shard)
-        future = self._threads[worker].submit(self._workers[worker].score, shard)
+        it, thread = self._workers[worker], self._threads[worker]
+        if isolated_s is None:
+            future = thread.submit(it.score, shard)
+        else:
+            future = thread.submit(it.score_isolated, shard, isolated_s)
         future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
 
     def poll(self, timeout_s: float) -> Sequence[Event]:

@@ -62,8 +62,12 @@ class Pool(Protocol):
     def end(self, worker: int) -> None:
         """Withdraw a worker, whether it is ready, starting or still waiting for a node. Nothing more is heard of it."""
 
-    def assign(self, worker: int, shard: Shard) -> None:
-        """Give a ready worker a shard; its ShardEnded or WorkerGone comes out of `poll`."""
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
+        """Give a ready worker a shard; its ShardEnded or WorkerGone comes out of `poll`.
+
+        With `isolated_s` the shard has lost its workers before: it is scored in processes of its own, in which no rows
+        may take longer than that, and rows that kill them become error rows. Such a worker must hold nothing else.
+        """
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """What has happened; waits up to `timeout_s` for something to."""

@@ -93,9 +93,12 @@ class RayPool:
         ray.kill(self._actors.pop(worker).handle, no_restart=True)
         self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
 
-    def assign(self, worker: int, shard: Shard) -> None:
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         actor = self._actors[worker]
-        call = actor.handle.score.remote(shard)
+        if isolated_s is None:
+            call = actor.handle.score.remote(shard)
+        else:
+            call = actor.handle.score_isolated.remote(shard, isolated_s)
         actor.shards[call] = shard
         self._waiting[call] = worker
 

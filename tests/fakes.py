@@ -91,6 +91,8 @@ class FakeWorker:
     ) -> None:
         self._store, self._root, self._behave, self._bad = store, root, behave, bad
         self.scored: list[str] = []
+        self.isolated: list[str] = []
+        """Of those, the ones that were scored in isolation."""
         self._lock = threading.Lock()
 
     def start(self) -> WorkerInfo | Failure:
@@ -99,6 +101,9 @@ class FakeWorker:
     def score(self, shard: Shard) -> ShardResult | Failure:
         if self._behave and (failure := self._behave(shard)):
             return failure
+        return self._commit(shard)
+
+    def _commit(self, shard: Shard) -> ShardResult:
         data = object_of(shard, token=str(id(self)), bad=self._bad)
         key = f"{self._root}/{shard.key}"
         committed = self._store.create(key, data)
@@ -124,6 +129,11 @@ class FakeWorker:
             torch_threads=1,
             peak_rss_bytes=0,
         )
+
+    def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:
+        """Scores the shard whatever `behave` would do to it."""
+        self.isolated.append(shard.key)
+        return self._commit(shard)
 
     def stop(self) -> None:
         pass

@@ -142,7 +142,7 @@ class NightPool:
     def end(self, worker: int) -> None:
         self._forget(worker)
 
-    def assign(self, worker: int, shard: Shard) -> None:
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         it = self._workers[worker]
         it.shards.append(shard)
         if len(it.shards) == 1:
