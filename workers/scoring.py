@@ -1,0 +1,187 @@
+"""A bundle that is loaded and ready, and what is done with it: a shard's rows scored, and its object committed.
+
+The two steps are apart because rows may also be scored a part at a time, in processes of their own; whichever way, one
+`commit` writes the same object.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers import memory
+from workers.contract import Shard, WorkerSpec
+from workers.outcomes import ShardResult
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workers.predict import Predictor
+    from workers.reading import ShardReader
+    from workers.rows import RowBlock
+    from workers.store import Store
+    from workers.writing import Scored
+
+STAGES = ("read", "decode", "predict", "write", "wait")
+
+
+@dataclass
+class Part:
+    """Scored rows of a shard, and what that took."""
+
+    scored: Scored
+    gone: tuple[int, ...]
+    """Slices of the shard, by index, that have no rows because their source vanished or changed."""
+    stage_s: dict[str, float]
+    wall_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A loaded network with its output. Use from one thread at a time, always the same one."""
+
+    spec: WorkerSpec
+    store: Store
+    predictor: Predictor
+    labels: tuple[str, ...] | None
+    outputs: int
+    isa: str
+    keys: tuple[pa.Field, ...]
+
+    @classmethod
+    def load(cls, spec: WorkerSpec, lap: Callable[[str], None] = lambda _: None) -> Scorer:
+        """Import torch, load the bundle, check the golden batch on this CPU; `lap` is told of each step that is done.
+
+        Raises BundleRefused, StoreError, StoreDenied.
+        """
+        import torch
+
+        from workers import bundle
+        from workers.cpu import isa_class
+        from workers.pixels import decode_into
+        from workers.predict import Predictor
+        from workers.store import open_store
+        from workers.writing import read_schema
+
+        lap("import")
+        if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
+            torch.set_num_interop_threads(1)
+        torch.set_num_threads(spec.threads)
+        store = open_store(spec.output.url, single_writer=spec.output.single_writer)
+        manifest = bundle.read_manifest(store, spec.bundle)
+        if manifest is None:
+            raise bundle.BundleRefused(
+                f"no bundle {spec.bundle} in {spec.output.url}: run `stint quantize`", code="no_bundle"
+            )
+        engine = bundle.load_engine(store, manifest, spec.precision)
+        lap("bundle")
+        bundle.check_golden(engine, manifest, store, decode_into)
+        lap("golden")
+        predictor = Predictor(
+            engine,
+            manifest.preprocess,
+            outputs=manifest.outputs,
+            batch=spec.batch,
+            threads=spec.threads,
+            topk=spec.output.topk,
+            task=spec.task,
+        )
+        # Last, because sizing the decode threads leaves its mark on the default of every later thread.
+        torch.set_num_threads(spec.threads)
+        if torch.get_num_threads() != spec.threads:
+            raise RuntimeError(f"torch runs {torch.get_num_threads()} threads, the plan says {spec.threads}")
+        return cls(
+            spec=spec,
+            store=store,
+            predictor=predictor,
+            labels=manifest.labels,
+            outputs=manifest.outputs,
+            isa=isa_class(),
+            keys=tuple(read_schema(spec.output.key_schema)) if spec.output.key_schema else (),
+        )
+
+    def predict(self, blocks: Iterable[RowBlock], rows: int, reader: ShardReader) -> Part:
+        """Score the at most `rows` rows of `blocks`, which `reader` reads. What the reader raises goes up."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        stage = self.predictor.stage_s = dict.fromkeys(STAGES, 0.0)
+        scored = self.predictor.score(blocks, rows)
+        wall_s = time.perf_counter() - wall
+        stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])
+        stage["read"] = reader.read_s
+        return Part(
+            scored, tuple(sorted(reader.gone)), stage, wall_s, time.process_time() - cpu, memory.peak_rss_bytes()
+        )
+
+    def commit(self, shard: Shard, part: Part) -> ShardResult:
+        """Encode all rows of a shard and create its object; another attempt's that is there already stands for good.
+
+        Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
+        """
+        import torch
+
+        from workers.writing import encode, object_facts
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        scored = part.scored
+        rows_gone = sum(shard.slices[i].rows for i in part.gone)
+        if scored.rows + rows_gone != shard.rows:
+            raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
+        data = encode(
+            shard,
+            scored,
+            task=self.spec.task,
+            labels=self.labels,
+            keys=self.keys,
+            outputs=self.outputs,
+            gone=part.gone,
+            metadata={
+                "plan_token": shard.plan_token,
+                "token": uuid.uuid4().hex,
+                "model": self.spec.fingerprint,
+                "bundle": self.spec.bundle,
+                "precision": self.spec.precision,
+                "isa": self.isa,
+                "code": self.spec.code_version,
+            },
+        )
+        key = f"{self.spec.output.root}/{shard.key}"
+        committed = self.store.create(key, data)
+        # Another attempt was first: its object stands for good, so its facts are the shard's.
+        facts = object_facts(data if committed else self.store.get(key))
+        write_s = time.perf_counter() - wall
+        wall_s, cpu_s = part.wall_s + write_s, part.cpu_s + time.process_time() - cpu
+        return ShardResult(
+            plan=shard.plan,
+            index=shard.index,
+            committed=committed,
+            rows_ok=facts.rows_ok,
+            rows_bad=facts.rows_bad,
+            bad_by_code=dict(Counter(str(bad.code) for bad in scored.errors.values())),
+            bad_samples=_samples(shard, scored),
+            rows_gone=sum(shard.slices[i].rows for i in facts.gone),
+            sha256=facts.sha256,
+            object_bytes=facts.size,
+            bytes_read=scored.bytes_read,
+            stage_s={**part.stage_s, "write": write_s},
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+            threads_busy=cpu_s / wall_s,
+            torch_threads=torch.get_num_threads(),
+            peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
+        )
+
+
+def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
+    """The first row of each error code: where it is and what was wrong with it."""
+    samples: dict[str, str] = {}
+    for row, bad in sorted(scored.errors.items()):
+        if bad.code not in samples:
+            source = shard.slices[scored.slice_index[row]]
+            samples[bad.code] = f"{source.uri} row group {source.row_group} row {scored.row[row]}: {bad}"
+    return samples
