@@ -19,7 +19,8 @@ from jobs.sources import Opened
 from jobs.spec import JobSpec
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.filesystems import is_local, open_filesystem, read_url
-from workers.storage_errors import StoreDenied
+from workers.retries import retrying
+from workers.storage_errors import NotFound, StoreDenied
 from workers.store import Store, open_store, probe
 
 BATCH = 16
@@ -160,7 +161,10 @@ class Job:
 
 def _is_file(url: str) -> bool:
     fs, path = open_filesystem(url)
-    return bool(fs.isfile(path))
+    try:
+        return bool(retrying(lambda: fs.info(path), url)["type"] == "file")
+    except NotFound:
+        return False
 
 
 def absolute(url: str) -> str:

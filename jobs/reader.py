@@ -55,7 +55,7 @@ class Predictions:
 
     @cached_property
     def _dataset(self) -> pads.Dataset:
-        opened = [open_filesystem(file) for file in self.files]
+        opened = [open_filesystem(file, library_retries=True) for file in self.files]
         return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:

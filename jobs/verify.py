@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from jobs.spec_input import Input
 from workers.contract import Shard, Slice
 from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet, opened
+from workers.retries import retrying
 from workers.storage_errors import NotFound
 from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
@@ -201,7 +203,7 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], for
         position += s.rows
         fs, path = open_filesystem(s.uri)
         try:
-            info = fs.info(path)
+            info = retrying(partial(fs.info, path), s.uri)
             if (int(info["size"]), version_of(info)) != (s.size, s.version):
                 continue
             with opened(fs, path) as file:

@@ -150,7 +150,7 @@ def test_a_lost_race_is_recognised_as_the_other_writers(monkeypatch: pytest.Monk
 
 
 def test_a_write_that_vanished_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.store.pause", lambda attempt: None)
+    monkeypatch.setattr("workers.retries.sleep", lambda seconds: None)
 
     def reset_twice(fs: Flaky, path: str, data: bytes) -> None:
         if fs.puts <= 2:
@@ -166,7 +166,7 @@ def test_an_unreachable_server_is_a_fault_and_missing_credentials_are_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither of botocore's errors is an OSError."""
-    monkeypatch.setattr("workers.store.pause", lambda attempt: None)
+    monkeypatch.setattr("workers.retries.sleep", lambda seconds: None)
 
     def store_that_raises(error: Exception) -> ObjectStore:
         def fail(*_: object, **__: object) -> None:

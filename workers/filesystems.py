@@ -13,29 +13,71 @@ from fsspec.implementations.local import LocalFileSystem
 from workers.retries import retrying
 from workers.storage_errors import StoreDenied
 
+S3 = frozenset({"s3", "s3a"})
+GCS = frozenset({"gs", "gcs"})
+AZURE = frozenset({"abfs", "abfss", "az"})
+
+CONNECT_S = 10
+SILENCE_S = 30
+"""How long a server may take to accept a connection, and to send the next byte of an answer."""
+
 
 def is_local(url: str) -> bool:
     """Whether a URL or path names a file of this machine."""
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
-def open_filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str, *, library_retries: bool = False) -> tuple[Any, str]:
     """The fsspec file system of a URL or local path, and the path inside it. Listings are never cached.
 
-    Credentials come from the environment, as each library does it. Raises StoreDenied for a scheme without a library.
+    Failed requests come back at once, for `workers.retries` to sort and repeat, and a server that is silent for
+    SILENCE_S fails; `library_retries` leaves both to the library, for readers that nothing of ours wraps. The user's
+    own fsspec configuration (`FSSPEC_S3_CONFIG_KWARGS` and the like) goes before. Credentials come from the
+    environment, as each library does it. Raises StoreDenied for a scheme without a library.
     """
     if is_local(url):
         path = url.split("://", 1)[1] if "://" in url else url
         return LocalFileSystem(), os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (without `..`: one name a file)
     protocol, _, rest = url.partition("://")
+    options = {"use_listings_cache": False, **({} if library_retries else _time_limits(protocol))}
     try:
         if "::" in rest and "://" not in rest:  # a name with colons in it, which fsspec would take for a chain of URLs
             kind = fsspec.get_filesystem_class(protocol)
-            return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), str(kind._strip_protocol(url))
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            fs, path = kind(**options, **kind._get_kwargs_from_urls(url)), str(kind._strip_protocol(url))
+        else:
+            fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise StoreDenied(f"{url}: {error}") from error
+    if not library_retries:
+        _leave_retries_to_us(fs, protocol)
     return fs, str(path)
+
+
+def _time_limits(protocol: str) -> dict[str, Any]:
+    """Options for a library's file system. None of the defaults will do: s3fs hides up to 25 tries of 15 s in a call,
+    Azure's library waits 60 s for a byte, gcsfs 5 minutes for the whole answer, however large."""
+    configured = fsspec.config.conf.get(protocol, {})
+    if protocol in S3:
+        ours = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
+        return {"config_kwargs": {**ours, **configured.get("config_kwargs", {})}}
+    options: dict[str, Any] = {}
+    if protocol in AZURE:
+        options = {"connection_timeout": CONNECT_S, "read_timeout": SILENCE_S}
+    elif protocol in GCS:
+        import aiohttp
+
+        options = {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)}
+    return {name: value for name, value in options.items() if name not in configured}
+
+
+def _leave_retries_to_us(fs: Any, protocol: str) -> None:
+    if protocol in S3:
+        fs.retries = 1
+    elif protocol in AZURE:
+        # adlfs passes no retry options on. Without the attribute Azure's own retries stay: slower, not wrong.
+        policy = getattr(getattr(fs.service_client, "_config", None), "retry_policy", None)
+        if policy is not None:
+            policy.total_retries = 0
 
 
 def read_url(url: str) -> bytes:

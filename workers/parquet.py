@@ -22,12 +22,14 @@ class SourceFile(io.RawIOBase):
 
     def __init__(self, fs: Any, path: str) -> None:
         self._file = fs.open(path, "rb", **_open_options(fs))
+        self._path = path
         self.remote = isinstance(fs, AsyncFileSystem)
         self.fault: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return bytes(self._file.read(size))
+            # A failed read leaves the position where it was.
+            return bytes(retrying(lambda: self._file.read(size), self._path) if self.remote else self._file.read(size))
         except Exception as error:
             self.fault = error
             raise

@@ -1,42 +1,114 @@
-"""A call to storage, again until it works or it is time to give up."""
+"""A call to storage, again until it works or it is time to give up.
+
+Faults are bounded by tries: a server that is gone will not come back for this call, and another worker may reach it.
+Throttling is bounded by time: the server is there and asks for fewer requests, which every worker would hear alike, so
+the run has to become slower and must not fail. Pauses are random (full jitter), so that a thousand callers who were
+refused together do not come back together.
+"""
 
 from __future__ import annotations
 
 import random
-import time
+import threading
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import TypeVar
 
-from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of
+from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of, retry_after_s
 
 TRIES = 6
 BACKOFF_S = 0.2
 BACKOFF_MAX_S = 8.0
+THROTTLED_MAX_S = 900.0
+"""How long one call lets itself be throttled before it fails."""
+THROTTLED_BACKOFF_S = 0.5
+THROTTLED_BACKOFF_MAX_S = 30.0
+"""Also the most of a `Retry-After` that is honoured at a time."""
 
 T = TypeVar("T")
 
 
+class Patience:
+    """What is left of one call's tries and time."""
+
+    def __init__(self, what: str) -> None:
+        """`what` begins the message of the error that ends the call."""
+        self._what = what
+        self._faults = 0
+        self._throttles = 0
+        self._throttled_since: float | None = None
+
+    def after(self, error: Exception) -> None:
+        """Wait as long as it takes before the next try.
+
+        Raises instead, when there is to be none: NotFound, StoreDenied, StoreError, and what is not storage's as it is.
+        """
+        match cause_of(error):
+            case Cause.MISSING:
+                raise NotFound(self._what) from error
+            case Cause.DENIED:
+                raise StoreDenied(f"{self._what}: {error}") from error
+            case Cause.OTHER:
+                raise error
+            case Cause.THROTTLED:
+                self._wait_out(error)
+            case Cause.FAULT:
+                self._faults += 1
+                if self._faults == TRIES:
+                    raise StoreError(f"{self._what}: {error} ({TRIES} tries)") from error
+                sleep(random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_S * 2**self._faults))  # noqa: S311  (jitter)
+
+    def _wait_out(self, error: Exception) -> None:
+        now = monotonic()
+        if self._throttled_since is None:
+            self._throttled_since = now
+        waited_s = now - self._throttled_since
+        if waited_s >= THROTTLED_MAX_S:
+            raise StoreError(f"{self._what}: {error} (throttled for {waited_s:.0f} s)") from error
+        asked_s = min(THROTTLED_BACKOFF_MAX_S, retry_after_s(error))
+        most_s = min(THROTTLED_BACKOFF_MAX_S, THROTTLED_BACKOFF_S * 2 ** min(self._throttles, 16))
+        pause_s = asked_s + random.uniform(0, most_s)  # noqa: S311  (jitter)
+        self._throttles += 1
+        sleep(pause_s)
+        _throttled.add(pause_s)
+
+
 def retrying(action: Callable[[], T], what: str) -> T:
-    """Run `action`, again after each storage fault with jittered, doubling pauses.
+    """Run `action`, again after each storage fault and for as long as the store throttles.
 
     NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
     """
-    for attempt in range(1, TRIES + 1):
+    patience = Patience(what)
+    while True:
         try:
             return action()
-        except Exception as error:  # sorted by type right below; what is not storage's goes up as it is
-            match cause_of(error):
-                case Cause.MISSING:
-                    raise NotFound(what) from error
-                case Cause.DENIED:
-                    raise StoreDenied(f"{what}: {error}") from error
-                case Cause.OTHER:
-                    raise
-            if attempt == TRIES:
-                raise StoreError(f"{what}: {error} ({TRIES} tries)") from error
-            pause(attempt)
-    raise AssertionError("unreachable")
+        except Exception as error:  # noqa: BLE001  (sorted by type; what is not storage's goes up as it is)
+            patience.after(error)
 
 
-def pause(attempt: int) -> None:
-    time.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+class _Seconds:
+    """A sum that threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self._sum_s += seconds
+
+    def take(self) -> float:
+        with self._lock:
+            taken, self._sum_s = self._sum_s, 0.0
+            return taken
+
+
+_throttled = _Seconds()
+
+
+def take_throttled_s() -> float:
+    """Seconds that this process's calls waited because a store throttled them, summed over threads, since last asked.
+
+    Each second is told once, so that the sum over a worker's results is what the worker waited.
+    """
+    return _throttled.take()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 
 class StoreError(Exception):
@@ -27,12 +29,18 @@ class Cause(enum.Enum):
     """There is no such object or bucket."""
     DENIED = "denied"
     """No permission or no credentials: retrying does not help."""
+    THROTTLED = "throttled"
+    """The server answers and asks for fewer requests: it takes patience, not another server."""
     FAULT = "fault"
     """The network or the server: later it may work."""
     OTHER = "other"
     """Not storage's doing."""
 
 
+THROTTLED_STATUSES = frozenset({429, 503})
+"""S3, GCS and Azure all throttle with one of these (S3: SlowDown, Azure: ServerBusy)."""
+
+_MISSING = {"azure.core.exceptions": ("ResourceNotFoundError",)}
 _DENIED = {
     "botocore.exceptions": (
         "NoCredentialsError",
@@ -55,17 +63,47 @@ _FAULTS = {
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Why a call to a storage library failed."""
-    if isinstance(error, FileNotFoundError):
+    """Why a call to a storage library, or to our own functions around one, failed."""
+    if isinstance(error, (FileNotFoundError, NotFound, *_loaded(_MISSING))):
         return Cause.MISSING
-    if isinstance(error, (PermissionError, *_loaded(_DENIED))):
+    if isinstance(error, (PermissionError, StoreDenied, *_loaded(_DENIED))):
         return Cause.DENIED
-    if isinstance(error, (OSError, TimeoutError, *_loaded(_FAULTS))):
+    if _answer(error)[0] in THROTTLED_STATUSES:
+        return Cause.THROTTLED
+    if isinstance(error, (OSError, TimeoutError, StoreError, *_loaded(_FAULTS))):
         return Cause.FAULT
     return Cause.OTHER
 
 
-def _loaded(names: dict[str, tuple[str, ...]]) -> list[type[Exception]]:
+def retry_after_s(error: BaseException) -> float:
+    """Seconds that the server asks to wait (`Retry-After`); 0 when it names none, or a date."""
+    headers = {str(name).lower(): value for name, value in _answer(error)[1].items()}
+    try:
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
+    """HTTP status and headers of the answer behind an error, where there was one.
+
+    s3fs raises a plain OSError from botocore's ClientError, which has both.
+    """
+    for one in (error, error.__cause__):
+        if isinstance(one, tuple(_loaded({"botocore.exceptions": ("ClientError",)}))):
+            about: Mapping[str, Any] = one.response.get("ResponseMetadata", {})  # type: ignore[union-attr]
+            return about.get("HTTPStatusCode"), about.get("HTTPHeaders", {})
+        if isinstance(one, tuple(_loaded({"azure.core.exceptions": ("HttpResponseError",)}))):
+            return one.status_code, getattr(one.response, "headers", {})  # type: ignore[union-attr]
+        if isinstance(one, tuple(_loaded({"aiohttp": ("ClientResponseError",)}))):
+            return one.status, one.headers or {}  # type: ignore[union-attr]
+        if isinstance(one, tuple(_loaded({"gcsfs.retry": ("HttpError",)}))):
+            code = one.code  # type: ignore[union-attr]
+            return (int(code) if str(code).isdigit() else None), {}
+    return None, {}
+
+
+def _loaded(names: Mapping[str, tuple[str, ...]]) -> list[type[Exception]]:
     return [
         getattr(module, name)
         for module_name, types in names.items()

@@ -7,8 +7,10 @@ the key back: our bytes carry a random token, so equal bytes mean that our write
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +19,15 @@ from typing import Any, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 
-from workers.filesystems import open_filesystem, version_of
-from workers.retries import TRIES, pause, retrying
+from workers.filesystems import AZURE, GCS, S3, open_filesystem, version_of
+from workers.retries import Patience, retrying
 from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 
 PROBE_KEY = "_stint/probe"
+S3_PUT_BYTES = 5 * 2**30
+"""The largest object that S3 takes in one request."""
 
-CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+CONDITIONAL_PROTOCOLS = S3 | GCS | AZURE
 """fsspec protocols whose `pipe_file(mode="create")` is a conditional PUT on the server. The default implementation
 is an exists() check that two writers pass together."""
 
@@ -91,37 +95,71 @@ class LocalStore:
 
     def create(self, key: str, data: bytes) -> bool:
         target = self._base / key
+        # Temporary files live apart from the data, so that a killed writer leaves nothing among the predictions.
+        temporary = self._base / "_stint" / "tmp" / uuid.uuid4().hex
         try:
-            # Temporary files live apart from the data, so that a killed writer leaves nothing among the predictions.
-            scratch = self._base / "_stint" / "tmp"
-            scratch.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = scratch / uuid.uuid4().hex
+            for folder in (temporary.parent, target.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.link(temporary, target)
+                linked = _link(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_folder(target.parent)
-        except FileExistsError:
-            return False
+            if linked:
+                _sync_folder(target.parent)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOTSUP):
+            if error.errno in _REFUSALS:
                 raise StoreDenied(f"cannot write {target}: {error.strerror}") from error
             raise StoreError(f"cannot write {target}: {error}") from error
-        return True
+        return linked
 
     def get(self, key: str) -> bytes:
         return retrying((self._base / key).read_bytes, f"{self.url}/{key}")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._base / prefix
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            stat = path.stat()
-            yield ObjectInfo(path.relative_to(self._base).as_posix(), stat.st_size, f"{stat.st_mtime_ns}")
+        yield from sorted(retrying(lambda: list(self._found(folder)), str(folder)), key=lambda info: info.key)
+
+    def _found(self, folder: Path) -> Iterator[ObjectInfo]:
+        for path, _, names in os.walk(folder, onerror=_unless_missing):
+            for file in (Path(path, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):  # another writer's temporary file, gone by now
+                    stat = file.stat()
+                    yield ObjectInfo(file.relative_to(self._base).as_posix(), stat.st_size, f"{stat.st_mtime_ns}")
+
+
+_REFUSALS = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOTSUP,
+        errno.ENAMETOOLONG,
+    )
+)
+"""EEXIST: a file lies where a folder is wanted."""
+
+
+def _link(temporary: Path, target: Path) -> bool:
+    """Give the file its name. False when the name is taken."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        # NFS repeats a request whose answer was lost and then says "exists" of our own link: the count of links tells.
+        return temporary.stat().st_nlink > 1
+    return True
+
+
+def _unless_missing(error: OSError) -> None:
+    """os.walk passes over folders that it cannot read; a list must not."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -140,33 +178,45 @@ class ObjectStore:
         self._fs = fs
         self._base = path.rstrip("/")
         self._single_writer = single_writer
-        # One PUT whatever the size: completing a multipart upload ignores the condition on some servers.
-        self._options = {"chunksize": 2**31} if url.startswith(("s3://", "s3a://")) else {}
+        self._options: dict[str, Any] = {} if single_writer else {"mode": "create"}
+        self._most_bytes = sys.maxsize
+        if url.split("://", 1)[0] in S3:
+            # One PUT whatever the size: completing a multipart upload ignores the condition on some servers.
+            self._most_bytes = self._options["chunksize"] = S3_PUT_BYTES
 
     def create(self, key: str, data: bytes) -> bool:
         path = f"{self._base}/{key}"
-        for attempt in range(1, TRIES + 1):
+        if len(data) >= self._most_bytes:
+            raise StoreDenied(
+                f"{self.url}/{key}: {len(data)} bytes are more than one PUT takes, and several cannot be conditional "
+                "on every such store. Make shards smaller (input.shard_rows)."
+            )
+        patience = Patience(f"cannot write {self.url}/{key}")
+        while True:
+            if self._single_writer and (found := self._read_back(path, patience)) is not None:
+                return found == data
             try:
-                if self._single_writer and self._fs.exists(path):
-                    return bool(self._fs.cat_file(path) == data)
-                mode = {} if self._single_writer else {"mode": "create"}
-                self._fs.pipe_file(path, data, **mode, **self._options)
+                self._fs.pipe_file(path, data, **self._options)
             except Exception as error:  # sorted by type right below; what is not storage's goes up as it is
                 match cause_of(error):
                     case Cause.MISSING | Cause.DENIED:
                         raise StoreDenied(f"cannot write {self.url}/{key}: {error}") from error
-                    case Cause.OTHER:
-                        raise
-                # A lost acknowledgement looks exactly like a lost race: only what is at the key tells.
-                try:
-                    return self.get(key) == data
-                except NotFound:
-                    if attempt == TRIES:
-                        raise StoreError(f"cannot write {self.url}/{key}: {error} ({TRIES} tries)") from error
-                pause(attempt)
+                    case Cause.FAULT:
+                        # A lost acknowledgement looks exactly like a lost race: only what is at the key tells.
+                        if (found := self._read_back(path, patience)) is not None:
+                            return found == data
+                patience.after(error)
             else:
                 return True
-        raise AssertionError("unreachable")
+
+    def _read_back(self, path: str, patience: Patience) -> bytes | None:
+        while True:
+            try:
+                return bytes(self._fs.cat_file(path))
+            except Exception as error:  # noqa: BLE001  (sorted by type)
+                if cause_of(error) is Cause.MISSING:
+                    return None
+                patience.after(error)
 
     def get(self, key: str) -> bytes:
         return bytes(retrying(lambda: self._fs.cat_file(f"{self._base}/{key}"), f"{self.url}/{key}"))
