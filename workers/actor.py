@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from workers import threads
 from workers.contract import Shard, ThreadPlan, WorkerSpec
 from workers.outcomes import Failure, ShardResult, WorkerInfo
+from workers.preemption import Notice, heed_sigterm
 
 if TYPE_CHECKING:
     from workers.read_ahead import ReadAhead
@@ -31,6 +32,9 @@ class Worker:
         self._compute = ThreadPoolExecutor(1, "compute")
         self._lease: threads.Lease | None = None
         self._scorer: Scorer
+        self._notice = Notice()
+        if spec.pin:  # a process of its own, whose main thread makes the worker
+            heed_sigterm(self._notice)
 
     def start(self) -> WorkerInfo | Failure:
         """Lease cores, import torch, load the bundle and check the golden batch on this CPU."""
@@ -39,6 +43,10 @@ class Worker:
     def score(self, shard: Shard) -> ShardResult | Failure:
         """Read, decode, predict and commit one shard."""
         return self._guarded(lambda: self._score(shard))
+
+    def leave(self, left_s: float) -> None:
+        """Have everything over in so many seconds: what cannot be finished is handed back, and nothing more begun."""
+        self._notice.tell(left_s)
 
     def stop(self) -> None:
         self._compute.shutdown(wait=True, cancel_futures=True)
@@ -95,15 +103,24 @@ class Worker:
         from workers.read_ahead import ReadAhead
         from workers.reading import ShardReader
 
+        self._notice.begin()
         ahead = ReadAhead(ShardReader(shard, self._spec.input))
         try:
-            return self._compute.submit(self._score_read, shard, ahead).result()
+            return self._notice.result_of(self._compute.submit(self._score_read, shard, ahead))
         finally:
-            ahead.close()
+            if not self._notice.told:  # else nobody waits for what may hang in storage: it goes with the process
+                ahead.close()
 
     def _score_read(self, shard: Shard, ahead: ReadAhead) -> ShardResult:
         """The part that computes, in the compute thread."""
-        return self._scorer.commit(shard, self._scorer.predict(ahead, shard.rows, ahead.reader))
+        began = time.monotonic()
+        part = self._scorer.predict(
+            ahead,
+            shard.rows,
+            ahead.reader,
+            lambda done: self._notice.between_rounds(done, shard.rows, time.monotonic() - began),
+        )
+        return self._scorer.commit(shard, part)
 
 
 class _Stopwatch:

@@ -8,6 +8,7 @@ from workers.bundle import BundleRefused
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.parquet import InputUnreadable
+from workers.preemption import Preempted
 from workers.reading import SourceChanged
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.threads import NoCores, TooWide
@@ -22,6 +23,8 @@ def classify(error: Exception) -> Failure:
         case TooWide():
             kind, code = FailureKind.INFRA, FailureCode.TOO_WIDE
         case BundleRefused():
+        case Preempted():
+            kind, code = FailureKind.INFRA, FailureCode.PREEMPTED
             kind, code = FailureKind.INFRA, error.code
         case StoreError() | SourceChanged() | ConnectionError() | TimeoutError() | MemoryError():
             kind = FailureKind.INFRA

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -50,8 +50,13 @@ class Predictor:
             list(self._pool.map(lambda _: None, range(threads)))
         self.stage_s = {"decode": 0.0, "predict": 0.0}
 
-    def score(self, blocks: Iterable[RowBlock], rows: int) -> Scored:
-        """Score at most `rows` rows. A bad image takes an entry of `errors`; it never raises."""
+    def score(
+        self, blocks: Iterable[RowBlock], rows: int, between_rounds: Callable[[int], None] = lambda _: None
+    ) -> Scored:
+        """Score at most `rows` rows. A bad image takes an entry of `errors`; it never raises.
+
+        `between_rounds` is told how many rows are done, and may raise to give the rest up.
+        """
         width = self._outputs if self._embeds else min(self._topk, self._outputs)
         scored = Scored(
             label_NK=np.zeros((rows, 0 if self._embeds else width), np.int32),
@@ -68,6 +73,7 @@ class Predictor:
                     self._round(waiting, scored)
                     waiting = []
             if block.keys is not None:
+                    between_rounds(scored.rows)
                 scored.keys.append(block.keys)
             scored.bytes_read += block.bytes_read
         self._round(waiting, scored)

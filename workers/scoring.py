@@ -106,11 +106,20 @@ class Scorer:
             keys=tuple(read_schema(spec.output.key_schema)) if spec.output.key_schema else (),
         )
 
-    def predict(self, blocks: Iterable[RowBlock], rows: int, reader: ShardReader) -> Part:
-        """Score the at most `rows` rows of `blocks`, which `reader` reads. What the reader raises goes up."""
+    def predict(
+        self,
+        blocks: Iterable[RowBlock],
+        rows: int,
+        reader: ShardReader,
+        between_rounds: Callable[[int], None] = lambda _: None,
+    ) -> Part:
+        """Score the at most `rows` rows of `blocks`, which `reader` reads. What the reader raises goes up.
+
+        `between_rounds` is told how many rows are done; what it raises goes up, too.
+        """
         wall, cpu = time.perf_counter(), time.process_time()
         stage = self.predictor.stage_s = dict.fromkeys(STAGES, 0.0)
-        scored = self.predictor.score(blocks, rows)
+        scored = self.predictor.score(blocks, rows, between_rounds)
         wall_s = time.perf_counter() - wall
         stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])
         stage["read"] = reader.read_s
