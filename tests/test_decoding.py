@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests.crafted import with_jpeg_size
 from tests.images import ANY, corpus, encode, photo, samples
+from workers import decoding
 from workers.decoding import MAX_ASPECT, MAX_PIXELS, BadImage, ErrorCode, decode
 
 # Pillow warns of much that it then refuses.
@@ -169,6 +171,64 @@ def test_memory_errors_are_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPat
         decode(samples()["png"].data)
 
 
+IN_LITTLE_ROOM = """
+import resource, sys
+from pathlib import Path
+from workers.decoding import BadImage, decode
+import PIL.AvifImagePlugin
+data = Path(sys.argv[1]).read_bytes()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 30 * 2**20,) * 2)
+try:
+    decode(data)
+except (BadImage, MemoryError) as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG progressive", "PNG", "WEBP", "AVIF", "TIFF", "GIF"])
+def test_a_decoder_without_memory_does_not_make_the_image_a_bad_one(kind: str, tmp_path: Path) -> None:
+    options = {"JPEG progressive": {"progressive": True}, "TIFF": {"compression": "tiff_lzw"}}.get(kind, {})
+    file = tmp_path / "image"
+    file.write_bytes(encode(np.zeros((4000, 5000, 3), np.uint8), kind.split()[0], **options))
+    assert decode(file.read_bytes()).shape == (4000, 5000, 3)
+    command = [sys.executable, "-c", IN_LITTLE_ROOM, str(file)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env={"OPENBLAS_NUM_THREADS": "1"})
+    assert told.stdout.strip() == "MemoryError"
+
+
+STRIPED = (
+    *("png_rgba", "png_palette", "png_palette_alpha", "png_grey_alpha", "png_grey_16_bit", "tiff_grey_12_bit"),
+    *("tiff_grey_16_bit_white_is_zero", "tiff_float_to_1", "tiff_float_to_255", "tiff_cmyk", "gif_transparent"),
+    *("jpeg_cmyk_adobe_inverted", "webp_rgba", "png_bilevel"),
+)
+
+
+@pytest.mark.parametrize("name", STRIPED)
+def test_a_picture_converted_in_strips_is_the_same_as_in_one_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_HWC = decode(GOOD[name].data)
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 7 * whole_HWC.shape[1] + 3)
+    np.testing.assert_array_equal(decode(GOOD[name].data), whole_HWC)
+
+
+def test_a_float_picture_that_is_bad_in_a_later_strip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.zeros((64, 64), np.float32)
+    values[63, 63] = np.nan
+    data = encode(Image.fromarray(values), "TIFF")
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 64 * 5)
+    assert outcome(data)[0] == "unsupported_format"
+
+
+def test_the_size_is_told_before_the_pixels_are_decoded() -> None:
+    told: list[int] = []
+    for name in ("jpeg_420", "png", "jpeg_410"):
+        image_HWC = decode(GOOD[name].data, told.append)
+        assert told[-1] == image_HWC.shape[0] * image_HWC.shape[1]
+    with pytest.raises(BadImage):
+        decode(BAD["png_bomb"].data, told.append)
+    assert len(told) == 3
+
+
 def test_bad_image_survives_pickling() -> None:
     bad = pickle.loads(pickle.dumps(BadImage(ErrorCode.CORRUPT, "why")))
     assert (bad.code, bad.message, str(bad)) == ("corrupt", "why", "why")
@@ -176,5 +236,5 @@ def test_bad_image_survives_pickling() -> None:
 
 def test_codes_are_the_documented_ones() -> None:
     seen_here = {"empty", "unsupported_format", "truncated", "corrupt", "too_large", "bad_size"}
-    assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found"}
+    assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found", "crashed_worker"}
     assert {sample.code for sample in BAD.values()} == seen_here

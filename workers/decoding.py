@@ -22,7 +22,8 @@ import enum
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,12 @@ MAX_PIXELS = 89_478_485
 
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
+
+STRIP_PIXELS = 2**20
+"""A decoded picture becomes RGB so much at a time: a large one is in memory once and a half, not four times."""
+
+ROOM_BYTES_A_PIXEL = 16
+"""What decoders may allocate; asked for, and given back untouched, after one has refused an image."""
 
 _STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
 """Of libjpeg's warning JWRN_EXTRANEOUS_DATA, at the end-of-image marker."""
@@ -112,7 +119,11 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def decode(data: bytes | memoryview) -> Pixels:
+SizeKnown: TypeAlias = Callable[[int], object]
+"""Told of the number of an image's pixels before they are decoded; it may wait."""
+
+
+def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> Pixels:
     """Decode one image into RGB as a person sees it: HWC, uint8, C-contiguous, writable.
 
     Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
@@ -125,9 +136,9 @@ def decode(data: bytes | memoryview) -> Pixels:
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
     if kind == "JPEG":
-        image_HWC, exif = _decode_jpeg(data), jpeg_exif(data)
+        image_HWC, exif = _decode_jpeg(data, size_known), jpeg_exif(data)
     else:
-        image_HWC, exif = _decode_with_pillow(kind, data)
+        image_HWC, exif = _decode_with_pillow(kind, data, size_known)
     turn = _UPRIGHT.get(exif_orientation(exif)) if exif else None
     return image_HWC if turn is None else np.ascontiguousarray(turn(image_HWC))
 
@@ -139,7 +150,13 @@ def _check_size(width: int, height: int) -> None:
         raise BadImage(ErrorCode.BAD_SIZE, f"{width}x{height}: a side is more than {MAX_ASPECT} times the other")
 
 
-def _undecodable(kind: str, data: bytes | memoryview, reason: object) -> BadImage:
+def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: int = MAX_PIXELS) -> BadImage:
+    """What to raise for an image that a decoder refused. Raises MemoryError where it may have had no room.
+
+    Decoders report a failed allocation like any damage, libjpeg and Pillow by text alone. So the question is put to
+    the host instead: whether it would give them what they may have asked for.
+    """
+    np.empty(pixels * ROOM_BYTES_A_PIXEL, np.uint8)
     code = ErrorCode.TRUNCATED if is_cut_short(kind, data) else ErrorCode.CORRUPT
     return BadImage(code, f"{kind}: {reason}")
 
@@ -147,7 +164,7 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object) -> BadImag
 # ------------------------------------------------------------------------------------------------- JPEG
 
 
-def _decode_jpeg(data: bytes | memoryview) -> Pixels:
+def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown) -> Pixels:
     """Strict: libjpeg's warnings are errors. Orientation is not applied."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -155,20 +172,25 @@ def _decode_jpeg(data: bytes | memoryview) -> Pixels:
         if is_cut_short("JPEG", data):
             raise BadImage(ErrorCode.TRUNCATED, f"JPEG: {error}") from None
         # Sampling factors without a TurboJPEG name (4:1:0 and stranger), or a header with an unusual version number.
-        return _decode_with_pillow("JPEG", data)[0]
+        return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
+    size_known(width * height)
     layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
     try:
         image_HWC = _decode_pixels(data, layout)
     except ValueError as error:
         repaired = with_valid_scan_header(data)
         if repaired is not None:
-            return _decode_jpeg(repaired)
-        raise _undecodable("JPEG", data, error) from None
+            return _decode_jpeg(repaired, size_known)
+        raise _undecodable("JPEG", data, error, width * height) from None
     if layout == "RGB":
         return image_HWC
-    inverted = Image.frombuffer("CMYK", (width, height), image_HWC, "raw", "CMYK;I", 0, 1)
-    return np.array(inverted.convert("RGB"))
+    rgb_HWC = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(width, height):
+        size = (width, rows.stop - rows.start)
+        inverted = Image.frombuffer("CMYK", size, image_HWC[rows], "raw", "CMYK;I", 0, 1)
+        rgb_HWC[rows] = inverted.convert("RGB")
+    return rgb_HWC
 
 
 def _decode_pixels(data: bytes | memoryview, layout: str) -> Pixels:
@@ -187,11 +209,14 @@ def _decode_pixels(data: bytes | memoryview, layout: str) -> Pixels:
 # ------------------------------------------------------------------------------------- everything else
 
 
-def _decode_with_pillow(kind: str, data: bytes | memoryview) -> tuple[Pixels, bytes]:
+def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Pixels, bytes]:
     """Pixels, and the EXIF block that still has to be obeyed."""
+    pixels = MAX_PIXELS
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check_size(*image.size)
+            pixels = image.width * image.height
+            size_known(pixels)
             image.load()
             image_HWC = _rgb8(image)
             # Pillow turns a TIFF upright by itself. A PNG may carry its EXIF behind the pixels: ask after loading.
@@ -201,34 +226,68 @@ def _decode_with_pillow(kind: str, data: bytes | memoryview) -> tuple[Pixels, by
     except UnidentifiedImageError:
         raise _undecodable(kind, data, "the header is damaged") from None  # Pillow's text holds a memory address
     except _PILLOW_FAULTS as error:
-        raise _undecodable(kind, data, error) from None
+        raise _undecodable(kind, data, error, pixels) from None
+
+
+def _strips(width: int, height: int) -> Iterator[slice]:
+    """All rows of an image, about STRIP_PIXELS at a time."""
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
 
 
 def _rgb8(image: Image.Image) -> Pixels:
     """Any mode that Pillow's readers produce, as RGB bytes."""
+    width, height = image.size
+    to_rgb = _conversion(image)
+    if width * height <= STRIP_PIXELS:
+        return to_rgb(image)
+    image_HWC = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(width, height):
+        image_HWC[rows] = to_rgb(image.crop((0, rows.start, width, rows.stop)))
+    return image_HWC
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+    """How the image, or a part of it, becomes RGB bytes."""
     if image.mode.startswith("I;16"):
-        return _grey8(image, np.asarray(image) >> (_bits(image) - 8))
+        unused = _bits(image) - 8
+        return _grey8(image, lambda part: np.asarray(part) >> unused)
     if image.mode == "F":
-        values = np.asarray(image)
-        low, high = float(values.min()), float(values.max())
+        low, high = _range(image)
         if not (low >= 0 and high <= 255):  # also refuses NaN
             raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"float values in [{low:g}, {high:g}] have no defined look")
-        return _grey8(image, np.rint(values * (255 if high <= 1 else 1)))
+        return _grey8(image, lambda part: np.rint(np.asarray(part) * (255 if high <= 1 else 1)))
     if image.mode in ("I", "LAB"):
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
-    if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))
-    seen_through = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, "white")
+    return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
+
+
+def _over_white(part: Image.Image) -> Pixels:
+    seen_through = part.convert("RGBA")
+    canvas = Image.new("RGB", part.size, "white")
     canvas.paste(seen_through, mask=seen_through)
     return np.array(canvas)
 
 
-def _grey8(image: Image.Image, values_HW: npt.NDArray[np.generic]) -> Pixels:
-    grey_HW = values_HW.astype(np.uint8)
-    if _tag(image, 262) == 0:  # TIFF PhotometricInterpretation: white is zero. Pillow undoes it for 8 bits only.
-        grey_HW = 255 - grey_HW
-    return np.repeat(grey_HW[:, :, None], 3, axis=2)
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value of a float image; NaN where there is one."""
+    width, height = image.size
+    strips = (np.asarray(image.crop((0, rows.start, width, rows.stop))) for rows in _strips(width, height))
+    ends = np.array([(strip.min(), strip.max()) for strip in strips])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
+
+
+def _grey8(image: Image.Image, levels: Callable[[Image.Image], npt.NDArray[np.generic]]) -> Callable[..., Pixels]:
+    white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
+
+    def convert(part: Image.Image) -> Pixels:
+        grey_HW = levels(part).astype(np.uint8)
+        if white_is_zero:
+            grey_HW = 255 - grey_HW
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+
+    return convert
 
 
 def _bits(image: Image.Image) -> int:

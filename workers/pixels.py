@@ -9,6 +9,8 @@ at most 1 level, in under 0.5 % of values; bicubic by at most 2, in under 1 %; n
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,10 +19,22 @@ from torch.nn import functional
 from workers.contract import Preprocess
 from workers.decoding import Pixels, decode
 
+LARGE_PIXELS = 16_000_000
+"""Images with more are decoded one at a time where `decode_into` is given a lock: the largest take over a GiB each."""
 
-def decode_into(data: bytes | memoryview, how: Preprocess, out_HWC: Pixels) -> None:
-    """Decode one image and write what the network sees of it into `out_HWC`. Raises BadImage as `decode` does."""
-    prepare(decode(data), how, out_HWC)
+
+def decode_into(
+    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, large: AbstractContextManager[object] | None = None
+) -> None:
+    """Decode one image and write what the network sees of it into `out_HWC`. Raises BadImage as `decode` does.
+
+    `large`, a lock that may be taken twice by one thread, is held from before to after a large image is in memory.
+    """
+    if large is None:
+        prepare(decode(data), how, out_HWC)
+        return
+    with ExitStack() as held:
+        prepare(decode(data, lambda pixels: pixels > LARGE_PIXELS and held.enter_context(large)), how, out_HWC)
 
 
 def prepare(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:

@@ -39,6 +39,7 @@ class Predictor:
         self._embeds = task == "embed"
         self._outputs = outputs
         rounds = BATCHES_A_ROUND if threads > 1 else 1
+        self._large = threading.RLock()
         self._buffers = [engine.buffer(batch) for _ in range(rounds)]
         # A decode thread is one of `threads` that work at once, so torch's resize inside it must not fan out again.
         self._pool = (
@@ -72,8 +73,8 @@ class Predictor:
                 if len(waiting) == room:
                     self._round(waiting, scored)
                     waiting = []
-            if block.keys is not None:
                     between_rounds(scored.rows)
+            if block.keys is not None:
                 scored.keys.append(block.keys)
             scored.bytes_read += block.bytes_read
         self._round(waiting, scored)
@@ -107,7 +108,7 @@ class Predictor:
         if isinstance(cell, BadImage):
             return cell
         try:
-            decode_into(memoryview(cell), self._how, out_HWC)
+            decode_into(memoryview(cell), self._how, out_HWC, self._large)
         except BadImage as bad:
             return bad
         return None
