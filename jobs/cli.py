@@ -10,8 +10,10 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from jobs.arguments import parser
 from jobs.days import Days, runs
@@ -23,11 +25,13 @@ from jobs.report import summary
 from jobs.running import Run
 from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
+from workers.redaction import redacted
 from workers.storage_errors import StoreDenied, StoreError
 
 
 def entrypoint() -> None:
     sys.path.insert(0, "")  # as `python -m` does: a model's module:function may lie in the working directory
+    sys.excepthook = _show_bug
     sys.exit(main(sys.argv[1:]))
 
 
@@ -40,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""), file=sys.stderr)
         return error.exit_code
     except (StoreError, StoreDenied) as error:
-        print(f"stint: {error}\nnext: check the store and its credentials, then run again", file=sys.stderr)
+        print(
+            f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again", file=sys.stderr
+        )
         return FAILED
     except KeyboardInterrupt:
         print("stint: interrupted", file=sys.stderr)
@@ -51,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda days: print(summary(_new_run(arguments, days).complete())))
+    return _each(arguments, lambda days: _show(summary(_new_run(arguments, days).complete())))
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
@@ -64,13 +70,13 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_plan
 
-    return _each(arguments, lambda days: print(describe_plan(_job(arguments, days))))
+    return _each(arguments, lambda days: _show(describe_plan(_job(arguments, days))))
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from jobs.planned import describe_status
 
-    return _each(arguments, lambda days: print(describe_status(_job(arguments, days))))
+    return _each(arguments, lambda days: _show(describe_status(_job(arguments, days))))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -81,9 +87,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     def check(days: Days | None) -> None:
         verdict = verify(_job(arguments, days))
         for note in verdict.notes:
-            print(f"note: {note}")
+            _show(f"note: {note}")
         for problem in verdict.problems:
-            print(f"PROBLEM: {problem}")
+            _show(f"PROBLEM: {problem}")
         print(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
         verdicts.append(verdict)
 
@@ -217,5 +223,15 @@ def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
     return cluster
 
 
+def _show_bug(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
+    """As Python does it, without credentials that a library may have put into its error."""
+    print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    """What a command is asked for."""
+    print(redacted(text))
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(redacted(text), file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from workers.redaction import redacted
+
 COMPLETE = 0
 FAILED = 1
 BAD_SPEC = 2
@@ -16,8 +18,9 @@ class StintError(Exception):
     exit_code = FAILED
 
     def __init__(self, message: str, next_step: str = "") -> None:
-        super().__init__(message)
-        self.next_step = next_step
+        # Messages quote URLs, and what libraries say: neither may carry a credential out.
+        super().__init__(redacted(message))
+        self.next_step = redacted(next_step)
 
 
 class RunFailed(StintError):

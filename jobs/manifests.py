@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 from jobs.errors import SpecError
 from jobs.sources import Source
 from workers.filesystems import is_local, open_filesystem, read_url, version_of
+from workers.redaction import credential_in, shown
 from workers.retries import retrying
 from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.uris import normalise
+from workers.uris import SCHEMES as SCHEMES_OF_DATA
+from workers.uris import WEB, normalise
 
 LOOKUPS_AT_ONCE = 32
 PARQUET_MAGIC = b"PAR1"
@@ -43,7 +45,29 @@ def read_entries(url: str) -> list[Entry]:
     entries = _parquet_entries(data, url) if data[:4] == PARQUET_MAGIC else _text_entries(data, url)
     folder = url.rpartition("/")[0]
     folder = open_filesystem(folder)[1] if is_local(url) else _usual(folder)
+    for entry in entries:
+        _check(entry.uri, url)
     return [Entry(_absolute(e.uri, folder), e.version and e.version.strip('"'), e.size) for e in entries]
+
+
+def _check(uri: str, manifest: str) -> None:
+    """A manifest says which files of the stores are input; it must not reach further. Raises SpecError.
+
+    It may name any bucket that the job's credentials open, as `input.uri` may; but the web never, and files of this
+    machine only when it is one of them itself.
+    """
+    reason = None
+    if kind := credential_in(uri):
+        reason = f"the URL carries {kind}, which would end up in the ledger"
+    elif not is_local(uri) and uri.partition("://")[0].lower() not in SCHEMES_OF_DATA - WEB:
+        reason = f"a manifest lists files of {', '.join(sorted(SCHEMES_OF_DATA - WEB))}"
+    elif is_local(uri) and ("://" in uri or uri.startswith("/")) and not is_local(manifest):
+        reason = "a manifest in a store cannot name files of the machine that reads it"
+    if reason:
+        raise SpecError(
+            f"input.manifest: {manifest} names {shown(uri)}: {reason}",
+            "write the manifest without it, or copy the file",
+        )
 
 
 def _parquet_entries(data: bytes, url: str) -> list[Entry]:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from workers.outcomes import ShardResult
+from workers.redaction import redacted
 
 LINE_EVERY_S = 5.0
 WINDOW_S = 120.0
@@ -101,6 +102,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
+        text = redacted(text)  # it may quote what a library or Ray said of a failure
         if self._live:
             self._live.console.print(text, highlight=False, markup=False)
         else:

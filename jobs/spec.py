@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jobs.days import AS_OF
-from jobs.spec_input import Input, Section
+from jobs.spec_input import Input, Section, no_credentials
 
 LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
@@ -60,6 +60,11 @@ class Model(Section):
     calibration: Calibration = Calibration()
     """The sample that sets the INT8 ranges."""
 
+    @field_validator("weights", "labels")
+    @classmethod
+    def _urls_are_public(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        return no_credentials(given) if isinstance(given, str) else given
+
     @field_validator("arch")
     @classmethod
     def _arch_is_named(cls, arch: str) -> str:
@@ -88,6 +93,11 @@ class Output(Section):
     """Classes a row."""
     single_writer: bool = False
     """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
+
+    @field_validator("uri")
+    @classmethod
+    def _url_is_public(cls, given: str) -> str:
+        return no_credentials(given)
 
 
 class Group(Section):

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from jobs.days import AS_OF, MOST_DAYS
+from workers import uris
+from workers.redaction import credential_in
 from workers.webdataset import extensions
 
 RESERVED_COLUMNS = frozenset(
@@ -35,6 +37,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def no_credentials(url: str) -> str:
+    """A URL of the spec as it is. Raises ValueError where it carries a credential: specs end up in reports and logs."""
+    if kind := credential_in(url):
+        raise ValueError(
+            f"the URL carries {kind}, which would end up in logs and reports. Take it out and give credentials by the "
+            "environment, as the store's library finds them (AWS_PROFILE, AZURE_STORAGE_SAS_TOKEN, a role of the node)"
+        )
+    return url
+
+
 DEFAULT_IMAGE = {"parquet": "image", "images": "", "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff"}
 
 
@@ -51,7 +63,8 @@ class Input(Section):
     keys: tuple[str, ...] = ()
     """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
     uri_roots: tuple[str, ...] = ()
-    """Where URIs found in data may point. Empty: only below `input.uri` itself."""
+    """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
+    stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
     days: Annotated[int, Field(ge=1, le=MOST_DAYS)] = 1
     """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
     on_change: Literal["report", "rescore"] = "report"
@@ -70,6 +83,20 @@ class Input(Section):
     @property
     def by_date(self) -> bool:
         return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
+
+    @field_validator("uri", "manifest", "uri_roots")
+    @classmethod
+    def _urls_are_public(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for url in (given,) if isinstance(given, str) else given or ():
+            no_credentials(url)
+        return given
+
+    @field_validator("uri_roots")
+    @classmethod
+    def _roots_can_be_followed(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            uris.check_root(root)
+        return roots
 
     @field_validator("image")
     @classmethod

@@ -78,6 +78,8 @@ def prepare(
     for uri in data:
         _check_not_relative(uri, root)
     upload = find_files(root, data)
+    if upload.secrets:
+        say(f"left out of the upload, because they look like credentials: {', '.join(upload.secrets)}")
     check_goes_along(upload, inside, "SPEC")
     for key, name in _files_that_the_model_needs(spec.model, root):
         check_goes_along(upload, name, key)

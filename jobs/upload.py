@@ -18,6 +18,7 @@ from pathspec import GitIgnoreSpec
 
 from jobs.days import AS_OF
 from jobs.errors import SpecError
+from jobs.secret_files import is_secret
 
 ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")
 """What Ray leaves behind too, whatever the ignore files say."""
@@ -36,6 +37,8 @@ class Upload:
 
     root: Path
     files: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
+    """Files that look like credentials, and stay here."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -75,7 +78,8 @@ def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
     """List what goes along. `data` are the job's input and output, as the spec writes them.
 
     `.rayignore` and `.gitignore` of every folder count, as they do for `ray job submit`; so does its variable
-    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Raises SpecError if the folder is not there, or not all of it can be looked at.
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Files that look like credentials never go. Raises SpecError if the folder is not
+    there, or not all of it can be looked at.
     """
     root = root.expanduser().absolute()
     if not root.is_dir():
@@ -85,13 +89,17 @@ def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
         ignore_files.append(".gitignore")
     own = GitIgnoreSpec.from_lines([*ALWAYS_LEFT, *(p for uri in data if (p := _pattern(uri, root)))])
     try:
-        found = list(_walk(root, [(root, own)], ignore_files, {root.resolve()}))
+        found = {
+            file.relative_to(root).as_posix(): file
+            for file in _walk(root, [(root, own)], ignore_files, {root.resolve()})
+        }
+        secrets = {name for name, file in found.items() if is_secret(name, file)}
     except OSError as error:  # a folder that is not ours to read, or an ignore file
         raise SpecError(
             f"{error.filename or root} cannot be looked at for the upload: {error.strerror}",
             "make it readable, or name its folder in .rayignore",
         ) from error
-    return Upload(root, tuple(sorted(file.relative_to(root).as_posix() for file in found)))
+    return Upload(root, tuple(sorted(found.keys() - secrets)), tuple(sorted(secrets)))
 
 
 def check_goes_along(upload: Upload, name: str, key: str) -> None:
@@ -99,6 +107,11 @@ def check_goes_along(upload: Upload, name: str, key: str) -> None:
     name = os.path.normpath(name)
     if name in upload.files:
         return
+    if name in upload.secrets:
+        raise SpecError(
+            f"{key}: {name} looks like a file of credentials, which are not uploaded",
+            "give it another name if it is none",
+        )
     there = (upload.root / name).is_file()
     raise SpecError(
         f"{key}: {name} is left out of the upload by .rayignore or .gitignore, or as part of input or output"

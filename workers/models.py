@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
+import pickle
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,12 +106,28 @@ def _weights_enum(models: Any, name: str, wanted: str) -> Any:
 
 def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> nn.Module:
     try:
-        return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of the file is wrong
+        with _tensors_only():
+            return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
+    # RuntimeError: the hash of the file is wrong. UnpicklingError: it holds more than tensors.
+    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"model.weights: {weights} could not be fetched from {weights.url}: {error}. Where workers may not reach "
             "the internet, put that file into your storage and give its path or URL as model.weights"
         ) from error
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torch.hub unpickles what it downloads, or finds in its cache, in full unless torch is told otherwise."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: Read) -> nn.Module:

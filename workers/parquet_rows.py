@@ -8,14 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers import uris
 from workers.contract import InputSpec, Slice
 from workers.decoding import BadImage, ErrorCode
-from workers.filesystems import open_filesystem
+from workers.linked_images import image_at
 from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet
-from workers.retries import retrying
 from workers.rows import ImageCell, RowBlock
-from workers.storage_errors import NotFound
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
@@ -82,19 +79,5 @@ def _size(cell: ImageCell) -> int:
 
 def _fetch_uris(values: list[str | None], source: str, how: InputSpec) -> list[ImageCell]:
     """The images that URIs point to, many requests at a time, each checked against the allowed roots first."""
-
-    def fetch(value: str | None) -> ImageCell:
-        if value is None:
-            return BadImage(ErrorCode.NULL, "the image cell is null")
-        try:
-            url = uris.resolve(value, source, how.uri_roots)
-        except uris.Refused as error:
-            return BadImage(ErrorCode.URI_REFUSED, str(error))
-        fs, path = open_filesystem(url)
-        try:
-            return bytes(retrying(lambda: fs.cat_file(path), url))
-        except NotFound:
-            return BadImage(ErrorCode.NOT_FOUND, f"{value}: no such object")
-
     with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-        return list(pool.map(fetch, values))
+        return list(pool.map(lambda value: image_at(value, source, how.uri_roots), values))

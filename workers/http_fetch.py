@@ -1,0 +1,135 @@
+"""Images over http(s), for roots that name a host: no redirects, checked addresses, bounded size and time.
+
+The name is resolved here and every address is checked; the connection is then made to the very address that was checked
+(so a second answer of the DNS changes nothing), while the certificate is still held to the name. Proxies of the
+environment are not used: they would resolve the name again.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from functools import lru_cache
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from workers.addresses import is_allowed
+from workers.redaction import redacted
+from workers.uris import Refused
+
+CONNECT_S = 10.0
+READ_S = 30.0
+"""Between two pieces of an answer."""
+TOTAL_S = 120.0
+"""For a whole image, from its first byte."""
+MAX_BYTES = 128 * 2**20
+"""Of an image: as large as a column chunk that is read at once."""
+CHUNK_BYTES = 2**18
+CONNECTIONS = 16
+"""Kept open to one address, as many as fetch at once."""
+
+_LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+class TooLarge(Exception):
+    """The answer has more than MAX_BYTES."""
+
+
+class ServerFault(ConnectionError):
+    """No answer, a broken one, or one that says later: worth a retry."""
+
+
+def fetch(url: str) -> bytes:
+    """The body of a URL as `workers.uris.resolve` returns it.
+
+    Raises Refused where the host's addresses are not allowed, the server redirects, or it does not give the image;
+    FileNotFoundError, TooLarge, PermissionError for a certificate that does not hold, and ServerFault, which may pass.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 0
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    address = _address(host, port)
+    pool = _pool(parts.scheme, host, port, address)
+    try:
+        answer = pool.urlopen(
+            "GET",
+            target,
+            headers={"Host": _host_header(parts.scheme, host, port), "Accept-Encoding": "identity"},
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+        )
+        whole = False
+        try:
+            _check_status(answer.status, url)
+            body = _body(answer, url)
+            whole = True
+        finally:
+            if whole:
+                answer.release_conn()
+            else:
+                answer.close()
+    except HTTPError as error:
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            raise PermissionError(f"{redacted(url)}: {error.__context__}") from error
+        raise ServerFault(redacted(f"{url}: {type(error).__name__}: {error}")) from error
+    return body
+
+
+def _address(host: str, port: int) -> str:
+    """An address of the host that may be connected to; every one that it has must be."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServerFault(f"{host}: its name cannot be resolved: {error}") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        if not is_allowed(address, host):
+            raise Refused(f"{host} is at {address}, where URIs in data may not lead")
+    return addresses[0]
+
+
+@lru_cache(maxsize=64)
+def _pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnectionPool:
+    """Connections to one checked address."""
+    if scheme == "https":
+        return urllib3.HTTPSConnectionPool(
+            address, port, maxsize=CONNECTIONS, cert_reqs="CERT_REQUIRED", server_hostname=host, assert_hostname=host
+        )
+    return urllib3.HTTPConnectionPool(address, port, maxsize=CONNECTIONS)
+
+
+def _host_header(scheme: str, host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port == {"http": 80, "https": 443}[scheme] else f"{name}:{port}"
+
+
+def _check_status(status: int, url: str) -> None:
+    if status == HTTPStatus.OK:
+        return
+    where = redacted(url)
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise FileNotFoundError(where)
+    if status in _LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise ServerFault(f"{where}: HTTP {status}")
+    if status // 100 == 3:
+        raise Refused(f"{where}: HTTP {status}; redirects are not followed")
+    raise Refused(f"{where}: HTTP {status}")
+
+
+def _body(answer: urllib3.BaseHTTPResponse, url: str) -> bytes:
+    deadline = time.monotonic() + TOTAL_S
+    body = bytearray()
+    for chunk in answer.stream(CHUNK_BYTES):
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise TooLarge(f"{redacted(url)} has more than {MAX_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise ServerFault(f"{redacted(url)}: {len(body)} bytes in {TOTAL_S:.0f} s, and no end")
+    return bytes(body)
