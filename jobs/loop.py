@@ -1,50 +1,41 @@
 """The run loop: missing shards in, committed shards out. It holds no state that the ledger does not have.
 
-Everything that may go wrong comes back as an event; `policy` says what to do about it.
+Everything that may go wrong comes back as an event; `policy` says what to do about it, `backlog` and `watch` keep the
+books. When a budget is spent the run ends at once: what is committed stays, what is under way is given up, and the next
+run does it.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from jobs import policy
+from jobs.backlog import Backlog
+from jobs.casualties import Casualties
+from jobs.crashes import CrashLog
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.fleet import Fleet, GroupTerms, Terms
 from jobs.ledger import BadRows, Ledger
 from jobs.plans import Plan
+from jobs.policy import Manner
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
+from jobs.tally import Tally
+from jobs.watch import Watch
 from workers.contract import Shard
-from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
+from workers.outcomes import Failure, ShardResult
+from workers.storage_errors import StoreError
 
 POLL_S = 0.2
+OVERDUE_S = 5.0
+"""How often is looked for workers that are stuck."""
 RELIST_S = 5.0
 RELIST_SHARE = 0.05
 """Time spent on listing what other runs have committed, as a share of all."""
-
-
-@dataclass
-class Tally:
-    """What this run did, for its report."""
-
-    results: list[ShardResult] = field(default_factory=list)
-    workers: dict[int, WorkerInfo] = field(default_factory=dict)
-    set_aside: list[tuple[Shard, Failure]] = field(default_factory=list)
-    """Shards whose input cannot be read; the others go on without them."""
-    failures: int = 0
-    worker_seconds: float = 0.0
-    scoring_s: float = 0.0
-    """From the first worker being ready to the end of the loop."""
-
-    @property
-    def rate(self) -> float:
-        """Rows a second while there were workers."""
-        return sum(r.rows_ok + r.rows_bad for r in self.results) / self.scoring_s if self.scoring_s else 0.0
 
 
 @dataclass
@@ -59,6 +50,7 @@ class Loop:
     workers: Workers
     progress: Progress
     interrupted: Callable[[], bool]
+    crashes: CrashLog
     finish_in_s: float | None = None
     """How far away the deadline is that the fleet is sized for, where there is one."""
     rate_before: float | None = None
@@ -70,12 +62,14 @@ class Loop:
     def __post_init__(self) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard.
         start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
-        self._queue = deque([*self.missing[start:], *self.missing[:start]])
-        self._left = {shard.key: shard for shard in self.missing}
-        self._rows_left = sum(shard.rows for shard in self.missing)
+        missing = [*self.missing[start:], *self.missing[:start]]
+        crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
+        self._backlog = Backlog(missing, crashes, self.limits, now=self.clock())
+        self._watch = Watch(self.limits)
+        self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
-        self._attempts: dict[str, policy.Attempts] = {}
-        self._start_after = 0.0
+        self._listing_failures = 0
+        self._start_after = self._overdue_after = 0.0
         self._relist_after = self.clock() + RELIST_S
         now = self.clock()
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
@@ -84,7 +78,7 @@ class Loop:
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
         try:
-            while self._left:
+            while self._backlog.left:
                 self._step()
             return self.tally
         finally:
@@ -96,12 +90,13 @@ class Loop:
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
         self._relist()
+        self._end_overdue(began)
         wanted = self._staff(began)
         for event in self.pool.poll(POLL_S):
             self._handle(event)
         self.progress.tick(len(self.pool.workers()), wanted)
-        if self.pool.size() == 0:
-            self.sleep(POLL_S)  # nothing to wait for until the pause after a failed start is over
+        if self._watch.idle() and self.pool.size() == len(self.pool.workers()):
+            self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
         self.tally.worker_seconds += ready * took
@@ -109,8 +104,9 @@ class Loop:
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
+        left = len(self._backlog.left)
         decision = self._fleet.decide(
-            now, rows_left=self._rows_left, shards_left=len(self._left), holding=self.pool.workers()
+            now, rows_left=self._backlog.rows_left, shards_left=left, holding=self.pool.workers()
         )
         for worker in decision.end:
             self._end(worker)
@@ -118,20 +114,53 @@ class Loop:
             for group in decision.start:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
         working = {w: held for w, held in self.pool.workers().items() if w not in decision.release}
-        for worker in self._fleet.in_order(working):
-            for held in range(
-                working[worker], working[worker] + policy.room(working[worker], len(self._queue), len(working))
-            ):
-                if self._queue:
-                    self.pool.assign(worker, self._queue.popleft())
-                    self._fleet.assigned(worker, held, now)
-        for worker in self._fleet.idle(self.pool.workers(), len(self._left)):
+        self._hand_out(working, now)
+        for worker in self._fleet.idle(self.pool.workers(), len(self._backlog.left)):
             self._end(worker)
         return max(decision.wanted, len(working))
+
+    def _hand_out(self, working: dict[int, int], now: float) -> None:
+        """Give shards to workers that have room. Where suspects wait, busy workers run empty for them."""
+        starting = self.pool.size() > len(self.pool.workers())
+        reserved, waiting = 0, self._backlog.waiting
+        for worker in self._fleet.in_order(working):
+            held = working[worker]
+            if not waiting or self._watch.takes_no_more(worker) or not policy.room(held, waiting, len(working)):
+                continue
+            suspects = self._backlog.suspects_for(worker, ready=working, starting=starting, now=now) if held else 0
+            if suspects > reserved:
+                reserved += 1
+            elif self._give(worker, held, working, starting=starting, now=now):
+                waiting -= 1
+
+    def _give(self, worker: int, held: int, working: Collection[int], *, starting: bool, now: float) -> bool:
+        taken = self._backlog.take(worker, held=held, ready=working, starting=starting, now=now)
+        if taken is None:
+            return False
+        isolated_s = None
+        if taken.manner is Manner.ISOLATED:
+            s_a_row = self.tally.s_a_row or (1 / self.rate_before if self.rate_before else None)
+            isolated_s = policy.isolated_after_s(self.limits.stall_s, s_a_row, taken.shard.rows)
+            self.progress.note(f"in isolation: {taken.shard.describe()}, which its workers died of")
+        self.pool.assign(worker, taken.shard, isolated_s=isolated_s)
+        self._watch.assigned(worker, taken.shard, taken.manner, now, isolated_s=isolated_s or 0.0)
+        self._fleet.assigned(worker, held, now)
+        return True
+
+    def _end_overdue(self, now: float) -> None:
+        if now < self._overdue_after:
+            return
+        self._overdue_after = now + OVERDUE_S
+        for worker, failure in list(self._watch.overdue(now, self.tally.s_a_row)):
+            started = worker in self.pool.workers()
+            shards = self._watch.shards(worker)
+            self.pool.end(worker)
+            self._handle(WorkerGone(worker, failure, shards, started=started))
 
     def _end(self, worker: int) -> None:
         self.pool.end(worker)
         self._fleet.ended(worker)
+        self._watch.gone(worker)
 
     # ------------------------------------------------------------------------------------------ events
 
@@ -140,33 +169,31 @@ class Loop:
         match event:
             case WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
+                self._watch.placed(event.worker, now)
             case WorkerReady():
                 self._fleet.ready(event.worker, now)
+                self._watch.ready(event.worker)
                 self.tally.workers[event.worker] = event.info
             case WorkerGone(started=False):
+                self._watch.gone(event.worker)
                 self._not_started(event.worker, event.failure, now)
             case WorkerGone():
                 self._fleet.gone(event.worker, now, held=len(event.shards))
-                self.progress.note(f"worker {event.worker}: {event.failure.message}")
-                for shard in event.shards:
-                    self._failed(shard, event.failure)
+                manners = self._watch.gone(event.worker)
+                self._casualties.worker_lost(event.worker, event.failure, event.shards, manners, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
+                self._watch.ended(event.worker, shard, now)
                 self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad, now)
                 self._committed(shard, result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
+                manner = self._watch.ended(event.worker, shard, now)
                 self._fleet.shard_ended(event.worker, 0, now)
-                self._failed(shard, failure)
-
-    def _settled(self, key: str) -> bool:
-        """The shard is nobody's business any more; False if it was not before either."""
-        shard = self._left.pop(key, None)
-        self._rows_left -= shard.rows if shard else 0
-        return shard is not None
+                self._casualties.shard_failed(event.worker, shard, failure, manner, now)
 
     def _committed(self, shard: Shard, result: ShardResult) -> None:
-        if not self._settled(shard.key):
+        if not self._backlog.settle(shard.key):
             return  # the listing has told already
-        self.tally.results.append(result)
+        self.tally.add(result)
         self.progress.shard_ended(result)
         if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
             reasons = BadRows()
@@ -174,42 +201,18 @@ class Loop:
                 reasons.add(ended.bad_by_code, ended.bad_samples)
             raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, reasons)
 
-    def _failed(self, shard: Shard, failure: Failure) -> None:
-        if shard.key not in self._left:
-            return
-        self.tally.failures += 1
-        attempts = self._attempts.get(shard.key, policy.Attempts()).after(failure)
-        self._attempts[shard.key] = attempts
-        step = policy.next_step(
-            attempts, task_retries=self.limits.task_retries, infra_retries=self.limits.infra_retries
-        )
-        if step is policy.Step.RETRY and failure.code != FailureCode.DENIED:
-            self.progress.note(f"again: {shard.describe()}: {failure.message}")
-            self._queue.append(shard)
-        elif failure.kind is FailureKind.DATA:
-            self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
-            self.tally.set_aside.append((shard, failure))
-            self._settled(shard.key)
-        else:
-            raise RunFailed(
-                f"{shard.describe()} failed {attempts.task + attempts.infra} times: {failure.message}\n"
-                f"{failure.traceback}".rstrip(),
-                "mend the cause, then run the same command: committed shards stay",
-            )
-
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
-        before = self._fleet.start_failures
         self._fleet.gone(worker, now, held=0)
-        in_a_row = self._fleet.start_failures
-        step = policy.start_step(failure, in_a_row, len(self.pool.workers()), others_to_try=self._fleet.others_to_try())
+        self._casualties.not_started(worker, failure)
+        step = policy.start_step(
+            failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
+        )
         if step.give_up:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
                 "mend the cause, then run the same command",
             )
         self._start_after = now + step.pause_s
-        if (before, in_a_row) == (0, 1):
-            self.progress.note(f"a worker did not start, trying again: {failure.message}")
 
     # ---------------------------------------------------------------------------------------- other runs
 
@@ -218,14 +221,21 @@ class Loop:
         began = self.clock()
         if began < self._relist_after:
             return
-        open_plans = {shard.plan for shard in self._left.values()}
-        present = {key for plan in self.plans if plan.number in open_plans for key in self.ledger.present(plan)}
-        waiting = {shard.key for shard in self._queue}
-        elsewhere = [shard for key, shard in self._left.items() if key in present and key in waiting]
-        for shard in elsewhere:
-            self._settled(shard.key)
-        self._queue = deque(shard for shard in self._queue if shard.key in self._left)
-        self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
+        try:
+            open_plans = {shard.plan for shard in self._backlog.left.values()}
+            present = {key for plan in self.plans if plan.number in open_plans for key in self.ledger.present(plan)}
+        except StoreError as error:
+            self._listing_failures += 1
+            if self._listing_failures >= policy.LISTING_FAILURES:
+                raise RunFailed(
+                    f"the output could not be listed {self._listing_failures} times in a row: {error}",
+                    "check the store, then run the same command: committed shards stay",
+                ) from error
+            self.progress.note(f"could not look for what other runs have committed, trying again: {error}")
+        else:
+            self._listing_failures = 0
+            elsewhere = self._backlog.drop_present(present)
+            self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
         took = self.clock() - began
         self._relist_after = self.clock() + max(RELIST_S, took / RELIST_SHARE)
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.ledger import BadRows
-from jobs.loop import Tally
 from jobs.progress import duration
+from jobs.tally import Tally
 
 REPORT_VERSION = 1
 
@@ -53,6 +53,13 @@ class Report:
     """Most threads that a worker kept busy over a shard; never above the cores that it leased."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     retries: int = 0
+    """Attempts at shards that failed."""
+    retries_by_code: dict[str, int] = field(default_factory=dict)
+    """The same by code: `preempted`, `node_lost`, `crashed`, `memory`, `stuck`, …, or `infra`, `task`, `data`."""
+    failed_starts: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """The first ones in full, see jobs.tally.FailureRecord."""
+    failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
@@ -81,7 +88,11 @@ class Report:
         self.peak_rss_bytes = max((result.peak_rss_bytes for result in tally.results), default=0)
         self.threads_busy = round(max((result.threads_busy for result in tally.results), default=0.0), 3)
         self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
-        self.retries = tally.failures
+        self.retries = tally.failures.total
+        self.retries_by_code = dict(tally.failures.counts.most_common())
+        self.failed_starts = tally.failures.starts
+        self.failures = [asdict(record) for record in tally.failures.kept]
+        self.failures_left_out = tally.failures.left_out
         self.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
         self.rate = round(tally.rate, 2)
         self.core_hours = tally.worker_seconds * threads / 3600
@@ -107,5 +118,10 @@ def summary(report: Report) -> str:
     lines += [f"bad rows: {n:,} {code}, e.g. {report.bad_samples[code]}" for code, n in report.bad_by_code.items()]
     if report.rows_gone:
         lines.append(f"gone: {report.rows_gone:,} rows whose source vanished or changed after it was claimed")
+    if report.retries or report.failed_starts:
+        by_code = ", ".join(f"{n:,} {code}" for code, n in report.retries_by_code.items())
+        lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))
+        if report.failed_starts:
+            lines[-1] += f"; workers that did not start: {report.failed_starts:,}"
     lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.url}"]
     return "\n".join(lines)

@@ -16,11 +16,12 @@ from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
+from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
 from jobs.errors import NothingThere, RunFailed, SpecError, StintError
 from jobs.job import Job
 from jobs.ledger import DoneShard
-from jobs.loop import Loop, Tally, bad_rows_error
+from jobs.loop import Loop, bad_rows_error
 from jobs.plans import Content, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
@@ -29,8 +30,10 @@ from jobs.progress import Progress
 from jobs.report import Report
 from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
+from jobs.tally import Tally
 from workers.contract import Shard
 from workers.outcomes import BundleOutcome
+from workers.redaction import redacted_values
 from workers.storage_errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
@@ -169,6 +172,7 @@ class Run:
             workers=self._workers(),
             progress=progress,
             interrupted=self.interrupted,
+            crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_before(self.job.store, self.job.ledger.root, self.job.threads) if sized else None,
         )
@@ -253,6 +257,8 @@ class Run:
         spec = self.job.spec.model_dump_json(indent=2).encode()
         try:
             self.job.store.create(key + "spec.json", spec)
-            self.job.store.create(key + "report.json", json.dumps(asdict(self.report), indent=2).encode())
+            self.job.store.create(
+                key + "report.json", json.dumps(redacted_values(asdict(self.report)), indent=2).encode()
+            )
         except (StoreError, StoreDenied) as error:
             self.say(f"the run's report could not be written (predictions are not affected): {error}")

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.loop import Loop, Tally
+from jobs.crashes import CrashLog
+from jobs.loop import Loop
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
-from tests.fakes import INFO, RESULT
+from jobs.tally import Tally
+from tests.fakes import INFO, RESULT, MemoryStore
 from workers.contract import Shard, Slice
-from workers.outcomes import Failure, FailureKind
+from workers.outcomes import Failure, FailureCode, FailureKind
 
 RATE = 40.0
 """Rows a second of a worker on a node of speed 1."""
@@ -239,7 +241,7 @@ class NightPool:
             return
         self.lost += 1
         self._remove(node)
-        preempted = Failure(kind=FailureKind.INFRA, message="preempted")
+        preempted = Failure(kind=FailureKind.INFRA, message="node lost", code=FailureCode.NODE_LOST)
         for number in list(node.workers):
             worker = self._workers[number]
             self._events.append(WorkerGone(number, preempted, tuple(worker.shards), started=worker.ready))
@@ -301,6 +303,7 @@ def simulate(night: Night) -> Morning:
         workers=night.workers,
         progress=Progress(plan.rows, len(shards), out=io.StringIO(), clock=lambda: pool.now),
         interrupted=lambda: False,
+        crashes=CrashLog(MemoryStore(), "", "night"),
         finish_in_s=None if night.hours is None else night.hours * 3600,
         rate_before=night.rate_before,
         clock=lambda: pool.now,

@@ -7,31 +7,136 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.policy import Attempts, Step, bad_rows_exceeded, deadline, next_step, pool_target, room, start_step
-from workers.outcomes import Failure, FailureKind
+from jobs.policy import (
+    Attempts,
+    Budget,
+    Manner,
+    Step,
+    bad_rows_exceeded,
+    budget_of,
+    deadline,
+    isolated_after_s,
+    manner,
+    may_go,
+    next_step,
+    pause_s,
+    pool_target,
+    room,
+    stall_after_s,
+    start_step,
+)
+from jobs.spec import Limits
+from workers.outcomes import Failure, FailureCode, FailureKind
 
 INFRA = Failure(kind=FailureKind.INFRA, message="lost")
 TASK = Failure(kind=FailureKind.TASK, message="bug")
+DATA = Failure(kind=FailureKind.DATA, message="no such column")
+DENIED = Failure(kind=FailureKind.TASK, code=FailureCode.DENIED, message="403")
 
 
-def test_the_two_budgets_are_apart() -> None:
-    attempts = Attempts()
-    for failure in (INFRA, TASK, INFRA):
-        attempts = attempts.after(failure)
-    assert attempts == Attempts(infra=2, task=1)
+def infra(code: str) -> Failure:
+    return Failure(kind=FailureKind.INFRA, message="", code=code)
 
 
 @pytest.mark.parametrize(
-    ("attempts", "step"),
+    ("failure", "budget"),
     [
-        (Attempts(task=3), Step.RETRY),
-        (Attempts(task=4), Step.STOP),
-        (Attempts(infra=20), Step.RETRY),
-        (Attempts(infra=21), Step.STOP),
+        (INFRA, Budget.INFRA),
+        (infra(FailureCode.NODE_LOST), Budget.INFRA),
+        (TASK, Budget.TASK),
+        (DENIED, Budget.TASK),
+        (DATA, Budget.DATA),
+        (infra(FailureCode.CRASHED), Budget.CRASH),
+        (infra(FailureCode.MEMORY), Budget.CRASH),
+        (infra(FailureCode.STUCK), Budget.CRASH),
+        (infra(FailureCode.PREEMPTED), Budget.NONE),
     ],
 )
-def test_a_shard_is_tried_again_until_a_budget_is_spent(attempts: Attempts, step: Step) -> None:
-    assert next_step(attempts, task_retries=3, infra_retries=20) is step
+def test_every_failure_is_charged_to_one_budget(failure: Failure, budget: Budget) -> None:
+    assert budget_of(failure) is budget
+
+
+def test_the_budgets_are_apart() -> None:
+    attempts = Attempts()
+    crashed, preempted = infra(FailureCode.CRASHED), infra(FailureCode.PREEMPTED)
+    for failure in (INFRA, TASK, INFRA, DATA, crashed, preempted):
+        attempts = attempts.after(failure)
+    attempts = attempts.after(crashed, isolated=True)
+    assert attempts == Attempts(infra=2, task=1, data=1, crashes=2, isolated_crashes=1, free=1)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "failure", "step"),
+    [
+        (Attempts(task=3), TASK, Step.RETRY),
+        (Attempts(task=4), TASK, Step.STOP),
+        (Attempts(task=1), DENIED, Step.STOP),
+        (Attempts(infra=20), INFRA, Step.RETRY),
+        (Attempts(infra=21), INFRA, Step.STOP),
+        (Attempts(data=3), DATA, Step.RETRY),
+        (Attempts(data=4), DATA, Step.SET_ASIDE),
+        (Attempts(crashes=1000), infra(FailureCode.CRASHED), Step.RETRY),
+        (Attempts(crashes=9, isolated_crashes=2), infra(FailureCode.MEMORY), Step.RETRY),
+        (Attempts(crashes=9, isolated_crashes=3), infra(FailureCode.MEMORY), Step.STOP),
+        (Attempts(free=10_000, infra=20), infra(FailureCode.PREEMPTED), Step.RETRY),
+        (Attempts(infra=20, task=3), TASK, Step.RETRY),
+    ],
+)
+def test_a_shard_is_tried_again_until_a_budget_is_spent(attempts: Attempts, failure: Failure, step: Step) -> None:
+    assert next_step(attempts, failure, Limits(task_retries=3, infra_retries=20)) is step
+
+
+@pytest.mark.parametrize(
+    ("crashes", "how"),
+    [(0, Manner.BESIDE), (1, Manner.ALONE), (2, Manner.ALONE), (3, Manner.ISOLATED), (4, Manner.ISOLATED)],
+)
+def test_a_shard_whose_worker_died_is_scored_alone_and_then_in_isolation(crashes: int, how: Manner) -> None:
+    assert manner(Attempts(crashes=crashes), Limits(crash_retries=2)) is how
+    assert manner(Attempts(crashes=1), Limits(crash_retries=0)) is Manner.ISOLATED
+
+
+def test_after_storage_faults_the_pauses_double_up_to_a_minute_and_after_lost_workers_there_are_none() -> None:
+    shortest = [pause_s(Attempts(infra=n), INFRA, jitter=0.0) for n in (1, 2, 3, 7, 20)]
+    assert shortest == [0.5, 1.0, 2.0, 30.0, 30.0]
+    assert pause_s(Attempts(infra=20), INFRA, jitter=1.0) == 60.0
+    for free in (infra(FailureCode.NODE_LOST), infra(FailureCode.CRASHED), TASK, infra(FailureCode.PREEMPTED)):
+        assert pause_s(Attempts(infra=5), free, jitter=1.0) == 0.0
+
+
+def test_a_storm_that_a_shards_whole_budget_meets_may_last_a_quarter_of_an_hour() -> None:
+    assert sum(pause_s(Attempts(infra=n), INFRA, jitter=0.5) for n in range(1, 21)) > 600
+
+
+@pytest.mark.parametrize(
+    ("failed_on", "ready", "starting", "waited_s", "goes"),
+    [
+        (set(), {1}, False, 0, True),
+        ({2}, {1, 2}, False, 0, True),
+        ({1}, {1, 2}, False, 1e9, False),  # worker 2 gets it
+        ({1}, {1}, False, 0, True),  # there is no other
+        ({1}, {1}, True, 59, False),  # there soon is
+        ({1}, {1}, True, 61, True),
+        ({1, 2}, {1, 2}, False, 0, True),  # all have tried
+    ],
+)
+def test_a_shard_goes_to_a_worker_that_it_has_not_failed_on(
+    failed_on: set[int], ready: set[int], starting: bool, waited_s: float, goes: bool
+) -> None:
+    assert may_go(1, failed_on, ready, starting=starting, waited_s=waited_s) is goes
+
+
+def test_a_worker_is_stuck_after_many_times_what_its_shards_should_take_or_what_the_spec_says() -> None:
+    assert stall_after_s("auto", None, rows=4000) is None
+    assert stall_after_s("auto", 0.01, rows=100) == 600
+    assert stall_after_s("auto", 0.01, rows=8000) == 1600
+    assert stall_after_s(5.0, None, rows=8000) == 5
+
+
+def test_rows_in_isolation_always_have_a_limit() -> None:
+    assert isolated_after_s("auto", None, rows=10) == 600
+    assert isolated_after_s("auto", None, rows=4000) == 4000
+    assert isolated_after_s("auto", 0.01, rows=8000) == 1600
+    assert isolated_after_s(5.0, None, rows=8000) == 5
 
 
 @pytest.mark.parametrize(("missing", "target"), [(0, 0), (1, 2), (5, 5), (500, 64)])
@@ -66,21 +171,18 @@ def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:
     assert bad_rows_exceeded(1, 1000, 0.0)
 
 
-def _failure(code: str) -> Failure:
-    return Failure(kind=FailureKind.INFRA, message="", code=code)
-
-
-def test_cores_that_others_hold_are_waited_for_without_end() -> None:
-    step = start_step(_failure("no_cores"), in_a_row=1000, ready=0)
+@pytest.mark.parametrize("code", [FailureCode.NO_CORES, FailureCode.PREEMPTED])
+def test_cores_that_others_hold_and_nodes_that_are_taken_away_are_waited_for_without_end(code: str) -> None:
+    step = start_step(infra(code), in_a_row=1000, ready=0)
     assert not step.give_up
     assert step.pause_s == 30
 
 
 @pytest.mark.parametrize("code", ["wrong_isa", ""])
 def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: str) -> None:
-    assert not start_step(_failure(code), in_a_row=100, ready=1).give_up
-    assert start_step(_failure(code), in_a_row=5, ready=0).give_up
-    assert not start_step(_failure(code), in_a_row=5, ready=0, others_to_try=True).give_up
+    assert not start_step(infra(code), in_a_row=100, ready=1).give_up
+    assert start_step(infra(code), in_a_row=5, ready=0).give_up
+    assert not start_step(infra(code), in_a_row=5, ready=0, others_to_try=True).give_up
 
 
 def test_an_error_of_ours_at_start_ends_the_run_at_once() -> None:

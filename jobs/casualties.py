@@ -1,0 +1,135 @@
+"""What the loop does about failures: counts them, tells them, and ends the run with everything in hand.
+
+Nothing is forgotten: each failure is told when it happens and goes into the tally; a crash is recorded in the store.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from jobs import policy
+from jobs.backlog import Backlog, Retry
+from jobs.crashes import CrashLog
+from jobs.errors import RunFailed
+from jobs.policy import Budget, Manner, Step
+from jobs.progress import Progress
+from jobs.spec import Limits
+from jobs.tally import Tally
+from workers.contract import Shard
+from workers.outcomes import Failure, FailureCode
+from workers.storage_errors import StoreDenied, StoreError
+
+
+@dataclass
+class Casualties:
+    """The failures of one run."""
+
+    backlog: Backlog
+    limits: Limits
+    crashes: CrashLog
+    tally: Tally
+    progress: Progress
+    _last_start: str = field(default="", init=False)
+
+    def worker_lost(
+        self, worker: int, failure: Failure, shards: Sequence[Shard], manners: Mapping[str, Manner], now: float
+    ) -> None:
+        """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
+        self.progress.note(f"worker {worker}: {failure.message}")
+        held = [shard for shard in shards if shard.key in self.backlog.left]
+        # All are recorded before any ends the run, so that the next run knows the same suspects.
+        for shard in held if policy.budget_of(failure) is Budget.CRASH else ():
+            self._record(worker, shard, failure)
+        retries = [self._counted(worker, shard, failure, manners.get(shard.key, Manner.BESIDE), now) for shard in held]
+        for retry in retries:
+            self._follow_up(retry, failure, now)
+
+    def shard_failed(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> None:
+        """An attempt failed and its worker lives. Raises RunFailed."""
+        if shard.key not in self.backlog.left:
+            return
+        if policy.budget_of(failure) is Budget.CRASH:
+            self._record(worker, shard, failure)
+        self._follow_up(self._counted(worker, shard, failure, manner, now), failure, now)
+
+    def not_started(self, worker: int, failure: Failure) -> None:
+        """A worker that was asked for is gone before it was ready; told once for one cause in a row."""
+        if failure.message != self._last_start:
+            self.progress.note(f"a worker did not start, trying again: {failure.message}")
+        self._last_start = failure.message
+        self._log(worker, failure, "start", None)
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def _record(self, worker: int, shard: Shard, failure: Failure) -> None:
+        try:
+            self.crashes.record(shard, failure, self.tally.workers.get(worker), at=_now())
+        except (StoreError, StoreDenied) as error:  # this run still knows
+            self.progress.note(f"a crash of {shard.describe()} could not be recorded for later runs: {error}")
+
+    def _counted(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> Retry:
+        retry = self.backlog.failed(shard, worker, failure, isolated=manner is Manner.ISOLATED, now=now)
+        self._log(worker, failure, policy.budget_of(failure).value, shard, attempt=len(retry.history))
+        return retry
+
+    def _log(self, worker: int, failure: Failure, budget: str, shard: Shard | None, attempt: int = 0) -> None:
+        info = self.tally.workers.get(worker)
+        self.tally.failures.add(
+            failure,
+            at=_now(),
+            worker=worker,
+            host=info.host if info else "",
+            budget=budget,
+            shard=shard,
+            attempt=attempt,
+        )
+
+    def _follow_up(self, retry: Retry, failure: Failure, now: float) -> None:
+        shard, attempts = retry.shard, retry.attempts
+        match policy.next_step(attempts, failure, self.limits):
+            case Step.RETRY:
+                pause_s = policy.pause_s(attempts, failure, random.random())  # noqa: S311  (jitter)
+                later = f" in {pause_s:.0f} s" if pause_s >= 1 else ""
+                alone = policy.manner(attempts, self.limits)
+                how = "" if alone is Manner.BESIDE else f", {alone.value} (crash {attempts.crashes})"
+                self.progress.note(f"again{later}{how}: {shard.describe()}: {failure.message}")
+                self.backlog.again(shard, due_at=now + pause_s)
+            case Step.SET_ASIDE:
+                self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
+                self.tally.set_aside.append((shard, failure))
+                self.backlog.settle(shard.key)
+            case Step.STOP:
+                raise spent_error(retry, failure, self.limits)
+
+
+def spent_error(retry: Retry, failure: Failure, limits: Limits) -> RunFailed:
+    """The end of a run whose shard has spent a budget: which one, the rows, where it was tried, what it died of."""
+    shard, times = retry.shard, len(retry.history)
+    match policy.budget_of(failure):
+        case Budget.CRASH:
+            spent = (
+                f"its worker died {retry.attempts.crashes} times, {retry.attempts.isolated_crashes} of them in "
+                f"isolation, where it is tried {policy.ISOLATED_RETRIES + 1} times a run"
+            )
+            todo = "look at the nodes' memory (workers.memory) and at the rows named above, then run the same command"
+        case Budget.INFRA:
+            spent = f"limits.infra_retries allows {limits.infra_retries}"
+            todo = "check the store and the nodes, then run the same command: committed shards stay"
+        case _ if failure.code == FailureCode.DENIED:
+            spent = "the store refuses, and will again"
+            todo = "mend the permissions, then run the same command: committed shards stay"
+        case _:
+            spent = f"limits.task_retries allows {limits.task_retries}"
+            todo = "mend the cause, then run the same command: committed shards stay"
+    workers = ", ".join(map(str, sorted(retry.failed_on)))
+    lines = [f"{shard.describe()} failed {times} time(s), on worker(s) {workers}; {spent}: {failure.message}"]
+    others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
+    lines += [f"before: {line}" for line in others]
+    return RunFailed("\n".join([*lines, failure.traceback]).rstrip(), todo)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
