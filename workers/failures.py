@@ -10,6 +10,7 @@ from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.parquet import InputUnreadable
 from workers.preemption import Preempted
 from workers.reading import SourceChanged
+from workers.redaction import redacted
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.threads import NoCores, TooWide
 
@@ -22,9 +23,9 @@ def classify(error: Exception) -> Failure:
             kind, code = FailureKind.INFRA, FailureCode.NO_CORES
         case TooWide():
             kind, code = FailureKind.INFRA, FailureCode.TOO_WIDE
-        case BundleRefused():
         case Preempted():
             kind, code = FailureKind.INFRA, FailureCode.PREEMPTED
+        case BundleRefused():
             kind, code = FailureKind.INFRA, error.code
         case StoreError() | SourceChanged() | ConnectionError() | TimeoutError() | MemoryError():
             kind = FailureKind.INFRA
@@ -39,6 +40,6 @@ def classify(error: Exception) -> Failure:
     return Failure(
         kind=kind,
         code=code,
-        message=str(error) if ours else f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
+        message=redacted(str(error) if ours else f"{type(error).__name__}: {error}"),
+        traceback=redacted("".join(traceback.format_exception(error))),
     )
