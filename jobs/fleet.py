@@ -89,6 +89,8 @@ class Fleet:
         self._began, self._finish_at = now, finish_at
         self._rate_before = rate_before
         self._workers: dict[int, _Worker] = {}
+        self._leaving: dict[int, _Worker] = {}
+        """Told to go: they finish what they hold and count as gone already."""
         self._groups = [_Group(group) for group in terms.groups]
         self._crowded: dict[str, int] = {}
         """Nodes that are shared with others, each with the workers of this run that fit it."""
@@ -105,13 +107,13 @@ class Fleet:
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
         """It has a node, with room for so many workers in all; its start is under way."""
-        it = self._workers[worker]
+        it = self._known(worker)
         it.node, it.node_holds = node, node_holds
         self._groups[it.group].placed_at = now
         self._crowded.pop(node, None)
 
     def ready(self, worker: int, now: float) -> None:
-        it = self._workers[worker]
+        it = self._known(worker)
         it.ready, it.since = True, now
         self._failures = _StartFailures()
         self._groups[it.group].failures = _StartFailures()
@@ -124,15 +126,23 @@ class Fleet:
 
     def shard_ended(self, worker: int, rows: int, now: float) -> None:
         """An attempt came to its end, with so many rows committed."""
-        it = self._workers[worker]
+        it = self._known(worker)
         for rate in (self._rate, self._groups[it.group].rate):
             rate.add(rows, now - it.since)
         it.since = now
+
+    def leaving(self, worker: int) -> None:
+        """Its node is about to be taken away, or it is itself: no more shards for it, and another in its place."""
+        if worker in self._workers:
+            self._leaving[worker] = self._workers.pop(worker)
+            self._losing |= self._leaving[worker].ready
 
     def gone(self, worker: int, now: float, *, held: int) -> None:
         """It failed to start, or died with `held` shards."""
         if held:
             self.shard_ended(worker, 0, now)
+        if self._leaving.pop(worker, None):
+            return
         it = self._workers.pop(worker)
         self._losing |= it.ready
         if not it.ready:
@@ -158,6 +168,8 @@ class Fleet:
 
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""
+        leaving = {worker: holding.get(worker, 0) for worker in self._leaving}
+        holding = self._staying(holding)
         self._close_groups(now)
         self._notice_crowds(now)
         outlook = self._outlook(now, rows_left, shards_left)
@@ -173,10 +185,12 @@ class Fleet:
             end += pending[number:]  # the youngest: the oldest are nearest to a node
         release = self._released(states, holding)
         end += [worker for worker in release if not holding[worker]]
-        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release))
+        end += [worker for worker, held in leaving.items() if not held]
+        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release) | leaving.keys())
 
     def idle(self, holding: Mapping[int, int], shards_left: int) -> list[int]:
         """Workers that hold nothing after all shards were handed out, beyond those that a lost shard could need."""
+        holding = self._staying(holding)
         keep = pool_target(shards_left, least=self._terms.least, most=self._terms.most)
         spare = [worker for worker, held in holding.items() if not held]
         surplus = len(holding) - keep
@@ -188,7 +202,14 @@ class Fleet:
         return sorted(holding, key=lambda w: (holding[w], -rank[w]))
 
     def ended(self, worker: int) -> None:
-        del self._workers[worker]
+        if not self._leaving.pop(worker, None):
+            del self._workers[worker]
+
+    def _known(self, worker: int) -> _Worker:
+        return self._workers.get(worker) or self._leaving[worker]
+
+    def _staying(self, holding: Mapping[int, int]) -> dict[int, int]:
+        return {worker: held for worker, held in holding.items() if worker not in self._leaving}
 
     # ----------------------------------------------------------------------------------------- figures
 

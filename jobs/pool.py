@@ -30,6 +30,15 @@ class WorkerReady:
 
 
 @dataclass(frozen=True)
+class WorkerLeaving:
+    """A worker, starting or ready, whose node is about to be taken away. It hands back what it cannot finish."""
+
+    worker: int
+    left_s: float
+    """Infinite where there is no deadline."""
+
+
+@dataclass(frozen=True)
 class WorkerGone:
     """A worker that failed to start or died. Its shards are nobody's now."""
 
@@ -46,7 +55,7 @@ class ShardEnded:
     outcome: ShardResult | Failure
 
 
-Event = WorkerPlaced | WorkerReady | WorkerGone | ShardEnded
+Event = WorkerPlaced | WorkerReady | WorkerLeaving | WorkerGone | ShardEnded
 
 
 class Pool(Protocol):

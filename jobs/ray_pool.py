@@ -10,18 +10,19 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RuntimeEnvSetupError
 
+from jobs.draining import DrainWatch
 from jobs.errors import RunFailed, SpecError
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.making import Maker
-from workers.outcomes import BundleOutcome, Failure, FailureKind
+from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 from workers.threads import read_topology, thread_environment
 
 CONCURRENCY = 3
@@ -44,7 +45,11 @@ class _Actor:
     labels: Mapping[str, str]
     placing: Any
     """The call that ends as soon as the actor's process runs."""
+    node: str = ""
+    """Its id, once the actor is placed."""
     ready: bool = False
+    leaving: bool = False
+    """It was told to go, or said so."""
     shards: dict[Any, Shard] = field(default_factory=dict)
     """Shards under way, by the object reference of the call."""
 
@@ -60,6 +65,7 @@ class RayPool:
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
+        self._drains = DrainWatch(_draining_nodes)
 
     def workers(self) -> dict[int, int]:
         return {worker: len(actor.shards) for worker, actor in self._actors.items() if actor.ready}
@@ -103,16 +109,28 @@ class RayPool:
         self._waiting[call] = worker
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
+        leaving = self._tell_drained()
         if not self._waiting:
-            return []
-        ended, rest = ray.wait(list(self._waiting), num_returns=1, timeout=timeout_s)
+            return leaving
+        ended, rest = ray.wait(list(self._waiting), num_returns=1, timeout=0 if leaving else timeout_s)
         if ended and rest:  # take along everything else that has ended meanwhile
             ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        return [event for call in ended if (event := self._take(call)) is not None]
+        return [*leaving, *(event for call in ended if (event := self._take(call)) is not None)]
 
     def close(self) -> None:
+        self._drains.close()
         for worker in list(self._actors):
             self.end(worker)
+
+    def _tell_drained(self) -> list[Event]:
+        """Ray tells actors nothing of the drain of their node, so we do."""
+        news = self._drains.news({worker: actor.node for worker, actor in self._actors.items() if actor.node})
+        for worker, left_s in news.items():
+            actor = self._actors[worker]
+            actor.leaving = True
+            if actor.ready:
+                actor.handle.leave.remote(left_s)
+        return [WorkerLeaving(worker, left_s) for worker, left_s in news.items()]
 
     def _take(self, call: Any) -> Event | None:
         """The event that an ended call stands for; None if its worker is already accounted for."""
@@ -142,19 +160,31 @@ class RayPool:
                 return self._gone(worker, Failure(kind=FailureKind.INFRA, message=told))
             actor.ready = True
             return WorkerReady(worker, outcome)
+        actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
         return ShardEnded(worker, actor.shards.pop(call), outcome)
 
     def _placed(self, worker: int, node: str) -> WorkerPlaced:
         if node not in self._cpus_of_node:
             self._cpus_of_node = {n["NodeID"]: n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]}
+        self._actors[worker].node = node
         cpus = self._cpus_of_node.get(node, 0)  # none if it is gone already
         return WorkerPlaced(worker, node, max(1, int(cpus // self._actors[worker].cpus)))
 
     def _gone(self, worker: int, failure: Failure) -> WorkerGone:
         actor = self._actors[worker]
+        if actor.leaving:  # taken away with notice, whatever its end looks like
+            failure = replace(failure, kind=FailureKind.INFRA, code=FailureCode.PREEMPTED)
         event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
         self.end(worker)
         return event
+
+
+def _draining_nodes() -> Mapping[str, int]:
+    """Ids of nodes that are drained, each with its deadline in Unix milliseconds, 0 for none."""
+    from ray._private.state import state  # Ray offers it nowhere else
+
+    deadlines_ms: Mapping[str, int] = state.get_draining_nodes()
+    return deadlines_ms
 
 
 def _check_reachable(address: str) -> None:

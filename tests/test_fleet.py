@@ -154,3 +154,31 @@ def test_the_rate_of_the_group_that_is_asked_next_counts() -> None:
         at = 320.0 + groups.REOPEN_S * spot_comes
         numbers.append(books.step(at, rows=20_000_000, shards=5000).wanted)
     assert numbers[0] < numbers[1]
+
+
+def test_a_worker_that_is_leaving_is_replaced_at_once_gets_no_more_and_is_ended_when_it_is_idle() -> None:
+    books = Books(most=2)
+    books.step(0.0)
+    for worker in (0, 1):
+        books.ready(worker, 60.0, node=f"n{worker}")
+    books.holding = {0: 2, 1: 1}
+    books.fleet.leaving(0)
+    decision = books.step(61.0)
+    assert (len(decision.start), decision.release, list(decision.end)) == (1, {0}, [])
+    assert (books.step(62.0).start, books.fleet.idle({0: 0, 1: 0}, shards_left=1)) == ([], [])
+    books.fleet.shard_ended(0, 10, 63.0)
+    books.holding[0] = 0
+    assert (list(books.step(64.0).end), books.group_of.keys()) == ([0], {1, 2})
+
+
+def test_workers_that_were_starting_on_a_node_that_leaves_are_asked_for_elsewhere_and_are_no_failed_starts() -> None:
+    books = Books(most=2)
+    books.step(0.0)
+    books.fleet.placed(0, "n", 2, 30.0)
+    books.fleet.leaving(0)
+    books.fleet.leaving(0)  # told again, with less time
+    assert len(books.step(31.0).start) == 1
+    assert 0 not in books.group_of
+    books.fleet.leaving(1)
+    books.fleet.gone(1, 32.0, held=0)
+    assert books.fleet.start_failures == 0
