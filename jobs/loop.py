@@ -7,6 +7,7 @@ run does it.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,13 +22,13 @@ from jobs.fleet import Fleet, GroupTerms, Terms
 from jobs.ledger import BadRows, Ledger
 from jobs.plans import Plan
 from jobs.policy import Manner
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from jobs.tally import Tally
 from jobs.watch import Watch
 from workers.contract import Shard
-from workers.outcomes import Failure, ShardResult
+from workers.outcomes import Failure, FailureCode, ShardResult
 from workers.storage_errors import StoreError
 
 POLL_S = 0.2
@@ -174,6 +175,10 @@ class Loop:
                 self._fleet.ready(event.worker, now)
                 self._watch.ready(event.worker)
                 self.tally.workers[event.worker] = event.info
+            case WorkerLeaving(left_s=left_s):
+                within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
+                self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
+                self._fleet.leaving(event.worker)
             case WorkerGone(started=False):
                 self._watch.gone(event.worker)
                 self._not_started(event.worker, event.failure, now)
@@ -188,6 +193,8 @@ class Loop:
             case ShardEnded(shard=shard, outcome=Failure() as failure):
                 manner = self._watch.ended(event.worker, shard, now)
                 self._fleet.shard_ended(event.worker, 0, now)
+                if failure.code == FailureCode.PREEMPTED:
+                    self._fleet.leaving(event.worker)
                 self._casualties.shard_failed(event.worker, shard, failure, manner, now)
 
     def _committed(self, shard: Shard, result: ShardResult) -> None:
