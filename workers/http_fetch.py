@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -42,6 +43,11 @@ class TooLarge(Exception):
 class ServerFault(ConnectionError):
     """No answer, a broken one, or one that says later: worth a retry."""
 
+    def __init__(self, message: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
 
 def fetch(url: str) -> bytes:
     """The body of a URL as `workers.uris.resolve` returns it.
@@ -67,7 +73,7 @@ def fetch(url: str) -> bytes:
         )
         whole = False
         try:
-            _check_status(answer.status, url)
+            _check_status(answer, url)
             body = _body(answer, url)
             whole = True
         finally:
@@ -100,7 +106,7 @@ def _pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnec
     """Connections to one checked address."""
     if scheme == "https":
         return urllib3.HTTPSConnectionPool(
-            address, port, maxsize=CONNECTIONS, cert_reqs="CERT_REQUIRED", server_hostname=host, assert_hostname=host
+            address, port, maxsize=CONNECTIONS, cert_reqs="CERT_REQUIRED", server_hostname=host
         )
     return urllib3.HTTPConnectionPool(address, port, maxsize=CONNECTIONS)
 
@@ -110,14 +116,15 @@ def _host_header(scheme: str, host: str, port: int) -> str:
     return name if port == {"http": 80, "https": 443}[scheme] else f"{name}:{port}"
 
 
-def _check_status(status: int, url: str) -> None:
+def _check_status(answer: urllib3.BaseHTTPResponse, url: str) -> None:
+    status = answer.status
     if status == HTTPStatus.OK:
         return
     where = redacted(url)
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         raise FileNotFoundError(where)
     if status in _LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise ServerFault(f"{where}: HTTP {status}")
+        raise ServerFault(f"{where}: HTTP {status}", status, answer.headers)
     if status // 100 == 3:
         raise Refused(f"{where}: HTTP {status}; redirects are not followed")
     raise Refused(f"{where}: HTTP {status}")

@@ -97,6 +97,8 @@ def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
             return one.status_code, getattr(one.response, "headers", {})  # type: ignore[union-attr]
         if isinstance(one, tuple(_loaded({"aiohttp": ("ClientResponseError",)}))):
             return one.status, one.headers or {}  # type: ignore[union-attr]
+        if isinstance(one, tuple(_loaded({"workers.http_fetch": ("ServerFault",)}))):
+            return one.status, one.headers  # type: ignore[union-attr]
         if isinstance(one, tuple(_loaded({"gcsfs.retry": ("HttpError",)}))):
             code = one.code  # type: ignore[union-attr]
             return (int(code) if str(code).isdigit() else None), {}

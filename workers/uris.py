@@ -157,11 +157,12 @@ def _web_place(scheme: str, rest: str) -> _Place:
         raise Refused("a host in ASCII letters, or an IP address, is wanted")
     host, port = parts[1].lower(), parts[2] or _DEFAULT_PORT[scheme]
     path = _without_dots(path or "/")
-    # Servers undo one layer of escapes, some undo two: no layer may hold a way up or another slash.
-    layer = path
-    while (inner := unquote(layer)) != layer:
-        layer = inner
-        if "\\" in layer or layer.count("/") != path.count("/") or {".", ".."} & set(layer.split("/")):
+    # Servers undo one layer of escapes, some undo two, and some drop what follows a semicolon: no way up in any layer.
+    layer, inner = "", path
+    while inner != layer:
+        layer, inner = inner, unquote(inner)
+        steps = {segment.partition(";")[0] for segment in layer.split("/")}
+        if "\\" in layer or layer.count("/") != path.count("/") or steps & {".", ".."}:
             raise Refused("an escaped dot segment or slash")
     return _Place(scheme, f"{host}:{int(port)}", quote(path, safe=_PATH_SAFE), quote(query, safe=_QUERY_SAFE))
 
