@@ -47,6 +47,7 @@ INFO = WorkerInfo(
     affinity=(0,),
     torch_threads=1,
     isa="x86-vnni",
+    memory_bytes=2**30,
     start_s={},
 )
 

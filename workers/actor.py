@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from workers import threads
+from workers import memory, threads
 from workers.contract import Shard, ThreadPlan, WorkerSpec
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.preemption import Notice, heed_sigterm
@@ -31,18 +31,32 @@ class Worker:
         self._spec = spec
         self._compute = ThreadPoolExecutor(1, "compute")
         self._lease: threads.Lease | None = None
+        self._guard: memory.Guard | None = None
+        self._memory_bytes = 0
         self._scorer: Scorer
         self._notice = Notice()
         if spec.pin:  # a process of its own, whose main thread makes the worker
             heed_sigterm(self._notice)
 
     def start(self) -> WorkerInfo | Failure:
-        """Lease cores, import torch, load the bundle and check the golden batch on this CPU."""
+        """Lease cores, import torch, load the bundle and check the golden batch on this CPU.
+
+        From then on the process is killed as soon as it takes more memory than its bound; but not in a LocalPool
+        (`spec.pin` is off), where the process is somebody else's.
+        """
         return self._guarded(lambda: self._compute.submit(self._start).result())
 
     def score(self, shard: Shard) -> ShardResult | Failure:
         """Read, decode, predict and commit one shard."""
         return self._guarded(lambda: self._score(shard))
+
+    def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:
+        """Score and commit a shard that kills workers, in processes that may die of it; rows that do become error rows.
+
+        Each process has this worker's bound of memory, and `limit_s` to score all rows. The worker must hold no other
+        shard: the cores are the same.
+        """
+        return self._guarded(lambda: self._score_isolated(shard, limit_s))
 
     def leave(self, left_s: float) -> None:
         """Have everything over in so many seconds: what cannot be finished is handed back, and nothing more begun."""
@@ -50,6 +64,8 @@ class Worker:
 
     def stop(self) -> None:
         self._compute.shutdown(wait=True, cancel_futures=True)
+        if self._guard:
+            self._guard.close()
         if self._lease:
             self._lease.release()
 
@@ -73,6 +89,10 @@ class Worker:
         self._scorer = Scorer.load(spec, clock.lap)
         import torch
 
+        self._memory_bytes = memory.bound_bytes(spec.memory_bytes, plan)
+        if spec.pin:
+            memory.check_room(self._memory_bytes)
+            self._guard = memory.Guard(os.getpid(), self._memory_bytes)
         return WorkerInfo(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -80,6 +100,7 @@ class Worker:
             affinity=tuple(sorted(os.sched_getaffinity(0))),
             torch_threads=torch.get_num_threads(),
             isa=self._scorer.isa,
+            memory_bytes=self._memory_bytes,
             start_s=clock.laps,
         )
 
@@ -110,6 +131,14 @@ class Worker:
         finally:
             if not self._notice.told:  # else nobody waits for what may hang in storage: it goes with the process
                 ahead.close()
+
+    def _score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:
+        from workers.isolation import score_isolated
+
+        self._notice.begin()
+        # In the thread that otherwise computes: it stays for as long as the worker does, and the processes end with it.
+        work = self._compute.submit(score_isolated, self._spec, shard, limit_s, self._memory_bytes)
+        return self._notice.result_of(work)
 
     def _score_read(self, shard: Shard, ahead: ReadAhead) -> ShardResult:
         """The part that computes, in the compute thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 from workers.bundle import BundleRefused
+from workers.memory import BoundTooLow
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.parquet import InputUnreadable
@@ -27,8 +28,10 @@ def classify(error: Exception) -> Failure:
             kind, code = FailureKind.INFRA, FailureCode.PREEMPTED
         case BundleRefused():
             kind, code = FailureKind.INFRA, error.code
-        case StoreError() | SourceChanged() | ConnectionError() | TimeoutError() | MemoryError():
+        case StoreError() | SourceChanged() | ConnectionError() | TimeoutError():
             kind = FailureKind.INFRA
+        case MemoryError() | BoundTooLow():
+            kind, code = FailureKind.INFRA, FailureCode.MEMORY
         case InputUnreadable():
             kind = FailureKind.DATA
         case StoreDenied() | NotFound():

@@ -24,6 +24,8 @@ class WorkerInfo:
     torch_threads: int
     """What torch says in the thread that predicts."""
     isa: str
+    memory_bytes: int
+    """Most resident memory that its process, or one that it scores in isolation in, may take."""
     start_s: Mapping[str, float]
     """Seconds by stage of coming up: lease, import, bundle, golden."""
 
@@ -55,6 +57,8 @@ class ShardResult:
     """cpu_s ÷ wall_s: how many threads were busy on average. Never above the cores leased."""
     torch_threads: int
     peak_rss_bytes: int
+    """Most resident memory that the worker's process has had so far; where the shard was scored in isolation, that any
+    process had which scored a part of it."""
 
 
 class FailureKind(enum.StrEnum):

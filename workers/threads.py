@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers import cgroups
 from workers.contract import ThreadPlan
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -67,9 +68,9 @@ def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) ->
     cores: dict[tuple[int, ...], str] = {}
     for cpu in sorted(mask):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-        siblings = _read(folder / "topology/thread_siblings_list") or str(cpu)
+        siblings = cgroups.read(folder / "topology/thread_siblings_list") or str(cpu)
         core = tuple(sorted(set(parse_cpu_list(siblings)) & mask)) or (cpu,)
-        cores[core] = _read(folder / "cache/index3/shared_cpu_list") or "all"
+        cores[core] = cgroups.read(folder / "cache/index3/shared_cpu_list") or "all"
     caches = {cache: ordinal for ordinal, cache in enumerate(dict.fromkeys(cores.values()))}
     ordered = sorted(cores, key=lambda core: (caches[cores[core]], core))
     return Topology(
@@ -84,36 +85,17 @@ def parse_cpu_list(text: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
 def _quota_cpus(root: Path) -> float | None:
     """The tightest CPU quota among our cgroup and its ancestors, v2 (`cpu.max`) or v1 (`cpu.cfs_*_us`)."""
-    quotas: list[float] = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base = root / "sys/fs/cgroup"
-        elif "cpu" in controllers.split(","):
-            base = root / "sys/fs/cgroup" / "cpu"
-        else:
-            continue
-        # Inside a container the path is the host's while the mount shows our own cgroup as its root: try both.
-        parts = Path(path.lstrip("/")).parts
-        for depth in range(len(parts), -1, -1):
-            quotas += _quota_of(base.joinpath(*parts[:depth]))
+    quotas = [quota for folder in cgroups.folders(root, "cpu") for quota in _quota_of(folder)]
     return min(quotas) if quotas else None
 
 
 def _quota_of(folder: Path) -> list[float]:
-    v2 = (_read(folder / "cpu.max") or "max").split()
+    v2 = (cgroups.read(folder / "cpu.max") or "max").split()
     if v2[0] != "max":
         return [int(v2[0]) / int(v2[1])]
-    v1, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    v1, period = cgroups.read(folder / "cpu.cfs_quota_us"), cgroups.read(folder / "cpu.cfs_period_us")
     if v1 and period and int(v1) > 0:
         return [int(v1) / int(period)]
     return []

@@ -1,0 +1,112 @@
+"""Parts of a shard: reading some of its rows only, and putting the parts together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from workers.contract import Shard, Slice
+from workers.decoding import BadImage
+from workers.reading import SourceChanged
+from workers.rows import RowBlock
+from workers.scoring import Part
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A shard that holds the rows [first, last) of another, and, of tars, perhaps some before them."""
+
+    shard: Shard
+    slice_first: int
+    """Which slice of the whole shard its first one is."""
+    rows_before: int
+    """Rows read before the first that is wanted."""
+
+
+def cut(shard: Shard, first: int, last: int, input_format: str) -> Cut:
+    """The slices that hold rows [first, last) of `shard`, counted over all its slices, and no more of them than needed.
+
+    The head of a slice of a tar stays: nobody knows at which byte its rows begin.
+    """
+    slices: list[Slice] = []
+    slice_first = rows_before = start = 0
+    for index, whole in enumerate(shard.slices):
+        stop = start + whole.rows
+        if start < last and first < stop:
+            head, tail = max(0, first - start), max(0, stop - last)
+            if not slices:
+                slice_first = index
+            if input_format == "webdataset":
+                rows_before, head = rows_before + head, 0
+            slices.append(replace(whole, row_start=whole.row_start + head, row_stop=whole.row_stop - tail))
+        start = stop
+    return Cut(replace(shard, slices=tuple(slices)), slice_first, rows_before)
+
+
+def wanted(blocks: Iterable[RowBlock], this: Cut, blamed: BadImage | None) -> Iterator[RowBlock]:
+    """The rows of the cut that are wanted, their slices named as in the whole shard.
+
+    Where there is something to blame, nothing but the keys of the rows is left.
+    """
+    wanted_from = this.shard.slices[0].row_start + this.rows_before
+    for block in blocks:
+        skip = max(0, wanted_from - block.row_start) if block.slice_index == 0 else 0
+        images = block.images[skip:]
+        if images:
+            yield RowBlock(
+                block.slice_index + this.slice_first,
+                block.row_start + skip,
+                images if blamed is None else [blamed] * len(images),
+                None if block.keys is None else _compact(block.keys.slice(skip)),
+                block.bytes_read,
+            )
+
+
+def _compact(keys: pa.Table) -> pa.Table:
+    """A copy without the rows around it, which would travel along between processes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, keys.schema) as stream:
+        stream.write_table(keys)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """One part of all of them, which are in the order of their rows.
+
+    Raises SourceChanged where a slice is gone in one part and was read in another.
+    """
+    scored = replace(
+        parts[0].scored,
+        label_NK=np.concatenate([part.scored.label_NK[: part.scored.rows] for part in parts]),
+        score_NK=np.concatenate([part.scored.score_NK[: part.scored.rows] for part in parts]),
+        slice_index=[],
+        row=[],
+        errors={},
+        keys=[],
+        bytes_read=0,
+    )
+    gone: set[int] = set()
+    stage_s: dict[str, float] = {}
+    for part in parts:
+        rows = scored.rows
+        scored.slice_index += part.scored.slice_index
+        scored.row += part.scored.row
+        scored.errors |= {rows + row: bad for row, bad in part.scored.errors.items()}
+        scored.keys += part.scored.keys
+        scored.bytes_read += part.scored.bytes_read
+        gone |= set(part.gone)
+        for stage, seconds in part.stage_s.items():
+            stage_s[stage] = stage_s.get(stage, 0.0) + seconds
+    if gone & set(scored.slice_index):
+        raise SourceChanged("a source vanished or changed between two parts of its shard")
+    return Part(
+        scored,
+        tuple(sorted(gone)),
+        stage_s,
+        sum(part.wall_s for part in parts),
+        sum(part.cpu_s for part in parts),
+        max(part.peak_rss_bytes for part in parts),
+    )
