@@ -216,7 +216,7 @@ def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
 
         cluster = LocalCluster()
     else:
-        from jobs.ray_pool import RayCluster
+        from jobs.ray_cluster import RayCluster
 
         cluster = RayCluster(address)
     flag.install()  # ray.init puts its own handlers in place

@@ -153,7 +153,7 @@ class Loop:
             return
         self._overdue_after = now + OVERDUE_S
         for worker, failure in list(self._watch.overdue(now, self.tally.s_a_row)):
-            started = worker in self.pool.workers()
+            started = worker in self.tally.workers
             shards = self._watch.shards(worker)
             self.pool.end(worker)
             self._handle(WorkerGone(worker, failure, shards, started=started))

@@ -6,32 +6,33 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RuntimeEnvSetupError,
+)
 
 from jobs.draining import DrainWatch
-from jobs.errors import RunFailed, SpecError
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.losses import NodeState, loss_code, node_state
+from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from workers.actor import Worker
-from workers.contract import BundleRequest, Shard, WorkerSpec
-from workers.making import Maker
-from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
-from workers.threads import read_topology, thread_environment
+from workers.contract import Shard, WorkerSpec
+from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.threads import thread_environment
 
 CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
-CONNECT_S = 10.0
-MAKER_CORES = 8
-"""More would wait longer for a node with room than they save."""
-LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
-"""Only shard descriptions and counts pass through it."""
+SETTLE_S = 2.0
+"""After a worker's death its node is looked at again this much later: it may be going too."""
 LOST = (RayActorError, OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
 """What calls of an actor that is gone raise. Only the first says so by its base class: Ray has types of their own for
 actors that its memory monitor killed, whose node could not set them up, or that no node can hold."""
@@ -65,10 +66,13 @@ class RayPool:
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
+        self._lost: dict[int, tuple[float, RayError]] = {}
+        """Workers that died while their node counts as alive, and until when it may turn out to be gone as well."""
         self._drains = DrainWatch(_draining_nodes)
 
     def workers(self) -> dict[int, int]:
-        return {worker: len(actor.shards) for worker, actor in self._actors.items() if actor.ready}
+        ready = {worker: actor for worker, actor in self._actors.items() if actor.ready and worker not in self._lost}
+        return {worker: len(actor.shards) for worker, actor in ready.items()}
 
     def size(self) -> int:
         return len(self._actors)
@@ -80,6 +84,7 @@ class RayPool:
             ray.remote(Worker)
             .options(
                 num_cpus=cpus,
+                memory=self._spec.memory_bytes,
                 label_selector=dict(labels) or None,
                 max_restarts=0,
                 max_task_retries=0,
@@ -97,7 +102,8 @@ class RayPool:
 
     def end(self, worker: int) -> None:
         ray.kill(self._actors.pop(worker).handle, no_restart=True)
-        self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
+        self._lost.pop(worker, None)
+        self._forget_calls(worker)
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         actor = self._actors[worker]
@@ -109,13 +115,15 @@ class RayPool:
         self._waiting[call] = worker
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
-        leaving = self._tell_drained()
+        events = [*self._tell_drained(), *self._settled()]
         if not self._waiting:
-            return leaving
-        ended, rest = ray.wait(list(self._waiting), num_returns=1, timeout=0 if leaving else timeout_s)
+            if self._lost and not events:
+                time.sleep(timeout_s)  # only the dead are waited for
+            return events
+        ended, rest = ray.wait(list(self._waiting), num_returns=1, timeout=0 if events else timeout_s)
         if ended and rest:  # take along everything else that has ended meanwhile
             ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        return [*leaving, *(event for call in ended if (event := self._take(call)) is not None)]
+        return [*events, *(event for call in ended if (event := self._take(call)) is not None)]
 
     def close(self) -> None:
         self._drains.close()
@@ -141,7 +149,7 @@ class RayPool:
         try:
             outcome = ray.get(call)
         except LOST as error:
-            return self._gone(worker, Failure(kind=FailureKind.INFRA, message=f"worker lost: {error}"))
+            return self._died(worker, error)
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
@@ -162,6 +170,30 @@ class RayPool:
             return WorkerReady(worker, outcome)
         actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
         return ShardEnded(worker, actor.shards.pop(call), outcome)
+
+    def _died(self, worker: int, error: RayError) -> WorkerGone | None:
+        """Sort the death of an actor by facts; None while they may still change, see `_settled`."""
+        actor = self._actors[worker]
+        self._forget_calls(worker)
+        node = node_state(actor.node, ray.nodes())
+        out_of_memory = isinstance(error, OutOfMemoryError)
+        if node is NodeState.ALIVE and not (out_of_memory or actor.leaving or worker in self._lost):
+            self._lost[worker] = time.monotonic() + SETTLE_S, error
+            return None
+        if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
+            code = FailureCode.OTHER
+        else:
+            preempted = isinstance(error, RayActorError) and error.preempted
+            unavailable = isinstance(error, ActorUnavailableError)
+            code = loss_code(preempted=preempted, out_of_memory=out_of_memory, unavailable=unavailable, node=node)
+        return self._gone(worker, Failure(kind=FailureKind.INFRA, code=code, message=f"worker lost: {error}"))
+
+    def _settled(self) -> list[Event]:
+        due = [(worker, error) for worker, (at, error) in self._lost.items() if time.monotonic() >= at]
+        return [gone for worker, error in due if (gone := self._died(worker, error)) is not None]
+
+    def _forget_calls(self, worker: int) -> None:
+        self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
 
     def _placed(self, worker: int, node: str) -> WorkerPlaced:
         if node not in self._cpus_of_node:
@@ -185,107 +217,3 @@ def _draining_nodes() -> Mapping[str, int]:
 
     deadlines_ms: Mapping[str, int] = state.get_draining_nodes()
     return deadlines_ms
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes. Raises SpecError for another kind of address, RunFailed if nobody listens."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise SpecError(
-            f"--address {address}: HOST:PORT of the cluster's GCS is wanted, as 10.0.0.1:6379, or auto",
-            "the driver must run in the cluster: from outside, use ray job submit",
-        )
-    try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise RunFailed(
-            f"no Ray cluster answers at {address}: {error}",
-            "check --address or RAY_ADDRESS, and that the cluster is up",
-        ) from error
-
-
-class RayCluster:
-    """A cluster that exists (`address`, or RAY_ADDRESS as `ray job submit` sets it), or one started on this machine."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address or os.environ.get("RAY_ADDRESS")
-        if self._address:
-            _check_reachable(self._address)
-        topology = read_topology()
-        self._threads_per_core = topology.threads_per_core
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            if self._address:
-                ray.init(self._address, **options)
-            else:
-                ray.init(
-                    "local",
-                    num_cpus=topology.budget * topology.threads_per_core,
-                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    **options,
-                )
-        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-            raise RunFailed(
-                f"cannot reach Ray at {self._address or 'this machine'}: {error}",
-                "check --address or RAY_ADDRESS, and that the cluster is up",
-            ) from error
-        self._maker: Any = None
-        self._bundle: Any = None
-        self._bundle_placing: Any = None
-
-    def most_workers(self, threads: int) -> int | None:
-        return None if self._address else read_topology().budget // threads
-
-    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
-        """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
-        self._end_maker()
-        widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
-        threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
-        self._maker = (
-            ray.remote(Maker)
-            .options(
-                num_cpus=threads * self._threads_per_core,
-                label_selector=dict(labels) or None,
-                max_restarts=0,
-                runtime_env={"env_vars": thread_environment(threads)},
-            )
-            .remote(request.with_threads(threads))
-        )
-        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: None)  # ends as soon as its process runs
-        self._bundle = self._maker.make.remote()
-
-    def bundle_has_node(self) -> bool:
-        return bool(ray.wait([self._bundle_placing], timeout=0)[0])
-
-    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        ended, _ = ray.wait([self._bundle], timeout=timeout_s)
-        if not ended:
-            return None
-        try:
-            outcome: BundleOutcome | Failure = ray.get(self._bundle)
-        except LOST as error:
-            outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
-        except RayError as error:
-            outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
-        self._end_maker()
-        return outcome
-
-    def _end_maker(self) -> None:
-        if self._maker is not None:
-            ray.kill(self._maker)
-            self._maker = None
-
-    def pool(self, spec: WorkerSpec) -> Pool:
-        return RayPool(spec, self._threads_per_core)
-
-    def describe(self) -> str:
-        resources = ray.cluster_resources()
-        free = ray.available_resources().get("CPU", 0)
-        where = f"Ray at {self._address}" if self._address else "local Ray"
-        return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
-
-    def close(self) -> None:
-        ray.shutdown()

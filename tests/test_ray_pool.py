@@ -7,14 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnschedulableError, OutOfMemoryError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    RuntimeEnvSetupError,
+)
 
 from jobs import ray_pool
 from jobs.pool import WorkerGone, WorkerReady
 from jobs.ray_pool import RayPool
 from tests.fakes import INFO
 from workers.contract import Shard, Slice
-from workers.outcomes import FailureKind
+from workers.outcomes import FailureCode, FailureKind
 
 SHARD = Shard(
     plan=1,
@@ -23,11 +29,29 @@ SHARD = Shard(
     slices=(Slice(uri="a", size=1, version="v", row_group=0, row_start=0, row_stop=1),),
 )
 
+NODES: list[dict[str, Any]] = [
+    {"NodeID": "up", "Alive": True, "Resources": {"CPU": 2}, "DeathReason": 0},
+    {"NodeID": "killed", "Alive": False, "Resources": {}, "DeathReason": 2},
+    {"NodeID": "health check", "Alive": False, "Resources": {}, "DeathReason": 0},
+    {"NodeID": "told to end", "Alive": False, "Resources": {}, "DeathReason": 1},
+    {"NodeID": "preempted", "Alive": False, "Resources": {}, "DeathReason": 3},
+]
+"""As `ray.nodes()` tells them."""
 ASKED: list[int] = []
 """CPUs that actors asked for."""
 
 
-def pool_with_one_actor(monkeypatch: pytest.MonkeyPatch, outcome: Any, *, ready: bool = False) -> RayPool:
+class NoDrains:
+    def __init__(self, _: Any) -> None:
+        pass
+
+    def news(self, _: Any) -> dict[int, float]:
+        return {}
+
+
+def pool_with_one_actor(
+    monkeypatch: pytest.MonkeyPatch, outcome: Any, *, ready: bool = False, node: str = "gone"
+) -> RayPool:
     """One actor, every call of which ends with the outcome, which may be an error."""
     calls = iter(range(9))
     call = SimpleNamespace(remote=lambda *_: f"call {next(calls)}")
@@ -45,10 +69,14 @@ def pool_with_one_actor(monkeypatch: pytest.MonkeyPatch, outcome: Any, *, ready:
     monkeypatch.setattr(ray_pool.ray, "get", get)
     monkeypatch.setattr(ray_pool.ray, "wait", lambda calls, num_returns, timeout: (calls, []))
     monkeypatch.setattr(ray_pool.ray, "kill", lambda _, no_restart: None)
-    pool = RayPool(SimpleNamespace(threads=1), threads_per_core=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
+    monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
+    monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
+    pool = RayPool(SimpleNamespace(threads=1, memory_bytes=None), threads_per_core=1)  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:
         pool._actors[worker].ready = True
+        pool._actors[worker].node = node
         pool._waiting.clear()
         pool.assign(worker, SHARD)
     return pool
@@ -74,6 +102,49 @@ def test_a_worker_that_ray_lost_however_is_gone_with_its_shards_and_no_error_of_
     assert (event.failure.kind, event.started) == (FailureKind.INFRA, ready)
     assert event.shards == ((SHARD,) if ready else ())
     assert (pool.size(), pool.workers(), pool.poll(1.0)) == (0, {}, [])
+
+
+def preempted() -> ActorDiedError:
+    error = ActorDiedError()
+    error._preempted = True
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "node", "code"),
+    [
+        (ActorDiedError(), "up", FailureCode.CRASHED),
+        (ActorDiedError(), "killed", FailureCode.NODE_LOST),
+        (ActorDiedError(), "health check", FailureCode.NODE_LOST),
+        (ActorDiedError(), "forgotten", FailureCode.NODE_LOST),
+        (ActorDiedError(), "told to end", FailureCode.PREEMPTED),
+        (ActorDiedError(), "preempted", FailureCode.PREEMPTED),
+        (preempted(), "killed", FailureCode.PREEMPTED),
+        (OutOfMemoryError(""), "up", FailureCode.MEMORY),
+        (ActorUnavailableError("unreachable", None), "up", FailureCode.NODE_LOST),
+    ],
+)
+def test_how_a_worker_was_lost_is_told_by_types_and_by_its_node(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, node: str, code: FailureCode
+) -> None:
+    pool = pool_with_one_actor(monkeypatch, error, ready=True, node=node)
+    events = list(pool.poll(0.02))
+    if not events:  # its node may be going too
+        assert (pool.workers(), pool.size()) == ({}, 1)
+        pool.poll(0.02)
+        events = list(pool.poll(0.02))
+    assert [(type(e), e.failure.code) for e in events if isinstance(e, WorkerGone)] == [(WorkerGone, code)]
+    assert (pool.size(), pool.workers(), pool.poll(0.0)) == (0, {}, [])
+
+
+def test_a_worker_that_dies_just_before_its_node_has_not_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up")
+    assert pool.poll(0.0) == []
+    monkeypatch.setattr(ray_pool.ray, "nodes", lambda: [{**NODES[0], "Alive": False, "DeathReason": 2}])
+    pool.poll(0.02)
+    (event,) = pool.poll(0.0)
+    assert isinstance(event, WorkerGone)
+    assert (event.failure.code, event.shards) == (FailureCode.NODE_LOST, (SHARD,))
 
 
 def test_a_worker_whose_cores_have_more_threads_than_it_asked_for_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:

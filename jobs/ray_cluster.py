@@ -1,0 +1,130 @@
+"""A Ray cluster as the place where workers run: one that exists, or one started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from jobs.errors import RunFailed, SpecError
+from jobs.pool import Pool
+from jobs.ray_pool import LOST, RayPool
+from workers.contract import BundleRequest, WorkerSpec
+from workers.making import Maker
+from workers.outcomes import BundleOutcome, Failure, FailureKind
+from workers.threads import read_topology, thread_environment
+
+CONNECT_S = 10.0
+MAKER_CORES = 8
+"""More would wait longer for a node with room than they save."""
+LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
+"""Only shard descriptions and counts pass through it."""
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Raises SpecError for another kind of address, RunFailed if nobody listens."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise SpecError(
+            f"--address {address}: HOST:PORT of the cluster's GCS is wanted, as 10.0.0.1:6379, or auto",
+            "the driver must run in the cluster: from outside, use ray job submit",
+        )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise RunFailed(
+            f"no Ray cluster answers at {address}: {error}",
+            "check --address or RAY_ADDRESS, and that the cluster is up",
+        ) from error
+
+
+class RayCluster:
+    """A cluster that exists (`address`, or RAY_ADDRESS as `ray job submit` sets it), or one started on this machine."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        if self._address:
+            _check_reachable(self._address)
+        topology = read_topology()
+        self._threads_per_core = topology.threads_per_core
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if self._address:
+                ray.init(self._address, **options)
+            else:
+                ray.init(
+                    "local",
+                    num_cpus=topology.budget * topology.threads_per_core,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **options,
+                )
+        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            raise RunFailed(
+                f"cannot reach Ray at {self._address or 'this machine'}: {error}",
+                "check --address or RAY_ADDRESS, and that the cluster is up",
+            ) from error
+        self._maker: Any = None
+        self._bundle: Any = None
+        self._bundle_placing: Any = None
+
+    def most_workers(self, threads: int) -> int | None:
+        return None if self._address else read_topology().budget // threads
+
+    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
+        """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
+        self._end_maker()
+        widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
+        threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
+        self._maker = (
+            ray.remote(Maker)
+            .options(
+                num_cpus=threads * self._threads_per_core,
+                label_selector=dict(labels) or None,
+                max_restarts=0,
+                runtime_env={"env_vars": thread_environment(threads)},
+            )
+            .remote(request.with_threads(threads))
+        )
+        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: None)  # ends as soon as its process runs
+        self._bundle = self._maker.make.remote()
+
+    def bundle_has_node(self) -> bool:
+        return bool(ray.wait([self._bundle_placing], timeout=0)[0])
+
+    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        ended, _ = ray.wait([self._bundle], timeout=timeout_s)
+        if not ended:
+            return None
+        try:
+            outcome: BundleOutcome | Failure = ray.get(self._bundle)
+        except LOST as error:
+            outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
+        except RayError as error:
+            outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
+        self._end_maker()
+        return outcome
+
+    def _end_maker(self) -> None:
+        if self._maker is not None:
+            ray.kill(self._maker)
+            self._maker = None
+
+    def pool(self, spec: WorkerSpec) -> Pool:
+        return RayPool(spec, self._threads_per_core)
+
+    def describe(self) -> str:
+        resources = ray.cluster_resources()
+        free = ray.available_resources().get("CPU", 0)
+        where = f"Ray at {self._address}" if self._address else "local Ray"
+        return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
+
+    def close(self) -> None:
+        ray.shutdown()
