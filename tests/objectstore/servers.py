@@ -1,74 +1,105 @@
-"""Real object stores on loopback, started by the tests and ended by their process id."""
+"""Fixtures: real object stores on loopback, started when a test first asks for one."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-READY_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+from tests.objectstore import packages
+from tests.objectstore.backends import S3, Azure, Backend, reach
+from tests.objectstore.ceph import KEY_ID, SECRET, Ceph, Gateway, started_ceph
+from tests.objectstore.fault_proxy import FaultProxy
+from tests.objectstore.processes import free_port, started
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """ministack's S3; yields the environment variables with which s3fs, on its own, finds it."""
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     port = free_port()
-    log = (tmp_path_factory.mktemp("ministack") / "log").open("wb")
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "ministack"],
-        env={**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        _await_port(port, server)
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test-secret-canary",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    finally:
-        server.terminate()
-        server.wait(10)
-        log.close()
+    log = tmp_path_factory.mktemp("ministack") / "log"
+    env = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)}
+    with started([packages.needed(packages.ministack)], log, port=port, env=env):
+        yield S3("ministack", port, "test", "test-secret-canary")
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    root = packages.needed(packages.ceph)
+    with (
+        tempfile.TemporaryDirectory(prefix="stint-ceph-") as folder,
+        started_ceph(root, Path(folder)) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def gateway(ceph: Ceph) -> Iterator[Gateway]:
+    with ceph.gateway() as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def rados(gateway: Gateway) -> S3:
+    """Ceph's gateway, without versioning: what its versioned buckets do with conditions is a test of its own."""
+    return S3("ceph", gateway.port, KEY_ID, SECRET, versioned=False)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
+    pytest.importorskip("adlfs", reason="Azure's file system is not installed: pip install -e '.[test]'")
+    program = packages.needed(packages.azurite)
+    port = free_port()
+    folder = tmp_path_factory.mktemp("azurite")
+    argv: list[str | Path] = [
+        program, "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck", "--silent",
+        "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder,
+    ]  # fmt: skip
+    with started(argv, folder / "log", port=port):
+        yield Azure("azurite", port)
+
+
+@pytest.fixture(scope="session")
+def lying_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """rclone serves a folder as S3 and takes no notice of If-None-Match."""
+    program = packages.needed(packages.rclone)
+    port = free_port()
+    folder = tmp_path_factory.mktemp("rclone")
+    (folder / "data").mkdir()
+    argv: list[str | Path] = [
+        program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "liar,liar-secret-canary",
+        "--config", folder / "none.conf", folder / "data",
+    ]  # fmt: skip
+    with started(argv, folder / "log", port=port):
+        yield S3("rclone", port, "liar", "liar-secret-canary", versioned=False)
+
+
+@pytest.fixture(scope="session")
+def s3_server(ministack: S3) -> dict[str, str]:
+    """The environment variables with which s3fs, on its own, finds ministack."""
+    return dict(ministack.env(ministack.port))
 
 
 @pytest.fixture
-def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(ministack: S3, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new bucket with versioning, as `s3://name`; this process's environment names the server."""
-    import s3fs
-
-    for name, value in s3_server.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
-    fs = s3fs.S3FileSystem()
-    fs.mkdir(bucket)
-    fs.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    return f"s3://{bucket}"
+    reach(ministack, ministack.port, monkeypatch)
+    return ministack.new_bucket()
 
 
-def _await_port(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"the object store ended with code {server.returncode} before it listened")
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"the object store did not listen on port {port} within {READY_S} s")
+@pytest.fixture
+def behind_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Backend], tuple[FaultProxy, str]]]:
+    """Puts a proxy, without faults yet, in front of a store; gives it and a new bucket that is reached through it."""
+    proxies: list[FaultProxy] = []
+
+    def connect(backend: Backend) -> tuple[FaultProxy, str]:
+        proxy = FaultProxy(backend.port)
+        proxy.__enter__()
+        proxies.append(proxy)
+        reach(backend, proxy.port, monkeypatch)
+        return proxy, backend.new_bucket()
+
+    yield connect
+    for proxy in proxies:
+        proxy.__exit__()
