@@ -29,7 +29,8 @@ class CrashLog:
 
     store: Store
     root: str
-    run_id: str
+    run_id: str = ""
+    """Of the run that adds to it."""
 
     def counts(self, plans: Collection[int]) -> dict[str, int]:
         """Crashes of all runs, by the key of the shard, of these plans. One listing. Raises StoreError, StoreDenied."""

@@ -27,7 +27,7 @@ from jobs.plans import Content, Plan, decode_plan, disputed, encode_plan, to_byt
 from jobs.sources import Source
 from workers.contract import Shard, Slice
 from workers.store import Store
-from workers.writing import ObjectFacts, object_facts
+from workers.writing import ObjectFacts, describe_row, key_names, object_facts
 
 READS_AT_ONCE = 16
 BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
@@ -172,7 +172,8 @@ class Ledger:
 
         def read(shard: Shard) -> list[dict[str, Any]]:
             data = pa.BufferReader(self.store.get(f"{self.root}/{shard.key}"))
-            table = pq.read_table(data, columns=BAD_ROW_COLUMNS)
+            keys = key_names(pq.read_schema(data))
+            table = pq.read_table(data, columns=BAD_ROW_COLUMNS + keys)
             rows: list[dict[str, Any]] = table.filter(pc.is_valid(table["error_code"])).to_pylist()
             return [row for row in rows if (row["source_uri"], row["source_version"]) not in dead]
 
@@ -180,8 +181,9 @@ class Ledger:
         with ThreadPoolExecutor(READS_AT_ONCE, "bad rows") as pool:
             for rows in pool.map(read, plan.shards):
                 for r in rows:
-                    where = f"{r['source_uri']} row group {r['row_group']} row {r['row']}: {r['error_message']}"
-                    found.add({r["error_code"]: 1}, {r["error_code"]: where})
+                    keys = {name: value for name, value in r.items() if name not in BAD_ROW_COLUMNS}
+                    where = describe_row(r["source_uri"], r["row_group"], r["row"], keys)
+                    found.add({r["error_code"]: 1}, {r["error_code"]: f"{where}: {r['error_message']}"})
         return found
 
     # ------------------------------------------------------------------------------------------- done

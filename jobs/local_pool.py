@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -40,6 +41,7 @@ class LocalPool:
         self._ready: dict[int, list[Shard]] = {}
         self._unwanted: set[int] = set()
         """Ended while they were starting."""
+        self._closing = False
 
     def workers(self) -> dict[int, int]:
         return {worker: len(shards) for worker, shards in self._ready.items()}
@@ -81,6 +83,7 @@ class LocalPool:
         return [e for event in events for e in self._take(event)]
 
     def close(self) -> None:
+        self._closing = True
         for worker in list(self._workers):
             self._retire(worker)
 
@@ -101,10 +104,13 @@ class LocalPool:
         return [event]
 
     def _retire(self, worker: int) -> None:
-        self._ready.pop(worker, None)
         self._unwanted.discard(worker)
-        self._workers.pop(worker).stop()
+        stop = self._workers.pop(worker).stop
         self._threads.pop(worker).shutdown(wait=False)
+        if self._ready.pop(worker, None) and not self._closing:
+            threading.Thread(target=stop, daemon=True).start()  # it may be stuck; a thread cannot be ended
+        else:
+            stop()
 
 
 def _outcome(future: Future[ShardResult | Failure]) -> ShardResult | Failure:

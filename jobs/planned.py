@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.crashes import CrashLog
 from jobs.discovery import discover
 from jobs.job import Job
 from jobs.prior import last_report
@@ -49,7 +50,7 @@ def _estimate(job: Job, rows: int) -> str:
 
 
 def describe_status(job: Job) -> str:
-    """A line a plan: shards there, rows, done or not. Reads the ledger only."""
+    """A line a plan: shards there, rows, done or not, and which shards have killed workers. Reads the ledger only."""
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
     if current := current_root(job.store):
@@ -58,6 +59,8 @@ def describe_status(job: Job) -> str:
         lines.append(f"other models here: {', '.join(others)}")
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model"])
+    open_plans = {plan.number for plan in plans} - done
+    crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
     for plan in plans:
         if plan.number in done:
             objects = job.ledger.read_done(plan.number)
@@ -70,6 +73,11 @@ def describe_status(job: Job) -> str:
             f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
             f"{plan.rows - left:,} of {plan.rows:,} rows; run the job to finish it"
         )
+        lines += [
+            f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
+            for shard in missing
+            if shard.key in crashes
+        ]
     return "\n".join(lines)
 
 

@@ -27,8 +27,9 @@ STALL_TIMES = 20.0
 """How much slower than usual is stuck; a slow node or a storm of storage faults is not."""
 ISOLATED_S_A_ROW = 1.0
 """Of a network of which nothing has been measured."""
-ISOLATED_TIMES = 100.0
-"""Rounds of halving, each of which may take its whole time, that a shard may take in isolation."""
+ISOLATED_TIMES = 200.0
+"""How much longer an isolated attempt may take than all its rows in one go: each row that kills costs that time about
+twice while it is searched for."""
 PLACED_LIMIT_S = 900.0
 """From a worker having its node to its being ready: import, bundle, golden batch take seconds."""
 LISTING_FAILURES = 10
@@ -54,11 +55,13 @@ class Budget(enum.StrEnum):
 
 
 def budget_of(failure: Failure) -> Budget:
-    match failure.code:
-        case FailureCode.PREEMPTED:
-            return Budget.NONE
-        case FailureCode.CRASHED | FailureCode.MEMORY | FailureCode.STUCK:
-            return Budget.CRASH
+    """By kind; of what is nobody's error the code tells more. (That of an isolated attempt comes with its kind.)"""
+    if failure.kind is FailureKind.INFRA:
+        match failure.code:
+            case FailureCode.PREEMPTED:
+                return Budget.NONE
+            case FailureCode.CRASHED | FailureCode.MEMORY | FailureCode.STUCK:
+                return Budget.CRASH
     return Budget(failure.kind.value)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import coverage
+from jobs import coverage, crashes
 from jobs.discovery import look
 from jobs.errors import RunFailed
 from jobs.job import Job
@@ -231,6 +231,9 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
     """Nothing lies in the model's root that no plan explains."""
     explained = {shard.key for plan in plans for shard in plan.shards}
     explained |= {f"_stint/{kind}/{plan.number:08d}.parquet" for plan in plans for kind in ("plans", "done")}
+    shards_of = {plan.number: len(plan.shards) for plan in plans}
     for info in ledger.store.list(ledger.root):
-        if info.key.removeprefix(f"{ledger.root}/") not in explained:
+        key = info.key.removeprefix(f"{ledger.root}/")
+        crashed = crashes.parsed(key)  # advisory, and any number of them may be there for a shard
+        if key not in explained and not (crashed and crashed[1] < shards_of.get(crashed[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

@@ -47,6 +47,9 @@ SOURCE_FIELDS = (
 )
 ERROR_FIELDS = (pa.field("error_code", pa.string()), pa.field("error_message", pa.string()))
 
+KEY_SHOWN = 80
+"""Characters of a key's value."""
+
 
 class NotOurs(ValueError):
     """The bytes at an output key are not an object that Stint wrote."""
@@ -64,6 +67,19 @@ def output_schema(task: str, outputs: int, keys: Sequence[pa.Field]) -> pa.Schem
             pa.field("topk_score", pa.list_(pa.float32())),
         ]
     return pa.schema([*SOURCE_FIELDS, *keys, *middle, *ERROR_FIELDS])
+
+
+def key_names(schema: pa.Schema) -> list[str]:
+    """The key columns of an output object."""
+    ours = {field.name for task in ("classify", "embed") for field in output_schema(task, 1, ())}
+    return [name for name in schema.names if name not in ours]
+
+
+def describe_row(uri: str, row_group: int, row: int, keys: Mapping[str, object]) -> str:
+    """An input row for a person: by its keys, where the job has some, and by its place."""
+    where = f"{uri} row group {row_group} row {row}"
+    named = " ".join(f"{name}={str(value)[:KEY_SHOWN]}" for name, value in keys.items())
+    return f"{named} ({where})" if named else where
 
 
 def read_schema(data: bytes) -> pa.Schema:
