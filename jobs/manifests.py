@@ -21,8 +21,7 @@ from workers.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.redaction import credential_in, shown
 from workers.retries import retrying
 from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.uris import SCHEMES as SCHEMES_OF_DATA
-from workers.uris import WEB, normalise
+from workers.uris import STORES, normalise
 
 LOOKUPS_AT_ONCE = 32
 PARQUET_MAGIC = b"PAR1"
@@ -59,8 +58,8 @@ def _check(uri: str, manifest: str) -> None:
     reason = None
     if kind := credential_in(uri):
         reason = f"the URL carries {kind}, which would end up in the ledger"
-    elif not is_local(uri) and uri.partition("://")[0].lower() not in SCHEMES_OF_DATA - WEB:
-        reason = f"a manifest lists files of {', '.join(sorted(SCHEMES_OF_DATA - WEB))}"
+    elif not is_local(uri) and uri.partition("://")[0].lower() not in STORES:
+        reason = f"a manifest lists files of {', '.join(sorted(STORES))}"
     elif is_local(uri) and ("://" in uri or uri.startswith("/")) and not is_local(manifest):
         reason = "a manifest in a store cannot name files of the machine that reads it"
     if reason:

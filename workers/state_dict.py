@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ _NESTINGS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Put before every name by DataParallel, torch.compile and Lightning."""
 _NAMES_SHOWN = 5
+_UNREADABLE = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error,
+)  # fmt: skip
+"""What torch raises for files that are cut short, damaged, made to confuse it, or TorchScript."""
 
 
 def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
@@ -60,7 +65,7 @@ def _load_pickle(weights: str, data: bytes) -> object:
             "run code. Load it where you trust it and save model.state_dict() with safetensors.torch.save_file, or "
             "with torch.save"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # not a zip archive, cut short, a TorchScript file
+    except _UNREADABLE as error:
         raise ModelError(f"model.weights: {weights} cannot be read as a torch state dict: {error}") from error
 
 

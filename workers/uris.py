@@ -19,9 +19,10 @@ from workers.redaction import shown
 STORES = frozenset(
     ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hdfs", "webhdfs", "sftp", "smb"]
 )
+"""Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
 WEB = frozenset(["http", "https"])
 SCHEMES = STORES | WEB | {"file", "local"}
-"""Schemes that data and roots may have: stores of objects and files, none that wraps another (zip, simplecache, …)."""
+"""Schemes that URIs in data and their roots may have."""
 MAX_CHARS = 8192
 MAX_KEY_BYTES = 1024
 """Of an object's key: S3, GCS and Azure refuse longer ones with an error that is not that of a missing object."""
