@@ -75,7 +75,10 @@ class Digits:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    folder = tmp_path_factory.mktemp("digits")
+    return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+def make_digits(folder: Path) -> Digits:
     pictures, labels = load_digits()
     half = len(labels) // 2
     train_weights(folder / "digits.safetensors", pictures[:half], labels[:half], copies=2)

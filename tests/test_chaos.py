@@ -1,0 +1,91 @@
+"""Nothing lost, nothing doubled, whatever dies: kills at every named point, and at random on a real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.chaos.failpoints import KINDS, POINTS, Failpoints, Point, markdown
+from tests.chaos.oracle import Bucket, Folder, Output, count, kinds
+from tests.digits_job import ROOT, Digits, stint
+
+WriteSpec = Callable[[dict[str, Any]], str]
+SHARDS = 8
+SHARD_ROWS = 16
+KILLED = -9
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "out")
+
+
+@pytest.fixture
+def bucket(s3: str) -> Bucket:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    return Bucket(fs, f"{s3.removeprefix('s3://')}/out")
+
+
+@pytest.fixture(params=["local", pytest.param("bucket", marks=pytest.mark.objectstore)])
+def output(request: pytest.FixtureRequest) -> Output:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_killed_at_each_named_point_in_turn_is_finished_by_the_next(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, output: Output
+) -> None:
+    """One output goes through all of them, each run being killed one create further than the last."""
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(digits.images).slice(0, SHARDS * SHARD_ROWS)
+    pq.write_table(table, data / "a.parquet")
+    url = str(output.path) if isinstance(output, Folder) else f"s3://{output.path}"
+    cheap = {"input__shard_rows": SHARD_ROWS, "gate__labels_column": None, "gate__rows": 16, "gate__min_agreement": 0.0}
+    spec = write_spec(digits.spec(url, input__uri=str(data), model__calibration={"rows": 16}, **cheap))
+    failpoints = Failpoints(tmp_path / "failpoints")
+
+    def command(name: str) -> list[str]:
+        return [name, spec, *(["--pool=local"] if name == "run" else [])]
+
+    passed: list[Point] = []
+    for point in POINTS:
+        if point.moment == "within" and isinstance(output, Bucket):
+            continue  # one request, which has no inside
+        if point.command != "run" and all(p.command == "run" for p in passed):
+            assert stint(*command("run")).returncode == 0
+        before, scratch = kinds(output.keys()), output.scratch()
+        failpoints.arm(point)
+        ended = stint(*command(point.command), env=dict(failpoints.env))
+        assert ended.returncode == KILLED, f"{point.name}: {ended.returncode}\n{ended.stderr}"
+        assert point.name in failpoints.hits()
+        made = kinds(output.keys()) - before
+        # Whatever came earlier in the order of things may have been completed, the object itself only if it was
+        # created, and nothing beyond it.
+        later = KINDS[KINDS.index(point.kind) + 1 :]
+        earlier_of_kind = point.nth - 1
+        assert not [kind for kind in later if made[kind]], f"{point.name}: {made}"
+        assert made[point.kind] == earlier_of_kind + (point.moment == "after"), f"{point.name}: {made}"
+        assert output.scratch() == scratch + (point.moment == "within"), point.name
+        output.look()
+        passed.append(point)
+    for name in ("run", "promote", "verify"):
+        ended = stint(*command(name))
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    output.look()
+    assert output.rewritten == set()
+    assert kinds(output.keys())["plan"] == 1
+    counted = count(output, table["id"].to_pylist())
+    assert (counted.rows, counted.lost, counted.doubled) == (table.num_rows, 0, 0)
+
+
+def test_the_documentation_names_exactly_the_points_at_which_runs_are_killed() -> None:
+    text = (ROOT / "docs/RELIABILITY.md").read_text()
+    assert markdown() in text, f"docs/RELIABILITY.md should hold:\n\n{markdown()}"
