@@ -17,6 +17,7 @@ from ray.autoscaler._private.kuberay.utils import parse_quantity
 from jobs.errors import StintError
 from jobs.rayjob import MAX_ATTEMPTS, QUEUE_LABEL, attempt_name, loses_exit_codes, nightly_copy
 from tests.k8s_rendering import Manifest, clusters, of_kind, pod_templates
+from workers.preemption import GRACE_S
 
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 NIGHT = date(2026, 3, 1)
@@ -25,6 +26,9 @@ RAYCLUSTER_MAX, RAYJOB_MAX = 53, 47
 WRITABLE = ("/tmp", "/dev/shm", "/home/stint")  # what Ray, torch and Python write to
 VOLUMES_OF_RESTRICTED = {"configMap", "downwardAPI", "emptyDir", "projected", "secret", "csi", "ephemeral"}
 CLUSTER_SCOPED = {"Namespace"}
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+STOP_S = 10  # for Ray's processes to end in, once the node is drained
+SPOT_NOTICE_S = 120  # the longest that a cloud gives
 
 
 def rule_problems(objects: Sequence[Manifest]) -> list[str]:
@@ -54,6 +58,21 @@ def workers_own_whole_cpus(objects: Sequence[Manifest]) -> Iterator[str]:
                     yield f"{where}: group {group['groupName']} is not of Guaranteed QoS"
                 if not re.fullmatch(r"[1-9]\d*", str(limits.get("cpu"))):
                     yield f"{where}: group {group['groupName']}: Ray would round {limits.get('cpu')} CPUs up"
+
+
+def workers_are_drained_before_they_are_killed(objects: Sequence[Manifest]) -> Iterator[str]:
+    """`ray start --block` drains its node on SIGTERM, if nothing has killed it before and the kubelet waits for it."""
+    for where, spec in clusters(objects):
+        for group in spec["workerGroupSpecs"]:
+            pod, name = group["template"]["spec"], f"{where}: group {group['groupName']}"
+            container = pod["containers"][0]
+            if container.get("lifecycle", {}).get("preStop"):
+                yield f"{name}: preStop comes before SIGTERM, on which Ray drains the node"
+            grace_s = pod.get("terminationGracePeriodSeconds", 30)
+            variables = {v["name"]: v.get("value", "") for v in container.get("env", [])}
+            drain_s = float(variables.get(DRAIN_VARIABLE, 0))
+            if not GRACE_S <= drain_s <= grace_s - STOP_S or grace_s > SPOT_NOTICE_S:
+                yield f"{name}: drains for {drain_s:.0f} s of the {grace_s} s that it has to end"
 
 
 def heads_take_no_work(objects: Sequence[Manifest]) -> Iterator[str]:
@@ -316,6 +335,7 @@ def heads_are_not_evicted(objects: Sequence[Manifest]) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     autoscaler_v2_makes_new_pods,
     workers_own_whole_cpus,
+    workers_are_drained_before_they_are_killed,
     heads_take_no_work,
     groups_are_as_kuberay_wants_them,
     object_store_fits_shared_memory,

@@ -121,6 +121,20 @@ MUTANTS: dict[str, tuple[Callable[[list[Manifest]], Any], str]] = {
         lambda o: _group(o)["template"]["spec"]["containers"][0]["resources"]["requests"].update(cpu="2"),
         "Guaranteed",
     ),
+    "workers killed before they are drained": (
+        lambda o: _group(o)["template"]["spec"]["containers"][0].update(
+            lifecycle={"preStop": {"exec": {"command": ["ray", "stop"]}}}
+        ),
+        "preStop comes before SIGTERM",
+    ),
+    "no time to drain": (
+        lambda o: _group(o)["template"]["spec"].update(terminationGracePeriodSeconds=60),
+        "drains for 85 s of the 60 s",
+    ),
+    "a drain shorter than a worker takes to leave": (
+        lambda o: _group(o)["template"]["spec"]["containers"][0]["env"][0].update(value="10"),
+        "drains for 10 s",
+    ),
     "a head that takes work": (
         lambda o: next(s for _, s in clusters(o))["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
         "num-cpus",
