@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jobs.draining import DrainWatch, news
+from jobs.local_pool import LocalPool
+from jobs.pool import Event, WorkerLeaving
+from jobs.spec import Limits, Workers
+from tests.fakes import FakeWorker
 from tests.ray_heads import await_true
+from tests.test_loop import ROOT, loop, setup
+from workers.contract import Shard
+from workers.outcomes import Failure, FailureCode, FailureKind
 
 INF = float("inf")
 
@@ -72,3 +80,52 @@ def test_a_cluster_that_does_not_answer_or_cannot_holds_nobody_up() -> None:
         assert without.news({1: "a"}) == {}
     finally:
         without.close()
+
+
+# ---------------------------------------------------------------------------------------- in the loop
+
+
+class DrainsTheFirstWorker(LocalPool):
+    """The node of the first worker is drained as soon as that holds two shards; it knows."""
+
+    def __init__(self, factory: Callable[[], Any], drained: threading.Event) -> None:
+        super().__init__(factory)
+        self.assigned: list[tuple[int, bool]] = []
+        self.ended: list[int] = []
+        self._drained = drained
+
+    def assign(self, worker: int, shard: Shard, **manner: Any) -> None:
+        self.assigned.append((worker, self._drained.is_set()))
+        super().assign(worker, shard, **manner)
+
+    def end(self, worker: int) -> None:
+        self.ended.append(worker)
+        super().end(worker)
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        if self.workers().get(0) == 2 and not self._drained.is_set():
+            self._drained.set()
+            return [WorkerLeaving(0, 20.0)]
+        return super().poll(timeout_s)
+
+
+def test_a_run_without_any_budget_outlives_a_drain_whose_worker_hands_back_what_it_held() -> None:
+    ledger, plan = setup(12)
+    drained, preempted = (
+        threading.Event(),
+        Failure(kind=FailureKind.INFRA, code=FailureCode.PREEMPTED, message="has to go"),
+    )
+
+    def factory() -> FakeWorker:
+        first = not pool.size()
+        return FakeWorker(ledger.store, ROOT, lambda _: preempted if first and drained.wait(10) else None)
+
+    pool = DrainsTheFirstWorker(factory, drained)
+    limits = Limits(infra_retries=0, task_retries=0, crash_retries=0)
+    tally = loop(ledger, plan, factory, pool=pool, limits=limits, workers=Workers(max=2)).run()
+    assert ledger.missing(plan) == []
+    assert [worker for worker, after in pool.assigned if worker == 0 and after] == []
+    assert {worker for worker, _ in pool.assigned} >= {0, 1}
+    assert pool.ended.count(0) == 1
+    assert {failure.budget for failure in tally.failures.kept} == {"none"}
+    assert len(tally.failures.kept) == 2
