@@ -1,82 +1,23 @@
-"""The store contract: one winner a key, whatever is behind it."""
+"""Stores without a server: what is refused, faults of the local disk, and outcomes that do not say what happened."""
 
 from __future__ import annotations
 
-import threading
+import errno
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-from tests.fakes import MemoryStore
+from tests.test_retries import Clock, throttled
+from workers import retries
 from workers.filesystems import open_filesystem, version_of
-from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.store import LocalStore, ObjectStore, Store, open_store, probe
-
-RACES = 20
-WRITERS = 8
-
-
-@pytest.fixture(params=["memory", "local", pytest.param("s3", marks=pytest.mark.objectstore)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "memory":
-        return MemoryStore()
-    if request.param == "local":
-        return open_store(str(tmp_path / "out"))
-    return open_store(request.getfixturevalue("s3") + "/out")
-
-
-def test_created_bytes_are_read_back_and_a_second_create_changes_nothing(store: Store) -> None:
-    assert store.create("a/b.bin", b"first")
-    assert not store.create("a/b.bin", b"second")
-    assert store.get("a/b.bin") == b"first"
-
-
-def test_of_many_writers_of_one_key_exactly_one_wins_and_its_bytes_stay(store: Store) -> None:
-    for race in range(RACES):
-        barrier = threading.Barrier(WRITERS)
-
-        def write(writer: int, key: str = f"race/{race}", barrier: threading.Barrier = barrier) -> bool:
-            barrier.wait()
-            return store.create(key, f"writer {writer}".encode())
-
-        with ThreadPoolExecutor(WRITERS) as pool:
-            won = list(pool.map(write, range(WRITERS)))
-        assert won.count(True) == 1
-        assert store.get(f"race/{race}") == f"writer {won.index(True)}".encode()
-
-
-def test_list_gives_every_object_below_a_folder_and_nothing_beside_it(store: Store) -> None:
-    for key in ("plan=1/b", "plan=1/a", "plan=1/deep/c", "plan=10/x"):
-        store.create(key, b"12345")
-    found = list(store.list("plan=1"))
-    assert [info.key for info in found] == ["plan=1/a", "plan=1/b", "plan=1/deep/c"]
-    assert {info.size for info in found} == {5}
-    assert list(store.list("nothing")) == []
-
-
-def test_a_missing_key_is_not_found(store: Store) -> None:
-    with pytest.raises(NotFound):
-        store.get("no/such/key")
-
-
-def test_probe_accepts_a_store_that_keeps_its_word(store: Store) -> None:
-    probe(store)
-
-
-class LyingStore(MemoryStore):
-    """Accepts every create, as some S3 look-alikes do."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        self._objects[key] = data
-        return True
-
-
-def test_probe_refuses_a_store_that_accepts_a_second_create() -> None:
-    with pytest.raises(StoreDenied, match=r"accepted a second create.*single_writer"):
-        probe(LyingStore())
+from workers.storage_errors import StoreDenied, StoreError
+from workers.store import LocalStore, ObjectStore, open_store
 
 
 def test_a_scheme_without_conditional_writes_is_refused_unless_the_spec_promises_a_single_writer() -> None:
@@ -94,10 +35,7 @@ def test_an_unwritable_folder_is_denied_by_name(tmp_path: Path) -> None:
         LocalStore(str(tmp_path / "file" / "out")).create("k", b"1")
 
 
-@pytest.mark.objectstore
-def test_a_bucket_that_does_not_exist_is_denied_by_name(s3: str) -> None:
-    with pytest.raises(StoreDenied, match="no-such-bucket-here"):
-        open_store("s3://no-such-bucket-here/x").create("k", b"1")
+# ------------------------------------------------------------------------------------ the local disk
 
 
 def test_local_store_leaves_no_temporary_file_behind(tmp_path: Path) -> None:
@@ -105,6 +43,91 @@ def test_local_store_leaves_no_temporary_file_behind(tmp_path: Path) -> None:
     store.create("a", b"1")
     store.create("a", b"2")
     assert [p.name for p in (tmp_path / "_stint" / "tmp").iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_local_write_that_fails_is_a_storage_fault_and_leaves_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(str(tmp_path))
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", fail)
+        with pytest.raises(StoreError, match=os.strerror(number)):
+            store.create("plan=1/a", b"1")
+    assert list(store.list("")) == []
+    assert store.create("plan=1/a", b"1")
+
+
+def test_a_full_disk_is_a_storage_fault_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the kernel stops the write in the middle."""
+    code = f"""
+import resource
+from workers.storage_errors import StoreError
+from workers.store import LocalStore
+store = LocalStore({str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    store.create("plan=1/a", bytes(10_000))
+except StoreError:
+    print("refused")
+print([info.key for info in store.list("")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused", "[]"]
+
+
+@pytest.mark.parametrize(("step", "there"), [("link", False), ("unlink", True)])
+def test_a_killed_writer_leaves_the_object_or_nothing_and_at_most_a_temporary_file(
+    step: str, there: bool, tmp_path: Path
+) -> None:
+    code = f"""
+import os, signal
+from workers.store import LocalStore
+os.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+LocalStore({str(tmp_path)!r}).create("plan=1/a", b"theirs")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    store = LocalStore(str(tmp_path))
+    assert [info.key for info in store.list("plan=1")] == (["plan=1/a"] if there else [])
+    assert len(list(store.list("_stint/tmp"))) == 1
+    assert store.create("plan=1/a", b"mine") is not there
+    assert store.get("plan=1/a") == (b"theirs" if there else b"mine")
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_a_lost_race(tmp_path: Path) -> None:
+    (tmp_path / "plan=1").write_text("in the way")
+    with pytest.raises(StoreDenied, match=r"cannot write .*plan=1/a"):
+        LocalStore(str(tmp_path)).create("plan=1/a", b"1")
+
+
+def test_a_link_whose_answer_was_lost_is_recognised_as_our_own_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS repeats the request and says "exists"."""
+    link = os.link
+
+    def linked_then_exists(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(target)
+
+    monkeypatch.setattr("os.link", linked_then_exists)
+    assert LocalStore(str(tmp_path)).create("k", b"mine")
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(str(tmp_path))
+    store.create("plan=1/a", b"1")
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(StoreDenied, match="plan=1"):
+        list(store.list("plan=1"))
 
 
 # ------------------------------------------------------------- outcomes that do not say what happened
@@ -115,7 +138,7 @@ class Flaky:
 
     def __init__(self, behave: Callable[[Flaky, str, bytes], None]) -> None:
         self.objects: dict[str, bytes] = {}
-        self.puts = 0
+        self.puts = self.gets = 0
         self._behave = behave
 
     def pipe_file(self, path: str, data: bytes, **_: object) -> None:
@@ -123,6 +146,7 @@ class Flaky:
         self._behave(self, path, data)
 
     def cat_file(self, path: str) -> bytes:
+        self.gets += 1
         try:
             return self.objects[path]
         except KeyError:
@@ -147,6 +171,20 @@ def test_a_lost_race_is_recognised_as_the_other_writers(monkeypatch: pytest.Monk
         raise OSError(22, "PreconditionFailed")
 
     assert not _object_store(Flaky(lost)).create("k", b"mine")
+
+
+def test_a_write_that_is_throttled_is_not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking what is there would double the load of a store that asks for less."""
+    Clock(monkeypatch)
+
+    def throttled_at_first(fs: Flaky, path: str, data: bytes) -> None:
+        if fs.puts <= 2 * retries.TRIES:
+            raise throttled()
+        fs.objects[path] = data
+
+    fs = Flaky(throttled_at_first)
+    assert _object_store(fs).create("k", b"mine")
+    assert fs.gets == 0
 
 
 def test_a_write_that_vanished_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +221,17 @@ def test_an_unreachable_server_is_a_fault_and_missing_credentials_are_a_refusal(
             call(unreachable)
         with pytest.raises(StoreDenied, match="Unable to locate credentials"):
             call(refused)
+
+
+def test_an_object_that_one_request_cannot_carry_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts it would not be conditional."""
+    monkeypatch.setattr("workers.store.S3_PUT_BYTES", 10)
+    fs = Flaky(lambda fs, path, data: None)
+    with pytest.raises(StoreDenied, match=r"10 bytes are more than one PUT takes.*shard_rows"):
+        _object_store(fs).create("k", b"0123456789")
+    assert fs.puts == 0
 
 
 def test_an_error_that_is_not_storages_goes_up_as_it_is() -> None:

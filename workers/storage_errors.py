@@ -40,7 +40,10 @@ class Cause(enum.Enum):
 THROTTLED_STATUSES = frozenset({429, 503})
 """S3, GCS and Azure all throttle with one of these (S3: SlowDown, Azure: ServerBusy)."""
 
-_MISSING = {"azure.core.exceptions": ("ResourceNotFoundError",)}
+_MISSING = {
+    "azure.core.exceptions": ("ResourceNotFoundError",),
+    "google.api_core.exceptions": ("NotFound",),
+}
 _DENIED = {
     "botocore.exceptions": (
         "NoCredentialsError",
@@ -50,16 +53,20 @@ _DENIED = {
         "UnauthorizedSSOTokenError",
     ),
     "google.auth.exceptions": ("DefaultCredentialsError", "RefreshError"),
+    "google.api_core.exceptions": ("Forbidden", "Unauthorized"),
     "azure.core.exceptions": ("ClientAuthenticationError",),
 }
 _FAULTS = {
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "aiohttp": ("ClientError",),
     "google.auth.exceptions": ("GoogleAuthError",),
+    "google.api_core.exceptions": ("GoogleAPIError",),
     "gcsfs.retry": ("HttpError", "ChecksumError"),
     "azure.core.exceptions": ("AzureError",),
     "requests.exceptions": ("RequestException",),
 }
+_WITH_A_CODE = {"gcsfs.retry": ("HttpError",), "google.api_core.exceptions": ("GoogleAPICallError",)}
+"""Google's libraries keep the status, as a number or its digits, and no headers."""
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -99,9 +106,8 @@ def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
             return one.status, one.headers or {}  # type: ignore[union-attr]
         if isinstance(one, tuple(_loaded({"workers.http_fetch": ("ServerFault",)}))):
             return one.status, one.headers  # type: ignore[union-attr]
-        if isinstance(one, tuple(_loaded({"gcsfs.retry": ("HttpError",)}))):
-            code = one.code  # type: ignore[union-attr]
-            return (int(code) if str(code).isdigit() else None), {}
+        if isinstance(one, tuple(_loaded(_WITH_A_CODE))):
+            return int(one.code or 0), {}  # type: ignore[union-attr]
     return None, {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
     folder = tmp_path_factory.mktemp("azurite")
     argv: list[str | Path] = [
         program, "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck", "--silent",
-        "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder,
+        "--blobHost", "127.0.0.1", "--blobPort", str(port),
     ]  # fmt: skip
     with started(argv, folder / "log", port=port):
         yield Azure("azurite", port)
@@ -91,15 +92,13 @@ def s3(ministack: S3, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def behind_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Backend], tuple[FaultProxy, str]]]:
     """Puts a proxy, without faults yet, in front of a store; gives it and a new bucket that is reached through it."""
-    proxies: list[FaultProxy] = []
 
     def connect(backend: Backend) -> tuple[FaultProxy, str]:
-        proxy = FaultProxy(backend.port)
-        proxy.__enter__()
-        proxies.append(proxy)
+        reach(backend, backend.port, monkeypatch)
+        url = backend.new_bucket()
+        proxy = proxies.enter_context(FaultProxy(backend.port))
         reach(backend, proxy.port, monkeypatch)
-        return proxy, backend.new_bucket()
+        return proxy, url
 
-    yield connect
-    for proxy in proxies:
-        proxy.__exit__()
+    with ExitStack() as proxies:
+        yield connect
