@@ -9,7 +9,7 @@ PIP_TORCH := torch==2.13.0 $(if $(TORCH_INDEX),torchvision==0.28.0 --index-url $
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format bench clean
+.PHONY: help venv demo test test-all lint format bench chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ bench: $(READY) ## decode, INT8 recipe, and the job against bare pinned processe
 	$(BIN)/python -m tests.benchmarks.bench_decode
 	$(BIN)/python -m tests.benchmarks.bench_recipe
 	$(BIN)/python -m tests.benchmarks.bench_job
+
+CHAOS_MINUTES ?= 10
+CHAOS_SEEDS ?=
+chaos: $(READY) ## kill workers, nodes, GCS, drivers, everything on a real cluster, for CHAOS_MINUTES or CHAOS_SEEDS rounds
+	$(BIN)/python -m tests.chaos $(if $(CHAOS_SEEDS),--seeds $(CHAOS_SEEDS),--minutes $(CHAOS_MINUTES))
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf demo-out bench-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import Pool
+from jobs.ray_home import HomeWatch
 from jobs.ray_pool import LOST, RayPool
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
@@ -71,6 +72,7 @@ class RayCluster:
                 f"cannot reach Ray at {self._address or 'this machine'}: {error}",
                 "check --address or RAY_ADDRESS, and that the cluster is up",
             ) from error
+        self._home = HomeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
         self._maker: Any = None
         self._bundle: Any = None
         self._bundle_placing: Any = None
@@ -100,6 +102,7 @@ class RayCluster:
         return bool(ray.wait([self._bundle_placing], timeout=0)[0])
 
     def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        self._home.check()
         ended, _ = ray.wait([self._bundle], timeout=timeout_s)
         if not ended:
             return None
@@ -118,7 +121,7 @@ class RayCluster:
             self._maker = None
 
     def pool(self, spec: WorkerSpec) -> Pool:
-        return RayPool(spec, self._threads_per_core)
+        return RayPool(spec, self._threads_per_core, self._home.check)
 
     def describe(self) -> str:
         resources = ray.cluster_resources()
@@ -127,4 +130,5 @@ class RayCluster:
         return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
 
     def close(self) -> None:
+        self._home.close()
         ray.shutdown()

@@ -7,7 +7,7 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +56,9 @@ class _Actor:
 
 
 class RayPool:
-    def __init__(self, spec: WorkerSpec, threads_per_core: int) -> None:
+    def __init__(self, spec: WorkerSpec, threads_per_core: int, check_home: Callable[[], None] = lambda: None) -> None:
+        """`check_home` raises once the cluster has given up the node that this process is connected to."""
+        self._check_home = check_home
         self._spec = spec
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
@@ -115,6 +117,7 @@ class RayPool:
         self._waiting[call] = worker
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
+        self._check_home()
         events = [*self._tell_drained(), *self._settled()]
         if not self._waiting:
             if self._lost and not events:

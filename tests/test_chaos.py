@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.chaos.campaign import Round, campaign, table
 from tests.chaos.failpoints import KINDS, POINTS, Failpoints, Point, markdown
 from tests.chaos.oracle import Bucket, Folder, Output, count, kinds
 from tests.digits_job import ROOT, Digits, stint
@@ -17,6 +18,9 @@ WriteSpec = Callable[[dict[str, Any]], str]
 SHARDS = 8
 SHARD_ROWS = 16
 KILLED = -9
+SEED = 0
+MISSES = 1
+"""Faults of a round that may find no victim, because the run was through before."""
 
 
 @pytest.fixture
@@ -84,6 +88,34 @@ def test_a_run_killed_at_each_named_point_in_turn_is_finished_by_the_next(
     assert kinds(output.keys())["plan"] == 1
     counted = count(output, table["id"].to_pylist())
     assert (counted.rows, counted.lost, counted.doubled) == (table.num_rows, 0, 0)
+
+
+def judge(came: Round) -> None:
+    told = table([came]) + "".join(f"\n\nPROBLEM: {problem}" for problem in came.problems)
+    assert came.ok, told
+    assert sum(came.struck.values()) >= len(came.struck) - MISSES, told
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_whatever_of_a_cluster_is_killed_or_frozen_no_row_is_lost_or_doubled(digits: Digits, tmp_path: Path) -> None:
+    """Each kind of fault once, in the order of a seed. `make chaos` does more."""
+    out = tmp_path / "job" / "out"
+    with campaign(digits, print) as running:
+        judge(running.round(SEED, tmp_path / "job", str(out), Folder(out)))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.objectstore
+@pytest.mark.timeout(400)
+def test_on_an_object_store_that_keeps_every_version_nothing_is_ever_written_twice(
+    digits: Digits, tmp_path: Path, bucket: Bucket, s3_server: dict[str, str]
+) -> None:
+    kinds_of_fault = ["maker", "worker frozen", "second driver", "failpoint", "raylet", "driver"]
+    with campaign(digits, print, s3_server) as running:
+        judge(running.round(SEED, tmp_path / "job", f"s3://{bucket.path}", bucket, kinds_of_fault))
 
 
 def test_the_documentation_names_exactly_the_points_at_which_runs_are_killed() -> None:

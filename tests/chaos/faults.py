@@ -104,9 +104,21 @@ def gcs(night: Night, _: Failpoints, rng: random.Random) -> bool:
     return struck
 
 
-def head(night: Night, _: Failpoints, rng: random.Random) -> bool:
-    """The raylet that drivers are connected to."""
+def frozen_gcs(night: Night, _: Failpoints, rng: random.Random) -> bool:
+    """The cluster's memory, which answers nobody for a while."""
     _soon(night, rng, 5.0)
+    struck = kill(night.cluster.gcs, signal.SIGSTOP)
+    until = time.monotonic() + rng.uniform(0, 4.0)
+    night.wait(lambda: time.monotonic() >= until, 5.0)
+    kill(night.cluster.gcs, signal.SIGCONT)
+    return struck
+
+
+def head(night: Night, _: Failpoints, rng: random.Random) -> bool:
+    """The raylet that drivers are connected to, while the GCS lives: it gives up all workers of their runs."""
+    if not night.wait(lambda: night.cluster.workers("ray::Worker"), VICTIM_S):
+        return False
+    _soon(night, rng, 3.0)
     struck = kill(night.cluster.head)
     _new_cluster(night)
     return struck
@@ -159,6 +171,7 @@ FAULTS: Mapping[str, Fault] = {
     "raylet frozen": frozen_raylet,
     "head's raylet": head,
     "GCS": gcs,
+    "GCS frozen": frozen_gcs,
     "driver": driver,
     "second driver": second_driver,
     "everything": everything,

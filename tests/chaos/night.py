@@ -31,16 +31,14 @@ class Driver:
 
     process: subprocess.Popen[bytes]
     log: Path
-    killed: bool = False
-    """By us, or together with its cluster."""
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        self.killed = True
         self.process.kill()
+        self.process.wait()
 
     def stacks(self) -> str:
         """Where its threads are, for a run that should have ended."""
@@ -146,7 +144,6 @@ class Night:
                     f"{why}: a run goes on after {timeout_s:.0f} s\n{driver.stacks()}\n{driver.said()[-2000:]}"
                 )
                 driver.kill()
-                driver.process.wait()
 
     def verify(self) -> None:
         ended = subprocess.run(
@@ -159,4 +156,3 @@ class Night:
     def end(self) -> None:
         for driver in self.running():
             driver.kill()
-            driver.process.wait()

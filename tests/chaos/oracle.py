@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.chaos.hooks.sitecustomize import kind_of
+from tests.objectstore.backends import versions
 
 DONE = re.compile(r"(?P<root>.*model=[^/]+)/_stint/done/(?P<number>\d{8})\.parquet$")
 MARKS = ("_stint/tmp/",)
@@ -76,15 +77,8 @@ class Bucket:
 
     def look(self) -> None:
         bucket, _, folder = self.path.partition("/")
-        versions: Counter[str] = Counter()
-        more: dict[str, str] = {}
-        while True:
-            page = self.fs.call_s3("list_object_versions", Bucket=bucket, Prefix=f"{folder}/", **more)
-            versions.update(v["Key"] for v in page.get("Versions", []) + page.get("DeleteMarkers", []))
-            if not page.get("IsTruncated"):
-                break
-            more = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
-        self.rewritten |= {key.removeprefix(f"{folder}/") for key, n in versions.items() if n > 1}
+        written = versions(f"s3://{bucket}")
+        self.rewritten |= {key.removeprefix(f"{folder}/") for key, n in written.items() if n > 1}
 
 
 Output = Folder | Bucket

@@ -1,0 +1,53 @@
+"""A driver whose node has been given up by the cluster would wait for workers for ever: it ends instead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from jobs.errors import RunFailed
+from jobs.ray_home import HomeWatch
+
+UP = [{"NodeID": "home", "Alive": True}, {"NodeID": "other", "Alive": False}]
+GIVEN_UP = [{"NodeID": "home", "Alive": False, "DeathReason": 2}, {"NodeID": "other", "Alive": True}]
+
+
+class Cluster:
+    """Answers as it is told to, and tells when it has been asked."""
+
+    def __init__(self, *answers: Sequence[dict[str, Any]] | Exception) -> None:
+        self._answers = list(answers)
+        self.asked = threading.Semaphore(0)
+
+    def nodes(self) -> Sequence[dict[str, Any]]:
+        answer = self._answers[0] if len(self._answers) == 1 else self._answers.pop(0)
+        self.asked.release()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def await_looks(self, number: int) -> None:
+        for _ in range(number):
+            assert self.asked.acquire(timeout=10)
+
+
+def test_a_run_ends_when_the_node_that_it_is_connected_to_is_given_up() -> None:
+    cluster = Cluster(UP, ConnectionError("no answer"), GIVEN_UP)
+    watch = HomeWatch("home", cluster.nodes, ask_s=0.01)
+    cluster.await_looks(3)
+    watch.close()  # returns when the look that found it has been taken in
+    with pytest.raises(RunFailed, match="connected to is lost") as raised:
+        watch.check()
+    assert raised.value.exit_code == 1
+    assert "again" in raised.value.next_step
+
+
+def test_other_nodes_that_die_and_a_cluster_that_does_not_answer_do_not_end_a_run() -> None:
+    cluster = Cluster(ConnectionError("no answer"), UP)
+    watch = HomeWatch("home", cluster.nodes, ask_s=0.01)
+    cluster.await_looks(3)
+    watch.check()
+    watch.close()
