@@ -110,7 +110,9 @@ class Backlog:
         return retry
 
     def again(self, shard: Shard, *, due_at: float) -> None:
-        """Let a shard that is left wait for a worker once more, not before `due_at`."""
+        """Let a shard wait for a worker once more, if it is still left, not before `due_at`."""
+        if shard.key not in self.left:
+            return
         retry = self._retries.setdefault(shard.key, Retry(shard, Attempts()))
         retry.due_at, retry.waiting = due_at, True
 

@@ -159,9 +159,12 @@ class Loop:
             self._handle(WorkerGone(worker, failure, shards, started=started))
 
     def _end(self, worker: int) -> None:
+        held = self._watch.shards(worker)
         self.pool.end(worker)
         self._fleet.ended(worker)
         self._watch.gone(worker)
+        for shard in held:  # whoever is ended is idle, as far as is known
+            self._backlog.again(shard, due_at=self.clock())
 
     # ------------------------------------------------------------------------------------------ events
 
