@@ -5,7 +5,9 @@ That the checks have teeth is tested as well: manifests made wrong on purpose mu
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
+from ray.scripts.scripts import drain_node
 
 from jobs.arguments import parser
 from jobs.attempts import MEANING
@@ -24,6 +27,7 @@ from tests.k8s_network import Peer, passes
 from tests.k8s_rendering import K8S, OVERLAYS, ROOT, Manifest, build, clusters, compose, of_kind, pod_templates, the
 from tests.k8s_rules import NIGHT, rule_problems
 from tests.k8s_schemas import needs_crds, schema_problems
+from tests.ray_heads import await_true
 
 COMPONENTS = sorted(folder.name for folder in (K8S / "components").iterdir())
 # Each component once, with what it needs and does not exclude; the overlays cover the usual mixtures.
@@ -407,6 +411,41 @@ def test_commands_and_paths_of_the_readme_are_there() -> None:
     for path in re.findall(r"`((?:k8s|conf|components|overlays|base|raycluster|rayjob|ray-up)/[\w./-]*)`", text):
         assert (K8S / path).exists() or (ROOT / path).exists(), path
     assert all(f"`components/{name}`" in text for name in COMPONENTS)
+
+
+def test_a_spot_notice_on_a_machine_of_aws_drains_its_node(tmp_path: Path) -> None:
+    command = yaml.safe_load((K8S / "ray-up/aws.yaml").read_text())["worker_start_ray_commands"][-1]
+    told = tmp_path / "told"
+    # The metadata service says 404, by curl's exit code 22, until there is a notice; it wants a token each time.
+    curl = f"""#!/bin/sh
+case "$*" in
+  *api/token) echo "$*" | grep -q "PUT" && echo TOKEN ;;
+  *"X-aws-ec2-metadata-token: TOKEN "*spot/instance-action)
+    test -e {tmp_path}/asked || {{ touch {tmp_path}/asked; exit 22; }} ;;
+  *) echo "$*" > {told}; exit 0 ;;
+esac
+"""
+    for file, script in {
+        "bin/curl": curl,
+        "bin/sleep": "#!/bin/sh\n",
+        "stint/bin/ray": f'#!/bin/sh\necho "$RAY_AUTH_MODE $*" > {told}.part && mv {told}.part {told}\n',
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(script)
+        (tmp_path / file).chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    command = command.replace("/tmp/spot-notice.log", str(tmp_path / "log"))
+    subprocess.run(
+        ["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "10.0.0.1"}, check=True
+    )
+    await_true(told.exists, "the drain", 10)
+    mode, *words = told.read_text().split()
+    assert (mode, words[0]) == ("disabled", "drain-node")
+    assert (tmp_path / "asked").exists()
+    parsed = drain_node.make_context("drain-node", words[1:]).params
+    assert parsed["address"] == "10.0.0.1:6379"
+    assert parsed["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    assert 30 < parsed["deadline_remaining_seconds"] < 120
 
 
 @pytest.mark.parametrize("file", sorted((K8S / "ray-up").glob("*.yaml")), ids=lambda f: f.stem)
