@@ -7,10 +7,13 @@ takes its pod away; it ends early once the node's workers are gone.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+
+logger = logging.getLogger(__name__)
 
 ASK_S = 1.0
 """Between two looks at the cluster; a node has tens of seconds, and a look takes about a millisecond."""
@@ -46,8 +49,7 @@ class DrainWatch:
         self._deadlines_ms: Mapping[str, int] = {}
         self._told_ms: dict[int, float] = {}
         self._closed = threading.Event()
-        self.failure: Exception | None = None
-        """Why the last look failed."""
+        self._failing = False
         self._thread = threading.Thread(target=self._run, name="drain-watch", daemon=True)
         self._thread.start()
 
@@ -65,7 +67,9 @@ class DrainWatch:
         while not self._closed.is_set():
             try:
                 self._deadlines_ms = self._ask()
-                self.failure = None
-            except Exception as error:  # noqa: BLE001  (a Ray without it, or one that does not answer, costs the warning only)
-                self.failure = error
+                self._failing = False
+            except Exception as error:  # noqa: BLE001  (a Ray without it, or a cluster on its way out, costs the notice only)
+                if not self._failing and not self._closed.is_set():
+                    logger.warning("draining nodes are not known, their workers are lost without notice: %r", error)
+                self._failing = True
             self._closed.wait(ASK_S)
