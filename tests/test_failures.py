@@ -1,0 +1,150 @@
+"""What went wrong, sorted: errors in a worker by type, lost workers by facts, bad rows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from jobs.crashes import CrashLog
+from jobs.losses import NodeState, loss_code, node_state
+from tests.digits_job import Digits
+from workers.bundle import BundleRefused
+from workers.contract import Shard, Slice
+from workers.failures import classify
+from workers.model_names import ModelError
+from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.parquet import InputUnreadable
+from workers.preemption import Preempted
+from workers.reading import SourceChanged
+from workers.storage_errors import NotFound, StoreDenied, StoreError
+from workers.store import open_store
+from workers.threads import NoCores, TooWide
+from workers.writing import describe_row
+
+INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (NoCores("held"), INFRA, FailureCode.NO_CORES),
+        (TooWide("few"), INFRA, FailureCode.TOO_WIDE),
+        (Preempted("has to go"), INFRA, FailureCode.PREEMPTED),
+        (BundleRefused("other CPU", code=FailureCode.WRONG_ISA), INFRA, FailureCode.WRONG_ISA),
+        (StoreError("503"), INFRA, FailureCode.OTHER),
+        (SourceChanged("overwritten"), INFRA, FailureCode.OTHER),
+        (ConnectionResetError("reset"), INFRA, FailureCode.OTHER),
+        (TimeoutError("slow"), INFRA, FailureCode.OTHER),
+        (InputUnreadable("no such column"), DATA, FailureCode.OTHER),
+        (StoreDenied("403"), TASK, FailureCode.DENIED),
+        (NotFound("no object"), TASK, FailureCode.DENIED),
+        (ModelError("no such network"), TASK, FailureCode.MODEL),
+        (ZeroDivisionError("bug"), TASK, FailureCode.OTHER),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_an_error_in_a_worker_is_sorted_by_its_type(error: Exception, kind: FailureKind, code: str) -> None:
+    failure = classify(error)
+    assert (failure.kind, failure.code) == (kind, code)
+    assert str(error) in failure.message
+    assert (type(error).__name__ in failure.traceback) is (code is not FailureCode.PREEMPTED)  # that one is routine
+
+
+def test_a_worker_that_runs_out_of_memory_is_no_error_of_ours() -> None:
+    assert classify(MemoryError("decoder")).kind is INFRA
+
+
+@pytest.mark.parametrize("node", NodeState)
+@pytest.mark.parametrize("out_of_memory", [True, False])
+@pytest.mark.parametrize("unavailable", [True, False])
+def test_a_worker_that_was_taken_with_notice_is_preempted_whatever_else_is_true(
+    node: NodeState, out_of_memory: bool, unavailable: bool
+) -> None:
+    code = loss_code(preempted=True, out_of_memory=out_of_memory, unavailable=unavailable, node=node)
+    assert code is FailureCode.PREEMPTED
+
+
+def test_only_a_death_on_a_living_node_may_be_a_shards_doing() -> None:
+    codes = {node: loss_code(preempted=False, out_of_memory=False, unavailable=False, node=node) for node in NodeState}
+    assert codes == {
+        NodeState.ALIVE: FailureCode.CRASHED,
+        NodeState.TAKEN: FailureCode.PREEMPTED,
+        NodeState.LOST: FailureCode.NODE_LOST,
+    }
+
+
+def test_a_node_that_ray_does_not_know_is_lost() -> None:
+    nodes: list[dict[str, Any]] = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
+    assert [node_state(name, nodes) for name in ("a", "b", "c", None)] == [NodeState.ALIVE] + [NodeState.LOST] * 3
+
+
+# ------------------------------------------------------------------------------------------ bad rows
+
+
+def test_a_row_is_named_by_its_keys_and_its_place() -> None:
+    assert describe_row("s3://b/x", 2, 17, {}) == "s3://b/x row group 2 row 17"
+    assert describe_row("s3://b/x", 2, 17, {"id": 7, "day": "2026-03-01"}) == (
+        "id=7 day=2026-03-01 (s3://b/x row group 2 row 17)"
+    )
+    assert len(describe_row("a", 0, 0, {"blob": b"x" * 10_000})) < 200
+
+
+def test_the_table_of_bad_rows_names_a_row_of_each_reason_by_its_keys(
+    digits: Digits,
+    tmp_path: Path,
+    write_spec: Callable[[dict[str, Any]], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    spec = write_spec(digits.spec(out, limits__bad_rows=1.0))
+    assert main(["run", spec, "--pool=local"]) == 0
+    scored = capsys.readouterr().out
+    assert "bad rows: " in scored
+    assert all(" id=" in line or "e.g. id=" in line for line in scored.splitlines() if line.startswith("bad rows: "))
+    for record in out.glob("model=*/_stint/done/*.parquet"):
+        record.unlink()
+    assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0.0"]) == 3  # from the objects of the first run
+    told = [line for line in capsys.readouterr().err.splitlines() if "e.g. " in line]
+    assert told
+    assert all("e.g. id=" in line for line in told)
+
+
+# ------------------------------------------------------------------------------------- crash records
+
+
+def test_status_tells_of_crashes_and_verify_takes_their_records_for_no_strays(
+    digits: Digits,
+    tmp_path: Path,
+    write_spec: Callable[[dict[str, Any]], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    spec = write_spec(digits.spec(out))
+    assert main(["run", spec, "--pool=local"]) == 0
+    root = next(out.glob("model=*")).name
+    died = Failure(kind=INFRA, code=FailureCode.CRASHED, message="SIGSEGV")
+    log = CrashLog(open_store(str(out)), root, "run")
+
+    def crash(plan: int, index: int) -> None:
+        piece = Slice(uri="a", size=1, version="v", row_group=0, row_start=0, row_stop=1)
+        log.record(Shard(plan=plan, plan_token="t", index=index, slices=(piece,)), died, None, at="now")
+
+    crash(1, 2)
+    crash(1, 2)
+    assert main(["verify", spec]) == 0
+    next(out.glob("model=*/_stint/done/*.parquet")).unlink()
+    next(out.glob("model=*/plan=00000001/00000002.parquet")).unlink()
+    capsys.readouterr()
+    assert main(["status", spec]) == 0
+    shown = capsys.readouterr().out
+    assert "shard 00000001/00000002" in shown
+    assert "its worker died 2 time(s)" in shown
+    crash(1, 10_000)
+    crash(9, 0)
+    assert main(["verify", spec]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("stray object") == 2
