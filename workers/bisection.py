@@ -5,7 +5,7 @@ once and no range is tried again as a whole: rows that only kill together, or by
 before them, end in different ranges and are all good. A row is blamed only by the death of a process that had scored
 nothing else.
 
-With k rows that kill by themselves, of n: at most k·(log2(n) + 2) deaths, and at most 4·n tries whatever happens.
+With k rows that kill by themselves, of n: at most k·(⌈log2 n⌉ + 2) deaths, and at most 4·n tries whatever happens.
 """
 
 from __future__ import annotations

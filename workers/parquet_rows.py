@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -41,30 +43,56 @@ def slice_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpe
     for batch in batches:
         start, stop = max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows)
         if start < stop:
-            yield _block(batch.slice(start - position, stop - start), index, start, kind, rows.uri, how)
+            yield from _blocks(batch.slice(start - position, stop - start), index, start, kind, rows.uri, how)
         position += batch.num_rows
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
 
 
-def _block(batch: pa.RecordBatch, index: int, start: int, kind: str, source: str, how: InputSpec) -> RowBlock:
-    column = batch.column(how.image)
-    if kind == "binary":
-        images: list[ImageCell] = _cells(column)
-    elif kind == "uri":
-        images = _fetch_uris(column.to_pylist(), source, how)
-    else:
-        # flatten() carries the nulls of the struct itself over to its fields.
-        fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
-        images = _cells(fields["bytes"])
-        paths = fields["path"].to_pylist() if kind == "struct" else [None] * len(column)
-        # Hugging Face stores either the bytes or, when they were not embedded, the path.
-        missing = [i for i, cell in enumerate(images) if isinstance(cell, BadImage) and paths[i]]
-        for i, cell in zip(missing, _fetch_uris([paths[i] for i in missing], source, how), strict=True):
-            images[i] = cell
+def _blocks(
+    batch: pa.RecordBatch, index: int, start: int, kind: str, source: str, how: InputSpec
+) -> Iterator[RowBlock]:
+    """The rows of a batch; more than one block where the images that its URIs lead to are large."""
     keys = pa.Table.from_batches([batch.select(list(how.keys))]) if how.keys else None
-    return RowBlock(index, start, images, keys, sum(_size(cell) for cell in images))
+    images: list[ImageCell] = []
+    done = held_bytes = 0
+
+    def block() -> RowBlock:
+        return RowBlock(
+            index, start + done, images, None if keys is None else keys.slice(done, len(images)), held_bytes
+        )
+
+    for image in _followed(_cells_of(batch.column(how.image), kind), source, how):
+        images.append(image)
+        held_bytes += _size(image)
+        if held_bytes >= BLOCK_BYTES:
+            yield block()
+            done, images, held_bytes = done + len(images), [], 0
+    if images:
+        yield block()
+
+
+@dataclass(frozen=True)
+class _Link:
+    """In place of an image: where it is."""
+
+    value: str | None
+
+
+def _cells_of(column: pa.Array, kind: str) -> Sequence[ImageCell | _Link]:
+    if kind == "binary":
+        return _cells(column)
+    if kind == "uri":
+        return [_Link(value) for value in column.to_pylist()]
+    # flatten() carries the nulls of the struct itself over to its fields.
+    fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
+    images = _cells(fields["bytes"])
+    paths = fields["path"].to_pylist() if kind == "struct" else [None] * len(column)
+    # Hugging Face stores either the bytes or, when they were not embedded, the path.
+    return [
+        _Link(path) if path and isinstance(cell, BadImage) else cell for cell, path in zip(images, paths, strict=True)
+    ]
 
 
 def _cells(column: pa.Array) -> list[ImageCell]:
@@ -77,7 +105,20 @@ def _size(cell: ImageCell) -> int:
     return 0 if isinstance(cell, BadImage) else len(cell) if isinstance(cell, bytes) else cell.size
 
 
-def _fetch_uris(values: list[str | None], source: str, how: InputSpec) -> list[ImageCell]:
-    """The images that URIs point to, many requests at a time, each checked against the allowed roots first."""
+def _followed(cells: Sequence[ImageCell | _Link], source: str, how: InputSpec) -> Iterator[ImageCell]:
+    """The cells in order, links replaced by the images that they lead to: FETCHES at a time, and no more in memory."""
+    if not any(isinstance(cell, _Link) for cell in cells):
+        yield from (cell for cell in cells if not isinstance(cell, _Link))
+        return
     with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-        return list(pool.map(lambda value: image_at(value, source, how.uri_roots), values))
+        ahead: deque[Future[ImageCell]] = deque()
+        for cell in cells:
+            ahead.append(pool.submit(_image_of, cell, source, how))
+            if len(ahead) == FETCHES:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _image_of(cell: ImageCell | _Link, source: str, how: InputSpec) -> ImageCell:
+    return image_at(cell.value, source, how.uri_roots) if isinstance(cell, _Link) else cell

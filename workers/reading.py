@@ -78,6 +78,8 @@ class ShardReader:
         with file:
             try:
                 yield from self._rows(file, indices)
+            except MemoryError:  # Arrow's too: it says nothing about the file
+                raise
             except Exception as error:
                 # Arrow reports a damaged page as OSError; whether storage failed only the file itself can tell.
                 if file.fault is not None and cause_of(file.fault) is not Cause.OTHER:
