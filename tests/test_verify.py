@@ -181,3 +181,132 @@ def test_a_damaged_plan_is_named_with_the_way_out(
     spec.write_text(yaml.safe_dump(digits.spec(tmp_path / "out", input__uri=str(scored / "in"))))
     assert main(["verify", str(spec)]) == 1
     assert "_stint/plans/00000001.parquet is damaged" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------- whatever is altered, after the done record and before
+
+
+def shards(out: Path) -> list[Path]:
+    return sorted(out.glob("model=*/plan=00000001/*.parquet"))
+
+
+def unfinished(out: Path) -> None:
+    done_record(out).unlink()
+
+
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 0x01
+    file.write_bytes(data)
+
+
+def test_a_single_bit_anywhere_in_an_object_is_found(damaged: Callable[..., str]) -> None:
+    """At another place in each object: magic, pages, their headers, the footer, its length."""
+
+    names: list[str] = []
+
+    def flip_all(out: Path) -> None:
+        names.extend(file.name for file in shards(out))
+        for n, file in enumerate(shards(out)):
+            flip(file, n * (file.stat().st_size - 1) // (len(names) - 1))
+
+    shown = damaged(flip_all)
+    assert len(names) > 10
+    assert [name for name in names if name not in shown] == []
+
+
+def test_before_the_done_record_a_bit_in_a_page_of_any_column_is_found(damaged: Callable[..., str]) -> None:
+    names: list[str] = []
+
+    def flip_pages(out: Path) -> None:
+        unfinished(out)
+        for n, file in enumerate(shards(out)):
+            group = pq.read_metadata(pa.BufferReader(file.read_bytes())).row_group(0)
+            chunk = group.column(n % group.num_columns)
+            names.append(chunk.path_in_schema.partition(".")[0])
+            flip(file, chunk.data_page_offset + chunk.total_compressed_size - (
+                chunk.data_page_offset - (chunk.dictionary_page_offset or chunk.data_page_offset)
+            ) - 1)  # fmt: skip
+
+    shown = damaged(flip_pages)
+    assert {"label", "score", "topk_score"} <= set(names)
+    missed = [name for n, name in enumerate(names) if f"{n:08d}.parquet cannot be read" not in shown]
+    assert missed == []
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not done yet"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda out: shard(out).write_bytes(shard(out).read_bytes() + b"\0"), "00000003.parquet cannot be read"),
+        (lambda out: shard(out).write_bytes(b""), "00000003.parquet cannot be read"),
+        (lambda out: shutil.copy(done_record(out), shard(out)), "00000003.parquet cannot be read"),
+        (
+            lambda out: (shutil.copy(shard(out, 1), out / "x"), shutil.copy(shard(out, 2), shard(out, 1)),
+                         shutil.move(out / "x", shard(out, 2))),
+            "was written for shard 00000001/00000001",
+        ),
+    ],
+    ids=["appended", "emptied", "another Parquet file", "swapped"],
+)  # fmt: skip
+def test_an_object_in_whose_place_something_else_lies_is_found(
+    damaged: Callable[..., str], damage: Callable[[Path], Any], message: str, done: bool
+) -> None:
+    def change(out: Path) -> None:
+        damage(out)
+        if not done:
+            unfinished(out)
+
+    assert message in damaged(change)
+
+
+def test_a_prediction_that_was_changed_with_right_checksums_is_found_once_it_is_done(
+    damaged: Callable[..., str],
+) -> None:
+    """Before the done record nothing else knows the object's digest: docs/SECURITY.md says so."""
+
+    def better(table: pa.Table) -> pa.Table:
+        return table.set_column(
+            table.schema.get_field_index("score"), "score", pa.array([1.0] * len(table), pa.float32())
+        )
+
+    assert "was altered: sha256 is" in damaged(lambda out: rewrite(shard(out), better))
+
+
+def plan_record(out: Path) -> Path:
+    return next(out.glob("model=*/_stint/plans/00000001.parquet"))
+
+
+def with_token(out: Path) -> None:
+    table = pq.read_table(pa.BufferReader(plan_record(out).read_bytes()))
+    metadata = {**table.schema.metadata, b"stint.token": b"another"}
+    pq.write_table(table.replace_schema_metadata(metadata), plan_record(out))
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:
+    def apply(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index(name)
+        values = [change(value) for value in table[name].to_pylist()]
+        return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (with_token, "not for this plan"),
+        (lambda out: rewrite(plan_record(out), changed("row_start", lambda row: row + 1)), "planned"),
+        (lambda out: rewrite(plan_record(out), changed("uri", lambda uri: uri + "x")), "rows out of place"),
+        (lambda out: rewrite(plan_record(out), changed("version", lambda _: "v")), "rows out of place"),
+        (lambda out: rewrite(plan_record(out), lambda t: t.slice(1)), "which the plan does not"),
+        (lambda out: rewrite(done_record(out), changed("sha256", lambda digest: digest[::-1])), "was altered: sha256"),
+        (lambda out: rewrite(done_record(out), changed("size", lambda size: size + 1)), "the done record says"),
+        (lambda out: rewrite(done_record(out), changed("key", lambda key: "../" + key)), "which the plan does not"),
+    ],
+    ids=["token", "rows", "uri", "version", "a slice less", "digests", "sizes", "keys"],
+)
+def test_a_plan_or_done_record_that_was_altered_contradicts_the_objects(
+    damaged: Callable[..., str], damage: Callable[[Path], Any], message: str
+) -> None:
+    assert message in damaged(damage)
