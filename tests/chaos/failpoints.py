@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
-KINDS = ("probe", "bundle-file", "bundle-manifest", "plan", "shard", "done", "run-spec", "report", "current")
+KINDS = ("probe", "bundle-file", "bundle-manifest", "plan", "shard", "crash", "done", "run-spec", "report", "current")
 """In the order in which a run creates them."""
 
 
@@ -30,6 +30,8 @@ class Point:
     """Which create of the kind, counted within one process."""
     command: str = "run"
     """That of `stint` which comes there."""
+    on_ray: bool = False
+    """Reached only where a worker is a process of its own."""
 
     @property
     def kind(self) -> str:
@@ -56,6 +58,11 @@ POINTS = (
     Point("shard before", "an open plan, some shards committed", "scores the others", nth=2),
     Point("shard within", "the same, a file in `_stint/tmp`", "scores the others", nth=2),
     Point("shard after", "one more shard, that no driver knows of", "finds it in the listing", nth=2),
+    Point("crash before", "a worker's death that nobody has counted", "scores the shard anew", on_ray=True),
+    Point("crash within", "the same, a file in `_stint/tmp`", "scores the shard anew", on_ray=True),
+    Point(
+        "crash after", "a death counted, its shard missing", "gives it to a worker that holds nothing else", on_ray=True
+    ),
     Point("done before", "every shard, no done record", "reads the shards back and writes the record"),
     Point("done within", "every shard, a file in `_stint/tmp`", "reads the shards back and writes the record"),
     Point("done after", "a done plan, no report", "has nothing to do"),
@@ -104,6 +111,6 @@ class Failpoints:
 
 def markdown(points: Iterable[Point] = POINTS) -> str:
     """The table of docs/RELIABILITY.md."""
-    lines = ["| killed | what is left | what the next run does |", "|---|---|---|"]
-    lines += [f"| {point.name} | {point.left} | {point.next_run} |" for point in points]
+    lines = ["| killed | what is left | what the next run does | test |", "|---|---|---|---|"]
+    lines += [f"| {p.name} | {p.left} | {p.next_run} | {'cluster' if p.on_ray else 'in turn'} |" for p in points]
     return "\n".join(lines)

@@ -23,6 +23,8 @@ ENDS_S = 60.0
 HIT_S = 60.0
 DECLARED_DEAD_S = 12.0
 """After so long without an answer the GCS has given a node up, and more."""
+COUNTED_S = 6.0
+"""After so long a worker's death is counted, if it held a shard."""
 DIES_AT = ("plan", "shard", "done")
 
 Fault = Callable[[Night, Failpoints, random.Random], bool]
@@ -163,6 +165,24 @@ def failpoint(night: Night, failpoints: Failpoints, rng: random.Random) -> bool:
     return struck
 
 
+def crash_record(night: Night, failpoints: Failpoints, rng: random.Random) -> bool:
+    """The run that is about to count a worker's death, or has just done so: once at each of these points."""
+    bucket = isinstance(night.output, Bucket)  # where a create is one request, which has no inside
+    points = [p for p in POINTS if p.kind == "crash" and not (p.moment == "within" and bucket)]
+    rng.shuffle(points)
+    failpoints.forget([point.name for point in points])
+    for point in points:
+        failpoints.arm(point)
+        while point.name not in failpoints.hits():
+            pid = _victim(night, rng, "ray::Worker.score", 0.5)
+            if pid is None:
+                failpoints.disarm()
+                return False
+            kill(pid)
+            night.wait(lambda point=point: point.name in failpoints.hits(), COUNTED_S)
+    return True
+
+
 FAULTS: Mapping[str, Fault] = {
     "maker": maker,
     "worker": worker,
@@ -176,6 +196,7 @@ FAULTS: Mapping[str, Fault] = {
     "second driver": second_driver,
     "everything": everything,
     "failpoint": failpoint,
+    "crash record": crash_record,
 }
 
 

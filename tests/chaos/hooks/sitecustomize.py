@@ -21,6 +21,7 @@ KINDS = (  # part of the key, name of the kind; the first that fits
     ("/spec.json", "run-spec"),
     ("/report.json", "report"),
     ("_stint/current/", "current"),
+    ("/_stint/crashes/", "crash"),
     ("/plan=", "shard"),
 )
 STORES = ("LocalStore", "ObjectStore")
