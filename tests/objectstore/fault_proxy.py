@@ -7,6 +7,7 @@ each request and says what is to go wrong with it; `proxy.seen` is what came, an
 from __future__ import annotations
 
 import asyncio
+import queue
 import random
 import socket
 import struct
@@ -39,11 +40,11 @@ class Answered:
 
     status: int
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    retry_after_s: int | None = None
 
 
 def slow_down(retry_after_s: int | None = None) -> Answered:
-    return Answered(503, _SLOW_DOWN, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+    return Answered(503, _SLOW_DOWN, retry_after_s)
 
 
 def internal_error() -> Answered:
@@ -65,7 +66,7 @@ class Late:
     """The connection is reset, and the store hears of the request once `when` is set: a zombie."""
 
     when: threading.Event = field(default_factory=threading.Event, compare=False)
-    applied: threading.Event = field(default_factory=threading.Event, compare=False)
+    arrived: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue, compare=False)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,12 @@ class FaultProxy:
         self.seen.append((request, fault))
         match fault:
             case Answered():
-                answer = {**fault.headers, "Content-Type": "application/xml", "Content-Length": str(len(fault.body))}
-                body_sent = b"" if method == "HEAD" else fault.body
-                writer.write(_bytes(f"HTTP/1.1 {fault.status} Fault", {**answer, "Connection": "close"}) + body_sent)
+                answer = {"Content-Type": "application/xml", "Content-Length": str(len(fault.body))}
+                if fault.retry_after_s is not None:
+                    answer["Retry-After"] = str(fault.retry_after_s)
+                writer.write(_bytes(f"HTTP/1.1 {fault.status} Fault", {**answer, "Connection": "close"}))
+                if method != "HEAD":
+                    writer.write(fault.body)
             case Reset():
                 _reset(writer)
             case Silent():
@@ -177,7 +181,7 @@ class FaultProxy:
                 _reset(writer)
                 await asyncio.to_thread(fault.when.wait, 60)
                 await self._forward(request, line, headers, body)
-                fault.applied.set()
+                fault.arrived.put(request)
             case LostAnswer():
                 await self._forward(request, line, headers, body)
             case Truncated():
