@@ -312,6 +312,8 @@ def test_what_urls_lose_before_they_are_shown() -> None:
         "s3://KEY:CANARY@bucket/a": "s3://…@bucket/a",
         "https://CANARY@host/a": "https://…@host/a",
         "https://user:CAN/ARY@host/a": "https://…@host/a",
+        "https://CAN+ARY/CANARY@host/a": "https://…@host/a",
+        "https://cdn/package@1.2/a.jpg": "https://cdn/package@1.2/a.jpg",
         "GET https://host/a?X-Amz-Signature=CANARY&x=1 failed": "GET https://host/a?… failed",
         "'abfs://box@account/a?sig=CANARY'": "'abfs://box@account/a?…'",
         "http://[::1]:80/a": "http://[::1]:80/a",

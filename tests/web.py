@@ -15,7 +15,7 @@ Answer = tuple[int, dict[str, str], bytes] | Callable[[BaseHTTPRequestHandler], 
 
 @dataclass
 class Web:
-    """`url` is http(s)://127.0.0.1:PORT; `answers` by path without query."""
+    """`url` is http(s)://127.0.0.1:PORT; `answers` by path without query, `*` for every other one."""
 
     url: str
     port: int
@@ -33,7 +33,8 @@ def served(answers: dict[str, Answer], certificate: Path | None = None) -> Itera
 
         def do_GET(self) -> None:
             web.asked.append((self.path, self.headers["Host"]))
-            answer = answers.get(self.path.partition("?")[0], (404, {}, b""))
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            answer = answers.get(self.path.partition("?")[0], answers.get("*", (404, {}, b"")))
             if callable(answer):
                 answer(self)
                 return
@@ -42,7 +43,10 @@ def served(answers: dict[str, Answer], certificate: Path | None = None) -> Itera
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_GET
 
         def log_message(self, format: str, *_: object) -> None:
             pass

@@ -17,6 +17,7 @@ SHOWN_CHARS = 200
 LEAST_SECRET_CHARS = 8
 """Shorter values of variables are words of a development setup, as `test`, which occur everywhere."""
 
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d+)?")
 _URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
 _SIGNING = (
     r"sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|"
@@ -85,11 +86,9 @@ def _user_of(scheme: str, rest: str) -> str | None:
     user, at, _ = authority.rpartition("@")
     if at:
         return user if ":" in user or scheme.lower() in ("http", "https") else None
-    name, colon, port = authority.partition(":")
-    # A password with an unescaped slash: what follows the colon is no port, and an @ comes later.
-    if colon and name and not name.startswith("[") and not port.isdigit() and "@" in rest:
-        return rest.rpartition("@")[0]
-    return None
+    # A password with an unescaped slash: what stands before it is no host and port, and an @ comes later.
+    user, at, _ = rest.partition("?")[0].rpartition("@")
+    return user if at and not _HOST_AND_PORT.fullmatch(authority) else None
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
