@@ -36,6 +36,7 @@ INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA
         (Preempted("has to go"), INFRA, FailureCode.PREEMPTED),
         (BundleRefused("other CPU", code=FailureCode.WRONG_ISA), INFRA, FailureCode.WRONG_ISA),
         (StoreError("503"), INFRA, FailureCode.OTHER),
+        (MemoryError("decoder"), INFRA, FailureCode.MEMORY),
         (SourceChanged("overwritten"), INFRA, FailureCode.OTHER),
         (ConnectionResetError("reset"), INFRA, FailureCode.OTHER),
         (TimeoutError("slow"), INFRA, FailureCode.OTHER),
@@ -52,10 +53,6 @@ def test_an_error_in_a_worker_is_sorted_by_its_type(error: Exception, kind: Fail
     assert (failure.kind, failure.code) == (kind, code)
     assert str(error) in failure.message
     assert (type(error).__name__ in failure.traceback) is (code is not FailureCode.PREEMPTED)  # that one is routine
-
-
-def test_a_worker_that_runs_out_of_memory_is_no_error_of_ours() -> None:
-    assert classify(MemoryError("decoder")).kind is INFRA
 
 
 @pytest.mark.parametrize("node", NodeState)

@@ -17,12 +17,12 @@ from jobs.local_pool import LocalPool
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
 from jobs.plans import Content, Plan
-from jobs.pool import Event, WorkerGone
+from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard
-from workers.outcomes import Failure, FailureKind, WorkerInfo
+from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 
 ROOT = "model=net-0"
 
@@ -234,6 +234,45 @@ def test_a_worker_that_is_ended_while_it_starts_is_never_heard_of() -> None:
     started.set()
     assert pool.poll(5.0) == []
     assert pool.workers() == {}
+
+
+def test_a_local_pool_passes_on_that_a_shard_is_to_be_scored_in_isolation() -> None:
+    ledger, plan = setup(2)
+    worker = FakeWorker(ledger.store, ROOT)
+    pool = LocalPool(lambda: worker)
+    number = pool.start({})
+    assert [type(event) for event in pool.poll(10)] == [WorkerReady]
+    pool.assign(number, plan.shards[1], isolated_s=60.0)
+    assert [type(event) for event in pool.poll(10)] == [ShardEnded]
+    pool.close()
+    assert worker.isolated == [plan.shards[1].key]
+
+
+def test_a_thread_that_hangs_is_left_to_itself_and_its_shard_goes_on_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_module, "OVERDUE_S", 0.05)
+    ledger, plan = setup()
+    released, first = threading.Event(), threading.Lock()
+
+    class Hangs(FakeWorker):
+        hangs = False
+
+        def score(self, shard: Shard) -> ShardResult | Failure:
+            if shard.index == 3 and first.acquire(blocking=False):
+                self.hangs = True
+                released.wait(30)
+            return super().score(shard)
+
+        def stop(self) -> None:
+            if self.hangs:  # as a worker waits for its own threads
+                released.wait(30)
+
+    one = loop(ledger, plan, lambda: Hangs(ledger.store, ROOT), limits=Limits(stall_s=0.3))
+    close = one.pool.close
+    monkeypatch.setattr(one.pool, "close", lambda: (released.set(), close()))
+    assert one.run().failures.counts["stuck"] >= 1
+    assert ledger.missing(plan) == []
 
 
 class LosesItsFirstWorker(LocalPool):

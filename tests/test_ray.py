@@ -181,6 +181,9 @@ def test_a_killed_worker_is_replaced_and_its_shards_are_scored(
         assert driver.wait(200) == 0
         assert driver.stderr is not None
         assert "worker lost" in driver.stderr.read()
+    report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
+    assert report["retries_by_code"].get("crashed", 0) == len(list(out.glob("model=*/_stint/crashes/*/*.json")))
+    assert {failure["code"] for failure in report["failures"] if failure["shard"]} <= {"crashed"}
     assert stint("verify", spec).returncode == 0
 
 
