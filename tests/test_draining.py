@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from jobs.draining import DrainWatch, news
 from jobs.local_pool import LocalPool
-from jobs.pool import Event, WorkerLeaving
+from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving
 from jobs.spec import Limits, Workers
 from tests.fakes import FakeWorker
 from tests.ray_heads import await_true
 from tests.test_loop import ROOT, loop, setup
+from tests.test_ray_pool import SHARD, pool_with_one_actor
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind
 
@@ -139,3 +142,27 @@ def test_a_run_without_any_budget_outlives_a_drain_whose_worker_hands_back_what_
     assert pool.ended.count(0) == 1
     assert {failure.budget for failure in tally.failures.kept} == {"none"}
     assert len(tally.failures.kept) == 2
+
+
+# ---------------------------------------------------------------------------------------- in the pool
+
+
+def test_the_pool_tells_its_worker_and_the_loop_and_takes_its_later_death_for_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up")  # a death that says nothing
+    told: list[float] = []
+    pool._actors[0].handle.leave = SimpleNamespace(remote=told.append)
+    monkeypatch.setattr(pool._drains, "news", lambda nodes: {0: 20.0} if nodes == {0: "up"} and not told else {})
+    leaving, gone = pool.poll(1.0)
+    assert (leaving, told) == (WorkerLeaving(0, 20.0), [20.0])
+    assert isinstance(gone, WorkerGone)
+    assert (gone.failure.kind, gone.failure.code) == (FailureKind.INFRA, FailureCode.PREEMPTED)
+    assert gone.shards == (SHARD,)
+
+
+def test_the_pool_knows_that_a_worker_leaves_when_that_hands_a_shard_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_back = Failure(kind=FailureKind.INFRA, code=FailureCode.PREEMPTED, message="has to go")
+    pool = pool_with_one_actor(monkeypatch, handed_back, ready=True, node="up")
+    assert pool.poll(1.0) == [ShardEnded(0, SHARD, handed_back)]
+    assert pool._actors[0].leaving
