@@ -26,6 +26,7 @@ from jobs.spec import Model
 from jobs.spec_file import load_spec
 from jobs.upload import Upload, check_goes_along, find_files, local_path
 from workers.model_names import weights_enum_or_path
+from workers.redaction import is_secret_name
 
 if TYPE_CHECKING:
     from jobs.job_server import JobServer
@@ -211,6 +212,11 @@ def _variables(given: Sequence[str], environment: Mapping[str, str], say: Say) -
             value = environment[name]
             if "$" in value:
                 say(f"warning: --env {name} holds a $, which Ray takes for a reference to another variable")
+        if is_secret_name(name):
+            say(
+                f"warning: --env {name} looks like a secret; Ray writes it to logs of the head node and shows it to "
+                "whoever may ask the job server. A role of the nodes, or a Kubernetes Secret, does neither"
+            )
         variables[name] = value
     return variables
 

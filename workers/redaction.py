@@ -71,6 +71,11 @@ def credential_in(url: str) -> str | None:
     return None
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name usually holds a secret, as AWS_SECRET_ACCESS_KEY does."""
+    return _SECRET_NAME.search(name.upper()) is not None
+
+
 def _without_credentials(found: re.Match[str]) -> str:
     scheme, rest = found.groups()
     user = _user_of(scheme, rest)
@@ -93,9 +98,5 @@ def _user_of(scheme: str, rest: str) -> str | None:
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
     """Values of variables with telling names, and their forms in URLs; the longest first."""
-    values = {
-        value
-        for name, value in environment.items()
-        if len(value) >= LEAST_SECRET_CHARS and _SECRET_NAME.search(name.upper())
-    }
+    values = {value for name, value in environment.items() if len(value) >= LEAST_SECRET_CHARS and is_secret_name(name)}
     return sorted(values | {quote(value, safe="") for value in values}, key=len, reverse=True)
