@@ -1,0 +1,170 @@
+"""Mistakes that a system like this one could well contain, one at a time put into the real code.
+
+Each is a context in which the mistake is made, with a scenario and bounds in which the exploration must find it. An
+oracle that lets one of them pass proves nothing about the code without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import jobs.discovery
+from jobs.claims import Wanted
+from jobs.ledger import Ledger
+from jobs.plans import Plan, decode_plan, encode_plan
+from jobs.running import Run
+from jobs.sources import Source
+from tests.model.faults import Fault
+from tests.model.scenario import Change, Scenario, Stage
+from tests.model.search import Bounds
+from workers.contract import Shard
+from workers.store import NotFound, ObjectStore
+
+A, B = {"a.jpg": b"a"}, {"b.jpg": b"b"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    mistake: Callable[[Stage], AbstractContextManager[Any]]
+    scenario: Scenario
+    bounds: Bounds
+    told: str
+    """What the oracle must say, as a pattern."""
+    immutable: bool = True
+
+
+# ----------------------------------------------------------------------------------------------- the store
+
+
+def no_token_check(self: ObjectStore, key: str, data: bytes) -> bool:
+    """An unclear outcome counts as ours as soon as anything is at the key."""
+    while True:
+        try:
+            self._fs.pipe_file(f"{self._base}/{key}", data, mode="create")
+        except Exception:  # noqa: BLE001
+            try:
+                self.get(key)
+            except NotFound:
+                continue
+        return True
+
+
+def overwrite(self: ObjectStore, key: str, data: bytes) -> bool:
+    self._fs.pipe_file(f"{self._base}/{key}", data)
+    return True
+
+
+def exists_then_create(self: ObjectStore, key: str, data: bytes) -> bool:
+    """What fsspec does by default, and what passes the probe."""
+    path = f"{self._base}/{key}"
+    if self._fs.exists(path):
+        return bool(self.get(key) == data)
+    self._fs.pipe_file(path, data)
+    return True
+
+
+def streaming_write(self: ObjectStore, key: str, data: bytes) -> bool:
+    """As with s3fs and pyarrow: leaving the `with` block by an exception publishes what was written so far."""
+    path, sent = f"{self._base}/{key}", b""
+    with suppress(Exception):
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            self._fs.find(f"{path}.part")  # stands for the request that takes the part, which may fail
+            sent += part
+    try:
+        self._fs.pipe_file(path, sent, mode="create")
+    except Exception:  # noqa: BLE001
+        return bool(self.get(key) == data)
+    return sent == data
+
+
+# ---------------------------------------------------------------------------------------------- the ledger
+
+
+def watermark(stage: Stage) -> AbstractContextManager[Any]:
+    """New is what is younger than the youngest file claimed so far."""
+    right = jobs.discovery.wanted
+
+    def wanted(sources: Sequence[Source], plans: Sequence[Plan], *arguments: Any, **options: Any) -> Wanted:
+        modified = stage.world.bucket.modified
+        claimed = {uri for plan in plans for uri, _ in plan.claimed}
+        mark = max((modified[uri.removeprefix("s3://")] for uri in claimed), default=-1)
+        young = [s for s in sources if s.uri in claimed or modified[s.uri.removeprefix("s3://")] > mark]
+        return right(young, plans, *arguments, **options)
+
+    return mock.patch.object(jobs.discovery, "wanted", wanted)
+
+
+def done_too_early(self: Run) -> None:
+    """The done record is written when the last shard is handed out, not when it is committed."""
+    plans, left = self._open()
+    if len(left) > 1:
+        self._score(plans, left[:-1])
+        left = self._open()[1]
+    for plan in plans:
+        there = self.job.ledger.present(plan)
+        shards = [shard for shard in plan.shards if shard.key in there]
+        part = replace_shards(plan, shards)
+        self.job.ledger.record_done(plan, self.job.ledger.finish(part, {}))
+    if left:
+        self._score(plans, left)
+
+
+def replace_shards(plan: Plan, shards: Sequence[Shard]) -> Plan:
+    """The plan as if it had these shards alone."""
+    part = replace(plan)
+    vars(part)["shards"] = tuple(shards)
+    return part
+
+
+def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Plan]], Any]) -> Plan | None:
+    """The number is taken, so the same claim goes under the next one."""
+    made = content(self.plans())
+    if made is None:
+        return None
+    number = len(self.plans()) + 1
+    while not self.store.create(self._plan_key(number), data := encode_plan(made, f"token {number}")):
+        number += 1
+    return decode_plan(number, data)
+
+
+# --------------------------------------------------------------------------------------------------- all
+
+
+def creating(create: Callable[[ObjectStore, str, bytes], bool]) -> Callable[[Stage], AbstractContextManager[Any]]:
+    return lambda stage: mock.patch.object(ObjectStore, "create", create)
+
+
+def method(owner: type, name: str, mistake: Callable[..., Any]) -> Callable[[Stage], AbstractContextManager[Any]]:
+    return lambda stage: mock.patch.object(owner, name, mistake)
+
+
+TWO_RUNS = Scenario("two runs", A, runs=2)
+TWO_DELIVERIES = Scenario("a file arrives while the first run plans", A, runs=2, changes=[Change("b.jpg", b"b")])
+RACES = Bounds(faults=0, preemptions=2)
+ONE_FAULT = Bounds(faults=1)
+CRASHES = Bounds(faults=1, preemptions=1, every_call=False, only=frozenset({Fault.CRASH_BEFORE}))
+
+MUTANTS = (
+    Mutant("no token check", creating(no_token_check), TWO_DELIVERIES, RACES, "was altered"),
+    Mutant("overwrite", creating(overwrite), TWO_RUNS, CRASHES, "was altered", immutable=False),
+    Mutant("exists() then create", creating(exists_then_create), TWO_RUNS, RACES, "was altered", immutable=False),
+    Mutant(
+        "modification-time watermark", watermark,
+        Scenario("a late file", A, before=B, changes=[Change("late.jpg", b"late", modified=-1)]),
+        Bounds(faults=0), "late.jpg .*is claimed by no plan",
+    ),
+    Mutant("streaming write", creating(streaming_write), Scenario("one run", A), ONE_FAULT, "parquet cannot be read"),
+    Mutant(
+        "done before the last shard", method(Run, "_finish_open", done_too_early),
+        Scenario("one run", A | B), ONE_FAULT, "the done record of plan 1 lacks",
+    ),
+    Mutant(
+        "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
+        "is scored by plans 1 and 2",
+    ),
+)  # fmt: skip

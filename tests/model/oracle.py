@@ -1,0 +1,76 @@
+"""What must hold of an execution's end, whatever happened on the way: the real `verify`, and what it cannot see.
+
+`verify` reads input and output. Beside it stand the store's own history (no object changed, no done record before its
+last shard), a count of rows that shares no code with `verify`, and a quiet run afterwards, which must change nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from jobs.verify import verify
+from tests.model.model_fs import IN, OUT, Bucket
+from tests.model.scenario import Stage
+
+SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
+DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    problems: tuple[str, ...] = ()
+    lost: int = 0
+    """Files of the input without a row."""
+    doubled: int = 0
+    """Rows that are in the output more than once."""
+
+
+def judge(stage: Stage, *, quiet: bool) -> Judgement:
+    """Judge the bucket as it is. `quiet`: a run with nothing to do has just ended, so nothing may be missing."""
+    bucket = stage.world.bucket
+    problems = [*bucket.history, *_early(bucket, stage)]
+    try:
+        problems += verify(stage.job()).problems
+    except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
+        problems.append(f"verify ended with {type(error).__name__}: {error}")
+    lost, doubled = _count(bucket)
+    if not quiet:
+        return Judgement(tuple(problems), 0, doubled)
+    if lost and not problems:
+        problems.append(f"{lost} files have no row, and verify did not tell")
+    if doubled and not problems:
+        problems.append(f"{doubled} rows are there twice, and verify did not tell")
+    return Judgement(tuple(problems), lost, doubled)
+
+
+def _early(bucket: Bucket, stage: Stage) -> list[str]:
+    """Done records that came before the last object of their plan."""
+    ledger = stage.job().ledger
+    early = []
+    for path, present in bucket.present_at_done.items():
+        found = DONE.fullmatch(path)
+        assert found, path
+        root, number = found[1], int(found[2])
+        absent = [s.key for s in ledger.plan(number).shards if f"{OUT}/{root}/{s.key}" not in present]
+        early += [f"the done record of plan {number} came before {key}" for key in absent]
+    return early
+
+
+def _count(bucket: Bucket) -> tuple[int, int]:
+    """(files without any row, rows that are there more than once), of the objects as they lie."""
+    rows: Counter[tuple[str, str, int]] = Counter()
+    for path, data in bucket.objects.items():
+        if SHARD.fullmatch(path):
+            try:
+                table = pq.read_table(io.BytesIO(data), columns=["source_uri", "source_version", "row"])
+            except Exception:  # noqa: BLE001  (what cannot be read holds no row)
+                continue
+            rows.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    scored = {uri for uri, _, _ in rows}
+    files = [f"s3://{path}" for path in bucket.objects if path.startswith(f"{IN}/")]
+    return sum(uri not in scored for uri in files), sum(times - 1 for times in rows.values())

@@ -1,0 +1,182 @@
+"""Workers of a modelled run: they read and commit as the real ones do, inside of the run's coroutine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from jobs.job import Job
+from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
+from tests.fakes import INFO, RESULT
+from tests.model.faults import WorkerLost
+from tests.model.scheduler import World
+from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
+from workers.failures import classify
+from workers.manifest import Manifest, StoredObject, to_json
+from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
+from workers.reading import ShardReader
+from workers.store import open_store
+from workers.writing import Scored, encode, object_facts
+
+_facts = cache(object_facts)  # pure, and much of an execution's time
+
+
+class ModelWorker:
+    """Reads and commits as the real one does; only the network between is left out."""
+
+    def __init__(self, world: World, spec: WorkerSpec) -> None:
+        self._world, self._spec = world, spec
+
+    def start(self) -> WorkerInfo | Failure:
+        self._store = open_store(self._spec.output.url)
+        return INFO
+
+    def score(self, shard: Shard) -> ShardResult | Failure:
+        actor = self._world.current
+        actor.by_worker = True
+        try:
+            return self._score(shard)
+        except Exception as error:  # noqa: BLE001  (as workers.actor does)
+            return classify(error)
+        finally:
+            actor.by_worker = False
+
+    def _score(self, shard: Shard) -> ShardResult:
+        reader = ShardReader(shard, self._spec.input)
+        blocks = list(reader.blocks())
+        read = [(block.slice_index, block.row_start + n) for block in blocks for n in range(len(block.images))]
+        gone = tuple(sorted(reader.gone))
+        data = _encoded(shard, tuple(read), gone, self._world.token().hex)
+        key = f"{self._spec.output.root}/{shard.key}"
+        committed = self._store.create(key, data)
+        facts = _facts(data if committed else self._store.get(key))
+        return ShardResult(
+            **{
+                **vars(RESULT),
+                "plan": shard.plan,
+                "index": shard.index,
+                "committed": committed,
+                "rows_ok": facts.rows_ok,
+                "rows_bad": facts.rows_bad,
+                "bad_by_code": {},
+                "rows_gone": sum(shard.slices[i].rows for i in facts.gone),
+                "sha256": facts.sha256,
+                "object_bytes": facts.size,
+            }
+        )
+
+
+@cache
+def _encoded(shard: Shard, read: tuple[tuple[int, int], ...], gone: tuple[int, ...], token: str) -> bytes:
+    """The object of a shard of which these rows, as (slice, row), were read."""
+    rows = len(read)
+    scored = Scored(
+        label_NK=np.zeros((rows, 1), np.int32),
+        score_NK=np.ones((rows, 1), np.float32),
+        slice_index=[index for index, _ in read],
+        row=[row for _, row in read],
+    )
+    metadata = {"plan_token": shard.plan_token, "token": token}
+    return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=gone, metadata=metadata)
+
+
+class ModelPool:
+    """The pool's contract, one shard at a time, inside of the run's coroutine."""
+
+    def __init__(self, world: World, spec: WorkerSpec) -> None:
+        self._world, self._spec = world, spec
+        self._workers: dict[int, ModelWorker] = {}
+        self._held: dict[int, list[Shard]] = {}
+        self._events: list[Event] = []
+        self._next = 0
+
+    def workers(self) -> dict[int, int]:
+        return {worker: len(shards) for worker, shards in self._held.items()}
+
+    def size(self) -> int:
+        return len(self._workers)
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        number, self._next = self._next, self._next + 1
+        self._workers[number] = ModelWorker(self._world, self._spec)
+        return number
+
+    def end(self, worker: int) -> None:
+        self._workers.pop(worker, None)
+        self._held.pop(worker, None)
+
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
+        self._held[worker].append(shard)
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        for number, worker in self._workers.items():
+            if number not in self._held:
+                info = worker.start()
+                assert isinstance(info, WorkerInfo)
+                self._held[number] = []
+                return [WorkerReady(number, info)]
+        for number, shards in self._held.items():
+            if shards:
+                return [self._scored(number, shards[0])]
+        self._world.current.now_s += timeout_s
+        return []
+
+    def _scored(self, number: int, shard: Shard) -> Event:
+        try:
+            outcome = self._workers[number].score(shard)
+        except WorkerLost:
+            lost = tuple(self._held[number])
+            self.end(number)
+            gone = Failure(kind=FailureKind.INFRA, code=FailureCode.NODE_LOST, message="node lost")
+            return WorkerGone(number, gone, lost, started=True)
+        self._held[number].remove(shard)
+        return ShardEnded(number, shard, outcome)
+
+    def close(self) -> None:
+        self._workers.clear()
+        self._held.clear()
+
+
+class ModelCluster:
+    """One machine for one worker. Its bundle is a manifest, created as the real maker creates it."""
+
+    def __init__(self, world: World, job: Job) -> None:
+        self._world, self._job = world, job
+        self._outcome: BundleOutcome | Failure | None = None
+
+    def most_workers(self, threads: int) -> int | None:
+        return 1
+
+    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
+        manifest = Manifest(
+            fingerprint=request.fingerprint, spec={}, task="classify", outputs=1, labels=None,
+            preprocess=Preprocess(resize_px=1, crop_px=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+            artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None, accuracy=None,
+            golden=StoredObject(sha256="", size=0, suffix=""), notes=(self._world.token().hex,),
+        )  # fmt: skip
+        key = f"_stint/bundles/{request.fingerprint}/manifest.json"
+        try:
+            created = self._job.store.create(key, to_json(manifest))
+        except Exception as error:  # noqa: BLE001  (as workers.making does)
+            self._outcome = classify(error)
+            return
+        self._outcome = BundleOutcome(
+            fingerprint=request.fingerprint, passed=True, created=created, table="", report={}, seconds=0.0
+        )
+
+    def bundle_has_node(self) -> bool:
+        return True
+
+    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        return self._outcome
+
+    def pool(self, spec: WorkerSpec) -> ModelPool:
+        return ModelPool(self._world, spec)
+
+    def describe(self) -> str:
+        return "a model"
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,149 @@
+"""A tiny night: a few image files, the real run over the modelled store, and what may happen to the input meanwhile.
+
+What is real: everything of the driver from opening the job to its report (discovery, claims, ledger, loop, done
+records), the store with its retries, the worker's reader and the output objects. Made up: the pool, which scores one
+shard at a time without a network, and the bundle, which is a manifest alone.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import jobs.job
+import jobs.ledger
+import jobs.running
+from jobs.days import Days, today
+from jobs.job import Job
+from jobs.loop import Loop
+from jobs.plans import decode_plan
+from jobs.progress import Progress
+from jobs.spec import JobSpec
+from tests.model.model_fs import IN, OUT, Bucket
+from tests.model.pool import ModelCluster
+from tests.model.scheduler import World, taken_over
+
+_decode_plan = cache(decode_plan)  # pure, and much of an execution's time
+SPEC: dict[str, Any] = {
+    "name": "model",
+    "input": {"uri": f"s3://{IN}", "format": "images", "shard_rows": 1},
+    "model": {"arch": "workers.digits:digits_cnn", "precision": "fp32"},
+    "output": {"uri": f"s3://{OUT}"},
+    "workers": {"max": 1},
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that happens to the input, once, whenever the scheduler likes."""
+
+    file: str
+    data: bytes | None
+    """What the file holds from then on; None: it is deleted."""
+    modified: int | None = None
+    """Its time, where that is not now: a file that was long under way."""
+
+    def __str__(self) -> str:
+        return f"{'delete' if self.data is None else 'deliver'} {self.file}"
+
+    def apply(self, world: World) -> None:
+        path = f"{IN}/{self.file}"
+        if self.data is not None:
+            world.bucket.put(path, self.data, self.modified)
+        elif path in world.bucket.objects:
+            world.bucket.remove(path)
+        world.input_version += 1
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Where an execution begins, and what besides faults may happen in it."""
+
+    name: str
+    files: Mapping[str, bytes]
+    runs: int = 1
+    changes: Sequence[Change] = ()
+    """In this order."""
+    before: Mapping[str, bytes] = field(default_factory=dict)
+    """Files of an earlier night, scored and done."""
+    first_night: bool = False
+    """Whether the output is empty: neither probe nor bundle is there."""
+    on_change: str = "report"
+    shard_rows: int = 1
+
+    @property
+    def spec(self) -> JobSpec:
+        given = {**SPEC["input"], "on_change": self.on_change, "shard_rows": self.shard_rows}
+        return JobSpec.model_validate({**SPEC, "input": given})
+
+
+class Stage:
+    """A scenario made ready: it gives worlds to explore, and runs to start in them."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.spec = scenario.spec
+        self.days: Days = today("UTC")
+        self.world: World
+        self._opening = self._made()
+
+    def new_world(self) -> World:
+        """A world as the scenario has it. There is one at a time."""
+        self.world = World(self._opening.copy(), IN)
+        return self.world
+
+    def body(self) -> Callable[[], None]:
+        """A run from start to end, with caches of its own, as a new process has."""
+
+        def run() -> None:
+            world = self.world
+            job = Job.open(self.spec, self.days)
+            jobs.running.Run(job, lambda: ModelCluster(world, job), lambda: False, lambda line: None).complete()
+
+        return run
+
+    def job(self) -> Job:
+        """For the oracle: its calls are made at once."""
+        return Job.open(self.spec, self.days, writing=False)
+
+    @contextmanager
+    def played(self) -> Iterator[None]:
+        """Within it, runs find the model in place of the world: store, time, chance, terminal."""
+
+        def loop(**settings: Any) -> Loop:
+            world = self.world
+            return Loop(**settings, clock=lambda: world.current.now_s, sleep=lambda seconds: time.sleep(seconds))
+
+        with ExitStack() as stack:
+            stack.enter_context(taken_over(lambda: self.world))
+            stack.enter_context(mock.patch.object(jobs.running, "Loop", loop))
+            stack.enter_context(mock.patch.object(jobs.running, "Progress", partial(Progress, out=io.StringIO())))
+            stack.enter_context(mock.patch.object(jobs.job, "code_version", return_value="code"))
+            stack.enter_context(mock.patch.object(jobs.ledger, "decode_plan", _decode_plan))
+            yield
+
+    def _made(self) -> Bucket:
+        """The bucket at the start: after an earlier night, unless this is the first."""
+        bucket = Bucket(OUT)
+        self.world = World(bucket, IN)
+        scenario = self.scenario
+        if not scenario.first_night:
+            for name, data in scenario.before.items():
+                bucket.put(f"{IN}/{name}", data)
+            with self.played():
+                if scenario.before:
+                    self.body()()
+                else:
+                    job = Job.open(self.spec, self.days)
+                    ModelCluster(self.world, job).start_bundle(job.bundle_request(), {})
+            for path in [p for p in bucket.objects if "/_stint/runs/" in p]:
+                bucket.remove(path)
+        for name, data in scenario.files.items():
+            bucket.put(f"{IN}/{name}", data)
+        return bucket

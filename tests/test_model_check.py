@@ -1,0 +1,135 @@
+"""The ledger under every fault at every call, runs interleaved: nothing lost, nothing doubled. `pytest -s` shows it.
+
+The real driver runs over a modelled store (tests/model); what is explored is said by each test, and explored wholly
+unless it says "at random".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.model.explore import Explorer
+from tests.model.faults import Fault
+from tests.model.scenario import Change, Scenario, Stage
+from tests.model.search import HEADING, Bounds, Figures
+
+A, B, C = {"a.jpg": b"a"}, {"b.jpg": b"b"}, {"c.jpg": b"c"}
+LATE_FILE = Change("late.jpg", b"late", modified=-1)
+IN_FLIGHT = frozenset({Fault.LATE, Fault.CRASH_LATE, Fault.WORKER_LOST_LATE, Fault.LOST_ACK_REPEATED})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[list[Figures]]:
+    """Shown at the end: what was explored."""
+    figures: list[Figures] = []
+    yield figures
+    print("\n" + "\n".join([HEADING, *(found.line() for found in figures)]))
+
+
+def explored(table: list[Figures], scenario: Scenario, bounds: Bounds) -> Figures:
+    """Explore wholly, and hold it to the promise."""
+    return held(table, Explorer(Stage(scenario), bounds).exhaust())
+
+
+def sampled(table: list[Figures], scenario: Scenario, bounds: Bounds, executions: int, seed: int) -> Figures:
+    return held(table, Explorer(Stage(scenario), bounds).sample(executions, seed))
+
+
+def held(table: list[Figures], figures: Figures) -> Figures:
+    table.append(figures)
+    assert not figures.problems, str(figures)
+    assert (figures.lost, figures.doubled) == (0, 0)
+    return figures
+
+
+def test_one_run_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    figures = explored(table, Scenario("one run", A | B), Bounds())
+    assert set(figures.faults) == {fault.value for fault in Fault}
+    assert figures.executions > 10 * figures.calls
+
+
+def test_the_first_run_ever_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    explored(table, Scenario("one run, nothing there yet", A | B, first_night=True), Bounds())
+
+
+def test_a_late_file_comes_at_any_time_of_two_runs(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, a late file", A, runs=2, before=B, changes=[LATE_FILE])
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
+@pytest.mark.parametrize("on_change", ["report", "rescore"])
+def test_a_file_changes_at_any_time_of_a_run_and_another_vanishes(table: list[Figures], on_change: str) -> None:
+    changes = [Change("a.jpg", b"changed"), Change("b.jpg", None)]
+    scenario = Scenario(f"one run, files change: {on_change}", A | B, changes=changes, on_change=on_change)
+    explored(table, scenario, Bounds(faults=0))
+
+
+def test_two_runs_with_any_two_preemptions(table: list[Figures]) -> None:
+    explored(table, Scenario("two runs", A | B, runs=2), Bounds(faults=0, preemptions=2))
+
+
+def test_two_runs_on_their_first_night_with_any_preemption(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, nothing there yet", A | B, runs=2, first_night=True)
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
+def test_two_runs_with_any_preemption_and_a_write_in_flight_that_comes_at_any_time(table: list[Figures]) -> None:
+    bounds = Bounds(faults=1, preemptions=1, every_call=False, only=IN_FLIGHT)
+    explored(table, Scenario("two runs, a write in flight", A, runs=2), bounds)
+
+
+def test_three_runs_at_random(table: list[Figures]) -> None:
+    scenario = Scenario("three runs, 3 faults, at random", A | B | C, runs=3, changes=[LATE_FILE], shard_rows=2)
+    sampled(table, scenario, Bounds(faults=3, preemptions=99), 150, seed=4)
+
+
+# --------------------------------------------------------------------------------------- the whole of it
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_runs_with_any_two_preemptions_and_any_fault(table: list[Figures]) -> None:
+    bounds = Bounds(faults=1, preemptions=2, every_call=False)
+    explored(table, Scenario("two runs, any fault", A, runs=2), bounds)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_run_with_any_two_faults(table: list[Figures]) -> None:
+    explored(table, Scenario("one run, two faults", A), Bounds(faults=2, every_call=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_late_file_with_any_fault(table: list[Figures]) -> None:
+    scenario = Scenario("one run, a late file, any fault", A, before=B, changes=[LATE_FILE])
+    explored(table, scenario, Bounds(every_call=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_changed_file_that_is_scored_again_with_any_fault(table: list[Figures]) -> None:
+    scenario = Scenario(
+        "one run, a changed file, any fault", {}, before=A, changes=[Change("a.jpg", b"changed")], on_change="rescore"
+    )
+    explored(table, scenario, Bounds(every_call=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_runs_with_any_two_preemptions(table: list[Figures]) -> None:
+    explored(table, Scenario("three runs", A, runs=3), Bounds(faults=0, preemptions=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(3))
+def test_three_runs_at_random_at_length(table: list[Figures], seed: int) -> None:
+    changes = [LATE_FILE, Change("a.jpg", b"changed"), Change("b.jpg", None), Change("b.jpg", b"b")]
+    scenario = Scenario(
+        f"three runs, 6 faults, at random, seed {seed}", A | B | C, runs=3, before=B, changes=changes,
+        shard_rows=2, on_change="rescore",
+    )  # fmt: skip
+    sampled(table, scenario, Bounds(faults=6, preemptions=99), 700, seed)
