@@ -13,6 +13,7 @@ from typing import Literal
 
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.retries import THROTTLED_MAX_S
 
 SHARDS_A_WORKER = 2
 """One that predicts and one that is read ahead."""
@@ -22,9 +23,12 @@ FAULT_PAUSE_S = 1.0
 FAULT_PAUSE_MAX_S = 60.0
 ELSEWHERE_S = 60.0
 """How long a shard waits for a worker that is starting, rather than go where it failed."""
-STALL_LEAST_S = 600.0
+STALL_LEAST_S = 2 * THROTTLED_MAX_S
+"""A worker that the store throttles is slow and not stuck: its reading and its writing may each wait for so long."""
 STALL_TIMES = 20.0
-"""How much slower than usual is stuck; a slow node or a storm of storage faults is not."""
+"""How much slower than usual is stuck."""
+ISOLATED_LEAST_S = 600.0
+"""Without the time spent waiting for storage."""
 ISOLATED_S_A_ROW = 1.0
 """Of a network of which nothing has been measured."""
 ISOLATED_TIMES = 200.0
@@ -168,7 +172,10 @@ def stall_after_s(setting: float | Literal["auto"], s_a_row: float | None, rows:
 
 def isolated_after_s(setting: float | Literal["auto"], s_a_row: float | None, rows: int) -> float:
     """Seconds that rows of a shard of so many may take in isolation before their process is ended."""
-    return stall_after_s(setting, s_a_row, rows) or max(STALL_LEAST_S, ISOLATED_S_A_ROW * rows)
+    if setting != "auto":
+        return setting
+    usual_s = ISOLATED_S_A_ROW if s_a_row is None else STALL_TIMES * s_a_row
+    return max(ISOLATED_LEAST_S, usual_s * rows)
 
 
 def pool_target(missing: int, *, least: int, most: int) -> int:

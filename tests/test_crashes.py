@@ -236,8 +236,8 @@ def test_a_worker_that_hangs_is_ended_once_others_have_shown_how_long_it_should_
     assert len(run.attempts_at(POISON)) == 4
     assert {record["code"] for record in records(ledger)} == {"stuck"}
     assert tally.failures.counts["stuck"] >= 3
-    assert "longer than 600 s (limits.stall_s)" in run.told.getvalue()
-    assert run.pool.now < 3 * 700
+    assert "longer than 1800 s (limits.stall_s)" in run.told.getvalue()
+    assert run.pool.now < 3 * 1900
 
 
 def test_without_any_shard_to_compare_with_a_hang_is_ended_only_by_the_specs_own_limit() -> None:

@@ -27,6 +27,7 @@ from jobs.policy import (
 )
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.retries import THROTTLED_MAX_S
 
 INFRA = Failure(kind=FailureKind.INFRA, message="lost")
 TASK = Failure(kind=FailureKind.TASK, message="bug")
@@ -127,8 +128,8 @@ def test_a_shard_goes_to_a_worker_that_it_has_not_failed_on(
 
 def test_a_worker_is_stuck_after_many_times_what_its_shards_should_take_or_what_the_spec_says() -> None:
     assert stall_after_s("auto", None, rows=4000) is None
-    assert stall_after_s("auto", 0.01, rows=100) == 600
-    assert stall_after_s("auto", 0.01, rows=8000) == 1600
+    assert stall_after_s("auto", 0.01, rows=100) == 1800 == 2 * THROTTLED_MAX_S
+    assert stall_after_s("auto", 0.01, rows=10_000) == 2000
     assert stall_after_s(5.0, None, rows=8000) == 5
 
 
