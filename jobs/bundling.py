@@ -110,8 +110,9 @@ class Bundling:
 
 
 def _works_elsewhere(failure: Failure) -> bool:
-    """A node that was taken away, or a storage fault; not a node that will never do."""
-    return failure.kind is FailureKind.INFRA and failure.code == FailureCode.OTHER
+    """A node that was taken away or had too little memory left, or a storage fault; not a node that will never do."""
+    elsewhere = (FailureCode.OTHER, FailureCode.MEMORY, FailureCode.PREEMPTED)
+    return failure.kind is FailureKind.INFRA and failure.code in elsewhere
 
 
 def _error(failure: Failure) -> StintError:

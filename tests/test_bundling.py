@@ -15,7 +15,7 @@ from jobs.policy import START_FAILURES
 from jobs.spec import Workers
 from tests.fakes import MemoryStore
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec
-from workers.outcomes import BundleOutcome, Failure, FailureKind
+from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 SPOT, ON_DEMAND = {"m": "spot"}, {"m": "od"}
 MADE = BundleOutcome(fingerprint="f", passed=True, created=True, table="", report={}, seconds=1.0)
@@ -92,9 +92,13 @@ def test_groups_are_asked_in_turn_until_one_of_them_has_a_node(monkeypatch: pyte
 
 
 def test_a_node_that_is_lost_while_the_bundle_is_made_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes, said = Nodes(spot=[LOST], od=[LOST, MADE]), list[str]()
+    full = Failure(kind=FailureKind.INFRA, code=FailureCode.MEMORY, message="MemoryError")
+    nodes, said = Nodes(spot=[LOST], od=[full, MADE]), list[str]()
     assert ensure(monkeypatch, nodes, said) is MADE
-    assert said.count("making the bundle again: preempted") == 2
+    assert [line for line in said if "again" in line] == [
+        "making the bundle again: preempted",
+        "making the bundle again: MemoryError",
+    ]
 
 
 def test_what_fails_everywhere_or_by_an_error_of_ours_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
