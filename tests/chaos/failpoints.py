@@ -100,13 +100,25 @@ class Failpoints:
             file.unlink(missing_ok=True)
 
     def hits(self) -> set[str]:
-        """Names of the points at which a process died."""
-        return {file.name for file in (self._folder / "hit").iterdir()}
+        """Names of the points at which a process died; one that is about to does not count yet."""
+        return {file.name for file in (self._folder / "hit").iterdir() if _dead(file.read_text())}
 
     def forget(self, names: Iterable[str]) -> None:
         """So that a point can be told to have been hit anew."""
         for name in names:
             (self._folder / "hit" / name).unlink(missing_ok=True)
+
+
+def _dead(told: str) -> bool:
+    """Whether the process that left `pid N` has ended; its parent need not know yet."""
+    word, _, pid = told.partition(" ")
+    if word != "pid":
+        return False  # not written yet
+    try:
+        stat = (Path("/proc") / pid / "stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 def markdown(points: Iterable[Point] = POINTS) -> str:

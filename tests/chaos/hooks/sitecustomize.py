@@ -51,6 +51,7 @@ class Failpoints:
             (self._folder / "armed" / name).rename(self._folder / "hit" / name)
         except OSError:
             return  # another process was first
+        (self._folder / "hit" / name).write_text(f"pid {os.getpid()}")
         os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap_store(self, store):
