@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from workers.contract import Shard
 from workers.outcomes import Failure, WorkerInfo
+from workers.redaction import redacted
 from workers.store import Store
 
 FOLDER = "_stint/crashes"
@@ -41,7 +42,7 @@ class CrashLog:
         crash = {
             "shard": shard.name,
             "code": failure.code,
-            "reason": failure.message,
+            "reason": redacted(failure.message),
             "host": worker.host if worker else "",
             "pid": worker.pid if worker else None,
             "run_id": self.run_id,
