@@ -9,7 +9,7 @@ PIP_TORCH := torch==2.13.0 $(if $(TORCH_INDEX),torchvision==0.28.0 --index-url $
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format bench chaos clean
+.PHONY: help venv demo test test-all stores lint format bench chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: $(READY) ## the whole job on this machine, in about a minute: data, traini
 
 test: $(READY) ## the test suite, without the slow campaigns
 	$(BIN)/pytest -m "not slow"
+
+stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from Debian, azurite from npm) into .stores/
+	$(BIN)/python -m tests.objectstore.packages
 
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest

@@ -212,6 +212,8 @@ def test_probe_refuses_a_server_that_ignores_the_condition(lying_store: S3, monk
 @pytest.mark.slow
 def test_probe_refuses_a_bucket_of_ceph_with_versioning(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Release 16 keeps the condition in plain buckets only: with versioning, each writer makes a version and "wins"."""
+    if "version 16." not in gateway.ceph.run(gateway.ceph.program("radosgw"), "--version"):
+        pytest.skip("this is another release of Ceph")
     versioned = S3("ceph", gateway.port, KEY_ID, SECRET, versioned=True)
     reach(versioned, gateway.port, monkeypatch)
     bucket = versioned.new_bucket()

@@ -83,10 +83,8 @@ def once(method: str, fault: Fault, times: int = 1) -> Plan:
 
 
 STORMS = {
-    "slow-down": ({slow_down(): 0.4, slow_down(0): 0.1}, {slow_down(): 0.4}),
-    "internal-error": ({internal_error(): 0.15}, {internal_error(): 0.1}),
+    "slow-down": ({slow_down(): 0.3, slow_down(0): 0.1}, {slow_down(): 0.3}),
     "lost-answers": ({LostAnswer(): 0.25}, {}),
-    "resets": ({Reset(): 0.15}, {Reset(): 0.1}),
     "zombies": ({Late(NOW): 0.25}, {}),
     "cut-answers": ({}, {Truncated(): 0.15}),
     "all": (

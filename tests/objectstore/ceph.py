@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -56,6 +57,7 @@ osd journal =
 rgw data = {folder}/rgw
 rgw thread pool size = 64
 rgw enable ops log = false
+# Without it the gateway's second connection to the monitor is refused.
 ms mon client mode = crc
 """
 
@@ -133,6 +135,7 @@ class Ceph:
         """No write is applied and no read answered, until it goes on where it stood."""
         assert self.osd is not None
         self.osd.send_signal(signal.SIGSTOP)
+        os.waitpid(self.osd.pid, os.WUNTRACED)  # until every thread has stopped
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ import pytest
 CACHE = Path(__file__).parent.parent.parent / ".stores"
 CEPH_PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
 FETCH_S = 600
+_PLAN = ("install", "--no-install-recommends", "--simulate", *CEPH_PACKAGES)
 
 
 class Unavailable(Exception):
@@ -83,14 +84,24 @@ def _fetch_ceph(folder: Path) -> None:
     for program in ("apt-get", "dpkg"):
         if shutil.which(program) is None:
             raise Unavailable(f"Ceph is unpacked from Debian's packages, and there is no {program}")
-    plan = _run("Ceph", ["apt-get", "install", "--no-install-recommends", "--simulate", *CEPH_PACKAGES])
+    apt: list[str | Path] = ["apt-get", "-o", "APT::Sandbox::User=root"]
+    try:
+        plan = _run("Ceph", [*apt, *_PLAN])
+    except Unavailable:  # a fresh container has no package lists: take them into a folder of our own
+        lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
+        for place in (lists, cache):
+            (place / "partial").mkdir(parents=True)
+        apt += ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
+        _run("Ceph", [*apt, "update"])
+        plan = _run("Ceph", [*apt, *_PLAN])
     names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
     debs = folder / "debs"
     debs.mkdir()
-    _run("Ceph", ["apt-get", "download", *(names or CEPH_PACKAGES)], cwd=debs)
+    _run("Ceph", [*apt, "download", *(names or CEPH_PACKAGES)], cwd=debs)
     for deb in debs.glob("*.deb"):
         _run("Ceph", ["dpkg", "-x", deb, folder])
     shutil.rmtree(debs)
+    shutil.rmtree(folder / "apt", ignore_errors=True)
 
 
 def _fetch_azurite(folder: Path) -> None:
