@@ -22,6 +22,14 @@ from workers.outcomes import FailureCode
 NOTICED_DEATHS = frozenset({1, 3, 4})
 """Of Ray's NodeDeathInfo.Reason: EXPECTED_TERMINATION, AUTOSCALER_DRAIN_PREEMPTED, AUTOSCALER_DRAIN_IDLE."""
 
+HOW_LOST = {
+    FailureCode.PREEMPTED: "it was taken away with notice",
+    FailureCode.NODE_LOST: "its node is gone, or cannot be reached",
+    FailureCode.MEMORY: "Ray's memory monitor ended it",
+    FailureCode.CRASHED: "its process died, and its node lives on",
+}
+"""For a person; what Ray says of it takes many lines."""
+
 
 class NodeState(enum.Enum):
     ALIVE = "alive"

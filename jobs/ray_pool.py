@@ -22,11 +22,12 @@ from ray.exceptions import (
 )
 
 from jobs.draining import DrainWatch
-from jobs.losses import NodeState, loss_code, node_state
+from jobs.losses import HOW_LOST, NodeState, loss_code, node_state
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
 from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.redaction import redacted
 from workers.threads import thread_environment
 
 CONCURRENCY = 3
@@ -189,7 +190,8 @@ class RayPool:
             preempted = isinstance(error, RayActorError) and error.preempted
             unavailable = isinstance(error, ActorUnavailableError)
             code = loss_code(preempted=preempted, out_of_memory=out_of_memory, unavailable=unavailable, node=node)
-        return self._gone(worker, Failure(kind=FailureKind.INFRA, code=code, message=f"worker lost: {error}"))
+        message, told = f"worker lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
+        return self._gone(worker, Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(told)))
 
     def _settled(self) -> list[Event]:
         due = [(worker, error) for worker, (at, error) in self._lost.items() if time.monotonic() >= at]
