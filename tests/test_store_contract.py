@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.fakes import MemoryStore
+from tests.objectstore import packages
 from tests.objectstore.backends import S3, Backend, reach, versions
 from tests.objectstore.ceph import KEY_ID, SECRET, Gateway
 from workers.storage_errors import NotFound, StoreDenied
@@ -220,3 +222,18 @@ def test_probe_refuses_a_bucket_of_ceph_with_versioning(gateway: Gateway, monkey
     with pytest.raises(StoreDenied, match=r"accepted a second create.*single_writer"):
         probe(open_store(f"{bucket}/out"))
     assert max(versions(bucket).values()) > 1
+
+
+# ------------------------------------------------------------------------------ stores that cannot be had
+
+
+def test_a_store_whose_packages_cannot_be_had_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch() -> Path:
+        raise packages.Unavailable("there is no npm")
+
+    monkeypatch.delenv("STINT_STORES", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="there is no npm"):
+        packages.needed(fetch)
+    monkeypatch.setenv("STINT_STORES", "required")
+    with pytest.raises(packages.Unavailable, match="there is no npm"):
+        packages.needed(fetch)

@@ -15,6 +15,7 @@ from jobs.cli import main
 from tests.digits_job import Digits
 from tests.objectstore.backends import Backend, versions
 from tests.objectstore.fault_proxy import (
+    Answered,
     Fault,
     FaultProxy,
     Late,
@@ -242,3 +243,17 @@ def test_a_job_through_a_storm_is_complete_and_has_written_nothing_twice(
     assert set(written(proxy).values()) == {1}
     if url.startswith("s3://"):
         assert set(versions(url).values()) == {1}
+
+
+def test_google_is_asked_to_write_only_where_nothing_is(hurry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no server of Google's storage to test against: what its library sends, and how its answers are taken."""
+    answers = iter([Answered(409), Answered(404), Answered(200, b'{"size": "4"}')])
+    with FaultProxy(upstream_port=1) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        store = open_store("gs://bucket/out")
+        proxy.plan = lambda request: next(answers)
+        assert store.create("plan=1/k", b"mine")
+    assert [request.method for request, _ in proxy.seen] == ["POST", "GET", "POST"]
+    assert all("ifGenerationMatch=0" in request.target for request in proxy.requests("POST"))
+    fs, _ = open_filesystem("gs://bucket/out")
+    assert fs.requests_timeout.sock_read == SILENCE_S
