@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -239,6 +240,8 @@ def test_a_job_through_a_storm_is_complete_and_has_written_nothing_twice(
     assert main(["run", spec, "--pool=local"]) == 0
     assert main(["verify", spec]) == 0
     assert window
+    (report,) = (info.key for info in open_store(url).list("out/_stint/runs") if info.key.endswith("report.json"))
+    assert json.loads(open_store(url).get(report))["stage_s"]["throttled"] > 0
     assert len(proxy.faults()) > 20
     assert set(written(proxy).values()) == {1}
     if url.startswith("s3://"):

@@ -49,7 +49,8 @@ class ShardResult:
     object_bytes: int
     bytes_read: int
     stage_s: Mapping[str, float]
-    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do."""
+    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do;
+    throttled is what calls waited because a store asked for fewer requests, summed over threads."""
     wall_s: float
     cpu_s: float
     """CPU seconds of the whole process while this shard was scored."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from workers import memory
 from workers.contract import Shard, WorkerSpec
 from workers.outcomes import ShardResult
+from workers.retries import take_throttled_s
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -177,7 +178,7 @@ class Scorer:
             sha256=facts.sha256,
             object_bytes=facts.size,
             bytes_read=scored.bytes_read,
-            stage_s={**part.stage_s, "write": write_s},
+            stage_s={**part.stage_s, "write": write_s, "throttled": take_throttled_s()},
             wall_s=wall_s,
             cpu_s=cpu_s,
             threads_busy=cpu_s / wall_s,
