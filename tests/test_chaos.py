@@ -19,8 +19,6 @@ SHARDS = 8
 SHARD_ROWS = 16
 KILLED = -9
 SEED = 0
-MISSES = 1
-"""Faults of a round that may find no victim, because the run was through before."""
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def test_a_run_killed_at_each_named_point_in_turn_is_finished_by_the_next(
 def judge(came: Round) -> None:
     told = table([came]) + "".join(f"\n\nPROBLEM: {problem}" for problem in came.problems)
     assert came.ok, told
-    assert sum(came.struck.values()) >= len(came.struck) - MISSES, told
+    assert all(came.struck.values()), told
 
 
 @pytest.mark.slow

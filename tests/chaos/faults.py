@@ -37,12 +37,14 @@ def _soon(night: Night, rng: random.Random, most_s: float) -> None:
 
 
 def _victim(night: Night, rng: random.Random, title: str, most_s: float) -> int | None:
-    """A process of an actor, a random while after there is one."""
-    if not night.wait(lambda: night.cluster.workers(title), VICTIM_S):
-        return None
-    _soon(night, rng, most_s)
-    found = night.cluster.workers(title)
-    return rng.choice(sorted(found)) if found else None
+    """A process of an actor, a random while after there is one; None if there is none in time."""
+    pause_s, deadline = rng.uniform(0, most_s), time.monotonic() + VICTIM_S
+    while time.monotonic() < deadline and night.wait(lambda: night.cluster.workers(title), VICTIM_S):
+        strike_at = time.monotonic() + pause_s
+        night.wait(lambda strike_at=strike_at: time.monotonic() >= strike_at, pause_s + 1)
+        if found := night.cluster.workers(title):
+            return rng.choice(sorted(found))
+    return None
 
 
 def _new_cluster(night: Night) -> None:
@@ -129,10 +131,10 @@ def head(night: Night, _: Failpoints, rng: random.Random) -> bool:
 def driver(night: Night, _: Failpoints, rng: random.Random) -> bool:
     """A run."""
     _soon(night, rng, 5.0)
-    running = night.running()
-    if running:
-        rng.choice(running).kill()
-    return bool(running)
+    while not (running := night.running()):
+        night.go_on()
+    rng.choice(running).kill()
+    return True
 
 
 def second_driver(night: Night, _: Failpoints, rng: random.Random) -> bool:
