@@ -135,10 +135,11 @@ def test_a_row_that_crashes_becomes_an_error_row_and_the_other_is_scored(bench: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_rows_that_crash_or_take_all_memory_are_found_among_others(bench: Bench) -> None:
-    shard = bench.parquet("poisoned", {2: "crash", 5: "hog"})
+    shard = bench.parquet("poisoned", {1: "crash", 4: "hog"}, rows=5)
     assert bench.isolated(shard).bad_by_code == {"crashed_worker": 2}
-    bench.check(shard, {2: CRASHED, 5: "took more than 0.68 GiB of memory"})
+    bench.check(shard, {1: CRASHED, 4: "took more than 0.68 GiB of memory"})
 
 
 def test_a_shard_that_kills_nobody_is_committed_as_it_is(bench: Bench) -> None:

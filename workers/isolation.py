@@ -238,7 +238,7 @@ class _Child:
         if phase is Phase.SCORING:
             return _ChildDied(f"was not scored within {limit_s:g} s")
         message = f"storage has given nothing for {READ_S:g} s"
-        return _GivenUp(Failure(kind=FailureKind.INFRA, message=message, code=FailureCode.STUCK))
+        return _GivenUp(Failure(kind=FailureKind.INFRA, message=message))
 
     def _dead(self) -> Exception:
         """Why there is no answer any more."""
