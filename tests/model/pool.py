@@ -20,6 +20,8 @@ from workers.reading import ShardReader
 from workers.store import open_store
 from workers.writing import Scored, encode, object_facts
 
+IDLE_S = 2.0
+"""How long a wait for nothing takes: a driver that is held up, so that pauses after failures end in a few steps."""
 _facts = cache(object_facts)  # pure, and much of an execution's time
 
 
@@ -120,7 +122,7 @@ class ModelPool:
         for number, shards in self._held.items():
             if shards:
                 return [self._scored(number, shards[0])]
-        self._world.current.now_s += timeout_s
+        self._world.current.now_s += max(timeout_s, IDLE_S)
         return []
 
     def _scored(self, number: int, shard: Shard) -> Event:
@@ -129,7 +131,7 @@ class ModelPool:
         except WorkerLost:
             lost = tuple(self._held[number])
             self.end(number)
-            gone = Failure(kind=FailureKind.INFRA, code=FailureCode.NODE_LOST, message="node lost")
+            gone = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="its process died")
             return WorkerGone(number, gone, lost, started=True)
         self._held[number].remove(shard)
         return ShardEnded(number, shard, outcome)
