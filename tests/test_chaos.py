@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos.campaign import Round, campaign, table
 from tests.chaos.failpoints import KINDS, POINTS, Failpoints, Point, markdown
-from tests.chaos.oracle import Bucket, Folder, Output, count, kinds
+from tests.chaos.oracle import Bucket, Count, Folder, Output, count, kinds
 from tests.digits_job import ROOT, Digits, stint
 
 WriteSpec = Callable[[dict[str, Any]], str]
@@ -120,3 +121,26 @@ def test_on_an_object_store_that_keeps_every_version_nothing_is_ever_written_twi
 def test_the_documentation_names_exactly_the_points_at_which_runs_are_killed() -> None:
     text = (ROOT / "docs/RELIABILITY.md").read_text()
     assert markdown() in text, f"docs/RELIABILITY.md should hold:\n\n{markdown()}"
+
+
+def test_the_count_finds_rows_that_are_lost_and_doubled_and_objects_that_are_written_again(local: Folder) -> None:
+    def put(key: str, columns: dict[str, list[Any]]) -> None:
+        file = local.path / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), file)
+
+    root = "model=m-0"
+    done = [f"plan=00000001/{index:08d}.parquet" for index in range(2)]
+    put(f"{root}/{done[0]}", {"id": [0, 1], "error_code": [None, "crashed_worker"]})
+    put(f"{root}/{done[1]}", {"id": [1, 7], "error_code": [None, None]})
+    put(f"{root}/plan=00000002/00000000.parquet", {"id": [2], "error_code": [None]})  # of a plan that is open
+    put(f"{root}/_stint/done/00000001.parquet", {"key": done})
+    counted = count(local, range(3))
+    assert counted == Count(rows=4, lost=1, doubled=2, quarantined=1)  # 2 is lost, 1 is there twice, 7 is nobody's
+    local.look()
+    local.look()
+    assert local.rewritten == set()
+    (local.path / root / done[0]).unlink()
+    put(f"{root}/{done[1]}", {"id": [1, 7], "error_code": [None, None]})
+    local.look()
+    assert local.rewritten == {f"{root}/{name}" for name in done}

@@ -110,15 +110,16 @@ class Failpoints:
 
 
 def _dead(told: str) -> bool:
-    """Whether the process that left `pid N` has ended; its parent need not know yet."""
+    """Whether the process that left `pid N` has ended with all of its threads; its parent need not know yet."""
     word, _, pid = told.partition(" ")
     if word != "pid":
         return False  # not written yet
     try:
         stat = (Path("/proc") / pid / "stat").read_text()
+        threads = len(list((Path("/proc") / pid / "task").iterdir()))
     except OSError:
         return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+    return stat.rpartition(")")[2].split()[0] in "ZX" and threads <= 1
 
 
 def markdown(points: Iterable[Point] = POINTS) -> str:
