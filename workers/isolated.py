@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,7 @@ def _end_with(parent_pid: int) -> None:
 
 if __name__ == "__main__":
     _end_with(int(sys.argv[2]))
-    faulthandler.enable()  # where a crash was goes to the worker's log
+    faulthandler.enable()  # where a crash was goes to the worker's log,
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # and a dump of each would only fill the node's disk
     with suppress(EOFError, ConnectionError):
         Isolated(Connection(int(sys.argv[1]))).serve()

@@ -28,6 +28,7 @@ from workers.bisection import Died, Hopeless, ReadingKills, Try, search
 from workers.contract import Shard, WorkerSpec
 from workers.memory import Guard
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
+from workers.redaction import redacted
 
 if TYPE_CHECKING:
     from workers.scoring import Part
@@ -65,6 +66,10 @@ class _GivenUp(Exception):
         self.failure = failure
 
 
+def _failure(kind: FailureKind, message: str, code: str = FailureCode.OTHER) -> Failure:
+    return Failure(kind=kind, code=code, message=redacted(message))
+
+
 def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes: int) -> ShardResult | Failure:
     """Score and commit a shard; rows that kill, or take more than `memory_bytes`, or never end, become error rows.
 
@@ -78,12 +83,12 @@ def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes:
             return given_up.failure
         except ReadingKills as error:
             message = f"{shard.describe()}: reading row {error.row} of it, without scoring it, {error.how}"
-            return Failure(kind=FailureKind.DATA, message=message, code=FailureCode.CRASHED)
+            return _failure(FailureKind.DATA, message, FailureCode.CRASHED)
         except Hopeless as error:
             rows = ", ".join(map(str, sorted(error.blamed)[:8]))
             how = next(iter(error.blamed.values()))
             message = f"{shard.describe()}: {len(error.blamed)} of its rows ({rows} …), each scored alone, {how}"
-            return Failure(kind=FailureKind.TASK, message=message, code=FailureCode.CRASHED)
+            return _failure(FailureKind.TASK, message, FailureCode.CRASHED)
 
 
 def _scored_parts(children: _Children, shard: Shard, limit_s: float) -> list[Part]:
@@ -154,7 +159,7 @@ class _Children:
             result: ShardResult = self._started().ask(Commit(parts), READ_S)
         except _ChildDied as died:
             message = f"{self._shard.describe()}: putting its scored rows together {died}"
-            raise _GivenUp(Failure(kind=FailureKind.TASK, message=message, code=FailureCode.CRASHED)) from died
+            raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
         return result
 
     def close(self) -> None:
@@ -169,7 +174,7 @@ class _Children:
                 self._child.load(self._spec, self._shard)
             except _ChildDied as died:
                 message = f"loading the bundle in an isolated process {died}"
-                raise _GivenUp(Failure(kind=FailureKind.TASK, message=message, code=FailureCode.CRASHED)) from died
+                raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
         return self._child
 
 
@@ -238,7 +243,7 @@ class _Child:
         if phase is Phase.SCORING:
             return _ChildDied(f"was not scored within {limit_s:g} s")
         message = f"storage has given nothing for {READ_S:g} s"
-        return _GivenUp(Failure(kind=FailureKind.INFRA, message=message))
+        return _GivenUp(_failure(FailureKind.INFRA, message))
 
     def _dead(self) -> Exception:
         """Why there is no answer any more."""
@@ -248,4 +253,4 @@ class _Child:
             return _ChildDied(how)
         name = signal.Signals(-returncode).name
         message = f"the isolated process was killed from outside ({name}): the node may be short of memory"
-        return _GivenUp(Failure(kind=FailureKind.INFRA, message=message, code=FailureCode.CRASHED))
+        return _GivenUp(_failure(FailureKind.INFRA, message, FailureCode.CRASHED))
