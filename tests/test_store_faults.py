@@ -170,7 +170,9 @@ def arrive(proxy: FaultProxy, zombie: Late) -> None:
         zombie.arrived.get(timeout=30)
 
 
-def test_an_answer_that_is_cut_short_is_read_again_and_never_taken_for_whole(remote: tuple[FaultProxy, str]) -> None:
+def test_an_answer_that_is_cut_short_is_read_again_and_never_taken_for_whole(
+    remote: tuple[FaultProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy, url = remote
     data = bytes(range(256)) * 1000
     store = open_store(url)
@@ -186,6 +188,7 @@ def test_an_answer_that_is_cut_short_is_read_again_and_never_taken_for_whole(rem
         assert file.read(5000) == data[1000:6000]
         assert file.tell() == 6000
         proxy.plan = lambda request: Truncated()
+        monkeypatch.setattr(retries, "TRIES", 2)  # Azure's library reads on four times within each, a second apart
         with pytest.raises(StoreError):
             file.read(5000)
     with pytest.raises(StoreError):
