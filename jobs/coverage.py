@@ -32,13 +32,14 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
 
 
 def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows that are there now and were gone when it was their turn.
+    """Rows scored twice, and rows of files that are there now and were gone, or had changed, when it was their turn.
 
     `gone` are the slices of plans that their objects list as gone.
     """
     claims = Counter(identity for plan in plans for identity in plan.claimed)
     latest = latest_versions(plans)
     here = {source.identity for source in sources if latest.get(source.uri) == source.version}
+    present = {source.uri for source in sources}
     gaps: dict[tuple[str, str], list[Slice]] = {}
     for piece in gone:
         gaps.setdefault((piece.uri, piece.version), []).append(piece)
@@ -64,6 +65,8 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
         if rows and identity in here:
             yield f"{name}: {rows} rows are back that were gone when it was their turn: run the job again to score them"
+        elif rows and identity[0] in present and latest[identity[0]] == identity[1]:
+            yield f"{name}: {rows} rows changed before it was their turn: run the job again to score what is there now"
 
 
 def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:

@@ -164,23 +164,30 @@ class Explorer:
             change.apply(world)
 
     def _morning(self, night: Night) -> None:
-        """A run that nothing happens to, but for writes that arrive late, must bring everything to an end."""
-        world = night.world
-        night.story.append("then a run without faults")
-        night.choose([Option("go")], lambda: ("morning", tuple(night.problems), world.signature()))
-        last = world.start("last", self.stage.body())
-        while not last.ended:
-            if world.in_flight and self._matters(last.pending, False):
-                options = [Option("go"), *(Option("arrive", index) for index in range(len(world.in_flight)))]
-                option = options[night.choose(options, lambda: ("last", world.signature()))]
-                if isinstance(option.what, int):
-                    write = world.in_flight[option.what]
-                    night.story.append(f"before its call {last.calls + 1}, {last.pending}: {write} arrives")
-                    world.arrive(option.what)
-                    continue
-            self._step(night, last)
-        if last.outcome != "complete":
-            night.problems.append(f"the last run ended with {last.outcome}: {last.error}")
+        """A run that nothing happens to must bring everything to an end.
+
+        A write that arrives while it is under way counts as something: it may be a claim that was made before a file
+        changed, which this run leaves to the one that made it. The next run sees that.
+        """
+        world, arrived = night.world, True
+        while arrived:
+            night.story.append("then a run without faults")
+            night.choose([Option("go")], lambda: ("morning", tuple(night.problems), world.signature()))
+            last, arrived = world.start(f"last {len(world.actors)}", self.stage.body()), False
+            while not last.ended:
+                if world.in_flight and self._matters(last.pending, False):
+                    options = [Option("go"), *(Option("arrive", index) for index in range(len(world.in_flight)))]
+                    option = options[night.choose(options, lambda: ("last", world.signature()))]
+                    if isinstance(option.what, int):
+                        write = world.in_flight[option.what]
+                        night.story.append(f"before its call {last.calls + 1}, {last.pending}: {write} arrives")
+                        world.arrive(option.what)
+                        arrived = True
+                        continue
+                self._step(night, last)
+            if last.outcome != "complete":
+                night.problems.append(f"the last run ended with {last.outcome}: {last.error}")
+                break
         night.problems += self._judge(world, quiet=True)
         if not night.problems and world.in_flight:
             night.story.append(f"afterwards {len(world.in_flight)} writes arrive")
