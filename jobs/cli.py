@@ -57,11 +57,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda days: _show(summary(_new_run(arguments, days).complete())))
+    flag = _interrupts()
+    return _each(arguments, lambda days: _show(summary(_new_run(arguments, days, flag).complete())))
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    outcome = _new_run(arguments, _runs(arguments)[-1]).bundle()
+    outcome = _new_run(arguments, _runs(arguments)[-1], _interrupts()).bundle()
     if not outcome.created and outcome.table:
         _say(outcome.table)
     return COMPLETE
@@ -109,8 +110,6 @@ def _promote(arguments: argparse.Namespace) -> int:
 def _nightly(arguments: argparse.Namespace) -> int:
     from jobs.nightly import nightly
 
-    flag = InterruptFlag()
-    flag.install()
     return nightly(
         template=arguments.template,
         namespace=arguments.namespace,
@@ -118,7 +117,7 @@ def _nightly(arguments: argparse.Namespace) -> int:
         zone=arguments.timezone or None,
         job=arguments.job or None,
         keep_nights=arguments.keep,
-        interrupted=flag,
+        interrupted=_interrupts(),
         say=_say,
     )
 
@@ -198,9 +197,13 @@ def _job(arguments: argparse.Namespace, days: Days | None) -> Job:
     return Job.open(_spec(arguments), days, writing=False)
 
 
-def _new_run(arguments: argparse.Namespace, days: Days | None) -> Run:
+def _interrupts() -> InterruptFlag:
     flag = InterruptFlag()
     flag.install()
+    return flag
+
+
+def _new_run(arguments: argparse.Namespace, days: Days | None, flag: InterruptFlag) -> Run:
     return Run(
         job=Job.open(_spec(arguments), days),
         connect=lambda: connect(arguments.pool, arguments.address, flag),

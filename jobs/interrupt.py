@@ -1,13 +1,17 @@
 """SIGTERM and SIGINT: exit 5 within the 3 seconds that `ray job stop` leaves before SIGKILL.
 
-The handler sets a flag that the loop looks at. Should the main thread be stuck in something that does not look, a
-timer ends the process: the ledger is crash-safe, so nothing is lost by that.
+A flag is set that the loop looks at. Should the main thread be stuck in something that does not look, a timer ends the
+process: the ledger is crash-safe, so nothing is lost by that.
+
+Python runs signal handlers in the main thread, and not while that waits in a library for a cluster that does not answer.
+So the signal's number is taken from the wake-up descriptor, to which it is written whatever that thread is at.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -15,6 +19,7 @@ from types import FrameType
 from jobs.errors import INTERRUPTED
 
 GRACE_S = 1.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptFlag:
@@ -22,16 +27,33 @@ class InterruptFlag:
 
     def __init__(self) -> None:
         self._set = False
+        self._told = threading.Lock()
+        self._woken: socket.socket | None = None
 
     def __call__(self) -> bool:
         return self._set
 
     def install(self) -> None:
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        """In the main thread."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        if self._woken is None:
+            ours, self._woken = socket.socketpair()
+            self._woken.setblocking(False)
+            threading.Thread(target=self._listen, args=(ours,), name="interrupts", daemon=True).start()
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+
+    def _listen(self, ours: socket.socket) -> None:
+        while numbers := ours.recv(64):
+            if any(number in SIGNALS for number in numbers):
+                self._interrupt()
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._set:
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        # Not to be waited for: the handler may interrupt the very thread that holds it.
+        if self._told.acquire(blocking=False):
             self._set = True
             timer = threading.Timer(GRACE_S, _leave)
             timer.daemon = True
