@@ -17,8 +17,9 @@ SHOWN_CHARS = 200
 LEAST_SECRET_CHARS = 8
 """Shorter values of variables are words of a development setup, as `test`, which occur everywhere."""
 
-_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d+)?")
-_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.{}-]*)(:\d+)?")
+"""Braces: `{as_of}` of a spec. None at all: a file of this machine, or of the default host."""
+_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,31})://([^\s'\"<>]+)")  # bounded: a megabyte of `a.a.a` ends, too
 _SIGNING = (
     r"sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|"
     r"(?:access_?|auth_?|id_?|refresh_?)?token|api_?key|password|(?:account|sharedaccess)key|sharedaccesssignature"
