@@ -105,6 +105,21 @@ def test_uris_are_followed_below_the_roots_and_nowhere_else(tmp_path: Path) -> N
     assert found == [b"A", b"A", b"A", "not_found", *["uri_refused"] * 5, "null"]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_uri_that_is_no_text_is_a_bad_row_and_beside_bytes_it_does_not_matter(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"A")
+    raw = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    column = pa.array([b"a.jpg", b"\xff\xfe.jpg", None], raw)
+    how = InputSpec(format="parquet", image="image", uri_roots=(str(tmp_path),))
+    uris = write(tmp_path / "a.parquet", column.view(kind))
+    assert cells(ShardReader(shard(slices_of(uris, (0, 0, 3))), how)) == [b"A", "uri_refused", "null"]
+    struct = pa.StructArray.from_arrays([pa.array([b"one", b"two", None]), column.view(kind)], ["bytes", "path"])
+    both = write(tmp_path / "b.parquet", struct)
+    assert cells(ShardReader(shard(slices_of(both, (0, 0, 3))), how)) == [b"one", b"two", "null"]
+
+
 def test_slices_come_in_order_with_the_rows_they_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.array(images(25)), rows_a_group=10)
     blocks = list(ShardReader(shard(slices_of(path, (0, 3, 7), (2, 0, 5))), PARQUET).blocks())

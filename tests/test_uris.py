@@ -15,6 +15,7 @@ from workers.uris import Refused, resolve
 S3 = ("s3://bucket/in",)
 WEB = ("http://images.example/a/b", "https://cdn.example:8443/")
 LOCAL = ("/data/in",)
+HUB = ("hf://datasets/o/r@main",)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ LOCAL = ("/data/in",)
         ("s3://bucket/in/%2e%2e/a.jpg", "", S3, "s3://bucket/in/%2e%2e/a.jpg"),  # a key: nobody undoes escapes
         ("abfss://box@account/in/a", "", ("abfs://box@account/in",), "abfs://box@account/in/a"),
         ("/data/in/a.jpg", "s3://bucket/in/t.parquet", LOCAL, "/data/in/a.jpg"),
+        ("a.jpg", "hf://datasets/o/r@main/in/t.parquet", HUB, "hf://datasets/o/r@main/in/a.jpg"),
         ("file:///data/in/a.jpg", "", LOCAL, "/data/in/a.jpg"),
         ("file://localhost/data/in/a.jpg", "", LOCAL, "/data/in/a.jpg"),
         ("FILE:///data/in/a.jpg", "", ("file:///data/in",), "/data/in/a.jpg"),
@@ -82,6 +84,7 @@ HOSTILE = [
     "", "s3://bucket/in/a\x00.jpg", "/data/in/a\x00", "s3://bucket/in/a\nb",
     "http://images.example/a/b/c\r\nHost: evil",
     "/data/in/\x1b[2J", f"/data/in/{'x' * 9000}", "s3://bucket/in/\u2028",
+    "s3://bucket/in/\udcff.jpg",
 ]  # fmt: skip
 
 

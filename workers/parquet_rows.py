@@ -84,14 +84,22 @@ def _cells_of(column: pa.Array, kind: str) -> Sequence[ImageCell | _Link]:
     if kind == "binary":
         return _cells(column)
     if kind == "uri":
-        return [_Link(value) for value in column.to_pylist()]
+        return [_Link(value) for value in _texts(column)]
     # flatten() carries the nulls of the struct itself over to its fields.
     fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
     images = _cells(fields["bytes"])
-    paths = fields["path"].to_pylist() if kind == "struct" else [None] * len(column)
+    paths = _texts(fields["path"]) if kind == "struct" else [None] * len(column)
     # Hugging Face stores either the bytes or, when they were not embedded, the path.
     return [
         _Link(path) if path and isinstance(cell, BadImage) else cell for cell, path in zip(images, paths, strict=True)
+    ]
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """Each cell's text. Parquet's writers may put any bytes into it: those become lone surrogates, which no URI has."""
+    return [
+        None if cell is None else cell.decode("utf-8", "surrogateescape")
+        for cell in column.cast(pa.large_binary()).to_pylist()
     ]
 
 

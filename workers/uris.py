@@ -17,7 +17,10 @@ from workers.addresses import is_allowed, literal
 from workers.redaction import shown
 
 STORES = frozenset(
-    ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hdfs", "webhdfs", "sftp", "smb"]
+    [
+        *("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "ocilake", "oss", "tos", "hf", "dbfs"),
+        *("lakefs", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
+    ]
 )
 """Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
 WEB = frozenset(["http", "https"])
@@ -30,7 +33,8 @@ MAX_KEY_BYTES = 1024
 _OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
 _KEYED = frozenset(["s3", "gs", "abfs"])
 _DEFAULT_PORT = {"http": "80", "https": "443"}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Lone surrogates stand for bytes that are no text."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _PATH_SAFE = "/%:@!$&'()*+,;=~"
 _QUERY_SAFE = _PATH_SAFE + "?"
@@ -64,7 +68,7 @@ def resolve(value: str, source: str, roots: tuple[str, ...]) -> str:
     if len(value) > MAX_CHARS:
         raise Refused(f"{shown(value)} has {len(value)} characters")
     if not value or _CONTROL.search(value):
-        raise Refused(f"{shown(value)}: empty, or with control characters")
+        raise Refused(f"{shown(value)}: empty, or with characters that are no text")
     try:
         place = _place(_joined(value, source))
         for root in roots:
