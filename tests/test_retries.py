@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import azure.core.exceptions as azure_errors
 import google.api_core.exceptions as google_errors
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, CredentialRetrievalError, EndpointConnectionError, NoCredentialsError
 from gcsfs.retry import HttpError
+from google.auth.exceptions import RefreshError
 from s3fs.errors import translate_boto_error
 
 from workers import retries
@@ -35,8 +36,12 @@ class Clock:
 
 
 def throttled(status: int = 503, **headers: str) -> ClientError:
+    return said("SlowDown" if status in (429, 503) else "Other", status, **headers)
+
+
+def said(code: str, status: int, **headers: str) -> ClientError:
     response = {
-        "Error": {"Code": "SlowDown"},
+        "Error": {"Code": code},
         "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers},
     }
     return ClientError(response, "PutObject")
@@ -99,6 +104,15 @@ def answer(status: int) -> SimpleNamespace:
         (throttled(500), Cause.FAULT),
         (translate_boto_error(throttled()), Cause.THROTTLED),
         (translate_boto_error(throttled(409)), Cause.FAULT),
+        (translate_boto_error(said("KMS.ThrottlingException", 400)), Cause.THROTTLED),
+        (said("RequestLimitExceeded", 400), Cause.THROTTLED),
+        (translate_boto_error(said("RequestTimeTooSkewed", 403)), Cause.FAULT),
+        (translate_boto_error(said("AccessDenied", 403)), Cause.DENIED),
+        (translate_boto_error(said("ExpiredToken", 400)), Cause.DENIED),
+        (CredentialRetrievalError(provider="iam-role", error_msg="no answer"), Cause.FAULT),
+        (NoCredentialsError(), Cause.DENIED),
+        (RefreshError("no answer", retryable=True), Cause.FAULT),
+        (RefreshError("no such account"), Cause.DENIED),
         (azure_errors.HttpResponseError(response=answer(503)), Cause.THROTTLED),
         (azure_errors.HttpResponseError(response=answer(500)), Cause.FAULT),
         (azure_errors.ResourceNotFoundError("no container"), Cause.MISSING),

@@ -39,6 +39,20 @@ class Cause(enum.Enum):
 
 THROTTLED_STATUSES = frozenset({429, 503})
 """S3, GCS and Azure all throttle with one of these (S3: SlowDown, Azure: ServerBusy)."""
+_THROTTLED_CODES = frozenset(
+    [
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "TooManyRequestsException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+    ]
+)
+"""Of AWS, whose keys and credentials (KMS, STS) throttle with status 400. Source: botocore's `standard` retries."""
+_CLOCK_CODES = frozenset(["RequestTimeTooSkewed", "RequestExpired"])
+"""This machine's clock is wrong: s3fs takes that for a lack of permission, and another machine has none of it."""
 
 _MISSING = {
     "azure.core.exceptions": ("ResourceNotFoundError",),
@@ -48,7 +62,6 @@ _DENIED = {
     "botocore.exceptions": (
         "NoCredentialsError",
         "PartialCredentialsError",
-        "CredentialRetrievalError",
         "ProfileNotFound",
         "UnauthorizedSSOTokenError",
     ),
@@ -65,6 +78,7 @@ _FAULTS = {
     "azure.core.exceptions": ("AzureError",),
     "requests.exceptions": ("RequestException",),
 }
+_RENEWALS = {"google.auth.exceptions": ("RefreshError",)}
 _WITH_A_CODE = {"gcsfs.retry": ("HttpError",), "google.api_core.exceptions": ("GoogleAPICallError",)}
 """Google's libraries keep the status, as a number or its digits, and no headers."""
 
@@ -73,10 +87,14 @@ def cause_of(error: BaseException) -> Cause:
     """Why a call to a storage library, or to our own functions around one, failed."""
     if isinstance(error, (FileNotFoundError, NotFound, *_loaded(_MISSING))):
         return Cause.MISSING
+    code = _aws_code(error)
+    if code in _THROTTLED_CODES or _answer(error)[0] in THROTTLED_STATUSES:
+        return Cause.THROTTLED
+    # Google's library says of its own errors whether they pass: a token may have failed to be renewed in time.
+    if code in _CLOCK_CODES or (isinstance(error, tuple(_loaded(_RENEWALS))) and error.retryable):  # type: ignore[attr-defined]
+        return Cause.FAULT
     if isinstance(error, (PermissionError, StoreDenied, *_loaded(_DENIED))):
         return Cause.DENIED
-    if _answer(error)[0] in THROTTLED_STATUSES:
-        return Cause.THROTTLED
     if isinstance(error, (OSError, TimeoutError, StoreError, *_loaded(_FAULTS))):
         return Cause.FAULT
     return Cause.OTHER
@@ -109,6 +127,14 @@ def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
         if isinstance(one, tuple(_loaded(_WITH_A_CODE))):
             return int(one.code or 0), {}  # type: ignore[union-attr]
     return None, {}
+
+
+def _aws_code(error: BaseException) -> str | None:
+    """The code by which AWS names an error, without the service that it passes on (`KMS.ThrottlingException`)."""
+    for one in (error, error.__cause__):
+        if isinstance(one, tuple(_loaded({"botocore.exceptions": ("ClientError",)}))):
+            return str(one.response.get("Error", {}).get("Code", "")).rpartition(".")[2]  # type: ignore[union-attr]
+    return None
 
 
 def _loaded(names: Mapping[str, tuple[str, ...]]) -> list[type[Exception]]:
