@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from jobs import policy
 from jobs.backlog import Backlog, Retry
 from jobs.crashes import CrashLog
+from jobs.errands import Errands
 from jobs.errors import RunFailed
 from jobs.policy import Budget, Manner, Step
 from jobs.progress import Progress
@@ -20,7 +21,6 @@ from jobs.spec import Limits
 from jobs.tally import Tally
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode
-from workers.storage_errors import StoreDenied, StoreError
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Casualties:
     tally: Tally
     progress: Progress
     _last_start: str = field(default="", init=False)
+    _records: Errands[None] = field(default_factory=lambda: Errands("crashes"), init=False)
 
     def worker_lost(
         self, worker: int, failure: Failure, shards: Sequence[Shard], manners: Mapping[str, Manner], now: float
@@ -62,13 +63,22 @@ class Casualties:
         self._last_start = failure.message
         self._log(worker, failure, "start", None)
 
+    def tell_unrecorded(self, wait_s: float = 0.0) -> None:
+        """Crashes that only this run knows of."""
+        for outcome in self._records.ended(wait_s):
+            if outcome is not None:
+                self.progress.note(f"a crash could not be recorded for later runs: {outcome}")
+
+    def close(self, wait_s: float) -> None:
+        """Wait so long for crashes that are still being recorded."""
+        self.tell_unrecorded(wait_s)
+        self._records.close()
+
     # ------------------------------------------------------------------------------------------- parts
 
     def _record(self, worker: int, shard: Shard, failure: Failure) -> None:
-        try:
-            self.crashes.record(shard, failure, self.tally.workers.get(worker), at=_now())
-        except (StoreError, StoreDenied) as error:  # this run still knows
-            self.progress.note(f"a crash of {shard.describe()} could not be recorded for later runs: {error}")
+        info, at = self.tally.workers.get(worker), _now()
+        self._records.send(lambda: self.crashes.record(shard, failure, info, at=at))
 
     def _counted(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> Retry:
         retry = self.backlog.failed(shard, worker, failure, isolated=manner is Manner.ISOLATED, now=now)

@@ -34,8 +34,8 @@ class CrashLog:
     """Of the run that adds to it."""
 
     def counts(self, plans: Collection[int]) -> dict[str, int]:
-        """Crashes of all runs, by the key of the shard, of these plans. One listing. Raises StoreError, StoreDenied."""
-        return dict(Counter(shard_key(*found) for found in self._listed() if found[0] in plans))
+        """Crashes of all runs by the key of the shard, with a listing for each plan. Raises StoreError, StoreDenied."""
+        return dict(Counter(shard_key(*found) for plan in sorted(plans) for found in self._listed(plan)))
 
     def record(self, shard: Shard, failure: Failure, worker: WorkerInfo | None, *, at: str) -> None:
         """Count one more. Raises StoreError, StoreDenied."""
@@ -48,11 +48,14 @@ class CrashLog:
             "run_id": self.run_id,
             "at": at,
         }
-        key = f"{self.root}/{FOLDER}/{shard.plan:08d}/{shard.index:08d}-{uuid.uuid4().hex}.json"
+        key = f"{self._folder(shard.plan)}/{shard.index:08d}-{uuid.uuid4().hex}.json"
         self.store.create(key, json.dumps(crash, indent=2).encode())
 
-    def _listed(self) -> Iterator[tuple[int, int]]:
-        for info in self.store.list(f"{self.root}/{FOLDER}"):
+    def _folder(self, plan: int) -> str:
+        return f"{self.root}/{FOLDER}/{plan:08d}"
+
+    def _listed(self, plan: int) -> Iterator[tuple[int, int]]:
+        for info in self.store.list(self._folder(plan)):
             if found := parsed(info.key.removeprefix(f"{self.root}/")):
                 yield found
 

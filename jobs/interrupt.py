@@ -3,7 +3,7 @@
 A flag is set that the loop looks at. Should the main thread be stuck in something that does not look, a timer ends the
 process: the ledger is crash-safe, so nothing is lost by that.
 
-Python runs signal handlers in the main thread, and not while that waits in a library for a cluster that does not answer.
+Python runs signal handlers in the main thread, but not while that waits in a library for a cluster that is silent.
 So the signal's number is taken from the wake-up descriptor, to which it is written whatever that thread is at.
 """
 

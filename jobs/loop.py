@@ -24,19 +24,18 @@ from jobs.plans import Plan
 from jobs.policy import Manner
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
+from jobs.relisting import Relisting
 from jobs.spec import Limits, Workers
 from jobs.tally import Tally
 from jobs.watch import Watch
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult
-from workers.storage_errors import StoreError
 
 POLL_S = 0.2
 OVERDUE_S = 5.0
 """How often is looked for workers that are stuck."""
-RELIST_S = 5.0
-RELIST_SHARE = 0.05
-"""Time spent on listing what other runs have committed, as a share of all."""
+RECORDS_WAIT_S = 10.0
+"""At the end of a run, for crashes that are still being recorded."""
 
 
 @dataclass
@@ -69,10 +68,9 @@ class Loop:
         self._watch = Watch(self.limits)
         self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
-        self._listing_failures = 0
         self._start_after = self._overdue_after = 0.0
-        self._relist_after = self.clock() + RELIST_S
         now = self.clock()
+        self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(terms_of(self.workers), now=now, finish_at=finish_at, rate_before=self.rate_before)
 
@@ -83,14 +81,17 @@ class Loop:
                 self._step()
             return self.tally
         finally:
-            self.progress.close()
+            self._relisting.close()
             self.pool.close()
+            self._casualties.close(RECORDS_WAIT_S)
+            self.progress.close()
 
     def _step(self) -> None:
         if self.interrupted():
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
-        self._relist()
+        self._drop_done_elsewhere(began)
+        self._casualties.tell_unrecorded()
         self._end_overdue(began)
         wanted = self._staff(began)
         for event in self.pool.poll(POLL_S):
@@ -224,30 +225,11 @@ class Loop:
             )
         self._start_after = now + step.pause_s
 
-    # ---------------------------------------------------------------------------------------- other runs
-
-    def _relist(self) -> None:
-        """Drop what other runs have committed meanwhile."""
-        began = self.clock()
-        if began < self._relist_after:
-            return
-        try:
-            open_plans = {shard.plan for shard in self._backlog.left.values()}
-            present = {key for plan in self.plans if plan.number in open_plans for key in self.ledger.present(plan)}
-        except StoreError as error:
-            self._listing_failures += 1
-            if self._listing_failures >= policy.LISTING_FAILURES:
-                raise RunFailed(
-                    f"the output could not be listed {self._listing_failures} times in a row: {error}",
-                    "check the store, then run the same command: committed shards stay",
-                ) from error
-            self.progress.note(f"could not look for what other runs have committed, trying again: {error}")
-        else:
-            self._listing_failures = 0
+    def _drop_done_elsewhere(self, now: float) -> None:
+        present = self._relisting.present(lambda: {shard.plan for shard in self._backlog.left.values()}, now)
+        if present:
             elsewhere = self._backlog.drop_present(present)
             self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
-        took = self.clock() - began
-        self._relist_after = self.clock() + max(RELIST_S, took / RELIST_SHARE)
 
 
 def terms_of(workers: Workers) -> Terms:

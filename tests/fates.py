@@ -6,8 +6,10 @@ import heapq
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 from jobs.crashes import CrashLog
 from jobs.ledger import Ledger
@@ -154,6 +156,21 @@ class FatePool:
         heapq.heappush(self._timers, (self.now + delay_s, next(self._order), action))
 
 
+class AtOnce(Executor):
+    """Has done everything by the time that it is asked for the outcome."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, action: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(action(*arguments, **options))
+        except Exception as error:  # noqa: BLE001  (a future keeps it for whoever asks)
+            future.set_exception(error)
+        return future
+
+
 @dataclass
 class Fated:
     """A loop over a FatePool, and what it told."""
@@ -191,4 +208,5 @@ def fated(
         "clock": lambda: pool.now,
         "sleep": lambda seconds: None,
     }
-    return Fated(Loop(**{**settings, **changes}), pool, told)
+    with mock.patch("jobs.errands.ThreadPoolExecutor", AtOnce):  # what is asked of the store takes no time
+        return Fated(Loop(**{**settings, **changes}), pool, told)

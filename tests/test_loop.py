@@ -22,7 +22,7 @@ from jobs.progress import Progress
 from jobs.spec import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard
-from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
+from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 
 ROOT = "model=net-0"
 
@@ -30,7 +30,7 @@ ROOT = "model=net-0"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "POLL_S", 0.01)
-    monkeypatch.setattr(loop_module, "RELIST_S", 0.05)
+    monkeypatch.setattr("jobs.relisting.RELIST_S", 0.05)
     monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
     monkeypatch.setattr("jobs.policy.FAULT_PAUSE_S", 0.01)
 
@@ -302,3 +302,55 @@ def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:
     one = loop(ledger, plan, lambda: None, pool=pool)
     one.run()
     assert ledger.missing(plan) == []
+
+
+def test_a_store_that_does_not_answer_a_listing_holds_up_neither_shards_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that throttles may take a quarter of an hour for it."""
+    ledger, plan = setup()
+    asked, answers = threading.Event(), threading.Event()
+
+    def listing(_: Plan) -> set[str]:
+        asked.set()
+        answers.wait()
+        return set()
+
+    def behave(shard: Shard) -> None:
+        asked.wait(10)  # every shard is committed while the listing is under way
+
+    one = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, behave))
+    monkeypatch.setattr(ledger, "present", listing)
+    try:
+        one.run()
+        assert asked.is_set()
+        assert not answers.is_set()
+    finally:
+        answers.set()
+    monkeypatch.undo()
+    assert ledger.missing(plan) == []
+
+
+def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, plan = setup()
+    create, recording, answers = ledger.store.create, threading.Event(), threading.Event()
+
+    def slow(key: str, data: bytes) -> bool:
+        if "/crashes/" in key:
+            recording.set()
+            answers.wait()
+        return create(key, data)
+
+    def behave(shard: Shard) -> Failure | None:
+        if shard.index != 3:
+            return None
+        crash = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="the process died")
+        return None if recording.is_set() else crash
+
+    one = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, behave))
+    monkeypatch.setattr(ledger.store, "create", slow)
+    close = one.pool.close
+    monkeypatch.setattr(one.pool, "close", lambda: (answers.set(), close()))  # once everything is scored
+    one.run()
+    assert ledger.missing(plan) == []
+    assert CrashLog(ledger.store, ROOT).counts({plan.number}) == {plan.shards[3].key: 1}

@@ -1,0 +1,48 @@
+"""Calls to the store that the run loop does not wait for.
+
+A store that throttles may take a quarter of an hour to answer; meanwhile workers want shards, nodes are drained, and
+a person may want the run to end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from workers.storage_errors import StoreDenied, StoreError
+
+T = TypeVar("T")
+
+
+class Errands(Generic[T]):
+    """Done one after another, in a thread of their own."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._under_way: deque[Future[T]] = deque()
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._under_way)
+
+    def send(self, action: Callable[[], T]) -> None:
+        self._under_way.append(self._thread.submit(action))
+
+    def ended(self, wait_s: float = 0.0) -> Iterator[T | StoreError | StoreDenied]:
+        """What has come of those that are over, in order; waits up to `wait_s` for each."""
+        while self._under_way:
+            outcome: T | StoreError | StoreDenied
+            try:
+                outcome = self._under_way[0].result(wait_s)
+            except TimeoutError:
+                return
+            except (StoreError, StoreDenied) as error:
+                outcome = error
+            self._under_way.popleft()
+            yield outcome
+
+    def close(self) -> None:
+        """What has not begun is not done any more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
