@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from workers import http_fetch, retries
 from workers.decoding import BadImage
 from workers.http_fetch import ServerFault, TooLarge, fetch
 from workers.linked_images import image_at
+from workers.parquet_rows import FETCHES
 from workers.storage_errors import StoreDenied, StoreError
 from workers.uris import Refused
 
@@ -31,8 +33,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No pauses, and no connections left over from other tests."""
     monkeypatch.setattr(retries, "sleep", lambda _: None)
     http_fetch._pool.cache_clear()
+    http_fetch._found.clear()
     yield
     http_fetch._pool.cache_clear()
+    http_fetch._found.clear()
 
 
 @pytest.fixture
@@ -204,9 +208,42 @@ def test_the_connection_is_made_to_the_address_that_was_checked(web: Web, monkey
     assert web.asked == [("/in/a.jpg", f"localhost:{web.port}")]
 
 
+def test_a_name_is_not_asked_for_with_each_image_but_again_once_its_address_fails(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.3"])
+    for _ in range(5):
+        assert fetch(f"http://localhost:{web.port}/in/a.jpg") == b"A"
+    assert asked == ["localhost"]
+    web.answers["/in/cut"] = lambda handler: setattr(handler, "close_connection", True)
+    with pytest.raises(ServerFault):
+        fetch(f"http://localhost:{web.port}/in/cut")
+    with pytest.raises(ServerFault):  # nobody listens there
+        fetch(f"http://localhost:{web.port}/in/a.jpg")
+    assert asked == ["localhost"] * 2
+
+
+def test_two_shards_at_once_keep_their_connections(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    """urllib3 warns of each connection that it has to throw away: a line an image in the worker's log."""
+    together = threading.Barrier(2 * FETCHES)
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        together.wait()
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1")
+        handler.end_headers()
+        handler.wfile.write(b"A")
+
+    web.answers["/in/slow"] = slow
+    with ThreadPoolExecutor(2 * FETCHES) as pool:
+        assert set(pool.map(fetch, [f"{web.url}/in/slow"] * 2 * FETCHES)) == {b"A"}
+    assert not caplog.records
+
+
 def test_a_name_that_turns_against_us_later_is_refused_although_a_connection_is_open(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_fetch, "ADDRESS_S", 0.0)
     resolving(monkeypatch, ["127.0.0.1"], ["169.254.169.254"])
     assert fetch(f"http://localhost:{web.port}/in/a.jpg") == b"A"
     with pytest.raises(Refused, match="169"):

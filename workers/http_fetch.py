@@ -30,8 +30,11 @@ TOTAL_S = 120.0
 MAX_BYTES = 128 * 2**20
 """Of an image: as large as a column chunk that is read at once."""
 CHUNK_BYTES = 2**18
-CONNECTIONS = 16
-"""Kept open to one address, as many as fetch at once."""
+CONNECTIONS = 64
+"""Kept open to one address: at least as many as fetch at once, which are 16 for each shard under way."""
+ADDRESS_S = 60.0
+"""For how long an address is good without another question. One for each image would be more than a cluster's DNS can
+bear, and libc remembers nothing."""
 
 _LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -82,14 +85,27 @@ def fetch(url: str) -> bytes:
             else:
                 answer.close()
     except HTTPError as error:
+        _found.pop((host, port), None)  # the next try asks anew: the name may lead somewhere else by then
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             raise PermissionError(f"{redacted(url)}: {error.__context__}") from error
         raise ServerFault(redacted(f"{url}: {type(error).__name__}: {error}")) from error
     return body
 
 
+_found: dict[tuple[str, int], tuple[float, str]] = {}
+"""By host and port, an address that may be connected to, and until when that is good. Any thread may write."""
+
+
 def _address(host: str, port: int) -> str:
     """An address of the host that may be connected to; every one that it has must be."""
+    until, address = _found.get((host, port), (0.0, ""))
+    if time.monotonic() >= until:
+        address = _resolved(host, port)
+        _found[host, port] = time.monotonic() + ADDRESS_S, address
+    return address
+
+
+def _resolved(host: str, port: int) -> str:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:

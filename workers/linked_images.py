@@ -20,7 +20,8 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
         return BadImage(ErrorCode.NULL, "the image cell is null")
     try:
         url = uris.resolve(value, source, roots)
-        return retrying(lambda: _read(url, roots), redacted(url))
+        # The URL as it is, an image at a time: credentials leave a message where it leaves the process.
+        return retrying(lambda: _read(url, roots), url)
     except uris.Refused as error:
         return BadImage(ErrorCode.URI_REFUSED, redacted(str(error), {}))
     except (NotFound, IsADirectoryError):
