@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +26,7 @@ from jobs.plans import Content, Plan, decode_plan, disputed, encode_plan, to_byt
 from jobs.sources import Source
 from workers.contract import Shard, Slice
 from workers.store import Store
-from workers.writing import ObjectFacts, describe_row, key_names, object_facts
+from workers.writing import ObjectFacts, describe_row, key_names, object_facts, shown_keys
 
 READS_AT_ONCE = 16
 BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
@@ -170,20 +169,28 @@ class Ledger:
     def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> BadRows:
         """Why rows of a complete plan have no prediction, read from its objects; `dead` (uri, version) do not count."""
 
-        def read(shard: Shard) -> list[dict[str, Any]]:
+        def read(shard: Shard) -> tuple[dict[str, int], dict[str, str]]:
             data = pa.BufferReader(self.store.get(f"{self.root}/{shard.key}"))
-            keys = key_names(pq.read_schema(data))
-            table = pq.read_table(data, columns=BAD_ROW_COLUMNS + keys)
-            rows: list[dict[str, Any]] = table.filter(pc.is_valid(table["error_code"])).to_pylist()
-            return [row for row in rows if (row["source_uri"], row["source_version"]) not in dead]
+            names = key_names(pq.read_schema(data))
+            table = pq.read_table(data, columns=BAD_ROW_COLUMNS + names)
+            bad = table.filter(pc.is_valid(table["error_code"]))
+            counts: Counter[str] = Counter()
+            samples: dict[str, str] = {}
+            for number, row in enumerate(bad.select(BAD_ROW_COLUMNS).to_pylist()):
+                code = row["error_code"]
+                if (row["source_uri"], row["source_version"]) in dead:
+                    continue
+                counts[code] += 1
+                if code not in samples:
+                    keys = shown_keys(bad.select(names), number)
+                    where = describe_row(row["source_uri"], row["row_group"], row["row"], keys)
+                    samples[code] = f"{where}: {row['error_message']}"
+            return counts, samples
 
         found = BadRows()
         with ThreadPoolExecutor(READS_AT_ONCE, "bad rows") as pool:
-            for rows in pool.map(read, plan.shards):
-                for r in rows:
-                    keys = {name: value for name, value in r.items() if name not in BAD_ROW_COLUMNS}
-                    where = describe_row(r["source_uri"], r["row_group"], r["row"], keys)
-                    found.add({r["error_code"]: 1}, {r["error_code"]: f"{where}: {r['error_message']}"})
+            for counts, samples in pool.map(read, plan.shards):
+                found.add(counts, samples)
         return found
 
     # ------------------------------------------------------------------------------------------- done

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
@@ -23,7 +25,7 @@ from workers.reading import SourceChanged
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.store import open_store
 from workers.threads import NoCores, TooWide
-from workers.writing import describe_row
+from workers.writing import describe_row, shown_keys
 
 INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA
 
@@ -90,6 +92,22 @@ def test_a_row_is_named_by_its_keys_and_its_place() -> None:
     assert len(describe_row("a", 0, 0, {"blob": b"x" * 10_000})) < 200
 
 
+def test_keys_that_python_has_no_value_for_are_shown_all_the_same() -> None:
+    keys = pa.table(
+        {
+            "at": pa.array([0, 1_234_567_891_234_567_891], pa.timestamp("ns")),
+            "day": pa.array([0, 10**17], pa.date64()),
+            "name": pa.array([b"a", b"\xff.jpg"]).view(pa.string()),
+            "id": [1, 2],
+        }
+    )
+    shown = shown_keys(pa.concat_tables([keys.slice(0, 1), keys]), 2)
+    assert shown["at"] == "2009-02-13 23:31:31.234567891"
+    assert shown["id"] == "2"
+    assert "jpg" in shown["name"]
+    "".join(shown.values()).encode()
+
+
 def test_the_table_of_bad_rows_names_a_row_of_each_reason_by_its_keys(
     digits: Digits,
     tmp_path: Path,
@@ -108,6 +126,26 @@ def test_the_table_of_bad_rows_names_a_row_of_each_reason_by_its_keys(
     told = [line for line in capsys.readouterr().err.splitlines() if "e.g. " in line]
     assert told
     assert all("e.g. id=" in line for line in told)
+
+
+def test_bad_rows_with_keys_of_nanoseconds_stop_no_run_and_are_shown(
+    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(sorted(digits.images.glob("*.parquet"))[0]).slice(0, 40)
+    cells = [b"no image", *table["image"].to_pylist()[1:]]
+    at = pa.array(range(1_234_567_891_234_567_891, 1_234_567_891_234_567_931), pa.timestamp("ns"))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"at": at, "image": cells}), folder / "a.parquet")
+    changes = {"input": {"uri": str(folder), "keys": ["at"]}, "gate": {}, "limits__bad_rows": 1.0}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes, model__calibration={"rows": 16}))
+    assert main(["run", spec, "--pool=local"]) == 0
+    named = "e.g. at=2009-02-13 23:31:31.234567891"
+    assert named in capsys.readouterr().out
+    for record in (tmp_path / "out").glob("model=*/_stint/done/*.parquet"):
+        record.unlink()
+    assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0.0"]) == 3  # from the objects of the first run
+    assert named in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- crash records

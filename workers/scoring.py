@@ -191,13 +191,13 @@ def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
     """The first row of each error code: its keys, where it is, and what was wrong with it."""
     import pyarrow as pa
 
-    from workers.writing import describe_row
+    from workers.writing import describe_row, shown_keys
 
     samples: dict[str, str] = {}
     keys = pa.concat_tables(scored.keys) if scored.keys else None
     for row, bad in sorted(scored.errors.items()):
         if bad.code not in samples:
             source = shard.slices[scored.slice_index[row]]
-            named = keys.slice(row, 1).to_pylist()[0] if keys is not None else {}
+            named = {} if keys is None else shown_keys(keys, row)
             samples[bad.code] = f"{describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"
     return samples

@@ -82,6 +82,20 @@ def describe_row(uri: str, row_group: int, row: int, keys: Mapping[str, object])
     return f"{named} ({where})" if named else where
 
 
+def shown_keys(keys: pa.Table, row: int) -> dict[str, str]:
+    """The key columns' values in one row, for `describe_row`.
+
+    A key may be what Python has no value for: nanoseconds, years after 9999, text that is not UTF-8.
+    """
+    shown = {}
+    for name, column in zip(keys.column_names, keys.columns, strict=True):
+        try:
+            shown[name] = str(column[row].as_py())
+        except (ValueError, OverflowError):
+            shown[name] = column.slice(row, 1).combine_chunks().to_string(skip_new_lines=True).strip("[]")
+    return shown
+
+
 def read_schema(data: bytes) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(data))
 
