@@ -21,6 +21,8 @@ from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 POLL_S = 0.2
 PAUSE_S = 2.0
+TOLD = 8
+"""Rows that a line to the user names."""
 
 
 @dataclass
@@ -67,25 +69,38 @@ class Bundling:
         if not request.sample:
             given = self.job.spec.input
             raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
-        failures = 0
+        attempts = policy.Attempts()
         for group in itertools.cycle(self._groups()):
             outcome = self._attempt(request, group)
             if isinstance(outcome, BundleOutcome):
-                return outcome
+                return self._told(outcome)
             if outcome is None:
                 self.say(f"the bundle got no node in {group.patience_s:.0f} s, asking the next group of workers.groups")
                 continue
-            if outcome.code == FailureCode.NO_CORES:
-                self.say(f"waiting for cores to make the bundle: {outcome.message}")
-            elif _works_elsewhere(outcome) and failures < policy.START_FAILURES:
-                failures += 1
-                self.say(f"making the bundle again: {outcome.message}")
-            else:
-                raise _error(outcome)
+            counted = attempts.after(outcome)
+            step = policy.maker_step(counted, outcome)
+            attempts = attempts if step is policy.MakerStep.WAIT else counted
+            match step:
+                case policy.MakerStep.WAIT:
+                    self.say(f"waiting to make the bundle: {outcome.message}")
+                case policy.MakerStep.AGAIN:
+                    self.say(f"making the bundle again: {outcome.message}")
+                case policy.MakerStep.CAREFULLY:
+                    self.say(f"making the bundle again, each image of the sample in isolation: {outcome.message}")
+                    request = replace(request, careful=True)
+                case policy.MakerStep.GIVE_UP:
+                    raise _error(outcome, request)
             time.sleep(PAUSE_S)
             if (existing := self._existing(request)) is not None:
                 return existing  # made by another run meanwhile
         raise AssertionError("groups come round for ever")
+
+    def _told(self, outcome: BundleOutcome) -> BundleOutcome:
+        for row in outcome.left_out[:TOLD]:
+            self.say(f"warning: left out of the sample: {row}")
+        if len(outcome.left_out) > TOLD:
+            self.say(f"warning: {len(outcome.left_out) - TOLD} more rows were left out of the sample")
+        return outcome
 
     def _groups(self) -> Sequence[GroupTerms]:
         """Kinds of nodes to ask in turn, as for workers: one that never comes is not waited for."""
@@ -96,29 +111,52 @@ class Bundling:
         return groups if len(groups) > 1 else [replace(groups[0], patience_s=None)]
 
     def _attempt(self, request: BundleRequest, group: GroupTerms) -> BundleOutcome | Failure | None:
-        """One maker on a node of the group; None when the group had no node for it in time."""
+        """One maker on a node of the group; None when the group had no node for it in time.
+
+        One that never ends is left to be given up by the next attempt, or by the end of the run.
+        """
         cluster = self.connected()
         cluster.start_bundle(request, group.labels)
-        began, placed = time.monotonic(), group.patience_s is None
+        placed = False
+        limit_s = group.patience_s
+        began = time.monotonic()
         while (outcome := cluster.poll_bundle(POLL_S)) is None:
             if self.interrupted():
                 raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-            placed = placed or cluster.bundle_has_node()
-            if not placed and group.patience_s is not None and time.monotonic() - began > group.patience_s:
-                return None
+            if not placed and cluster.bundle_has_node():
+                placed, began = True, time.monotonic()
+                limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
+            if limit_s is not None and time.monotonic() - began > limit_s:
+                return _stuck(limit_s) if placed else None
         return outcome
 
 
-def _works_elsewhere(failure: Failure) -> bool:
-    """A node that was taken away or had too little memory left, or a storage fault; not a node that will never do."""
-    elsewhere = (FailureCode.OTHER, FailureCode.MEMORY, FailureCode.PREEMPTED)
-    return failure.kind is FailureKind.INFRA and failure.code in elsewhere
+def _stuck(limit_s: float) -> Failure:
+    message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
+    return Failure(kind=FailureKind.INFRA, code=FailureCode.STUCK, message=message)
 
 
-def _error(failure: Failure) -> StintError:
+def _error(failure: Failure, request: BundleRequest) -> StintError:
     if failure.code in (FailureCode.MODEL, FailureCode.DENIED):
         return SpecError(failure.message)
+    message = f"the bundle could not be made: {failure.message}"
+    if failure.traceback:
+        message += f"\n{failure.traceback.rstrip()}"
+    if policy.budget_of(failure) is not policy.Budget.CRASH:
+        return RunFailed(message, "mend the cause, then run the same command")
     return RunFailed(
-        f"the bundle could not be made: {failure.message}\n{failure.traceback}".rstrip(),
-        "mend the cause, then run the same command",
+        f"{message}\nthe sample was {_sampled(request)}",
+        "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
+        "the same command",
     )
+
+
+def _sampled(request: BundleRequest) -> str:
+    """Which rows the sample is, for a person."""
+    told = [
+        f"{part.take} of the rows {part.rows.row_start}:{part.rows.row_stop} of {part.rows.uri} "
+        f"row group {part.rows.row_group}"
+        for part in request.sample[:TOLD]
+    ]
+    more = len(request.sample) - TOLD
+    return "; ".join(told) + (f"; and {more} more row groups" if more > 0 else "")

@@ -148,6 +148,8 @@ class Job:
             output=self.output_spec(None),
             sample=(),
             batch=self.batch,
+            worker_threads=self.threads,
+            memory_bytes=spec.workers.memory_bytes,
         )
 
     def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> planning.Cut:

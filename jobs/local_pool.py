@@ -138,6 +138,8 @@ class LocalCluster:
         return 1
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:  # noqa: ARG002
+        self._maker.shutdown(wait=False, cancel_futures=True)  # an attempt that is stuck keeps its thread
+        self._maker = ThreadPoolExecutor(1, "maker")
         self._bundle = self._maker.submit(Maker(replace(request, pin=False)).make)
 
     def bundle_has_node(self) -> bool:

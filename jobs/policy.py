@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Literal
@@ -19,6 +19,10 @@ SHARDS_A_WORKER = 2
 """One that predicts and one that is read ahead."""
 ISOLATED_RETRIES = 2
 """Times that a shard may lose the worker that scores it in isolation, of whose processes it can kill only others."""
+CRASHED_ASIDE = 3
+"""Shards that may be set aside because that is spent too; with one more the run ends, for then it is the nodes."""
+NODE_LOSSES = 2
+"""Nodes that may vanish under a shard before it is suspected: memory that a row takes may cost a pod as a whole."""
 FAULT_PAUSE_S = 1.0
 FAULT_PAUSE_MAX_S = 60.0
 ELSEWHERE_S = 60.0
@@ -34,14 +38,21 @@ ISOLATED_S_A_ROW = 1.0
 ISOLATED_TIMES = 200.0
 """How much longer an isolated attempt may take than all its rows in one go: each row that kills costs that time about
 twice while it is searched for."""
-PLACED_LIMIT_S = 900.0
-"""From a worker having its node to its being ready: import, bundle, golden batch take seconds."""
+PLACED_LIMIT_S = STALL_LEAST_S
+"""From a worker having its node to its being ready: seconds, where the store does not throttle."""
 LISTING_FAILURES = 10
 """Times in a row that looking for what other runs committed may fail."""
 START_FAILURES = 5
 """Workers that may fail to start in a row, for one cause, before the run gives up."""
 START_PAUSE_S = 2.0
 START_PAUSE_MAX_S = 30.0
+MAKER_CRASHES = 2
+"""Times that a bundle's maker is asked for again after one crashed: from the first time on, the images of the sample
+cannot be what kills it."""
+MAKER_LEAST_S = 3600.0
+"""From a maker having its node to the bundle; minutes are usual, weights that have to be fetched first included."""
+MAKER_S_A_ROW = 10.0
+"""For each image of the sample: a large network on one core takes some seconds, in float, and several times."""
 MISSED = timedelta(hours=3)
 """A run this little after the deadline is a late one, to be hurried, rather than an early one of the next day."""
 
@@ -80,6 +91,7 @@ class Attempts:
     """Counted over all runs, isolated attempts included."""
     isolated_crashes: int = 0
     """In this run."""
+    nodes_lost: int = 0
     free: int = 0
 
     def after(self, failure: Failure, *, isolated: bool = False) -> Attempts:
@@ -87,7 +99,8 @@ class Attempts:
             case Budget.NONE:
                 return replace(self, free=self.free + 1)
             case Budget.INFRA:
-                return replace(self, infra=self.infra + 1)
+                nodes_lost = self.nodes_lost + (failure.code == FailureCode.NODE_LOST)
+                return replace(self, infra=self.infra + 1, nodes_lost=nodes_lost)
             case Budget.TASK:
                 return replace(self, task=self.task + 1)
             case Budget.DATA:
@@ -97,6 +110,14 @@ class Attempts:
                 return replace(self, crashes=self.crashes + 1, isolated_crashes=isolated_crashes)
 
 
+def suspected(failure: Failure, before: Attempts) -> Failure:
+    """What a failure is to a shard with those attempts: one under which node after node vanishes may be the reason."""
+    if failure.code != FailureCode.NODE_LOST or before.nodes_lost < NODE_LOSSES:
+        return failure
+    message = f"{failure.message}, after {NODE_LOSSES} others that had the same shard"
+    return replace(failure, code=FailureCode.CRASHED, message=message)
+
+
 class Step(enum.Enum):
     RETRY = "retry"
     SET_ASIDE = "set aside"
@@ -104,8 +125,11 @@ class Step(enum.Enum):
     STOP = "stop"
 
 
-def next_step(attempts: Attempts, failure: Failure, limits: Limits) -> Step:
-    """After a failure that `attempts` already counts: another attempt, or what it comes to."""
+def next_step(attempts: Attempts, failure: Failure, limits: Limits, crashed_aside: int = 0) -> Step:
+    """After a failure that `attempts` already counts: another attempt, or what it comes to.
+
+    `crashed_aside` shards were set aside before because they kept crashing. One such shard does not hold up a night.
+    """
     match budget_of(failure):
         case Budget.NONE:
             spent = False
@@ -117,7 +141,42 @@ def next_step(attempts: Attempts, failure: Failure, limits: Limits) -> Step:
             return Step.SET_ASIDE if attempts.data > limits.task_retries else Step.RETRY
         case Budget.CRASH:
             spent = attempts.isolated_crashes > ISOLATED_RETRIES
+            if spent and crashed_aside < CRASHED_ASIDE:
+                return Step.SET_ASIDE
     return Step.STOP if spent else Step.RETRY
+
+
+class MakerStep(enum.Enum):
+    """What a failure of the bundle's maker comes to."""
+
+    WAIT = "wait"
+    """Ask again: nobody's fault."""
+    AGAIN = "again"
+    CAREFULLY = "carefully"
+    """Again, and from now on with the images of the sample as suspects."""
+    GIVE_UP = "give up"
+
+
+def maker_step(attempts: Attempts, failure: Failure) -> MakerStep:
+    """After a failure that `attempts`, those of the maker in this run, already counts.
+
+    A node that was taken away, or has no room now, is followed by another. One that will never do, and an error of
+    ours, will go on repeating.
+    """
+    if failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED):
+        return MakerStep.WAIT
+    if budget_of(failure) is Budget.CRASH:
+        spent = attempts.crashes > MAKER_CRASHES
+        step = MakerStep.CAREFULLY
+    else:
+        spent = failure.kind is not FailureKind.INFRA or failure.code not in (FailureCode.OTHER, FailureCode.NODE_LOST)
+        step = MakerStep.AGAIN
+    return MakerStep.GIVE_UP if spent or attempts.infra + attempts.crashes > START_FAILURES else step
+
+
+def maker_limit_s(rows: int) -> float:
+    """Seconds from a maker having its node to the bundle, of a sample of so many rows; beyond, it is stuck."""
+    return MAKER_LEAST_S + MAKER_S_A_ROW * rows
 
 
 class Manner(enum.Enum):
@@ -149,15 +208,30 @@ def pause_s(attempts: Attempts, failure: Failure, jitter: float) -> float:
     return longest * (1 + jitter) / 2
 
 
-def may_go(worker: int, failed_on: Collection[int], ready: Collection[int], *, starting: bool, waited_s: float) -> bool:
-    """Whether a shard that failed on some workers goes to this one: not while another may have it.
+def may_go(
+    worker: int,
+    failed_on: Collection[int],
+    failed_hosts: Collection[str],
+    ready: Mapping[int, str],
+    *,
+    starting: bool,
+    waited_s: float,
+) -> bool:
+    """Whether a shard that failed on some workers goes to this one: best to another host, else to another worker.
 
-    `ready` are the workers that take shards; for one that is `starting` only a while is waited.
+    A node that is broken would otherwise spend a shard's budget with its several workers, which are the first to be
+    idle. `ready` are the workers that take shards, with their hosts; for one that is `starting` only a while is waited.
     """
-    if worker not in failed_on:
+
+    def tried(other: int) -> int:
+        return 2 if other in failed_on else int(ready[other] in failed_hosts)
+
+    here = tried(worker)
+    if not here:
         return True
-    others = any(other not in failed_on for other in ready)
-    return not others and not (starting and waited_s < ELSEWHERE_S)
+    if any(tried(other) < here for other in ready):
+        return False
+    return here == 1 or not (starting and waited_s < ELSEWHERE_S)
 
 
 def stall_after_s(setting: float | Literal["auto"], s_a_row: float | None, rows: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,10 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.errors import RunFailed, SpecError
+from jobs.losses import node_state
 from jobs.pool import Pool
 from jobs.ray_home import HomeWatch
-from jobs.ray_pool import LOST, RayPool
+from jobs.ray_pool import LOST, SETTLE_S, RayPool, loss, may_be_going
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
@@ -76,6 +78,8 @@ class RayCluster:
         self._maker: Any = None
         self._bundle: Any = None
         self._bundle_placing: Any = None
+        self._maker_settled: float | None = None
+        """The maker died while its node counts as alive, and until when it may turn out to be gone as well."""
 
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
@@ -89,13 +93,16 @@ class RayCluster:
             ray.remote(Maker)
             .options(
                 num_cpus=threads * self._threads_per_core,
+                memory=request.memory_bytes,
                 label_selector=dict(labels) or None,
                 max_restarts=0,
                 runtime_env={"env_vars": thread_environment(threads)},
             )
             .remote(request.with_threads(threads))
         )
-        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: None)  # ends as soon as its process runs
+        # Ends as soon as its process runs.
+        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        self._maker_settled = None
         self._bundle = self._maker.make.remote()
 
     def bundle_has_node(self) -> bool:
@@ -109,11 +116,27 @@ class RayCluster:
         try:
             outcome: BundleOutcome | Failure = ray.get(self._bundle)
         except LOST as error:
-            outcome = Failure(kind=FailureKind.INFRA, message=f"the worker that makes the bundle was lost: {error}")
+            node = node_state(self._maker_node(), ray.nodes())
+            if may_be_going(error, node) and self._maker_settled is None:
+                self._maker_settled = time.monotonic() + SETTLE_S
+            if self._maker_settled is not None and time.monotonic() < self._maker_settled:
+                time.sleep(timeout_s)
+                return None
+            outcome = loss("the worker that makes the bundle was", error, node)
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         self._end_maker()
         return outcome
+
+    def _maker_node(self) -> str | None:
+        """Its id; None where the maker was lost before it had one."""
+        if not self.bundle_has_node():
+            return None
+        try:
+            node: str = ray.get(self._bundle_placing)
+        except RayError:
+            return None
+        return node
 
     def _end_maker(self) -> None:
         if self._maker is not None:

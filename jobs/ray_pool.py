@@ -180,18 +180,10 @@ class RayPool:
         actor = self._actors[worker]
         self._forget_calls(worker)
         node = node_state(actor.node, ray.nodes())
-        out_of_memory = isinstance(error, OutOfMemoryError)
-        if node is NodeState.ALIVE and not (out_of_memory or actor.leaving or worker in self._lost):
+        if may_be_going(error, node) and not (actor.leaving or worker in self._lost):
             self._lost[worker] = time.monotonic() + SETTLE_S, error
             return None
-        if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
-            code = FailureCode.OTHER
-        else:
-            preempted = isinstance(error, RayActorError) and error.preempted
-            unavailable = isinstance(error, ActorUnavailableError)
-            code = loss_code(preempted=preempted, out_of_memory=out_of_memory, unavailable=unavailable, node=node)
-        message, told = f"worker lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
-        return self._gone(worker, Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(told)))
+        return self._gone(worker, loss("worker", error, node))
 
     def _settled(self) -> list[Event]:
         due = [(worker, error) for worker, (at, error) in self._lost.items() if time.monotonic() >= at]
@@ -214,6 +206,26 @@ class RayPool:
         event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
         self.end(worker)
         return event
+
+
+def may_be_going(error: RayError, node: NodeState) -> bool:
+    """Whether the node of an actor that was lost is to be looked at again after SETTLE_S."""
+    return node is NodeState.ALIVE and not isinstance(error, OutOfMemoryError)
+
+
+def loss(what: str, error: RayError, node: NodeState) -> Failure:
+    """What an error that is one of LOST means for an actor, named `what` for a person, and its node."""
+    if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
+        code = FailureCode.OTHER
+    else:
+        code = loss_code(
+            preempted=isinstance(error, RayActorError) and error.preempted,
+            out_of_memory=isinstance(error, OutOfMemoryError),
+            unavailable=isinstance(error, ActorUnavailableError),
+            node=node,
+        )
+    message, told = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
+    return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(told))
 
 
 def _draining_nodes() -> Mapping[str, int]:

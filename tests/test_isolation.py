@@ -28,8 +28,9 @@ from tests.tars import shard as tar_shard
 from workers import bisection
 from workers.actor import Worker
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
+from workers.expendable import how_it_died
 from workers.filesystems import open_filesystem, version_of
-from workers.isolation import how_it_died, limit_of, score_isolated
+from workers.isolation import limit_of, score_isolated
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 
 LIMIT_S = 100.0
@@ -307,7 +308,7 @@ def _runs(pid: int) -> bool:
     ],
 )
 def test_what_a_process_died_of(returncode: int, over_memory: bool, how: str | None) -> None:
-    assert how_it_died(returncode, over_memory=over_memory, memory_bytes=2 * 2**30) == how
+    assert how_it_died(returncode, over_memory=over_memory, memory_bytes=2 * 2**30, did="scored") == how
 
 
 @pytest.mark.parametrize(

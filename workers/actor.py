@@ -106,14 +106,7 @@ class Worker:
 
     def _take_cores(self, wanted: int) -> ThreadPlan:
         if not self._spec.pin:
-            topology = threads.read_topology()
-            return ThreadPlan(
-                threads=wanted,
-                cpus=(),
-                slots=(),
-                budget=topology.budget,
-                threads_per_core=topology.threads_per_core,
-            )
+            return threads.unpinned(wanted)
         self._lease = threads.lease(wanted)
         threads.apply(self._lease.plan)
         return self._lease.plan

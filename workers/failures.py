@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 from workers.bundle import BundleRefused
+from workers.expendable import KilledFromOutside
 from workers.memory import BoundTooLow
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -30,6 +31,8 @@ def classify(error: Exception) -> Failure:
             kind, code = FailureKind.INFRA, error.code
         case StoreError() | SourceChanged() | ConnectionError() | TimeoutError():
             kind = FailureKind.INFRA
+        case KilledFromOutside():
+            kind, code = FailureKind.INFRA, FailureCode.CRASHED
         case MemoryError() | BoundTooLow():
             kind, code = FailureKind.INFRA, FailureCode.MEMORY
         case InputUnreadable():

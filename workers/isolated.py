@@ -1,17 +1,10 @@
 """The process that scores a shard's rows in isolation: `python -m workers.isolated FD PARENT`.
 
-It does what its parent asks for over one connection, a part of the rows at a time, and may die of any of them. It ends
-with its parent, also where a decoder does not let go of the interpreter.
+It does what its parent asks for over one connection, a part of the rows at a time, and may die of any of them.
 """
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
-import os
-import resource
-import signal
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +13,7 @@ from multiprocessing.connection import Connection
 from workers.bisection import Try
 from workers.contract import Shard, WorkerSpec
 from workers.decoding import BadImage, ErrorCode
+from workers.expendable import to_parent
 from workers.failures import classify
 from workers.isolation import Commit, Phase
 from workers.outcomes import ShardResult
@@ -27,9 +21,6 @@ from workers.parts import cut, joined, wanted
 from workers.reading import ShardReader
 from workers.rows import RowBlock
 from workers.scoring import Part, Scorer
-
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): a signal to get when the thread that started us ends."""
 
 
 class Isolated:
@@ -80,15 +71,7 @@ class Isolated:
         self._parent.send(Phase.SCORING)
 
 
-def _end_with(parent_pid: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before it was asked for
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    _end_with(int(sys.argv[2]))
-    faulthandler.enable()  # where a crash was goes to the worker's log,
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # and a dump of each would only fill the node's disk
+    connection = to_parent()
     with suppress(EOFError, ConnectionError):
-        Isolated(Connection(int(sys.argv[1]))).serve()
+        Isolated(connection).serve()

@@ -12,21 +12,16 @@ does storage that does not answer.
 from __future__ import annotations
 
 import enum
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.bisection import Died, Hopeless, ReadingKills, Try, search
+from workers import bisection
+from workers.bisection import Hopeless, ReadingKills, Try, search
 from workers.contract import Shard, WorkerSpec
-from workers.memory import Guard
+from workers.expendable import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
 
@@ -39,8 +34,6 @@ READ_S = 600.0
 """For storage to come up with the next block of rows, its own retries included."""
 ROW_S = 60.0
 """Least time for a range of rows, where the caller's limit is not below it."""
-OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
-"""Signals that a process does not give itself."""
 
 
 class Phase(enum.Enum):
@@ -99,7 +92,7 @@ def _scored_parts(children: _Children, shard: Shard, limit_s: float) -> list[Par
         this = next(steps)
         while True:
             answer = children.score(this, limit_of(this.rows, shard.rows, limit_s))
-            if isinstance(answer, Died):
+            if isinstance(answer, bisection.Died):
                 this = steps.send(answer)
             else:
                 parts.append(answer)
@@ -113,21 +106,6 @@ def limit_of(rows: int, of_rows: int, limit_s: float) -> float:
     return min(limit_s, max(ROW_S, limit_s * rows / of_rows))
 
 
-def how_it_died(returncode: int, *, over_memory: bool, memory_bytes: int) -> str | None:
-    """What a child died of, from its exit status as subprocess gives it; None if somebody else killed it."""
-    if over_memory:
-        return f"took more than {memory_bytes / 2**30:.2f} GiB of memory"
-    if returncode >= 0:
-        return f"ended the process that scored it, with exit code {returncode}"
-    if -returncode in OUTSIDE:
-        return None
-    return f"killed the process that scored it: {signal.Signals(-returncode).name}"
-
-
-class _ChildDied(Exception):
-    """By its own doing; the message says how."""
-
-
 class _Children:
     """One child at a time, started when there is something for it to do. Use from one thread: they end with it."""
 
@@ -139,7 +117,7 @@ class _Children:
         self._used = False
         """The child has been asked for rows."""
 
-    def score(self, this: Try, limit_s: float) -> Part | Died:
+    def score(self, this: Try, limit_s: float) -> Part | bisection.Died:
         """Raises _GivenUp for whatever is not the rows' doing."""
         if this.fresh and self._used:
             self.close()
@@ -147,9 +125,9 @@ class _Children:
         self._used = True
         try:
             part: Part = child.ask(this, limit_s)
-        except _ChildDied as died:
+        except Died as died:
             self.close()
-            return Died(str(died), used)
+            return bisection.Died(str(died), used)
         return part
 
     def commit(self, parts: Sequence[Part]) -> ShardResult:
@@ -157,7 +135,7 @@ class _Children:
         self.close()
         try:
             result: ShardResult = self._started().ask(Commit(parts), READ_S)
-        except _ChildDied as died:
+        except Died as died:
             message = f"{self._shard.describe()}: putting its scored rows together {died}"
             raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
         return result
@@ -172,49 +150,28 @@ class _Children:
             self._child = _Child(self._memory_bytes)
             try:
                 self._child.load(self._spec, self._shard)
-            except _ChildDied as died:
+            except Died as died:
                 message = f"loading the bundle in an isolated process {died}"
                 raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
         return self._child
 
 
 class _Child:
-    """A process that scores, with the guard of its memory."""
+    """A process that scores, and what its messages mean."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self._memory_bytes = memory_bytes
-        self._pipe, theirs = Pipe()
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # whatever made this process find us
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workers.isolated", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        theirs.close()  # so that its end is the connection's
-        self._guard = Guard(self._process.pid, memory_bytes)
+        self._process = Child("workers.isolated", memory_bytes, "scored")
+        self.end = self._process.end
 
     def load(self, spec: WorkerSpec, shard: Shard) -> None:
-        """Raises _ChildDied, _GivenUp."""
-        self._put((spec, shard))
+        """Raises Died, _GivenUp."""
+        self._process.put((spec, shard))
         self._take(START_S)
 
     def ask(self, request: Try | Commit, limit_s: float) -> Any:
-        """The answer: a Part or a ShardResult. Raises _ChildDied, also when the limit is over; _GivenUp."""
-        self._put(request)
+        """The answer: a Part or a ShardResult. Raises Died, also when the limit is over; _GivenUp."""
+        self._process.put(request)
         return self._take(limit_s)
-
-    def end(self) -> tuple[int, bool]:
-        """Its exit status, and whether the guard has killed it."""
-        self._pipe.close()
-        self._process.kill()
-        returncode = self._process.wait()
-        return returncode, self._guard.close()
-
-    def _put(self, message: object) -> None:
-        try:
-            self._pipe.send(message)
-        except ConnectionError:  # it is dead, and how is found out when its answer is waited for
-            return
 
     def _take(self, limit_s: float) -> Any:
         """The next answer. Time runs only while the child scores; a single block may take READ_S to be read."""
@@ -222,35 +179,26 @@ class _Child:
         while True:
             began = time.monotonic()
             try:
-                if not self._pipe.poll(left_s if phase is Phase.SCORING else READ_S):
-                    raise self._overdue(phase, limit_s)
-                message = self._pipe.recv()
-            except (EOFError, ConnectionError):
-                raise self._dead() from None
+                message = self._process.take(left_s if phase is Phase.SCORING else READ_S)
+            except Overdue:
+                raise _overdue(phase, limit_s) from None
+            except KilledFromOutside as killed:
+                told = f"the isolated process was killed from outside ({killed}): the node may be short of memory"
+                raise _GivenUp(_failure(FailureKind.INFRA, told, FailureCode.CRASHED)) from killed
             if phase is Phase.SCORING:
                 left_s = max(0.0, left_s - (time.monotonic() - began))
             if message is Phase.READY:
                 return None
             if isinstance(message, Failure):
                 if message.code == FailureCode.MEMORY:
-                    raise _ChildDied("needed more memory than there is")
+                    raise Died("needed more memory than there is")
                 raise _GivenUp(message)
             if not isinstance(message, Phase):
                 return message
             phase = message
 
-    def _overdue(self, phase: Phase, limit_s: float) -> Exception:
-        if phase is Phase.SCORING:
-            return _ChildDied(f"was not scored within {limit_s:g} s")
-        message = f"storage has given nothing for {READ_S:g} s"
-        return _GivenUp(_failure(FailureKind.INFRA, message))
 
-    def _dead(self) -> Exception:
-        """Why there is no answer any more."""
-        returncode = self._process.wait()
-        how = how_it_died(returncode, over_memory=self._guard.close(), memory_bytes=self._memory_bytes)
-        if how is not None:
-            return _ChildDied(how)
-        name = signal.Signals(-returncode).name
-        message = f"the isolated process was killed from outside ({name}): the node may be short of memory"
-        return _GivenUp(_failure(FailureKind.INFRA, message, FailureCode.CRASHED))
+def _overdue(phase: Phase, limit_s: float) -> Exception:
+    if phase is Phase.SCORING:
+        return Died(f"was not scored within {limit_s:g} s")
+    return _GivenUp(_failure(FailureKind.INFRA, f"storage has given nothing for {READ_S:g} s"))

@@ -1,16 +1,22 @@
 """Make the bundle on a worker: load, sample, quantize, compare, judge, write. Or judge the bundle that is there.
 
 torch is imported in `make`, after the cores are leased and pinned.
+
+Images of the sample may kill whoever decodes them. The maker decodes them itself at first, and dies of such an image:
+by what it does, or because it takes too long or too much memory. Asked again with `careful`, it has them decoded by a
+process that may die, and leaves out of the sample what kills that one.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from workers import bundle, gate, threads
-from workers.contract import BundleRequest
+from workers import bundle, gate, memory, threads
+from workers.contract import BundleRequest, ThreadPlan
 from workers.filesystems import read_url
 from workers.manifest import Calibration, Manifest, RowRef
 from workers.outcomes import BundleOutcome, Failure
@@ -19,7 +25,6 @@ from workers.store import Store, open_store
 if TYPE_CHECKING:
     from workers.accuracy import AccuracyReport
     from workers.contract import Preprocess
-    from workers.engines.base import Engine
     from workers.sampling import Sample
 
 
@@ -29,39 +34,41 @@ class Maker:
     def __init__(self, request: BundleRequest) -> None:
         self._request = request
         self._began = time.perf_counter()
+        self._plan: ThreadPlan
 
     def make(self) -> BundleOutcome | Failure:
         """Write the bundle if it is missing and the gate lets it pass."""
-        lease = None
         try:
-            if self._request.pin:
-                # The driver counts the node's CPUs; how many cores those are only the node knows.
-                lease = threads.lease(min(self._request.threads, threads.read_topology().budget))
-                threads.apply(lease.plan)
-            return self._make(lease)
+            with ExitStack() as held:
+                return self._make(held)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
             return classify(error)
-        finally:
-            if lease:
-                lease.release()
 
-    def _make(self, lease: threads.Lease | None) -> BundleOutcome:
+    def _make(self, held: ExitStack) -> BundleOutcome:
+        request = self._request
+        if request.pin:
+            # The driver counts the node's CPUs; how many cores those are only the node knows.
+            lease = threads.lease(min(request.threads, threads.read_topology().budget))
+            held.callback(lease.release)
+            threads.apply(lease.plan)
+            self._plan = lease.plan
+        else:
+            self._plan = threads.unpinned(request.threads)
         import torch
 
-        request = self._request
-        if lease:
-            torch.set_num_threads(lease.plan.threads)
+        if request.pin:
+            torch.set_num_threads(self._plan.threads)
         store = open_store(request.output.url, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:
-            return self._new(store)
+            return self._new(store, held)
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
-        report = judge_again(manifest, store, request)
-        return outcome_of(report, request, created=False, began=self._began)
+        report, left_out = self._judged_again(manifest, store, held)
+        return outcome_of(report, request, created=False, began=self._began, left_out=left_out)
 
-    def _new(self, store: Store) -> BundleOutcome:
+    def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
         from workers.accuracy import compare
         from workers.artifacts import open_artifact
         from workers.cpu import isa_class
@@ -72,7 +79,7 @@ class Maker:
 
         request, spec = self._request, self._request.model
         model = load_model(spec, read_url)
-        sample = read_request_sample(request, model.preprocess, model.labels, model.outputs)
+        sample = self._sample(model.preprocess, model.labels, model.outputs, held)
         calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
         report = calibration = None
         if spec.precision == "fp32":
@@ -97,59 +104,96 @@ class Maker:
                 bad_rows=sample.bad_rows,
             )
         if report is not None and not gate.decide(report, request.gate, spec.task).passed:
-            return outcome_of(report, request, created=False, began=self._began)
+            return outcome_of(report, request, created=False, began=self._began, left_out=sample.left_out)
+        notes = (*artifacts.notes, *(f"left out of the sample: {row}" for row in sample.left_out))
         manifest = bundle.write_bundle(
             store,
             request.fingerprint,
             spec=spec,
             model=model,
-            artifacts=artifacts,
+            artifacts=replace(artifacts, notes=notes),
             accuracy=report,
             calibration=calibration,
             golden_images=sample.encoded,
             decode_into=decode_into,
         )
         # Another run may have written first; then its model is the one that ships, and the one to judge.
-        return outcome_of(manifest.accuracy, request, created=manifest.accuracy == report, began=self._began)
+        created = manifest.accuracy == report
+        return outcome_of(manifest.accuracy, request, created=created, began=self._began, left_out=sample.left_out)
+
+    def _judged_again(
+        self, manifest: Manifest, store: Store, held: ExitStack
+    ) -> tuple[AccuracyReport | None, tuple[str, ...]]:
+        """The bundle's own report; measured anew on tonight's sample when labels are asked for and it has none.
+
+        With it the rows that kill, as in BundleOutcome.
+        """
+        from workers.accuracy import compare
+
+        report, request = manifest.accuracy, self._request
+        if report is None or request.gate.labels_column is None or report.labelled_rows:
+            return report, ()
+        fp32, int8 = (bundle.load_engine(store, manifest, precision) for precision in ("fp32", "int8"))
+        sample = self._sample(manifest.preprocess, manifest.labels, manifest.outputs, held)
+        report = compare(
+            fp32,
+            int8,
+            sample.crops_NHWC,
+            sample.labels,
+            request.batch,
+            calibration_rows=report.calibration_rows,
+            calibration_bad_rows=sample.bad_rows,
+        )
+        return report, sample.left_out
+
+    def _sample(self, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int, held: ExitStack) -> Sample:
+        """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
+        from workers.careful import IMAGE_S, Careful, or_exit, straight
+        from workers.sampling import read_sample
+
+        request = self._request
+        if request.pin:
+            most_bytes = maker_bytes(request, self._plan)
+            memory.check_room(most_bytes)
+            held.callback(memory.Guard(os.getpid(), most_bytes).close)
+        with ExitStack() as decoding:
+            decode = straight(preprocess)
+            if request.careful:
+                decode = decoding.enter_context(closing(Careful(preprocess, worker_bytes(request, self._plan))))
+            elif request.pin:
+                decode = or_exit(decode, IMAGE_S)
+            return read_sample(
+                request.sample,
+                request.input,
+                decode,
+                labels_column=request.gate.labels_column,
+                class_names=labels,
+                classes=classes,
+                seed=request.model.calibration_seed,
+            )
 
 
-def read_request_sample(
-    request: BundleRequest, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int
-) -> Sample:
-    from workers.sampling import read_sample
-
-    return read_sample(
-        request.sample,
-        request.input,
-        preprocess,
-        labels_column=request.gate.labels_column,
-        class_names=labels,
-        classes=classes,
-        seed=request.model.calibration_seed,
-    )
+def maker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
+    """Most memory of the maker on these cores: that of as many workers as they would do for."""
+    named_bytes = request.memory_bytes
+    if named_bytes is not None:
+        named_bytes = named_bytes * max(plan.threads, request.worker_threads) // request.worker_threads
+    return memory.bound_bytes(named_bytes, plan)
 
 
-def judge_again(manifest: Manifest, store: Store, request: BundleRequest) -> AccuracyReport | None:
-    """The bundle's own report; measured anew on tonight's sample when true labels are asked for and it has none."""
-    from workers.accuracy import compare
-
-    report = manifest.accuracy
-    if report is None or request.gate.labels_column is None or report.labelled_rows:
-        return report
-    engines: list[Engine] = [bundle.load_engine(store, manifest, precision) for precision in ("fp32", "int8")]
-    sample = read_request_sample(request, manifest.preprocess, manifest.labels, manifest.outputs)
-    return compare(
-        engines[0],
-        engines[1],
-        sample.crops_NHWC,
-        sample.labels,
-        request.batch,
-        calibration_rows=report.calibration_rows,
-        calibration_bad_rows=sample.bad_rows,
-    )
+def worker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
+    """Most memory of a worker on this node, and so of a process that decodes the sample."""
+    return memory.bound_bytes(request.memory_bytes, replace(plan, threads=min(request.worker_threads, plan.budget)))
 
 
-def outcome_of(report: AccuracyReport | None, request: BundleRequest, *, created: bool, began: float) -> BundleOutcome:
+def outcome_of(
+    report: AccuracyReport | None,
+    request: BundleRequest,
+    *,
+    created: bool,
+    began: float,
+    left_out: tuple[str, ...] = (),
+) -> BundleOutcome:
     """Judge a report by the gate; an fp32 bundle has none and passes."""
     task = request.model.task
     return BundleOutcome(
@@ -159,4 +203,5 @@ def outcome_of(report: AccuracyReport | None, request: BundleRequest, *, created
         table="" if report is None else gate.table(report, request.gate, task),
         report={} if report is None else asdict(report),
         seconds=time.perf_counter() - began,
+        left_out=left_out,
     )

@@ -119,3 +119,5 @@ class BundleOutcome:
     report: Mapping[str, object]
     """The accuracy report, JSON-able."""
     seconds: float
+    left_out: tuple[str, ...] = ()
+    """Rows of the sample that kill whoever decodes them, each with what it did, for a person."""

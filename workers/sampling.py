@@ -10,16 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.contract import InputSpec, Preprocess, SampleSlice, Shard
-from workers.decoding import BadImage
+from workers.careful import Decode
+from workers.contract import InputSpec, SampleSlice, Shard
+from workers.decoding import BadImage, ErrorCode
 from workers.model_names import ModelError
-from workers.pixels import decode_into
 from workers.reading import ShardReader
+from workers.writing import describe_row
 
 UNKNOWN = -1
 """Label of a row whose label column is null."""
+MOST_LEFT_OUT = 32
+"""More rows of one sample that kill whoever decodes them are not the rows' doing, and each takes up to a minute."""
+TOLD = 8
+"""Rows that an error names."""
 
 Labels: TypeAlias = npt.NDArray[np.int64]
+
+
+class Hopeless(Exception):
+    """So many rows kill that the reason lies elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +43,28 @@ class Sample:
     rows: list[tuple[str, int, int]]
     """Source URI, row group and row of each, for the manifest."""
     bad_rows: int
+    """Rows picked that did not decode, those that kill included."""
+    left_out: tuple[str, ...] = ()
+    """Rows that kill whoever decodes them, each with what it did, for a person."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 def read_sample(
-    slices: Sequence[SampleSlice], how: InputSpec, preprocess: Preprocess, *, labels_column: str | None,
+    slices: Sequence[SampleSlice], how: InputSpec, decode: Decode, *, labels_column: str | None,
     class_names: Sequence[str] | None, classes: int, seed: int,
 ) -> Sample:  # fmt: skip
-    """Read and decode the rows through the production path. Raises ModelError when no row is of use."""
+    """Read and decode the rows through the production path.
+
+    Raises ModelError when no row is of use; Hopeless; what the reader raises and, but for BadImage, what `decode` does.
+    """
     encoded: list[bytes] = []
     rows: list[tuple[str, int, int]] = []
     values: list[object] = []
     crops: list[npt.NDArray[np.uint8]] = []
     bad_rows = 0
+    left_out: list[str] = []
     for part in slices:
         shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
         wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
@@ -57,20 +73,24 @@ def read_sample(
                 row = block.row_start + offset
                 if row not in wanted:
                     continue
-                crop = np.empty((preprocess.crop_px, preprocess.crop_px, 3), np.uint8)
                 try:
                     if isinstance(cell, BadImage):
                         raise cell
-                    decode_into(memoryview(cell), preprocess, crop)
-                except BadImage:
+                    crops.append(decode(memoryview(cell)))
+                except BadImage as bad:
                     bad_rows += 1
+                    if bad.code is ErrorCode.CRASHED_WORKER:
+                        left_out.append(f"{describe_row(part.rows.uri, part.rows.row_group, row, {})}: {bad}")
+                    if len(left_out) > MOST_LEFT_OUT:
+                        told = f"{len(left_out)} rows of the sample kill whoever decodes them"
+                        raise Hopeless(_listed(told, left_out)) from bad
                     continue
-                crops.append(crop)
                 encoded.append(bytes(cell))
                 rows.append((part.rows.uri, part.rows.row_group, row))
                 values.append(_value(block.keys, labels_column, offset))
     if not crops:
-        raise ModelError(f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded")
+        told = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
+        raise ModelError(_listed(told, left_out))
     order = np.random.default_rng(seed).permutation(len(crops))
     labels = None if labels_column is None else class_indices(values, class_names, classes, labels_column)
     return Sample(
@@ -79,7 +99,12 @@ def read_sample(
         labels=None if labels is None else labels[order],
         rows=[rows[i] for i in order],
         bad_rows=bad_rows,
+        left_out=tuple(left_out),
     )
+
+
+def _listed(message: str, left_out: Sequence[str]) -> str:
+    return "\n".join([message, *left_out[:TOLD], *(["…"] if len(left_out) > TOLD else [])])
 
 
 def _value(keys: pa.Table | None, column: str | None, offset: int) -> object:

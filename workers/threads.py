@@ -117,6 +117,14 @@ class Lease:
         self._descriptors = []
 
 
+def unpinned(threads: int) -> ThreadPlan:
+    """The plan of a worker that lives in somebody else's process: it holds no cores and is pinned to none."""
+    topology = read_topology()
+    return ThreadPlan(
+        threads=threads, cpus=(), slots=(), budget=topology.budget, threads_per_core=topology.threads_per_core
+    )
+
+
 def lease(threads: int, topology: Topology | None = None, folder: Path | None = None) -> Lease:
     """Take `threads` physical cores of this node. Raises NoCores when not that many are free, TooWide when never."""
     topology = topology or read_topology()
