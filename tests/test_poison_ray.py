@@ -1,4 +1,5 @@
-"""A real run on Ray over images that kill whoever decodes them: it ends, and only these have no prediction."""
+"""A real run on Ray over images that kill whoever decodes them, the bundle's maker first: it ends, and only these have
+no prediction."""
 
 from __future__ import annotations
 
@@ -34,12 +35,11 @@ def test_a_run_over_images_that_kill_workers_ends_well_and_exactly_these_are_err
             tmp_path / "out",
             input={"uri": str(data), "keys": ["id"], "shard_rows": 6},
             model__calibration={"rows": 8},
-            gate={"min_agreement": 0, "rows": 8},
+            gate={"min_agreement": 0, "rows": len(good)},  # together more than there are: all rows are in the sample
             workers={"max": 1, "memory": "768MiB"},
             limits={"bad_rows": 0.1, "crash_retries": 1},
         )
     )
-    assert main(["quantize", spec, "--pool=local"]) == 0  # nothing kills yet
     bad = [{**row, "id": 100 + n, "image": _poisoned(100 + n, row["image"])} for n, row in enumerate(good[:6])]
     pq.write_table(pa.Table.from_pylist(bad, table.schema), data / "b.parquet")
 
@@ -55,6 +55,10 @@ def test_a_run_over_images_that_kill_workers_ends_well_and_exactly_these_are_err
         104: ("crashed_worker", "took more than 0.75 GiB of memory"),
     }
     assert all(row["label"] is not None for row in rows if row["id"] not in KILLERS)
+    assert "making the bundle again, each image of the sample in isolation" in run.stderr
+    place = f"warning: left out of the sample: {data / 'b.parquet'} row group 0 row"
+    assert f"{place} 1: killed the process that decoded it: SIGSEGV" in run.stderr
+    assert f"{place} 4: took more than 0.75 GiB of memory" in run.stderr
     assert "isolated" in run.stderr
     assert main(["verify", spec]) == 0
 
