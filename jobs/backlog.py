@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from jobs import policy
 from jobs.policy import Attempts, Manner
@@ -25,6 +26,7 @@ class Retry:
     attempts: Attempts
     failed_on: set[int] = field(default_factory=set)
     """Workers that had it."""
+    failed_hosts: set[str] = field(default_factory=set)
     history: list[str] = field(default_factory=list)
     """A line for each failure, for a person."""
     failed_at: float = 0.0
@@ -61,10 +63,12 @@ class Backlog:
         """Shards that no worker has, those included that must wait a while."""
         return len(self._fresh) + sum(retry.waiting for retry in self._retries.values())
 
-    def take(self, worker: int, *, held: int, ready: Collection[int], starting: bool, now: float) -> Assignment | None:
+    def take(
+        self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
+    ) -> Assignment | None:
         """The next shard for a worker that holds `held`; only one that goes beside others when it holds any.
 
-        `ready` are all workers that take shards; `starting` tells whether others are on their way.
+        `ready` are all workers that take shards, with their hosts; `starting` tells whether others are on their way.
         """
         for retry in self._retries.values():
             manner = policy.manner(retry.attempts, self._limits)
@@ -75,19 +79,23 @@ class Backlog:
                 return Assignment(retry.shard, manner)
         return Assignment(self._fresh.popleft(), Manner.BESIDE) if self._fresh else None
 
-    def suspects_for(self, worker: int, *, ready: Collection[int], starting: bool, now: float) -> int:
-        """Suspects that this worker could take now if it held nothing."""
-        return sum(
-            policy.manner(retry.attempts, self._limits) is not Manner.BESIDE
-            and self._may_have(retry, worker, ready, starting, now)
+    def suspects_beyond(
+        self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
+    ) -> bool:
+        """Whether this worker, if it held nothing, could take more than so many suspects now."""
+        suspects = (
+            retry
             for retry in self._retries.values()
+            if self._may_have(retry, worker, ready, starting, now)
+            and policy.manner(retry.attempts, self._limits) is not Manner.BESIDE
         )
+        return next(islice(suspects, reserved, None), None) is not None
 
-    def _may_have(self, retry: Retry, worker: int, ready: Collection[int], starting: bool, now: float) -> bool:
+    def _may_have(self, retry: Retry, worker: int, ready: Mapping[int, str], starting: bool, now: float) -> bool:
         if not retry.waiting or now < retry.due_at:
             return False
         waited_s = now - retry.failed_at
-        return policy.may_go(worker, retry.failed_on, ready, starting=starting, waited_s=waited_s)
+        return policy.may_go(worker, retry.failed_on, retry.failed_hosts, ready, starting=starting, waited_s=waited_s)
 
     # --------------------------------------------------------------------------------------- outcomes
 
@@ -100,11 +108,17 @@ class Backlog:
         self._retries.pop(key, None)
         return True
 
-    def failed(self, shard: Shard, worker: int, failure: Failure, *, isolated: bool, now: float) -> Retry:
-        """Count a failure of a shard that is left. The caller decides what follows."""
+    def attempts(self, shard: Shard) -> Attempts:
+        """So far."""
+        retry = self._retries.get(shard.key)
+        return retry.attempts if retry else Attempts()
+
+    def failed(self, shard: Shard, worker: int, failure: Failure, *, host: str, isolated: bool, now: float) -> Retry:
+        """Count a failure of a shard that is left; an empty `host` is not known. The caller decides what follows."""
         retry = self._retries.setdefault(shard.key, Retry(shard, Attempts()))
         retry.attempts = retry.attempts.after(failure, isolated=isolated)
         retry.failed_on.add(worker)
+        retry.failed_hosts |= {host} - {""}
         retry.failed_at = now
         retry.history.append(f"worker {worker}: {failure.code or failure.kind.value}: {failure.message}")
         return retry

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from jobs import policy
@@ -15,7 +15,7 @@ from jobs.backlog import Backlog, Retry
 from jobs.crashes import CrashLog
 from jobs.errands import Errands
 from jobs.errors import RunFailed
-from jobs.policy import Budget, Manner, Step
+from jobs.policy import Attempts, Budget, Manner, Step
 from jobs.progress import Progress
 from jobs.spec import Limits
 from jobs.tally import Tally
@@ -33,6 +33,7 @@ class Casualties:
     tally: Tally
     progress: Progress
     _last_start: str = field(default="", init=False)
+    _crashed_aside: int = field(default=0, init=False)
     _records: Errands[None] = field(default_factory=lambda: Errands("crashes"), init=False)
 
     def worker_lost(
@@ -40,20 +41,22 @@ class Casualties:
     ) -> None:
         """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
         self.progress.note(f"worker {worker}: {failure.message}")
-        held = [shard for shard in shards if shard.key in self.backlog.left]
+        held = [
+            (shard, policy.suspected(failure, self.backlog.attempts(shard)))
+            for shard in shards
+            if shard.key in self.backlog.left
+        ]
         # All are recorded before any ends the run, so that the next run knows the same suspects.
-        for shard in held if policy.budget_of(failure) is Budget.CRASH else ():
-            self._record(worker, shard, failure)
-        retries = [self._counted(worker, shard, failure, manners.get(shard.key, Manner.BESIDE), now) for shard in held]
-        for retry in retries:
-            self._follow_up(retry, failure, now)
+        retries = [
+            self._counted(worker, shard, of_it, manners.get(shard.key, Manner.BESIDE), now) for shard, of_it in held
+        ]
+        for retry, (_, of_it) in zip(retries, held, strict=True):
+            self._follow_up(retry, of_it, now)
 
     def shard_failed(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> None:
         """An attempt failed and its worker lives. Raises RunFailed."""
         if shard.key not in self.backlog.left:
             return
-        if policy.budget_of(failure) is Budget.CRASH:
-            self._record(worker, shard, failure)
         self._follow_up(self._counted(worker, shard, failure, manner, now), failure, now)
 
     def not_started(self, worker: int, failure: Failure) -> None:
@@ -81,17 +84,19 @@ class Casualties:
         self._records.send(lambda: self.crashes.record(shard, failure, info, at=at))
 
     def _counted(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> Retry:
-        retry = self.backlog.failed(shard, worker, failure, isolated=manner is Manner.ISOLATED, now=now)
+        if policy.budget_of(failure) is Budget.CRASH:
+            self._record(worker, shard, failure)
+        isolated, host = manner is Manner.ISOLATED, self.tally.host(worker)
+        retry = self.backlog.failed(shard, worker, failure, host=host, isolated=isolated, now=now)
         self._log(worker, failure, policy.budget_of(failure).value, shard, attempt=len(retry.history))
         return retry
 
     def _log(self, worker: int, failure: Failure, budget: str, shard: Shard | None, attempt: int = 0) -> None:
-        info = self.tally.workers.get(worker)
         self.tally.failures.add(
             failure,
             at=_now(),
             worker=worker,
-            host=info.host if info else "",
+            host=self.tally.host(worker),
             budget=budget,
             shard=shard,
             attempt=attempt,
@@ -99,7 +104,7 @@ class Casualties:
 
     def _follow_up(self, retry: Retry, failure: Failure, now: float) -> None:
         shard, attempts = retry.shard, retry.attempts
-        match policy.next_step(attempts, failure, self.limits):
+        match policy.next_step(attempts, failure, self.limits, self._crashed_aside):
             case Step.RETRY:
                 pause_s = policy.pause_s(attempts, failure, random.random())  # noqa: S311  (jitter)
                 later = f" in {pause_s:.0f} s" if pause_s >= 1 else ""
@@ -108,6 +113,9 @@ class Casualties:
                 self.progress.note(f"again{later}{how}: {shard.describe()}: {failure.message}")
                 self.backlog.again(shard, due_at=now + pause_s)
             case Step.SET_ASIDE:
+                if policy.budget_of(failure) is Budget.CRASH:
+                    self._crashed_aside += 1
+                    failure = replace(failure, message=f"{died(attempts)}: {failure.message}")
                 self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
                 self.tally.set_aside.append((shard, failure))
                 self.backlog.settle(shard.key)
@@ -120,10 +128,7 @@ def spent_error(retry: Retry, failure: Failure, limits: Limits) -> RunFailed:
     shard, times = retry.shard, len(retry.history)
     match policy.budget_of(failure):
         case Budget.CRASH:
-            spent = (
-                f"its worker died {retry.attempts.crashes} times, {retry.attempts.isolated_crashes} of them in "
-                f"isolation, where it is tried {policy.ISOLATED_RETRIES + 1} times a run"
-            )
+            spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"
             todo = "look at the nodes' memory (workers.memory) and at the rows named above, then run the same command"
         case Budget.INFRA:
             spent = f"limits.infra_retries allows {limits.infra_retries}"
@@ -139,6 +144,14 @@ def spent_error(retry: Retry, failure: Failure, limits: Limits) -> RunFailed:
     others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
     lines += [f"before: {line}" for line in others]
     return RunFailed("\n".join([*lines, failure.traceback]).rstrip(), todo)
+
+
+def died(attempts: Attempts) -> str:
+    """Of a shard that is given up."""
+    return (
+        f"its worker died {attempts.crashes} times, {attempts.isolated_crashes} of them in isolation, "
+        f"where it is tried {policy.ISOLATED_RETRIES + 1} times a run"
+    )
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs import policy
@@ -123,26 +123,36 @@ class Loop:
 
     def _hand_out(self, working: dict[int, int], now: float) -> None:
         """Give shards to workers that have room. Where suspects wait, busy workers run empty for them."""
+        waiting = self._backlog.waiting
+        roomy = {
+            worker: held
+            for worker, held in working.items()
+            if policy.room(held, waiting, len(working)) and not self._watch.takes_no_more(worker)
+        }
+        if not waiting or not roomy:
+            return
         starting = self.pool.size() > len(self.pool.workers())
-        reserved, waiting = 0, self._backlog.waiting
-        for worker in self._fleet.in_order(working):
-            held = working[worker]
-            if not waiting or self._watch.takes_no_more(worker) or not policy.room(held, waiting, len(working)):
+        # One that isolates may do so for hours, too long for others to be waited for.
+        ready = {w: self.tally.host(w) for w in working if not self._watch.isolates(w)}
+        reserved = 0
+        for worker in self._fleet.in_order(roomy):
+            held = roomy[worker]
+            if not policy.room(held, waiting, len(working)):
                 continue
-            suspects = self._backlog.suspects_for(worker, ready=working, starting=starting, now=now) if held else 0
-            if suspects > reserved:
+            if held and self._backlog.suspects_beyond(reserved, worker, ready=ready, starting=starting, now=now):
                 reserved += 1
-            elif self._give(worker, held, working, starting=starting, now=now):
+            elif self._give(worker, held, ready, starting=starting, now=now):
                 waiting -= 1
+            if not waiting:
+                return
 
-    def _give(self, worker: int, held: int, working: Collection[int], *, starting: bool, now: float) -> bool:
-        taken = self._backlog.take(worker, held=held, ready=working, starting=starting, now=now)
+    def _give(self, worker: int, held: int, ready: Mapping[int, str], *, starting: bool, now: float) -> bool:
+        taken = self._backlog.take(worker, held=held, ready=ready, starting=starting, now=now)
         if taken is None:
             return False
         isolated_s = None
         if taken.manner is Manner.ISOLATED:
-            s_a_row = self.tally.s_a_row or (1 / self.rate_before if self.rate_before else None)
-            isolated_s = policy.isolated_after_s(self.limits.stall_s, s_a_row, taken.shard.rows)
+            isolated_s = policy.isolated_after_s(self.limits.stall_s, self._s_a_row, taken.shard.rows)
             self.progress.note(f"in isolation: {taken.shard.describe()}, which its workers died of")
         self.pool.assign(worker, taken.shard, isolated_s=isolated_s)
         self._watch.assigned(worker, taken.shard, taken.manner, now, isolated_s=isolated_s or 0.0)
@@ -153,11 +163,16 @@ class Loop:
         if now < self._overdue_after:
             return
         self._overdue_after = now + OVERDUE_S
-        for worker, failure in list(self._watch.overdue(now, self.tally.s_a_row)):
+        for worker, failure in list(self._watch.overdue(now, self._s_a_row)):
             started = worker in self.tally.workers
             shards = self._watch.shards(worker)
             self.pool.end(worker)
             self._handle(WorkerGone(worker, failure, shards, started=started))
+
+    @property
+    def _s_a_row(self) -> float | None:
+        """Seconds that a worker takes for a row, by this run or an earlier one."""
+        return self.tally.s_a_row or (1 / self.rate_before if self.rate_before else None)
 
     def _end(self, worker: int) -> None:
         held = self._watch.shards(worker)

@@ -100,8 +100,10 @@ class Run:
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
-                f"{len(names)} source(s) could not be read and have no predictions: {'; '.join(names[:5])}",
-                "mend or replace the files named above and run again; everything else is committed",
+                f"{len(names)} source(s) or shard(s) could not be read or scored and have no predictions: "
+                f"{'; '.join(names[:5])}",
+                "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
+                "and run again; everything else is committed",
             )
 
     # -------------------------------------------------------------------------------------------- steps

@@ -107,6 +107,10 @@ class Tally:
         """Seconds that a worker took for a row; None before the first shard has ended."""
         return self._wall_s / self._rows if self._rows else None
 
+    def host(self, worker: int) -> str:
+        """Empty where it is not known."""
+        return self.workers[worker].host if worker in self.workers else ""
+
     def add(self, result: ShardResult) -> None:
         self.results.append(result)
         self._rows += result.rows_ok + result.rows_bad

@@ -62,6 +62,9 @@ class Watch:
         """It holds a shard that wants to be alone."""
         return any(it.manner is not Manner.BESIDE for it in self._held.get(worker, []))
 
+    def isolates(self, worker: int) -> bool:
+        return any(it.manner is Manner.ISOLATED for it in self._held.get(worker, []))
+
     def overdue(self, now: float, s_a_row: float | None) -> Iterator[tuple[int, Failure]]:
         """Workers to be ended, and why; `s_a_row` is what a row has taken on average in this run."""
         for worker, placed_at in self._placed_at.items():

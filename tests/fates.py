@@ -65,6 +65,7 @@ class FatePool:
         self.given: list[Given] = []
         self.joined: set[Given] = set()
         """Attempts beside which another shard was given to their worker."""
+        self.host_of: Callable[[int], str] = "host-{}".format
         self._ledger, self._fate, self._starts = ledger, fate, starts
         self._numbers = itertools.count()
         self._workers: dict[int, _Worker] = {}
@@ -125,7 +126,7 @@ class FatePool:
             self._events.append(WorkerGone(number, fate, (), started=False))
         else:
             worker.ready = True
-            self._events.append(WorkerReady(number, replace(INFO, host=f"host-{number}", pid=1000 + number)))
+            self._events.append(WorkerReady(number, replace(INFO, host=self.host_of(number), pid=1000 + number)))
 
     def _turn(self, number: int, given: Given) -> None:
         worker = self._workers.get(number)

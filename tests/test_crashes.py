@@ -199,16 +199,30 @@ def test_only_keys_of_crash_records_count_as_such() -> None:
 # ----------------------------------------------------------------------------------------- isolation
 
 
-def test_a_shard_whose_isolated_attempts_lose_their_workers_too_ends_the_run_with_everything_in_hand() -> None:
+def test_a_shard_whose_isolated_attempts_lose_their_workers_too_does_not_hold_up_the_night() -> None:
     ledger, plan = setup()
     run = fated(ledger, plan, poison(CRASH, isolated=MEMORY))
+    ((shard, failure),) = run.loop.run().set_aside
+    assert shard == plan.shards[POISON]
+    assert "its worker died 6 times, 3 of them in isolation" in failure.message
+    assert "over its bound" in failure.message
+    assert [shard.index for shard in ledger.missing(plan)] == [POISON]
+    following = fated(ledger, plan, poison(CRASH, isolated=MEMORY))
+    following.loop.run()
+    assert len(following.attempts_at(POISON)) == 3
+
+
+def test_more_and_more_shards_that_crash_even_in_isolation_end_the_run_with_everything_in_hand() -> None:
+    ledger, plan = setup(100)
+    run = fated(ledger, plan, lambda given: CRASH if given.isolated_s is None else MEMORY)
     told = (
-        r"(?s)shard 00000001/00000003 \(10 rows: a row group 3 rows 0:10\) failed 6 time\(s\), on worker\(s\) .*"
-        r"its worker died 6 times, 3 of them in isolation.*over its bound.*"
+        r"(?s)shard 00000001/\d+ \(10 rows: a row group \d+ rows 0:10\) failed 6 time\(s\), on worker\(s\) .*"
+        r"its worker died 6 times, 3 of them in isolation.*and 3 others are set aside for that already: over its.*"
         r"before: worker \d+: crashed: the process died"
     )
     with pytest.raises(RunFailed, match=told):
         run.loop.run()
+    assert len(run.pool.given) < 80
 
 
 def test_a_shard_that_cannot_even_be_read_in_isolation_is_set_aside_and_the_rest_is_scored() -> None:
@@ -254,8 +268,9 @@ def test_without_any_shard_to_compare_with_a_hang_is_ended_only_by_the_specs_own
 def test_an_isolated_attempt_that_never_ends_is_ended_too() -> None:
     ledger, plan = setup()
     run = fated(ledger, plan, poison(CRASH, isolated=HANG), limits=Limits(stall_s=5))
-    with pytest.raises(RunFailed, match="in isolation"):
-        run.loop.run()
+    ((shard, failure),) = run.loop.run().set_aside
+    assert shard.index == POISON
+    assert "in isolation" in failure.message
 
 
 def test_a_worker_that_has_its_node_and_is_never_ready_is_replaced() -> None:
@@ -287,11 +302,51 @@ def test_preemptions_cost_nothing_however_many_there_are() -> None:
 
 def test_lost_nodes_convict_nobody_and_their_budget_ends_the_run() -> None:
     ledger, plan = setup()
-    run = fated(ledger, plan, poison(NODE), limits=Limits(infra_retries=4))
-    with pytest.raises(RunFailed, match=r"failed 5 time\(s\).*limits\.infra_retries allows 4: the node is gone"):
+    run = fated(ledger, plan, poison(NODE), limits=Limits(infra_retries=1))
+    with pytest.raises(RunFailed, match=r"failed 2 time\(s\).*limits\.infra_retries allows 1: the node is gone"):
         run.loop.run()
     assert records(ledger) == []
     assert all(given.isolated_s is None for given in run.pool.given)
+
+
+def test_a_shard_that_takes_node_after_node_along_is_isolated_before_it_has_cost_many() -> None:
+    """As an image whose memory ends a pod as a whole."""
+    ledger, plan = setup()
+    run = fated(ledger, plan, poison(NODE))
+    run.loop.run()
+    assert ledger.missing(plan) == []
+    attempts = run.attempts_at(POISON)
+    assert [given.isolated_s is not None for given in attempts] == [False] * 5 + [True]
+    assert [given.beside for given in attempts[3:]] == [0, 0, 0]
+    assert CrashLog(ledger.store, ROOT).counts({plan.number})[plan.shards[POISON].key] == 3
+
+
+def test_a_broken_host_does_not_spend_a_shards_budget_with_all_of_its_workers() -> None:
+    """Whoever fails at once is idle first, and there are more of them on the host than a shard has retries."""
+    ledger, plan = setup(40)
+    run = fated(ledger, plan, lambda given: TASK if given.worker < 6 else COMMIT, workers=8)
+    run.pool.host_of = lambda worker: f"host-{worker // 6}"
+    run.loop.run()
+    assert ledger.missing(plan) == []
+
+
+def test_a_shard_does_not_wait_for_a_worker_that_is_busy_isolating_another() -> None:
+    ledger, plan = setup(2)
+    crashes = CrashLog(ledger.store, ROOT)
+    for _ in range(3):
+        crashes.record(plan.shards[0], CRASH, None, at="")  # type: ignore[arg-type]
+    fails_once = iter([STORAGE])
+
+    def fate(given: Given) -> Fate:
+        if given.shard.index == 1:
+            return next(fails_once, COMMIT)
+        return COMMIT if run.pool.now > 5000 else HANG
+
+    run = fated(ledger, plan, fate, workers=2)
+    run.loop.interrupted = lambda: not ledger.missing(plan) or run.pool.now > 1000
+    with pytest.raises(Interrupted):
+        run.loop.run()
+    assert [shard.index for shard in ledger.missing(plan)] == [0]
 
 
 def test_a_failing_shard_goes_to_other_workers_and_to_the_same_one_only_where_there_is_no_other() -> None:

@@ -24,6 +24,7 @@ from jobs.policy import (
     room,
     stall_after_s,
     start_step,
+    suspected,
 )
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -78,7 +79,7 @@ def test_the_budgets_are_apart() -> None:
         (Attempts(data=4), DATA, Step.SET_ASIDE),
         (Attempts(crashes=1000), infra(FailureCode.CRASHED), Step.RETRY),
         (Attempts(crashes=9, isolated_crashes=2), infra(FailureCode.MEMORY), Step.RETRY),
-        (Attempts(crashes=9, isolated_crashes=3), infra(FailureCode.MEMORY), Step.STOP),
+        (Attempts(crashes=9, isolated_crashes=3), infra(FailureCode.MEMORY), Step.SET_ASIDE),
         (Attempts(free=10_000, infra=20), infra(FailureCode.PREEMPTED), Step.RETRY),
         (Attempts(infra=20, task=3), TASK, Step.RETRY),
     ],
@@ -111,19 +112,41 @@ def test_a_storm_that_a_shards_whole_budget_meets_may_last_a_quarter_of_an_hour(
 @pytest.mark.parametrize(
     ("failed_on", "ready", "starting", "waited_s", "goes"),
     [
-        (set(), {1}, False, 0, True),
-        ({2}, {1, 2}, False, 0, True),
-        ({1}, {1, 2}, False, 1e9, False),  # worker 2 gets it
-        ({1}, {1}, False, 0, True),  # there is no other
-        ({1}, {1}, True, 59, False),  # there soon is
-        ({1}, {1}, True, 61, True),
-        ({1, 2}, {1, 2}, False, 0, True),  # all have tried
+        (set(), {1: "a"}, False, 0, True),
+        ({2}, {1: "a", 2: "b"}, False, 0, True),
+        ({1}, {1: "a", 2: "b"}, False, 1e9, False),  # worker 2 gets it
+        ({1}, {1: "a", 2: "a"}, False, 1e9, False),
+        ({2}, {1: "a", 2: "a"}, False, 0, True),  # there is no other host
+        ({2}, {1: "a", 2: "a"}, True, 0, True),  # and none is waited for
+        ({2}, {1: "a", 2: "a", 3: "b"}, False, 1e9, False),  # there is
+        ({1}, {1: "a"}, False, 0, True),  # there is no other worker
+        ({1}, {1: "a"}, True, 59, False),  # there soon is
+        ({1}, {1: "a"}, True, 61, True),
+        ({1, 2}, {1: "a", 2: "b"}, False, 0, True),  # all have tried
     ],
 )
-def test_a_shard_goes_to_a_worker_that_it_has_not_failed_on(
-    failed_on: set[int], ready: set[int], starting: bool, waited_s: float, goes: bool
+def test_a_shard_goes_to_a_host_and_a_worker_that_it_has_not_failed_on(
+    failed_on: set[int], ready: dict[int, str], starting: bool, waited_s: float, goes: bool
 ) -> None:
-    assert may_go(1, failed_on, ready, starting=starting, waited_s=waited_s) is goes
+    hosts = {ready[worker] for worker in failed_on}
+    assert may_go(1, failed_on, hosts, ready, starting=starting, waited_s=waited_s) is goes
+
+
+def test_a_shard_under_which_node_after_node_vanishes_is_suspected() -> None:
+    attempts, codes = Attempts(), []
+    for _ in range(5):
+        failure = suspected(infra(FailureCode.NODE_LOST), attempts)
+        attempts = attempts.after(failure)
+        codes.append(failure.code)
+    assert codes == ["node_lost"] * 2 + ["crashed"] * 3
+    assert (attempts.infra, attempts.crashes) == (2, 3)
+    assert suspected(INFRA, attempts) is INFRA
+
+
+def test_a_few_shards_that_crash_for_ever_are_set_aside_and_with_one_more_the_run_ends() -> None:
+    spent, crash = Attempts(isolated_crashes=3), infra(FailureCode.CRASHED)
+    steps = [next_step(spent, crash, Limits(), aside) for aside in range(5)]
+    assert steps == [Step.SET_ASIDE] * 3 + [Step.STOP] * 2
 
 
 def test_a_worker_is_stuck_after_many_times_what_its_shards_should_take_or_what_the_spec_says() -> None:
