@@ -19,7 +19,7 @@ from jobs.sources import open_sources
 from jobs.spec_input import Input
 from workers import parquet, parquet_rows
 from workers.contract import InputSpec, Shard, Slice
-from workers.decoding import BadImage
+from workers.decoding import MAX_IMAGE_BYTES, BadImage
 from workers.filesystems import open_filesystem, version_of
 from workers.parquet import InputUnreadable, SourceFile, image_kind
 from workers.read_ahead import ReadAhead
@@ -194,6 +194,32 @@ def test_a_folder_of_images_gives_a_row_a_file_and_knows_the_gone_ones(tmp_path:
     assert cells(reader) == [f"image {i}".encode() for i in range(40) if i not in (7, 11)]
     assert reader.gone == {7, 11}
     assert unreadable == {}
+
+
+def test_a_file_that_is_too_large_to_be_an_image_is_a_bad_row_and_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever read it would be killed by its bound of memory, also alone."""
+    (tmp_path / "a.jpg").write_bytes(b"A")
+    with (tmp_path / "b.jpg").open("wb") as sparse:
+        sparse.truncate(MAX_IMAGE_BYTES + 1)
+    reads: list[int] = []
+    read_bytes, cat_file = Path.read_bytes, LocalFileSystem.cat_file
+    monkeypatch.setattr(Path, "read_bytes", lambda it: reads.append(1) or read_bytes(it))
+    monkeypatch.setattr(
+        LocalFileSystem, "cat_file", lambda it, path, **how: reads.append(1) or cat_file(it, path, **how)
+    )
+    slices = [piece for name in ("a", "b") for piece in slices_of(tmp_path / f"{name}.jpg", (0, 0, 1))]
+    reader = ShardReader(shard(slices), InputSpec(format="images", image=""))
+    assert cells(reader) == [b"A", "too_large"]
+    path = write(tmp_path / "a.parquet", pa.array(["a.jpg", "b.jpg"]))
+    how = InputSpec(format="parquet", image="image", uri_roots=(str(tmp_path),))
+    assert cells(ShardReader(shard(slices_of(path, (0, 0, 2))), how)) == [b"A", "too_large"]
+    assert len(reads) == 2
+    (tmp_path / "b.jpg").unlink()
+    reader = ShardReader(shard(slices), InputSpec(format="images", image=""))
+    assert cells(reader) == [b"A"]
+    assert reader.gone == {1}
 
 
 def test_a_flipped_bit_in_a_page_is_found_and_blamed_on_the_source(tmp_path: Path) -> None:

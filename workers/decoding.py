@@ -37,6 +37,9 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485
 """Larger images are refused before a pixel is decoded: a quarter of a GiB of RGB, where Pillow's own warning starts."""
 
+MAX_IMAGE_BYTES = 6 * (MAX_PIXELS + 1)
+"""Of an encoded image, for readers: the largest that is decoded, uncompressed with 16 bits a channel: half a GiB."""
+
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
 
@@ -64,7 +67,7 @@ class ErrorCode(enum.StrEnum):
     CORRUPT = "corrupt"
     """The format is known and the file is complete, but what is in it cannot be decoded."""
     TOO_LARGE = "too_large"
-    """More than MAX_PIXELS pixels."""
+    """More than MAX_PIXELS pixels, or more than MAX_IMAGE_BYTES bytes."""
     BAD_SIZE = "bad_size"
     """A side is longer than MAX_ASPECT times the other. (A side of zero is `corrupt`: no format allows it.)"""
     URI_REFUSED = "uri_refused"

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from workers.decoding import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.uris import Refused, is_web
 
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
@@ -21,7 +22,8 @@ _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 def read_below(path: str, roots: Sequence[str]) -> bytes:
     """A whole file below one of the local folders among `roots`.
 
-    Raises Refused for a file that lies elsewhere or is no regular file, FileNotFoundError, OSError.
+    Raises Refused for a file that lies elsewhere or is no regular file, BadImage for one that is too large to be an
+    image, FileNotFoundError, OSError.
     """
     try:
         # O_PATH touches no device and waits for no pipe.
@@ -36,8 +38,11 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
         folders = [Path(os.path.realpath(_local(root))) for root in roots if "://" not in root or _is_file_url(root)]
         if not any(real.is_relative_to(folder) for folder in folders):
             raise Refused(f"{path!r} is a link that leads out of input.uri_roots")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
             raise Refused(f"{path!r} is not a regular file")
+        if facts.st_size > MAX_IMAGE_BYTES:
+            raise BadImage(ErrorCode.TOO_LARGE, f"{path!r} has {facts.st_size} bytes, more than {MAX_IMAGE_BYTES}")
         return Path(opened).read_bytes()
     finally:
         os.close(descriptor)

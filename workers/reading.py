@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from workers import parquet_rows, webdataset
 from workers.contract import InputSpec, Shard, Slice
+from workers.decoding import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.filesystems import open_filesystem, version_of
 from workers.parquet import InputUnreadable, SourceFile, open_parquet, opened
 from workers.retries import retrying
@@ -114,11 +115,11 @@ class ShardReader:
             for offset, future in enumerate(ahead):
                 yield from self._fetched(len(self.shard.slices) - len(ahead) + offset, future.result())
 
-    def _fetched(self, index: int, data: bytes | None) -> Iterator[RowBlock]:
-        if data is None:
+    def _fetched(self, index: int, image: ImageCell | None) -> Iterator[RowBlock]:
+        if image is None:
             self.gone.add(index)
         else:
-            yield RowBlock(index, 0, [data], None, len(data))
+            yield RowBlock(index, 0, [image], None, 0 if isinstance(image, BadImage) else len(image))
 
 
 def _identity(source: Slice) -> tuple[str, str]:
@@ -134,14 +135,18 @@ def _unchanged(fs: Any, path: str, source: Slice) -> bool:
     return int(info["size"]) == source.size and version_of(info) == source.version
 
 
-def _fetch_pinned(fs: Any, source: Slice) -> bytes | None:
-    """A whole file, or None when it is no longer the version that was claimed.
+def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:
+    """A whole file, or None when it is no longer the version that was claimed. One that is no image is not read.
 
     Checking after the read is enough: the version that is there now was there then.
     """
     path = str(fs._strip_protocol(source.uri))
-    try:
-        data = bytes(retrying(lambda: fs.cat_file(path), source.uri))
-    except NotFound:
-        return None
+    data: bytes | BadImage
+    if source.size > MAX_IMAGE_BYTES:
+        data = BadImage(ErrorCode.TOO_LARGE, f"{source.size} bytes, more than {MAX_IMAGE_BYTES}")
+    else:
+        try:
+            data = bytes(retrying(lambda: fs.cat_file(path), source.uri))
+        except NotFound:
+            return None
     return data if _unchanged(fs, path, source) else None

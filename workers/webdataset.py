@@ -19,15 +19,13 @@ from typing import Any
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
-from workers.decoding import MAX_PIXELS, BadImage, ErrorCode
+from workers.decoding import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.parquet import InputUnreadable
 from workers.rows import ImageCell, RowBlock
 from workers.tar import Member, Window, members
 
 KEY_COLUMN = "__key__"
 """Name of the key among `InputSpec.keys`; every other name there is an extension."""
-MAX_IMAGE_BYTES = 6 * (MAX_PIXELS + 1)
-"""The largest picture that is decoded, uncompressed with 16 bits a channel: half a GiB."""
 MAX_TEXT_BYTES = 16 * 2**20
 """Of a member that is a key column."""
 MAX_MEMBERS = 1024
