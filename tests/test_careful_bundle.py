@@ -21,7 +21,7 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits
-from workers import careful, sampling
+from workers import careful, memory, sampling
 from workers.bundle import read_manifest
 from workers.contract import BundleRequest, InputSpec, SampleSlice, Slice, ThreadPlan
 from workers.filesystems import open_filesystem, version_of
@@ -161,7 +161,11 @@ def test_a_bound_below_what_a_decoder_takes_is_told(bench: Bench) -> None:
 MAKE = """
 import pickle, sys
 from pathlib import Path
+from workers import memory, threads
 from workers.making import Maker
+
+share_bytes = int(sys.argv[2])
+memory.node_bytes = lambda root: share_bytes * threads.read_topology().budget / memory.NODE_SHARE
 
 class Hasty(Maker):
     def _sample(self, *arguments):
@@ -173,13 +177,15 @@ print(Hasty(pickle.loads(Path(sys.argv[1]).read_bytes())).make(), flush=True)
 """
 
 
-def made_apart(bench: Bench, request: BundleRequest) -> subprocess.CompletedProcess[str]:
-    """By a process like an actor's, whose leases are its own."""
+def made_apart(
+    bench: Bench, request: BundleRequest, share_bytes: int = MEMORY_BYTES
+) -> subprocess.CompletedProcess[str]:
+    """By a process like an actor's, whose leases are its own, on a node that has so much memory for each core."""
     work = bench.folder / "work"
     work.write_bytes(pickle.dumps(request))
     path = os.pathsep.join([str(bench.folder / "hook"), str(ROOT)])
     return subprocess.run(
-        [PYTHON, "-c", MAKE, str(work)],
+        [PYTHON, "-c", MAKE, str(work), str(share_bytes)],
         env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(bench.folder)},
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
@@ -213,7 +219,7 @@ def test_a_maker_dies_of_an_image_that_never_ends_or_takes_all_memory(bench: Ben
 
 
 def test_a_maker_that_has_no_room_for_its_network_says_so(bench: Bench) -> None:
-    small = made_apart(bench, own_process(replace(bench.poisoned({}), memory_bytes=64 * 2**20)))
+    small = made_apart(bench, own_process(replace(bench.poisoned({}), memory_bytes=None)), 64 * 2**20)
     assert "code=<FailureCode.MEMORY" in small.stdout
     assert "raise workers.memory" in small.stdout
 
@@ -238,21 +244,21 @@ def test_a_decoder_that_holds_the_interpreter_ends_the_process_all_the_same() ->
 # ------------------------------------------------------------------------------------------------ bounds
 
 
-@pytest.mark.parametrize(
-    ("threads", "worker_threads", "maker"), [(8, 1, 8), (8, 2, 4), (3, 2, 1.5), (1, 1, 1), (1, 4, 1)]
-)
-def test_a_maker_may_take_as_much_memory_as_the_workers_that_its_cores_would_do_for(
-    bench: Bench, threads: int, worker_threads: int, maker: float
+@pytest.mark.parametrize("named_gib", [None, 1, 5, 50])
+def test_the_maker_may_take_its_cores_share_of_the_node_and_a_decoder_what_a_worker_may(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, named_gib: int | None
 ) -> None:
-    request = replace(bench.request, memory_bytes=2**20, worker_threads=worker_threads)
-    plan = ThreadPlan(threads=threads, cpus=(), slots=(), budget=8, threads_per_core=1)
-    assert maker_bytes(request, plan) == maker * 2**20
-    assert worker_bytes(request, plan) == 2**20
-
-
-def test_without_a_word_on_memory_it_is_the_cores_share_of_the_node(bench: Bench) -> None:
-    request = replace(bench.request, memory_bytes=None, worker_threads=2)
+    monkeypatch.setattr(memory, "node_bytes", lambda root: 10 * 2**30)
+    named_bytes = None if named_gib is None else named_gib * 2**30
+    request = replace(bench.request, memory_bytes=named_bytes, worker_threads=2)
     plan = ThreadPlan(threads=4, cpus=(), slots=(), budget=8, threads_per_core=1)
-    assert maker_bytes(request, plan) == pytest.approx(2 * worker_bytes(request, plan), abs=2)
-    narrow = replace(plan, budget=1, threads=1)
-    assert worker_bytes(request, narrow) == maker_bytes(request, narrow)
+    maker_gib = {None: 4.5, 1: 4.5, 5: 5, 50: 9}[named_gib]
+    worker_gib = {None: 2.25, 1: 1, 5: 5, 50: 9}[named_gib]
+    assert maker_bytes(request, plan) == pytest.approx(maker_gib * 2**30, abs=2)
+    assert worker_bytes(request, plan) == pytest.approx(worker_gib * 2**30, abs=2)
+
+
+def test_a_node_narrower_than_a_worker_has_one_share(bench: Bench) -> None:
+    request = replace(bench.request, memory_bytes=None, worker_threads=2)
+    plan = ThreadPlan(threads=1, cpus=(), slots=(), budget=1, threads_per_core=1)
+    assert worker_bytes(request, plan) == maker_bytes(request, plan)

@@ -217,7 +217,7 @@ class BundleRequest:
     worker_threads: int = 1
     """Physical cores that a worker of the job takes."""
     memory_bytes: int | None = None
-    """Most resident memory of a worker's process, as in WorkerSpec. A maker on more cores may take as much more."""
+    """Most resident memory of a worker's process, as in WorkerSpec. The maker may take its cores' share of the node."""
     careful: bool = False
     """A maker was lost as if by an image of the sample: have them decoded by a process that may die of it. The bundle
     is the same, but for images that kill."""
