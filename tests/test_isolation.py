@@ -28,7 +28,8 @@ from tests.tars import shard as tar_shard
 from workers import bisection
 from workers.actor import Worker
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
-from workers.expendable import how_it_died
+from workers.decoding import MAX_IMAGE_BYTES
+from workers.expendable import Child, Died, how_it_died
 from workers.filesystems import open_filesystem, version_of
 from workers.isolation import limit_of, score_isolated
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
@@ -212,6 +213,21 @@ def test_image_files_that_are_gone_stay_gone_and_one_that_kills_is_an_error_row(
     assert [Path(str(row["source_uri"])).stem for row in bench.rows(shard)] == ["0", "2", "3"]
 
 
+@pytest.mark.slow
+def test_a_link_to_what_takes_all_memory_becomes_an_error_row(bench: Bench) -> None:
+    """Its row is not even read: the link would lead there again."""
+    with (bench.folder / "large.jpg").open("wb") as sparse:
+        sparse.truncate(MAX_IMAGE_BYTES)
+    (bench.folder / "good.jpg").write_bytes(bench.images[0])
+    file = bench.folder / "links.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "digit": [0, 0], "image": ["large.jpg", "good.jpg"]}), file)
+    spec = replace(bench.spec, input=replace(bench.spec.input, uri_roots=(str(bench.folder),)))
+    shard = Shard(plan=5, plan_token="t", index=0, slices=(_slice(file, 0, 0, 2),))
+    result = replace(bench, spec=spec).isolated(shard)
+    assert result.bad_by_code == {"crashed_worker": 1}
+    assert [row["error_code"] for row in bench.rows(shard)] == ["crashed_worker", None]
+
+
 # ----------------------------------------------------------------------------------- what is no row's doing
 
 
@@ -309,6 +325,26 @@ def _runs(pid: int) -> bool:
 )
 def test_what_a_process_died_of(returncode: int, over_memory: bool, how: str | None) -> None:
     assert how_it_died(returncode, over_memory=over_memory, memory_bytes=2 * 2**30, did="scored") == how
+
+
+def test_a_process_that_dies_in_the_middle_of_an_answer_has_died_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large answer is when it needs most memory, and so when the guard is likeliest to kill."""
+    (tmp_path / "dying.py").write_text(
+        "import os, signal, struct\n"
+        "from workers.expendable import to_parent\n"
+        "parent = to_parent()\n"
+        "os.write(parent.fileno(), struct.pack('!i', 1000) + b'half')\n"
+        "os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    child = Child("dying", MEMORY_BYTES, "scored")
+    try:
+        with pytest.raises(Died, match="SIGSEGV"):
+            child.take(LIMIT_S)
+    finally:
+        child.end()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,22 @@ def test_a_worker_finishes_what_ends_in_time_hands_back_what_it_read_ahead_and_b
     assert more.code == FailureCode.PREEMPTED
 
 
+def test_an_isolated_process_that_went_with_its_worker_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd ends all processes of a unit at once."""
+    worker = Worker(SimpleNamespace(pin=False))  # type: ignore[arg-type]
+    killed = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="killed from outside")
+
+    def score_isolated(*_: object) -> Failure:
+        worker.leave(60)
+        return killed
+
+    monkeypatch.setattr("workers.isolation.score_isolated", score_isolated)
+    outcome = worker.score_isolated(SHARD, 60)
+    assert isinstance(outcome, Failure)
+    assert outcome.code == FailureCode.PREEMPTED
+    worker.stop()
+
+
 def test_a_shard_that_would_end_too_late_is_dropped_between_two_rounds_and_never_committed() -> None:
     rounds: list[int] = []
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from workers import memory, threads
 from workers.contract import Shard, ThreadPlan, WorkerSpec
-from workers.outcomes import Failure, ShardResult, WorkerInfo
+from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 from workers.preemption import Notice, heed_sigterm
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ class Worker:
         self._notice.begin()
         # In the thread that otherwise computes: it stays for as long as the worker does, and the processes end with it.
         work = self._compute.submit(score_isolated, self._spec, shard, limit_s, self._memory_bytes)
-        return self._notice.result_of(work)
+        outcome = self._notice.result_of(work)
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.INFRA:
+            self._notice.begin()  # whoever ends this process may have ended the isolated one with it
+        return outcome
 
     def _score_read(self, shard: Shard, ahead: ReadAhead) -> ShardResult:
         """The part that computes, in the compute thread."""

@@ -81,7 +81,7 @@ class Child:
             if not self._pipe.poll(limit_s):
                 raise Overdue
             return self._pipe.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
             raise self._dead() from None
 
     def end(self) -> None:

@@ -54,7 +54,10 @@ class Isolated:
             return scorer.commit(shard, joined(request.parts))
         this = cut(shard, request.first, request.last, scorer.spec.input.format)
         blamed = None if request.blamed is None else BadImage(ErrorCode.CRASHED_WORKER, request.blamed)
-        reader = ShardReader(this.shard, scorer.spec.input)
+        how = scorer.spec.input
+        if blamed is not None:  # it may be what a link leads to that takes all memory
+            how = replace(how, uri_roots=())
+        reader = ShardReader(this.shard, how)
         part = scorer.predict(wanted(self._told(reader.blocks()), this, blamed), request.rows, reader)
         return replace(part, gone=tuple(index + this.slice_first for index in part.gone))
 
