@@ -21,7 +21,7 @@ from workers.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.redaction import credential_in, shown
 from workers.retries import retrying
 from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.uris import STORES, normalise
+from workers.uris import STORES, Refused, normalise
 
 LOOKUPS_AT_ONCE = 32
 PARQUET_MAGIC = b"PAR1"
@@ -46,7 +46,10 @@ def read_entries(url: str) -> list[Entry]:
     folder = open_filesystem(folder)[1] if is_local(url) else _usual(folder)
     for entry in entries:
         _check(entry.uri, url)
-    return [Entry(_absolute(e.uri, folder), e.version and e.version.strip('"'), e.size) for e in entries]
+    try:
+        return [Entry(_absolute(e.uri, folder), e.version and e.version.strip('"'), e.size) for e in entries]
+    except Refused as error:
+        raise SpecError(f"input.manifest: {url}: {error}", "name the file by its whole URL") from error
 
 
 def _check(uri: str, manifest: str) -> None:

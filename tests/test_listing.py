@@ -169,6 +169,11 @@ def test_a_file_is_one_source_however_its_folder_or_manifest_is_spelled(tmp_path
 def test_other_names_of_a_scheme_are_the_same_source(monkeypatch: Any) -> None:
     monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"s3a://b/a\ns3://b/a\nc\n../d\n")
     assert [e.uri for e in read_entries("s3a://b/lists/l")] == ["s3://b/a", "s3://b/a", "s3://b/lists/c", "s3://b/d"]
+    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"x//y.parquet\n")
+    assert [e.uri for e in read_entries("s3://b//lists/l")] == ["s3://b//lists/x//y.parquet"]  # a key of its own
+    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"../../other/y.parquet\n")
+    with pytest.raises(SpecError, match=r"\.\. leads above the bucket"):
+        read_entries("s3://b/lists/l")
 
 
 def test_a_manifest_that_is_older_than_the_last_claim_does_not_take_readers_back(tmp_path: Path) -> None:

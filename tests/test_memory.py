@@ -112,6 +112,20 @@ def test_a_process_that_allocates_without_end_is_killed_close_to_its_bound_thoug
     assert guard.close()
 
 
+def test_a_guard_that_somebody_has_ended_watches_again_from_the_next_shard_on() -> None:
+    hog = subprocess.Popen([sys.executable, "-c", HOG], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    guard = Guard(hog.pid, 200 * MIB)
+    first = guard._process
+    guard.keep()
+    assert guard._process is first
+    first.kill()
+    first.wait()
+    guard.keep()
+    hog.communicate(b"\n", timeout=60)
+    assert hog.returncode == -signal.SIGKILL
+    assert guard.close()
+
+
 def test_a_process_that_keeps_below_its_bound_is_left_alone_and_the_guard_ends_with_it() -> None:
     quiet = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     guard = Guard(quiet.pid, 200 * MIB)
@@ -333,9 +347,7 @@ def test_the_largest_picture_that_is_decoded_keeps_to_a_bound(
 
 
 @pytest.mark.slow
-def test_a_row_group_of_a_gib_keeps_to_a_bound(
-    score: Callable[..., list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_a_row_group_of_a_gib_keeps_to_a_bound(score: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
     file = tmp_path / "group.parquet"
     image = small_jpeg()
     rows, row_bytes = 10_240, 2**30 // 10_240

@@ -138,6 +138,8 @@ class Worker:
 
     def _score_read(self, shard: Shard, ahead: ReadAhead) -> ShardResult:
         """The part that computes, in the compute thread."""
+        if self._guard:
+            self._guard.keep()
         began = time.monotonic()
         part = self._scorer.predict(
             ahead,

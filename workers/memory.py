@@ -66,15 +66,24 @@ class Guard:
     """Has a process killed as soon as it takes more than its bound; ends with the process that started it."""
 
     def __init__(self, pid: int, bound_bytes: int) -> None:
-        command = [sys.executable, "-I", "-S", memory_guard.__file__, str(pid), str(bound_bytes)]
-        # It watches for as long as we hold its standard input open, so it cannot outlive us.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self._command = [sys.executable, "-I", "-S", memory_guard.__file__, str(pid), str(bound_bytes)]
+        self._process = self._start()
+
+    def keep(self) -> None:
+        """Start the watch again if somebody has ended it."""
+        if self._process.poll() is not None:
+            self.close()
+            self._process = self._start()
 
     def close(self) -> bool:
         """End the watch. True if it has killed."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self._process.wait() == memory_guard.KILLED
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # It watches for as long as we hold its standard input open, so it cannot outlive us.
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE)
 
 
 def _lines(path: Path) -> list[str]:

@@ -106,11 +106,12 @@ def web_host(authority: str) -> str:
 
 
 def normalise(url: str) -> str:
-    """The URL with `.` and `..` resolved, so that a prefix comparison means containment."""
+    """The URL or path with `.` and `..` resolved. Raises Refused where they lead out of the bucket."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return posixpath.normpath(url)
-    return f"{scheme}://{posixpath.normpath(rest)}"
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}{_without_dots(f'/{path}')}"
 
 
 def _scheme_of(url: str) -> str:
