@@ -337,6 +337,8 @@ def test_values_of_secret_variables_leave_every_text() -> None:
     }  # fmt: skip
     text = " ".join(environment.values()) + " wJalr%2FXUtn%2BFEMI"
     assert redacted(text, environment) == "… … … … … … test AKIAEXAMPLE /var/run/token qwertyuiop …"
+    assert redacted("token canary-token refused", {"API_TOKEN": "canary-token\n"}) == "token … refused"
+    assert redacted("one two", {"API_TOKEN": "        ", "X_KEY": "one"}) == "one two"
 
 
 @pytest.mark.timeout(20)

@@ -98,6 +98,10 @@ def _user_of(scheme: str, rest: str) -> str | None:
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of variables with telling names, and their forms in URLs; the longest first."""
-    values = {value for name, value in environment.items() if len(value) >= LEAST_SECRET_CHARS and is_secret_name(name)}
+    """Values of variables with telling names, and their forms in URLs; the longest first.
+
+    Without white space around them, which libraries drop and secrets made from a file often have.
+    """
+    named = {value.strip() for name, value in environment.items() if is_secret_name(name)}
+    values = {value for value in named if len(value) >= LEAST_SECRET_CHARS}
     return sorted(values | {quote(value, safe="") for value in values}, key=len, reverse=True)
