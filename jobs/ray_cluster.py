@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from jobs.errors import RunFailed, SpecError
 from jobs.losses import node_state
 from jobs.pool import Pool
-from jobs.ray_home import HomeWatch
+from jobs.ray_nodes import NodeWatch
 from jobs.ray_pool import LOST, SETTLE_S, RayPool, loss, may_be_going
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
@@ -74,7 +74,7 @@ class RayCluster:
                 f"cannot reach Ray at {self._address or 'this machine'}: {error}",
                 "check --address or RAY_ADDRESS, and that the cluster is up",
             ) from error
-        self._home = HomeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
+        self._nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
         self._maker: Any = None
         self._bundle: Any = None
         self._bundle_placing: Any = None
@@ -109,7 +109,7 @@ class RayCluster:
         return bool(ray.wait([self._bundle_placing], timeout=0)[0])
 
     def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        self._home.check()
+        self._nodes.check()
         ended, _ = ray.wait([self._bundle], timeout=timeout_s)
         if not ended:
             return None
@@ -144,7 +144,7 @@ class RayCluster:
             self._maker = None
 
     def pool(self, spec: WorkerSpec) -> Pool:
-        return RayPool(spec, self._threads_per_core, self._home.check)
+        return RayPool(spec, self._threads_per_core, self._nodes)
 
     def describe(self) -> str:
         resources = ray.cluster_resources()
@@ -153,5 +153,5 @@ class RayCluster:
         return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
 
     def close(self) -> None:
-        self._home.close()
+        self._nodes.close()
         ray.shutdown()

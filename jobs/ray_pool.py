@@ -7,7 +7,7 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from ray.exceptions import (
 from jobs.draining import DrainWatch
 from jobs.losses import HOW_LOST, NodeState, loss_code, node_state
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.ray_nodes import NodeWatch
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -34,6 +35,8 @@ CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
 SETTLE_S = 2.0
 """After a worker's death its node is looked at again this much later: it may be going too."""
+UNKNOWN_S = 30.0
+"""A cluster that says nothing of a dead worker's node for so long is not waited for: others may score its shards."""
 LOST = (RayActorError, OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
 """What calls of an actor that is gone raise. Only the first says so by its base class: Ray has types of their own for
 actors that its memory monitor killed, whose node could not set them up, or that no node can hold."""
@@ -57,20 +60,20 @@ class _Actor:
 
 
 class RayPool:
-    def __init__(self, spec: WorkerSpec, threads_per_core: int, check_home: Callable[[], None] = lambda: None) -> None:
-        """`check_home` raises once the cluster has given up the node that this process is connected to."""
-        self._check_home = check_home
+    def __init__(self, spec: WorkerSpec, threads_per_core: int, nodes: NodeWatch) -> None:
+        self._nodes = nodes
         self._spec = spec
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
         """By labels, the most that a worker there has reported."""
-        self._cpus_of_node: dict[str, float] = {}
         self._next = 0
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
+        self._placed: dict[int, float] = {}
+        """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
-        """Workers that died while their node counts as alive, and until when it may turn out to be gone as well."""
+        """Workers that died, and when: what became of their nodes is not known yet."""
         self._drains = DrainWatch(_draining_nodes)
 
     def workers(self) -> dict[int, int]:
@@ -106,6 +109,7 @@ class RayPool:
     def end(self, worker: int) -> None:
         ray.kill(self._actors.pop(worker).handle, no_restart=True)
         self._lost.pop(worker, None)
+        self._placed.pop(worker, None)
         self._forget_calls(worker)
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
@@ -118,8 +122,8 @@ class RayPool:
         self._waiting[call] = worker
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
-        self._check_home()
-        events = [*self._tell_drained(), *self._settled()]
+        self._nodes.check()
+        events = [*self._tell_drained(), *self._tell_placed(), *self._tell_lost()]
         if not self._waiting:
             if self._lost and not events:
                 time.sleep(timeout_s)  # only the dead are waited for
@@ -157,7 +161,9 @@ class RayPool:
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
-            return None if isinstance(outcome, Failure) else self._placed(worker, outcome)
+            if not isinstance(outcome, Failure):
+                actor.node, self._placed[worker] = outcome, time.monotonic()
+            return None
         if not actor.ready:
             if isinstance(outcome, Failure):
                 return self._gone(worker, outcome)
@@ -176,28 +182,42 @@ class RayPool:
         return ShardEnded(worker, actor.shards.pop(call), outcome)
 
     def _died(self, worker: int, error: RayError) -> WorkerGone | None:
-        """Sort the death of an actor by facts; None while they may still change, see `_settled`."""
-        actor = self._actors[worker]
+        """Sort the death of an actor by facts; None where those of its node are still wanted, see `_tell_lost`."""
         self._forget_calls(worker)
-        node = node_state(actor.node, ray.nodes())
-        if may_be_going(error, node) and not (actor.leaving or worker in self._lost):
-            self._lost[worker] = time.monotonic() + SETTLE_S, error
-            return None
-        return self._gone(worker, loss("worker", error, node))
+        self._placed.pop(worker, None)
+        leaving = self._actors[worker].leaving
+        if leaving or not isinstance(error, RayActorError):
+            return self._gone(worker, loss("worker", error, NodeState.ALIVE, noticed=leaving))
+        self._lost[worker] = time.monotonic(), error
+        return self._sorted(worker)
 
-    def _settled(self) -> list[Event]:
-        due = [(worker, error) for worker, (at, error) in self._lost.items() if time.monotonic() >= at]
-        return [gone for worker, error in due if (gone := self._died(worker, error)) is not None]
+    def _sorted(self, worker: int) -> WorkerGone | None:
+        died_at, error = self._lost[worker]
+        dead_s = time.monotonic() - died_at
+        settled = dead_s >= SETTLE_S
+        look = self._nodes.since(died_at + SETTLE_S if settled else died_at)
+        if look is None and dead_s < UNKNOWN_S:
+            return None
+        node = node_state(self._actors[worker].node, look.nodes) if look else NodeState.LOST
+        if node is NodeState.ALIVE and not settled:
+            return None
+        return self._gone(worker, loss("worker", error, node, noticed=self._actors[worker].leaving))
+
+    def _tell_lost(self) -> list[Event]:
+        return [gone for worker in list(self._lost) if (gone := self._sorted(worker)) is not None]
+
+    def _tell_placed(self) -> list[Event]:
+        events: list[Event] = []
+        for worker, at in list(self._placed.items()):
+            if (look := self._nodes.since(at)) is not None:
+                actor = self._actors[worker]
+                holds = (look.cpus(actor.node) or 0) // actor.cpus  # none if it is gone already
+                events.append(WorkerPlaced(worker, actor.node, max(1, int(holds))))
+                del self._placed[worker]
+        return events
 
     def _forget_calls(self, worker: int) -> None:
         self._waiting = {call: w for call, w in self._waiting.items() if w != worker}
-
-    def _placed(self, worker: int, node: str) -> WorkerPlaced:
-        if node not in self._cpus_of_node:
-            self._cpus_of_node = {n["NodeID"]: n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]}
-        self._actors[worker].node = node
-        cpus = self._cpus_of_node.get(node, 0)  # none if it is gone already
-        return WorkerPlaced(worker, node, max(1, int(cpus // self._actors[worker].cpus)))
 
     def _gone(self, worker: int, failure: Failure) -> WorkerGone:
         actor = self._actors[worker]
@@ -213,13 +233,16 @@ def may_be_going(error: RayError, node: NodeState) -> bool:
     return node is NodeState.ALIVE and not isinstance(error, OutOfMemoryError)
 
 
-def loss(what: str, error: RayError, node: NodeState) -> Failure:
-    """What an error that is one of LOST means for an actor, named `what` for a person, and its node."""
+def loss(what: str, error: RayError, node: NodeState, *, noticed: bool = False) -> Failure:
+    """What an error that is one of LOST means for an actor, named `what` for a person, and its node.
+
+    `noticed` says that it was told to go, or said so.
+    """
     if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
         code = FailureCode.OTHER
     else:
         code = loss_code(
-            preempted=isinstance(error, RayActorError) and error.preempted,
+            preempted=noticed or (isinstance(error, RayActorError) and error.preempted),
             out_of_memory=isinstance(error, OutOfMemoryError),
             unavailable=isinstance(error, ActorUnavailableError),
             node=node,

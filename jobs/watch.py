@@ -27,11 +27,16 @@ class Watch:
         self._held: dict[int, list[_Held]] = {}
         """By worker, in the order in which they were given."""
         self._placed_at: dict[int, float] = {}
+        """Of workers that are not ready."""
+        self._ready: set[int] = set()
 
     def placed(self, worker: int, now: float) -> None:
-        self._placed_at[worker] = now
+        """A pool may hear of it late, when the worker is ready already."""
+        if worker not in self._ready:
+            self._placed_at[worker] = now
 
     def ready(self, worker: int) -> None:
+        self._ready.add(worker)
         self._placed_at.pop(worker, None)
 
     def assigned(self, worker: int, shard: Shard, manner: Manner, now: float, *, isolated_s: float = 0.0) -> None:
@@ -48,6 +53,7 @@ class Watch:
 
     def gone(self, worker: int) -> dict[str, Manner]:
         """Forget a worker; how it held its shards, by key."""
+        self._ready.discard(worker)
         self._placed_at.pop(worker, None)
         return {it.shard.key: it.manner for it in self._held.pop(worker, [])}
 

@@ -67,11 +67,13 @@ def _drive(address: str) -> None:
 
     from jobs import ray_pool
     from jobs.pool import WorkerGone, WorkerReady
+    from jobs.ray_nodes import NodeWatch
     from tests.test_ray_pool import SHARD
 
     ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     ray_pool.Worker = Sleeper  # type: ignore[attr-defined,misc,assignment]
-    pool = ray_pool.RayPool(SimpleNamespace(threads=1, memory_bytes=None), 1)  # type: ignore[arg-type]
+    nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
+    pool = ray_pool.RayPool(SimpleNamespace(threads=1, memory_bytes=None), 1, nodes)  # type: ignore[arg-type]
 
     def await_event(kind: type) -> Any:
         until = time.monotonic() + LOST_WITHIN_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from ray.exceptions import (
 )
 
 from jobs import ray_pool
-from jobs.pool import WorkerGone, WorkerReady
+from jobs.pool import WorkerGone, WorkerPlaced, WorkerReady
+from jobs.ray_nodes import Look
 from jobs.ray_pool import RayPool
 from tests.fakes import INFO
 from workers.contract import Shard, Slice
@@ -41,6 +43,19 @@ ASKED: list[int] = []
 """CPUs that actors asked for."""
 
 
+class Looks:
+    """A NodeWatch that answers at once, or never."""
+
+    def __init__(self, *, answers: bool = True) -> None:
+        self._answers = answers
+
+    def check(self) -> None:
+        pass
+
+    def since(self, at: float) -> Look | None:
+        return Look(time.monotonic(), ray_pool.ray.nodes()) if self._answers and time.monotonic() >= at else None
+
+
 class NoDrains:
     def __init__(self, _: Any) -> None:
         pass
@@ -50,7 +65,12 @@ class NoDrains:
 
 
 def pool_with_one_actor(
-    monkeypatch: pytest.MonkeyPatch, outcome: Any, *, ready: bool = False, node: str = "gone"
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Any,
+    *,
+    ready: bool = False,
+    node: str = "gone",
+    nodes: Looks | None = None,
 ) -> RayPool:
     """One actor, every call of which ends with the outcome, which may be an error."""
     calls = iter(range(9))
@@ -72,7 +92,8 @@ def pool_with_one_actor(
     monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
-    pool = RayPool(SimpleNamespace(threads=1, memory_bytes=None), threads_per_core=1)  # type: ignore[arg-type]
+    spec: Any = SimpleNamespace(threads=1, memory_bytes=None)
+    pool = RayPool(spec, 1, nodes or Looks())  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:
         pool._actors[worker].ready = True
@@ -141,7 +162,6 @@ def test_a_worker_that_dies_just_before_its_node_has_not_crashed(monkeypatch: py
     pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up")
     assert pool.poll(0.0) == []
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: [{**NODES[0], "Alive": False, "DeathReason": 2}])
-    pool.poll(0.02)
     (event,) = pool.poll(0.0)
     assert isinstance(event, WorkerGone)
     assert (event.failure.code, event.shards) == (FailureCode.NODE_LOST, (SHARD,))
@@ -159,3 +179,37 @@ def test_a_worker_whose_cores_have_more_threads_than_it_asked_for_asks_again(mon
     del pool._waiting[pool._actors[worker].placing]
     assert [type(event) for event in pool.poll(1.0)] == [WorkerReady]
     assert ASKED == [1, 2]
+
+
+def test_a_cluster_that_tells_nothing_of_its_nodes_holds_up_neither_the_pool_nor_for_ever_a_dead_workers_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ray.nodes()` waits without end for a GCS that is frozen."""
+    monkeypatch.setattr(ray_pool, "UNKNOWN_S", 0.05)
+    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up", nodes=Looks(answers=False))
+    assert pool.poll(0.0) == []
+    pool.poll(0.1)
+    (event,) = pool.poll(0.0)
+    assert isinstance(event, WorkerGone)
+    assert (event.failure.code, event.shards) == (FailureCode.NODE_LOST, (SHARD,))
+
+
+def test_a_worker_that_dies_after_it_was_told_to_go_was_taken_away_and_its_message_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up")
+    pool._actors[0].leaving = True
+    (event,) = pool.poll(0.0)
+    assert isinstance(event, WorkerGone)
+    assert (event.failure.code, event.failure.message) == (
+        FailureCode.PREEMPTED,
+        "worker lost: it was taken away with notice",
+    )
+
+
+def test_where_a_worker_is_placed_is_told_once_with_what_fits_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_with_one_actor(monkeypatch, "up")
+    del pool._waiting[next(call for call in pool._waiting if call != pool._actors[0].placing)]
+    assert pool.poll(0.0) == []
+    monkeypatch.setattr(ray_pool.time, "sleep", lambda _: None)
+    assert [*pool.poll(0.0), *pool.poll(0.0)] == [WorkerPlaced(0, "up", 2)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from jobs import ray_nodes
 from jobs.errors import RunFailed
-from jobs.ray_home import HomeWatch
+from jobs.ray_nodes import NodeWatch
 
 UP = [{"NodeID": "home", "Alive": True}, {"NodeID": "other", "Alive": False}]
 GIVEN_UP = [{"NodeID": "home", "Alive": False, "DeathReason": 2}, {"NodeID": "other", "Alive": True}]
@@ -36,7 +38,7 @@ class Cluster:
 
 def test_a_run_ends_when_the_node_that_it_is_connected_to_is_given_up() -> None:
     cluster = Cluster(UP, ConnectionError("no answer"), GIVEN_UP)
-    watch = HomeWatch("home", cluster.nodes, ask_s=0.01)
+    watch = NodeWatch("home", cluster.nodes, every_s=0.01)
     cluster.await_looks(3)
     watch.close()  # returns when the look that found it has been taken in
     with pytest.raises(RunFailed, match="connected to is lost") as raised:
@@ -47,7 +49,45 @@ def test_a_run_ends_when_the_node_that_it_is_connected_to_is_given_up() -> None:
 
 def test_other_nodes_that_die_and_a_cluster_that_does_not_answer_do_not_end_a_run() -> None:
     cluster = Cluster(ConnectionError("no answer"), UP)
-    watch = HomeWatch("home", cluster.nodes, ask_s=0.01)
+    watch = NodeWatch("home", cluster.nodes, every_s=0.01)
     cluster.await_looks(3)
     watch.check()
     watch.close()
+
+
+def test_a_look_counts_only_for_what_happened_before_it_and_one_is_taken_soon_when_it_is_wanted() -> None:
+    cluster = Cluster(UP)
+    watch = NodeWatch("home", cluster.nodes, every_s=60)
+    cluster.await_looks(1)
+    at = time.monotonic()
+    assert watch.since(at) is None  # and a look is asked for
+    cluster.await_looks(1)
+    watch.close()  # returns when it has been taken in
+    look = watch.since(at)
+    assert look is not None
+    assert look.nodes == UP
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_nodes, "SILENT_S", 0.05)
+    frozen, asked = threading.Event(), threading.Event()
+
+    def ask() -> Sequence[dict[str, Any]]:
+        asked.set()
+        frozen.wait()
+        return UP
+
+    watch = NodeWatch("home", ask)
+    assert asked.wait(10)
+    try:
+        began = time.monotonic()
+        while time.monotonic() - began < 0.1:
+            watch.check()
+            assert watch.since(began) is None
+        assert len(caplog.records) == 1
+        assert "run the same command again" in caplog.text
+    finally:
+        frozen.set()
+        watch.close()
