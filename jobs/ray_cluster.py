@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from jobs.errors import RunFailed, SpecError
-from jobs.losses import node_state
+from jobs.losses import NodeState
 from jobs.pool import Pool
 from jobs.ray_nodes import NodeWatch
-from jobs.ray_pool import LOST, SETTLE_S, RayPool, loss, may_be_going
+from jobs.ray_pool import LOST, RayPool, after_death, loss
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
@@ -78,8 +78,8 @@ class RayCluster:
         self._maker: Any = None
         self._bundle: Any = None
         self._bundle_placing: Any = None
-        self._maker_settled: float | None = None
-        """The maker died while its node counts as alive, and until when it may turn out to be gone as well."""
+        self._maker_died_at: float | None = None
+        """What became of its node is not known yet."""
 
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
@@ -87,7 +87,9 @@ class RayCluster:
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
         self._end_maker()
-        widest = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
+        look = self._nodes.since(0.0)
+        nodes = ray.nodes() if look is None else look.nodes  # it answers: this process has only just connected
+        widest = max((int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]), default=0)
         threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
         self._maker = (
             ray.remote(Maker)
@@ -102,7 +104,7 @@ class RayCluster:
         )
         # Ends as soon as its process runs.
         self._bundle_placing = self._maker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-        self._maker_settled = None
+        self._maker_died_at = None
         self._bundle = self._maker.make.remote()
 
     def bundle_has_node(self) -> bool:
@@ -116,10 +118,11 @@ class RayCluster:
         try:
             outcome: BundleOutcome | Failure = ray.get(self._bundle)
         except LOST as error:
-            node = node_state(self._maker_node(), ray.nodes())
-            if may_be_going(error, node) and self._maker_settled is None:
-                self._maker_settled = time.monotonic() + SETTLE_S
-            if self._maker_settled is not None and time.monotonic() < self._maker_settled:
+            self._maker_died_at = self._maker_died_at or time.monotonic()
+            node: NodeState | None = NodeState.ALIVE
+            if isinstance(error, RayActorError):
+                node = after_death(self._maker_died_at, self._maker_node(), self._nodes)
+            if node is None:
                 time.sleep(timeout_s)
                 return None
             outcome = loss("the worker that makes the bundle was", error, node)

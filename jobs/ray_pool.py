@@ -193,13 +193,8 @@ class RayPool:
 
     def _sorted(self, worker: int) -> WorkerGone | None:
         died_at, error = self._lost[worker]
-        dead_s = time.monotonic() - died_at
-        settled = dead_s >= SETTLE_S
-        look = self._nodes.since(died_at + SETTLE_S if settled else died_at)
-        if look is None and dead_s < UNKNOWN_S:
-            return None
-        node = node_state(self._actors[worker].node, look.nodes) if look else NodeState.LOST
-        if node is NodeState.ALIVE and not settled:
+        node = after_death(died_at, self._actors[worker].node, self._nodes)
+        if node is None:
             return None
         return self._gone(worker, loss("worker", error, node, noticed=self._actors[worker].leaving))
 
@@ -228,9 +223,15 @@ class RayPool:
         return event
 
 
-def may_be_going(error: RayError, node: NodeState) -> bool:
-    """Whether the node of an actor that was lost is to be looked at again after SETTLE_S."""
-    return node is NodeState.ALIVE and not isinstance(error, OutOfMemoryError)
+def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
+    """What became of the node of an actor that died then (time.monotonic); None while that is not known yet."""
+    dead_s = time.monotonic() - died_at
+    settled = dead_s >= SETTLE_S
+    look = nodes.since(died_at + SETTLE_S if settled else died_at)
+    if look is None:
+        return None if dead_s < UNKNOWN_S else NodeState.LOST
+    state = node_state(node, look.nodes)
+    return None if state is NodeState.ALIVE and not settled else state
 
 
 def loss(what: str, error: RayError, node: NodeState, *, noticed: bool = False) -> Failure:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
-from jobs import ray_cluster
+from jobs import ray_cluster, ray_pool
 from jobs.ray_cluster import RayCluster
 from tests.ray_heads import await_true
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec
@@ -78,7 +78,7 @@ def _call(name: str) -> Any:
 def ends(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> Any:
     """How the cluster tells the end of its maker."""
     monkeypatch.setattr(ray_cluster, "ray", fake)
-    monkeypatch.setattr(ray_cluster, "SETTLE_S", 0.05)
+    monkeypatch.setattr(ray_pool, "SETTLE_S", 0.05)
     cluster = RayCluster(None)
     try:
         cluster.start_bundle(REQUEST, {})
