@@ -22,6 +22,9 @@ from jobs.tally import Tally
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode
 
+RECORDS_AT_ONCE = 8
+"""A node that runs out of memory may cost every worker on it two shards."""
+
 
 @dataclass
 class Casualties:
@@ -34,7 +37,7 @@ class Casualties:
     progress: Progress
     _last_start: str = field(default="", init=False)
     _crashed_aside: int = field(default=0, init=False)
-    _records: Errands[None] = field(default_factory=lambda: Errands("crashes"), init=False)
+    _records: Errands[None] = field(default_factory=lambda: Errands("crashes", RECORDS_AT_ONCE), init=False)
 
     def worker_lost(
         self, worker: int, failure: Failure, shards: Sequence[Shard], manners: Mapping[str, Manner], now: float

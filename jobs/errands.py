@@ -6,6 +6,7 @@ a person may want the run to end.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,10 @@ T = TypeVar("T")
 
 
 class Errands(Generic[T]):
-    """Done one after another, in a thread of their own."""
+    """Done in threads of their own, `at_once` at a time."""
 
-    def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, name)
+    def __init__(self, name: str, at_once: int = 1) -> None:
+        self._threads = ThreadPoolExecutor(at_once, name)
         self._under_way: deque[Future[T]] = deque()
 
     @property
@@ -28,14 +29,15 @@ class Errands(Generic[T]):
         return bool(self._under_way)
 
     def send(self, action: Callable[[], T]) -> None:
-        self._under_way.append(self._thread.submit(action))
+        self._under_way.append(self._threads.submit(action))
 
     def ended(self, wait_s: float = 0.0) -> Iterator[T | StoreError | StoreDenied]:
-        """What has come of those that are over, in order; waits up to `wait_s` for each."""
+        """What has come of those that are over, in the order in which they were sent; waits up to `wait_s` in all."""
+        until = time.monotonic() + wait_s
         while self._under_way:
             outcome: T | StoreError | StoreDenied
             try:
-                outcome = self._under_way[0].result(wait_s)
+                outcome = self._under_way[0].result(max(0.0, until - time.monotonic()))
             except TimeoutError:
                 return
             except (StoreError, StoreDenied) as error:
@@ -45,4 +47,4 @@ class Errands(Generic[T]):
 
     def close(self) -> None:
         """What has not begun is not done any more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -34,6 +34,8 @@ from workers.outcomes import Failure, FailureCode, ShardResult
 POLL_S = 0.2
 OVERDUE_S = 5.0
 """How often is looked for workers that are stuck."""
+ASLEEP_S = 60.0
+"""A driver that was held up for so long (stopped, moved to another machine) first hears what has happened meanwhile."""
 RECORDS_WAIT_S = 10.0
 """At the end of a run, for crashes that are still being recorded."""
 
@@ -63,13 +65,18 @@ class Loop:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard.
         start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
         missing = [*self.missing[start:], *self.missing[:start]]
-        crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
-        self._backlog = Backlog(missing, crashes, self.limits, now=self.clock())
+        try:
+            crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
+        except BaseException:
+            self.progress.close()
+            self.pool.close()
+            raise
+        now = self.clock()
+        self._backlog = Backlog(missing, crashes, self.limits, now=now)
         self._watch = Watch(self.limits)
         self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
-        self._start_after = self._overdue_after = 0.0
-        now = self.clock()
+        self._start_after, self._overdue_after = 0.0, now
         self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(terms_of(self.workers), now=now, finish_at=finish_at, rate_before=self.rate_before)
@@ -92,10 +99,10 @@ class Loop:
         began = self.clock()
         self._drop_done_elsewhere(began)
         self._casualties.tell_unrecorded()
-        self._end_overdue(began)
         wanted = self._staff(began)
         for event in self.pool.poll(POLL_S):
             self._handle(event)
+        self._end_overdue(self.clock())  # only now, when it is known what has ended
         self.progress.tick(len(self.pool.workers()), wanted)
         if self._watch.idle() and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
@@ -162,7 +169,10 @@ class Loop:
     def _end_overdue(self, now: float) -> None:
         if now < self._overdue_after:
             return
-        self._overdue_after = now + OVERDUE_S
+        asleep = now - self._overdue_after > ASLEEP_S
+        self._overdue_after = now + (ASLEEP_S if asleep else OVERDUE_S)
+        if asleep:
+            return
         for worker, failure in list(self._watch.overdue(now, self._s_a_row)):
             started = worker in self.tally.workers
             shards = self._watch.shards(worker)

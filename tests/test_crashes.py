@@ -517,3 +517,41 @@ def test_runs_that_are_killed_at_any_time_count_the_crashes_of_a_shard_together(
 
 def test_a_store_without_crashes_has_none_to_tell() -> None:
     assert CrashLog(MemoryStore(), ROOT).counts({1}) == {}
+
+
+def test_a_driver_that_was_held_up_for_hours_does_not_take_its_workers_for_stuck() -> None:
+    """Stopped, or on a machine that was moved: their outcomes wait, some of them are yet to come in."""
+    ledger, plan = setup(30)
+    run, held_up_s, polls = fated(ledger, plan, lambda _: COMMIT), 0.0, iter(range(1000))
+    run.loop.clock = lambda: run.pool.now + held_up_s
+    poll = run.pool.poll
+
+    def held_up(timeout_s: float) -> Any:
+        nonlocal held_up_s
+        if next(polls) == 10:
+            held_up_s = 20_000.0
+            return []
+        return poll(timeout_s)
+
+    run.pool.poll = held_up  # type: ignore[method-assign]
+    tally = run.loop.run()
+    assert held_up_s
+    assert tally.failures.total == 0
+
+
+def test_a_run_that_cannot_read_what_crashed_before_leaves_nothing_running() -> None:
+    ledger, plan = setup()
+    closed: list[str] = []
+    pool = SimpleNamespace(close=lambda: closed.append("pool"))
+    crashes = SimpleNamespace(counts=lambda plans: (_ for _ in ()).throw(StoreError("503")))
+    with pytest.raises(StoreError):
+        fated(ledger, plan, lambda _: COMMIT, pool=pool, crashes=crashes)
+    assert closed == ["pool"]
+
+
+def test_a_hang_is_known_by_the_rate_of_an_earlier_run_too() -> None:
+    ledger, plan = setup(1)
+    hangs_once = iter([HANG])
+    run = fated(ledger, plan, lambda _: next(hangs_once, COMMIT), rate_before=10.0)
+    run.loop.run()
+    assert policy.STALL_LEAST_S < run.pool.now < policy.STALL_LEAST_S + 60
