@@ -61,6 +61,8 @@ def shown(value: str) -> str:
 
 def credential_in(url: str) -> str | None:
     """What kind of credential a URL of the spec or a manifest carries, in words; None if it carries none."""
+    if "@" not in url and "?" not in url:  # nearly all of a manifest's millions
+        return None
     scheme, separator, rest = url.partition("://")
     if not separator:
         return None
