@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import azure.core.exceptions as azure_errors
 import google.api_core.exceptions as google_errors
 import pytest
+from azure.storage.blob import StorageErrorCode
 from botocore.exceptions import ClientError, CredentialRetrievalError, EndpointConnectionError, NoCredentialsError
 from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError
@@ -96,6 +97,12 @@ def answer(status: int) -> SimpleNamespace:
     return SimpleNamespace(status_code=status, reason="", headers={"Retry-After": "3"})
 
 
+def azure_said(code: StorageErrorCode) -> Exception:
+    error = azure_errors.HttpResponseError(response=answer(400))
+    error.error_code = code  # type: ignore[attr-defined]  (as azure.storage does)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -116,6 +123,8 @@ def answer(status: int) -> SimpleNamespace:
         (azure_errors.HttpResponseError(response=answer(503)), Cause.THROTTLED),
         (azure_errors.HttpResponseError(response=answer(500)), Cause.FAULT),
         (azure_errors.ResourceNotFoundError("no container"), Cause.MISSING),
+        (azure_said(StorageErrorCode.INVALID_URI), Cause.MISSING),
+        (azure_said(StorageErrorCode.INVALID_HEADER_VALUE), Cause.FAULT),
         (azure_errors.ClientAuthenticationError("no"), Cause.DENIED),
         (azure_errors.IncompleteReadError("cut"), Cause.FAULT),
         (HttpError({"code": 429}), Cause.THROTTLED),

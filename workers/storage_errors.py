@@ -54,6 +54,9 @@ _THROTTLED_CODES = frozenset(
 _CLOCK_CODES = frozenset(["RequestTimeTooSkewed", "RequestExpired"])
 """This machine's clock is wrong: s3fs takes that for a lack of permission, and another machine has none of it."""
 
+_NO_SUCH_NAME = frozenset(["InvalidUri", "InvalidResourceName"])
+"""Of Azure: no object can be called so. Data may name any."""
+
 _MISSING = {
     "azure.core.exceptions": ("ResourceNotFoundError",),
     "google.api_core.exceptions": ("NotFound",),
@@ -85,7 +88,7 @@ _WITH_A_CODE = {"gcsfs.retry": ("HttpError",), "google.api_core.exceptions": ("G
 
 def cause_of(error: BaseException) -> Cause:
     """Why a call to a storage library, or to our own functions around one, failed."""
-    if isinstance(error, (FileNotFoundError, NotFound, *_loaded(_MISSING))):
+    if isinstance(error, (FileNotFoundError, NotFound, *_loaded(_MISSING))) or _azure_code(error) in _NO_SUCH_NAME:
         return Cause.MISSING
     code = _aws_code(error)
     if code in _THROTTLED_CODES or _answer(error)[0] in THROTTLED_STATUSES:
@@ -127,6 +130,12 @@ def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
         if isinstance(one, tuple(_loaded(_WITH_A_CODE))):
             return int(one.code or 0), {}  # type: ignore[union-attr]
     return None, {}
+
+
+def _azure_code(error: BaseException) -> str | None:
+    if isinstance(error, tuple(_loaded({"azure.core.exceptions": ("HttpResponseError",)}))):
+        return getattr(error, "error_code", None)
+    return None
 
 
 def _aws_code(error: BaseException) -> str | None:
