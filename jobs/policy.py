@@ -294,11 +294,12 @@ def start_step(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bo
 
     Cores that another run holds come free when it ends, so those are waited for; and a node that was taken away with
     notice will be followed by another. One that is unfit, or kills what starts on it, does not matter while others
-    serve. An error of ours will go on repeating.
+    serve. What looks like an error of ours will go on repeating, unless others have started: then it is their node's, as
+    a disk that is full.
     """
     pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
     if failure.kind is not FailureKind.INFRA:
-        return StartStep(give_up=True, pause_s=0.0)
+        return StartStep(give_up=ready == 0, pause_s=pause_s)
     served = ready > 0 or others_to_try or failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED)
     hopeless = not served and in_a_row >= START_FAILURES
     return StartStep(give_up=hopeless, pause_s=pause_s)

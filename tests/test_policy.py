@@ -209,5 +209,6 @@ def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: 
     assert not start_step(infra(code), in_a_row=5, ready=0, others_to_try=True).give_up
 
 
-def test_an_error_of_ours_at_start_ends_the_run_at_once() -> None:
-    assert start_step(TASK, in_a_row=1, ready=3).give_up
+def test_an_error_of_ours_at_start_ends_the_run_at_once_unless_other_workers_have_started() -> None:
+    assert start_step(TASK, in_a_row=1, ready=0, others_to_try=True).give_up
+    assert not start_step(TASK, in_a_row=9, ready=3).give_up
