@@ -294,8 +294,8 @@ def start_step(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bo
 
     Cores that another run holds come free when it ends, so those are waited for; and a node that was taken away with
     notice will be followed by another. One that is unfit, or kills what starts on it, does not matter while others
-    serve. What looks like an error of ours will go on repeating, unless others have started: then it is their node's, as
-    a disk that is full.
+    serve. What looks like an error of ours will go on repeating, unless others have started: then it is the node's, as
+    with a disk that is full.
     """
     pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
     if failure.kind is not FailureKind.INFRA:
