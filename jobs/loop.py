@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from jobs import policy
@@ -83,15 +84,14 @@ class Loop:
 
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
-        try:
+        with ExitStack() as closing:  # the last one first
+            closing.callback(self._casualties.close, RECORDS_WAIT_S)
+            closing.callback(self._relisting.close)
+            closing.callback(self.pool.close)
+            closing.callback(self.progress.close)
             while self._backlog.left:
                 self._step()
-            return self.tally
-        finally:
-            self._relisting.close()
-            self.pool.close()
-            self._casualties.close(RECORDS_WAIT_S)
-            self.progress.close()
+        return self.tally
 
     def _step(self) -> None:
         if self.interrupted():
