@@ -155,13 +155,14 @@ class Limits(Section):
     task_retries: Annotated[int, Field(ge=0)] = 3
     """Times a shard is tried again after an error of our code, the model's, or its data."""
     infra_retries: Annotated[int, Field(ge=0)] = 20
-    """Times a shard is tried again after a lost worker or a storage fault."""
+    """Times a shard is tried again after a storage fault or a lost node (its third lost node counts as a crash)."""
     crash_retries: Annotated[int, Field(ge=0)] = 2
     """Times a shard is tried again after its worker crashed, counted over all runs; then it is scored in an isolated
     process, which finds the rows that kill it and makes them error rows (`crashed_worker`)."""
     stall_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Seconds after which a worker that still scores the same shard is held to be stuck and ended; `auto`: many times
-    what shards of this run have taken."""
+    """Seconds after which a worker that still scores the same shard is held to be stuck and ended; in isolation, what
+    scoring all its rows may take. `auto`: half an hour, or 20 times what such a shard has taken if that is longer, once
+    any has ended."""
 
 
 class Schedule(Section):
