@@ -107,7 +107,8 @@ class Casualties:
 
     def _follow_up(self, retry: Retry, failure: Failure, now: float) -> None:
         shard, attempts = retry.shard, retry.attempts
-        match policy.next_step(attempts, failure, self.limits, self._crashed_aside):
+        worked = bool(self.tally.results)
+        match policy.next_step(attempts, failure, self.limits, self._crashed_aside, worked=worked):
             case Step.RETRY:
                 pause_s = policy.pause_s(attempts, failure, random.random())  # noqa: S311  (jitter)
                 later = f" in {pause_s:.0f} s" if pause_s >= 1 else ""

@@ -125,10 +125,13 @@ class Step(enum.Enum):
     STOP = "stop"
 
 
-def next_step(attempts: Attempts, failure: Failure, limits: Limits, crashed_aside: int = 0) -> Step:
+def next_step(
+    attempts: Attempts, failure: Failure, limits: Limits, crashed_aside: int = 0, *, worked: bool = False
+) -> Step:
     """After a failure that `attempts` already counts: another attempt, or what it comes to.
 
     `crashed_aside` shards were set aside before because they kept crashing. One such shard does not hold up a night.
+    Where other shards have been scored in this run (`worked`), a refusal may be one node's, that has no credentials.
     """
     match budget_of(failure):
         case Budget.NONE:
@@ -136,7 +139,8 @@ def next_step(attempts: Attempts, failure: Failure, limits: Limits, crashed_asid
         case Budget.INFRA:
             spent = attempts.infra > limits.infra_retries
         case Budget.TASK:
-            spent = attempts.task > limits.task_retries or failure.code == FailureCode.DENIED
+            refused = failure.code == FailureCode.DENIED and not worked
+            spent = attempts.task > limits.task_retries or refused
         case Budget.DATA:
             return Step.SET_ASIDE if attempts.data > limits.task_retries else Step.RETRY
         case Budget.CRASH:

@@ -88,6 +88,13 @@ def test_a_shard_is_tried_again_until_a_budget_is_spent(attempts: Attempts, fail
     assert next_step(attempts, failure, Limits(task_retries=3, infra_retries=20)) is step
 
 
+def test_a_refusal_ends_the_run_at_once_unless_others_were_scored_and_one_node_may_lack_credentials() -> None:
+    limits = Limits(task_retries=3)
+    assert next_step(Attempts(task=1), DENIED, limits, worked=False) is Step.STOP
+    assert next_step(Attempts(task=3), DENIED, limits, worked=True) is Step.RETRY
+    assert next_step(Attempts(task=4), DENIED, limits, worked=True) is Step.STOP
+
+
 @pytest.mark.parametrize(
     ("crashes", "how"),
     [(0, Manner.BESIDE), (1, Manner.ALONE), (2, Manner.ALONE), (3, Manner.ISOLATED), (4, Manner.ISOLATED)],
