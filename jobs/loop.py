@@ -100,11 +100,12 @@ class Loop:
         self._drop_done_elsewhere(began)
         self._casualties.tell_unrecorded()
         wanted = self._staff(began)
-        for event in self.pool.poll(POLL_S):
+        events = self.pool.poll(POLL_S)
+        for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
         self.progress.tick(len(self.pool.workers()), wanted)
-        if self._watch.idle() and self.pool.size() == len(self.pool.workers()):
+        if not events and self._watch.idle() and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
@@ -122,8 +123,9 @@ class Loop:
         if now >= self._start_after:
             for group in decision.start:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
-        working = {w: held for w, held in self.pool.workers().items() if w not in decision.release}
-        self._hand_out(working, now)
+        for _ in range(policy.SHARDS_A_WORKER):  # to each its first, before any has a second
+            working = {w: held for w, held in self.pool.workers().items() if w not in decision.release}
+            self._hand_out(working, now)
         for worker in self._fleet.idle(self.pool.workers(), len(self._backlog.left)):
             self._end(worker)
         return max(decision.wanted, len(working))

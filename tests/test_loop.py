@@ -354,3 +354,10 @@ def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypa
     one.run()
     assert ledger.missing(plan) == []
     assert CrashLog(ledger.store, ROOT).counts({plan.number}) == {plan.shards[3].key: 1}
+
+
+def test_a_run_in_which_nothing_fails_never_pauses() -> None:
+    ledger, plan = setup(40)
+    pauses: list[float] = []
+    loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT), workers=Workers(max=1), sleep=pauses.append).run()
+    assert pauses == []
