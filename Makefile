@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_TORCH := torch==2.13.0 $(if $(TORCH_INDEX),torchvision==0.28.0 --index-url $(TORCH_INDEX),)
 READY := $(VENV)/.ready
+# Much of a test's time is waiting, so two processes share them; one of them has all that lease cores (tests/conftest.py).
+SPREAD := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all stores lint format bench chaos clean
@@ -28,13 +30,13 @@ demo: $(READY) ## the whole job on this machine, in about a minute: data, traini
 	$(BIN)/stint demo
 
 test: $(READY) ## the test suite, without the slow campaigns
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(SPREAD) -m "not slow"
 
 stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from Debian, azurite from npm) into .stores/
 	$(BIN)/python -m tests.objectstore.packages
 
 test-all: $(READY) ## the test suite with the slow campaigns
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 lint: $(READY) ## ruff, the strict type checker, and hadolint on the Dockerfile
 	$(BIN)/ruff check .

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set explicitly: Ray's default writes a token below HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Several OpenMP threads on a machine that runs other tests spin against each other; workers size their own pools.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = ["tests.objectstore.servers", "tests.digits_job", "tests.ray_heads"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that share the tests (pytest-xdist), one alone has those that lease this machine's cores."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("cores"):
+            item.add_marker(pytest.mark.xdist_group("cores"))

@@ -232,6 +232,8 @@ decode(0)
 decode(100)
 """
 
+pytestmark = pytest.mark.cores
+
 
 def test_a_decoder_that_holds_the_interpreter_ends_the_process_all_the_same() -> None:
     began = time.monotonic()

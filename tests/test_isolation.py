@@ -279,6 +279,8 @@ worker.start()
 worker.score_isolated(shard, 1000.0)
 """
 
+pytestmark = pytest.mark.cores
+
 
 def test_the_isolated_process_and_its_guard_end_with_a_worker_that_is_killed(bench: Bench) -> None:
     work = bench.folder / "work"

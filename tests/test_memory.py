@@ -218,6 +218,8 @@ with ThreadPoolExecutor(2) as pool:  # as a pool does it: the second reads ahead
 worker.stop()
 """
 
+pytestmark = pytest.mark.cores
+
 
 @pytest.fixture(scope="module")
 def spec(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
@@ -310,10 +312,10 @@ def test_a_worker_whose_network_does_not_fit_its_bound_says_so_instead_of_dying(
 LARGE_PX = 9459
 """A square of 89.5 million pixels, the largest that is decoded."""
 LARGE = {
-    "PNG, transparent": 1024,
+    "PNG, transparent": 1280,
     "JPEG": 768,
     "JPEG, progressive, 4:4:4": 1280,
-    "TIFF, LZW": 1024,
+    "TIFF, LZW": 1280,
     "WebP, transparent": 2048,
 }
 """MiB that a worker of one core needs for it, with what it holds besides."""
