@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = ["tests.objectstore.servers", "tests.digits_job", "tests.ray_heads"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes that share the tests (pytest-xdist), one alone has those that lease this machine's cores."""
     for item in items:
