@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set explicitly: Ray's default writes a token below HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray runs workers at nice 15; pinned to the core on which the other half of the suite runs, one would starve.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Several OpenMP threads on a machine that runs other tests spin against each other; workers size their own pools.
 os.environ["OMP_NUM_THREADS"] = "1"
 
