@@ -117,6 +117,8 @@ class Job:
             batch=self.batch,
             task=self.spec.model.task,
             precision=self.spec.model.precision,
+            engine=self.spec.model.engine,
+            device=self.spec.model.device,
             memory_bytes=self.spec.workers.memory_bytes,
             code_version=code_version(),
         )
@@ -139,6 +141,8 @@ class Job:
                 labels=spec.model.labels,
                 task=spec.model.task,
                 precision=spec.model.precision,
+                engine=spec.model.engine,
+                float_layers=spec.model.float_layers,
                 preprocess=spec.model.preprocess.model_dump(exclude_none=True),
                 calibration_rows=spec.model.calibration.rows,
                 calibration_seed=spec.model.calibration.seed,

@@ -53,8 +53,15 @@ class Model(Section):
     """Class names: `imagenet`, a list, or a path or URL (text lines or a JSON list). Default: the weights' own."""
     task: Literal["classify", "embed"] = "classify"
     """`classify`: top-k classes. `embed`: the features before the last linear layer."""
-    precision: Literal["int8", "fp32"] = "int8"
-    """`int8`: static quantization, gated against fp32. `fp32`: the same path in float."""
+    precision: Literal["int8", "bf16", "fp32"] = "int8"
+    """`int8`: static quantization. `bf16`: float of half the width. Both are gated against fp32, the same path in
+    float."""
+    engine: Literal["auto", "torch-int8", "torch-pt2e", "openvino", "onnxruntime", "torch-float"] = "auto"
+    """What runs the network. `auto`: for int8 each worker takes the best that its CPU and the installed extras run."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cuda`: the float engine, in bf16, on workers that take a GPU each."""
+    float_layers: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Where the gate refuses an INT8 network: the greatest share of its layers that may stay float to pass."""
     preprocess: PreprocessOverrides = PreprocessOverrides()
     """Overrides of the preprocessing that the weights come with."""
     calibration: Calibration = Calibration()

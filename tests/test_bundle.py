@@ -80,7 +80,7 @@ def test_bundle_is_read_back_as_it_was_written(store: MemoryStore) -> None:
     assert found.spec["args"] == {"num_classes": 10}
     assert found.accuracy is not None
     assert found.accuracy.rows == 64
-    assert {a.info.kind for a in found.artifacts} == {"fp32", "int8"}
+    assert {a.info.precision for a in found.artifacts} == {"fp32", "int8"}
     assert from_json(to_json(found)) == found
 
 
@@ -170,7 +170,7 @@ def test_refusals_survive_pickling_with_their_code() -> None:
 @pytest.mark.parametrize("damage", ["tampered", "cut short"])
 def test_damaged_artifact_is_refused(store: MemoryStore, damage: str) -> None:
     manifest = write(store)
-    stored = next(a.stored for a in manifest.artifacts if a.info.kind == "int8")
+    stored = next(a.stored for a in manifest.artifacts if a.info.precision == "int8")
     data = store.get(f"{FOLDER}/{stored.file_name}")
     bad = data[:-1] if damage == "cut short" else data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
     broken = MemoryStore()

@@ -150,7 +150,7 @@ assert "torch.ao.quantization.quantize_fx" not in sys.modules
 
 def score_elsewhere(artifact: Artifact, crops_NHWC: Pixels, folder: Path, **environ: str) -> Logits:
     """Logits from a fresh process that knows nothing but the artifact."""
-    path = folder / f"{artifact.info.kind}-{artifact.info.isa}"
+    path = folder / f"{artifact.info.precision}-{artifact.info.isa}"
     path.write_bytes(artifact.data)
     Path(f"{path}.json").write_text(json.dumps(asdict(artifact.info)))
     np.save(f"{path}.crops.npy", crops_NHWC)

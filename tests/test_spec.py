@@ -57,7 +57,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__manifest": "list.txt"}, r"exactly one of uri and manifest is wanted"),
         ({"input__uri": "data/", "input__days": 3}, r"3 folders are wanted, but no \{as_of\} is in input.uri"),
         ({"input__days": 3}, r"with \{as_of\} in output.uri every night has a ledger of its own"),
-        ({"model__precision": "int4"}, r"model.precision: .*'int8' or 'fp32'.* got 'int4'"),
+        ({"model__precision": "int4"}, r"model.precision: .*'int8', 'bf16' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
     ],

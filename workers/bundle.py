@@ -124,7 +124,7 @@ def load_engine(store: Store, manifest: Manifest, precision: str) -> Engine:
     """
     artifact = manifest.artifact(precision)
     if artifact is None:
-        kinds = ", ".join(a.info.kind for a in manifest.artifacts)
+        kinds = ", ".join(a.info.precision for a in manifest.artifacts)
         raise BundleRefused(
             f"bundle {manifest.fingerprint} holds {kinds}, not {precision}: set model.precision to what it holds",
             code="no_artifact",
@@ -169,7 +169,7 @@ def _golden_file(
         f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
     }
     for artifact in made:
-        tensors[f"logits_{artifact.info.kind}"] = _score(open_artifact(artifact), images, preprocess, decode_into)
+        tensors[f"logits_{artifact.info.precision}"] = _score(open_artifact(artifact), images, preprocess, decode_into)
     data: bytes = safetensors.numpy.save(tensors)
     return data
 

@@ -103,7 +103,11 @@ class ModelSpec:
     task: str = "classify"
     """`classify` or `embed`."""
     precision: str = "int8"
-    """`int8` or `fp32`."""
+    """`int8`, `bf16` or `fp32`."""
+    engine: str = "auto"
+    """`auto`, `torch-int8`, `torch-pt2e`, `openvino`, `onnxruntime` or `torch-float`."""
+    float_layers: float = 0.25
+    """Greatest share of the layers that may stay float to satisfy the gate."""
     preprocess: Mapping[str, object] = field(default_factory=dict)
     """Overrides of the weights' own preprocessing: resize, crop, mean, std, interpolation."""
     calibration_rows: int = 256
@@ -184,6 +188,9 @@ class WorkerSpec:
     batch: int
     task: str = "classify"
     precision: str = "int8"
+    engine: str = "auto"
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
     pin: bool = True

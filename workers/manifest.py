@@ -79,8 +79,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 
-    def artifact(self, kind: str) -> StoredArtifact | None:
-        return next((a for a in self.artifacts if a.info.kind == kind), None)
+    def artifact(self, precision: str) -> StoredArtifact | None:
+        return next((a for a in self.artifacts if a.info.precision == precision), None)
 
 
 def to_json(manifest: Manifest) -> bytes:
@@ -118,7 +118,8 @@ def _preprocess(raw: dict[str, Any]) -> Preprocess:
 def _artifact(raw: dict[str, Any]) -> StoredArtifact:
     layout = raw["info"]["layout"]
     layout = InputLayout(**{**layout, "pad_px": tuple(layout["pad_px"]), "pad_pixel": tuple(layout["pad_pixel"])})
-    return StoredArtifact(info=ArtifactInfo(**{**raw["info"], "layout": layout}), stored=StoredObject(**raw["stored"]))
+    info = {**raw["info"], "layout": layout, "float_layers": tuple(raw["info"]["float_layers"])}
+    return StoredArtifact(info=ArtifactInfo(**info), stored=StoredObject(**raw["stored"]))
 
 
 def _calibration(raw: dict[str, Any]) -> Calibration:

@@ -81,7 +81,15 @@ def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
 def float_artifact(model: LoadedModel) -> Artifact:
     """The fp32 network alone. Raises QuantizeError if it cannot be traced."""
     layout = InputLayout(crop_px=model.preprocess.crop_px)
-    info = ArtifactInfo(kind="fp32", isa=None, layout=layout, input_mode="normalized", recipe="float", backend=None)
+    info = ArtifactInfo(
+        engine="torch-float",
+        precision="fp32",
+        isa=None,
+        layout=layout,
+        input_mode="normalized",
+        recipe="float",
+        backend=None,
+    )
     try:
         artifact = Artifact(info=info, data=float_archive(model.module, model.preprocess))
         noise = np.random.default_rng(0).integers(0, 256, layout.shape(_TRACE_CHECK_ROWS), dtype=np.uint8)
@@ -126,7 +134,8 @@ def _int8_artifact(quantized: QuantizedNetwork, crops_NHWC: Pixels, isa: str) ->
             f"expected) and {float_ops} stayed float"
         )
     info = ArtifactInfo(
-        kind="int8",
+        engine="torch-int8",
+        precision="int8",
         isa=isa,
         layout=quantized.layout,
         input_mode=quantized.input_mode,
