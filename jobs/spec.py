@@ -33,6 +33,9 @@ class PreprocessOverrides(Section):
     """Per channel, for pixels in [0, 1]."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     """Of the resize; bilinear and bicubic are antialiased."""
+    decode: Literal["exact", "scaled"] | None = None
+    """`exact`, or `scaled`: large JPEGs are made smaller while they are decoded, which is faster and not quite the same
+    picture. The gate compares with fp32 on exactly decoded ones."""
 
 
 class Calibration(Section):

@@ -87,6 +87,8 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
     """`bilinear`, `bicubic` or `nearest`; the first two antialiased, as torchvision's presets are."""
+    decode: str = "exact"
+    """`exact`, or `scaled`: JPEGs at least twice the resize's target are made smaller while they are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class ModelSpec:
     float_layers: float = 0.25
     """Greatest share of the layers that may stay float to satisfy the gate."""
     preprocess: Mapping[str, object] = field(default_factory=dict)
-    """Overrides of the weights' own preprocessing: resize, crop, mean, std, interpolation."""
+    """Overrides of the weights' own preprocessing: resize, crop, mean, std, interpolation, decode."""
     calibration_rows: int = 256
     calibration_seed: int = 0
 

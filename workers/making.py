@@ -24,6 +24,7 @@ from workers.store import Store, open_store
 
 if TYPE_CHECKING:
     from workers.accuracy import AccuracyReport
+    from workers.careful import Decode
     from workers.contract import Preprocess
     from workers.sampling import Sample
 
@@ -157,15 +158,17 @@ class Maker:
             memory.check_room(most_bytes)
             held.callback(memory.Guard(os.getpid(), most_bytes).close)
         with ExitStack() as decoding:
-            decode = straight(preprocess)
-            if request.careful:
-                decode = decoding.enter_context(closing(Careful(preprocess, worker_bytes(request, self._plan))))
-            elif request.pin:
-                decode = or_exit(decode, IMAGE_S)
+
+            def decoder(how: Preprocess) -> Decode:
+                if request.careful:
+                    return decoding.enter_context(closing(Careful(how, worker_bytes(request, self._plan))))
+                return or_exit(straight(how), IMAGE_S) if request.pin else straight(how)
+
             return read_sample(
                 request.sample,
                 request.input,
-                decode,
+                decoder(preprocess),
+                exactly=None if preprocess.decode == "exact" else decoder(replace(preprocess, decode="exact")),
                 labels_column=request.gate.labels_column,
                 class_names=labels,
                 classes=classes,

@@ -15,8 +15,8 @@ from workers.model_names import ModelError
 IMAGENET = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What nearly every network of the field was trained with, and the default where weights say nothing."""
 
-_KEYS = ("resize", "crop", "mean", "std", "interpolation")
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+_KEYS = ("resize", "crop", "mean", "std", "interpolation", "decode")
+_CHOICES = {"interpolation": ("bilinear", "bicubic", "nearest"), "decode": ("exact", "scaled")}
 
 
 def of_weights(weights: Any) -> Preprocess:
@@ -57,9 +57,9 @@ def _checked(key: str, value: object) -> dict[str, object]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelError(f"model.preprocess.{key}: a number of pixels was expected, got {value!r}")
         return {f"{key}_px": value}
-    if key == "interpolation":
-        if value not in _INTERPOLATIONS:
-            raise ModelError(f"model.preprocess.interpolation: {value!r} is none of {', '.join(_INTERPOLATIONS)}")
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            raise ModelError(f"model.preprocess.{key}: {value!r} is none of {', '.join(_CHOICES[key])}")
         return {key: value}
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ModelError(f"model.preprocess.{key}: three numbers (red, green, blue) were expected, got {value!r}")

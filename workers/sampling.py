@@ -36,6 +36,9 @@ class Sample:
     """Rows that decoded, in an order drawn by the seed."""
 
     crops_NHWC: npt.NDArray[np.uint8]
+    """As the job decodes them: what calibrates, and what the network to be judged sees."""
+    reference_NHWC: npt.NDArray[np.uint8]
+    """Exactly decoded: what the fp32 network sees that it is judged by. The same array where the job decodes so."""
     encoded: list[bytes]
     """The same images as they lie in the input."""
     labels: Labels | None
@@ -53,9 +56,9 @@ class Sample:
 
 def read_sample(
     slices: Sequence[SampleSlice], how: InputSpec, decode: Decode, *, labels_column: str | None,
-    class_names: Sequence[str] | None, classes: int, seed: int,
+    class_names: Sequence[str] | None, classes: int, seed: int, exactly: Decode | None = None,
 ) -> Sample:  # fmt: skip
-    """Read and decode the rows through the production path.
+    """Read and decode the rows through the production path, and `exactly` as well where that is another.
 
     Raises ModelError when no row is of use; Hopeless; what the reader raises and, but for BadImage, what `decode` does.
     """
@@ -63,6 +66,7 @@ def read_sample(
     rows: list[tuple[str, int, int]] = []
     values: list[object] = []
     crops: list[npt.NDArray[np.uint8]] = []
+    exact_crops: list[npt.NDArray[np.uint8]] = []
     bad_rows = 0
     left_out: list[str] = []
     for part in slices:
@@ -76,7 +80,10 @@ def read_sample(
                 try:
                     if isinstance(cell, BadImage):
                         raise cell
-                    crops.append(decode(memoryview(cell)))
+                    crop_HWC = decode(memoryview(cell))
+                    if exactly is not None:
+                        exact_crops.append(exactly(memoryview(cell)))
+                    crops.append(crop_HWC)
                 except BadImage as bad:
                     bad_rows += 1
                     if bad.code is ErrorCode.CRASHED_WORKER:
@@ -93,8 +100,10 @@ def read_sample(
         raise ModelError(_listed(told, left_out))
     order = np.random.default_rng(seed).permutation(len(crops))
     labels = None if labels_column is None else class_indices(values, class_names, classes, labels_column)
+    crops_NHWC = np.stack([crops[i] for i in order])
     return Sample(
-        crops_NHWC=np.stack([crops[i] for i in order]),
+        crops_NHWC=crops_NHWC,
+        reference_NHWC=np.stack([exact_crops[i] for i in order]) if exact_crops else crops_NHWC,
         encoded=[encoded[i] for i in order],
         labels=None if labels is None else labels[order],
         rows=[rows[i] for i in order],
