@@ -49,33 +49,77 @@ class Artifacts:
 
 
 def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
-    """Calibrate on uint8 crops N by crop by crop by 3 and make both artifacts for CPUs of class `isa`.
-
-    Deterministic for the same crops in the same order. Changes torch.backends.quantized.engine. Raises QuantizeError
-    when no recipe fits the network or the class of CPU, ValueError for crops of another shape.
-    """
-    if isa not in (X86_VNNI, X86_NO_VNNI):
-        raise QuantizeError(
-            f"model.precision: there is no INT8 recipe for {isa} CPUs; use precision: fp32, or x86 nodes"
-        )
-    expected = (model.preprocess.crop_px, model.preprocess.crop_px, 3)
-    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
-        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
-    fp32 = float_artifact(model)
-    failures: list[str] = []
-    for name, recipe in _recipes(model, crops_NHWC, isa):
-        try:
-            with deprecations_silenced():
-                quantized = recipe()
-            int8 = _int8_artifact(quantized, crops_NHWC, isa)
-        except Exception as error:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-            continue
-        way = f"{RECIPE}/{quantized.recipe}"
-        return Artifacts(int8=int8, fp32=fp32, recipe=way, versions=_versions(), notes=tuple(failures))
-    raise QuantizeError(
-        f"model.precision: {model.name} cannot be made INT8; use precision: fp32. Tried:\n  " + "\n  ".join(failures)
+    """Both artifacts for CPUs of class `isa`. Raises as Quantizer does."""
+    quantizer = Quantizer(model, crops_NHWC)
+    int8 = quantizer.artifact(isa)
+    return Artifacts(
+        int8=int8,
+        fp32=float_artifact(model),
+        recipe=f"{RECIPE}/{int8.info.recipe}",
+        versions=_versions(),
+        notes=quantizer.notes,
     )
+
+
+def quantize_torch(
+    model: LoadedModel,
+    crops_NHWC: Pixels,
+    isa: str,
+    *,
+    accept: Callable[[Artifact], bool] | None = None,
+    most_float: float = 0.0,
+) -> Artifact:
+    """One INT8 artifact; see Quantizer, which makes several from one calibration."""
+    return Quantizer(model, crops_NHWC).artifact(isa, accept=accept, most_float=most_float)
+
+
+class Quantizer:
+    """Makes a network's INT8 artifacts, one for each class of CPU, from one calibration.
+
+    Calibrates on uint8 crops N by crop by crop by 3. Deterministic for the same crops in the same order. Changes
+    torch.backends.quantized.engine. Raises ValueError for crops of another shape.
+    """
+
+    def __init__(self, model: LoadedModel, crops_NHWC: Pixels) -> None:
+        expected = (model.preprocess.crop_px, model.preprocess.crop_px, 3)
+        if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
+            raise ValueError(
+                f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}"
+            )
+        self._model = model
+        self._crops_NHWC = crops_NHWC
+        self._failures: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a preferred recipe was not taken, for the report. Complete once there is an artifact."""
+        return tuple(self._failures)
+
+    def artifact(
+        self, isa: str, *, accept: Callable[[Artifact], bool] | None = None, most_float: float = 0.0
+    ) -> Artifact:
+        """The network in INT8 for CPUs of class `isa`.
+
+        Should `accept` refuse it, its most sensitive layers stay float: as few as make `accept` agree, at most the
+        share `most_float` of them; they are the artifact's `float_layers`. If `accept` agrees to none of these, the
+        last of them is returned, with the most layers in float, for the caller to judge once more and report.
+        Raises QuantizeError when no recipe fits the network or the class of CPU.
+        """
+        if isa not in (X86_VNNI, X86_NO_VNNI):
+            raise QuantizeError(
+                f"model.precision: there is no INT8 recipe for {isa} CPUs; use precision: fp32, or x86 nodes"
+            )
+        for name, recipe in _recipes(self._model, self._crops_NHWC, isa):
+            try:
+                with deprecations_silenced():
+                    quantized = recipe()
+                return _int8_artifact(quantized, self._crops_NHWC, isa)
+            except Exception as error:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
+                self._failures.append(f"{name}: {type(error).__name__}: {error}")
+        raise QuantizeError(
+            f"model.precision: {self._model.name} cannot be made INT8; use precision: fp32. Tried:\n  "
+            + "\n  ".join(self._failures)
+        )
 
 
 def float_artifact(model: LoadedModel) -> Artifact:
