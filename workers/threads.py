@@ -21,6 +21,8 @@ from workers import cgroups
 from workers.contract import ThreadPlan
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+NODE_VARIABLE = "STINT_NODE"
+"""Set in a pinned process and inherited by those that it starts: what the node was before."""
 
 
 class NoCores(Exception):
@@ -99,6 +101,25 @@ def _quota_of(folder: Path) -> list[float]:
     if v1 and period and int(v1) > 0:
         return [int(v1) / int(period)]
     return []
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node grants all of its workers together."""
+
+    cores: int
+    threads_per_core: int
+    pinned: bool
+    """Whether workers are pinned there."""
+
+
+def this_node() -> Node:
+    """From inside a pinned worker, too, whose own affinity shows its own cores alone."""
+    if known := os.environ.get(NODE_VARIABLE):
+        cores, threads_per_core, pinned = map(int, known.split(","))
+        return Node(cores, threads_per_core, bool(pinned))
+    topology = read_topology()
+    return Node(topology.budget, topology.threads_per_core, topology.may_pin)
 
 
 # -------------------------------------------------------------------------------------------- leases
@@ -198,6 +219,7 @@ def apply(plan: ThreadPlan) -> None:
     if "torch" in sys.modules:
         raise RuntimeError("torch is already imported: its OpenMP pool has been sized without the thread plan")
     os.environ.update(thread_environment(plan.threads))
+    os.environ[NODE_VARIABLE] = f"{plan.budget},{plan.threads_per_core},{int(bool(plan.cpus))}"
     if plan.cpus:
         # Affinity belongs to a thread, and Ray's own threads already run: pin them all, new ones inherit.
         for task in Path("/proc/self/task").iterdir():

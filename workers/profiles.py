@@ -1,0 +1,271 @@
+"""Profiles: what `stint tune` measured on a kind of node, kept beside the bundle that it was measured with.
+
+`_stint/bundles/<fingerprint>/profiles/<kind of node>/<number>.json`, written once each; a newer tuning adds the next
+number, and the highest number counts. Advisory: a profile makes a run faster or slower, never other than right, so one
+that is damaged or of another version is passed over. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from workers.cpu import cpu_model, isa_class
+from workers.storage_errors import NotFound, StoreDenied, StoreError
+from workers.store import ObjectInfo
+from workers.threads import this_node
+
+SCHEMA = 1
+ENGINE_LIBRARIES = ("torch", "openvino", "onnxruntime")
+"""Another version of one of these may have another optimum."""
+MOST = 4096
+"""Threads, workers or images of a batch that no node ever had: a profile that names more is damaged."""
+
+logger = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """The part of workers.store.Store that profiles need."""
+
+    def create(self, key: str, data: bytes) -> bool: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostKind:
+    """What of a node decides which engine, width and batch are best on it."""
+
+    cpu_model: str
+    isa: str
+    """Class of instruction set, see workers.cpu."""
+    cores: int
+    """Physical cores that the node lets us use, by affinity and quota."""
+    threads_per_core: int
+    pinned: bool
+    """Whether workers are pinned to cores of their own; not under a mere quota."""
+    versions: Mapping[str, str]
+    """Of ENGINE_LIBRARIES, as far as installed."""
+
+    @classmethod
+    def here(cls) -> HostKind:
+        """This node's, also inside a worker, whose own affinity shows only the cores that it holds."""
+        node = this_node()
+        return cls(
+            cpu_model=cpu_model(),
+            isa=isa_class(),
+            cores=node.cores,
+            threads_per_core=node.threads_per_core,
+            pinned=node.pinned,
+            versions=dict(_versions()),
+        )
+
+    @property
+    def key(self) -> str:
+        """Name of its folder: readable, and told apart by a hash of everything above."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        readable = re.sub(r"[^a-z0-9]+", "-", f"{self.cpu_model} {self.isa} {self.cores} cores".lower()).strip("-")
+        return f"{readable}-{digest}"
+
+    def __str__(self) -> str:
+        return f"{self.cpu_model}, {self.isa}, {self.cores} {'core' if self.cores == 1 else 'cores'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to use a node."""
+
+    engine: str
+    """Name of the artifact, as `torch-int8/x86-vnni`."""
+    threads: int
+    """Cores a worker."""
+    workers: int
+    """At once, each on cores of its own."""
+    batch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine}, {self.workers} × {self.threads} {'core' if self.threads == 1 else 'cores'}, {self.batch}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What came of a candidate."""
+
+    candidate: Candidate
+    images_per_s: float | None
+    """Of all its workers together, decoding included; None where it was not measured."""
+    spread: float = 0.0
+    """Standard deviation of its slices ÷ their mean, what all candidates had in common taken out."""
+    peak_bytes: int = 0
+    """Resident memory of its largest worker."""
+    rounds: int = 0
+    """Of the search that it took part in."""
+    out: str = ""
+    """Why it was not measured to the end, for a person: over the memory cap, cannot be loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The result of one tuning."""
+
+    host: HostKind
+    chosen: Row
+    table: tuple[Row, ...]
+    """Every candidate, the best one first."""
+    why: str
+    """The choice, explained in a sentence or two."""
+    tuned_at: str
+    """ISO date and time."""
+    rows: int
+    """Images in the sample."""
+    schema: int = SCHEMA
+
+    @property
+    def engine(self) -> str:
+        return self.chosen.candidate.engine
+
+    @property
+    def threads(self) -> int:
+        return self.chosen.candidate.threads
+
+    @property
+    def workers(self) -> int:
+        return self.chosen.candidate.workers
+
+    @property
+    def batch(self) -> int:
+        return self.chosen.candidate.batch
+
+    @property
+    def images_per_s(self) -> float:
+        assert self.chosen.images_per_s is not None, "what is chosen was measured"
+        return self.chosen.images_per_s
+
+    def at(self, threads: int) -> Candidate | None:
+        """The best for workers of this width; None where no such width was measured."""
+        row = self.row_at(threads)
+        return None if row is None else row.candidate
+
+    def row_at(self, threads: int) -> Row | None:
+        if threads == self.threads:
+            return self.chosen
+        wide = (row for row in self.table if row.candidate.threads == threads and row.images_per_s and not row.out)
+        # A rate from an early round is a rough one, so who came further goes first.
+        return max(wide, key=lambda row: (row.rounds, row.images_per_s or 0.0), default=None)
+
+    def rates(self) -> dict[int, float]:
+        """Images a second of the whole node by width of its workers."""
+        widths = {row.candidate.threads for row in self.table} | {self.threads}
+        best = {threads: row.images_per_s for threads in sorted(widths) if (row := self.row_at(threads))}
+        return {threads: rate for threads, rate in best.items() if rate}
+
+    def __str__(self) -> str:
+        return f"{self.chosen.candidate} images a batch: {self.images_per_s:,.0f} img/s a node ({self.host})"
+
+
+# ------------------------------------------------------------------------------------------ in the store
+
+
+def store_profile(store: Store, bundle: str, profile: Profile) -> str:
+    """Add a profile to those of its kind of node; its key. Raises StoreError, StoreDenied."""
+    folder = f"{_folder(bundle)}/{profile.host.key}"
+    number = 1 + max((n for _, n in _numbered(store, folder)), default=0)
+    while not store.create(key := f"{folder}/{number:06d}.json", to_json(profile)):
+        number += 1  # another tuning was first
+    return key
+
+
+def read_profile(store: Store, bundle: str, host: HostKind) -> Profile | None:
+    """The newest profile of a kind of node. None without one that can be read; why is logged."""
+    return next(iter(_newest(store, f"{_folder(bundle)}/{host.key}")), None)
+
+
+def read_profiles(store: Store, bundle: str) -> tuple[Profile, ...]:
+    """The newest profile of every kind of node, with one listing."""
+    return tuple(_newest(store, _folder(bundle)))
+
+
+def _newest(store: Store, folder: str) -> Iterator[Profile]:
+    try:
+        by_kind: dict[str, list[tuple[int, str]]] = {}
+        for key, number in _numbered(store, folder):
+            by_kind.setdefault(key.rpartition("/")[0], []).append((number, key))
+        for keys in by_kind.values():
+            readable = (_read(store, key) for _, key in sorted(keys, reverse=True))
+            if (profile := next((p for p in readable if p is not None), None)) is not None:
+                yield profile
+    except (StoreError, StoreDenied) as error:
+        logger.warning("profiles of `stint tune` cannot be listed, the run goes by the rule: %s", error)
+
+
+def _read(store: Store, key: str) -> Profile | None:
+    try:
+        return from_json(store.get(key))
+    except (NotFound, ValueError) as error:
+        logger.warning("profile %s is passed over: %s", key, error)
+        return None
+
+
+def _numbered(store: Store, folder: str) -> Iterator[tuple[str, int]]:
+    """Keys of profiles below a folder, with their numbers."""
+    for info in store.list(folder):
+        if found := re.search(r"/(\d{6,})\.json$", info.key):
+            yield info.key, int(found[1])
+
+
+def _folder(bundle: str) -> str:
+    return f"_stint/bundles/{bundle}/profiles"
+
+
+def to_json(profile: Profile) -> bytes:
+    return json.dumps(asdict(profile), indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def from_json(data: bytes) -> Profile:
+    """Raises ValueError for what is no profile, or one of another schema."""
+    try:
+        raw: dict[str, Any] = json.loads(data)
+        if raw["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {raw['schema']}, this code reads {SCHEMA}")
+        profile = Profile(
+            **{
+                **raw,
+                "host": HostKind(**raw["host"]),
+                "chosen": _row(raw["chosen"]),
+                "table": tuple(_row(row) for row in raw["table"]),
+            }
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a profile: {type(error).__name__}: {error}") from error
+    if not profile.chosen.images_per_s:
+        raise ValueError("not a profile: what it chose has no rate")
+    return profile
+
+
+def _row(raw: dict[str, Any]) -> Row:
+    row = replace(Row(**raw), candidate=Candidate(**raw["candidate"]))
+    for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
+        if not (isinstance(number, int) and 1 <= number <= MOST):
+            raise ValueError(f"not a profile: {number!r} threads, workers or images a batch")
+    rate = row.images_per_s
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < float("inf")):
+        raise ValueError(f"not a profile: a rate of {rate!r}")
+    return row
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for library in ENGINE_LIBRARIES:
+        try:
+            yield library, importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
