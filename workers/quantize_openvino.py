@@ -1,0 +1,110 @@
+"""Make the OpenVINO artifact: convert the network in memory, quantize it with NNCF on the job's own crops."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.artifacts import Artifact, ArtifactInfo
+from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.engines.base import Pixels, score_crops
+from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, layers, pack, properties
+from workers.engines.torchscript import deprecations_silenced
+from workers.models import LoadedModel
+from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize import QuantizeError
+
+_TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
+
+
+def quantize_openvino(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
+    """Calibrate on uint8 crops N by crop by crop by 3 and make the INT8 artifact for CPUs of class `isa`.
+
+    Deterministic for the same crops in the same order. Raises QuantizeError where OpenVINO or NNCF is not installed,
+    cannot take the network or would not run it in INT8; ValueError for crops of another shape.
+    """
+    if isa not in (X86_VNNI, X86_NO_VNNI):
+        raise QuantizeError(f"model.engine: openvino has no INT8 recipe for {isa} CPUs; use engine: onnxruntime")
+    check_crops(crops_NHWC, model.preprocess)
+    try:
+        openvino = import_openvino()
+        import nncf
+    except ImportError as error:
+        raise QuantizeError(
+            f"model.engine: openvino cannot be used here ({error}); pip install 'stint[openvino]'"
+        ) from error
+    network = pixel_network(model.module, model.preprocess)
+    try:
+        converted = _convert(openvino, network)
+        quantized = _quantize(nncf, converted, network, crops_NHWC, isa, model.module)
+        data = _serialize(openvino, quantized)
+        quantized.reshape(list(network.layout.shape(1)))
+        int8_ops, float_ops = layers(openvino.Core().compile_model(quantized, "CPU", dict(properties(1))))
+    except Exception as error:  # noqa: BLE001 - conversion runs the model's own code, which may raise anything
+        raise QuantizeError(
+            f"model.engine: openvino cannot make {model.name} INT8 ({type(error).__name__}: {error}); "
+            "use engine: torch-int8, or precision: fp32"
+        ) from error
+    if not int8_ops:
+        raise QuantizeError(
+            f"model.engine: openvino runs nothing of {model.name} in INT8; use engine: torch-int8, or precision: fp32"
+        )
+    info = ArtifactInfo(
+        engine="openvino",
+        precision="int8",
+        isa=isa,
+        layout=network.layout,
+        input_mode=network.input_mode,
+        recipe="nncf",
+        backend=None,
+        quantized_ops=int8_ops,
+        float_ops=float_ops,
+    )
+    return Artifact(info=info, data=data)
+
+
+def _convert(openvino: Any, network: PixelNetwork) -> Any:
+    """The float network as an OpenVINO model of dynamic batch."""
+    shape = network.layout.shape(2)
+    example = torch.zeros(shape, dtype=torch.uint8)
+    with torch.no_grad(), deprecations_silenced(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning)
+        return openvino.convert_model(
+            network.module, example_input=example, input=[openvino.PartialShape([-1, *shape[1:]])]
+        )
+
+
+def _quantize(nncf: Any, converted: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, module: nn.Module) -> Any:
+    """Static INT8: activations per tensor, weights per channel, biases corrected for what rounding shifts."""
+    transformer = any(isinstance(layer, _TRANSFORMER_LAYERS) for layer in module.modules())
+    # Without VNNI sums saturate in 16 bits: half the range of weights, everywhere. With it, none is given away.
+    overflow = nncf.OverflowFix.DISABLE if isa == X86_VNNI else nncf.OverflowFix.ENABLE
+    batches = list(calibration_pixels(crops_NHWC, network.layout, 1))
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        return nncf.quantize(
+            converted,
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(batches),
+            fast_bias_correction=True,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
+        )
+
+
+def _serialize(openvino: Any, model: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.xml"
+        openvino.save_model(model, graph, compress_to_fp16=False)
+        return pack(graph.read_bytes(), graph.with_suffix(".bin").read_bytes())
