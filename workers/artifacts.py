@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.engines.base import Engine, InputLayout
+from workers.engines.base import Engine, InputLayout, SilentFloatError
+
+
+class EngineUnusable(RuntimeError):
+    """An artifact that cannot be opened here: its library is missing, or refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,12 @@ class ArtifactInfo:
     @property
     def name(self) -> str:
         """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
-        parts = (self.engine, self.precision if self.engine == "torch-float" else None, self.isa)
-        return "/".join(part for part in parts if part) + (f"/{self.threads}" if self.threads else "")
+        return artifact_name(self.engine, self.precision, self.isa, self.threads)
+
+
+def artifact_name(engine: str, precision: str, isa: str | None, threads: int | None = None) -> str:
+    parts = (engine, precision if engine == "torch-float" else "", isa or "", str(threads or ""))
+    return "/".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +54,58 @@ class Artifact:
     data: bytes
 
 
-def open_artifact(artifact: Artifact) -> Engine:
-    """The engine that runs an artifact. Raises SilentFloatError for an INT8 one whose graph is not as stated."""
+def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> Engine:
+    """The engine that runs an artifact, on `threads` threads where it has threads of its own.
+
+    torch's engines use as many as torch is set to. `device` is for float artifacts. Raises EngineUnusable when a
+    library that it needs is missing or refuses the artifact, SilentFloatError for an INT8 one whose graph is not as
+    stated.
+    """
     info = artifact.info
-    # Imported here: a worker loads the one engine it runs, and the manifest can be read without torch.
-    if info.engine == "torch-float":
-        from workers.engines.torch_float import TorchFloatEngine
+    try:
+        return _open(artifact, threads, device)
+    except (EngineUnusable, SilentFloatError, MemoryError):
+        raise
+    except ImportError as error:
+        raise EngineUnusable(
+            f"{info.name} cannot run here: {error}; install what it needs: {_install(info.engine)}"
+        ) from error
+    except Exception as error:
+        # Each library has its own kinds of errors; to us they mean the same, that this artifact is of no use here.
+        raise EngineUnusable(f"{info.name} cannot be opened here: {type(error).__name__}: {error}") from error
 
-        return TorchFloatEngine(artifact.data, info.layout)
-    from workers.engines.torch_int8 import TorchInt8Engine
 
-    assert info.backend is not None
-    return TorchInt8Engine(
-        artifact.data,
-        info.layout,
-        backend=info.backend,
-        quantized_ops=info.quantized_ops,
-        float_ops=info.float_ops,
-    )
+def _open(artifact: Artifact, threads: int, device: str) -> Engine:
+    # Each imported where it is opened: a worker loads the one engine it runs, and a manifest is read without torch.
+    info = artifact.info
+    counts = {"quantized_ops": info.quantized_ops, "float_ops": info.float_ops}
+    match info.engine:
+        case "torch-float":
+            from workers.engines.torch_float import TorchFloatEngine
+
+            return TorchFloatEngine(artifact.data, info.layout, precision=info.precision, device=device)
+        case "torch-int8":
+            from workers.engines.torch_int8 import TorchInt8Engine
+
+            assert info.backend is not None, "an archive of packed weights names their backend"
+            return TorchInt8Engine(artifact.data, info.layout, backend=info.backend, **counts)
+        case "openvino":
+            from workers.engines.openvino_int8 import OpenVinoEngine
+
+            return OpenVinoEngine(artifact.data, info.layout, threads=threads, **counts)
+        case "onnxruntime":
+            from workers.engines.onnx_int8 import OnnxEngine
+
+            return OnnxEngine(artifact.data, info.layout, threads=threads, **counts)
+        case "torch-pt2e":
+            from workers.engines.pt2e import Pt2eEngine
+
+            return Pt2eEngine(artifact.data, info.layout, threads=threads, **counts)
+    raise EngineUnusable(f"{info.name} is of an engine that this version does not know: bring the worker up to date")
+
+
+def _install(engine: str) -> str:
+    from workers.engines.choice import NEEDS
+
+    extra = NEEDS[engine].extra
+    return f"pip install 'stint[{extra}]'" if extra else "pip install stint"

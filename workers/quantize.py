@@ -13,7 +13,7 @@ from torch import nn
 from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.cpu import X86_NO_VNNI, X86_VNNI
 from workers.engines.base import Engine, InputLayout, Pixels, score_crops
-from workers.engines.torch_float import NormalizedInput, float_archive
+from workers.engines.torch_float import float_archive, normalized
 from workers.engines.torch_int8 import float_layers, quantized_layers
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
 from workers.model_names import RECIPE, ModelError
@@ -122,12 +122,12 @@ class Quantizer:
         )
 
 
-def float_artifact(model: LoadedModel) -> Artifact:
-    """The fp32 network alone. Raises QuantizeError if it cannot be traced."""
+def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
+    """The network in float alone, `fp32` or `bf16`. Raises QuantizeError if it cannot be traced."""
     layout = InputLayout(crop_px=model.preprocess.crop_px)
     info = ArtifactInfo(
         engine="torch-float",
-        precision="fp32",
+        precision=precision,
         isa=None,
         layout=layout,
         input_mode="normalized",
@@ -135,9 +135,9 @@ def float_artifact(model: LoadedModel) -> Artifact:
         backend=None,
     )
     try:
-        artifact = Artifact(info=info, data=float_archive(model.module, model.preprocess))
+        artifact = Artifact(info=info, data=float_archive(model.module, model.preprocess, precision))
         noise = np.random.default_rng(0).integers(0, 256, layout.shape(_TRACE_CHECK_ROWS), dtype=np.uint8)
-        _check_trace(open_artifact(artifact), NormalizedInput(model.module, model.preprocess).eval(), noise)
+        _check_trace(open_artifact(artifact), normalized(model.module, model.preprocess, precision), noise)
     except Exception as error:
         raise QuantizeError(
             f"model.arch: {model.name} cannot be traced into an archive ({type(error).__name__}: {error}); its forward "

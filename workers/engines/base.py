@@ -15,6 +15,10 @@ Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 
+class SilentFloatError(RuntimeError):
+    """An artifact that calls itself INT8 computes in float where it should not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputLayout:
     """The pixels an engine reads: a square crop inside a frame of constant pixels.
@@ -45,7 +49,11 @@ class Buffer:
 
 def new_buffer(layout: InputLayout, batch: int) -> Buffer:
     """A buffer whose frame is filled, and whose interior is the same constant until written."""
-    full_NHWC = np.empty(layout.shape(batch), dtype=np.uint8)
+    return framed(np.empty(layout.shape(batch), dtype=np.uint8), layout)
+
+
+def framed(full_NHWC: Pixels, layout: InputLayout) -> Buffer:
+    """Pixels of a layout's shape as a buffer: filled with the frame's constant."""
     full_NHWC[:] = layout.pad_pixel
     top, left = layout.pad_px
     interior_NHWC = full_NHWC[:, top : top + layout.crop_px, left : left + layout.crop_px]
@@ -57,7 +65,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """`int8` or `fp32`."""
+        """`int8`, `bf16` or `fp32`."""
         ...
 
     @property

@@ -1,24 +1,42 @@
-"""Float reference: uint8 pixels normalised as the weights' authors did, then the network in fp32."""
+"""Float networks: uint8 pixels normalised as the weights' authors did, then the network in fp32 or bf16.
+
+fp32 is the reference that every other network is judged by. On a GPU the same archive runs with its weights there:
+pixels go over from page-locked memory as uint8, a quarter of what floats would be, and only logits come back.
+"""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import nn
 
 from workers.contract import Preprocess
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, framed, new_buffer
 from workers.engines.torchscript import from_archive, to_archive
+from workers.model_names import ModelError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By precision."""
+
+
+class NoGpu(ModelError):
+    """`model.device: cuda` where there is no GPU that torch can use."""
 
 
 class NormalizedInput(nn.Module):
-    """uint8 pixels NHWC → (pixel/255 − mean) ÷ std in float NCHW, channels last in memory → the network."""
+    """uint8 pixels NHWC → (pixel/255 − mean) ÷ std in float NCHW, channels last in memory → the network → float32.
+
+    Normalised in float32 whatever the network computes in: to round once is the least that bf16 can lose.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.network = network
+        self._dtype = dtype
         mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(preprocess.std, dtype=torch.float64).view(1, 3, 1, 1)
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -26,33 +44,65 @@ class NormalizedInput(nn.Module):
 
     def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         floats_NCHW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
-        logits_NK: torch.Tensor = self.network(floats_NCHW)
-        return logits_NK
+        logits_NK: torch.Tensor = self.network(floats_NCHW.to(self._dtype))
+        return logits_NK.to(torch.float32)
 
 
-def float_archive(network: nn.Module, preprocess: Preprocess) -> bytes:
-    """The fp32 network with its normalisation, as an archive for TorchFloatEngine. Leaves `network` as it is,
-    but for the memory format of its weights."""
+def normalized(network: nn.Module, preprocess: Preprocess, precision: str = "fp32") -> NormalizedInput:
+    """The network with its normalisation, in `fp32` or `bf16`. Leaves `network` as it is, but for the memory format of
+    its weights: in bf16 it is a copy."""
+    if precision != "fp32":
+        network = copy.deepcopy(network).to(DTYPES[precision])
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped: NormalizedInput = NormalizedInput(network, preprocess, DTYPES[precision]).eval()
+    return wrapped
+
+
+def float_archive(network: nn.Module, preprocess: Preprocess, precision: str = "fp32") -> bytes:
+    """The network with its normalisation in a precision, as an archive for TorchFloatEngine."""
     # torch.jit.optimize_for_inference was measured too: no faster on top of freezing (ResNet-50, batch 16).
-    wrapped = NormalizedInput(network.to(memory_format=torch.channels_last), preprocess).eval()  # type: ignore[call-overload]
-    return to_archive(wrapped, InputLayout(crop_px=preprocess.crop_px).shape(1))
+    return to_archive(normalized(network, preprocess, precision), InputLayout(crop_px=preprocess.crop_px).shape(1))
 
 
 class TorchFloatEngine:
-    """Runs an archive made by `float_archive`."""
+    """Runs an archive made by `float_archive` on a device of torch's, `cpu` or `cuda`.
 
-    precision = "fp32"
+    Raises NoGpu where there is no such device.
+    """
 
-    def __init__(self, archive: bytes, layout: InputLayout) -> None:
+    def __init__(self, archive: bytes, layout: InputLayout, *, precision: str = "fp32", device: str = "cpu") -> None:
+        check_device(device)
+        self.precision = precision
         self.layout = layout
-        self._module = from_archive(archive)
+        self._device = torch.device(device)
+        if self._device.type == "cuda" and precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa instead of 23 is not what was asked for
+        self._module = from_archive(archive, device=device)
 
     def buffer(self, batch: int) -> Buffer:
-        return new_buffer(self.layout, batch)
+        if self._device.type == "cpu":
+            return new_buffer(self.layout, batch)
+        # Page-locked, so that the GPU fetches the pixels by itself.
+        pixels_NHWC = torch.empty(self.layout.shape(batch), dtype=torch.uint8, pin_memory=True)
+        return framed(pixels_NHWC.numpy(), self.layout)
 
     def predict(self, pixels_NHWC: Pixels) -> Logits:
         """float32 logits N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
         check_pixels(pixels_NHWC, self.layout)
         with torch.inference_mode():
-            logits_NK: torch.Tensor = self._module(torch.from_numpy(pixels_NHWC))
-        return logits_NK.numpy()
+            there_NHWC = torch.from_numpy(pixels_NHWC).to(self._device, non_blocking=True)
+            logits_NK: torch.Tensor = self._module(there_NHWC)
+        return logits_NK.cpu().numpy()  # waits for the GPU, so the buffer may be written again
+
+
+def check_device(device: str) -> None:
+    """Raise NoGpu for a CUDA device that torch cannot use here."""
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return
+    why = (
+        "this torch is built for CPUs only" if torch.version.cuda is None else "torch finds no GPU or no driver for it"
+    )
+    raise NoGpu(
+        f"model.device: cuda, but {why}: run workers on GPU nodes whose image has the CUDA build of torch "
+        f"{torch.__version__.partition('+')[0]}, or set model.device: cpu"
+    )

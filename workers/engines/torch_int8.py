@@ -7,14 +7,18 @@ from collections import Counter
 import torch
 from torch import nn
 
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
+from workers.engines.base import (
+    Buffer,
+    InputLayout,
+    Logits,
+    Pixels,
+    SilentFloatError,
+    check_pixels,
+    new_buffer,
+)
 from workers.engines.torchscript import from_archive, operators
 
 _FLOAT_LAYERS = ("aten::_convolution", "aten::conv2d", "aten::linear", "aten::addmm")
-
-
-class SilentFloatError(RuntimeError):
-    """An archive that calls itself INT8 computes in float where it should not."""
 
 
 class QuantizedInput(nn.Module):

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,14 +57,24 @@ def to_archive(module: nn.Module, input_shape: tuple[int, int, int, int]) -> byt
     return buffer.getvalue()
 
 
-def from_archive(archive: bytes, quantized_engine: str | None = None) -> torch.jit.ScriptModule:
-    """Load an archive. An INT8 one names the backend its weights are packed for, which is set process-wide."""
+def from_archive(archive: bytes, quantized_engine: str | None = None, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Load an archive to a device. An INT8 one names the backend of its weights, which is set process-wide."""
     if quantized_engine is not None:
         # Read while the weights are unpacked, and again at every call: one process runs one INT8 backend.
         torch.backends.quantized.engine = quantized_engine
     with deprecations_silenced():
-        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location="cpu")  # type: ignore[no-untyped-call]
+        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location=device)  # type: ignore[no-untyped-call]
+    if device != "cpu":
+        _retarget(module.graph, device)
     return module
+
+
+def _retarget(graph: Any, device: str) -> None:
+    """Networks that make tensors as they run (masks of Swin's attention) have where they were traced written into their
+    graph as constants; `map_location` moves weights only."""
+    for node in graph.findAllNodes("prim::Constant"):
+        if str(node.output().type()) == "Device":
+            node.s_("value", device)
 
 
 def operators(module: torch.jit.ScriptModule) -> Counter[str]:

@@ -1,0 +1,168 @@
+"""Which artifacts a bundle gets, and which of them a worker takes. Pure functions over names; imports no torch.
+
+What a bundle gets where it is made (`wanted_engines`):
+
+| engine      | precision  | host      | artifacts                                                                   |
+|-------------|------------|-----------|-----------------------------------------------------------------------------|
+| auto        | int8       | x86, VNNI | torch-int8 for x86-vnni and x86-no-vnni; openvino, onnxruntime where installed  |
+| auto        | int8       | x86       | torch-int8 for x86-no-vnni; openvino, onnxruntime where installed           |
+| auto        | int8       | another   | onnxruntime, openvino, whichever are installed; none: an error              |
+| torch-int8  | int8       | x86       | as with auto, nothing else                                                  |
+| any other   | int8       | any       | that one                                                                    |
+| torch-float | bf16, fp32 | any       | torch-float in that precision; so with auto                                 |
+
+`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set and thread count. Beside
+these every bundle has the network in fp32, which the others are judged by.
+
+What a worker takes (`ranked`), of what runs on its CPU with what is installed: first what `stint tune` found best on
+such a host, then by the order of its class of CPU in ORDER.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from workers.artifacts import ArtifactInfo, artifact_name
+from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
+from workers.model_names import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Python modules beyond the base installation."""
+
+    extra: str
+    """Of this project, which brings them."""
+    to_make: tuple[str, ...]
+    to_run: tuple[str, ...] = ()
+
+
+NEEDS = {
+    "torch-int8": Needs(extra="", to_make=()),
+    "torch-float": Needs(extra="", to_make=()),
+    "torch-pt2e": Needs(extra="pt2e", to_make=("torchao",)),
+    "openvino": Needs(extra="openvino", to_make=("openvino", "nncf"), to_run=("openvino",)),
+    "onnxruntime": Needs(extra="onnx", to_make=("onnxruntime", "onnx"), to_run=("onnxruntime",)),
+}
+"""By engine."""
+
+ORDER = {
+    # Of the INT8 engines with one core's worth of ResNet-50 side by side, torch-int8 is level with or ahead of OpenVINO
+    # and ahead of ONNX Runtime (docs/PERFORMANCE.md); and it has no extra that a node may lack.
+    X86_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
+    X86_NO_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
+    # torch's own INT8 convolutions are weak there; ONNX Runtime has kernels for ARM's dot products.
+    ARM64: ("onnxruntime", "openvino", "torch-pt2e"),
+}
+"""INT8 engines by class of CPU, the preferred one first. Another class has that of ARM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An artifact to be made."""
+
+    engine: str
+    precision: str
+    isa: str | None
+
+    @property
+    def name(self) -> str:
+        return artifact_name(self.engine, self.precision, self.isa)
+
+
+def installed_to_make() -> frozenset[str]:
+    """Engines whose artifacts can be made in this environment."""
+    return frozenset(engine for engine, needs in NEEDS.items() if not missing(needs.to_make))
+
+
+def installed_to_run() -> frozenset[str]:
+    """Engines that this environment can run."""
+    return frozenset(engine for engine, needs in NEEDS.items() if not missing(needs.to_run))
+
+
+def missing(modules: Sequence[str]) -> list[str]:
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[str]) -> tuple[Wanted, ...]:
+    """What to make for `model.precision` and `model.engine` on a host of class `isa`, the preferred one first.
+
+    `installed` are engines whose artifacts can be made. Raises ModelError where nothing can be, with the way out.
+    """
+    if precision != "int8":
+        return (Wanted(engine="torch-float", precision=precision, isa=None),)
+    by_itself = [e for e in _order(isa) if e in installed and e != "torch-pt2e"]
+    engines = by_itself if engine == "auto" else [engine]
+    wanted = [Wanted(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
+    if not wanted:
+        raise ModelError(
+            f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: pip "
+            "install 'stint[onnx]' (or 'stint[openvino]'), with model.engine: auto; or set model.precision to bf16 or fp32"
+        )
+    lacking = [e for e in engines if e not in installed]
+    if lacking:
+        raise ModelError(
+            f"model.engine: {lacking[0]} needs {', '.join(NEEDS[lacking[0]].to_make)}, which the node that makes the "
+            f"bundle has not: pip install 'stint[{NEEDS[lacking[0]].extra}]' there, or set model.engine: auto"
+        )
+    return tuple(wanted)
+
+
+def ranked(
+    artifacts: Sequence[ArtifactInfo],
+    *,
+    precision: str,
+    isa: str,
+    installed: Collection[str],
+    threads: int,
+    engine: str = "auto",
+    tuned: str = "",
+) -> tuple[ArtifactInfo, ...]:
+    """Those of a precision that a worker of so many threads can run on a host of class `isa`, the best one first.
+
+    `installed` are engines that can run there. `engine` is the spec's, or the name of one artifact; `tuned` the name
+    of the artifact that a tuning of such a host found best, which goes before the rule.
+    """
+    fit = [
+        info
+        for info in artifacts
+        if info.precision == precision
+        and engine in ("auto", info.engine, info.name)
+        and unfit(info, isa=isa, installed=installed, threads=threads) is None
+    ]
+    order = _order(isa)
+
+    def place(info: ArtifactInfo) -> tuple[bool, int, bool]:
+        by_rule = order.index(info.engine) if info.engine in order else len(order)
+        return (info.name != tuned, by_rule, info.isa != isa)  # all 8 bits before 7 bits, where both are right
+
+    return tuple(sorted(fit, key=place))
+
+
+def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], threads: int) -> str | None:
+    """Why an artifact cannot run on a host, for a person; None if it can."""
+    if info.isa is not None and not runs_on(info.isa, isa):
+        return f"is for {info.isa} CPUs"
+    if info.engine not in installed:
+        needs = NEEDS.get(info.engine)
+        return f"needs 'stint[{needs.extra}]', which is not installed" if needs else "is of an engine not known here"
+    if info.threads is not None and info.threads != threads:
+        return f"was compiled for {info.threads} threads a worker (workers.cpus), not for {threads}"
+    return None
+
+
+def _order(isa: str) -> tuple[str, ...]:
+    return ORDER.get(isa, ORDER[ARM64])
+
+
+def _classes(engine: str, isa: str) -> tuple[str, ...]:
+    """Classes of CPU to make an engine's artifacts for where the host is of class `isa`.
+
+    One bundle serves a mixed cluster of x86 nodes, as far as its maker can judge what it makes: 7-bit weights compute
+    the same with VNNI as without, 8-bit ones do not.
+    """
+    if engine == "torch-int8":
+        return {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}.get(isa, ())
+    return (isa,)
