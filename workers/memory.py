@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from workers import cgroups, memory_guard
@@ -52,12 +53,23 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def forget_peak() -> None:
+    """Have `peak_rss_bytes` tell the peak from now on, where the kernel lets us."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to what is resident now
+
+
+def resident_bytes() -> int:
+    """What this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def check_room(bound_bytes: int) -> None:
     """Raise BoundTooLow if this process holds more than its bound already."""
-    resident_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    if resident_bytes > bound_bytes:
+    held_bytes = resident_bytes()
+    if held_bytes > bound_bytes:
         raise BoundTooLow(
-            f"a worker that has loaded its network holds {resident_bytes / 2**20:.0f} MiB and may take "
+            f"a worker that has loaded its network holds {held_bytes / 2**20:.0f} MiB and may take "
             f"{bound_bytes / 2**20:.0f} MiB: raise workers.memory, or take nodes with more memory a core"
         )
 

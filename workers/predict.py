@@ -35,6 +35,7 @@ class Predictor:
         self._engine = engine
         self._how = how
         self._batch = batch
+        self._threads = threads
         self._topk = topk
         self._embeds = task == "embed"
         self._outputs = outputs
@@ -51,6 +52,23 @@ class Predictor:
             list(self._pool.map(lambda _: None, range(threads)))
         self.stage_s = {"decode": 0.0, "predict": 0.0}
 
+    @property
+    def room(self) -> int:
+        """Rows of a round."""
+        return self._batch * len(self._buffers)
+
+    def in_batches(self, batch: int) -> Predictor:
+        """The same engine with batches of another size."""
+        return Predictor(
+            self._engine,
+            self._how,
+            outputs=self._outputs,
+            batch=batch,
+            threads=self._threads,
+            topk=self._topk,
+            task="embed" if self._embeds else "classify",
+        )
+
     def score(
         self, blocks: Iterable[RowBlock], rows: int, between_rounds: Callable[[int], None] = lambda _: None
     ) -> Scored:
@@ -64,7 +82,7 @@ class Predictor:
             score_NK=np.zeros((rows, width), np.float32),
         )
         waiting: list[tuple[int, ImageCell]] = []
-        room = self._batch * len(self._buffers)
+        room = self.room
         for block in blocks:
             for offset, cell in enumerate(block.images):
                 waiting.append((scored.rows, cell))

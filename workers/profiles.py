@@ -92,9 +92,13 @@ class Candidate:
     batch: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.engine}, {self.workers} × {self.threads} {'core' if self.threads == 1 else 'cores'}, {self.batch}"
-        )
+        return f"{self.engine}, {self.layout}, batch {self.batch}"
+
+    @property
+    def layout(self) -> str:
+        """As `2 workers of 1 core`."""
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return f"{workers} of {self.threads} {'core' if self.threads == 1 else 'cores'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,7 @@ class Profile:
         return {threads: rate for threads, rate in best.items() if rate}
 
     def __str__(self) -> str:
-        return f"{self.chosen.candidate} images a batch: {self.images_per_s:,.0f} img/s a node ({self.host})"
+        return f"{self.chosen.candidate}: {self.images_per_s:,.0f} img/s a node ({self.host})"
 
 
 # ------------------------------------------------------------------------------------------ in the store

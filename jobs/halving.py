@@ -1,0 +1,183 @@
+"""Successive halving: which candidate is the fastest, within a given time. Pure but for `measure`, which is given.
+
+Every round shares what time is left evenly among the rounds to come, so that half as many candidates get slices twice
+as long (K. Jamieson and A. Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, 2016).
+Within a round the candidates take turns, there and back again, so that a clock that drifts meets all of them alike; and
+what a turn has in common for all is taken out before rates are compared.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+C = TypeVar("C", bound=Hashable)
+
+FINALISTS = 4
+"""So many are compared in the last round."""
+TURNS = 2
+"""Slices a candidate and round: one on the way there, one on the way back."""
+LAST_TURNS = 6
+"""Enough of them to tell a difference from noise."""
+LEAST_SLICE_S = 0.1
+NOTICEABLE = 0.01
+"""A smaller gain is not worth a more complicated way, however sure it is."""
+SURE = 2.0
+"""Standard errors beyond which a difference is no noise."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """A candidate cannot be used, and why."""
+
+    reason: str
+
+
+Measure = Callable[[C, float], float | Out]
+"""Run a candidate for so many seconds: its rate. What it raises ends the search."""
+
+
+@dataclass
+class Standing(Generic[C]):
+    """How a candidate fared."""
+
+    candidate: C
+    rates: list[float] = field(default_factory=list)
+    """Of its slices in the last round that it took part in."""
+    steady: list[float] = field(default_factory=list)
+    """The same, less what the slices of that turn had in common."""
+    rounds: int = 0
+    out: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        return statistics.fmean(self.steady) if self.steady else None
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of its slices ÷ their mean."""
+        return statistics.stdev(self.steady) / statistics.fmean(self.steady) if len(self.steady) > 1 else 0.0
+
+
+def halve(
+    candidates: Sequence[C],
+    measure: Measure[C],
+    *,
+    seconds: float,
+    clock: Callable[[], float],
+    keep: Collection[C] = (),
+    told: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
+) -> list[Standing[C]]:
+    """Every candidate's standing, the best one first: by rounds, then by rate; those that are out come last.
+
+    `keep` stay to the end whatever their rate, to be compared with. `clock` tells the time in seconds; with the time
+    over the search ends after the slice under way, so put first what is likely to be good. `told` hears of each round:
+    its number, how many take part and for how long at a time.
+    """
+    standings = {candidate: Standing(candidate) for candidate in candidates}
+    ends_at = clock() + seconds
+    alive = list(candidates)
+    number = 0
+    while alive and clock() < ends_at:
+        number += 1
+        to_come = rounds_to_come(len(alive))
+        turns = LAST_TURNS if to_come == 1 else TURNS
+        slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
+        told(number, len(alive), slice_s)
+        _round([standings[c] for c in alive], measure, slice_s, turns, number, ends_at, clock)
+        alive = [c for c in alive if not standings[c].out]
+        if to_come == 1:
+            break
+        alive = survivors({c: standings[c].rate or 0.0 for c in alive}, keep)
+    return sorted(standings.values(), key=lambda s: (bool(s.out), -s.rounds, -(s.rate or 0.0)))
+
+
+def rounds_to_come(alive: int) -> int:
+    return 1 + max(0, math.ceil(math.log2(alive / FINALISTS)))
+
+
+def survivors(rates: Mapping[C, float], keep: Collection[C]) -> list[C]:
+    """The better half, in the order given; those to be kept are not counted."""
+    kept = [c for c in rates if c in keep]
+    others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
+    staying = {*others[: max(FINALISTS, math.ceil(len(rates) / 2)) - len(kept)], *kept}
+    return [c for c in rates if c in staying]
+
+
+def _round(
+    standings: Sequence[Standing[C]],
+    measure: Measure[C],
+    slice_s: float,
+    turns: int,
+    number: int,
+    ends_at: float,
+    clock: Callable[[], float],
+) -> None:
+    """Everybody's slices of one round. One that the end of time cuts short counts if everybody had a turn in it."""
+    seen: dict[C, list[float]] = {s.candidate: [] for s in standings}
+    for turn in range(turns):
+        for standing in standings if turn % 2 == 0 else reversed(standings):
+            if standing.out:
+                continue
+            if clock() >= ends_at:
+                break
+            outcome = measure(standing.candidate, slice_s)
+            if isinstance(outcome, Out):
+                standing.out = outcome.reason
+            else:
+                seen[standing.candidate].append(outcome)
+    measured = [s for s in standings if not s.out and seen[s.candidate]]
+    whole = min((len(seen[s.candidate]) for s in standings if not s.out), default=0)
+    if whole == 0 and number > 1:
+        return  # what is known from the round before is fairer to all
+    steady = without_drift([seen[s.candidate] for s in measured], whole)
+    for standing, rates in zip(measured, steady, strict=True):
+        standing.rates, standing.steady, standing.rounds = seen[standing.candidate], rates, number
+
+
+def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[float]]:
+    """Rates of each candidate's slices, less what those of a turn have in common.
+
+    Of the first `whole` turns, in which everybody took part; with none of them, the rates as they are.
+    """
+    if whole == 0:
+        return [list(rates) for rates in slices]
+    of_turn = [statistics.fmean(math.log(rates[turn]) for rates in slices) for turn in range(whole)]
+    middle = statistics.fmean(of_turn)
+    return [[rates[turn] * math.exp(middle - of_turn[turn]) for turn in range(whole)] for rates in slices]
+
+
+# ---------------------------------------------------------------------------------------------- the choice
+
+
+@dataclass(frozen=True)
+class Choice(Generic[C]):
+    chosen: Standing[C]
+    fastest: Standing[C]
+    tied: tuple[Standing[C], ...]
+    """Those that cannot be told from the fastest, itself among them."""
+
+
+def choose(standings: Sequence[Standing[C]], effort: Callable[[C], tuple[int, ...]]) -> Choice[C] | None:
+    """Of those that came furthest the simplest, by `effort`, that cannot be told from the fastest. None without any."""
+    measured = [s for s in standings if not s.out and s.rate]
+    last = max((s.rounds for s in measured), default=0)
+    final = [s for s in measured if s.rounds == last]
+    if not final:
+        return None
+    fastest = max(final, key=lambda s: s.rate or 0.0)
+    tied = tuple(s for s in final if same(s, fastest))
+    return Choice(chosen=min(tied, key=lambda s: effort(s.candidate)), fastest=fastest, tied=tied)
+
+
+def same(a: Standing[C], b: Standing[C]) -> bool:
+    """Whether their rates cannot be told apart, or so little that nobody would care. Slices are compared in pairs."""
+    ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
+    difference = abs(statistics.fmean(ratios))
+    if len(ratios) < 2:
+        return difference <= NOTICEABLE
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return difference <= max(math.log1p(NOTICEABLE), SURE * error)

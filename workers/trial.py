@@ -1,0 +1,184 @@
+"""One worker of a candidate that `stint tune` measures: `python -m workers.trial FD PARENT`.
+
+It loads the bundle as a worker does and runs a worker's own loop, decoding included, over a sample that lies in a file:
+read from storage once and mapped by all. What it is asked comes over one connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from workers import memory, threads
+from workers.contract import ThreadPlan, WorkerSpec
+from workers.expendable import to_parent
+from workers.failures import classify
+from workers.rows import RowBlock
+
+if TYPE_CHECKING:
+    from workers.predict import Predictor
+
+ROWS_A_CALL = 256
+"""About as many rows as the loop is given at a time; always whole rounds, so that no batch is padded."""
+COLUMN = "image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What to load, on which cores, over which images."""
+
+    spec: WorkerSpec
+    plan: ThreadPlan
+    sample: str
+    """Path of the file that `write_sample` wrote."""
+    first: int
+    """Where in the sample to begin: the workers of a candidate are not to decode the same image at the same time."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make batches of this size ready, and run one, which is not measured."""
+
+    batch: int
+
+
+@dataclass(frozen=True)
+class Go:
+    """Score until then, by time.monotonic, which all processes of a machine share."""
+
+    until: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What was asked for is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What one worker did in a slice."""
+
+    rows: int
+    wall_s: float
+    cpu_s: float
+    decode_s: float
+    predict_s: float
+    peak_bytes: int
+    """Most resident memory during the slice, and while it was prepared."""
+    resident_bytes: int
+    """Now."""
+
+
+class _TimeIsOver(Exception):
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
+def write_sample(path: Path, images: Sequence[bytes]) -> None:
+    """An Arrow file, which processes map without copying."""
+    table = pa.table({COLUMN: pa.array(images, pa.large_binary())})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def map_sample(path: str) -> list[pa.Buffer]:
+    with pa.memory_map(path) as file:
+        column = pa.ipc.open_file(file).read_all().column(COLUMN)
+    return [cell.as_buffer() for cell in column]
+
+
+class Trial:
+    """Answers one parent, about one engine on one set of cores."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent = parent
+        self._predictor: Predictor
+        self._images: list[pa.Buffer]
+        self._batch = 0
+        self._rounds = 1
+
+    def serve(self) -> None:
+        """Until the parent closes the connection."""
+        setup: Setup = self._parent.recv()
+        try:
+            self._load(setup)
+        except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)
+            self._parent.send(classify(error))
+            return
+        self._parent.send(Ready())
+        while True:
+            asked: Prepare | Go = self._parent.recv()
+            try:
+                answer = self._prepare(setup, asked.batch) if isinstance(asked, Prepare) else self._run(asked.until)
+            except Exception as error:  # noqa: BLE001  (as above)
+                self._parent.send(classify(error))
+            else:
+                self._parent.send(answer)
+
+    def _load(self, setup: Setup) -> None:
+        threads.apply(setup.plan)
+        from workers.scoring import Scorer
+
+        self._predictor = Scorer.load(setup.spec).predictor
+        images = map_sample(setup.sample)
+        first = setup.first % len(images)
+        self._images = images[first:] + images[:first]
+
+    def _prepare(self, setup: Setup, batch: int) -> Ready:
+        import torch
+
+        memory.forget_peak()
+        if batch != self._batch:
+            self._predictor = self._predictor.in_batches(batch)
+            # Making its decode threads has left a mark on the default.
+            torch.set_num_threads(setup.plan.threads)
+            self._batch = batch
+        self._predictor.score([self._block(batch)], batch)
+        return Ready()
+
+    def _run(self, until: float) -> Ran:
+        from workers.scoring import STAGES
+
+        room = self._predictor.room
+        rows_a_call = room * max(1, ROWS_A_CALL // room)
+        stage_s = self._predictor.stage_s = dict.fromkeys(STAGES, 0.0)
+        rows, began, cpu = 0, time.monotonic(), time.process_time()
+
+        def between_rounds(done: int) -> None:
+            if time.monotonic() >= until:
+                raise _TimeIsOver(done)
+
+        try:
+            while rows == 0 or time.monotonic() < until:
+                self._predictor.score([self._block(rows_a_call)], rows_a_call, between_rounds)
+                rows += rows_a_call
+        except _TimeIsOver as over:
+            rows += over.rows
+        return Ran(
+            rows=rows,
+            wall_s=time.monotonic() - began,
+            cpu_s=time.process_time() - cpu,
+            decode_s=stage_s["decode"],
+            predict_s=stage_s["predict"],
+            peak_bytes=memory.peak_rss_bytes(),
+            resident_bytes=memory.resident_bytes(),
+        )
+
+    def _block(self, rows: int) -> RowBlock:
+        images = list(itertools.islice(itertools.cycle(self._images), rows))
+        return RowBlock(slice_index=0, row_start=0, images=images, keys=None, bytes_read=0)
+
+
+if __name__ == "__main__":
+    connection = to_parent()
+    with suppress(EOFError, ConnectionError):
+        Trial(connection).serve()
