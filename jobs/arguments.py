@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 from jobs.days import Days, parse_day, parse_days
 
@@ -93,8 +94,26 @@ def parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job; NAME: as it is here"
     )
+    add_bench(add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine"))
     add("schema", "JSON Schema of the spec")
     return made
+
+
+def add_bench(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch"
+    )
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec"
+    )
+    sub.add_argument(
+        "--arch", help="network to measure without a SPEC, with random weights on made photographs (default: resnet50)"
+    )
+    sub.add_argument(
+        "--minutes", type=float, default=4.0, help="about how long it may take (default: %(default)s); more is steadier"
+    )
+    sub.add_argument("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
+    sub.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:

@@ -144,6 +144,12 @@ def _schema(_: argparse.Namespace) -> int:
     return COMPLETE
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from jobs.bench import bench_command
+
+    return bench_command(arguments, _say)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from jobs.demo import demo
 
@@ -161,6 +167,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "submit": _submit,
     "nightly": _nightly,
     "schema": _schema,
+    "bench": _bench,
 }
 
 

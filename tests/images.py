@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
+from jobs.photographs import photo
+from jobs.photographs import photographs as photographs
 from tests.crafted import jpeg_410, png, tiff, with_jpeg_size, with_samsung_scan_header, without_adobe_marker
 
 LOSSLESS, LOSSY = 0.0, 6.0
@@ -31,27 +32,6 @@ class Sample:
     """What a person sees, where that is known."""
     tolerance: float = LOSSLESS
     """Largest mean difference from the look, in levels."""
-
-
-@functools.cache
-def _photographs() -> tuple[np.ndarray, ...]:
-    return tuple(load_sample_images().images)
-
-
-def photo(height: int = 120, width: int = 160, which: int = 0, top: int = 150, left: int = 200) -> np.ndarray:
-    """A crop (HWC, uint8) of one of two photographs, 427x640: 0 is a temple, 1 a flower. Beyond the edge: mirrored."""
-    image_HWC = _photographs()[which % 2]
-    rows, columns = (np.arange(start, start + n) for start, n in ((top, height), (left, width)))
-    fold = [np.minimum(i % (2 * n), 2 * n - 1 - i % (2 * n)) for i, n in ((rows, 427), (columns, 640))]
-    return np.ascontiguousarray(image_HWC[np.ix_(*fold)])
-
-
-def photographs(count: int, height: int = 375, width: int = 500, quality: int = 90) -> list[bytes]:
-    """`count` different JPEG photographs: crops that slide over the two samples."""
-    return [
-        encode(photo(height, width, which=i, top=(37 * i) % 427, left=(61 * i) % 640), "JPEG", quality=quality)
-        for i in range(count)
-    ]
 
 
 def encode(image: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
