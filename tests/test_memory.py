@@ -183,11 +183,11 @@ def test_only_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) 
     out_HWC = np.zeros((32, 32, 3), np.uint8)
     lock = CountingLock()
     data = samples()["jpeg_420"].data
-    pixels.decode_into(data, how, out_HWC, lock)
+    pixels.Preparer(how, lock).put(data, out_HWC)
     assert lock.taken == 0
     monkeypatch.setattr(pixels, "LARGE_PIXELS", 120 * 160 - 1)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: pixels.decode_into(data, how, np.zeros_like(out_HWC), lock), range(8)))
+        list(pool.map(lambda _: pixels.Preparer(how, lock).put(data, np.zeros_like(out_HWC)), range(8)))
     assert lock.taken == 8
 
 

@@ -18,19 +18,21 @@ Nothing global is changed here, and everything may be called from many threads a
 
 from __future__ import annotations
 
-import enum
 import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from workers.bad_images import BadImage, ErrorCode
 from workers.containers import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
+
+__all__ = ["BadImage", "ErrorCode", "Pixels", "Stored", "decode", "decode_stored", "upright"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,44 +53,6 @@ ROOM_BYTES_A_PIXEL = 16
 
 _STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
 """Of libjpeg's warning JWRN_EXTRANEOUS_DATA, at the end-of-image marker."""
-
-
-class ErrorCode(enum.StrEnum):
-    """Why a row has no prediction: the stable values of the output column `error_code`."""
-
-    NULL = "null"
-    """The cell is null. Set by the reader."""
-    EMPTY = "empty"
-    """Zero bytes."""
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    """Not one of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF, or a variant of them that has no defined look."""
-    TRUNCATED = "truncated"
-    """The file ends before its own structure says it does."""
-    CORRUPT = "corrupt"
-    """The format is known and the file is complete, but what is in it cannot be decoded."""
-    TOO_LARGE = "too_large"
-    """More than MAX_PIXELS pixels, or more than MAX_IMAGE_BYTES bytes."""
-    BAD_SIZE = "bad_size"
-    """A side is longer than MAX_ASPECT times the other. (A side of zero is `corrupt`: no format allows it.)"""
-    URI_REFUSED = "uri_refused"
-    """The URI in the cell points where the job may not read. Set by the reader."""
-    NOT_FOUND = "not_found"
-    """The URI in the cell leads to no object. Set by the reader."""
-    CRASHED_WORKER = "crashed_worker"
-    """Scoring this row kills the process that does it, or takes all its memory, or never ends. Set when a shard that
-    killed its workers was bisected in an isolated process."""
-
-
-class BadImage(Exception):
-    """This row cannot be scored, now or ever: a row of the output with `code` and `message`."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(code, message)  # both, so that it survives pickling
-        self.code = code
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 # What Pillow raises for content that it cannot read. Its parsers index, unpack, divide and assert their way through
@@ -126,10 +90,42 @@ SizeKnown: TypeAlias = Callable[[int], object]
 """Told of the number of an image's pixels before they are decoded; it may wait."""
 
 
+class Stored(NamedTuple):
+    """A decoded picture, the way up that it is stored."""
+
+    image_HWC: Pixels
+    """RGB, uint8, C-contiguous, writable."""
+    height: int
+    """Of the picture. Where it was made smaller, the image has a `shrunk`th of the rows, rounded up."""
+    width: int
+    shrunk: int
+    """1, 2, 4 or 8."""
+    orientation: int
+    """EXIF's, 1 to 8: how a person is to see it."""
+
+
 def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> Pixels:
     """Decode one image into RGB as a person sees it: HWC, uint8, C-contiguous, writable.
 
     Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
+    """
+    stored = decode_stored(data, size_known)
+    return np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))
+
+
+def upright(image_HWC: Pixels, orientation: int) -> Pixels:
+    """A view of a stored picture, or of a part of one, as a person is to see it."""
+    turn = _UPRIGHT.get(orientation)
+    return image_HWC if turn is None else turn(image_HWC)
+
+
+def decode_stored(
+    data: bytes | memoryview, size_known: SizeKnown = lambda _: None, *, least_px: int = 0, room: Pixels | None = None
+) -> Stored:
+    """Decode one image and leave it as it lies. Raises as `decode` does.
+
+    JPEGs come out a half, a quarter or an eighth of their size where their shorter side still has `least_px`; 0 leaves
+    all as they are. `room` is flat memory of the caller's: where an image fits, it may be given back lying in it.
     """
     if isinstance(data, memoryview):
         data = data.cast("B")  # Arrow's buffers hold signed bytes, among which there is no 0xFF
@@ -139,11 +135,10 @@ def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> 
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
     if kind == "JPEG":
-        image_HWC, exif = _decode_jpeg(data, size_known), jpeg_exif(data)
+        stored, exif = _decode_jpeg(data, size_known, least_px, room), jpeg_exif(data)
     else:
-        image_HWC, exif = _decode_with_pillow(kind, data, size_known)
-    turn = _UPRIGHT.get(exif_orientation(exif)) if exif else None
-    return image_HWC if turn is None else np.ascontiguousarray(turn(image_HWC))
+        stored, exif = _decode_with_pillow(kind, data, size_known)
+    return stored._replace(orientation=exif_orientation(exif)) if exif else stored
 
 
 def _check_size(width: int, height: int) -> None:
@@ -167,8 +162,8 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: in
 # ------------------------------------------------------------------------------------------------- JPEG
 
 
-def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown) -> Pixels:
-    """Strict: libjpeg's warnings are errors. Orientation is not applied."""
+def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: Pixels | None) -> Stored:
+    """Strict: libjpeg's warnings are errors. Orientation is not asked for."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
@@ -178,42 +173,57 @@ def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown) -> Pixels:
         return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
     size_known(width * height)
+    shrunk = _shrunk(min(width, height), least_px)
     layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
+    if room is not None and (layout == "CMYK" or 3 * width * height > len(room)):
+        room = None
     try:
-        image_HWC = _decode_pixels(data, layout)
+        image_HWC = _decode_pixels(data, layout, -(-height // shrunk), -(-width // shrunk), room)
     except ValueError as error:
         repaired = with_valid_scan_header(data)
         if repaired is not None:
-            return _decode_jpeg(repaired, size_known)
+            return _decode_jpeg(repaired, size_known, least_px, room)
         raise _undecodable("JPEG", data, error, width * height) from None
-    if layout == "RGB":
-        return image_HWC
-    rgb_HWC = np.empty((height, width, 3), np.uint8)
-    for rows in _strips(width, height):
-        size = (width, rows.stop - rows.start)
-        inverted = Image.frombuffer("CMYK", size, image_HWC[rows], "raw", "CMYK;I", 0, 1)
-        rgb_HWC[rows] = inverted.convert("RGB")
-    return rgb_HWC
+    if layout == "CMYK":
+        image_HWC = _rgb_of_inverted(image_HWC)
+    return Stored(image_HWC, height, width, shrunk, 1)
 
 
-def _decode_pixels(data: bytes | memoryview, layout: str) -> Pixels:
-    """Raises ValueError for every warning of libjpeg's but one."""
+def _shrunk(shorter_px: int, least_px: int) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves at least `least_px` of the shorter side."""
+    return next((n for n in (8, 4, 2) if 0 < n * least_px <= shorter_px), 1)
+
+
+def _decode_pixels(data: bytes | memoryview, layout: str, height: int, width: int, room: Pixels | None) -> Pixels:
+    """An image of that size, which libjpeg can make. Raises ValueError for every warning of libjpeg's but one."""
+    options = {"colorspace": layout, "min_height": height, "min_width": width, "buffer": room}
     try:
-        image_HWC: Pixels = simplejpeg.decode_jpeg(data, colorspace=layout)
+        image_HWC: Pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
         # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
         # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
         if _STRAY_BYTES_AT_END not in str(error):
             raise
-        image_HWC = simplejpeg.decode_jpeg(data, colorspace=layout, strict=False)
+        image_HWC = simplejpeg.decode_jpeg(data, **options, strict=False)
     return image_HWC
+
+
+def _rgb_of_inverted(image_HWK: Pixels) -> Pixels:
+    """RGB of Adobe's CMYK."""
+    height, width, _ = image_HWK.shape
+    rgb_HWC = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(width, height):
+        size = (width, rows.stop - rows.start)
+        inverted = Image.frombuffer("CMYK", size, image_HWK[rows], "raw", "CMYK;I", 0, 1)
+        rgb_HWC[rows] = np.asarray(inverted.convert("RGB"))
+    return rgb_HWC
 
 
 # ------------------------------------------------------------------------------------- everything else
 
 
-def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Pixels, bytes]:
-    """Pixels, and the EXIF block that still has to be obeyed."""
+def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Stored, bytes]:
+    """The picture, and the EXIF block that still has to be obeyed."""
     pixels = MAX_PIXELS
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
@@ -222,8 +232,9 @@ def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKno
             size_known(pixels)
             image.load()
             image_HWC = _rgb8(image)
+            stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
             # Pillow turns a TIFF upright by itself. A PNG may carry its EXIF behind the pixels: ask after loading.
-            return image_HWC, b"" if kind == "TIFF" else image.info.get("exif", b"")
+            return stored, b"" if kind == "TIFF" else image.info.get("exif", b"")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
     except UnidentifiedImageError:

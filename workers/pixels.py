@@ -5,36 +5,72 @@ then CenterCrop. Normalisation is not done here: it is folded into the first con
 
 Against that reference, over photographs made smaller and larger (tests/test_pixels.py holds these): bilinear differs by
 at most 1 level, in under 0.5 % of values; bicubic by at most 2, in under 1 %; nearest not at all.
+
+What the crop does not show is not resized: rows and columns behind it are left out. Those before it are resized
+all the same, because torch's kernel begins to count its sample positions at the first pixel. A picture that is stored
+lying on its side is resized as it lies, and only its crop is turned.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from workers.contract import Preprocess
-from workers.decoding import Pixels, decode
+from workers.decoding import Pixels, SizeKnown, Stored, decode_stored, upright
 
 LARGE_PIXELS = 16_000_000
-"""Images with more are decoded one at a time where `decode_into` is given a lock: the largest take over a GiB each."""
+"""Images with more are decoded one at a time where there is a lock: the largest take over a GiB each."""
+
+ROOM_BYTES = 6 * 2**20
+"""RGB of two million pixels: pictures that are no larger are decoded into memory that a Preparer keeps."""
+
+SCALED_MARGIN = 1.4
+"""How many times the resize's target the shorter side still is after a scaled decode. Generated photographs then differ
+by 1 level in the mean, and by 4 with no margin: what is left to the resize is too little to hide how libjpeg blurs."""
+
+_KERNELS = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
+}
+"""What torch's `interpolate(antialias=True)` calls. They take scales beside the size of the output."""
+_REACH = {"bilinear": 1, "bicubic": 2}
+"""Of an output pixel, to each side, in output pixels."""
+
+_LEFT, _UP = (2, 3, 7, 8), (3, 4, 6, 7)
+"""EXIF orientations in which the stored columns, or rows, come in the opposite order."""
 
 
-def decode_into(
-    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, large: AbstractContextManager[object] | None = None
-) -> None:
-    """Decode one image and write what the network sees of it into `out_HWC`. Raises BadImage as `decode` does.
+class Preparer:
+    """Decodes and prepares images one after the other, in memory that it keeps. Use from one thread at a time."""
 
-    `large`, a lock that may be taken twice by one thread, is held from before to after a large image is in memory.
-    """
-    if large is None:
-        prepare(decode(data), how, out_HWC)
-        return
-    with ExitStack() as held:
-        prepare(decode(data, lambda pixels: pixels > LARGE_PIXELS and held.enter_context(large)), how, out_HWC)
+    def __init__(self, how: Preprocess, large: AbstractContextManager[object] | None = None) -> None:
+        """`large`, a lock that one thread may take twice, is held from before to after a large image is in memory."""
+        self._how = how
+        self._large = large
+        self._held = ExitStack()
+        self._room = np.empty(ROOM_BYTES, np.uint8)
+
+    def put(self, data: bytes | memoryview, out_HWC: Pixels) -> None:
+        """As `decode_into`."""
+        try:
+            _put(data, self._how, out_HWC, self._size_known, self._room)
+        finally:
+            self._held.close()
+
+    def _size_known(self, pixels: int) -> None:
+        if self._large is not None and pixels > LARGE_PIXELS:
+            self._held.enter_context(self._large)
+
+
+def decode_into(data: bytes | memoryview, how: Preprocess, out_HWC: Pixels) -> None:
+    """Decode one image and write what the network sees of it into `out_HWC`. Raises BadImage as `decode` does."""
+    _put(data, how, out_HWC, lambda _: None, None)
 
 
 def prepare(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:
@@ -43,14 +79,7 @@ def prepare(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:
     `image_HWC` is what `decode` returns. `out_HWC` may be any strided view, say into a padded batch. Where the resized
     image is smaller than the crop, the rest is zero, as in torchvision. Runs on the threads that torch has been given.
     """
-    image_HWC = _resize(image_HWC, how)
-    top, rows, into_rows = _centre(image_HWC.shape[0], how.crop_px)
-    left, columns, into_columns = _centre(image_HWC.shape[1], how.crop_px)
-    if (rows, columns) != (how.crop_px, how.crop_px):
-        out_HWC[...] = 0
-    out_HWC[into_rows : into_rows + rows, into_columns : into_columns + columns] = image_HWC[
-        top : top + rows, left : left + columns
-    ]
+    _place(Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1), how, out_HWC)
 
 
 def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
@@ -63,34 +92,97 @@ def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
     return resize_px, int(resize_px * width / height)
 
 
-def _centre(length: int, crop: int) -> tuple[int, int, int]:
-    """(first pixel taken, pixels taken, where they go) along one side.
+def _put(
+    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, size_known: SizeKnown, room: Pixels | None
+) -> None:
+    least_px = int(SCALED_MARGIN * how.resize_px) if how.decode == "scaled" else 0
+    _place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)
+
+
+def _place(stored: Stored, how: Preprocess, out_HWC: Pixels) -> None:
+    image_HWC, height, width, shrunk, orientation = stored
+    view = _view(height, width, shrunk, orientation, how.resize_px, how.crop_px, how.interpolation)
+    if how.interpolation == "nearest":
+        crop_HWC = image_HWC[
+            _nearest(height, view.size[0], orientation in _UP)[view.rows][:, None] // shrunk,
+            _nearest(width, view.size[1], orientation in _LEFT)[view.columns] // shrunk,
+        ]
+    else:
+        if view.scales is not None:
+            size = (view.rows.stop, view.columns.stop)
+            image_HWC = _resized(image_HWC[: view.source_rows], size, view.scales, how.interpolation)
+        crop_HWC = image_HWC[view.rows, view.columns]
+    if view.into is None:
+        out_HWC[...] = upright(crop_HWC, orientation)
+    else:
+        out_HWC[...] = 0
+        out_HWC[view.into] = upright(crop_HWC, orientation)
+
+
+class _View(NamedTuple):
+    """What of a stored picture the network sees. The same for all pictures of one size."""
+
+    size: tuple[int, int]
+    """Height and width of the whole picture after the resize."""
+    rows: slice
+    """Of those, the crop's."""
+    columns: slice
+    scales: tuple[float, float] | None
+    """Resized pixels for each of the image's, down and across; None where nothing is resized."""
+    source_rows: int
+    """Rows of the image that the crop's last row and those before it are made of."""
+    into: tuple[slice, slice] | None
+    """Where the crop belongs, upright, in what the network sees; None where it is all of that."""
+
+
+@lru_cache(maxsize=4096)
+def _view(
+    height: int, width: int, shrunk: int, orientation: int, resize_px: int, crop_px: int, interpolation: str
+) -> _View:
+    on_its_side = orientation >= 5  # the stored rows are then the columns that a person sees
+    size = resized_px(height, width, resize_px)
+    rows, into_rows = _centre(size[0], crop_px, orientation in _UP)
+    columns, into_columns = _centre(size[1], crop_px, orientation in _LEFT)
+    whole = into_rows == into_columns == slice(0, crop_px)
+    step = height / shrunk / size[0]
+    reach = _REACH.get(interpolation, 0) * max(step, 1.0)
+    return _View(
+        size=size,
+        rows=rows,
+        columns=columns,
+        scales=None if size == (height, width) and shrunk == 1 else (1 / step, size[1] * shrunk / width),
+        source_rows=int((rows.stop - 0.5) * step + reach + 0.5) + 1,
+        into=None if whole else (into_columns, into_rows) if on_its_side else (into_rows, into_columns),
+    )
+
+
+def _centre(length: int, crop: int, opposite: bool) -> tuple[slice, slice]:
+    """(pixels taken, where they go) along one side, which is stored in the opposite order or as it is seen.
 
     Source: torchvision.transforms.functional.center_crop. The two roundings differ: a crop rounds half to even, and
     padding puts the odd pixel behind.
     """
-    if length >= crop:
-        return round((length - crop) / 2), crop, 0
-    return 0, length, (crop - length) // 2
+    if length < crop:
+        before = (crop - length) // 2
+        return slice(0, length), slice(before, before + length)
+    first = round((length - crop) / 2)
+    if opposite:
+        first = length - crop - first
+    return slice(first, first + crop), slice(0, crop)
 
 
-def _resize(image_HWC: Pixels, how: Preprocess) -> Pixels:
-    height, width, _ = image_HWC.shape
-    size = resized_px(height, width, how.resize_px)
-    if size == (height, width):
-        return image_HWC
-    if how.interpolation == "nearest":
-        rows, columns = _nearest(height, size[0]), _nearest(width, size[1])
-        return image_HWC[rows[:, None], columns]
+def _resized(image_HWC: Pixels, size: tuple[int, int], scales: tuple[float, float], interpolation: str) -> Pixels:
+    """The first rows and columns, `size`, of the image made larger or smaller by `scales`."""
     # The batch axis is added before the permutation: with strides (H·W·3, 1, W·3, 3) torch sees channels_last and takes
-    # its interleaved kernel, a third faster, whose output is already in the order we want.
+    # its interleaved kernel, a third faster, whose output is already in the order we want. The scales are given: those
+    # that follow from the sizes would stretch the picture for what was cut off and for what libjpeg rounded up.
     image_NCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
-    resized_NCHW = functional.interpolate(image_NCHW, size, mode=how.interpolation, antialias=True)
+    resized_NCHW = _KERNELS[interpolation](image_NCHW, size, False, *scales)
     resized_HWC: Pixels = resized_NCHW[0].permute(1, 2, 0).numpy()
     return resized_HWC
 
 
-def _nearest(length: int, resized: int) -> npt.NDArray[np.intp]:
+def _nearest(length: int, resized: int, opposite: bool) -> npt.NDArray[np.intp]:
     """Which source pixel each resized one shows: the one under its centre.
 
     Steps are added up one by one in double precision, because Pillow's ImagingScaleAffine does; where a centre falls
@@ -99,4 +191,5 @@ def _nearest(length: int, resized: int) -> npt.NDArray[np.intp]:
     step = length / resized
     centres = np.full(resized, step)
     centres[0] = step * 0.5
-    return np.minimum(np.add.accumulate(centres).astype(np.intp), length - 1)
+    shown = np.minimum(np.add.accumulate(centres).astype(np.intp), length - 1)
+    return length - 1 - shown[::-1] if opposite else shown

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from workers.contract import Preprocess
 from workers.decoding import BadImage
 from workers.engines.base import Engine
-from workers.pixels import decode_into
+from workers.pixels import Preparer
 from workers.reading import ImageCell, RowBlock
 from workers.writing import Floats, Scored
 
@@ -40,8 +39,10 @@ class Predictor:
         self._embeds = task == "embed"
         self._outputs = outputs
         rounds = BATCHES_A_ROUND if threads > 1 else 1
-        self._large = threading.RLock()
         self._buffers = [engine.buffer(batch) for _ in range(rounds)]
+        self._places = [place_HWC for buffer in self._buffers for place_HWC in buffer.interior_NHWC]
+        large = threading.RLock()
+        self._preparers = [Preparer(how, large) for _ in range(threads)]
         # A decode thread is one of `threads` that work at once, so torch's resize inside it must not fan out again.
         self._pool = (
             ThreadPoolExecutor(threads, "decode", initializer=_one_torch_thread, initargs=(threading.Barrier(threads),))
@@ -55,7 +56,7 @@ class Predictor:
     @property
     def room(self) -> int:
         """Rows of a round."""
-        return self._batch * len(self._buffers)
+        return len(self._places)
 
     def in_batches(self, batch: int) -> Predictor:
         """The same engine with batches of another size."""
@@ -81,55 +82,63 @@ class Predictor:
             label_NK=np.zeros((rows, 0 if self._embeds else width), np.int32),
             score_NK=np.zeros((rows, width), np.float32),
         )
-        waiting: list[tuple[int, ImageCell]] = []
-        room = self.room
+        waiting: list[ImageCell] = []
+        done = 0
         for block in blocks:
-            for offset, cell in enumerate(block.images):
-                waiting.append((scored.rows, cell))
-                scored.slice_index.append(block.slice_index)
-                scored.row.append(block.row_start + offset)
-                if len(waiting) == room:
-                    self._round(waiting, scored)
-                    waiting = []
-                    between_rounds(scored.rows)
+            scored.slice_index += [block.slice_index] * len(block.images)
+            scored.row += range(block.row_start, block.row_start + len(block.images))
             if block.keys is not None:
                 scored.keys.append(block.keys)
             scored.bytes_read += block.bytes_read
-        self._round(waiting, scored)
+            waiting += block.images
+            while len(waiting) >= self.room:
+                self._round(waiting[: self.room], done, scored)
+                del waiting[: self.room]
+                done += self.room
+                between_rounds(done)
+        self._round(waiting, done, scored)
         return scored
 
-    def _round(self, cells: list[tuple[int, ImageCell]], scored: Scored) -> None:
-        """Decode up to as many images as the buffers hold, then predict them."""
+    def _round(self, cells: Sequence[ImageCell], first_row: int, scored: Scored) -> None:
+        """Decode up to as many images as the buffers hold, then predict them. They are rows `first_row` and on."""
         started = time.perf_counter()
-        places = [
-            (cell, self._buffers[place // self._batch].interior_NHWC[place % self._batch])
-            for place, (_, cell) in enumerate(cells)
-        ]
-        outcomes = list(self._pool.map(self._decode, places) if self._pool else map(self._decode, places))
+        bad = self._decoded(cells)
         decoded = time.perf_counter()
         self.stage_s["decode"] += decoded - started
-        for number in range(-(-len(cells) // self._batch)):
-            first = number * self._batch
-            part = range(first, min(first + self._batch, len(cells)))
-            good = [place for place in part if outcomes[place] is None]
-            for place in part:
-                if (bad := outcomes[place]) is not None:
-                    scored.errors[cells[place][0]] = bad
+        for start, buffer in zip(range(0, len(cells), self._batch), self._buffers, strict=False):
+            good = [n for n in range(start, min(start + self._batch, len(cells))) if n not in bad]
             if good:
                 # Always the whole buffer: a new batch shape would make oneDNN compile and cache anew.
-                logits_NK = self._engine.predict(self._buffers[number].full_NHWC)
-                self._keep(logits_NK[[p - first for p in good]], [cells[p][0] for p in good], scored)
+                logits_NK = self._engine.predict(buffer.full_NHWC)
+                self._keep(logits_NK[[n - start for n in good]], [first_row + n for n in good], scored)
+        scored.errors.update((first_row + n, bad[n]) for n in sorted(bad))
         self.stage_s["predict"] += time.perf_counter() - decoded
 
-    def _decode(self, place: tuple[ImageCell, npt.NDArray[np.uint8]]) -> BadImage | None:
-        cell, out_HWC = place
-        if isinstance(cell, BadImage):
-            return cell
-        try:
-            decode_into(memoryview(cell), self._how, out_HWC, self._large)
-        except BadImage as bad:
-            return bad
-        return None
+    def _decoded(self, cells: Sequence[ImageCell]) -> dict[int, BadImage]:
+        """Decode each cell into its place; those that cannot be, by number."""
+        bad: dict[int, BadImage] = {}
+        # One iterator for all threads: each takes the next image when it is done with its last one.
+        numbers = iter(range(len(cells)))
+        if self._pool is None:
+            self._decode(self._preparers[0], numbers, cells, bad)
+        else:
+            working = [self._pool.submit(self._decode, one, numbers, cells, bad) for one in self._preparers]
+            wait(working)
+            for work in working:
+                work.result()
+        return bad
+
+    def _decode(
+        self, preparer: Preparer, numbers: Iterator[int], cells: Sequence[ImageCell], bad: dict[int, BadImage]
+    ) -> None:
+        for number in numbers:
+            cell = cells[number]
+            try:
+                if isinstance(cell, BadImage):
+                    raise cell
+                preparer.put(memoryview(cell), self._places[number])
+            except BadImage as error:
+                bad[number] = error
 
     def _keep(self, logits_NK: Floats, rows: list[int], scored: Scored) -> None:
         if self._embeds:

@@ -1,0 +1,43 @@
+"""Why a row has no prediction."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ErrorCode(enum.StrEnum):
+    """Why a row has no prediction: the stable values of the output column `error_code`."""
+
+    NULL = "null"
+    """The cell is null. Set by the reader."""
+    EMPTY = "empty"
+    """Zero bytes."""
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    """Not one of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF, or a variant of them that has no defined look."""
+    TRUNCATED = "truncated"
+    """The file ends before its own structure says it does."""
+    CORRUPT = "corrupt"
+    """The format is known and the file is complete, but what is in it cannot be decoded."""
+    TOO_LARGE = "too_large"
+    """More pixels than `decoding.MAX_PIXELS`, or more bytes than `decoding.MAX_IMAGE_BYTES`."""
+    BAD_SIZE = "bad_size"
+    """A side is longer than `decoding.MAX_ASPECT` times the other. (Of zero: `corrupt`, as no format allows it.)"""
+    URI_REFUSED = "uri_refused"
+    """The URI in the cell points where the job may not read. Set by the reader."""
+    NOT_FOUND = "not_found"
+    """The URI in the cell leads to no object. Set by the reader."""
+    CRASHED_WORKER = "crashed_worker"
+    """Scoring this row kills the process that does it, or takes all its memory, or never ends. Set when a shard that
+    killed its workers was bisected in an isolated process."""
+
+
+class BadImage(Exception):
+    """This row cannot be scored, now or ever: a row of the output with `code` and `message`."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)  # both, so that it survives pickling
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
