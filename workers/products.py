@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.ao.quantization.observer import HistogramObserver
 from torch.overrides import TorchFunctionMode
+
+from workers.observers import ActivationObserver, fake_quantized, quantized_weight
+from workers.sensitivity import LogitErrors
 
 _MIN_INPUTS = 16
 """Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""
@@ -38,14 +40,16 @@ class Product:
         self.conv_args = call.conv_args
         self.constant = True
         """False once a call came with another bias or other arguments: no operator can be packed for those."""
-        self.seen_in = HistogramObserver(reduce_range=False)
-        self.seen_out = HistogramObserver(reduce_range=False)
+        self.calls = 0
+        self.seen_in = ActivationObserver()
+        self.seen_out = ActivationObserver()
 
     def observe(self, call: Call, y: torch.Tensor) -> None:
         same_bias = call.bias is self.bias or (
             call.bias is not None and self.bias is not None and torch.equal(call.bias, self.bias)
         )
         self.constant = self.constant and same_bias and call.conv_args == self.conv_args
+        self.calls += 1
         self.seen_in(call.x)
         if self.conv_args is not None:
             self.seen_out(y)
@@ -133,6 +137,43 @@ class Replace(_Intercept):
     def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         operator = self.operators.get(id(call.weight))
         return compute() if operator is None else operator(call.x)
+
+
+class ProductErrors(_Intercept):
+    """Watches what the INT8 of each product would do to the logits; the products themselves are computed in float.
+
+    Rounds the weights, and where `observed` tells their ranges the input, and a convolution's output, too.
+    """
+
+    def __init__(
+        self, errors: LogitErrors, layers: Mapping[int, str], isa: str, observed: Mapping[int, Product] | None = None
+    ) -> None:
+        """`layers` names each product, `observed` holds what calibration learnt, both by the id of its weight."""
+        super().__init__()
+        self._errors, self._layers, self._isa, self._observed = errors, layers, isa, observed or {}
+        self._rounded: dict[int, torch.Tensor] = {}
+
+    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        key = id(call.weight)
+        if key not in self._layers:
+            return compute()
+        if key not in self._rounded:
+            self._rounded[key] = quantized_weight(call.weight, self._isa).dequantize()
+        y = compute()
+        with torch.no_grad():
+            x, known = call.x.detach(), self._observed.get(key)
+            z = _compute(call, x if known is None else fake_quantized(known.seen_in, x), self._rounded[key])
+            if known is not None and call.conv_args is not None:
+                z = fake_quantized(known.seen_out, z)
+            error = z - y.detach()
+        return self._errors.source(self._layers[key], y, error)
+
+
+def _compute(call: Call, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if call.conv_args is None:
+        return nn.functional.linear(x, weight, call.bias)
+    stride, padding, dilation, groups = call.conv_args
+    return nn.functional.conv2d(x, weight, call.bias, stride, padding, dilation, groups)
 
 
 def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:

@@ -11,15 +11,19 @@ import torch
 from torch import nn
 
 from workers.artifacts import Artifact, ArtifactInfo, open_artifact
+from workers.calibration import Calibration, QuantizedNetwork
 from workers.cpu import X86_NO_VNNI, X86_VNNI
 from workers.engines.base import Engine, InputLayout, Pixels, score_crops
 from workers.engines.torch_float import float_archive, normalized
-from workers.engines.torch_int8 import float_layers, quantized_layers
+from workers.engines.torch_int8 import float_layers as count_float_layers
+from workers.engines.torch_int8 import quantized_layers
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
+from workers.fallback import by_sensitivity, fewest, most_layers
 from workers.model_names import RECIPE, ModelError
 from workers.models import LoadedModel
-from workers.quantize_graph import QuantizedNetwork, quantize_graph
-from workers.quantize_islands import quantize_islands
+from workers.quantize_graph import GraphCalibration
+from workers.quantize_islands import IslandCalibration
+from workers.sensitivity import IMAGES
 
 _TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 _TRACE_CHECK_ROWS = 3
@@ -27,7 +31,7 @@ _TRACE_CHECK_ROWS = 3
 _TRACE_TOLERANCE = 0.05
 """Of the logits' standard deviation: far above what folding does to rounding, far below another network."""
 
-_Recipe = Callable[[], QuantizedNetwork]
+_Recipe = Callable[[], Calibration]
 
 
 class QuantizeError(ModelError):
@@ -51,10 +55,11 @@ class Artifacts:
 def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
     """Both artifacts for CPUs of class `isa`. Raises as Quantizer does."""
     quantizer = Quantizer(model, crops_NHWC)
+    fp32 = float_artifact(model)
     int8 = quantizer.artifact(isa)
     return Artifacts(
         int8=int8,
-        fp32=float_artifact(model),
+        fp32=fp32,
         recipe=f"{RECIPE}/{int8.info.recipe}",
         versions=_versions(),
         notes=quantizer.notes,
@@ -88,6 +93,8 @@ class Quantizer:
             )
         self._model = model
         self._crops_NHWC = crops_NHWC
+        self._recipes = _recipes(model, crops_NHWC)
+        self._calibration: Calibration | None = None
         self._failures: list[str] = []
 
     @property
@@ -109,17 +116,95 @@ class Quantizer:
             raise QuantizeError(
                 f"model.precision: there is no INT8 recipe for {isa} CPUs; use precision: fp32, or x86 nodes"
             )
-        for name, recipe in _recipes(self._model, self._crops_NHWC, isa):
+        artifact, calibration = self._all_int8(isa)
+        if accept is None or accept(artifact):
+            return artifact
+        most = most_layers(len(calibration.layers), most_float)
+        if not most:
+            return artifact
+        tried: dict[tuple[str, ...], Artifact] = {}
+
+        def accepted(float_layers: tuple[str, ...]) -> bool:
+            tried[float_layers] = self._some_float(calibration, isa, float_layers, artifact.info)
+            return accept(tried[float_layers])
+
+        with deprecations_silenced():
+            errors = calibration.errors(self._crops_NHWC[:IMAGES], isa)
+        return tried[fewest(by_sensitivity(errors), most, accepted)]
+
+    def _all_int8(self, isa: str) -> tuple[Artifact, Calibration]:
+        """By the first recipe that does it, which is kept with its calibration."""
+        while self._recipes:
+            name, recipe = self._recipes[0]
             try:
                 with deprecations_silenced():
-                    quantized = recipe()
-                return _int8_artifact(quantized, self._crops_NHWC, isa)
+                    self._calibration = self._calibration or recipe()
+                    quantized = self._calibration.quantized(isa)
+                return self._artifact(quantized, isa, _expected(self._calibration)), self._calibration
             except Exception as error:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
                 self._failures.append(f"{name}: {type(error).__name__}: {error}")
+            self._calibration = None
+            del self._recipes[0]
         raise QuantizeError(
             f"model.precision: {self._model.name} cannot be made INT8; use precision: fp32. Tried:\n  "
             + "\n  ".join(self._failures)
         )
+
+    def _some_float(
+        self, calibration: Calibration, isa: str, float_layers: tuple[str, ...], whole: ArtifactInfo
+    ) -> Artifact:
+        """Raises QuantizeError unless exactly the calls of these layers are float beyond those of the `whole`."""
+        calls = sum(calibration.layers[name] for name in float_layers)
+        expected = _Counts(int8=whole.quantized_ops - calls, floats=whole.float_ops + calls)
+        try:
+            with deprecations_silenced():
+                quantized = calibration.quantized(isa, float_layers)
+            return self._artifact(quantized, isa, expected, float_layers)
+        except Exception as error:
+            raise QuantizeError(
+                f"model.float_layers: {self._model.name} cannot be made INT8 with {', '.join(float_layers)} in float "
+                f"({type(error).__name__}: {error}); set it to 0, or use precision: fp32"
+            ) from error
+
+    def _artifact(
+        self, quantized: QuantizedNetwork, isa: str, expected: _Counts, float_layers: tuple[str, ...] = ()
+    ) -> Artifact:
+        archive = to_archive(quantized.module, quantized.layout.shape(1))
+        counts = operators(from_archive(archive, quantized.backend))
+        found = _Counts(int8=quantized_layers(counts), floats=count_float_layers(counts))
+        if found.int8 != expected.int8 or (expected.floats is not None and found.floats != expected.floats):
+            raise RuntimeError(
+                f"of its convolutions and linear products {found.int8} became INT8 ({expected.int8} expected) and "
+                f"{found.floats} stayed float ({'any number' if expected.floats is None else expected.floats} expected)"
+            )
+        info = ArtifactInfo(
+            engine="torch-int8",
+            precision="int8",
+            isa=isa,
+            layout=quantized.layout,
+            input_mode=quantized.input_mode,
+            recipe=quantized.recipe,
+            backend=quantized.backend,
+            quantized_ops=found.int8,
+            float_ops=found.floats or 0,
+            float_layers=float_layers,
+        )
+        artifact = Artifact(info=info, data=archive)
+        _check_trace(open_artifact(artifact), quantized.module, self._crops_NHWC[:_TRACE_CHECK_ROWS])
+        return artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """Convolutions and linear products of a graph."""
+
+    int8: int
+    floats: int | None
+    """None: any number."""
+
+
+def _expected(calibration: Calibration) -> _Counts:
+    return _Counts(int8=sum(calibration.layers.values()), floats=None if calibration.others_float else 0)
 
 
 def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
@@ -151,46 +236,21 @@ def only_float(model: LoadedModel) -> Artifacts:
     return Artifacts(int8=None, fp32=float_artifact(model), recipe=f"{RECIPE}/float", versions=_versions())
 
 
-def _recipes(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> list[tuple[str, _Recipe]]:
+def _recipes(model: LoadedModel, crops_NHWC: Pixels) -> list[tuple[str, _Recipe]]:
     network, preprocess = model.module, model.preprocess
 
-    def graph() -> QuantizedNetwork:
-        return quantize_graph(network, preprocess, crops_NHWC, isa)
+    def graph() -> Calibration:
+        return GraphCalibration(network, preprocess, crops_NHWC)
 
-    def linears() -> QuantizedNetwork:
-        return quantize_islands(network, preprocess, crops_NHWC, isa, convolutions=False)
+    def linears() -> Calibration:
+        return IslandCalibration(network, preprocess, crops_NHWC, convolutions=False)
 
-    def products() -> QuantizedNetwork:
-        return quantize_islands(network, preprocess, crops_NHWC, isa, convolutions=True)
+    def products() -> Calibration:
+        return IslandCalibration(network, preprocess, crops_NHWC, convolutions=True)
 
     if any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules()):
         return [("linear products", linears), ("all products", products)]
     return [("whole graph", graph), ("all products", products)]
-
-
-def _int8_artifact(quantized: QuantizedNetwork, crops_NHWC: Pixels, isa: str) -> Artifact:
-    archive = to_archive(quantized.module, quantized.layout.shape(1))
-    counts = operators(from_archive(archive, quantized.backend))
-    int8_ops, float_ops = quantized_layers(counts), float_layers(counts)
-    if int8_ops < quantized.min_quantized_ops or (float_ops and not quantized.may_float):
-        raise RuntimeError(
-            f"of its convolutions and linear products {int8_ops} became INT8 (at least {quantized.min_quantized_ops} "
-            f"expected) and {float_ops} stayed float"
-        )
-    info = ArtifactInfo(
-        engine="torch-int8",
-        precision="int8",
-        isa=isa,
-        layout=quantized.layout,
-        input_mode=quantized.input_mode,
-        recipe=quantized.recipe,
-        backend=quantized.backend,
-        quantized_ops=int8_ops,
-        float_ops=float_ops,
-    )
-    artifact = Artifact(info=info, data=archive)
-    _check_trace(open_artifact(artifact), quantized.module, crops_NHWC[:_TRACE_CHECK_ROWS])
-    return artifact
 
 
 def _check_trace(engine: Engine, module: nn.Module, crops_NHWC: Pixels) -> None:

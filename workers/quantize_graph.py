@@ -8,27 +8,33 @@ convolution + add + ReLU, which is worth a tenth of ResNet-50's throughput over 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
+from torch.ao.nn.intrinsic import ConvReLU2d
 from torch.ao.quantization import QConfig, QConfigMapping, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.fx.tracer import QuantizationTracer
-from torch.ao.quantization.observer import HistogramObserver, PerChannelMinMaxObserver
+from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
 from workers.cpu import X86_VNNI
-from workers.engines.base import InputLayout, Pixels, new_buffer
+from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import QuantizedInput
 from workers.first_conv import find_first_conv, fold
+from workers.graph_layers import GraphLayers
+from workers.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
+from workers.products import ProductErrors
+from workers.sensitivity import LogitErrors
 
-CALIBRATION_BATCH = 16
-
+_ATTRIBUTES = "_observed_graph_module_attrs"
+"""Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _SCALE_KEEPING = (
     torch.cat,
@@ -39,107 +45,138 @@ _SCALE_KEEPING = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizedNetwork:
-    """A quantized network, not yet serialised."""
+class GraphCalibration:
+    """A network of which FX traced the whole forward, with its activations observed."""
 
-    module: nn.Module
-    """Takes uint8 pixels NHWC, returns float logits N by K."""
-    layout: InputLayout
-    recipe: str
-    """How it was quantized: `graph` or `islands`."""
-    input_mode: str
-    """`uint8` where the first convolution reads pixels as they are, `normalized` where they become floats first."""
-    backend: str
-    """Value of torch.backends.quantized.engine that its weights are packed for."""
-    min_quantized_ops: int
-    """Its graph must hold at least so many INT8 convolutions and linear products."""
-    may_float: bool
-    """Whether some of its convolutions and linear products stay float by intent."""
+    others_float = False
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels) -> None:
+        """Observe the network on the crops; `network` itself stays as it is.
+
+        Whatever FX raises when it cannot trace or quantize the network comes through.
+        """
+        torch.backends.quantized.engine = "onednn"
+        network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        network.requires_grad_(False)
+        graph = QuantizationTracer([], []).trace(network)
+        first_conv = find_first_conv(graph, network)
+        custom = PrepareCustomConfig()
+        self._preprocess = preprocess
+        self._layout = InputLayout(crop_px=preprocess.crop_px)
+        self._reads_pixels = first_conv is not None
+        if first_conv is not None:
+            folded = fold(network, first_conv, preprocess)
+            network, self._layout = folded.network.requires_grad_(False), folded.layout
+            custom.set_input_quantized_indexes([0])
+        self._relu6_convs = set() if _concatenates(graph) else _relu6_to_relu(graph, network)
+        self._to_input: Callable[[torch.Tensor], torch.Tensor]
+        self._to_input = _to_float if self._reads_pixels else NormalizedInput(nn.Identity(), preprocess)
+
+        example = self._to_input(next(calibration_batches(crops_NHWC[:1], self._layout)))
+        self._observed = prepare_fx(
+            network,
+            _qconfig(),
+            (example,),
+            prepare_custom_config=custom,
+            backend_config=get_onednn_backend_config(),
+        )
+        _observe_relu6(self._observed, self._relu6_convs)
+        _share_observers(self._observed)
+        self._graph = GraphLayers(self._observed)
+        with torch.no_grad():
+            for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
+                self._observed(self._to_input(batch_NHWC))
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        return self._graph.calls
+
+    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
+        """See Calibration. What serves none but float layers on one of its sides is float as well."""
+        torch.backends.quantized.engine = "onednn"
+        observed = copy.deepcopy(self._observed)
+        for name in self._relu6_convs & set(float_layers):
+            # No INT8 range clamps it any more.
+            fused = observed.get_submodule(name)
+            assert isinstance(fused, ConvReLU2d)
+            fused[1] = nn.ReLU6()
+        _observe_weights(observed, isa)
+        attributes = observed.meta[_ATTRIBUTES]
+        float_nodes = self._graph.nodes_of(float_layers)
+        configs = {**attributes.node_name_to_qconfig, **dict.fromkeys(float_nodes)}
+        observed.meta[_ATTRIBUTES] = replace(attributes, node_name_to_qconfig=configs)
+        converted = convert_fx(observed, backend_config=get_onednn_backend_config())
+        module = QuantizedInput(converted) if self._reads_pixels else NormalizedInput(converted, self._preprocess)
+        return QuantizedNetwork(
+            module=module.eval(),
+            layout=self._layout,
+            recipe="graph",
+            input_mode="uint8" if self._reads_pixels else "normalized",
+            backend="onednn",
+        )
+
+    def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
+        """See Calibration. The rounding of an activation counts in equal parts for the layers around it.
+
+        For it is only spared when all of them are float.
+        """
+        found = LogitErrors()
+        probed = copy.deepcopy(self._observed)
+        around = self._graph.observers()
+        modules = dict(self._observed.named_modules(remove_duplicate=False))
+        for name in around:
+            probed.set_submodule(name, _Probe(name, modules[name], found))
+        weights = GraphLayers(probed).weights()
+        with ProductErrors(found, weights, isa):
+            images = calibration_batches(crops_NHWC, self._layout, batch=1)
+            found.run(probed, (self._to_input(image_NHWC) for image_NHWC in images))
+        errors = dict.fromkeys(self.layers, 0.0)
+        for source, square in found.squares.items():
+            sharing = around.get(source, frozenset([source]))
+            for layer in sharing:
+                errors[layer] += square / len(sharing)
+        return errors
 
 
-class _ClampedAtSix(HistogramObserver):
-    """Observes a ReLU as if it were a ReLU6."""
+class _Probe(nn.Module):
+    """Stands for an observer and watches what rounding its activation does to the logits."""
 
-    def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
-        observed: torch.Tensor = super().forward(x_orig.clamp(max=6.0))
-        return observed
+    def __init__(self, name: str, observer: nn.Module, errors: LogitErrors) -> None:
+        super().__init__()
+        self.name, self._errors = name, errors
+        # Not as a submodule: the graph it is put into has observers of its own.
+        self._observer = (observer,)
 
-
-def weight_observer(isa: str) -> type[PerChannelMinMaxObserver]:
-    """Observer of weights for a class of CPU: per channel, symmetric, 8 bits, or 7 where products saturate.
-
-    Without VNNI two products u8·s8 are added in 16 bits. With 7-bit weights 2·255·64 = 32,640 fits, so no input can
-    saturate. torch's own answer, `reduce_range`, takes the bit from activations instead; but its INT8 layers saturate
-    at 255, not 127, so an activation beyond what calibration saw still overflows, and nothing here would tell.
-    """
-    low, high = (-128, 127) if isa == X86_VNNI else (-64, 63)
-    observer: type[PerChannelMinMaxObserver] = PerChannelMinMaxObserver.with_args(
-        dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=low, quant_max=high
-    )
-    return observer
-
-
-def quantize_graph(network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels, isa: str) -> QuantizedNetwork:
-    """Quantize a network whose whole forward FX can trace; `network` itself stays as it is.
-
-    Whatever FX raises when it cannot trace or quantize the network comes through.
-    """
-    torch.backends.quantized.engine = "onednn"
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    graph = QuantizationTracer([], []).trace(network)
-    first_conv = find_first_conv(graph, network)
-    custom = PrepareCustomConfig()
-    layout = InputLayout(crop_px=preprocess.crop_px)
-    if first_conv is not None:
-        folded = fold(network, first_conv, preprocess)
-        network, layout = folded.network, folded.layout
-        custom.set_input_quantized_indexes([0])
-    relu6_convs = set() if _concatenates(graph) else _relu6_to_relu(graph, network)
-
-    wrap = NormalizedInput(nn.Identity(), preprocess) if first_conv is None else _to_float
-    batches = [wrap(batch_NHWC) for batch_NHWC in calibration_batches(crops_NHWC[:1], layout)]
-    observed = prepare_fx(
-        network, _qconfig(isa), (batches[0],), prepare_custom_config=custom, backend_config=get_onednn_backend_config()
-    )
-    _observe_relu6(observed, relu6_convs)
-    _share_observers(observed)
-    with torch.no_grad():
-        for batch_NHWC in calibration_batches(crops_NHWC, layout):
-            observed(wrap(batch_NHWC))
-    converted = convert_fx(observed, backend_config=get_onednn_backend_config())
-    module = QuantizedInput(converted) if first_conv is not None else NormalizedInput(converted, preprocess)
-    return QuantizedNetwork(
-        module=module.eval(),
-        layout=layout,
-        recipe="graph",
-        input_mode="normalized" if first_conv is None else "uint8",
-        backend="onednn",
-        min_quantized_ops=1,
-        may_float=False,
-    )
-
-
-def calibration_batches(crops_NHWC: Pixels, layout: InputLayout) -> Iterator[torch.Tensor]:
-    """uint8 batches NHWC as an engine would be given them, frame included."""
-    for start in range(0, len(crops_NHWC), CALIBRATION_BATCH):
-        rows = crops_NHWC[start : start + CALIBRATION_BATCH]
-        buffer = new_buffer(layout, len(rows))
-        buffer.interior_NHWC[:] = rows
-        yield torch.from_numpy(buffer.full_NHWC)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._errors.source(self.name, x, fake_quantized(self._observer[0], x.detach()) - x.detach())
 
 
 def _to_float(pixels_NHWC: torch.Tensor) -> torch.Tensor:
     return pixels_NHWC.permute(0, 3, 1, 2).float()
 
 
-def _qconfig(isa: str) -> QConfigMapping:
+def _qconfig() -> QConfigMapping:
     mapping = get_default_qconfig_mapping("onednn")  # keeps what is special about LayerNorm, reshape, sigmoid
-    qconfig = QConfig(activation=HistogramObserver.with_args(reduce_range=False), weight=weight_observer(isa))  # type: ignore[no-untyped-call]
+    # The weights' observer is put in later, for each class of CPU.
+    qconfig = QConfig(activation=ActivationObserver, weight=weight_observer(X86_VNNI))  # type: ignore[no-untyped-call]
     mapping.set_global(qconfig)
     for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         mapping.set_object_type(transposed, qconfig)
     return mapping
+
+
+def _observe_weights(observed: fx.GraphModule, isa: str) -> None:
+    """Have all weights quantized as a class of CPU wants it."""
+    for module in observed.modules():
+        qconfig = getattr(module, "qconfig", None)
+        if qconfig is not None:
+            weights = weight_observer(isa)
+            module.qconfig = QConfig(activation=qconfig.activation, weight=weights)  # type: ignore[assignment, no-untyped-call]
+    for node in observed.graph.nodes:  # weights that functions are called with have their observer in the graph
+        if node.op == "call_module" and isinstance(observed.get_submodule(node.target), PerChannelMinMaxObserver):
+            observer = weight_observer(isa)()
+            observer(observed.get_parameter(node.args[0].target))
+            observed.set_submodule(node.target, observer)
 
 
 def _relu6_to_relu(graph: fx.Graph, network: nn.Module) -> set[str]:
@@ -185,9 +222,9 @@ def _observe_relu6(observed: fx.GraphModule, convs: set[str]) -> None:
     for node in observed.graph.nodes:
         if node.op == "call_module" and str(node.target) in convs:
             for user in node.users:
-                if not isinstance(observed.get_submodule(str(user.target)), HistogramObserver):
+                if not isinstance(observed.get_submodule(str(user.target)), ActivationObserver):
                     raise RuntimeError(f"{node.target}: expected an observer after convolution + ReLU, found {user}")
-                observed.set_submodule(str(user.target), _ClampedAtSix(reduce_range=False))
+                observed.set_submodule(str(user.target), ClampedAtSix())
 
 
 def _concatenates(graph: fx.Graph) -> bool:
@@ -202,16 +239,16 @@ def _share_observers(observed: fx.GraphModule) -> None:
     the first input's range would saturate.
     """
     modules = dict(observed.named_modules(remove_duplicate=False))
-    group: dict[HistogramObserver, HistogramObserver] = {}
+    group: dict[ActivationObserver, ActivationObserver] = {}
 
-    def root(observer: HistogramObserver) -> HistogramObserver:
+    def root(observer: ActivationObserver) -> ActivationObserver:
         while observer in group:
             observer = group[observer]
         return observer
 
-    def observer_of(node: fx.Node) -> HistogramObserver | None:
+    def observer_of(node: fx.Node) -> ActivationObserver | None:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        return module if isinstance(module, HistogramObserver) else None
+        return module if isinstance(module, ActivationObserver) else None
 
     for node in observed.graph.nodes:
         if node.target in _SCALE_KEEPING or isinstance(modules.get(str(node.target)), _POOLS):
@@ -220,5 +257,5 @@ def _share_observers(observed: fx.GraphModule) -> None:
             for other in list(roots)[1:]:
                 group[other] = next(iter(roots))
     for name, module in modules.items():
-        if isinstance(module, HistogramObserver) and root(module) is not module:
+        if isinstance(module, ActivationObserver) and root(module) is not module:
             observed.set_submodule(name, root(module))

@@ -16,18 +16,19 @@ a layer at the same speed (one ViT-B linear on one core: fp32 150 ms, oneDNN's w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.ao.quantization.observer import HistogramObserver
 
+from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
-from workers.products import Observe, Operator, Product, Replace
-from workers.quantize_graph import QuantizedNetwork, calibration_batches, weight_observer
+from workers.observers import ActivationObserver, quantized_weight
+from workers.products import Observe, Operator, Product, ProductErrors, Replace
+from workers.sensitivity import LogitErrors
 
 
 class _Int8Linear(nn.Module):
@@ -36,7 +37,7 @@ class _Int8Linear(nn.Module):
     def __init__(self, product: Product, isa: str) -> None:
         super().__init__()
         self.scale, self.zero_point = _qparams(product.seen_in)
-        self.packed = torch.ops.quantized.linear_prepack(_int8_weight(product.weight, isa), product.bias)
+        self.packed = torch.ops.quantized.linear_prepack(quantized_weight(product.weight, isa), product.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
@@ -53,7 +54,7 @@ class _Int8Conv(nn.Module):
         self.scale, self.zero_point = _qparams(product.seen_in)
         self.out_scale, self.out_zero_point = _qparams(product.seen_out)
         assert product.conv_args is not None
-        weight = _int8_weight(product.weight, isa)
+        weight = quantized_weight(product.weight, isa)
         self.packed = torch.ops.quantized.conv2d_prepack(weight, product.bias, *product.conv_args)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,33 +84,56 @@ class _Islands(nn.Module):
         return logits_NK
 
 
-def quantize_islands(
-    network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels, isa: str, *, convolutions: bool
-) -> QuantizedNetwork:
-    """Quantize the linear products of a network one by one, and on request its convolutions.
+class IslandCalibration:
+    """A network of which the products were observed where they are called."""
 
-    `network` itself stays as it is. Raises ValueError if there is nothing to quantize.
-    """
-    torch.backends.quantized.engine = "fbgemm"
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = NormalizedInput(network, preprocess).eval()
-    layout = InputLayout(crop_px=preprocess.crop_px)
-    observe = Observe(convolutions=convolutions)
-    with torch.no_grad(), _every_product_visible(), observe:
-        for batch_NHWC in calibration_batches(crops_NHWC, layout):
-            module(batch_NHWC)
-    products = [product for product in observe.products.values() if product.constant]
-    if not products:
-        raise ValueError("the network calls no linear layer" + (" and no convolution" if convolutions else ""))
-    return QuantizedNetwork(
-        module=_Islands(module, products, isa).eval(),
-        layout=layout,
-        recipe="islands",
-        input_mode="normalized",
-        backend="fbgemm",
-        min_quantized_ops=len(products),
-        may_float=True,
-    )
+    others_float = True
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels, *, convolutions: bool) -> None:
+        """Observe the linear products of a network, and on request its convolutions; `network` stays as it is.
+
+        Raises ValueError if there is nothing to quantize.
+        """
+        network = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module = NormalizedInput(network.requires_grad_(False), preprocess).eval()
+        self._layout = InputLayout(crop_px=preprocess.crop_px)
+        names = {id(weight): _layer_of(name) for name, weight in network.named_parameters()}
+        observe = Observe(convolutions=convolutions)
+        passes = 0
+        with torch.no_grad(), _every_product_visible(), observe:
+            for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
+                self._module(batch_NHWC)
+                passes += 1
+        self._products = {names[key]: product for key, product in observe.products.items() if product.constant}
+        if not self._products:
+            raise ValueError("the network calls no linear layer" + (" and no convolution" if convolutions else ""))
+        self.layers = {name: product.calls // passes for name, product in self._products.items()}
+
+    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
+        """See Calibration."""
+        torch.backends.quantized.engine = "fbgemm"
+        products = [product for name, product in self._products.items() if name not in float_layers]
+        return QuantizedNetwork(
+            module=_Islands(self._module, products, isa).eval(),
+            layout=self._layout,
+            recipe="islands",
+            input_mode="normalized",
+            backend="fbgemm",
+        )
+
+    def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
+        """See Calibration."""
+        found = LogitErrors()
+        weights = {id(product.weight): name for name, product in self._products.items()}
+        observed = {id(product.weight): product for product in self._products.values()}
+        with _every_product_visible(), ProductErrors(found, weights, isa, observed):
+            found.run(self._module, calibration_batches(crops_NHWC, self._layout, batch=1))
+        return {name: found.squares[name] for name in self._products}
+
+
+def _layer_of(parameter: str) -> str:
+    """`encoder.0.mlp.weight` → `encoder.0.mlp`; nn.MultiheadAttention's `in_proj_weight` → `in_proj`."""
+    return parameter.removesuffix("weight").rstrip("._") or parameter
 
 
 @contextmanager
@@ -123,14 +147,6 @@ def _every_product_visible() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _qparams(observer: HistogramObserver) -> tuple[float, int]:
+def _qparams(observer: ActivationObserver) -> tuple[float, int]:
     scale, zero_point = observer.calculate_qparams()
     return float(scale), int(zero_point)
-
-
-def _int8_weight(weight: nn.Parameter, isa: str) -> torch.Tensor:
-    """Per output channel, symmetric."""
-    observer = weight_observer(isa)()
-    observer(weight.detach())
-    scales, zero_points = observer.calculate_qparams()
-    return torch.quantize_per_channel(weight.detach(), scales.double(), zero_points.long(), 0, torch.qint8)

@@ -1,0 +1,62 @@
+"""What every way of making INT8 networks has in common: rows pass once, then any number of networks are made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from workers.engines.base import InputLayout, Pixels, new_buffer
+
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedNetwork:
+    """A quantized network, not yet serialised."""
+
+    module: nn.Module
+    """Takes uint8 pixels NHWC, returns float logits N by K."""
+    layout: InputLayout
+    recipe: str
+    """How it was quantized: `graph` or `islands`."""
+    input_mode: str
+    """`uint8` where the first convolution reads pixels as they are, `normalized` where they become floats first."""
+    backend: str
+    """Value of torch.backends.quantized.engine that its weights are packed for."""
+
+
+class Calibration(Protocol):
+    """A float network of which the ranges are known."""
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """Its layers that can be INT8, in the order of the network, by name, and how often each is called."""
+        ...
+
+    @property
+    def others_float(self) -> bool:
+        """Whether the network calls convolutions or linear products that are no such layer, and stay float."""
+        ...
+
+    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
+        """The network in INT8 for a class of CPU, but for the layers named. Deterministic; changes nothing here."""
+        ...
+
+    def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
+        """How much of the logits' error each layer's rounding causes on these crops. See workers.sensitivity."""
+        ...
+
+
+def calibration_batches(
+    crops_NHWC: Pixels, layout: InputLayout, batch: int = CALIBRATION_BATCH
+) -> Iterator[torch.Tensor]:
+    """uint8 batches NHWC as an engine would be given them, frame included."""
+    for start in range(0, len(crops_NHWC), batch):
+        rows = crops_NHWC[start : start + batch]
+        buffer = new_buffer(layout, len(rows))
+        buffer.interior_NHWC[:] = rows
+        yield torch.from_numpy(buffer.full_NHWC)
