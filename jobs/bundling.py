@@ -16,7 +16,7 @@ from jobs.pool import Cluster
 from jobs.sources import Opened
 from workers.bundle import read_manifest
 from workers.contract import BundleRequest
-from workers.making import outcome_of
+from workers.making import judged_in, lacks_labels, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 POLL_S = 0.2
@@ -45,7 +45,7 @@ class Bundling:
         outcome = self._existing(request) or self._made(request)
         if not outcome.passed:
             raise GateRefused(
-                f"the INT8 model is refused\n{outcome.table}",
+                f"the {request.model.precision} model is refused\n{outcome.table}",
                 "look at the calibration sample (model.calibration), try precision: fp32, or change the gate knowingly",
             )
         made = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
@@ -59,10 +59,10 @@ class Bundling:
         manifest = read_manifest(self.job.store, request.fingerprint)
         if manifest is None:
             return None
-        report = manifest.accuracy
-        if report and request.gate.labels_column is not None and not report.labelled_rows:
+        judged = judged_in(manifest)
+        if lacks_labels(judged, request):
             return None
-        return outcome_of(report, request, created=False, began=time.perf_counter())
+        return outcome_of(judged, request, created=False, began=time.perf_counter())
 
     def _made(self, request: BundleRequest) -> BundleOutcome:
         request = replace(request, sample=self.job.sample(self.opened()))

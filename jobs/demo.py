@@ -166,7 +166,7 @@ def _accuracy(job: Job) -> str:
     good = table.filter(pc.is_null(table["error_code"]))
     right = pc.mean(pc.equal(good["digit"].cast(pa.string()), good["label"]).cast(pa.float64())).as_py()
     return (
-        f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1_int8:.2%} on {report.rows} rows of the gate; "
+        f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1:.2%} on {report.rows} rows of the gate; "
         f"INT8 {right:.2%} on all {good.num_rows:,} rows"
     )
 

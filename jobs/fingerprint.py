@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import SpecError
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Model
 from workers.model_names import RECIPE, weights_enum_or_path
 from workers.storage_errors import NotFound, StoreDenied
 
@@ -39,7 +39,7 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     model = spec.model
     bundle = _digest(
         {
-            "recipe": RECIPE if model.precision == "int8" else "fp32",
+            "recipe": RECIPE if model.precision == "int8" else model.precision,
             "arch": model.arch,
             "code": _code(model.arch),
             "weights": _weights(model.weights, read),
@@ -48,6 +48,7 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
             "task": model.task,
             "preprocess": model.preprocess.model_dump(exclude_none=True),
             "calibration": model.calibration.model_dump() if model.precision == "int8" else None,
+            **_engine(model),
         }
     )
     row: dict[str, Any] = {"bundle": bundle, "keys": spec.input.keys, "row_format": ROW_FORMAT}
@@ -56,6 +57,13 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     fp = _digest(row)
     name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
     return Fingerprints(bundle=bundle, model=fp, root=f"model={name}-{fp}")
+
+
+def _engine(model: Model) -> dict[str, object]:
+    """What else decides which artifacts there are; in float there is nothing to decide, whatever runs it."""
+    if model.precision != "int8":
+        return {}
+    return {"float_layers": model.float_layers} | ({} if model.engine == "auto" else {"engine": model.engine})
 
 
 def _digest(content: object) -> str:

@@ -17,14 +17,13 @@ from jobs.ledger import Ledger
 from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
+from workers.batches import BATCH
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.filesystems import is_local, open_filesystem, read_url
 from workers.retries import retrying
 from workers.storage_errors import NotFound, StoreDenied
 from workers.store import Store, open_store, probe
 
-BATCH = 16
-"""Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""
 CPUS = 1
 """Cores a worker: partitioning beats sharing, so one each."""
 
@@ -103,11 +102,14 @@ class Job:
         return CPUS if self.spec.workers.cpus == "auto" else self.spec.workers.cpus
 
     @property
-    def batch(self) -> int:
-        return BATCH if self.spec.workers.batch == "auto" else self.spec.workers.batch
+    def batch(self) -> int | None:
+        """Images a forward pass; None where each worker knows best."""
+        return None if self.spec.workers.batch == "auto" else self.spec.workers.batch
 
-    def worker_spec(self, keys: pa.Schema | None, uris: Iterable[str] = ()) -> WorkerSpec:
-        """For sources at `uris`, with key columns of these types."""
+    def worker_spec(
+        self, keys: pa.Schema | None, uris: Iterable[str] = (), artifacts: tuple[str, ...] = ()
+    ) -> WorkerSpec:
+        """For sources at `uris`, with key columns of these types; `artifacts` are those that passed the gate."""
         return WorkerSpec(
             bundle=self.fingerprints.bundle,
             fingerprint=self.fingerprints.model,
@@ -115,6 +117,7 @@ class Job:
             output=self.output_spec(keys),
             threads=self.threads,
             batch=self.batch,
+            artifacts=artifacts,
             task=self.spec.model.task,
             precision=self.spec.model.precision,
             engine=self.spec.model.engine,
@@ -151,7 +154,7 @@ class Job:
             input=self.input_spec((labels_column,) if labels_column else ()),
             output=self.output_spec(None),
             sample=(),
-            batch=self.batch,
+            batch=self.batch or BATCH,
             worker_threads=self.threads,
             memory_bytes=spec.workers.memory_bytes,
         )

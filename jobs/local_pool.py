@@ -15,6 +15,7 @@ from typing import Protocol
 
 from jobs.policy import SHARDS_A_WORKER
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from workers import gpus
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.making import Maker
@@ -136,6 +137,9 @@ class LocalCluster:
 
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
+
+    def gpus(self) -> int:
+        return gpus.count()
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:  # noqa: ARG002
         self._maker.shutdown(wait=False, cancel_futures=True)  # an attempt that is stuck keeps its thread

@@ -59,8 +59,8 @@ Event = WorkerPlaced | WorkerReady | WorkerLeaving | WorkerGone | ShardEnded
 
 
 class Pool(Protocol):
-    def workers(self) -> dict[int, int]:
-        """Ready workers, each with the number of shards it holds."""
+    def workers(self) -> Mapping[int, int]:
+        """Ready workers, each with the number of shards it holds: as it is now, and it may follow what happens."""
 
     def size(self) -> int:
         """Workers that are ready or on their way."""
@@ -90,6 +90,9 @@ class Cluster(Protocol):
 
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
+
+    def gpus(self) -> int:
+        """GPUs that there are now; a cluster may grow some."""
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         """Have a worker on a node with these labels make the bundle, or check the one that is there.

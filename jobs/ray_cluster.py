@@ -84,6 +84,9 @@ class RayCluster:
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
 
+    def gpus(self) -> int:
+        return int(ray.cluster_resources().get("GPU", 0))
+
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
         self._end_maker()

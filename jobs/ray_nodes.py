@@ -37,7 +37,14 @@ class Look:
 
     def cpus(self, node: str) -> float | None:
         """Logical CPUs of a node; None where it is not known, or gone."""
-        return next((n["Resources"].get("CPU", 0) for n in self.nodes if n["NodeID"] == node and n["Alive"]), None)
+        return self._resource(node, "CPU")
+
+    def gpus(self, node: str) -> float | None:
+        """GPUs of a node; None where it is not known, or gone."""
+        return self._resource(node, "GPU")
+
+    def _resource(self, node: str, name: str) -> float | None:
+        return next((n["Resources"].get(name, 0) for n in self.nodes if n["NodeID"] == node and n["Alive"]), None)
 
 
 class NodeWatch:

@@ -63,6 +63,8 @@ class RayPool:
     def __init__(self, spec: WorkerSpec, threads_per_core: int, nodes: NodeWatch) -> None:
         self._nodes = nodes
         self._spec = spec
+        self._gpus = 1 if spec.device == "cuda" else 0
+        """That a worker takes."""
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
         """By labels, the most that a worker there has reported."""
@@ -90,6 +92,7 @@ class RayPool:
             ray.remote(Worker)
             .options(
                 num_cpus=cpus,
+                num_gpus=self._gpus or None,
                 memory=self._spec.memory_bytes,
                 label_selector=dict(labels) or None,
                 max_restarts=0,
@@ -207,6 +210,8 @@ class RayPool:
             if (look := self._nodes.since(at)) is not None:
                 actor = self._actors[worker]
                 holds = (look.cpus(actor.node) or 0) // actor.cpus  # none if it is gone already
+                if self._gpus:
+                    holds = min(holds, look.gpus(actor.node) or 0)
                 events.append(WorkerPlaced(worker, actor.node, max(1, int(holds))))
                 del self._placed[worker]
         return events

@@ -70,6 +70,32 @@ class Model(Section):
     calibration: Calibration = Calibration()
     """The sample that sets the INT8 ranges."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _float_engines_have_a_precision(cls, given: Any) -> Any:
+        """What runs in float only is not asked for INT8 by a default."""
+        if not isinstance(given, dict) or "precision" in given:
+            return given
+        if given.get("device") == "cuda":
+            return {**given, "precision": "bf16"}
+        return {**given, "precision": "fp32"} if given.get("engine") == "torch-float" else given
+
+    @model_validator(mode="after")
+    def _engine_runs_the_precision(self) -> Model:
+        if self.device == "cuda" and (self.precision == "int8" or self.engine not in ("auto", "torch-float")):
+            asked = "precision: int8" if self.precision == "int8" else f"engine: {self.engine}"
+            raise ValueError(
+                f"model.device: cuda runs the float engine, in bf16 or fp32, not {asked}: INT8 is for CPUs, whose "
+                "instructions the artifacts are made for; leave model.precision and model.engine out"
+            )
+        if self.precision == "int8" and self.engine == "torch-float":
+            raise ValueError("model.engine: torch-float runs bf16 and fp32, not precision: int8; write one of them")
+        if self.precision != "int8" and self.engine not in ("auto", "torch-float"):
+            raise ValueError(
+                f"model.engine: {self.engine} runs int8, not precision: {self.precision}; leave model.engine out"
+            )
+        return self
+
     @field_validator("weights", "labels")
     @classmethod
     def _urls_are_public(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -85,13 +111,13 @@ class Model(Section):
 
 class Gate(Section):
     min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.97
-    """Least share of rows on which INT8 and fp32 name the same class."""
+    """Least share of rows on which the network in INT8 or bf16 names the same class as in fp32."""
     min_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.98
-    """For `task: embed`: least mean cosine similarity of INT8 and fp32 vectors."""
+    """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
     """Input column with the true class, an index or a label: true top-1 accuracy is then measured too."""
     max_top1_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """With labels_column: how much true top-1 may fall from fp32 to INT8."""
+    """With labels_column: how much true top-1 may fall from that of fp32."""
     rows: Annotated[int, Field(ge=1)] = 512
     """Rows to compare on, beside those that calibrate."""
 
@@ -140,7 +166,8 @@ class Workers(Section):
     cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Physical cores a worker; `auto`: one."""
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Images a forward pass; `auto`: 16."""
+    """Images a forward pass; `auto`: what `stint tune` found best on such a node, else 16, or fewer where memory is
+    short for such images."""
     memory: Memory | Literal["auto"] = "auto"
     """Most memory that a worker's process may take, as `2GiB` or `1500MiB`; one that takes more is ended. `auto`: its
     cores' share of what its node has."""
@@ -213,7 +240,7 @@ class JobSpec(Section):
     model: Model
     """With which network."""
     gate: Gate = Gate()
-    """When the INT8 model is good enough."""
+    """When the INT8 or bf16 model is good enough."""
     output: Output
     """Where predictions go."""
     workers: Workers = Workers()

@@ -62,6 +62,9 @@ class Digits:
                 spec.setdefault(section, {})[key] = value
             else:
                 spec[section] = value
+        if not {"precision", "device"} & spec["model"].keys():
+            # What else is installed would take its time in every test that makes a bundle.
+            spec["model"].setdefault("engine", "torch-int8")
         return spec
 
     def repeated(self, folder: Path, times: int) -> Digits:

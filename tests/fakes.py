@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class MemoryStore:
         except KeyError:
             raise NotFound(f"{self.url}/{key}") from None
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
         folder = prefix.rstrip("/") + "/" if prefix else ""
         for key in sorted(self._objects):
             if key.startswith(folder):
@@ -47,6 +47,8 @@ INFO = WorkerInfo(
     affinity=(0,),
     torch_threads=1,
     isa="x86-vnni",
+    engine="torch-int8/x86-vnni",
+    batch=16,
     memory_bytes=2**30,
     start_s={},
 )

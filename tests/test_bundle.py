@@ -16,11 +16,11 @@ import torch
 
 from tests.fakes import MemoryStore
 from tests.networks import digits, digits_artifacts, digits_model, engines, loaded, one_thread, png
-from workers import bundle
-from workers.accuracy import compare
+from workers.accuracy import AccuracyReport, compare
+from workers.artifacts import Artifact, ArtifactInfo
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
 from workers.contract import ModelSpec, Preprocess
-from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.cpu import isa_class
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Pixels, score_crops
 from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
@@ -45,23 +45,34 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
+FP32, INT8 = "torch-float/fp32", f"torch-int8/{isa_class()}"
+
+
 def write(store: MemoryStore, artifacts: Artifacts | None = None, spec: ModelSpec = SPEC) -> Manifest:
     artifacts = artifacts or digits_artifacts()
     unseen = digits().held_out
-    report = None
+    judged: list[tuple[Artifact, AccuracyReport | None]] = [(artifacts.fp32, None)]
     if artifacts.int8 is not None:
         report = compare(*engines(artifacts), unseen.pixels_NHWC[:64], unseen.labels[:64])
+        judged.insert(0, (artifacts.int8, report))
     return write_bundle(
         store,
         FP,
         spec=spec,
         model=digits_model(),
-        artifacts=artifacts,
-        accuracy=report,
+        artifacts=judged,
+        recipe=RECIPE,
+        versions={"torch": torch.__version__},
         calibration=CALIBRATION,
         golden_images=[png(crop) for crop in unseen.pixels_NHWC[:12]],
         decode_into=decode_into,
     )
+
+
+def info_of(manifest: Manifest, name: str) -> ArtifactInfo:
+    stored = manifest.artifact(name)
+    assert stored is not None
+    return stored.info
 
 
 def keys(store: MemoryStore) -> set[str]:
@@ -76,11 +87,12 @@ def test_bundle_is_read_back_as_it_was_written(store: MemoryStore) -> None:
     assert found.preprocess == DIGITS
     assert found.labels == tuple("0123456789")
     assert (found.outputs, found.task, found.calibration) == (10, "classify", CALIBRATION)
-    assert found.recipe == f"{RECIPE}/graph"
+    assert found.recipe == RECIPE
     assert found.spec["args"] == {"num_classes": 10}
     assert found.accuracy is not None
     assert found.accuracy.rows == 64
-    assert {a.info.precision for a in found.artifacts} == {"fp32", "int8"}
+    assert [a.info.name for a in found.artifacts] == [INT8, FP32]
+    assert [a.accuracy is None for a in found.artifacts] == [False, True]
     assert from_json(to_json(found)) == found
 
 
@@ -94,14 +106,12 @@ def test_no_bundle_is_none(store: MemoryStore) -> None:
     assert read_manifest(store, FP) is None
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_loaded_engine_scores_as_the_artifact_did_and_passes_its_golden_batch(
-    store: MemoryStore, precision: str
-) -> None:
+@pytest.mark.parametrize("name", [INT8, FP32])
+def test_loaded_engine_scores_as_the_artifact_did_and_passes_its_golden_batch(store: MemoryStore, name: str) -> None:
     manifest = write(store)
-    engine = load_engine(store, manifest, precision)
-    check_golden(engine, manifest, store, decode_into)
-    before = dict(zip(("fp32", "int8"), engines(digits_artifacts()), strict=True))[precision]
+    engine = load_engine(store, manifest, name)
+    check_golden(engine, info_of(manifest, name), manifest, store, decode_into)
+    before = dict(zip((FP32, INT8), engines(digits_artifacts()), strict=True))[name]
     crops_NHWC = digits().held_out.pixels_NHWC[:8]
     np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(before, crops_NHWC, 8))
 
@@ -115,51 +125,29 @@ def test_first_of_two_writers_wins_and_the_second_uses_its_manifest(store: Memor
     assert second == first
     assert read_manifest(store, FP) == first
     assert other.int8 is not None
-    engine = load_engine(store, second, "int8")
+    engine = load_engine(store, second, INT8)
     expected = engines(digits_artifacts())[1]
     crops_NHWC = digits().held_out.pixels_NHWC[:8]
     np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(expected, crops_NHWC, 8))
 
 
-def test_golden_batch_holds_encoded_images_and_the_logits_of_each_precision(store: MemoryStore) -> None:
+def test_golden_batch_holds_encoded_images_and_the_logits_of_each_artifact(store: MemoryStore) -> None:
     manifest = write(store)
     tensors = safetensors.numpy.load(store.get(f"{FOLDER}/{manifest.golden.file_name}"))
-    assert set(tensors) == {f"image_{row}" for row in range(8)} | {"logits_fp32", "logits_int8"}
+    assert set(tensors) == {f"image_{row}" for row in range(8)} | {f"logits_{FP32}", f"logits_{INT8}"}
     assert tensors["image_0"].tobytes() == png(digits().held_out.pixels_NHWC[0])
-    assert tensors["logits_int8"].shape == (8, 10)
+    assert tensors[f"logits_{INT8}"].shape == (8, 10)
 
 
 def test_bundle_in_fp32_has_no_int8_and_says_so(store: MemoryStore) -> None:
     manifest = write(store, only_float(digits_model()))
-    check_golden(load_engine(store, manifest, "fp32"), manifest, store, decode_into)
-    with pytest.raises(BundleRefused, match="holds fp32, not int8") as caught:
-        load_engine(store, manifest, "int8")
+    check_golden(load_engine(store, manifest, FP32), info_of(manifest, FP32), manifest, store, decode_into)
+    with pytest.raises(BundleRefused, match=f"holds {FP32}, not {INT8}") as caught:
+        load_engine(store, manifest, INT8)
     assert caught.value.code == "no_artifact"
 
 
 # ------------------------------------------------------------------------------------------------- refusals
-
-
-def made_for(manifest: Manifest, isa: str) -> Manifest:
-    return replace(manifest, artifacts=tuple(replace(a, info=replace(a.info, isa=isa)) for a in manifest.artifacts))
-
-
-def test_artifact_of_another_class_of_cpu_is_refused_with_both_named(
-    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = made_for(write(store), X86_VNNI)
-    monkeypatch.setattr(bundle, "isa_class", lambda: X86_NO_VNNI)
-    with pytest.raises(BundleRefused, match=r"for x86-vnni CPUs, this one .* is x86-no-vnni") as caught:
-        load_engine(store, manifest, "int8")
-    assert caught.value.code == "wrong_isa"
-
-
-def test_artifact_of_the_lower_class_is_welcome_on_the_higher(
-    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = made_for(write(store), X86_NO_VNNI)
-    monkeypatch.setattr(bundle, "isa_class", lambda: X86_VNNI)
-    load_engine(store, manifest, "int8")
 
 
 def test_refusals_survive_pickling_with_their_code() -> None:
@@ -177,7 +165,7 @@ def test_damaged_artifact_is_refused(store: MemoryStore, damage: str) -> None:
     for info in store.list(FOLDER):
         broken.create(info.key, bad if info.key.endswith(stored.file_name) else store.get(info.key))
     with pytest.raises(BundleRefused, match="is damaged") as caught:
-        load_engine(broken, manifest, "int8")
+        load_engine(broken, manifest, INT8)
     assert caught.value.code == "corrupt"
 
 
@@ -190,14 +178,14 @@ def test_network_with_other_weights_fails_the_golden_batch(store: MemoryStore) -
         network[-1].weight[3].mul_(1.5)  # type: ignore[index]
     tampered = only_float(loaded(network, DIGITS, outputs=10))
     changed = MemoryStore()
-    engine = load_engine(changed, write(changed, tampered), "fp32")
+    engine = load_engine(changed, write(changed, tampered), FP32)
     with pytest.raises(BundleRefused, match="computes other values here") as caught:
-        check_golden(engine, manifest, store, decode_into)
+        check_golden(engine, info_of(manifest, FP32), manifest, store, decode_into)
     assert caught.value.code == "golden_mismatch"
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStore, precision: str) -> None:
+@pytest.mark.parametrize("name", [INT8, FP32])
+def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStore, name: str) -> None:
     manifest = write(store)
 
     def upside_down(data: bytes, how: Preprocess, out_HWC: Pixels) -> None:
@@ -205,7 +193,7 @@ def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStor
         out_HWC[:] = out_HWC[::-1].copy()
 
     with pytest.raises(BundleRefused) as caught:
-        check_golden(load_engine(store, manifest, precision), manifest, store, upside_down)
+        check_golden(load_engine(store, manifest, name), info_of(manifest, name), manifest, store, upside_down)
     assert caught.value.code == "golden_mismatch"
 
 
@@ -216,8 +204,9 @@ def test_bundle_without_golden_images_is_refused(store: MemoryStore) -> None:
             FP,
             spec=SPEC,
             model=digits_model(),
-            artifacts=digits_artifacts(),
-            accuracy=None,
+            artifacts=[(digits_artifacts().fp32, None)],
+            recipe=RECIPE,
+            versions={},
             calibration=None,
             golden_images=[],
             decode_into=decode_into,

@@ -8,7 +8,7 @@ import pytest
 
 from workers.accuracy import AccuracyReport
 from workers.contract import GateSpec
-from workers.gate import decide, table
+from workers.gate import COLUMNS, Judged, decide, table
 
 GOOD = AccuracyReport(
     rows=512,
@@ -18,7 +18,7 @@ GOOD = AccuracyReport(
     mean_cosine=0.999,
     nonfinite_rows=0,
     top1_fp32=0.80,
-    top1_int8=0.795,
+    top1=0.795,
     labelled_rows=512,
     calibration_rows=256,
 )
@@ -33,10 +33,10 @@ LABELLED = GateSpec(labels_column="label")
         ({"top1_agreement": 0.97}, LABELLED, "classify", None),
         ({"top1_agreement": 0.9699}, LABELLED, "classify", "top-1 agreement"),
         ({"top1_agreement": 0.1}, LABELLED, "embed", None),
-        ({"top1_int8": 0.79}, LABELLED, "classify", None),
-        ({"top1_int8": 0.7899}, LABELLED, "classify", "fall of true top-1"),
-        ({"top1_int8": 0.1}, GateSpec(), "classify", None),
-        ({"top1_fp32": None, "top1_int8": None}, LABELLED, "classify", "no labels in label"),
+        ({"top1": 0.79}, LABELLED, "classify", None),
+        ({"top1": 0.7899}, LABELLED, "classify", "fall of true top-1"),
+        ({"top1": 0.1}, GateSpec(), "classify", None),
+        ({"top1_fp32": None, "top1": None}, LABELLED, "classify", "no labels in label"),
         ({"mean_cosine": 0.9799}, GateSpec(), "embed", "mean cosine"),
         ({"mean_cosine": 0.1}, GateSpec(), "classify", None),
         ({"nonfinite_rows": 1}, GateSpec(), "classify", "NaN or infinity 1"),
@@ -54,34 +54,62 @@ def test_gate_refuses_for_the_figures_that_matter_to_the_task(
 
 
 def test_int8_that_is_better_than_fp32_passes() -> None:
-    assert decide(replace(GOOD, top1_int8=0.9), LABELLED, "classify").passed
+    assert decide(replace(GOOD, top1=0.9), LABELLED, "classify").passed
+
+
+def judged(report: AccuracyReport = GOOD, name: str = "torch-int8/x86-vnni", **more: tuple[str, ...]) -> Judged:
+    return Judged(name=name, report=report, **more)
 
 
 def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:
     report = replace(GOOD, top1_agreement=0.5, calibration_bad_rows=3)
-    shown = table(report, LABELLED, "classify")
+    shown = table([judged(report)], LABELLED, "classify")
     assert shown.splitlines()[0] == (
-        "INT8 against fp32 on 512 rows, calibrated on 256 others; 3 rows could not be decoded and were passed over"
+        "compared with fp32 on 512 rows, calibrated on 256 others; 3 rows could not be decoded and were passed over"
     )
-    (agreement,) = [line for line in shown.splitlines() if "top-1 agreement" in line and "REFUSED" in line][:1]
-    assert agreement.split() == ["top-1", "agreement", "50.00%", ">=", "97.00%", "REFUSED"]
+    (agreement,) = [line for line in shown.splitlines() if line.startswith("  top-1 agreement")]
+    assert agreement.split() == ["top-1", "agreement", "50.00%", "REFUSED", ">=", "97.00%"]
     assert "true top-1, fp32" in shown
     assert "80.00%" in shown
-    assert "gate REFUSED: top-1 agreement 50.00%, wanted >= 97.00%" in shown
-    assert "model.precision: fp32" in shown
+    assert "torch-int8/x86-vnni REFUSED: top-1 agreement 50.00%, wanted >= 97.00%\ngate REFUSED\nwhat to do:" in shown
+    assert "model.precision: bf16 or fp32" in shown
 
 
 def test_table_of_a_passed_gate_gives_no_advice() -> None:
-    shown = table(GOOD, LABELLED, "classify")
+    shown = table([judged()], GateSpec(), "classify")
     assert shown.endswith("gate passed")
     assert "REFUSED" not in shown
+    assert "what to do" not in shown
 
 
 def test_table_owns_up_to_rows_used_twice() -> None:
-    shown = table(replace(GOOD, rows=40, calibration_rows=40, shared_rows=40), GateSpec(), "classify")
-    assert shown.startswith("INT8 against fp32 on 40 rows, 40 of them among the 40 calibrated on")
+    shown = table([judged(replace(GOOD, rows=40, calibration_rows=40, shared_rows=40))], GateSpec(), "classify")
+    assert shown.startswith("compared with fp32 on 40 rows, 40 of them among the 40 calibrated on")
+
+
+def test_table_of_what_was_not_calibrated_says_nothing_of_calibration() -> None:
+    assert "calibrated" not in table([judged(replace(GOOD, calibration_rows=0))], GateSpec(), "classify")
 
 
 def test_table_shows_an_error_without_bound_in_a_few_characters() -> None:
-    shown = table(replace(GOOD, logit_error=1.7976931348623157e308), GateSpec(), "classify")
+    shown = table([judged(replace(GOOD, logit_error=1.7976931348623157e308))], GateSpec(), "classify")
     assert max(len(line) for line in shown.splitlines()) < 121
+
+
+def test_each_artifact_has_a_column_and_one_that_passes_is_enough() -> None:
+    names = [f"torch-int8/x86-{n}" for n in range(5)]
+    bad = replace(GOOD, top1_agreement=0.9)
+    shown = table([judged(bad if name.endswith("3") else GOOD, name) for name in names], GateSpec(), "classify")
+    heads = [line.split() for line in shown.splitlines() if line.split()[-1] == "wanted"]
+    assert heads == [[*names[:COLUMNS], "wanted"], [*names[COLUMNS:], "wanted"]]
+    assert max(len(line) for line in shown.splitlines()) < 121
+    assert "torch-int8/x86-3 REFUSED: top-1 agreement 90.00%, wanted >= 97.00%" in shown
+    assert shown.endswith("gate passed by 4 of 5")
+
+
+def test_table_names_layers_left_float_and_what_could_not_be_made() -> None:
+    left = tuple(f"features.{n}" for n in range(9))
+    shown = table([judged(float_layers=left)], GateSpec(), "classify", ["openvino/x86-vnni could not be made: why"])
+    assert "left float in torch-int8/x86-vnni: 9 layers: features.0, features.1, " in shown
+    assert "features.5, and 3 more\n" in shown
+    assert "openvino/x86-vnni could not be made: why\ngate passed" in shown

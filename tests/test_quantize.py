@@ -305,7 +305,7 @@ def test_compare_counts_agreement_error_and_true_accuracy() -> None:
     assert report.logit_error_max == pytest.approx(2)
     assert report.mean_cosine == pytest.approx(2 / 3)
     assert report.top1_fp32 == pytest.approx(2 / 3)
-    assert report.top1_int8 == pytest.approx(1 / 3)
+    assert report.top1 == pytest.approx(1 / 3)
     assert (report.labelled_rows, report.calibration_rows) == (3, 7)
 
 

@@ -170,8 +170,9 @@ def written() -> tuple[MemoryStore, Any]:
         "f00d",
         spec=ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors"),
         model=digits_model(),
-        artifacts=only_float(digits_model()),
-        accuracy=None,
+        artifacts=[(only_float(digits_model()).fp32, None)],
+        recipe="fp32",
+        versions={},
         calibration=None,
         golden_images=[png(crop) for crop in pictures().held_out.pixels_NHWC[:2]],
         decode_into=decode_into,
@@ -188,8 +189,9 @@ def test_a_file_of_a_bundle_that_is_not_what_the_manifest_says_is_not_opened(tmp
 
     def open_it() -> object:
         if what == "golden":
-            return bundle.check_golden(None, manifest, store, decode_into)  # type: ignore[arg-type, func-returns-value]
-        return bundle.load_engine(store, manifest, "fp32")
+            info = manifest.artifacts[0].info
+            return bundle.check_golden(None, info, manifest, store, decode_into)  # type: ignore[arg-type, func-returns-value]
+        return bundle.load_engine(store, manifest, "torch-float/fp32")
 
     for data in (zipped(pickle.dumps(Payload(mark), 2)), store.get(key)[:-1], b"", store.get(key) + b"\0"):
         store._objects[key] = data
@@ -211,10 +213,10 @@ def test_not_even_whoever_rewrites_the_manifest_too_gets_a_pickle_run(tmp_path: 
             store._objects[f"_stint/bundles/f00d/{digest}.torchscript"] = data
             store._objects[f"_stint/bundles/f00d/{digest}.safetensors"] = data
             with pytest.raises(Exception) as refused:  # noqa: PT011  (torch and safetensors raise types of many kinds)
-                bundle.load_engine(store, forged, "fp32")
+                bundle.load_engine(store, forged, "torch-float/fp32")
             assert classify(refused.value).message
             with pytest.raises(Exception):  # noqa: B017, PT011
-                bundle.check_golden(None, forged, store, decode_into)  # type: ignore[arg-type]
+                bundle.check_golden(None, forged.artifacts[0].info, forged, store, decode_into)  # type: ignore[arg-type]
     assert not mark.exists()
 
 
@@ -237,7 +239,7 @@ def test_a_bundle_lies_where_the_fingerprint_says_whatever_its_manifest_names() 
             return store.get(key)
 
     assert StoredObject(sha256="0" * 64, size=1, suffix="x").file_name == "0" * 64 + ".x"
-    bundle.load_engine(Watched(), manifest, "fp32")
+    bundle.load_engine(Watched(), manifest, "torch-float/fp32")
     assert all(key.startswith("_stint/bundles/f00d/") for key in asked)
 
 

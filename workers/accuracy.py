@@ -1,8 +1,8 @@
-"""How far an INT8 network is from its fp32 original: measured on images, as plain numbers."""
+"""How far a network of less precision is from its fp32 original: measured on images, as plain numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ class AccuracyReport:
     nonfinite_rows: int
     """Rows for which either network returned NaN or infinity; they count as disagreement."""
     top1_fp32: float | None = None
-    """True top-1 accuracy, where labels were given."""
-    top1_int8: float | None = None
+    """True top-1 accuracy of the original, where labels were given."""
+    top1: float | None = None
+    """The same of the network that is judged."""
     labelled_rows: int = 0
     calibration_rows: int = 0
     calibration_bad_rows: int = 0
@@ -38,7 +39,7 @@ class AccuracyReport:
 
 def compare(
     fp32: Engine,
-    int8: Engine,
+    judged: Engine,
     pixels_NHWC: Pixels,
     labels: npt.NDArray[np.int64] | None = None,
     batch: int = 16,
@@ -47,20 +48,39 @@ def compare(
     calibration_bad_rows: int = 0,
     shared_rows: int = 0,
 ) -> AccuracyReport:
-    """Score the same uint8 crops with both engines and compare. Labels are class indices, −1 where unknown.
-
-    The last three numbers are passed on to the report. Raises ValueError without rows.
-    """
+    """Score the same uint8 crops with both engines and compare; see compare_logits. Raises ValueError without rows."""
     if len(pixels_NHWC) == 0:
-        raise ValueError("there are no rows to compare the INT8 and the fp32 network on")
-    reference_NK, quantized_NK = score_crops(fp32, pixels_NHWC, batch), score_crops(int8, pixels_NHWC, batch)
-    finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(quantized_NK).all(axis=1)
-    same = finite & (reference_NK.argmax(axis=1) == quantized_NK.argmax(axis=1))
-    a, b = reference_NK[finite].astype(np.float64), quantized_NK[finite].astype(np.float64)
+        raise ValueError("there are no rows to compare a network with the fp32 one on")
+    return compare_logits(
+        score_crops(fp32, pixels_NHWC, batch),
+        score_crops(judged, pixels_NHWC, batch),
+        labels,
+        calibration_rows=calibration_rows,
+        calibration_bad_rows=calibration_bad_rows,
+        shared_rows=shared_rows,
+    )
+
+
+def compare_logits(
+    reference_NK: Logits,
+    judged_NK: Logits,
+    labels: npt.NDArray[np.int64] | None = None,
+    *,
+    calibration_rows: int = 0,
+    calibration_bad_rows: int = 0,
+    shared_rows: int = 0,
+) -> AccuracyReport:
+    """Compare what two networks said of the same rows. Labels are class indices, −1 where unknown.
+
+    The last three numbers are passed on to the report.
+    """
+    finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(judged_NK).all(axis=1)
+    same = finite & (reference_NK.argmax(axis=1) == judged_NK.argmax(axis=1))
+    a, b = reference_NK[finite].astype(np.float64), judged_NK[finite].astype(np.float64)
     error = np.abs(a - b)
     spread = float(a.std()) if a.size else 0.0
     report = AccuracyReport(
-        rows=len(pixels_NHWC),
+        rows=len(reference_NK),
         top1_agreement=float(same.mean()),
         logit_error=_ratio(float(error.mean()) if error.size else 0.0, spread),
         logit_error_max=_ratio(float(error.max()) if error.size else 0.0, spread),
@@ -73,13 +93,11 @@ def compare(
     if labels is None or not (labels >= 0).any():
         return report
     known = labels >= 0
-    return AccuracyReport(
-        **{
-            **report.__dict__,
-            "top1_fp32": _top1(reference_NK[known], labels[known]),
-            "top1_int8": _top1(quantized_NK[known], labels[known]),
-            "labelled_rows": int(known.sum()),
-        }
+    return replace(
+        report,
+        top1_fp32=_top1(reference_NK[known], labels[known]),
+        top1=_top1(judged_NK[known], labels[known]),
+        labelled_rows=int(known.sum()),
     )
 
 

@@ -86,10 +86,10 @@ class Worker:
         clock.lap("lease")
         from workers.scoring import Scorer
 
-        self._scorer = Scorer.load(spec, clock.lap)
+        self._memory_bytes = memory.bound_bytes(spec.memory_bytes, plan)
+        self._scorer = Scorer.load(spec, clock.lap, memory_bytes=self._memory_bytes)
         import torch
 
-        self._memory_bytes = memory.bound_bytes(spec.memory_bytes, plan)
         if spec.pin:
             memory.check_room(self._memory_bytes)
             self._guard = memory.Guard(os.getpid(), self._memory_bytes)
@@ -100,6 +100,9 @@ class Worker:
             affinity=tuple(sorted(os.sched_getaffinity(0))),
             torch_threads=torch.get_num_threads(),
             isa=self._scorer.isa,
+            engine=self._scorer.info.name,
+            batch=self._scorer.batch,
+            notes=self._scorer.notes,
             memory_bytes=self._memory_bytes,
             start_s=clock.laps,
         )
@@ -130,7 +133,7 @@ class Worker:
 
         self._notice.begin()
         # In the thread that otherwise computes: it stays for as long as the worker does, and the processes end with it.
-        work = self._compute.submit(score_isolated, self._spec, shard, limit_s, self._memory_bytes)
+        work = self._compute.submit(score_isolated, self._scorer.settled, shard, limit_s, self._memory_bytes)
         outcome = self._notice.result_of(work)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.INFRA:
             self._notice.begin()  # whoever ends this process may have ended the isolated one with it

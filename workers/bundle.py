@@ -2,14 +2,14 @@
 
 Files lie below `_stint/bundles/<fingerprint>/` under the hash of their content, so that any writer writes the same
 bytes to the same name; `manifest.json` is created last, once. Of two writers the first wins and both use what it wrote.
-Nothing here is a pickle that can run code: networks are TorchScript archives, the golden batch is safetensors, the
-manifest is JSON. Imports no torch until an engine is opened.
+Nothing here is a pickle that can run code: networks are in the form that their engine reads, the golden batch is
+safetensors, the manifest is JSON. Imports no torch until an engine is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,27 +18,35 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from workers.accuracy import AccuracyReport
-from workers.artifacts import Artifact, open_artifact
+from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.contract import ModelSpec, Preprocess
-from workers.cpu import cpu_model, isa_class, runs_on
+from workers.cpu import cpu_model, isa_class
 from workers.engines.base import Engine, Logits
 from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
 from workers.storage_errors import NotFound
 
 if TYPE_CHECKING:
     from workers.models import LoadedModel
-    from workers.quantize import Artifacts
 
 DecodeInto = Callable[[bytes, Preprocess, npt.NDArray[np.uint8]], None]
 
 GOLDEN_ROWS = 8
-GOLDEN_TOLERANCE = {"int8": 0.05, "fp32": 0.005}
+GOLDEN_TOLERANCE = {"int8": 0.05, "bf16": 0.05, "fp32": 0.005}
 """Mean absolute difference of logits ÷ their standard deviation that still counts as the same network.
 
 Integer sums are exact on every CPU of a class. What differs is the rounding between them, and a pixel here and there
-between JPEG decoders: AVX2 against AVX-512 0.004 (ResNet-18) to 0.021 (MobileNetV2, random weights)."""
+between JPEG decoders: AVX2 against AVX-512 0.004 (ResNet-18) to 0.021 (MobileNetV2, random weights). bf16 rounds as
+coarsely, and other kernels, a GPU's among them, round at other places."""
 
 _MANIFEST = "manifest.json"
+_SUFFIX = {
+    "torch-int8": "torchscript",
+    "torch-float": "torchscript",
+    "torch-pt2e": "pt2",
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+}
+"""Of an artifact's file, by engine."""
 
 
 class BundleRefused(RuntimeError):
@@ -70,21 +78,25 @@ def write_bundle(
     *,
     spec: ModelSpec,
     model: LoadedModel,
-    artifacts: Artifacts,
-    accuracy: AccuracyReport | None,
+    artifacts: Sequence[tuple[Artifact, AccuracyReport | None]],
+    recipe: str,
+    versions: Mapping[str, str],
     calibration: Calibration | None,
     golden_images: Sequence[bytes],
     decode_into: DecodeInto,
+    notes: tuple[str, ...] = (),
 ) -> Manifest:
     """Write a model, and return the manifest that is in the store then: this one, or that of an earlier writer.
 
-    `golden_images` are encoded images that decode; the first GOLDEN_ROWS are kept. Raises ValueError without any, and
-    what the store raises.
+    `artifacts` come in order of preference, each with the report that it is judged by, if there is one. `golden_images`
+    are encoded images that decode; the first GOLDEN_ROWS are kept. Raises ValueError without any, and what the store
+    raises.
     """
     if not golden_images:
         raise ValueError("a bundle needs at least one image for its golden batch")
-    made = [artifact for artifact in (artifacts.fp32, artifacts.int8) if artifact is not None]
-    golden = _golden_file(made, golden_images[:GOLDEN_ROWS], model.preprocess, decode_into)
+    golden = _golden_file(
+        [artifact for artifact, _ in artifacts], golden_images[:GOLDEN_ROWS], model.preprocess, decode_into
+    )
     manifest = Manifest(
         fingerprint=fingerprint,
         spec=asdict(spec),
@@ -93,15 +105,17 @@ def write_bundle(
         labels=model.labels,
         preprocess=model.preprocess,
         artifacts=tuple(
-            StoredArtifact(info=a.info, stored=_put(store, fingerprint, a.data, "torchscript")) for a in made
+            StoredArtifact(
+                info=a.info, stored=_put(store, fingerprint, a.data, _SUFFIX[a.info.engine]), accuracy=report
+            )
+            for a, report in artifacts
         ),
-        recipe=artifacts.recipe,
-        versions=artifacts.versions,
+        recipe=recipe,
+        versions=versions,
         cpu_model=cpu_model(),
         calibration=calibration,
-        accuracy=accuracy,
         golden=_put(store, fingerprint, golden, "safetensors"),
-        notes=artifacts.notes,
+        notes=notes,
     )
     data = to_json(manifest)
     key = _key(fingerprint, _MANIFEST)
@@ -117,47 +131,38 @@ def read_manifest(store: Store, fingerprint: str) -> Manifest | None:
         return None
 
 
-def load_engine(store: Store, manifest: Manifest, precision: str) -> Engine:
-    """Load the network of a precision, `int8` or `fp32`.
+def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1, device: str = "cpu") -> Engine:
+    """Load an artifact by its name; whether this host can run it is for workers.loading to know.
 
-    Raises BundleRefused where it is missing, damaged, or made for another class of CPU than this one.
+    Raises BundleRefused where it is missing or damaged, EngineUnusable, SilentFloatError, NoGpu.
     """
-    artifact = manifest.artifact(precision)
+    artifact = manifest.artifact(name)
     if artifact is None:
-        kinds = ", ".join(a.info.precision for a in manifest.artifacts)
-        raise BundleRefused(
-            f"bundle {manifest.fingerprint} holds {kinds}, not {precision}: set model.precision to what it holds",
-            code="no_artifact",
-        )
-    host_isa = isa_class()
-    if artifact.info.isa is not None and not runs_on(artifact.info.isa, host_isa):
-        raise BundleRefused(
-            f"bundle {manifest.fingerprint} was quantized for {artifact.info.isa} CPUs, this one ({cpu_model()}) is "
-            f"{host_isa} and would compute other values: schedule workers on {artifact.info.isa} nodes only, or "
-            "quantize on the weakest class of the cluster into a new output (an x86-no-vnni bundle is right on both)",
-            code="wrong_isa",
-        )
-    return open_artifact(Artifact(info=artifact.info, data=_fetch(store, manifest, artifact.stored)))
+        names = ", ".join(a.info.name for a in manifest.artifacts)
+        raise BundleRefused(f"bundle {manifest.fingerprint} holds {names}, not {name}", code="no_artifact")
+    data = _fetch(store, manifest, artifact.stored)
+    return open_artifact(Artifact(info=artifact.info, data=data), threads, device)
 
 
-def check_golden(engine: Engine, manifest: Manifest, store: Store, decode_into: DecodeInto) -> None:
-    """Recompute the golden batch through the decoder and engine in use.
+def check_golden(engine: Engine, info: ArtifactInfo, manifest: Manifest, store: Store, decode_into: DecodeInto) -> None:
+    """Recompute the golden batch through the decoder in use and the engine that runs artifact `info`.
 
     Raises BundleRefused unless the logits are those recorded when the bundle was made, within GOLDEN_TOLERANCE.
     """
     tensors = safetensors.numpy.load(_fetch(store, manifest, manifest.golden))
-    recorded_NK = tensors[f"logits_{engine.precision}"]
+    recorded_NK = tensors[manifest.golden_key(info)]
     images = [tensors[f"image_{row}"].tobytes() for row in range(len(recorded_NK))]
     found_NK = _score(engine, images, manifest.preprocess, decode_into)
     spread = max(float(recorded_NK.std()), 1e-6)
     difference = float(np.abs(found_NK - recorded_NK).mean()) / spread
-    allowed = GOLDEN_TOLERANCE[engine.precision]
+    allowed = GOLDEN_TOLERANCE[info.precision]
     if not difference <= allowed:  # NaN is no match
+        made_with = ", ".join(f"{library} {version}" for library, version in sorted(manifest.versions.items()))
         raise BundleRefused(
             f"bundle {manifest.fingerprint} computes other values here ({cpu_model()}, {isa_class()}) than where it "
-            f"was made ({manifest.cpu_model}): {engine.precision} logits of the golden batch differ by "
-            f"{difference:.3g} of their spread, {allowed:g} is allowed. Check that torch and the image decoder are "
-            f"those of the bundle (torch {manifest.versions.get('torch')}), or take this kind of node out",
+            f"was made ({manifest.cpu_model}): logits of {info.name} for the golden batch differ by {difference:.3g} "
+            f"of their spread, {allowed:g} is allowed. Check that the image decoder and the libraries are those of "
+            f"the bundle ({made_with}), or take this kind of node out",
             code="golden_mismatch",
         )
 
@@ -169,7 +174,8 @@ def _golden_file(
         f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
     }
     for artifact in made:
-        tensors[f"logits_{artifact.info.precision}"] = _score(open_artifact(artifact), images, preprocess, decode_into)
+        engine = open_artifact(artifact, artifact.info.threads or 1)
+        tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into)
     data: bytes = safetensors.numpy.save(tensors)
     return data
 

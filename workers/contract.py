@@ -118,12 +118,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GateSpec:
-    """When an INT8 model is good enough to ship."""
+    """When a network in INT8 or bf16 is good enough to ship."""
 
     min_agreement: float = 0.97
-    """Share of rows on which the INT8 and fp32 top-1 agree."""
+    """Share of rows on which top-1 is that of fp32."""
     min_cosine: float = 0.98
-    """For embeddings: mean cosine similarity of the INT8 and fp32 vectors."""
+    """For embeddings: mean cosine similarity with the fp32 vectors."""
     labels_column: str | None = None
     max_top1_drop: float = 0.01
     """How much true top-1 accuracy may fall, when labels_column is given."""
@@ -187,10 +187,14 @@ class WorkerSpec:
     output: OutputSpec
     threads: int
     """Physical cores a worker takes."""
-    batch: int
+    batch: int | None
+    """Images a forward pass; None: what a tuning of such a host found best, else workers.batches' rule."""
     task: str = "classify"
     precision: str = "int8"
     engine: str = "auto"
+    """`auto`, an engine, or the name of one artifact."""
+    artifacts: tuple[str, ...] = ()
+    """Names of the artifacts that this run's gate lets pass; (): all that the bundle holds."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
     memory_bytes: int | None = None

@@ -1,7 +1,8 @@
-"""Is the INT8 model good enough to ship? A pure decision over the accuracy report, and a table that shows it."""
+"""Is a network good enough to ship? A pure decision over its accuracy report, and a table that shows all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.accuracy import AccuracyReport
@@ -48,59 +49,100 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> Verdict:
     return Verdict(passed=not failed, checks=tuple(checks), reason=reason or "every threshold is met")
 
 
-def table(report: AccuracyReport, gate: GateSpec, task: str) -> str:
-    """The decision for a person: every figure, its threshold and whether it passed, in plain text."""
-    verdict = decide(report, gate, task)
-    lines = [("", "found", "threshold", "")]
-    lines += [(c.name, c.found, c.threshold, "pass" if c.passed else "REFUSED") for c in verdict.checks]
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """An artifact with its report."""
+
+    name: str
+    report: AccuracyReport
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay float in it because the gate refused it without."""
+
+
+ADVICE = (
+    "what to do: calibrate on more, or more typical, images (model.calibration.rows), let more layers stay float",
+    "(model.float_layers), check that the preprocessing is what the weights were trained with, loosen the gate on",
+    "purpose, or score with model.precision: bf16 or fp32",
+)
+COLUMNS = 3
+"""Artifacts side by side in the table: as many as fit a line."""
+FLOAT_LAYERS_TOLD = 6
+
+
+def table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Sequence[str] = ()) -> str:
+    """The decisions for a person: every figure, its threshold and whether it passed, an artifact a column.
+
+    `notes` tell of artifacts that are not among them, a line each. At least one artifact is needed.
+    """
+    verdicts = {one.name: decide(one.report, gate, task) for one in judged}
+    passed = sum(verdict.passed for verdict in verdicts.values())
+    blocks = [judged[at : at + COLUMNS] for at in range(0, len(judged), COLUMNS)]
+    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, verdicts, task))]
+    for one in judged:
+        if one.float_layers:
+            told = ", ".join(one.float_layers[:FLOAT_LAYERS_TOLD])
+            more = len(one.float_layers) - FLOAT_LAYERS_TOLD
+            left = f"{told}, and {more} more" if more > 0 else told
+            noun = "layer" if len(one.float_layers) == 1 else "layers"
+            lines.append(f"left float in {one.name}: {len(one.float_layers)} {noun}: {left}")
+    lines += [f"{name} REFUSED: {verdict.reason}" for name, verdict in verdicts.items() if not verdict.passed]
+    lines += notes
+    if not passed:
+        return "\n".join([*lines, "gate REFUSED", *ADVICE])
+    return "\n".join([*lines, "gate passed" if passed == len(judged) else f"gate passed by {passed} of {len(judged)}"])
+
+
+def _block(judged: Sequence[Judged], verdicts: dict[str, Verdict], task: str) -> list[str]:
+    checks = [verdicts[one.name].checks for one in judged]
+    rows = [("", *(one.name for one in judged), "wanted")]
+    for same in zip(*checks, strict=True):
+        found = (check.found if check.passed else f"{check.found} REFUSED" for check in same)
+        rows.append((same[0].name, *found, same[0].threshold))
+    reports = [one.report for one in judged]
     if task != "embed":
-        if report.top1_fp32 is not None and report.top1_int8 is not None:
-            lines.append(("true top-1, fp32", _percent(report.top1_fp32), "", ""))
-            lines.append(("true top-1, int8", _percent(report.top1_int8), "", ""))
-        lines.append(("mean cosine similarity", _number(report.mean_cosine), "", ""))
-    lines.append(("mean error / fp32 spread", _number(report.logit_error), "", ""))
-    lines.append(("greatest error / fp32 spread", _number(report.logit_error_max), "", ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    rows = [
-        f"  {name:<{widths[0]}}  {found:>{widths[1]}}  {threshold:<{widths[2]}}  {verdict_word}".rstrip()
-        for name, found, threshold, verdict_word in lines
+        if any(report.labelled_rows for report in reports):
+            rows.append(("true top-1, fp32", *(_percent(report.top1_fp32) for report in reports), ""))
+            rows.append(("true top-1", *(_percent(report.top1) for report in reports), ""))
+        rows.append(("mean cosine similarity", *(_number(report.mean_cosine) for report in reports), ""))
+    rows.append(("mean error / fp32 spread", *(_number(report.logit_error) for report in reports), ""))
+    rows.append(("greatest error / fp32 spread", *(_number(report.logit_error_max) for report in reports), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(judged) + 2)]
+    return [
+        "  ".join(
+            [f"  {row[0]:<{widths[0]}}"]
+            + [f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+            + [row[-1]]
+        ).rstrip()
+        for row in rows
     ]
-    compared = f"INT8 against fp32 on {report.rows} rows, calibrated on {report.calibration_rows} others"
+
+
+def _compared(report: AccuracyReport) -> str:
+    compared = f"compared with fp32 on {report.rows} rows"
     if report.shared_rows:
-        compared = (
-            f"INT8 against fp32 on {report.rows} rows, {report.shared_rows} of them among the "
-            f"{report.calibration_rows} calibrated on"
-        )
+        compared += f", {report.shared_rows} of them among the {report.calibration_rows} calibrated on"
+    elif report.calibration_rows:
+        compared += f", calibrated on {report.calibration_rows} others"
     if report.calibration_bad_rows:
         compared += f"; {report.calibration_bad_rows} rows could not be decoded and were passed over"
-    outcome = "passed" if verdict.passed else f"REFUSED: {verdict.reason}"
-    return "\n".join([compared, *rows, f"gate {outcome}", *_advice(verdict)])
+    return compared
 
 
 def _true_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
     name, threshold = "fall of true top-1", f"<= {gate.max_top1_drop:.2%}"
-    if report.top1_fp32 is None or report.top1_int8 is None:
+    if report.top1_fp32 is None or report.top1 is None:
         return _check(name, f"no labels in {gate.labels_column}", threshold, passed=False)
-    drop = report.top1_fp32 - report.top1_int8
+    drop = report.top1_fp32 - report.top1
     # A rounding error of the subtraction must not refuse a fall that is exactly the threshold.
     return _check(name, _percent(drop), threshold, drop <= gate.max_top1_drop + 1e-9)
-
-
-def _advice(verdict: Verdict) -> list[str]:
-    if verdict.passed:
-        return []
-    return [
-        "what to do: calibrate on more, or more typical, images (model.calibration.rows), check that the preprocessing",
-        "is what the weights were trained with, loosen the gate on purpose, or score with model.precision: fp32",
-    ]
 
 
 def _check(name: str, found: str, threshold: str, passed: bool) -> Check:
     return Check(name=name, found=found, threshold=threshold, passed=passed)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.2%}"
 
 
 def _number(value: float) -> str:

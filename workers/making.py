@@ -1,4 +1,4 @@
-"""Make the bundle on a worker: load, sample, quantize, compare, judge, write. Or judge the bundle that is there.
+"""Make the bundle on a worker: load, sample, make artifacts, judge, write. Or judge the bundle that is there.
 
 torch is imported in `make`, after the cores are leased and pinned.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -18,12 +19,12 @@ from typing import TYPE_CHECKING
 from workers import bundle, gate, memory, threads
 from workers.contract import BundleRequest, ThreadPlan
 from workers.filesystems import read_url
+from workers.gate import Judged
 from workers.manifest import Calibration, Manifest, RowRef
 from workers.outcomes import BundleOutcome, Failure
 from workers.store import Store, open_store
 
 if TYPE_CHECKING:
-    from workers.accuracy import AccuracyReport
     from workers.careful import Decode
     from workers.contract import Preprocess
     from workers.sampling import Sample
@@ -66,86 +67,91 @@ class Maker:
         if manifest is None:
             return self._new(store, held)
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
-        report, left_out = self._judged_again(manifest, store, held)
-        return outcome_of(report, request, created=False, began=self._began, left_out=left_out)
+        return self._judged_again(manifest, store, held)
 
     def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
-        from workers.accuracy import compare
-        from workers.artifacts import open_artifact
         from workers.cpu import isa_class
+        from workers.makers import make_artifacts
+        from workers.model_names import RECIPE
         from workers.models import load_model
         from workers.pixels import decode_into
-        from workers.quantize import only_float, quantize
-        from workers.sampling import split_rows
 
         request, spec = self._request, self._request.model
         model = load_model(spec, read_url)
         sample = self._sample(model.preprocess, model.labels, model.outputs, held)
-        calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
-        report = calibration = None
-        if spec.precision == "fp32":
-            artifacts = only_float(model)
-        else:
-            artifacts = quantize(model, sample.crops_NHWC[calibrating], isa_class())
-            assert artifacts.int8 is not None
-            engines = open_artifact(artifacts.fp32), open_artifact(artifacts.int8)
-            report = compare(
-                *engines,
-                sample.crops_NHWC[comparing],
-                None if sample.labels is None else sample.labels[comparing],
-                request.batch,
-                calibration_rows=len(sample.crops_NHWC[calibrating]),
-                calibration_bad_rows=sample.bad_rows,
-                shared_rows=len(sample) if calibrating == comparing else 0,
-            )
+        made = make_artifacts(model, sample, request, isa_class())
+        if not made.passed:
+            return self._outcome(made.judged, created=False, notes=made.failures, left_out=sample.left_out)
+        calibration = None
+        if spec.precision == "int8":
             calibration = Calibration(
                 seed=spec.calibration_seed,
                 size=spec.calibration_rows,
-                rows=tuple(RowRef(uri=u, row_group=g, row=r) for u, g, r in sample.rows[calibrating]),
+                rows=tuple(RowRef(uri=u, row_group=g, row=r) for u, g, r in sample.rows[made.calibrated_on]),
                 bad_rows=sample.bad_rows,
             )
-        if report is not None and not gate.decide(report, request.gate, spec.task).passed:
-            return outcome_of(report, request, created=False, began=self._began, left_out=sample.left_out)
-        notes = (*artifacts.notes, *(f"left out of the sample: {row}" for row in sample.left_out))
         manifest = bundle.write_bundle(
             store,
             request.fingerprint,
             spec=spec,
             model=model,
-            artifacts=replace(artifacts, notes=notes),
-            accuracy=report,
+            artifacts=made.artifacts,
+            recipe=RECIPE if spec.precision == "int8" else spec.precision,
+            versions=made.versions,
             calibration=calibration,
             golden_images=sample.encoded,
             decode_into=decode_into,
+            notes=(*made.notes, *(f"left out of the sample: {row}" for row in sample.left_out)),
         )
-        # Another run may have written first; then its model is the one that ships, and the one to judge.
-        created = manifest.accuracy == report
-        return outcome_of(manifest.accuracy, request, created=created, began=self._began, left_out=sample.left_out)
+        # Another run may have written first; then its artifacts are the ones that ship, and the ones to judge.
+        ours = {artifact.info.name: report for artifact, report in made.artifacts}
+        if {a.info.name: a.accuracy for a in manifest.artifacts} == ours:
+            return self._outcome(made.judged, created=True, notes=made.failures, left_out=sample.left_out)
+        return self._outcome(judged_in(manifest), created=False, left_out=sample.left_out)
 
-    def _judged_again(
-        self, manifest: Manifest, store: Store, held: ExitStack
-    ) -> tuple[AccuracyReport | None, tuple[str, ...]]:
-        """The bundle's own report; measured anew on tonight's sample when labels are asked for and it has none.
+    def _judged_again(self, manifest: Manifest, store: Store, held: ExitStack) -> BundleOutcome:
+        """By the bundle's own reports; measured anew on tonight's sample if labels are asked for and they have none."""
+        from workers.accuracy import compare_logits
+        from workers.cpu import isa_class
+        from workers.engines.base import score_crops
+        from workers.engines.choice import installed_to_run, unfit
 
-        With it the rows that kill, as in BundleOutcome.
-        """
-        from workers.accuracy import compare
-
-        report, request = manifest.accuracy, self._request
-        if report is None or request.gate.labels_column is None or report.labelled_rows:
-            return report, ()
-        fp32, int8 = (bundle.load_engine(store, manifest, precision) for precision in ("fp32", "int8"))
+        judged, request = judged_in(manifest), self._request
+        if not lacks_labels(judged, request):
+            return self._outcome(judged, created=False)
         sample = self._sample(manifest.preprocess, manifest.labels, manifest.outputs, held)
-        report = compare(
-            fp32,
-            int8,
-            sample.crops_NHWC,
-            sample.labels,
-            request.batch,
-            calibration_rows=report.calibration_rows,
-            calibration_bad_rows=sample.bad_rows,
-        )
-        return report, sample.left_out
+        fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
+        reference_NK = score_crops(fp32, sample.reference_NHWC, request.batch)
+        isa, installed = isa_class(), installed_to_run()
+        measured: list[Judged] = []
+        not_here: list[str] = []
+        for before in judged:
+            artifact = manifest.artifact(before.name)
+            assert artifact is not None, "it is where the report comes from"
+            threads = artifact.info.threads or 1
+            if reason := unfit(artifact.info, isa=isa, installed=installed, threads=threads):
+                not_here.append(f"{before.name} is left alone, because it cannot be judged on this node: it {reason}")
+                continue
+            report = compare_logits(
+                reference_NK,
+                score_crops(
+                    bundle.load_engine(store, manifest, before.name, threads=threads),
+                    sample.crops_NHWC,
+                    request.batch,
+                ),
+                sample.labels,
+                calibration_rows=before.report.calibration_rows,
+                calibration_bad_rows=sample.bad_rows,
+            )
+            measured.append(replace(before, report=report))
+        if not measured:
+            raise bundle.BundleRefused("\n".join(not_here), code="wrong_isa")
+        return self._outcome(measured, created=False, notes=not_here, left_out=sample.left_out)
+
+    def _outcome(
+        self, judged: Sequence[Judged], *, created: bool, notes: Sequence[str] = (), left_out: tuple[str, ...] = ()
+    ) -> BundleOutcome:
+        return outcome_of(judged, self._request, created=created, began=self._began, notes=notes, left_out=left_out)
 
     def _sample(self, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int, held: ExitStack) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
@@ -189,22 +195,40 @@ def worker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
     return memory.bound_bytes(request.memory_bytes, replace(plan, threads=min(request.worker_threads, plan.budget)))
 
 
+def judged_in(manifest: Manifest) -> list[Judged]:
+    """The artifacts of a bundle that have a report, the preferred one first."""
+    return [
+        Judged(name=a.info.name, report=a.accuracy, float_layers=a.info.float_layers)
+        for a in manifest.artifacts
+        if a.accuracy is not None
+    ]
+
+
+def lacks_labels(judged: Sequence[Judged], request: BundleRequest) -> bool:
+    """Whether the gate asks for true accuracy, and reports do not have it."""
+    return request.gate.labels_column is not None and not all(one.report.labelled_rows for one in judged)
+
+
 def outcome_of(
-    report: AccuracyReport | None,
+    judged: Sequence[Judged],
     request: BundleRequest,
     *,
     created: bool,
     began: float,
+    notes: Sequence[str] = (),
     left_out: tuple[str, ...] = (),
 ) -> BundleOutcome:
-    """Judge a report by the gate; an fp32 bundle has none and passes."""
+    """Judge artifacts by the gate of now: a bundle passes with any of them. One in fp32 may have none, and passes."""
     task = request.model.task
+    passed = [one for one in judged if gate.decide(one.report, request.gate, task).passed]
+    told = next(iter(passed or judged), None)
     return BundleOutcome(
         fingerprint=request.fingerprint,
-        passed=report is None or gate.decide(report, request.gate, task).passed,
+        passed=bool(passed) or not judged,
         created=created,
-        table="" if report is None else gate.table(report, request.gate, task),
-        report={} if report is None else asdict(report),
+        table=gate.table(judged, request.gate, task, notes) if judged else "",
+        report={} if told is None else {"artifact": told.name, **asdict(told.report)},
         seconds=time.perf_counter() - began,
+        artifacts=tuple(one.name for one in passed),
         left_out=left_out,
     )

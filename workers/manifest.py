@@ -12,7 +12,8 @@ from workers.artifacts import ArtifactInfo
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had at most one INT8 artifact, with the one report of the manifest. Bundles of that schema are still read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class StoredObject:
 class StoredArtifact:
     info: ArtifactInfo
     stored: StoredObject
+    accuracy: AccuracyReport | None = None
+    """By which it passed the gate; None for the fp32 network, which is what the others are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class RowRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the INT8 network was calibrated on."""
+    """What the INT8 networks were calibrated on."""
 
     seed: int
     size: int
@@ -67,20 +70,30 @@ class Manifest:
     labels: tuple[str, ...] | None
     preprocess: Preprocess
     artifacts: tuple[StoredArtifact, ...]
+    """The one that the maker's own CPU prefers first, the fp32 one last."""
     recipe: str
     versions: Mapping[str, str]
     cpu_model: str
     """The processor that made it."""
     calibration: Calibration | None
-    accuracy: AccuracyReport | None
-    """None for a job in fp32, which has nothing to compare."""
     golden: StoredObject
-    """Encoded images with the logits of each precision."""
+    """Encoded images with the logits of each artifact."""
     notes: tuple[str, ...] = ()
+    """What is not in the bundle, and why."""
     schema: int = SCHEMA
 
-    def artifact(self, precision: str) -> StoredArtifact | None:
-        return next((a for a in self.artifacts if a.info.precision == precision), None)
+    @property
+    def accuracy(self) -> AccuracyReport | None:
+        """Of the artifact that the maker's own CPU prefers; None where nothing was to be compared."""
+        return next((a.accuracy for a in self.artifacts if a.accuracy is not None), None)
+
+    def artifact(self, name: str) -> StoredArtifact | None:
+        """By its name, as `torch-int8/x86-vnni` or `torch-float/fp32`."""
+        return next((a for a in self.artifacts if a.info.name == name), None)
+
+    def golden_key(self, info: ArtifactInfo) -> str:
+        """Under which the golden batch has the logits of an artifact."""
+        return f"logits_{info.name if self.schema > 1 else info.precision}"
 
 
 def to_json(manifest: Manifest) -> bytes:
@@ -92,9 +105,11 @@ def from_json(data: bytes) -> Manifest:
     """Raises ValueError for JSON that is no manifest, or one of a later schema."""
     try:
         raw: dict[str, Any] = json.loads(data)
-        if raw["schema"] != SCHEMA:
-            raise ValueError(f"the bundle's manifest has schema {raw['schema']}, this code reads {SCHEMA}")
-        calibration, accuracy = raw["calibration"], raw["accuracy"]
+        if raw["schema"] == 1:
+            raw = _of_schema_1(raw)
+        elif raw["schema"] != SCHEMA:
+            raise ValueError(f"the bundle's manifest has schema {raw['schema']}, this code reads {SCHEMA} and 1")
+        calibration = raw["calibration"]
         return Manifest(
             **{
                 **raw,
@@ -102,13 +117,26 @@ def from_json(data: bytes) -> Manifest:
                 "preprocess": _preprocess(raw["preprocess"]),
                 "artifacts": tuple(_artifact(a) for a in raw["artifacts"]),
                 "calibration": None if calibration is None else _calibration(calibration),
-                "accuracy": None if accuracy is None else AccuracyReport(**accuracy),
                 "golden": StoredObject(**raw["golden"]),
                 "notes": tuple(raw["notes"]),
             }
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a bundle manifest: {type(error).__name__}: {error}") from error
+
+
+def _of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same in today's form: an artifact had a `kind`, `fp32` or `int8`, and torch was the only engine."""
+    accuracy = raw.pop("accuracy")
+    if accuracy is not None:
+        accuracy["top1"] = accuracy.pop("top1_int8")
+    artifacts = []
+    for artifact in raw["artifacts"]:
+        info = dict(artifact["info"])
+        kind = info.pop("kind")
+        info |= {"precision": kind, "engine": "torch-float" if kind == "fp32" else "torch-int8", "float_layers": []}
+        artifacts.append({**artifact, "info": info, "accuracy": accuracy if kind == "int8" else None})
+    return {**raw, "artifacts": artifacts[::-1]}
 
 
 def _preprocess(raw: dict[str, Any]) -> Preprocess:
@@ -119,7 +147,12 @@ def _artifact(raw: dict[str, Any]) -> StoredArtifact:
     layout = raw["info"]["layout"]
     layout = InputLayout(**{**layout, "pad_px": tuple(layout["pad_px"]), "pad_pixel": tuple(layout["pad_pixel"])})
     info = {**raw["info"], "layout": layout, "float_layers": tuple(raw["info"]["float_layers"])}
-    return StoredArtifact(info=ArtifactInfo(**info), stored=StoredObject(**raw["stored"]))
+    accuracy = raw["accuracy"]
+    return StoredArtifact(
+        info=ArtifactInfo(**info),
+        stored=StoredObject(**raw["stored"]),
+        accuracy=None if accuracy is None else AccuracyReport(**accuracy),
+    )
 
 
 def _calibration(raw: dict[str, Any]) -> Calibration:

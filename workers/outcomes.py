@@ -24,10 +24,16 @@ class WorkerInfo:
     torch_threads: int
     """What torch says in the thread that predicts."""
     isa: str
+    engine: str
+    """Name of the artifact that it runs, as `torch-int8/x86-vnni`."""
+    batch: int
+    """Images a forward pass."""
     memory_bytes: int
     """Most resident memory that its process, or one that it scores in isolation in, may take."""
     start_s: Mapping[str, float]
     """Seconds by stage of coming up: lease, import, bundle, golden."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it came up, as that it could not run what it would have preferred."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +114,18 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleOutcome:
-    """A bundle is in the output, or the gate refused it and none is."""
+    """A bundle is in the output, or the gate refused all that it would hold and none is."""
 
     fingerprint: str
     passed: bool
     created: bool
     """True if this request's bundle is the one there; False if there was one already."""
     table: str
-    """fp32 against INT8 with the gate's thresholds, for a person."""
+    """fp32 against each artifact with the gate's thresholds, for a person."""
     report: Mapping[str, object]
-    """The accuracy report, JSON-able."""
+    """Name and accuracy report of the artifact that the maker's CPU prefers, JSON-able; empty where none was judged."""
     seconds: float
+    artifacts: tuple[str, ...] = ()
+    """Names of the artifacts that passed, and that workers may take; () where none was judged."""
     left_out: tuple[str, ...] = ()
     """Rows of the sample that kill whoever decodes them, each with what it did, for a person."""

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers import memory
@@ -21,6 +21,7 @@ from workers.retries import take_throttled_s
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from workers.artifacts import ArtifactInfo
     from workers.predict import Predictor
     from workers.reading import ShardReader
     from workers.rows import RowBlock
@@ -50,21 +51,30 @@ class Scorer:
     spec: WorkerSpec
     store: Store
     predictor: Predictor
+    info: ArtifactInfo
+    """The artifact that it runs."""
+    batch: int
+    notes: tuple[str, ...]
+    """Why it is not the one that should be best here."""
     labels: tuple[str, ...] | None
     outputs: int
     isa: str
     keys: tuple[pa.Field, ...]
 
     @classmethod
-    def load(cls, spec: WorkerSpec, lap: Callable[[str], None] = lambda _: None) -> Scorer:
-        """Import torch, load the bundle, check the golden batch on this CPU; `lap` is told of each step that is done.
+    def load(
+        cls, spec: WorkerSpec, lap: Callable[[str], None] = lambda _: None, *, memory_bytes: int | None = None
+    ) -> Scorer:
+        """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
 
-        Raises BundleRefused, StoreError, StoreDenied.
+        `lap` is told of each step that is done; `memory_bytes` is the process's bound, for the size of a batch where
+        the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
         """
         import torch
 
         from workers import bundle
         from workers.cpu import isa_class
+        from workers.loading import load_best
         from workers.pixels import decode_into
         from workers.predict import Predictor
         from workers.store import open_store
@@ -80,15 +90,12 @@ class Scorer:
             raise bundle.BundleRefused(
                 f"no bundle {spec.bundle} in {spec.output.url}: run `stint quantize`", code="no_bundle"
             )
-        engine = bundle.load_engine(store, manifest, spec.precision)
-        lap("bundle")
-        bundle.check_golden(engine, manifest, store, decode_into)
-        lap("golden")
+        loaded = load_best(store, manifest, spec, decode_into, memory_bytes=memory_bytes, lap=lap)
         predictor = Predictor(
-            engine,
+            loaded.engine,
             manifest.preprocess,
             outputs=manifest.outputs,
-            batch=spec.batch,
+            batch=loaded.batch,
             threads=spec.threads,
             topk=spec.output.topk,
             task=spec.task,
@@ -101,11 +108,19 @@ class Scorer:
             spec=spec,
             store=store,
             predictor=predictor,
+            info=loaded.info,
+            batch=loaded.batch,
+            notes=loaded.notes,
             labels=manifest.labels,
             outputs=manifest.outputs,
             isa=isa_class(),
             keys=tuple(read_schema(spec.output.key_schema)) if spec.output.key_schema else (),
         )
+
+    @property
+    def settled(self) -> WorkerSpec:
+        """The spec with what it left open as it was decided here: another process on this host does the same."""
+        return replace(self.spec, engine=self.info.name, batch=self.batch)
 
     def predict(
         self,
@@ -135,6 +150,7 @@ class Scorer:
         """
         import torch
 
+        from workers.engines.choice import library
         from workers.writing import encode, object_facts
 
         wall, cpu = time.perf_counter(), time.process_time()
@@ -155,8 +171,13 @@ class Scorer:
                 "token": uuid.uuid4().hex,
                 "model": self.spec.fingerprint,
                 "bundle": self.spec.bundle,
-                "precision": self.spec.precision,
+                "engine": self.info.name,
+                "engine_version": library(self.info.engine),
+                "precision": self.info.precision,
                 "isa": self.isa,
+                "device": self.spec.device,
+                "threads": str(self.spec.threads),
+                "float_layers": str(len(self.info.float_layers)),
                 "code": self.spec.code_version,
             },
         )

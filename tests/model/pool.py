@@ -151,11 +151,14 @@ class ModelCluster:
     def most_workers(self, threads: int) -> int | None:
         return 1
 
+    def gpus(self) -> int:
+        return 0
+
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         manifest = Manifest(
             fingerprint=request.fingerprint, spec={}, task="classify", outputs=1, labels=None,
             preprocess=Preprocess(resize_px=1, crop_px=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-            artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None, accuracy=None,
+            artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None,
             golden=StoredObject(sha256="", size=0, suffix=""), notes=(self._world.token().hex,),
         )  # fmt: skip
         key = f"_stint/bundles/{request.fingerprint}/manifest.json"

@@ -4,8 +4,8 @@ What a bundle gets where it is made (`wanted_engines`):
 
 | engine      | precision  | host      | artifacts                                                                   |
 |-------------|------------|-----------|-----------------------------------------------------------------------------|
-| auto        | int8       | x86, VNNI | torch-int8 for x86-vnni and x86-no-vnni; openvino, onnxruntime where installed  |
-| auto        | int8       | x86       | torch-int8 for x86-no-vnni; openvino, onnxruntime where installed           |
+| auto        | int8       | x86, VNNI | torch-int8 for x86-vnni and x86-no-vnni; openvino, onnxruntime if installed |
+| auto        | int8       | x86       | torch-int8 for x86-no-vnni; openvino, onnxruntime if installed              |
 | auto        | int8       | another   | onnxruntime, openvino, whichever are installed; none: an error              |
 | torch-int8  | int8       | x86       | as with auto, nothing else                                                  |
 | any other   | int8       | any       | that one                                                                    |
@@ -20,6 +20,7 @@ such a host, then by the order of its class of CPU in ORDER.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ def missing(modules: Sequence[str]) -> list[str]:
     return [module for module in modules if importlib.util.find_spec(module) is None]
 
 
+def library(engine: str) -> str:
+    """What runs an engine here, with its version: `torch 2.13.0`."""
+    name = next(iter(NEEDS[engine].to_run), "torch")
+    return f"{name} {importlib.metadata.version(name)}"
+
+
 def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[str]) -> tuple[Wanted, ...]:
     """What to make for `model.precision` and `model.engine` on a host of class `isa`, the preferred one first.
 
@@ -98,8 +105,9 @@ def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[
     wanted = [Wanted(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
     if not wanted:
         raise ModelError(
-            f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: pip "
-            "install 'stint[onnx]' (or 'stint[openvino]'), with model.engine: auto; or set model.precision to bf16 or fp32"
+            f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: "
+            "pip install 'stint[onnx]' (or 'stint[openvino]'), with model.engine: auto; or set model.precision to bf16 "
+            "or fp32"
         )
     lacking = [e for e in engines if e not in installed]
     if lacking:
@@ -129,7 +137,7 @@ def ranked(
         info
         for info in artifacts
         if info.precision == precision
-        and engine in ("auto", info.engine, info.name)
+        and _is_asked_for(info, engine)
         and unfit(info, isa=isa, installed=installed, threads=threads) is None
     ]
     order = _order(isa)
@@ -151,6 +159,13 @@ def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], threads: 
     if info.threads is not None and info.threads != threads:
         return f"was compiled for {info.threads} threads a worker (workers.cpus), not for {threads}"
     return None
+
+
+def _is_asked_for(info: ArtifactInfo, engine: str) -> bool:
+    """By default no native code is loaded from a bundle, whatever its manifest says: that takes the spec's word."""
+    if engine == "auto":
+        return info.engine != "torch-pt2e"
+    return engine in (info.engine, info.name)
 
 
 def _order(isa: str) -> tuple[str, ...]:

@@ -1,0 +1,120 @@
+"""The artifact of a bundle that a worker runs: the best one that this host can, tried by the golden batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers import bundle
+from workers.artifacts import ArtifactInfo
+from workers.batches import batch_by_rule
+from workers.contract import WorkerSpec
+from workers.cpu import cpu_model, isa_class, runs_on
+from workers.engines.base import Engine
+from workers.engines.choice import installed_to_run, ranked, unfit
+from workers.manifest import Manifest
+from workers.model_names import ModelError
+from workers.profiles import Candidate, HostKind, read_profile
+from workers.storage_errors import StoreDenied, StoreError
+from workers.store import Store
+
+Lap = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A network that computes here what it computed where it was made."""
+
+    engine: Engine
+    info: ArtifactInfo
+    batch: int
+    notes: tuple[str, ...]
+    """Artifacts that should have been better here and did not work, each with the reason."""
+
+
+def load_best(
+    store: Store,
+    manifest: Manifest,
+    spec: WorkerSpec,
+    decode_into: bundle.DecodeInto,
+    *,
+    memory_bytes: int | None = None,
+    lap: Lap = lambda _: None,
+) -> Loaded:
+    """Load the artifacts that fit this host, the best one first, until one computes the golden batch right.
+
+    Raises BundleRefused where none fits or works, NoGpu, StoreError, StoreDenied.
+    """
+    isa, installed = isa_class(), installed_to_run()
+    tuned = _tuned(store, spec)
+    allowed = [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
+    infos = ranked(
+        allowed,
+        precision=spec.precision,
+        isa=isa,
+        installed=installed,
+        threads=spec.threads,
+        engine=spec.engine,
+        tuned="" if tuned is None else tuned.engine,
+    )
+    if not infos:
+        raise _nothing_fits(manifest, spec, allowed, isa, installed)
+    failed: list[str] = []
+    first: Exception | None = None
+    for info in infos:
+        try:
+            engine = bundle.load_engine(store, manifest, info.name, threads=spec.threads, device=spec.device)
+            lap("bundle")
+            bundle.check_golden(engine, info, manifest, store, decode_into)
+            lap("golden")
+        except (StoreError, StoreDenied, ModelError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001  (each library has its own; whatever it is, the next one may work)
+            first = first or error
+            failed.append(f"{info.name}: {error}")
+            continue
+        notes = [f"{info.name} is used in place of one that does not work here: {why}" for why in failed]
+        return Loaded(engine=engine, info=info, batch=_batch(spec, info, tuned, memory_bytes), notes=tuple(notes))
+    assert first is not None
+    if len(failed) == 1:
+        raise first
+    code = first.code if isinstance(first, bundle.BundleRefused) else "golden_mismatch"
+    raise bundle.BundleRefused("\n".join(failed), code=code) from first
+
+
+def _tuned(store: Store, spec: WorkerSpec) -> Candidate | None:
+    """What a tuning of such a host found best for workers of this width."""
+    profile = read_profile(store, spec.bundle, HostKind.here())
+    return None if profile is None else profile.at(spec.threads)
+
+
+def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory_bytes: int | None) -> int:
+    if spec.batch is not None:
+        return spec.batch
+    if tuned is not None and tuned.engine == info.name:
+        return tuned.batch
+    return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes)
+
+
+def _nothing_fits(
+    manifest: Manifest, spec: WorkerSpec, allowed: list[ArtifactInfo], isa: str, installed: frozenset[str]
+) -> bundle.BundleRefused:
+    held = [info for info in allowed if info.precision == spec.precision]
+    if not held:
+        names = ", ".join(a.info.name for a in manifest.artifacts)
+        return bundle.BundleRefused(
+            f"bundle {manifest.fingerprint} holds {names}, and nothing in {spec.precision} that the gate of this run "
+            "lets pass: set model.precision to what it holds",
+            code="no_artifact",
+        )
+    reasons = {info: unfit(info, isa=isa, installed=installed, threads=spec.threads) for info in held}
+    told = "; ".join(
+        f"{info.name} {reason or f'is not what model.engine: {spec.engine} names'}" for info, reason in reasons.items()
+    )
+    others = any(info.isa is not None and not runs_on(info.isa, isa) for info in held)
+    return bundle.BundleRefused(
+        f"bundle {manifest.fingerprint} holds nothing that can run here ({cpu_model()}, {isa}, workers.cpus: "
+        f"{spec.threads}): {told}. Install what is missing on the workers, schedule them on other nodes, or quantize on this "
+        "kind of node into a new output (one made with VNNI has artifacts for all of x86)",
+        code="wrong_isa" if others else "no_artifact",
+    )

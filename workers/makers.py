@@ -1,0 +1,164 @@
+"""The artifacts of a new bundle: each engine's made in its own way, each judged by the gate, and what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, field
+
+from workers import gate
+from workers.accuracy import AccuracyReport, compare_logits
+from workers.artifacts import Artifact, open_artifact
+from workers.contract import BundleRequest
+from workers.engines.base import Pixels, score_crops
+from workers.engines.choice import NEEDS, Wanted, installed_to_make, wanted_engines
+from workers.gate import Judged
+from workers.models import LoadedModel
+from workers.quantize import QuantizeError, Quantizer, float_artifact
+from workers.sampling import Sample, split_rows
+
+
+@dataclass
+class Made:
+    """What a bundle is to hold, and what not."""
+
+    calibrated_on: slice
+    """Rows of the sample."""
+    passed: list[tuple[Artifact, AccuracyReport | None]] = field(default_factory=list)
+    """In the order in which they were wanted; the fp32 network, which has no report, is not among them."""
+    fp32: Artifact | None = None
+    judged: list[Judged] = field(default_factory=list)
+    """Whether they passed or not."""
+    failures: list[str] = field(default_factory=list)
+    """Artifacts that could not be made, each with the reason."""
+    notes: list[str] = field(default_factory=list)
+    """For the manifest: what is not in the bundle, and why."""
+
+    @property
+    def artifacts(self) -> list[tuple[Artifact, AccuracyReport | None]]:
+        """What the bundle gets, the preferred one first."""
+        names = [artifact.info.name for artifact, _ in self.passed]
+        fp32 = [] if self.fp32 is None or self.fp32.info.name in names else [(self.fp32, None)]
+        return [*self.passed, *fp32]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that the artifacts were made with."""
+        engines = {artifact.info.engine for artifact, _ in self.passed}
+        libraries = {"torch", "torchvision", *(module for engine in engines for module in NEEDS[engine].to_make)}
+        return {name: importlib.metadata.version(name) for name in sorted(libraries)}
+
+
+def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> Made:
+    """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged.
+
+    An artifact that cannot be made is a failure among others. Raises ModelError where that is true of all of them.
+    """
+    spec = request.model
+    # Floats have nothing to calibrate: all rows serve to compare.
+    calibrating, comparing = slice(0), slice(min(len(sample), request.gate.rows))
+    if spec.precision == "int8":
+        calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
+    made = Made(calibrated_on=calibrating, fp32=float_artifact(model))
+    assert made.fp32 is not None
+    if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC:
+        made.passed.append((made.fp32, None))  # nothing in it is an approximation
+        return made
+    judge = Judge(made.fp32, sample, calibrating, comparing, request)
+    makers = _Makers(model, sample.crops_NHWC[calibrating], judge, request, made.fp32)
+    errors: list[Exception] = []
+    for wanted in wanted_engines(spec.precision, spec.engine, isa, installed_to_make()):
+        try:
+            artifact = makers.make(wanted)
+            report = judge.report(artifact)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
+            errors.append(error)
+            made.failures.append(f"{wanted.name} could not be made: {error}")
+            continue
+        name, verdict = artifact.info.name, judge.verdict(report)
+        made.judged.append(Judged(name=name, report=report, float_layers=artifact.info.float_layers))
+        if verdict.passed:
+            made.passed.append((artifact, report))
+        else:
+            made.notes.append(f"{name} is refused by the gate: {verdict.reason}")
+    if errors and not made.judged:
+        raise errors[0] if len(errors) == 1 else QuantizeError("\n".join(made.failures)) from errors[0]
+    made.notes += [*made.failures, *makers.notes]
+    return made
+
+
+class Judge:
+    """Compares artifacts with the fp32 network on the same rows."""
+
+    def __init__(
+        self, fp32: Artifact, sample: Sample, calibrating: slice, comparing: slice, request: BundleRequest
+    ) -> None:
+        self._request = request
+        self._crops_NHWC = sample.crops_NHWC[comparing]
+        self._labels = None if sample.labels is None else sample.labels[comparing]
+        self._reference_NK = score_crops(open_artifact(fp32), sample.reference_NHWC[comparing], request.batch)
+        self._calibration_rows = len(sample.crops_NHWC[calibrating])
+        self._bad_rows = sample.bad_rows
+        self._shared_rows = len(sample) if calibrating == comparing else 0
+        self._last: tuple[Artifact, AccuracyReport] | None = None
+
+    def report(self, artifact: Artifact) -> AccuracyReport:
+        if self._last is not None and self._last[0] is artifact:
+            return self._last[1]  # what a search for float layers has just accepted is not scored again
+        engine = open_artifact(artifact, artifact.info.threads or 1)
+        report = compare_logits(
+            self._reference_NK,
+            score_crops(engine, self._crops_NHWC, self._request.batch),
+            self._labels,
+            calibration_rows=self._calibration_rows,
+            calibration_bad_rows=self._bad_rows,
+            shared_rows=self._shared_rows,
+        )
+        self._last = artifact, report
+        return report
+
+    def verdict(self, report: AccuracyReport) -> gate.Verdict:
+        return gate.decide(report, self._request.gate, self._request.model.task)
+
+    def accepts(self, artifact: Artifact) -> bool:
+        return self.verdict(self.report(artifact)).passed
+
+
+class _Makers:
+    """Each engine's way to an artifact. Those of torch-int8 share one calibration."""
+
+    def __init__(
+        self, model: LoadedModel, crops_NHWC: Pixels, judge: Judge, request: BundleRequest, fp32: Artifact
+    ) -> None:
+        self._model, self._crops_NHWC, self._judge, self._request = model, crops_NHWC, judge, request
+        self._fp32 = fp32
+        self._torch: Quantizer | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self._torch is None else self._torch.notes
+
+    def make(self, wanted: Wanted) -> Artifact:
+        """Raises QuantizeError, and what a library of the engine does."""
+        model, crops_NHWC, isa = self._model, self._crops_NHWC, wanted.isa or ""
+        match wanted.engine:
+            case "torch-float":
+                return self._fp32 if wanted.precision == "fp32" else float_artifact(model, wanted.precision)
+            case "torch-int8":
+                self._torch = self._torch or Quantizer(model, crops_NHWC)
+                most_float = self._request.model.float_layers
+                return self._torch.artifact(isa, accept=self._judge.accepts, most_float=most_float)
+            case "openvino":
+                from workers.quantize_openvino import quantize_openvino
+
+                return quantize_openvino(model, crops_NHWC, isa)
+            case "onnxruntime":
+                from workers.quantize_onnx import quantize_onnx
+
+                return quantize_onnx(model, crops_NHWC, isa)
+            case "torch-pt2e":
+                from workers.quantize_pt2e import quantize_pt2e
+
+                return quantize_pt2e(model, crops_NHWC, isa, self._request.worker_threads, self._request.batch)
+        raise QuantizeError(f"model.engine: there is no engine {wanted.engine!r}")
