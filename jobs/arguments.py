@@ -13,6 +13,8 @@ from jobs.days import Days, parse_day, parse_days
 EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
 4 accuracy gate refused · 5 interrupted, safe to resume"""
 
+MOST_MINUTES = 24 * 60
+
 
 def parser() -> argparse.ArgumentParser:
     """Its result has the name of the command as `command`, and the options of that command."""
@@ -55,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
         sub = add(name, text)
         add_spec(sub)
         add_cluster(sub)
+    tune = add("tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster")
+    add_spec(tune)
+    tune.add_argument(
+        "--address", help="Ray cluster whose nodes are tuned; default: RAY_ADDRESS, or else this machine, without Ray"
+    )
+    tune.add_argument(
+        "--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)"
+    )
     for name, text in (
         ("plan", "dry run: shards, rows, time and cost of what is new or missing"),
         ("status", "plans, shards and rows as the ledger has them"),
@@ -114,6 +124,13 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text}: a number of minutes above 0, at most {MOST_MINUTES}")
+    return minutes
 
 
 def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:

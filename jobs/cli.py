@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
 from jobs.days import Days, runs
@@ -27,6 +29,9 @@ from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
 from workers.redaction import redacted
 from workers.storage_errors import StoreDenied, StoreError
+
+if TYPE_CHECKING:
+    from jobs.tuning import Nodes
 
 
 def entrypoint() -> None:
@@ -65,6 +70,30 @@ def _quantize(arguments: argparse.Namespace) -> int:
     outcome = _new_run(arguments, _runs(arguments)[-1], _interrupts()).bundle()
     if not outcome.created and outcome.table:
         _say(outcome.table)
+    return COMPLETE
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from jobs.tuning import Tuning
+
+    flag = _interrupts()
+    job = Job.open(_spec(arguments), _runs(arguments)[-1])
+
+    def nodes(_: Cluster) -> Nodes:
+        from jobs.ray_tuning import RayNodes
+
+        return RayNodes(job.spec.workers.groups, flag, _say)
+
+    tuning = Tuning(
+        job=job,
+        connect=lambda: connect("ray", arguments.address, flag),
+        nodes=nodes if in_cluster(arguments.address) else None,
+        seconds=arguments.minutes * 60,
+        interrupted=flag,
+        say=_say,
+    )
+    for text in tuning.complete():
+        _show(text)
     return COMPLETE
 
 
@@ -160,6 +189,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "run": _run,
     "quantize": _quantize,
+    "tune": _tune,
     "plan": _plan,
     "status": _status,
     "verify": _verify,
@@ -217,6 +247,11 @@ def _new_run(arguments: argparse.Namespace, days: Days | None, flag: InterruptFl
         interrupted=flag,
         say=_say,
     )
+
+
+def in_cluster(address: str | None) -> bool:
+    """Whether workers run in a cluster that is there, and not on this machine alone."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:

@@ -57,9 +57,9 @@ class Standing(Generic[C]):
         return statistics.fmean(self.steady) if self.steady else None
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of its slices ÷ their mean."""
-        return statistics.stdev(self.steady) / statistics.fmean(self.steady) if len(self.steady) > 1 else 0.0
+    def spread(self) -> float | None:
+        """Standard deviation of its slices ÷ their mean; None for a single one."""
+        return statistics.stdev(self.steady) / statistics.fmean(self.steady) if len(self.steady) > 1 else None
 
 
 def halve(

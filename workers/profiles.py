@@ -108,8 +108,8 @@ class Row:
     candidate: Candidate
     images_per_s: float | None
     """Of all its workers together, decoding included; None where it was not measured."""
-    spread: float = 0.0
-    """Standard deviation of its slices ÷ their mean, what all candidates had in common taken out."""
+    spread: float | None = None
+    """Standard deviation of its slices ÷ their mean, what all candidates had in common taken out; None for one slice."""
     peak_bytes: int = 0
     """Resident memory of its largest worker."""
     rounds: int = 0

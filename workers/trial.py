@@ -7,93 +7,32 @@ read from storage once and mapped by all. What it is asked comes over one connec
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from workers import memory, threads
-from workers.contract import ThreadPlan, WorkerSpec
+from workers.crew import Go, Prepare, Ran, Ready, Setup
 from workers.expendable import to_parent
 from workers.failures import classify
 from workers.rows import RowBlock
+from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:
     from workers.predict import Predictor
 
 ROWS_A_CALL = 256
 """About as many rows as the loop is given at a time; always whole rounds, so that no batch is padded."""
-COLUMN = "image"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What to load, on which cores, over which images."""
-
-    spec: WorkerSpec
-    plan: ThreadPlan
-    sample: str
-    """Path of the file that `write_sample` wrote."""
-    first: int
-    """Where in the sample to begin: the workers of a candidate are not to decode the same image at the same time."""
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Make batches of this size ready, and run one, which is not measured."""
-
-    batch: int
-
-
-@dataclass(frozen=True)
-class Go:
-    """Score until then, by time.monotonic, which all processes of a machine share."""
-
-    until: float
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What was asked for is done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What one worker did in a slice."""
-
-    rows: int
-    wall_s: float
-    cpu_s: float
-    decode_s: float
-    predict_s: float
-    peak_bytes: int
-    """Most resident memory during the slice, and while it was prepared."""
-    resident_bytes: int
-    """Now."""
 
 
 class _TimeIsOver(Exception):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.rows = rows
-
-
-def write_sample(path: Path, images: Sequence[bytes]) -> None:
-    """An Arrow file, which processes map without copying."""
-    table = pa.table({COLUMN: pa.array(images, pa.large_binary())})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def map_sample(path: str) -> list[pa.Buffer]:
-    with pa.memory_map(path) as file:
-        column = pa.ipc.open_file(file).read_all().column(COLUMN)
-    return [cell.as_buffer() for cell in column]
 
 
 class Trial:
@@ -126,9 +65,12 @@ class Trial:
 
     def _load(self, setup: Setup) -> None:
         threads.apply(setup.plan)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
         from workers.scoring import Scorer
 
-        self._predictor = Scorer.load(setup.spec).predictor
+        scorer = Scorer.load(setup.spec)
+        assert scorer.info.name == setup.spec.engine, "a candidate names its artifact, and gets it or none"
+        self._predictor = scorer.predictor
         images = map_sample(setup.sample)
         first = setup.first % len(images)
         self._images = images[first:] + images[:first]

@@ -1,0 +1,222 @@
+"""`stint tune`: find the best way to use a node for a job, and keep it as the profile of that kind of node.
+
+Successive halving over engine × cores a worker × workers × batch. All workers of a candidate score the job's own images
+at once, each on cores of its own, under the job's bound of memory. On this machine the candidates are processes of this
+command; in a cluster one node of each kind is taken whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Protocol
+
+from jobs import tuned
+from jobs.bundling import Bundling
+from jobs.discovery import discover
+from jobs.errors import Interrupted, RunFailed, SpecError, StintError
+from jobs.halving import Out, choose, halve
+from jobs.job import Job
+from jobs.layouts import by_rule, candidates, effort
+from jobs.pool import Cluster
+from jobs.sampling import choose_sample
+from jobs.sources import Opened, open_sources
+from jobs.widths import CORES_BY_RULE
+from workers.batches import BATCH
+from workers.outcomes import Failure, FailureCode
+from workers.profiles import Candidate, Profile, store_profile
+from workers.tuning import Bench, NodeFacts, Trialled, TuneRequest, Unusable
+
+ROWS = 256
+"""Images to try candidates on."""
+
+Say = Callable[[str], None]
+
+
+class NodeBench(Protocol):
+    """A node on which candidates are tried: `workers.tuning.Bench`, here or far away."""
+
+    def open(self) -> NodeFacts | Failure: ...
+    def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable: ...
+    def close(self) -> None: ...
+
+
+class Nodes(Protocol):
+    """Nodes of a cluster to tune, by name."""
+
+    def benches(self, request: TuneRequest) -> dict[str, NodeBench]: ...
+
+    missing: dict[str, str]
+    """Kinds of nodes of which none could be had, each with the reason; complete after `benches`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """One command. `connect` brings up a cluster, if only to make the bundle."""
+
+    job: Job
+    connect: Callable[[], Cluster]
+    nodes: Callable[[Cluster], Nodes] | None
+    """Of a cluster; None to tune this machine."""
+    seconds: float
+    interrupted: Callable[[], bool]
+    say: Say
+
+    def complete(self) -> list[str]:
+        """Tune and store; a text for every node tuned: its table and what was chosen.
+
+        Raises StintError: GateRefused for a model that must not run, Interrupted with nothing stored, RunFailed when a
+        kind of node could not be tuned, after what the others gave was stored and said.
+        """
+        if self.job.spec.model.device != "cpu":
+            raise SpecError(
+                f"model.device: {self.job.spec.model.device}: stint tune divides the cores of CPU nodes",
+                "set workers.batch by hand for workers with a GPU",
+            )
+        cluster: Cluster | None = None
+
+        def connected() -> Cluster:
+            nonlocal cluster
+            cluster = cluster or self.connect()
+            return cluster
+
+        try:
+            request = self._request(connected)
+            if self.nodes is not None:
+                return self._cluster(self.nodes(connected()), request)
+            if cluster is not None:  # it has made the bundle, and would only be in the way
+                cluster.close()
+                cluster = None
+            return [self._stored(self.tuned(Bench(request), self.say))]
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+    def _request(self, connected: Callable[[], Cluster]) -> TuneRequest:
+        """See to it that there is a bundle that may run, and choose the images to try candidates on."""
+        found = discover(self.job)
+
+        @cache
+        def opened() -> Sequence[Opened]:
+            return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
+
+        outcome = Bundling(self.job, opened, connected, self.interrupted, self.say).ensure()
+        sample = choose_sample(opened(), ROWS, self.job.spec.model.calibration.seed)
+        if not sample:
+            raise SpecError("input holds no rows to try candidates on")
+        uris = {part.rows.uri for part in sample}
+        return TuneRequest(spec=self.job.worker_spec(None, uris, outcome.artifacts), sample=sample)
+
+    def _cluster(self, nodes: Nodes, request: TuneRequest) -> list[str]:
+        """All kinds of nodes at once; what one gives is kept, whatever becomes of the others."""
+        benches = nodes.benches(request)
+        failed = dict(nodes.missing)
+        texts: list[str] = []
+        with ThreadPoolExecutor(max(1, len(benches)), "tune") as threads:
+            futures = {
+                name: threads.submit(self.tuned, bench, partial(_say_of, self.say, name))
+                for name, bench in benches.items()
+            }
+            for name, future in futures.items():
+                try:
+                    texts.append(f"{name}\n{self._stored(future.result())}")
+                except Interrupted:
+                    raise
+                except StintError as error:
+                    failed[name] = str(error)
+        if failed:
+            for text in texts:
+                self.say(text)
+            raise RunFailed(
+                "not tuned: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()),
+                "run the same command when such nodes are there and idle; until then they go by the rule",
+            )
+        return texts
+
+    # ---------------------------------------------------------------------------------------- one node
+
+    def tuned(self, bench: NodeBench, say: Say) -> tuple[Profile, Candidate]:
+        """The profile of a node, not stored yet, and what the rule would have taken. Closes the bench."""
+        try:
+            return self._tuned(bench, say)
+        finally:
+            bench.close()
+
+    def _tuned(self, bench: NodeBench, say: Say) -> tuple[Profile, Candidate]:
+        facts = bench.open()
+        if isinstance(facts, Failure):
+            raise _refused(facts)
+        if not facts.engines:
+            raise RunFailed(
+                f"nothing in bundle {self.job.fingerprints.bundle} can run on {facts.host}",
+                "install the extras that its artifacts need, or quantize on this kind of node into a new output",
+            )
+        default = by_rule(facts.engines, facts.host.cores, CORES_BY_RULE, BATCH)
+        tried = candidates(facts.engines, facts.host.cores, default)
+        say(
+            f"{facts.host}: {len(tried)} candidates over {facts.rows} of the job's images, "
+            f"in about {self.seconds / 60:.1f} minutes"
+        )
+        trials: dict[Candidate, Trialled] = {}
+        peaks: dict[Candidate, int] = {}
+
+        def measure(candidate: Candidate, slice_s: float) -> float | Out:
+            if self.interrupted():
+                raise Interrupted("interrupted: no profile is stored", "run the same command again")
+            outcome = bench.measure(candidate, slice_s)
+            if isinstance(outcome, Unusable):
+                return Out(outcome.reason)
+            trials[candidate] = outcome
+            # The first slices of a process have the least of what other batches left in it.
+            peaks[candidate] = min(outcome.peak_bytes, peaks.get(candidate, outcome.peak_bytes))
+            return outcome.images_per_s
+
+        standings = halve(
+            tried,
+            measure,
+            seconds=self.seconds,
+            clock=time.monotonic,
+            keep=[default],
+            told=lambda number, left, slice_s: say(f"round {number}: {left} candidates, {slice_s:.1f} s at a time"),
+        )
+        rows = tuned.rows(standings, trials, peaks)
+        choice = choose(standings, effort)
+        if choice is None:
+            raise RunFailed(
+                f"no candidate could be measured on {facts.host}: {rows[0].out}",
+                "raise workers.memory if memory is short, or --minutes if time is",
+            )
+        by_candidate = {standing.candidate: standing for standing in standings}
+        profile = Profile(
+            host=facts.host,
+            chosen=next(row for row in rows if row.candidate == choice.chosen.candidate),
+            table=rows,
+            why=tuned.explained(choice, by_candidate.get(default), trials),
+            tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            rows=facts.rows,
+        )
+        return profile, default
+
+    def _stored(self, made: tuple[Profile, Candidate]) -> str:
+        profile, default = made
+        key = store_profile(self.job.store, self.job.fingerprints.bundle, profile)
+        lines = [tuned.table(profile.table, profile.chosen.candidate, default), profile.why]
+        given = self.job.spec.workers
+        for name, value in (("cpus", given.cpus), ("batch", given.batch)):
+            if value != "auto":
+                lines.append(f"The spec sets workers.{name}: {value}, which goes before the profile; `auto` uses it.")
+        return "\n".join([*lines, f"profile: {self.job.store.url}/{key}"])
+
+
+def _say_of(say: Say, name: str, text: str) -> None:
+    say(f"{name}: {text}")
+
+
+def _refused(failure: Failure) -> RunFailed:
+    if failure.code == FailureCode.NO_CORES:
+        return RunFailed(f"all cores of a node are wanted: {failure.message}", "tune while nothing else runs there")
+    return RunFailed(f"the node cannot be tuned: {failure.message}", "mend the cause, then run the same command")

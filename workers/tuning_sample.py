@@ -1,0 +1,47 @@
+"""The images that candidates are tried on: read from storage once, mapped from a file by every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workers.contract import InputSpec, SampleSlice, Shard
+from workers.decoding import BadImage
+from workers.reading import ShardReader
+
+COLUMN = "image"
+MOST_BYTES = 256 * 2**20
+"""The sample is cut short where images are so large that it would hold more."""
+
+
+def read_sample(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
+    """Encoded images of the job's own input, as they lie there. Raises what the reader raises; ValueError for none."""
+    images: list[bytes] = []
+    total = 0
+    for part in slices:
+        shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
+        wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
+        for block in ShardReader(shard, how).blocks():
+            for offset, cell in enumerate(block.images):
+                if block.row_start + offset in wanted and not isinstance(cell, BadImage) and total < MOST_BYTES:
+                    images.append(bytes(cell))
+                    total += len(images[-1])
+    if not images:
+        raise ValueError("the sample of the input holds no image")
+    return images
+
+
+def write_sample(path: Path, images: Sequence[bytes]) -> None:
+    """An Arrow file, which processes map without copying."""
+    table = pa.table({COLUMN: pa.array(images, pa.large_binary())})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def map_sample(path: str) -> list[pa.Buffer]:
+    with pa.memory_map(path) as file:
+        column = pa.ipc.open_file(file).read_all().column(COLUMN)
+    return [cell.as_buffer() for cell in column]
