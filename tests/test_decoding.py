@@ -17,7 +17,7 @@ from PIL import Image
 from tests.crafted import with_jpeg_size
 from tests.images import ANY, corpus, encode, photo, samples
 from workers import decoding
-from workers.decoding import MAX_ASPECT, MAX_PIXELS, BadImage, ErrorCode, decode
+from workers.decoding import MAX_ASPECT, MAX_PIXELS, BadImage, ErrorCode, decode, decode_stored
 
 # Pillow warns of much that it then refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -238,3 +238,28 @@ def test_codes_are_the_documented_ones() -> None:
     seen_here = {"empty", "unsupported_format", "truncated", "corrupt", "too_large", "bad_size"}
     assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found", "crashed_worker"}
     assert {sample.code for sample in BAD.values()} == seen_here
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "least_px", "shrunk"),
+    [
+        (400, 600, 0, 1),
+        (400, 600, 201, 1),
+        (400, 600, 200, 2),
+        (600, 401, 101, 2),
+        (401, 600, 100, 4),
+        (400, 403, 50, 8),
+    ],
+)
+def test_jpegs_shrink_while_they_are_decoded_as_far_as_asked(
+    height: int, width: int, least_px: int, shrunk: int
+) -> None:
+    stored = decode_stored(encode(photo(height, width), "JPEG"), least_px=least_px)
+    assert (stored.height, stored.width, stored.shrunk) == (height, width, shrunk)
+    assert stored.image_HWC.shape == (-(-height // shrunk), -(-width // shrunk), 3)
+
+
+def test_a_picture_lies_in_the_room_that_is_given_where_it_fits() -> None:
+    room = np.empty(120 * 160 * 3, np.uint8)
+    assert np.shares_memory(decode_stored(encode(photo(120, 160), "JPEG"), room=room).image_HWC, room)
+    assert not np.shares_memory(decode_stored(encode(photo(120, 161), "JPEG"), room=room).image_HWC, room)

@@ -109,8 +109,7 @@ def _place(stored: Stored, how: Preprocess, out_HWC: Pixels) -> None:
         ]
     else:
         if view.scales is not None:
-            size = (view.rows.stop, view.columns.stop)
-            image_HWC = _resized(image_HWC[: view.source_rows], size, view.scales, how.interpolation)
+            image_HWC = _resized(image_HWC[: view.source_rows], view, how.interpolation)
         crop_HWC = image_HWC[view.rows, view.columns]
     if view.into is None:
         out_HWC[...] = upright(crop_HWC, orientation)
@@ -127,10 +126,14 @@ class _View(NamedTuple):
     rows: slice
     """Of those, the crop's."""
     columns: slice
+    resized: tuple[int, int]
+    """Rows and columns that are made: up to the last ones of the crop."""
+    source_rows: int
+    """Rows of the image that they are made of."""
     scales: tuple[float, float] | None
     """Resized pixels for each of the image's, down and across; None where nothing is resized."""
-    source_rows: int
-    """Rows of the image that the crop's last row and those before it are made of."""
+    on_its_side: bool
+    """The stored rows are the columns that a person sees."""
     into: tuple[slice, slice] | None
     """Where the crop belongs, upright, in what the network sees; None where it is all of that."""
 
@@ -139,19 +142,32 @@ class _View(NamedTuple):
 def _view(
     height: int, width: int, shrunk: int, orientation: int, resize_px: int, crop_px: int, interpolation: str
 ) -> _View:
-    on_its_side = orientation >= 5  # the stored rows are then the columns that a person sees
+    on_its_side = orientation >= 5
     size = resized_px(height, width, resize_px)
     rows, into_rows = _centre(size[0], crop_px, orientation in _UP)
     columns, into_columns = _centre(size[1], crop_px, orientation in _LEFT)
     whole = into_rows == into_columns == slice(0, crop_px)
+    image_rows, image_columns = -(-height // shrunk), -(-width // shrunk)
     step = height / shrunk / size[0]
     reach = _REACH.get(interpolation, 0) * max(step, 1.0)
+    source_rows = min(image_rows, int((rows.stop - 0.5) * step + reach + 0.5) + 1)
+    resized_rows, resized_columns = rows.stop, columns.stop
+    # Torch leaves out a side that has as many pixels before as after. What is cut off must not make it so.
+    if source_rows == resized_rows and size[0] != image_rows:
+        if source_rows < image_rows:
+            source_rows += 1
+        else:
+            resized_rows += 1
+    if image_columns == resized_columns and size[1] != image_columns:
+        resized_columns += 1
     return _View(
         size=size,
         rows=rows,
         columns=columns,
+        resized=(resized_rows, resized_columns),
+        source_rows=source_rows,
         scales=None if size == (height, width) and shrunk == 1 else (1 / step, size[1] * shrunk / width),
-        source_rows=int((rows.stop - 0.5) * step + reach + 0.5) + 1,
+        on_its_side=on_its_side,
         into=None if whole else (into_columns, into_rows) if on_its_side else (into_rows, into_columns),
     )
 
@@ -171,14 +187,19 @@ def _centre(length: int, crop: int, opposite: bool) -> tuple[slice, slice]:
     return slice(first, first + crop), slice(0, crop)
 
 
-def _resized(image_HWC: Pixels, size: tuple[int, int], scales: tuple[float, float], interpolation: str) -> Pixels:
-    """The first rows and columns, `size`, of the image made larger or smaller by `scales`."""
+def _resized(image_HWC: Pixels, view: _View, interpolation: str) -> Pixels:
+    """Of the resized picture the first `view.resized` rows and columns."""
     # The batch axis is added before the permutation: with strides (H·W·3, 1, W·3, 3) torch sees channels_last and takes
     # its interleaved kernel, a third faster, whose output is already in the order we want. The scales are given: those
     # that follow from the sizes would stretch the picture for what was cut off and for what libjpeg rounded up.
+    assert view.scales is not None
+    resize, (down, across) = _KERNELS[interpolation], view.scales
     image_NCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
-    resized_NCHW = _KERNELS[interpolation](image_NCHW, size, False, *scales)
-    resized_HWC: Pixels = resized_NCHW[0].permute(1, 2, 0).numpy()
+    if view.on_its_side:
+        # Torch resizes each row, rounds, and then each column. Here a person's rows are the columns.
+        image_NCHW = resize(image_NCHW, (view.resized[0], image_HWC.shape[1]), False, down, 1.0)
+        down = 1.0
+    resized_HWC: Pixels = resize(image_NCHW, view.resized, False, down, across)[0].permute(1, 2, 0).numpy()
     return resized_HWC
 
 
