@@ -12,52 +12,30 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.claims import dead_versions
+from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
 from jobs.errors import RunFailed
-from jobs.plans import Content, Plan, decode_plan, disputed, encode_plan, to_bytes
+from jobs.known_objects import PlanObjects
+from jobs.plans import Content, NotAPlan, Plan, decode_plan, disputed, encode_plan, to_bytes
+from jobs.presence import Look, Present, parsed
 from jobs.sources import Source
+from workers.ahead import ahead
 from workers.contract import Shard, Slice
 from workers.store import Store
 from workers.writing import ObjectFacts, describe_row, key_names, object_facts, shown_keys
 
 READS_AT_ONCE = 16
 BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
-DAMAGED = (pa.ArrowException, OSError, KeyError)
+DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
-
-DONE_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("rows_ok", pa.int64()),
-        ("rows_bad", pa.int64()),
-        ("rows_gone", pa.int64()),
-        ("size", pa.int64()),
-        ("sha256", pa.string()),
-        ("gone", pa.list_(pa.string())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class DoneShard:
-    """A line of a done record: one output object."""
-
-    key: str
-    rows_ok: int
-    rows_bad: int
-    rows_gone: int
-    size: int
-    sha256: str
-    gone: tuple[str, ...] = ()
-    """URIs of files with rows that were gone when it was their turn."""
 
 
 @dataclass
@@ -79,14 +57,14 @@ class Ledger:
         self.store = store
         self.root = root
         self._plans: dict[int, Plan] = {}
+        self._looks: dict[int, Look] = {}
 
     # ------------------------------------------------------------------------------------------- plans
 
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
         numbers = self._numbers("_stint/plans")
-        with ThreadPoolExecutor(READS_AT_ONCE, "plan") as pool:
-            return list(pool.map(self.plan, numbers))
+        return list(ahead(self.plan, numbers, READS_AT_ONCE, "plan"))
 
     def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
@@ -120,19 +98,26 @@ class Ledger:
 
     def missing(self, plan: Plan) -> list[Shard]:
         """Shards of the plan that have no object yet, by one listing."""
-        present = self.present(plan)
-        return [shard for shard in plan.shards if shard.key not in present]
+        return list(plan.shards.picked(np.flatnonzero(~self.present(plan).bits(plan.number))))
 
-    def present(self, plan: Plan) -> set[str]:
-        """Keys, below the root, of the objects in the plan's folder."""
-        return {
-            info.key.removeprefix(f"{self.root}/") for info in self.store.list(f"{self.root}/plan={plan.number:08d}")
-        }
+    def present(self, plan: Plan) -> Present:
+        """Objects of the plan, by one listing, which leaves out what earlier ones have shown to be whole."""
+        return Present({plan.number: self._look(plan).present()})
 
-    def facts(self, shards: Iterable[Shard]) -> list[ObjectFacts]:
+    def whole(self, plan: Plan) -> bool:
+        """Whether nothing of the plan is missing."""
+        return self._look(plan).whole()
+
+    def _look(self, plan: Plan) -> Look:
+        return self._looks.setdefault(plan.number, Look(self.store, self.root, plan.number, len(plan.shards)))
+
+    def facts(self, shards: Iterable[Shard]) -> Iterator[ObjectFacts]:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
-        with ThreadPoolExecutor(READS_AT_ONCE, "facts") as pool:
-            return list(pool.map(lambda shard: object_facts(self.store.get(f"{self.root}/{shard.key}")), shards))
+
+        def read(shard: Shard) -> ObjectFacts:
+            return object_facts(self.store.get(f"{self.root}/{shard.key}"))
+
+        return ahead(read, shards, READS_AT_ONCE, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when it was their turn.
@@ -141,27 +126,28 @@ class Ledger:
         yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
         is that plan's.
         """
-        there = {source.identity for source in present}
-        names = {source.uri for source in present}
         closed = [plan.number for plan in plans if plan.number in done]
-        with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
-            with_gaps = dict(zip(closed, pool.map(self._keys_with_gaps, closed), strict=True))
+        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, READS_AT_ONCE, "done"), strict=True))
+        asked = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
+        here = {source.uri: source.version for source in present} if asked else {}
         lost: set[Slice] = set()
         for plan in plans:
-            if any((piece.uri, piece.version) in plan.claimed for piece in lost):
-                lost.difference_update(piece for shard in plan.shards for piece in shard.slices)
+            again = {(piece.uri, piece.version) for piece in lost}
+            if again and not again.isdisjoint(plan.claimed):
+                lost.difference_update(piece for shard in _reading(plan, again.__contains__) for piece in shard.slices)
+            if plan.number not in asked:
+                continue
             if plan.number in done:
-                keys = with_gaps[plan.number]
-                shards = [s for s in plan.shards if s.key in keys and _any_of(s, names)] if keys else []
+                gaps = set(with_gaps[plan.number])
+                shards = [shard for shard in _reading(plan, lambda source: source[0] in here) if shard.index in gaps]
             else:
-                changed = {uri for uri, version in plan.claimed if uri in names and (uri, version) not in there}
-                if not changed:
+                stale = list(_reading(plan, lambda source: here.get(source[0], source[1]) != source[1]))
+                if not stale:
                     continue
-                stale = [shard for shard in plan.shards if _any_of(shard, changed)]
                 written = self.present(plan)
                 shards = [shard for shard in stale if shard.key in written]
                 unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
-                lost.update(piece for piece in unwritten if (piece.uri, piece.version) not in there)
+                lost.update(piece for piece in unwritten if here.get(piece.uri) != piece.version)
             for shard, facts in zip(shards, self.facts(shards), strict=True):
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
@@ -188,9 +174,8 @@ class Ledger:
             return counts, samples
 
         found = BadRows()
-        with ThreadPoolExecutor(READS_AT_ONCE, "bad rows") as pool:
-            for counts, samples in pool.map(read, plan.shards):
-                found.add(counts, samples)
+        for counts, samples in ahead(read, plan.shards, READS_AT_ONCE, "bad rows"):
+            found.add(counts, samples)
         return found
 
     # ------------------------------------------------------------------------------------------- done
@@ -198,21 +183,28 @@ class Ledger:
     def done_numbers(self) -> set[int]:
         return set(self._numbers("_stint/done"))
 
-    def finish(self, plan: Plan, known: dict[str, DoneShard]) -> list[DoneShard]:
-        """Every object of a complete plan, from `known` or read back, in shard order. Nothing is written."""
-        unknown = [shard for shard in plan.shards if shard.key not in known]
-        read = {shard.key: done_shard(shard, facts) for shard, facts in zip(unknown, self.facts(unknown), strict=True)}
-        return [known.get(shard.key) or read[shard.key] for shard in plan.shards]
+    def finish(self, plan: Plan, known: PlanObjects | None = None) -> DoneRecord:
+        """Every object of a complete plan, from `known` or read back, in the order of shards. Nothing is written."""
+        known = known or PlanObjects(plan.number)
+        unknown = known.unknown(len(plan.shards))
+        read = zip(plan.shards.picked(unknown), self.facts(plan.shards.picked(unknown)), strict=True)
+        for shard, facts in read:
+            known.add(shard.index, done_shard(shard, facts))
+        return known.record(np.arange(len(plan.shards)))
 
-    def record_done(self, plan: Plan, objects: Sequence[DoneShard]) -> None:
+    def record_done(self, plan: Plan, objects: DoneRecord) -> None:
         """Create the done record. It is the snapshot for strict readers; the first one stands."""
-        table = pa.Table.from_pylist([vars(o) for o in objects], schema=DONE_SCHEMA)
-        self.store.create(self._done_key(plan.number), to_bytes(table, {"plan": str(plan.number), "token": plan.token}))
+        data = to_bytes([objects.table], DONE_SCHEMA, {"plan": str(plan.number), "token": plan.token})
+        self.store.create(self._done_key(plan.number), data)
 
-    def read_done(self, number: int) -> list[DoneShard]:
+    def read_done(self, number: int) -> DoneRecord:
         """Raises NotFound, RunFailed when the record is damaged."""
-        rows = self._done_table(number, DONE_SCHEMA.names).to_pylist()
-        return [DoneShard(**{**row, "gone": tuple(row["gone"])}) for row in rows]
+        return DoneRecord(self._done_table(number, DONE_SCHEMA.names))
+
+    def done_keys(self, numbers: Iterable[int]) -> Iterator[str]:
+        """Of every object that these done records name, in their order. Raises as `read_done`."""
+        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, READS_AT_ONCE, "done"):
+            yield from table["key"].to_pylist()
 
     def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
         """(uri, version) pairs whose rows are out of date once `plans` are done.
@@ -221,15 +213,19 @@ class Ledger:
         """
         claims = disputed(plans)
         numbers = sorted({number for number, _, _ in claims} & set(done))
-        with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
-            records = zip(numbers, pool.map(lambda n: self._done_table(n, ["gone"])["gone"], numbers), strict=True)
-        gaps = {(number, uri) for number, gone in records for uri in pc.list_flatten(gone).to_pylist()}
+        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, READS_AT_ONCE, "done")
+        gaps = {
+            (number, uri)
+            for number, gone in zip(numbers, records, strict=True)
+            for uri in pc.list_flatten(gone).to_pylist()
+        }
         return dead_versions((uri, version, (number, uri) not in gaps) for number, uri, version in claims)
 
-    def _keys_with_gaps(self, number: int) -> set[str]:
-        """Objects of a done plan that list slices as gone."""
+    def _with_gaps(self, number: int) -> list[int]:
+        """Shards of a done plan whose objects list slices as gone."""
         table = self._done_table(number, ["key", "rows_gone"])
-        return set(table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist())
+        keys = table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist()
+        return [found[1] for found in map(parsed, keys) if found]
 
     def _done_table(self, number: int, columns: list[str]) -> pa.Table:
         key = self._done_key(number)
@@ -255,17 +251,7 @@ class Ledger:
         return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
 
 
-def _any_of(shard: Shard, uris: Collection[str]) -> bool:
-    return any(piece.uri in uris for piece in shard.slices)
-
-
-def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
-    return DoneShard(
-        key=shard.key,
-        rows_ok=facts.rows_ok,
-        rows_bad=facts.rows_bad,
-        rows_gone=sum(shard.slices[i].rows for i in facts.gone),
-        size=facts.size,
-        sha256=facts.sha256,
-        gone=tuple(sorted({shard.slices[i].uri for i in facts.gone})),
-    )
+def _reading(plan: Plan, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
+    """Shards of the plan with slices of sources whose (uri, version) is wanted."""
+    identities = zip(plan.sources["uri"].to_pylist(), plan.sources["version"].to_pylist(), strict=True)
+    return plan.shards.picked(plan.shards_of(np.fromiter(map(wanted, identities), bool, len(plan.sources))))

@@ -21,7 +21,7 @@ def describe_plan(job: Job) -> str:
     lines = [
         f"job {job.spec.name} → {job.store.url}/{job.fingerprints.root}/",
         *found.lines(),
-        f"to be claimed: {found.fresh_rows:,} rows in {len(cut.shards):,} shards",
+        f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
         f"open plans: {len(found.open_plans)}, {rows_missing:,} rows missing in {len(missing):,} shards",
         f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
     ]
@@ -64,8 +64,8 @@ def describe_status(job: Job) -> str:
     for plan in plans:
         if plan.number in done:
             objects = job.ledger.read_done(plan.number)
-            ok, bad = sum(o.rows_ok for o in objects), sum(o.rows_bad for o in objects)
-            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {ok:,} rows ok, {bad:,} bad")
+            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
+            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
         left = sum(shard.rows for shard in missing)

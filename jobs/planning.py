@@ -2,15 +2,19 @@
 
 Row groups stay whole and in order; neighbours share a shard while both bounds hold, also across files. Only a row
 group far beyond the bounds is split by rows, with a warning: every piece must read past the rows before it.
+
+Towards its end a plan is cut finer (guided self-scheduling, Polychronopoulos and Kuck 1987): no shard is larger than
+its share of what is left, so that workers run dry together. Where a worker is late with its last shard, the others find
+smaller ones to fill the time with; in the middle of a plan small shards would gain nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from jobs.slices import Slices, SlicesBuilder
 from jobs.sources import Opened, RowGroup, Source
 from workers.contract import Slice
 
@@ -18,6 +22,12 @@ MAX_SHARD_ROWS = 4096
 MIN_SHARD_ROWS = 256
 SHARDS_A_WORKER = 4
 """Enough that a slow worker at the end costs little."""
+ROUNDS_LEFT = 2
+"""A shard takes at most 1 / (ROUNDS_LEFT * workers) of the rows that are left: the last two rounds grow smaller."""
+LAST_SHARE = 64
+"""The last shards need not be smaller than this part of all that a worker does: what is gained then is below 1 %."""
+LAST_SHARD_ROWS = 64
+"""Nor smaller than this: an object for every few batches costs more than it gains."""
 MIN_SPLIT_ROWS = 1024
 """`auto` does not split a row group into smaller pieces than this: reading past rows would cost more than it gains."""
 SPLIT_FACTOR = 2
@@ -32,86 +42,144 @@ class Bounds:
     split_rows: int
     """Rows of a piece where a row group must be split."""
     bytes: int
+    workers: int = 0
+    """For how many workers the end of the plan is cut finer; 0: it is not."""
+    last_rows: int = 0
+    """Down to how many rows a shard."""
+
+    def limit(self, left: int) -> int:
+        """Most rows of the shard that begins when so many rows are left."""
+        if not self.workers:
+            return self.rows
+        return min(self.rows, max(self.last_rows, -(-left // (ROUNDS_LEFT * self.workers))))
 
 
 @dataclass(frozen=True)
 class Cut:
     """How the rows of a claim fall into shards."""
 
-    shards: tuple[tuple[Slice, ...], ...]
-    warnings: tuple[str, ...]
+    shards: Slices
+    warnings: tuple[str, ...] = ()
     empty: tuple[Source, ...] = ()
     """Sources with no row: claimed, in no shard."""
 
+    def sizes(self) -> str:
+        """For a person: how many shards, and how large."""
+        if not len(self.shards):
+            return "0 shards"
+        rows = sorted(self.shards.rows.tolist())
+        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
+
 
 def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int) -> Bounds:
-    """For `auto`: an even share of several shards a worker, within MIN_SHARD_ROWS and MAX_SHARD_ROWS."""
+    """For `auto`: an even share of several shards a worker, within MIN_SHARD_ROWS and MAX_SHARD_ROWS, finer at the end.
+
+    Where an even share is below MIN_SHARD_ROWS there are more workers than work, and shards stay at that size.
+    Rows that the spec names are taken as they are, to the end.
+    """
     if shard_rows != "auto":
         return Bounds(shard_rows, shard_rows, max_bytes)
-    rows = max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, -(-total_rows // (workers * SHARDS_A_WORKER))))
-    return Bounds(rows, max(rows, MIN_SPLIT_ROWS), max_bytes)
+    share = -(-total_rows // (workers * SHARDS_A_WORKER))
+    rows = max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, share))
+    split_rows = max(rows, MIN_SPLIT_ROWS)
+    if share <= MIN_SHARD_ROWS:
+        return Bounds(rows, split_rows, max_bytes)
+    last = max(LAST_SHARD_ROWS, min(MIN_SHARD_ROWS, total_rows // (workers * LAST_SHARE)))
+    return Bounds(rows, split_rows, max_bytes, workers, last)
+
+
+class _Filling:
+    """The shard that is being filled."""
+
+    def __init__(self, within: Bounds, left: int) -> None:
+        self._within = within
+        self._left = left
+        """Rows from where this shard begins."""
+        self._limit = within.limit(left)
+        self._rows = self._bytes = 0
+
+    def begins_with(self, rows: int, size: int) -> bool:
+        """Take a piece in; True when it was too much for the shard, so that it is the first of the next one."""
+        new = bool(self._rows) and (self._rows + rows > self._limit or self._bytes + size > self._within.bytes)
+        if new:
+            self._left -= self._rows
+            self._limit = self._within.limit(self._left)
+            self._rows = self._bytes = 0
+        self._rows += rows
+        self._bytes += size
+        return new
 
 
 def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Cut:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
-    shards: list[tuple[Slice, ...]] = []
+    made = SlicesBuilder()
     split: list[str] = []
-    current: list[Slice] = []
-    current_rows = current_bytes = 0
-    kept = frozenset(again)
-    for piece, piece_bytes in chain(_pieces(sources, within, split), ((piece, 0) for piece in again)):
-        if current and (current_rows + piece.rows > within.rows or current_bytes + piece_bytes > within.bytes):
-            shards.append(tuple(current))
-            current, current_rows, current_bytes = [], 0, 0
-        if current and piece not in kept and _continues(current[-1], piece):
-            current[-1] = replace(current[-1], row_stop=piece.row_stop)
-        else:
-            current.append(piece)
-        current_rows += piece.rows
-        current_bytes += piece_bytes
-    if current:
-        shards.append(tuple(current))
-    empty = tuple(s.source for s in sources if not any(g.rows for g in s.groups))
+    empty: list[Source] = []
+    left = sum(group.rows for opened in sources for group in opened.groups) + sum(piece.rows for piece in again)
+    shard = _Filling(within, left)
+    for opened in sources:
+        source = opened.source
+        groups = [group for group in opened.groups if group.rows]
+        if not groups:
+            empty.append(source)
+            continue
+        made.source(source.uri, source.size, source.version)
+        end = 0, -1  # row group and row where the last slice of this shard ends
+        for group in groups:
+            pieces = _pieces(group, within, left)
+            if len(pieces) > 1:
+                size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
+                split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
+            start = group.row_start
+            for rows in pieces:
+                new = shard.begins_with(rows, group.bytes // len(pieces))
+                if new:
+                    made.end_shard()
+                if not new and end == (group.number, start):
+                    made.grow(start + rows)
+                else:
+                    made.add(group.number, start, start + rows, group.byte_start)
+                start += rows
+                end = group.number, start
+            left -= group.rows
+    for piece in again:
+        if shard.begins_with(piece.rows, 0):
+            made.end_shard()
+        made.source(piece.uri, piece.size, piece.version)
+        made.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
+    made.end_shard()
     warning = (
         f"{len(split)} huge row group(s) split by rows, and every piece reads past the rows before it; "
         f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
         if split
         else ""
     )
-    return Cut(tuple(shards), (warning,) if warning else (), empty)
+    return Cut(made.slices(), (warning,) if warning else (), tuple(empty))
 
 
-def _continues(last: Slice, piece: Slice) -> bool:
-    return (last.uri, last.version, last.row_group, last.row_stop) == (
-        piece.uri, piece.version, piece.row_group, piece.row_start,
-    )  # fmt: skip
+def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:
+    """Rows of the pieces of a row group with which `left` rows begin: one, or for a huge one even parts.
 
-
-def _pieces(sources: Sequence[Opened], within: Bounds, split: list[str]) -> Iterator[tuple[Slice, int]]:
-    """Whole row groups, or even parts of huge ones, each with its bytes. Describes what it splits in `split`."""
-    for opened in sources:
-        for group in opened.groups:
-            if group.rows == 0:
-                continue
-            parts = _parts(group, within)
-            source = opened.source
-            if parts > 1:
-                size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
-                split.append(f"{source.uri} row group {group.number} ({size}) into {parts}")
-            for part in range(parts):
-                piece = Slice(
-                    uri=source.uri,
-                    size=source.size,
-                    version=source.version,
-                    row_group=group.number,
-                    row_start=group.row_start + group.rows * part // parts,
-                    row_stop=group.row_start + group.rows * (part + 1) // parts,
-                    byte_start=group.byte_start,
-                )
-                yield piece, group.bytes // parts
-
-
-def _parts(group: RowGroup, within: Bounds) -> int:
+    Where the plan is cut finer the parts become smaller too, but not below MIN_SPLIT_ROWS, or half of it for the rest.
+    """
     if group.whole or (group.rows <= SPLIT_FACTOR * within.split_rows and group.bytes <= SPLIT_FACTOR * within.bytes):
-        return 1
-    return min(group.rows, max(-(-group.rows // within.split_rows), -(-group.bytes // within.bytes)))
+        return [group.rows]
+    parts = min(group.rows, max(-(-group.rows // within.split_rows), -(-group.bytes // within.bytes)))
+    even = [group.rows * (part + 1) // parts - group.rows * part // parts for part in range(parts)]
+    pieces: list[int] = []
+    for rows in even:
+        if not within.workers or within.limit(left) >= rows:
+            pieces.append(rows)
+            left -= rows
+            continue
+        rest = group.rows - sum(pieces)
+        least = min(rows, MIN_SPLIT_ROWS)
+        while rest:
+            size = min(rows, max(least, within.limit(left)))
+            if rest < size + least:  # what would be left is too little for a piece of its own
+                size = rest if rest <= size else -(-rest // 2)
+            pieces.append(size)
+            rest -= size
+            left -= size
+        break
+    return pieces

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.planning import Cut
-from workers.contract import Shard, Slice
+from jobs.slices import PIECE, SOURCES, Ints, OnDemand, Slices
+from workers.contract import Shard
 
 CLAIMED_ONLY = -1
 """Shard number of a source that is claimed and has no rows."""
+ROWS_TOGETHER = 2**20
+"""Of a plan's file, that are written or read at once."""
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -29,10 +34,14 @@ PLAN_SCHEMA = pa.schema(
         ("supersedes", pa.string()),
     ]
 )
-"""`supersedes` is the version of the same URI whose rows this claim puts out of date."""
+"""`supersedes` is the version of the same URI whose rows this claim puts out of date: for people, never read again."""
 
 
-@dataclass(frozen=True)
+class NotAPlan(ValueError):
+    """The file of a plan does not hold what a plan says."""
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A numbered, immutable claim on input."""
 
@@ -40,34 +49,47 @@ class Plan:
     token: str
     keys: pa.Schema | None
     """Types of the key columns as they were when the plan was made."""
-    table: pa.Table
-    """As PLAN_SCHEMA. Shards are made of it only for plans whose shards matter: a year of nights has millions."""
+    slices: Slices
+    """By shard. Its sources are all that are claimed, also those without rows."""
 
-    @cached_property
+    @property
+    def sources(self) -> pa.Table:
+        """`uri`, `size` and `version` of every source claimed."""
+        return self.slices.sources
+
+    @property
     def claimed(self) -> frozenset[tuple[str, str]]:
-        """(uri, version) of every source claimed, also those without rows."""
-        sources = self.table.select(["uri", "version"]).group_by(["uri", "version"]).aggregate([])
-        return frozenset(zip(sources["uri"].to_pylist(), sources["version"].to_pylist(), strict=True))
+        """(uri, version) of every source claimed, made anew each time: a year of nights would be a gigabyte of them."""
+        return frozenset(zip(self.sources["uri"].to_pylist(), self.sources["version"].to_pylist(), strict=True))
 
     @cached_property
-    def shards(self) -> tuple[Shard, ...]:
-        slices: dict[int, list[Slice]] = {}
-        columns = [self.table.column(name).to_pylist() for name in PLAN_SCHEMA.names]
-        for index, uri, size, version, row_group, row_start, row_stop, byte_start, _ in zip(*columns, strict=True):
-            if index != CLAIMED_ONLY:
-                piece = Slice(
-                    uri=uri, size=size, version=version, row_group=row_group, row_start=row_start, row_stop=row_stop,
-                    byte_start=byte_start,
-                )  # fmt: skip
-                slices.setdefault(index, []).append(piece)
-        return tuple(
-            Shard(plan=self.number, plan_token=self.token, index=index, slices=tuple(slices[index]))
-            for index in sorted(slices)
-        )
+    def shards(self) -> Shards:
+        return Shards(self)
 
     @cached_property
     def rows(self) -> int:
-        return int(pc.sum(pc.subtract(self.table["row_stop"], self.table["row_start"])).as_py() or 0)
+        return int(self.slices.rows.sum())
+
+    def shards_of(self, sources: npt.NDArray[np.bool_]) -> Ints:
+        """Numbers of the shards that read any of the sources marked, which are those at these places in `sources`."""
+        if not len(self.slices):
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(np.logical_or.reduceat(sources[self.slices.pieces["source"]], self.slices.starts[:-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Shards(OnDemand[Shard]):
+    """The shards of a plan, by number."""
+
+    plan: Plan
+
+    def __len__(self) -> int:
+        return len(self.plan.slices)
+
+    def picked(self, numbers: Ints) -> Iterator[Shard]:
+        plan = self.plan
+        for index, slices in zip(numbers.tolist(), plan.slices.picked(numbers), strict=True):
+            yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
@@ -75,7 +97,7 @@ def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
     if not plans:
         return []
     claims = pa.concat_tables(
-        plan.table.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * plan.table.num_rows))
+        plan.sources.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * len(plan.sources)))
         for plan in plans
     )
     versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
@@ -97,37 +119,94 @@ class Content:
 
 def encode_plan(content: Content, token: str) -> bytes:
     """One row a slice, and one for each source without rows."""
-    before = content.supersedes
-    rows = [
-        (n, s.uri, s.size, s.version, s.row_group, s.row_start, s.row_stop, s.byte_start, before.get(s.uri))
-        for n, slices in enumerate(content.cut.shards)
-        for s in slices
-    ]
-    rows += [(CLAIMED_ONLY, s.uri, s.size, s.version, 0, 0, 0, 0, before.get(s.uri)) for s in content.cut.empty]
-    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), PLAN_SCHEMA, strict=True)]
     metadata = {"token": token}
     if content.keys is not None:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
-    return to_bytes(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), metadata)
+    return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
+
+
+def _encoded(content: Content) -> Iterator[pa.Table]:
+    slices, empty = content.cut.shards, content.cut.empty
+    shard = np.repeat(np.arange(len(slices)), np.diff(slices.starts))
+    for first in range(0, len(shard), ROWS_TOGETHER):
+        chosen = slice(first, first + ROWS_TOGETHER)
+        pieces = slices.pieces[chosen]
+        yield _rows(shard[chosen], slices.sources.take(pa.array(pieces["source"])), pieces, content.supersedes)
+    if empty:
+        columns = [[s.uri for s in empty], [s.size for s in empty], [s.version for s in empty]]
+        no_rows = np.zeros(len(empty), PIECE)
+        yield _rows(np.full(len(empty), CLAIMED_ONLY), pa.table(columns, SOURCES), no_rows, content.supersedes)
+
+
+def _rows(shard: Ints, sources: pa.Table, pieces: npt.NDArray[np.void], supersedes: Mapping[str, str]) -> pa.Table:
+    columns = {
+        "shard": pa.array(shard),
+        **{name: sources[name] for name in SOURCES.names},
+        **{name: pa.array(pieces[name]) for name in PIECE.names or () if name != "source"},
+        "supersedes": _looked_up(supersedes, sources["uri"]),
+    }
+    return pa.table(columns).select(PLAN_SCHEMA.names)
+
+
+def _looked_up(values: Mapping[str, str], keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The value of each key; null where there is none."""
+    known = pa.array(list(values), pa.string())
+    return pa.chunked_array([pa.array(list(values.values()), pa.string())]).take(pc.index_in(keys, value_set=known))
 
 
 def decode_plan(number: int, data: bytes) -> Plan:
-    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    metadata = table.schema.metadata
-    for name, absent in (("byte_start", 0), ("supersedes", None)):
-        if name not in table.column_names:  # a plan from before the column was
-            table = table.append_column(name, pa.array([absent] * table.num_rows, PLAN_SCHEMA.field(name).type))
+    """Raises NotAPlan, KeyError, and what Arrow raises, for bytes that are no plan."""
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    metadata = file.schema_arrow.metadata or {}
     keys = metadata.get(b"stint.keys")
     return Plan(
         number=number,
         token=metadata[b"stint.token"].decode(),
         keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
-        table=table,
+        slices=_decoded(file),
     )
 
 
-def to_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
+def _decoded(file: pq.ParquetFile) -> Slices:
+    """The slices of a plan's file. Its sources are named once each, although there is a row for every slice."""
+    sources, pieces, shards = [SOURCES.empty_table()], [np.zeros(0, PIECE)], [np.zeros(0, np.int64)]
+    before: tuple[str, str] | None = None
+    count = 0
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group).combine_chunks()
+        new = _begins(rows["uri"]) | _begins(rows["version"])
+        new[:1] = before != (rows["uri"][0].as_py(), rows["version"][0].as_py())
+        before = rows["uri"][-1].as_py(), rows["version"][-1].as_py()
+        sources.append(rows.select(SOURCES.names).filter(pa.array(new)))
+        there = np.zeros(len(rows), PIECE)
+        there["source"] = count + np.cumsum(new) - 1
+        for name in PIECE.names or ():
+            if name in rows.column_names:  # a plan from before `byte_start` has none
+                there[name] = rows[name].to_numpy()
+        shard = rows["shard"].to_numpy()
+        pieces.append(there[shard != CLAIMED_ONLY])
+        shards.append(shard[shard != CLAIMED_ONLY])
+        count += int(new.sum())
+    shard = np.concatenate(shards)
+    numbers, starts = np.unique(shard, return_index=True)
+    if np.any(np.diff(shard) < 0) or not np.array_equal(numbers, np.arange(len(numbers))):
+        raise NotAPlan("its shards are not numbered from 0 on")
+    starts = np.append(starts, len(shard))
+    return Slices(pa.concat_tables(sources), np.concatenate(pieces), starts)
+
+
+def _begins(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Where the value is another than in the row before; True in the first row."""
+    values = column.combine_chunks()
+    differs = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
+    return np.concatenate([[True], differs.to_numpy(zero_copy_only=False)])
+
+
+def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str]) -> bytes:
+    """The rows of all tables as one Parquet file."""
     sink = pa.BufferOutputStream()
-    schema = table.schema.with_metadata({f"stint.{name}": value for name, value in metadata.items()})
-    pq.write_table(table.cast(schema), sink, compression="zstd", write_page_checksum=True)
+    schema = schema.with_metadata({f"stint.{name}": value for name, value in metadata.items()})
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as file:
+        for table in tables:
+            file.write_table(table.cast(schema))
     return bytes(sink.getvalue())

@@ -11,7 +11,6 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from jobs.errors import SpecError
-from jobs.ledger import READS_AT_ONCE, Ledger
+from jobs.ledger import Ledger
 from jobs.promotion import current_root, roots
 from workers.filesystems import open_filesystem
 from workers.store import open_store
@@ -81,13 +80,12 @@ def done(output: str, model: str | None = None) -> Predictions:
     plans = [plan for plan in ledger.plans() if plan.number in numbers]
     if not plans:
         raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
-    with ThreadPoolExecutor(READS_AT_ONCE, "done") as pool:
-        objects = [o for record in pool.map(ledger.read_done, (plan.number for plan in plans)) for o in record]
-    if not objects:
+    files = tuple(f"{store.url}/{root}/{key}" for key in ledger.done_keys(plan.number for plan in plans))
+    if not files:
         raise SpecError(f"{output}/{root} holds no rows: all files that were scored are empty", "score one with rows")
     return Predictions(
         root=root,
-        files=tuple(f"{store.url}/{root}/{o.key}" for o in objects),
+        files=files,
         superseded=frozenset(ledger.superseded(plans, numbers)),
     )
 

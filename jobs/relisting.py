@@ -9,6 +9,7 @@ from jobs.errors import RunFailed
 from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.policy import LISTING_FAILURES
+from jobs.presence import Present
 from workers.storage_errors import StoreDenied, StoreError
 
 RELIST_S = 5.0
@@ -19,12 +20,12 @@ RELIST_SHARE = 0.05
 class Relisting:
     def __init__(self, ledger: Ledger, plans: Sequence[Plan], say: Callable[[str], None], *, now: float) -> None:
         self._ledger, self._plans, self._say = ledger, plans, say
-        self._looks: Errands[set[str]] = Errands("listing")
+        self._looks: Errands[Present] = Errands("listing")
         self._began = now
         self._again_after = now + RELIST_S
         self._failures = 0
 
-    def present(self, open_plans: Callable[[], Collection[int]], now: float) -> set[str]:
+    def present(self, open_plans: Callable[[], Collection[int]], now: float) -> Collection[str]:
         """Keys that the last look has found, once; empty until the next is over.
 
         Raises StoreDenied, and RunFailed when looks keep failing.
@@ -32,9 +33,9 @@ class Relisting:
         if not self._looks.under_way and now >= self._again_after:
             numbers = open_plans()
             plans = [plan for plan in self._plans if plan.number in numbers]
-            self._looks.send(lambda: {key for plan in plans for key in self._ledger.present(plan)})
+            self._looks.send(lambda: Present.of_all(self._ledger.present(plan) for plan in plans))
             self._began = now
-        found: set[str] = set()
+        found: Collection[str] = ()
         for outcome in self._looks.ended():
             self._again_after = now + max(RELIST_S, (now - self._began) / RELIST_SHARE)
             if isinstance(outcome, StoreDenied):
@@ -43,7 +44,7 @@ class Relisting:
                 self._failed(outcome)
             else:
                 self._failures = 0
-                found |= outcome
+                found = outcome
         return found
 
     def close(self) -> None:

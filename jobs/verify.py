@@ -7,24 +7,26 @@ that nothing lies in the output that no plan explains.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import coverage, crashes
 from jobs.discovery import look
+from jobs.done import DoneRecord, DoneShard, done_shard
 from jobs.errors import RunFailed
 from jobs.job import Job
-from jobs.ledger import DoneShard, Ledger, done_shard
+from jobs.ledger import Ledger
 from jobs.plans import Plan
+from jobs.presence import parsed, shard_key
 from jobs.spec_input import Input
+from workers.ahead import ahead
 from workers.contract import Shard, Slice
 from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet, opened
@@ -80,7 +82,7 @@ def verify(job: Job) -> Verdict:
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
-        record = _done_record(ledger, plan, verdict) if plan.number in done else {}
+        record = _done_record(ledger, plan, verdict) if plan.number in done else Named.none(len(plan.shards))
         gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
     verdict.problems += coverage.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
@@ -89,40 +91,61 @@ def verify(job: Job) -> Verdict:
     return verdict
 
 
-def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> dict[str, DoneShard]:
-    """By key; it must name every object of the plan once, because strict readers see just what it names."""
+@dataclass(frozen=True)
+class Named:
+    """Lines of a done record by the number of the shard."""
+
+    record: DoneRecord
+    line: npt.NDArray[np.int64]
+    """Of each shard of the plan; -1 for one that is not named."""
+
+    @classmethod
+    def none(cls, shards: int) -> Named:
+        return cls(DoneRecord.of(()), np.full(shards, -1))
+
+    def __getitem__(self, index: int) -> DoneShard | None:
+        line = int(self.line[index])
+        return None if line < 0 else self.record[line]
+
+
+def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
+    """It must name every object of the plan once, because strict readers see just what it names."""
+    named = Named.none(len(plan.shards))
     try:
         record = ledger.read_done(plan.number)
     except RunFailed as error:
         verdict.problems.append(str(error))
-        return {}
-    named, planned = Counter(o.key for o in record), Counter(shard.key for shard in plan.shards)
+        return named
     name = f"the done record of plan {plan.number}"
-    for key in named - planned:
-        wrong = "more than once" if key in planned else "which the plan does not"
-        verdict.problems.append(f"{name} names {key}, {wrong}")
-    verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in planned - named]
-    return {o.key: o for o in record}
+    for line, key in enumerate(record.keys()):
+        found = parsed(key)
+        if found is None or found[0] != plan.number or found[1] >= len(named.line):
+            verdict.problems.append(f"{name} names {key}, which the plan does not")
+        elif named.line[found[1]] >= 0:
+            verdict.problems.append(f"{name} names {key}, more than once")
+        else:
+            named.line[found[1]] = line
+    lacking = (shard_key(plan.number, index) for index in np.flatnonzero(named.line < 0).tolist())
+    verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in lacking]
+    return Named(record, named.line)
 
 
-def _check_plan(
-    ledger: Ledger, plan: Plan, record: dict[str, DoneShard], given: Input, verdict: Verdict
-) -> list[Slice]:
+def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: Input, verdict: Verdict) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone."""
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
 
-    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None]:
-        return _check_shard(ledger, shard, record.get(shard.key), given)
+    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None, list[Slice]]:
+        problems, facts = _check_shard(ledger, shard, record[shard.index], given)
+        return problems, facts, [shard.slices[i] for i in facts.gone] if facts else []
 
-    with ThreadPoolExecutor(AT_ONCE, "verify") as pool:
-        for shard, (problems, facts) in zip(plan.shards, pool.map(check, plan.shards), strict=True):
-            verdict.problems += problems
-            if facts is not None:
-                verdict.rows_ok += facts.rows_ok
-                verdict.rows_bad += facts.rows_bad
-                gone += (shard.slices[i] for i in facts.gone)
+    for problems, facts, lost in ahead(check, plan.shards, AT_ONCE, "verify"):
+        verdict.problems += problems
+        if facts is not None:
+            verdict.rows_ok += facts.rows_ok
+            verdict.rows_bad += facts.rows_bad
+            gone += lost
     verdict.rows_gone += sum(piece.rows for piece in gone)
     return gone
 
@@ -231,11 +254,11 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
 
 def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> None:
     """Nothing lies in the model's root that no plan explains."""
-    explained = {shard.key for plan in plans for shard in plan.shards}
-    explained |= {f"_stint/{kind}/{plan.number:08d}.parquet" for plan in plans for kind in ("plans", "done")}
+    explained = {f"_stint/{kind}/{plan.number:08d}.parquet" for plan in plans for kind in ("plans", "done")}
     shards_of = {plan.number: len(plan.shards) for plan in plans}
     for info in ledger.store.list(ledger.root):
         key = info.key.removeprefix(f"{ledger.root}/")
-        crashed = crashes.parsed(key)  # advisory, and any number of them may be there for a shard
-        if key not in explained and not (crashed and crashed[1] < shards_of.get(crashed[0], 0)):
+        # Records of crashes are advisory, and any number of them may be there for a shard.
+        found = parsed(key) or crashes.parsed(key)
+        if key not in explained and not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

@@ -10,6 +10,7 @@ import pytest
 from jobs import coverage
 from jobs.planning import Cut
 from jobs.plans import Content, Plan, decode_plan, encode_plan
+from jobs.slices import Slices
 from jobs.sources import Source
 from workers.contract import Slice
 
@@ -19,7 +20,7 @@ def rows(uri: str, start: int, stop: int, version: str = "v1") -> Slice:
 
 
 def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = None) -> Plan:
-    content = Content(Cut((slices,), ()), None, supersedes or {})
+    content = Content(Cut(Slices.of([slices])), None, supersedes or {})
     return decode_plan(number, encode_plan(content, f"token-{number}"))
 
 

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.claims import wanted
+from jobs.done import DoneRecord
+from jobs.errors import RunFailed
 from jobs.ledger import Ledger
 from jobs.planning import Bounds, Cut, cut
 from jobs.plans import Content, Plan, decode_plan, encode_plan
@@ -62,7 +65,7 @@ def test_sources_of_no_rows_are_claimed_too_so_that_they_are_not_opened_every_ni
     here = ledger()
     plan = claim(here, opened("empty"))
     assert plan is not None
-    assert plan.shards == ()
+    assert not plan.shards
     assert claim(here, opened("empty")) is None
 
 
@@ -90,11 +93,11 @@ def test_the_done_record_lists_every_object_with_rows_and_digest_read_back_where
     assert plan is not None
     for shard in plan.shards:
         here.store.create(f"{ROOT}/{shard.key}", object_of(shard, bad=(0,)))
-    objects = here.finish(plan, {})
+    objects = here.finish(plan)
     here.record_done(plan, objects)
-    here.record_done(plan, [])  # a second record, by a run that came later, changes nothing
+    here.record_done(plan, DoneRecord.of(()))  # a second record, by a run that came later, changes nothing
     assert here.done_numbers() == {1}
-    assert here.read_done(1) == objects
+    assert list(here.read_done(1)) == list(objects)
     assert [(o.rows_ok, o.rows_bad) for o in objects] == [(9, 1), (9, 1)]
 
 
@@ -104,7 +107,20 @@ def test_an_object_that_stint_did_not_write_does_not_become_part_of_a_done_recor
     assert plan is not None
     here.store.create(f"{ROOT}/{plan.shards[0].key}", b"PAR1 not really")
     with pytest.raises(NotOurs):
-        here.finish(plan, {})
+        here.finish(plan)
+
+
+def test_a_plan_that_lacks_a_shard_is_damaged() -> None:
+    here = ledger()
+    plan = claim(here, opened("a", 10, 10, 10))
+    assert plan is not None
+    rows = pq.read_table(pa.BufferReader(here.store.get(f"{ROOT}/_stint/plans/00000001.parquet")))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([rows.slice(0, 1), rows.slice(2)]), sink, write_page_checksum=True)
+    other = ledger()
+    other.store.create(f"{ROOT}/_stint/plans/00000001.parquet", sink.getvalue().to_pybytes())
+    with pytest.raises(RunFailed, match=r"00000001\.parquet is damaged: its shards are not numbered"):
+        other.plans()
 
 
 def test_what_became_of_files_that_a_run_does_not_look_at_costs_it_nothing() -> None:

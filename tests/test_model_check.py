@@ -17,6 +17,7 @@ import pytest
 
 import jobs.ledger
 import jobs.running
+import workers.ahead
 import workers.retries
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
@@ -91,8 +92,9 @@ def test_three_runs_at_random(table: list[Figures]) -> None:
 
 def test_what_is_taken_over_from_a_process_is_given_back() -> None:
     def taken() -> list[object]:
-        names = [time.sleep, time.monotonic, uuid.uuid4, random.random, random.uniform, jobs.ledger.ThreadPoolExecutor]
-        return [*names, workers.retries.sleep, jobs.running.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
+        names = [time.sleep, time.monotonic, uuid.uuid4, random.random, random.uniform]
+        names += [workers.ahead.ThreadPoolExecutor, workers.retries.sleep]
+        return [*names, jobs.running.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
 
     before = taken()
     with Stage(Scenario("one run", A)).played():

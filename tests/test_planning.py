@@ -51,7 +51,12 @@ def test_sources_without_rows_are_claimed_in_no_shard() -> None:
 
 @pytest.mark.parametrize(
     ("total", "workers", "within"),
-    [(10**7, 64, Bounds(4096, 4096, MIB)), (100_000, 16, Bounds(1563, 1563, MIB)), (500, 64, Bounds(256, 1024, MIB))],
+    [
+        (10**7, 64, Bounds(4096, 4096, MIB, 64, 256)),
+        (100_000, 16, Bounds(1563, 1563, MIB, 16, 97)),
+        (4_000, 2, Bounds(500, 1024, MIB, 2, 64)),
+        (500, 64, Bounds(256, 1024, MIB)),
+    ],
 )
 def test_auto_rows_give_every_worker_several_shards_within_bounds(total: int, workers: int, within: Bounds) -> None:
     assert bounds(total, workers, "auto", MIB) == within

@@ -12,18 +12,21 @@ import errno
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 
+from workers.ahead import ahead
 from workers.filesystems import AZURE, GCS, S3, open_filesystem, version_of
 from workers.retries import Patience, retrying
 from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 
 PROBE_KEY = "_stint/probe"
+LISTS_AT_ONCE = 16
 S3_PUT_BYTES = 5 * 2**30
 """The largest object that S3 takes in one request."""
 
@@ -32,7 +35,7 @@ CONDITIONAL_PROTOCOLS = S3 | GCS | AZURE
 is an exists() check that two writers pass together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     key: str
     size: int
@@ -51,8 +54,12 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFound, StoreError, StoreDenied."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the folder `prefix`, recursively, by key; nothing if there is no such folder."""
+    def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix`, recursively, by key; nothing if there is no such folder.
+
+        `parts`, in order, are beginnings of the names that are wanted of a large folder. A store that answers with
+        pages lists them side by side, holding a few at a time; another one may list everything.
+        """
 
 
 def open_store(url: str, *, single_writer: bool = False) -> Store:
@@ -119,16 +126,19 @@ class LocalStore:
     def get(self, key: str) -> bytes:
         return retrying((self._base / key).read_bytes, f"{self.url}/{key}")
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        folder = self._base / prefix
-        yield from sorted(retrying(lambda: list(self._found(folder)), str(folder)), key=lambda info: info.key)
+    def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:  # noqa: ARG002  (no pages here)
+        yield from self._below(prefix.strip("/"))
 
-    def _found(self, folder: Path) -> Iterator[ObjectInfo]:
-        for path, _, names in os.walk(folder, onerror=_unless_missing):
-            for file in (Path(path, name) for name in names):
-                with contextlib.suppress(FileNotFoundError):  # another writer's temporary file, gone by now
-                    stat = file.stat()
-                    yield ObjectInfo(file.relative_to(self._base).as_posix(), stat.st_size, f"{stat.st_mtime_ns}")
+    def _below(self, folder: str) -> Iterator[ObjectInfo]:
+        path = self._base / folder
+        for name in retrying(lambda: sorted(_entries(path)), str(path)):
+            key = f"{folder}/{name}" if folder else name
+            if name.endswith("/"):
+                yield from self._below(key.rstrip("/"))
+                continue
+            with contextlib.suppress(NotFound):  # another writer's temporary file, gone by now
+                stat = retrying(partial(os.stat, f"{path}/{name}"), f"{self.url}/{key}")
+                yield ObjectInfo(key, stat.st_size, f"{stat.st_mtime_ns}")
 
 
 _REFUSALS = frozenset(
@@ -156,10 +166,14 @@ def _link(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _unless_missing(error: OSError) -> None:
-    """os.walk passes over folders that it cannot read; a list must not."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _entries(folder: Path) -> Iterator[str]:
+    """Names in a folder, those of folders with a slash so that they sort as keys do. Of links only those to files."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                yield f"{entry.name}/"
+            elif not entry.is_dir():
+                yield entry.name
 
 
 def _sync_folder(folder: Path) -> None:
@@ -179,6 +193,8 @@ class ObjectStore:
         self._base = path.rstrip("/")
         self._single_writer = single_writer
         self._options: dict[str, Any] = {} if single_writer else {"mode": "create"}
+        self._lists_parts = url.split("://", 1)[0] in CONDITIONAL_PROTOCOLS
+        """fsspec's own `find` passes over `prefix`; those of the object stores' libraries send it to the server."""
         self._most_bytes = sys.maxsize
         if url.split("://", 1)[0] in S3:
             # One PUT whatever the size: completing a multipart upload ignores the condition on some servers.
@@ -221,11 +237,19 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         return bytes(retrying(lambda: self._fs.cat_file(f"{self._base}/{key}"), f"{self.url}/{key}"))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
         folder = f"{self._base}/{prefix}".rstrip("/")
+        if parts and self._lists_parts:
+            for found in ahead(partial(self._found, folder), parts, LISTS_AT_ONCE, "list"):
+                yield from found
+        else:
+            yield from self._found(folder)
+
+    def _found(self, folder: str, part: str = "") -> Sequence[ObjectInfo]:
+        options = {"prefix": part} if part else {}
         try:
-            found = retrying(lambda: self._fs.find(folder, detail=True), folder)
+            found = retrying(lambda: self._fs.find(folder, detail=True, **options), folder)
         except NotFound:
-            return
-        for path, info in sorted(found.items()):
-            yield ObjectInfo(path.removeprefix(self._base + "/"), int(info["size"]), version_of(info))
+            return []
+        start = len(self._base) + 1
+        return [ObjectInfo(path[start:], int(info["size"]), version_of(info)) for path, info in sorted(found.items())]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import jobs.discovery
 from jobs.claims import Wanted
+from jobs.done import DoneRecord, done_shard
 from jobs.ledger import Ledger
 from jobs.plans import Plan, decode_plan, encode_plan
 from jobs.running import Run
@@ -21,7 +22,6 @@ from jobs.sources import Source
 from tests.model.faults import Fault
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
-from workers.contract import Shard
 from workers.store import NotFound, ObjectStore
 
 A, B = {"a.jpg": b"a"}, {"b.jpg": b"b"}
@@ -108,17 +108,10 @@ def done_too_early(self: Run) -> None:
     for plan in plans:
         there = self.job.ledger.present(plan)
         shards = [shard for shard in plan.shards if shard.key in there]
-        part = replace_shards(plan, shards)
-        self.job.ledger.record_done(plan, self.job.ledger.finish(part, {}))
+        facts = self.job.ledger.facts(shards)
+        self.job.ledger.record_done(plan, DoneRecord.of(map(done_shard, shards, facts)))
     if left:
         self._score(plans, left)
-
-
-def replace_shards(plan: Plan, shards: Sequence[Shard]) -> Plan:
-    """The plan as if it had these shards alone."""
-    part = replace(plan)
-    vars(part)["shards"] = tuple(shards)
-    return part
 
 
 def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Plan]], Any]) -> Plan | None:

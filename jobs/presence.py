@@ -1,0 +1,95 @@
+"""Which shards of a plan have an object: a bit a shard, found by listing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.store import Store
+
+Bits = npt.NDArray[np.bool_]
+
+PART = 1000
+"""Shards that one request lists: object stores answer with a page of so many."""
+PARTS_TOGETHER = 16
+"""Parts that are listed before it is asked whether one of them has a gap."""
+KEY = re.compile(r"plan=(\d{8,})/(\d{8,})\.parquet")
+
+
+def shard_key(plan: int, index: int) -> str:
+    """As workers.contract.Shard.key, below the model's root."""
+    return f"plan={plan:08d}/{index:08d}.parquet"
+
+
+def parsed(key: str) -> tuple[int, int] | None:
+    """Plan and number of the shard whose object has this key below the root; None for another key."""
+    found = KEY.fullmatch(key)
+    if found is None or shard_key(plan := int(found[1]), index := int(found[2])) != key:
+        return None
+    return plan, index
+
+
+class Present(Collection[str]):
+    """Keys, below the root, of the objects that are there."""
+
+    def __init__(self, bits: Mapping[int, Bits]) -> None:
+        """By plan."""
+        self._bits = bits
+
+    @classmethod
+    def of_all(cls, several: Iterable[Present]) -> Present:
+        return cls({plan: bits for present in several for plan, bits in present._bits.items()})
+
+    def bits(self, plan: int) -> Bits:
+        """By shard."""
+        return self._bits[plan]
+
+    def __contains__(self, key: object) -> bool:
+        found = parsed(key) if isinstance(key, str) else None
+        if found is None or found[0] not in self._bits:
+            return False
+        bits = self._bits[found[0]]
+        return found[1] < len(bits) and bool(bits[found[1]])
+
+    def __len__(self) -> int:
+        return sum(int(bits.sum()) for bits in self._bits.values())
+
+    def __iter__(self) -> Iterator[str]:
+        for plan, bits in self._bits.items():
+            yield from (shard_key(plan, index) for index in np.flatnonzero(bits).tolist())
+
+
+class Look:
+    """Looks at the folder of one plan, again and again. Objects never vanish, so what was seen whole is not listed."""
+
+    def __init__(self, store: Store, root: str, plan: int, shards: int) -> None:
+        self._store, self._root, self._plan = store, root, plan
+        self._bits = np.zeros(shards, np.bool_)
+
+    def present(self) -> Bits:
+        """What is there now, by shard. Raises StoreError, StoreDenied."""
+        if parts := self._with_gaps():
+            self._list(parts)
+        return self._bits.copy()
+
+    def whole(self) -> bool:
+        """Whether every shard has its object; looks no further than it must. Raises StoreError, StoreDenied."""
+        while parts := self._with_gaps()[:PARTS_TOGETHER]:
+            self._list(parts)
+            if parts[0] in self._with_gaps():
+                return False
+        return True
+
+    def _with_gaps(self) -> list[int]:
+        """First shards of the parts that are not known to be whole."""
+        return [first for first in range(0, len(self._bits), PART) if not self._bits[first : first + PART].all()]
+
+    def _list(self, parts: list[int]) -> None:
+        names = [f"{first:08d}"[:-3] for first in parts] if len(self._bits) > PART else []
+        for info in self._store.list(f"{self._root}/plan={self._plan:08d}", names):
+            found = parsed(info.key[len(self._root) + 1 :])
+            if found and found[1] < len(self._bits):
+                self._bits[found[1]] = True
