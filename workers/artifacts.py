@@ -100,7 +100,7 @@ def _open(artifact: Artifact, threads: int, device: str) -> Engine:
         case "torch-pt2e":
             from workers.engines.pt2e import Pt2eEngine
 
-            return Pt2eEngine(artifact.data, info.layout, threads=threads, **counts)
+            return Pt2eEngine(artifact.data, info.layout, **counts)
     raise EngineUnusable(f"{info.name} is of an engine that this version does not know: bring the worker up to date")
 
 

@@ -37,8 +37,13 @@ def isa_class(cpuinfo: str | None = None, environ: Mapping[str, str] | None = No
         return ARM64
     if machine not in ("x86_64", "amd64"):
         return machine
-    flags = _field(_read_cpuinfo() if cpuinfo is None else cpuinfo, "flags").split()
-    return X86_VNNI if _vnni_in_use(frozenset(flags), environ) else X86_NO_VNNI
+    flags = cpu_flags(_read_cpuinfo() if cpuinfo is None else cpuinfo)
+    return X86_VNNI if _vnni_in_use(flags, environ) else X86_NO_VNNI
+
+
+def cpu_flags(cpuinfo: str | None = None) -> frozenset[str]:
+    """What /proc/cpuinfo says an x86 CPU has, such as `avx2`; empty where it cannot be read."""
+    return frozenset(_field(_read_cpuinfo() if cpuinfo is None else cpuinfo, "flags").split())
 
 
 def runs_on(artifact_isa: str, host_isa: str) -> bool:

@@ -160,5 +160,5 @@ class _Makers:
             case "torch-pt2e":
                 from workers.quantize_pt2e import quantize_pt2e
 
-                return quantize_pt2e(model, crops_NHWC, isa, self._request.worker_threads, self._request.batch)
+                return quantize_pt2e(model, crops_NHWC, isa, self._request.batch)
         raise QuantizeError(f"model.engine: there is no engine {wanted.engine!r}")

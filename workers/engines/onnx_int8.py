@@ -1,0 +1,107 @@
+"""INT8 by ONNX Runtime: runs a model quantized by workers.quantize_onnx, after checking which operators it executes.
+
+An artifact is a plain ONNX file. It is the engine for ARM: there both factors are signed, and ONNX Runtime multiplies
+them by kernels that add in 32 bits, so all 8 bits are in use (microsoft/onnxruntime pull request 9772, "Symmetric
+quantized convolution kernel ARM64", and `MlasSymmQgemm`, which exists for signed activations only). On x86 activations
+are unsigned, because the instruction multiplies u8 by s8: signed ones were a third as fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
+from workers.engines.torch_int8 import SilentFloatError
+
+INPUT, OUTPUT = "pixels", "logits"
+
+_INT8 = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
+_FLOAT = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+_ERRORS_ONLY = 3
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime module, imported so that it sends nothing and writes nothing into the home folder.
+
+    Its official builds report to Microsoft, on Linux too since 1.31, and keep an id in ~/.cache/Microsoft, unless
+    ORT_DISABLE_TELEMETRY is set before the library is loaded (its Privacy.md). Raises ImportError naming the extra where
+    it is not installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("engine: onnxruntime is not installed; pip install 'stint[onnx]'") from error
+    return onnxruntime
+
+
+def layers(executed: Counter[str]) -> tuple[int, int]:
+    """How many INT8 products a model executes, and how many float ones, attention's among them."""
+    return sum(executed[kind] for kind in _INT8), sum(executed[kind] for kind in _FLOAT)
+
+
+class OnnxSession:
+    """A model loaded, and the operators that it executed for one batch of one row."""
+
+    def __init__(self, data: bytes, layout: InputLayout, threads: int) -> None:
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Idle threads would spin on the cores that decode the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        with tempfile.TemporaryDirectory() as folder:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.run(new_buffer(layout, 1).full_NHWC)
+            profile = self._session.end_profiling()
+            events = json.loads(Path(profile).read_text(encoding="utf-8"))
+        self.executed = Counter(str(event["args"]["op_name"]) for event in events if "op_name" in event.get("args", {}))
+        """Kernels by operator: what ran, not what the file says."""
+
+    def run(self, pixels_NHWC: Pixels) -> Logits:
+        logits_NK: Logits = self._session.run([OUTPUT], {INPUT: pixels_NHWC})[0]
+        return logits_NK
+
+
+class OnnxEngine:
+    """Runs an ONNX artifact at any batch size.
+
+    Raises SilentFloatError unless exactly `quantized_ops` products are executed in INT8 and no more than `float_ops` in
+    float.
+    """
+
+    precision = "int8"
+
+    def __init__(
+        self, data: bytes, layout: InputLayout, *, threads: int, quantized_ops: int, float_ops: int = 0
+    ) -> None:
+        self.layout = layout
+        self._session = OnnxSession(data, layout, threads)
+        found = layers(self._session.executed)
+        if found[0] != quantized_ops or found[0] == 0 or found[1] > float_ops:
+            raise SilentFloatError(
+                f"an ONNX model of {quantized_ops} INT8 and {float_ops} float products was expected, "
+                f"but it executes {found[0]} INT8 and {found[1]} float ones"
+            )
+
+    def buffer(self, batch: int) -> Buffer:
+        return new_buffer(self.layout, batch)
+
+    def predict(self, pixels_NHWC: Pixels) -> Logits:
+        """float32 logits N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
+        check_pixels(pixels_NHWC, self.layout)
+        return self._session.run(np.ascontiguousarray(pixels_NHWC))

@@ -1,0 +1,134 @@
+"""Make the PT2E artifact: quantize what torch.export sees with torchao, and compile it ahead of time.
+
+torch.ao's FX quantization, which engine torch-int8 uses, is deprecated upstream; this is its successor.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from workers.artifacts import Artifact, ArtifactInfo
+from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.engines.base import Pixels
+from workers.engines.pt2e import BATCH, calls, layers
+from workers.models import LoadedModel
+from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize import QuantizeError
+from workers.quiet import quiet
+
+_INDUCTOR = {
+    # Without freezing the code would dequantize and compute in float.
+    "freezing": True,
+    # Whatever x86 server loads it: see workers.engines.pt2e.
+    "cpp.march": "x86-64-v3",
+    "cpp.simdlen": 256,
+    "cpp.dynamic_threads": True,
+}
+
+
+def quantize_pt2e(model: LoadedModel, crops_NHWC: Pixels, isa: str, batch: int) -> Artifact:
+    """Calibrate on uint8 crops N by crop by crop by 3 and compile the INT8 package for CPUs of class `isa` and a batch.
+
+    Takes a C++ compiler and, for ResNet-50, half a minute. Deterministic for the same crops in the same order. Raises
+    QuantizeError where torchao or the compiler is not installed, or the network cannot be exported or would not run in
+    INT8; ValueError for crops of another shape.
+    """
+    if isa not in (X86_VNNI, X86_NO_VNNI):
+        raise QuantizeError(f"model.engine: torch-pt2e has no INT8 recipe for {isa} CPUs; use engine: onnxruntime")
+    check_crops(crops_NHWC, model.preprocess)
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise QuantizeError(
+            f"model.engine: torch-pt2e compiles its artifact, and there is no C++ compiler {compiler!r} here; install "
+            "g++ where bundles are made (workers need none), or use engine: torch-int8"
+        )
+    try:
+        with quiet():
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+    except ImportError as error:
+        raise QuantizeError("model.engine: torch-pt2e needs torchao; pip install 'stint[pt2e]'") from error
+    network = pixel_network(model.module, model.preprocess)
+    try:
+        with quiet(), torch.no_grad():
+            quantized = _quantize(x86_inductor_quantizer, network, crops_NHWC, isa, batch)
+            data = _compile(quantized, _example(network, batch), batch)
+        int8_ops, float_ops = layers(calls(data))
+    except Exception as error:  # noqa: BLE001 - the export runs the model's own code, which may raise anything
+        raise QuantizeError(
+            f"model.engine: torch-pt2e cannot make {model.name} INT8 ({type(error).__name__}: {error}); "
+            "use engine: torch-int8, or precision: fp32"
+        ) from error
+    if not int8_ops:
+        raise QuantizeError(
+            f"model.engine: torch-pt2e runs nothing of {model.name} in INT8; use engine: torch-int8, or precision: fp32"
+        )
+    info = ArtifactInfo(
+        engine="torch-pt2e",
+        precision="int8",
+        isa=isa,
+        layout=network.layout,
+        input_mode=network.input_mode,
+        recipe="pt2e",
+        backend=None,
+        quantized_ops=int8_ops,
+        float_ops=float_ops,
+    )
+    return Artifact(info=info, data=data)
+
+
+def _example(network: PixelNetwork, batch: int) -> tuple[torch.Tensor]:
+    return (torch.zeros(network.layout.shape(batch), dtype=torch.uint8),)
+
+
+def _quantize(quantizer: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, batch: int) -> fx.GraphModule:
+    """Static INT8: activations per tensor by histogram, weights per channel and symmetric, 7 bits without VNNI."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = quantizer.get_default_x86_inductor_quantization_config()
+    if isa == X86_NO_VNNI:
+        config = replace(config, weight=replace(config.weight, quant_min=-64, quant_max=63))
+    exported = torch.export.export(network.module, _example(network, batch), strict=True).module()
+    observed = prepare_pt2e(exported, quantizer.X86InductorQuantizer().set_global(config))
+    rows = max(len(crops_NHWC), batch)  # the exported network takes full batches only: too few crops are repeated
+    enough_NHWC = crops_NHWC[np.arange(rows) % len(crops_NHWC)]
+    for pixels_NHWC in calibration_pixels(enough_NHWC, network.layout, batch):
+        observed(torch.from_numpy(pixels_NHWC))
+    converted: fx.GraphModule = convert_pt2e(observed)
+    if network.input_mode == "uint8":
+        _read_pixels_as_they_are(converted)
+    return converted
+
+
+def _read_pixels_as_they_are(network: fx.GraphModule) -> None:
+    """Take out the conversion to float and back in front of the first convolution, which then reads scale 1."""
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    first = next(node for node in network.graph.nodes if node.target is quantize)
+    to_float = first.args[0]
+    assert isinstance(to_float, fx.Node)
+    first.replace_all_uses_with(to_float.args[0])  # type: ignore[arg-type]
+    for node in network.graph.nodes:
+        if node.target is dequantize and node.args[0] is to_float.args[0]:
+            node.args = (node.args[0], 1.0, 0, *node.args[3:])
+    network.graph.eliminate_dead_code()
+    network.recompile()
+
+
+def _compile(quantized: fx.GraphModule, example: tuple[torch.Tensor], batch: int) -> bytes:
+    from torch._inductor import aoti_compile_and_package
+
+    program = torch.export.export(quantized, example, strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt2"
+        configs = {**_INDUCTOR, "aot_inductor.metadata": {BATCH: str(batch)}}
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+        return path.read_bytes()
