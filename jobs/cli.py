@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from jobs.report import summary
 from jobs.running import Run
 from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
+from workers.profiles import HostKind
 from workers.redaction import redacted
 from workers.storage_errors import StoreDenied, StoreError
 
@@ -241,8 +243,9 @@ def _interrupts() -> InterruptFlag:
 
 
 def _new_run(arguments: argparse.Namespace, days: Days | None, flag: InterruptFlag) -> Run:
+    job = Job.open(_spec(arguments), days)
     return Run(
-        job=Job.open(_spec(arguments), days),
+        job=job if in_cluster(arguments.address) else replace(job, host=HostKind.here()),
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=_say,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,15 +18,14 @@ from jobs.ledger import Ledger
 from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
+from jobs.widths import Width, choose_width, given_width
 from workers.batches import BATCH
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.filesystems import is_local, open_filesystem, read_url
+from workers.profiles import HostKind, Profile, read_profiles
 from workers.retries import retrying
 from workers.storage_errors import NotFound, StoreDenied
 from workers.store import Store, open_store, probe
-
-CPUS = 1
-"""Cores a worker: partitioning beats sharing, so one each."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Job:
     store: Store
     ledger: Ledger
     fingerprints: Fingerprints
+    host: HostKind | None = None
+    """The one node that all workers run on; None where they run in a cluster."""
+    most_threads: int | None = None
+    """Cores of the largest node that is there, as far as known."""
 
     @classmethod
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
@@ -97,9 +101,22 @@ class Job:
             single_writer=self.spec.output.single_writer,
         )
 
+    @cached_property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Of every kind of node that was tuned with this model."""
+        return read_profiles(self.store, self.fingerprints.bundle) if self.spec.model.device == "cpu" else ()
+
+    @cached_property
+    def width(self) -> Width:
+        """Cores a worker, and where that comes from."""
+        given = self.spec.workers
+        if given.cpus == "auto":
+            return choose_width(self.profiles, self.host, self.most_threads)
+        return given_width(given.cpus, self.profiles if given.batch == "auto" else (), self.host)
+
     @property
     def threads(self) -> int:
-        return CPUS if self.spec.workers.cpus == "auto" else self.spec.workers.cpus
+        return self.width.threads
 
     @property
     def batch(self) -> int | None:

@@ -138,6 +138,9 @@ class LocalCluster:
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
 
+    def most_threads(self) -> int | None:
+        return read_topology().budget
+
     def gpus(self) -> int:
         return gpus.count()
 

@@ -91,6 +91,9 @@ class Cluster(Protocol):
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
 
+    def most_threads(self) -> int | None:
+        """Cores of the largest node that is there; None where none is yet."""
+
     def gpus(self) -> int:
         """GPUs that there are now; a cluster may grow some."""
 

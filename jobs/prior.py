@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from jobs.job import Job
+from jobs.widths import worker_rate
 from workers.storage_errors import NotFound
 from workers.store import Store
 
@@ -27,6 +29,12 @@ def last_report(store: Store, root: str) -> dict[str, Any] | None:
         except (NotFound, ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def rate_of_worker(job: Job) -> float | None:
+    """Rows a second of a worker: by the last run, else by the profiles of the nodes, else None."""
+    before = rate_before(job.store, job.ledger.root, job.threads)
+    return before if before is not None else worker_rate(job.profiles, job.threads, job.host)
 
 
 def rate_before(store: Store, root: str, threads: int) -> float | None:

@@ -84,16 +84,19 @@ class RayCluster:
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
 
+    def most_threads(self) -> int | None:
+        look = self._nodes.since(0.0)
+        nodes = ray.nodes() if look is None else look.nodes  # it answers: this process has only just connected
+        cpus = max((int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]), default=0)
+        return max(1, cpus // self._threads_per_core) if cpus else None
+
     def gpus(self) -> int:
         return int(ray.cluster_resources().get("GPU", 0))
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
         self._end_maker()
-        look = self._nodes.since(0.0)
-        nodes = ray.nodes() if look is None else look.nodes  # it answers: this process has only just connected
-        widest = max((int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]), default=0)
-        threads = max(1, min(MAKER_CORES, widest // self._threads_per_core))
+        threads = min(MAKER_CORES, self.most_threads() or 1)
         self._maker = (
             ray.remote(Maker)
             .options(

@@ -164,7 +164,7 @@ class Workers(Section):
     is to be had again, its workers come up beside those that they replace, even beyond `max`. A machine of its own,
     without a cluster, has no labels and ignores them."""
     cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Physical cores a worker; `auto`: one."""
+    """Physical cores a worker; `auto`: what `stint tune` found best on such nodes, else one."""
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images a forward pass; `auto`: what `stint tune` found best on such a node, else 16, or fewer where memory is
     short for such images."""

@@ -68,8 +68,8 @@ def explained(
     if fastest is not chosen:
         assert fastest.rate is not None, "the fastest was measured"
         parts.append(
-            f"{fastest.candidate} measured {fastest.rate / chosen.rate - 1:+.1%} ({_noise(fastest)}), which is noise or "
-            "not worth it: the simpler one is taken"
+            f"{fastest.candidate} measured {fastest.rate / chosen.rate - 1:+.1%} ({_noise(fastest)}), which is "
+            "noise or not worth it: the simpler one is taken"
         )
     elif len(choice.tied) > 1:
         parts.append(f"{len(choice.tied) - 1} more cannot be told from it, and it is the simplest of them")

@@ -20,38 +20,44 @@ class Width:
     """For a person."""
     profile: Profile | None = None
     """The one that it was taken from, where there is one alone."""
+    from_profiles: bool = False
+    """Whether there are profiles for workers of this width."""
 
 
-def choose_width(profiles: Sequence[Profile], host: HostKind | None = None) -> Width:
-    """The width of the workers of a run, before any node is known; `host` is the only node, where that is known.
+def choose_width(profiles: Sequence[Profile], host: HostKind | None = None, most_threads: int | None = None) -> Width:
+    """The width of the workers of a run, before it is known on which nodes they will be.
 
+    `host` is the only node, where that is known; else `most_threads` are the cores of the largest node that is there.
     Of several kinds of nodes each may run workers: the width that loses least on the kind on which it loses most.
     """
-    if host is not None:
-        profiles = [profile for profile in profiles if profile.host.key == host.key]
-    if not profiles:
+    of = [profile for profile in profiles if host is None or profile.host.key == host.key]
+    if not of:
         return Width(threads=CORES_BY_RULE, reason="no profile of this kind of node" if host else "no profile")
-    if len(profiles) == 1:
-        only = profiles[0]
-        return Width(threads=only.threads, reason=f"as tuned {only.tuned_at}", profile=only)
-    kept = {width: kept_share(width, [p.rates() for p in profiles]) for width in _widths(profiles)}
-    best = max(kept, key=lambda width: (kept[width], -width))
-    if not kept[best]:
-        return Width(threads=CORES_BY_RULE, reason=f"profiles of {len(profiles)} kinds of nodes, no width in common")
-    return Width(
-        threads=best,
-        reason=f"profiles of {len(profiles)} kinds of nodes: on each at least {kept[best]:.0%} of what is best there",
-    )
+    kinds = [p.rates() for p in of]
+    widths = sorted({width for rates in kinds for width in rates if most_threads is None or width <= most_threads})
+    kept = {width: kept_share(width, kinds) for width in widths}
+    if not any(kept.values()):
+        return Width(threads=CORES_BY_RULE, reason="profiles of other nodes than are there")
+    best = of[0].threads if len(of) == 1 and of[0].threads in kept else max(kept, key=lambda w: (kept[w], -w))
+    if len(of) == 1:
+        return Width(threads=best, reason=f"tuned {of[0].tuned_at}", profile=of[0], from_profiles=True)
+    reason = f"profiles of {len(of)} kinds of nodes, on each at least {kept[best]:.0%} of its best"
+    return Width(threads=best, reason=reason, from_profiles=True)
+
+
+def given_width(threads: int, profiles: Sequence[Profile], host: HostKind | None = None) -> Width:
+    """The width that the spec names; engine and batch may still be as tuned for workers of that width."""
+    of = [profile for profile in profiles if host is None or profile.host.key == host.key]
+    fit = [profile for profile in of if profile.at(threads) is not None]
+    only = fit[0] if len(of) == 1 and fit else None
+    reason = f"tuned {only.tuned_at}" if only else f"workers.cpus: {threads}"
+    return Width(threads=threads, reason=reason, profile=only, from_profiles=bool(fit))
 
 
 def kept_share(width: int, kinds: Sequence[Mapping[int, float]]) -> float:
     """Share of a node's best rate that is left with workers of this width, on the kind that loses most; 0 where it was
     not measured. `kinds` are rates by width."""
     return min(rates.get(width, 0.0) / max(rates.values()) for rates in kinds)
-
-
-def _widths(profiles: Sequence[Profile]) -> list[int]:
-    return sorted({width for profile in profiles for width in profile.rates()})
 
 
 def worker_rate(profiles: Sequence[Profile], threads: int, host: HostKind | None = None) -> float | None:
@@ -61,3 +67,15 @@ def worker_rate(profiles: Sequence[Profile], threads: int, host: HostKind | None
     rows = [row for profile in profiles if (row := profile.row_at(threads)) is not None]
     rates = [row.images_per_s / row.candidate.workers for row in rows if row.images_per_s]
     return min(rates, default=None)
+
+
+def told(width: Width) -> str:
+    """The line of a run that leaves its workers' cores or batches open."""
+    cores = "1 core" if width.threads == 1 else f"{width.threads} cores"
+    profile = width.profile
+    row = None if profile is None else profile.row_at(width.threads)
+    if profile is not None and row is not None:
+        return f"profile: {row.candidate}: {row.images_per_s:,.0f} img/s a node ({profile.host}; {width.reason})"
+    if width.from_profiles:
+        return f"{width.reason}: {cores} a worker, engine and batch as tuned on each"
+    return f"{width.reason}: {cores} a worker, engine and batch by the rule; `stint tune` measures what is best"

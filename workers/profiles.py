@@ -109,7 +109,7 @@ class Row:
     images_per_s: float | None
     """Of all its workers together, decoding included; None where it was not measured."""
     spread: float | None = None
-    """Standard deviation of its slices ÷ their mean, what all candidates had in common taken out; None for one slice."""
+    """Standard deviation of its slices ÷ their mean, what all candidates had in common taken out; None for one."""
     peak_bytes: int = 0
     """Resident memory of its largest worker."""
     rounds: int = 0
@@ -253,6 +253,8 @@ def from_json(data: bytes) -> Profile:
         raise ValueError(f"not a profile: {type(error).__name__}: {error}") from error
     if not profile.chosen.images_per_s:
         raise ValueError("not a profile: what it chose has no rate")
+    if profile.threads * profile.workers > profile.host.cores:
+        raise ValueError("not a profile: what it chose takes more cores than the node has")
     return profile
 
 

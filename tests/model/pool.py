@@ -151,6 +151,9 @@ class ModelCluster:
     def most_workers(self, threads: int) -> int | None:
         return 1
 
+    def most_threads(self) -> int | None:
+        return None
+
     def gpus(self) -> int:
         return 0
 
