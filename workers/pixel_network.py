@@ -56,7 +56,7 @@ def pixel_network(network: nn.Module, preprocess: Preprocess) -> PixelNetwork:
 
 
 def calibration_pixels(crops_NHWC: Pixels, layout: InputLayout, batch: int) -> Iterator[Pixels]:
-    """The crops in full buffers of `batch` rows; what does not fill the last one is left out, unless it is the first."""
+    """The crops in full buffers of one size: `batch` rows, or all where those are fewer. A rest is left out."""
     batch = min(batch, len(crops_NHWC))
     for start in range(0, len(crops_NHWC) - batch + 1, batch):
         buffer = new_buffer(layout, batch)

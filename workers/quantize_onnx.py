@@ -6,7 +6,6 @@ and pools by ReduceMean, which then stays float, and takes five to twenty times 
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ def quantize_onnx(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
         ) from error
     network = pixel_network(model.module, model.preprocess)
     try:
-        data = _quantize(onnx, _export(network), network, crops_NHWC, isa, model.module)
+        data = _quantize(onnx, network, crops_NHWC, isa, model.module)
         int8_ops, float_ops = layers(OnnxSession(data, network.layout, 1).executed)
     except Exception as error:
         raise QuantizeError(
@@ -59,9 +58,7 @@ def quantize_onnx(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
             "use engine: torch-int8, or precision: fp32"
         ) from error
     if not int8_ops:
-        raise QuantizeError(
-            f"model.engine: onnxruntime runs nothing of {model.name} in INT8; use engine: torch-int8, or precision: fp32"
-        )
+        raise QuantizeError(f"model.engine: onnxruntime runs nothing of {model.name} in INT8; use engine: torch-int8")
     info = ArtifactInfo(
         engine="onnxruntime",
         precision="int8",
@@ -76,14 +73,13 @@ def quantize_onnx(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
     return Artifact(info=info, data=data)
 
 
-def _export(network: PixelNetwork) -> bytes:
-    """The float network as an ONNX file of dynamic batch."""
-    file = io.BytesIO()
+def _export(network: PixelNetwork, file: str) -> None:
+    """Write the float network as an ONNX file of dynamic batch."""
     example = torch.zeros(network.layout.shape(2), dtype=torch.uint8)
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel has no ONNX form
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad():
             torch.onnx.export(
                 network.module,
                 (example,),
@@ -96,7 +92,6 @@ def _export(network: PixelNetwork) -> bytes:
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-    return file.getvalue()
 
 
 class _Batches:
@@ -110,9 +105,7 @@ class _Batches:
         return None if pixels_NHWC is None else {INPUT: pixels_NHWC}
 
 
-def _quantize(
-    onnx: Any, exported: bytes, network: PixelNetwork, crops_NHWC: Pixels, isa: str, module: nn.Module
-) -> bytes:
+def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, module: nn.Module) -> bytes:
     """Static INT8: activations per tensor by their extremes, weights per channel and symmetric.
 
     Without VNNI weights have 7 bits, as in workers.quantize_graph. Percentiles and entropy gave nothing over extremes.
@@ -129,7 +122,7 @@ def _quantize(
         extra |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         plain, simplified, quantized = (str(Path(folder) / name) for name in ("plain", "simplified", "quantized"))
-        Path(plain).write_bytes(exported)
+        _export(network, plain)
         quant_pre_process(plain, simplified, skip_symbolic_shape=True)
         whole = network.input_mode == "uint8" and isa != ARM64
         if whole:

@@ -50,9 +50,7 @@ def quantize_openvino(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artif
             "use engine: torch-int8, or precision: fp32"
         ) from error
     if not int8_ops:
-        raise QuantizeError(
-            f"model.engine: openvino runs nothing of {model.name} in INT8; use engine: torch-int8, or precision: fp32"
-        )
+        raise QuantizeError(f"model.engine: openvino runs nothing of {model.name} in INT8; use engine: torch-int8")
     info = ArtifactInfo(
         engine="openvino",
         precision="int8",
@@ -82,7 +80,7 @@ def _quantize(nncf: Any, converted: Any, network: PixelNetwork, crops_NHWC: Pixe
 
     NNCF's defaults (means of each row's extremes, fast bias correction) are further from fp32. Logit error ÷ spread of
     defaults / extremes / extremes and accurate bias correction / extremes without any bias correction: digits
-    .086 / .089 / .008 / .008, ResNet-18 .049 / .038 / .029 / .027, MobileNetV2 .183 / .179 / .184 / .183, the last three
+    .086 / .089 / .008 / .008, ResNet-18 .049 / .038 / .029 / .027, MobileNetV2 .183 / .179 / .184 / .183, the last two
     with random weights.
     """
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet

@@ -62,15 +62,13 @@ def quantize_pt2e(model: LoadedModel, crops_NHWC: Pixels, isa: str, batch: int) 
             quantized = _quantize(x86_inductor_quantizer, network, crops_NHWC, isa, batch)
             data = _compile(quantized, _example(network, batch), batch)
         int8_ops, float_ops = layers(calls(data))
-    except Exception as error:  # noqa: BLE001 - the export runs the model's own code, which may raise anything
+    except Exception as error:  # the export runs the model's own code, which may raise anything
         raise QuantizeError(
             f"model.engine: torch-pt2e cannot make {model.name} INT8 ({type(error).__name__}: {error}); "
             "use engine: torch-int8, or precision: fp32"
         ) from error
     if not int8_ops:
-        raise QuantizeError(
-            f"model.engine: torch-pt2e runs nothing of {model.name} in INT8; use engine: torch-int8, or precision: fp32"
-        )
+        raise QuantizeError(f"model.engine: torch-pt2e runs nothing of {model.name} in INT8; use engine: torch-int8")
     info = ArtifactInfo(
         engine="torch-pt2e",
         precision="int8",
@@ -115,7 +113,7 @@ def _read_pixels_as_they_are(network: fx.GraphModule) -> None:
     first = next(node for node in network.graph.nodes if node.target is quantize)
     to_float = first.args[0]
     assert isinstance(to_float, fx.Node)
-    first.replace_all_uses_with(to_float.args[0])  # type: ignore[arg-type]
+    first.replace_all_uses_with(to_float.args[0])
     for node in network.graph.nodes:
         if node.target is dequantize and node.args[0] is to_float.args[0]:
             node.args = (node.args[0], 1.0, 0, *node.args[3:])

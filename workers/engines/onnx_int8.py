@@ -13,13 +13,11 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
-from workers.engines.torch_int8 import SilentFloatError
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, SilentFloatError, check_pixels, new_buffer
 
 INPUT, OUTPUT = "pixels", "logits"
 
@@ -28,12 +26,12 @@ _FLOAT = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedG
 _ERRORS_ONLY = 3
 
 
-def import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> Any:
     """The onnxruntime module, imported so that it sends nothing and writes nothing into the home folder.
 
-    Its official builds report to Microsoft, on Linux too since 1.31, and keep an id in ~/.cache/Microsoft, unless
-    ORT_DISABLE_TELEMETRY is set before the library is loaded (its Privacy.md). Raises ImportError naming the extra where
-    it is not installed.
+    Its official builds report to Microsoft, on Linux too, and keep an id in ~/.cache/Microsoft, unless
+    ORT_DISABLE_TELEMETRY is set before the library is loaded (Privacy.md of 1.31). Raises ImportError naming the extra
+    where it is not installed.
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:

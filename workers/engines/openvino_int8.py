@@ -9,13 +9,11 @@ import io
 import sys
 import zipfile
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
-from workers.engines.torch_int8 import SilentFloatError
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, SilentFloatError, check_pixels, new_buffer
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 
@@ -24,7 +22,7 @@ _CONVOLUTIONS = ("Convolution", "Deconvolution", "FullyConnected")
 _PRODUCTS = (*_CONVOLUTIONS, "MatMul")
 
 
-def import_openvino() -> ModuleType:
+def import_openvino() -> Any:
     """The openvino module, imported so that it sends nothing and writes nothing into the home folder.
 
     `import openvino` by itself reports the import to Intel, and keeps an id in ~/intel, unless a consent file there
@@ -44,8 +42,8 @@ def properties(threads: int) -> Mapping[str, object]:
     """How OpenVINO is to stay within a worker's cores.
 
     One stream on `threads` threads. Cores are pinned by workers.threads, not by OpenVINO, which would count from the
-    node's first core in every worker. What is not INT8 is computed in fp32: OpenVINO's own choice is bf16 where the CPU has
-    it, and the same artifact would then give other logits on another node.
+    node's first core in every worker. What is not INT8 is computed in fp32: OpenVINO's own choice is bf16 where the CPU
+    has it, and the same artifact would then give other logits on another node.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,9 +1,10 @@
 """INT8 by torch.export and AOTInductor: runs a package compiled by workers.quantize_pt2e, after checking its code.
 
-An artifact is a `.pt2` package: **native code**, compiled where the bundle was made and loaded into the worker's process.
-Whoever can write a bundle can run code in its workers; the other engines' artifacts are data. It is loaded without a
-compiler. Compiled in are the batch and the x86-64-v3 instruction set (AVX2 and FMA, every x86 server since 2013) for what
-lies between the INT8 products; those are oneDNN's, which takes what the CPU has. The number of threads is not.
+An artifact is a `.pt2` package: **native code**, compiled where the bundle was made and loaded into the worker's
+process. Whoever can write a bundle can run code in its workers; the other engines' artifacts are data. It is loaded
+without a compiler. Compiled in are the batch and the x86-64-v3 instruction set (AVX2 and FMA, every x86 server since
+2015) for what lies between the INT8 products; those are oneDNN's, which takes what the CPU has. The number of threads is
+not.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import numpy as np
 import torch
 
 from workers.cpu import cpu_flags
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, new_buffer
-from workers.engines.torch_int8 import SilentFloatError
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, SilentFloatError, check_pixels, new_buffer
 
 BATCH = "stint_batch"
 """Entry of the package's metadata."""
@@ -36,7 +36,7 @@ class WrongCpuError(RuntimeError):
 
 
 def calls(data: bytes) -> Counter[str]:
-    """How often the package's code calls each operator: read from the C++ that it was compiled from and travels with."""
+    """How often the package's code calls each operator, by the C++ that it was compiled from, which travels with it."""
     counts: Counter[str] = Counter()
     with zipfile.ZipFile(io.BytesIO(data)) as package:
         for name in package.namelist():
@@ -55,9 +55,9 @@ def layers(counts: Counter[str]) -> tuple[int, int]:
 class Pt2eEngine:
     """Runs a package. Its batch is compiled in: other sizes are cut into that one, the last filled up.
 
-    A dynamic batch was measured at three fifths of the speed (ResNet-50): oneDNN's weights are then laid out for no shape.
-    Raises SilentFloatError unless the code calls exactly `quantized_ops` INT8 products and no more than `float_ops` float
-    ones; WrongCpuError where the CPU lacks the instructions compiled for.
+    With a dynamic batch oneDNN's weights are laid out for no shape. Raises SilentFloatError unless the code calls
+    exactly `quantized_ops` INT8 products and no more than `float_ops` float ones; WrongCpuError where the CPU lacks the
+    instructions compiled for.
     """
 
     precision = "int8"
@@ -69,10 +69,9 @@ class Pt2eEngine:
         *,
         quantized_ops: int,
         float_ops: int = 0,
-        flags: frozenset[str] | None = None,
     ) -> None:
         self.layout = layout
-        missing = _NEEDED_FLAGS - (cpu_flags() if flags is None else flags)
+        missing = _NEEDED_FLAGS - cpu_flags()
         if missing:
             raise WrongCpuError(
                 f"engine: torch-pt2e is compiled for x86-64-v3, and this CPU has no {', '.join(sorted(missing))}; "
