@@ -1,0 +1,217 @@
+"""Successive halving of made-up candidates: its schedule, its fairness to drifting clocks, what it calls a tie."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.halving import (
+    FINALISTS,
+    LAST_TURNS,
+    TURNS,
+    Out,
+    Standing,
+    choose,
+    halve,
+    rounds_to_come,
+    same,
+    survivors,
+    without_drift,
+)
+
+
+class Machine:
+    """Candidates of known rates on a clock of its own; noise and drift as told."""
+
+    def __init__(
+        self, rates: Mapping[str, float], *, noise: float = 0.0, drift: Callable[[float], float] = lambda _: 1.0,
+        out: Mapping[str, str] | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.rates, self.out = rates, out or {}
+        self.now = 0.0
+        self.slices: list[tuple[str, float]] = []
+        self._noise, self._drift = noise, drift
+        self._random = random.Random(seed)
+
+    def clock(self) -> float:
+        return self.now
+
+    def measure(self, name: str, slice_s: float) -> float | Out:
+        if name in self.out:
+            return Out(self.out[name])
+        self.slices.append((name, slice_s))
+        rate = self.rates[name] * self._drift(self.now) * math.exp(self._random.gauss(0, self._noise))
+        self.now += slice_s
+        return rate
+
+    def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Standing[str]]:
+        return halve(list(self.rates), self.measure, seconds=seconds, clock=self.clock, keep=keep)
+
+
+def named(number: int) -> dict[str, float]:
+    return {f"c{n}": 100.0 + n for n in range(number)}
+
+
+def effort(name: str) -> tuple[int, ...]:
+    return (int(name[1:]),)
+
+
+# ---------------------------------------------------------------------------------------------- schedule
+
+
+def test_each_round_keeps_the_better_half_and_doubles_the_slices_within_the_time_given() -> None:
+    machine = Machine(named(32))
+    standings = machine.search(320)
+    assert [rounds_to_come(n) for n in (32, 16, 8, 4, 1)] == [4, 3, 2, 1, 1]
+    sizes = Counter(slice_s for _, slice_s in machine.slices)
+    lengths = sorted(sizes)
+    assert [sizes[s] for s in lengths] == [32 * TURNS, 16 * TURNS, FINALISTS * LAST_TURNS, 8 * TURNS]
+    first, second, last, third = lengths
+    assert (second / first, third / first) == (pytest.approx(2), pytest.approx(4))
+    assert last == pytest.approx(80 / FINALISTS / LAST_TURNS)
+    assert machine.now == pytest.approx(320)
+    assert [s.candidate for s in standings[:4]] == ["c31", "c30", "c29", "c28"]
+    assert [s.rounds for s in standings[:4]] == [4] * 4
+    assert Counter(s.rounds for s in standings) == {4: 4, 3: 4, 2: 8, 1: 16}
+
+
+def test_candidates_take_turns_there_and_back_again() -> None:
+    machine = Machine(named(3))
+    machine.search(18)
+    order = [name for name, _ in machine.slices]
+    assert order == ["c0", "c1", "c2", "c2", "c1", "c0"] * (LAST_TURNS // 2)
+
+
+def test_those_to_be_kept_reach_the_last_round_whatever_their_rate() -> None:
+    standings = Machine(named(32)).search(320, keep=("c0",))
+    last = [s.candidate for s in standings if s.rounds == 4]
+    assert sorted(last) == ["c0", "c29", "c30", "c31"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "keep", "expected"),
+    [
+        (named(9), (), ["c4", "c5", "c6", "c7", "c8"]),
+        (named(9), ("c0",), ["c0", "c5", "c6", "c7", "c8"]),
+        (named(5), (), ["c1", "c2", "c3", "c4"]),
+        (named(2), ("gone",), ["c0", "c1"]),
+    ],
+)
+def test_the_better_half_survives_and_no_fewer_than_finalists(rates, keep, expected) -> None:  # type: ignore[no-untyped-def]
+    assert survivors(rates, keep) == expected
+
+
+def test_candidates_that_are_out_take_no_more_time_and_say_why() -> None:
+    machine = Machine(named(8), out={"c7": "over the memory cap"})
+    standings = machine.search(80)
+    assert standings[-1].candidate == "c7"
+    assert standings[-1].out == "over the memory cap"
+    assert standings[0].candidate == "c6"
+    assert "c7" not in dict(machine.slices)
+
+
+def test_with_every_candidate_out_nothing_is_chosen() -> None:
+    assert choose(Machine(named(3), out=dict.fromkeys(named(3), "no")).search(10), effort) is None
+
+
+def test_when_time_ends_in_the_first_round_those_that_come_first_are_known() -> None:
+    machine = Machine(named(100))
+    standings = machine.search(3.0)  # 100 slices of at least a tenth of a second do not fit
+    known = {s.candidate for s in standings if s.rate is not None}
+    assert known == {f"c{n}" for n in range(30)} or known == {f"c{n}" for n in range(31)}
+    choice = choose(standings, effort)
+    assert choice is not None
+    assert choice.fastest.candidate in known
+
+
+def test_a_round_that_nobody_finished_does_not_count() -> None:
+    machine = Machine(named(8))
+    slow = machine.measure
+
+    def measure(name: str, slice_s: float) -> float | Out:
+        outcome = slow(name, slice_s)
+        if len(machine.slices) > 8 * TURNS + 1:  # from the second slice of the second round on
+            machine.now += 1000
+        return outcome
+
+    standings = halve(list(machine.rates), measure, seconds=80, clock=machine.clock)
+    assert {s.rounds for s in standings} == {1}
+
+
+# ------------------------------------------------------------------------------------------ noise and drift
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20), number=st.integers(2, 70), keep=st.booleans())
+def test_what_is_chosen_is_never_far_from_the_best(seed: int, number: int, keep: bool) -> None:
+    rng = random.Random(seed)
+    rates = {f"c{n}": rng.uniform(20, 100) for n in range(number)}
+    machine = Machine(rates, noise=0.01, seed=seed)
+    standings = machine.search(300, keep=("c0",) if keep else ())
+    choice = choose(standings, effort)
+    assert choice is not None
+    assert rates[choice.chosen.candidate] >= 0.93 * max(rates.values())
+    assert machine.now <= 301
+    assert {s.candidate for s in standings} == set(rates)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**20), fall=st.floats(0, 0.5))
+def test_a_clock_that_drifts_meets_all_alike(seed: int, fall: float) -> None:
+    rng = random.Random(seed)
+    order = list(named(16).items())
+    rng.shuffle(order)
+    machine = Machine(dict(order), drift=lambda now: math.exp(-fall * now / 300))
+    assert [s.candidate for s in machine.search(300)[:1]] == ["c15"]
+
+
+def test_what_a_turn_has_in_common_is_taken_out() -> None:
+    assert without_drift([[100, 50, 200], [110, 55, 220]], 3) == [
+        pytest.approx([100] * 3),
+        pytest.approx([110] * 3),
+    ]
+    assert without_drift([[100, 50], [110]], 0) == [[100, 50], [110]]
+
+
+# ------------------------------------------------------------------------------------------------ ties
+
+
+def standing(name: str, *steady: float, rounds: int = 1) -> Standing[str]:
+    return Standing(name, rates=list(steady), steady=list(steady), rounds=rounds)
+
+
+def test_of_those_that_noise_does_not_tell_apart_the_simplest_is_taken() -> None:
+    noisy = standing("c1", 95, 105, 98, 104, 97, 102)
+    fastest = standing("c2", 103, 99, 104, 98, 105, 101)
+    slower = standing("c0", 80, 81, 80, 79, 80, 81)
+    choice = choose([fastest, noisy, slower], effort)
+    assert choice is not None
+    assert (choice.chosen, choice.fastest) == (noisy, fastest)
+    assert choice.tied == (fastest, noisy)
+
+
+def test_a_sure_gain_is_taken_and_one_that_nobody_would_notice_is_not() -> None:
+    base = standing("c0", *[100.0, 100.1] * 3)
+    sure = standing("c1", *[103.0, 103.1] * 3)
+    tiny = standing("c1", *[100.9, 101.0] * 3)
+    assert not same(base, sure)
+    assert same(base, tiny)
+    assert choose([sure, base], effort).chosen is sure  # type: ignore[union-attr]
+    assert choose([tiny, base], effort).chosen is base  # type: ignore[union-attr]
+
+
+def test_those_that_fell_out_earlier_are_not_compared_with_finalists() -> None:
+    early = standing("c0", 200.0, 200.0, rounds=1)
+    final = standing("c1", 100.0, 100.0, rounds=2)
+    assert choose([final, early], effort).chosen is final  # type: ignore[union-attr]
+
+
+def test_a_single_slice_has_no_spread() -> None:
+    assert standing("c0", 100.0).spread is None
+    assert standing("c0", 99.0, 101.0).spread == pytest.approx(math.sqrt(2) / 100)
