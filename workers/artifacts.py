@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.engines.base import Engine, InputLayout, SilentFloatError
+from workers.model_names import ModelError
 
 
 class EngineUnusable(RuntimeError):
@@ -59,17 +60,15 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
 
     torch's engines use as many as torch is set to. `device` is for float artifacts. Raises EngineUnusable when a
     library that it needs is missing or refuses the artifact, SilentFloatError for an INT8 one whose graph is not as
-    stated.
+    stated, NoGpu where `device` is a GPU that is not there.
     """
     info = artifact.info
     try:
         return _open(artifact, threads, device)
-    except (EngineUnusable, SilentFloatError, MemoryError):
+    except (EngineUnusable, SilentFloatError, ModelError, MemoryError):
         raise
-    except ImportError as error:
-        raise EngineUnusable(
-            f"{info.name} cannot run here: {error}; install what it needs: {_install(info.engine)}"
-        ) from error
+    except ImportError as error:  # which says what to install
+        raise EngineUnusable(f"{info.name} cannot run here: {error}") from error
     except Exception as error:
         # Each library has its own kinds of errors; to us they mean the same, that this artifact is of no use here.
         raise EngineUnusable(f"{info.name} cannot be opened here: {type(error).__name__}: {error}") from error
@@ -102,10 +101,3 @@ def _open(artifact: Artifact, threads: int, device: str) -> Engine:
 
             return Pt2eEngine(artifact.data, info.layout, **counts)
     raise EngineUnusable(f"{info.name} is of an engine that this version does not know: bring the worker up to date")
-
-
-def _install(engine: str) -> str:
-    from workers.engines.choice import NEEDS
-
-    extra = NEEDS[engine].extra
-    return f"pip install 'stint[{extra}]'" if extra else "pip install stint"

@@ -114,7 +114,7 @@ def _nothing_fits(
     others = any(info.isa is not None and not runs_on(info.isa, isa) for info in held)
     return bundle.BundleRefused(
         f"bundle {manifest.fingerprint} holds nothing that can run here ({cpu_model()}, {isa}, workers.cpus: "
-        f"{spec.threads}): {told}. Install what is missing on the workers, schedule them on other nodes, or quantize on this "
-        "kind of node into a new output (one made with VNNI has artifacts for all of x86)",
+        f"{spec.threads}): {told}. Install what is missing on the workers, schedule them on other nodes, or quantize "
+        "on this kind of node into a new output (one made with VNNI has artifacts for all of x86)",
         code="wrong_isa" if others else "no_artifact",
     )
