@@ -55,7 +55,7 @@ def draw_ladder(rungs: Sequence[Rung], title: str, file: Path) -> None:
     axes.bar_label(bars, told)
     axes.set_yticks(places, [rung.name for rung in rungs])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * max(rung.per_core for rung in rungs))
+    axes.set_xlim(0, 1.4 * max(rung.per_core for rung in rungs))
     axes.set_xlabel("images a second a core")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from workers.engines.base import Logits, Pixels
+    from workers.engines.base import Engine, Logits, Pixels
 
     Predict = Callable[[Pixels], Logits]
 
@@ -49,7 +49,7 @@ def main() -> None:
     asked: Variant | RandomWeights = pipe.recv()
     try:
         if isinstance(asked, RandomWeights):
-            pipe.send(_write_weights(asked))
+            pipe.send(write_weights(asked))
             return
         _take_cores(asked)
         rung = _Rung(asked)
@@ -77,7 +77,8 @@ def _take_cores(variant: Variant) -> None:
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 
-def _write_weights(asked: RandomWeights) -> str:
+def write_weights(asked: RandomWeights) -> str:
+    """As asked; its path."""
     import torch
     from safetensors.torch import save_file
 
@@ -161,15 +162,29 @@ def _crops(images: str, how: Preprocess) -> Pixels:
 
 def _artifact(variant: Variant, store: Any, manifest: Any) -> _Made:
     """The engine as workers run it."""
-    from workers.bundle import load_engine
-
-    engine = load_engine(store, manifest, variant.model.precision)
+    engine = engine_of(store, manifest, variant.model.precision, variant.threads or 1)
 
     def buffer(batch: int) -> tuple[Pixels, Pixels]:
         made = engine.buffer(batch)
         return made.full_NHWC, made.interior_NHWC
 
     return engine.predict, buffer, f"{type(engine).__name__} {engine.precision}"
+
+
+def engine_of(store: Any, manifest: Any, precision: str, threads: int) -> Engine:
+    """The engine that a worker of so many threads would run by the rule."""
+    from workers.bundle import load_engine
+    from workers.cpu import isa_class
+    from workers.engines.choice import installed_to_run, ranked
+
+    infos = ranked(
+        [artifact.info for artifact in manifest.artifacts],
+        precision=precision,
+        isa=isa_class(),
+        installed=installed_to_run(),
+        threads=threads,
+    )
+    return load_engine(store, manifest, infos[0].name, threads=threads)
 
 
 def _float_or_int8(variant: Variant, how: Preprocess, crops_NHWC: Pixels) -> _Made:

@@ -1,0 +1,41 @@
+"""Make OpenVINO's INT8 network of the same weights, to be run by the bare processes in place of ours.
+
+python -m tests.benchmarks.peers.openvino SPEC.yaml FILE
+
+Calibrated by NNCF on as many photographs as the job's own. Needs stint[openvino].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    from jobs.job import Job
+    from jobs.photographs import photographs
+    from jobs.spec_file import load_spec
+    from workers.cpu import isa_class
+    from workers.filesystems import read_url
+    from workers.models import load_model
+    from workers.pixels import decode_into
+    from workers.quantize_openvino import quantize_openvino
+
+    spec, file = sys.argv[1:]
+    model = load_model(Job.open(load_spec(spec, []), writing=False).bundle_request().model, read_url)
+    pictures = photographs(32, quality=95)
+    side = model.preprocess.crop_px
+    crops_NHWC = np.empty((len(pictures), side, side, 3), np.uint8)
+    for picture, crop_HWC in zip(pictures, crops_NHWC, strict=True):
+        decode_into(picture, model.preprocess, crop_HWC)
+    artifact = quantize_openvino(model, crops_NHWC, isa_class())
+    Path(file).write_bytes(artifact.data)
+    Path(f"{file}.json").write_text(json.dumps(asdict(artifact.info)))
+
+
+if __name__ == "__main__":
+    main()
