@@ -1,15 +1,20 @@
 """The books on shards: what is left, what waits for a worker and in which manner, how often each has failed.
 
 Time comes in as a number; nothing here waits. What has failed goes before what is new, so that an error that repeats is
-known after a few attempts rather than after a pass over all input, and a suspect is convicted or acquitted soon.
+known after a few attempts rather than after a pass over all input, and a suspect is convicted or acquitted soon. Of
+what is new the largest goes first, so that at the end of a run small shards even out who is ready when (R. L. Graham,
+Bounds on multiprocessing timing anomalies, 1969).
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from bisect import insort
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
+from operator import attrgetter
 
 from jobs import policy
 from jobs.policy import Attempts, Manner
@@ -17,20 +22,23 @@ from jobs.spec import Limits
 from workers.contract import Shard
 from workers.outcomes import Failure
 
+_order = attrgetter("order")
 
-@dataclass
+
+@dataclass(eq=False)
 class Retry:
     """A shard that failed, or that an earlier run left with crashes."""
 
     shard: Shard
     attempts: Attempts
+    order: int
+    """Which of them failed first."""
     failed_on: set[int] = field(default_factory=set)
     """Workers that had it."""
     failed_hosts: set[str] = field(default_factory=set)
     history: list[str] = field(default_factory=list)
     """A line for each failure, for a person."""
     failed_at: float = 0.0
-    due_at: float = 0.0
     waiting: bool = False
 
 
@@ -41,27 +49,54 @@ class Assignment:
 
 
 class Backlog:
-    """Shards that are not committed yet."""
+    """Shards that are not committed yet. Each is under way, or waits: as a retry, or because it is new."""
 
     def __init__(self, missing: Sequence[Shard], crashes: Mapping[str, int], limits: Limits, *, now: float) -> None:
         """`crashes` are those of earlier runs, by the key of the shard."""
         self.left = {shard.key: shard for shard in missing}
         self.rows_left = sum(shard.rows for shard in missing)
         self._limits = limits
-        self._fresh = deque(shard for shard in missing if shard.key not in crashes)
+        self._plans = Counter(shard.plan for shard in missing)
+        self._under_way: dict[str, int] = {}
+        """Attempts at shards that are left, by key."""
         self._retries: dict[str, Retry] = {}
-        """By key, in the order of their first failure."""
+        self._orders = count()
+        self._later: list[tuple[float, int, Retry]] = []
+        """Retries that wait for their time, as a heap; those whose time has come wait in the order of `Retry.order`."""
+        self._suspects: list[Retry] = []
+        self._others: list[Retry] = []
+        classes: dict[int, deque[Shard]] = {}
         for shard in missing:
             if shard.key in crashes:
-                attempts = Attempts(crashes=crashes[shard.key])
-                self._retries[shard.key] = Retry(shard, attempts, failed_at=now, due_at=now, waiting=True)
+                retry = self._retry(shard, Attempts(crashes=crashes[shard.key]))
+                retry.failed_at, retry.waiting = now, True
+                self._now_due(retry)
+            else:
+                classes.setdefault(size_class(shard.rows), deque()).append(shard)
+        self._fresh = [classes[size] for size in sorted(classes)]
+        """By size, the largest last. Some may have been committed by another run meanwhile."""
 
     # --------------------------------------------------------------------------------------- hand out
 
     @property
     def waiting(self) -> int:
         """Shards that no worker has, those included that must wait a while."""
-        return len(self._fresh) + sum(retry.waiting for retry in self._retries.values())
+        return len(self.left) - len(self._under_way)
+
+    @property
+    def plans(self) -> Collection[int]:
+        """Of which shards are left."""
+        return self._plans.keys()
+
+    def any_to_go(self, now: float) -> bool:
+        """Whether any shard may go now, were it to the right worker."""
+        while self._later and self._later[0][0] <= now:
+            retry = heapq.heappop(self._later)[2]
+            if retry.waiting:
+                self._now_due(retry)
+        while self._fresh and not self._fresh[-1]:
+            self._fresh.pop()
+        return bool(self._fresh or self._suspects or self._others)
 
     def take(
         self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
@@ -70,34 +105,57 @@ class Backlog:
 
         `ready` are all workers that take shards, with their hosts; `starting` tells whether others are on their way.
         """
-        for retry in self._retries.values():
-            manner = policy.manner(retry.attempts, self._limits)
-            if manner is not Manner.BESIDE and held:
-                continue
-            if self._may_have(retry, worker, ready, starting, now):
+        if not self.any_to_go(now):
+            return None
+        for retry in iter(self._others) if held else heapq.merge(self._suspects, self._others, key=_order):
+            if _may_have(retry, worker, ready, starting, now):
                 retry.waiting = False
-                return Assignment(retry.shard, manner)
-        return Assignment(self._fresh.popleft(), Manner.BESIDE) if self._fresh else None
+                self._due(retry).remove(retry)
+                return self._given(retry.shard, policy.manner(retry.attempts, self._limits))
+        shard = self._next_fresh()
+        return self._given(shard, Manner.BESIDE) if shard else None
 
     def suspects_beyond(
         self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
     ) -> bool:
         """Whether this worker, if it held nothing, could take more than so many suspects now."""
-        suspects = (
-            retry
-            for retry in self._retries.values()
-            if self._may_have(retry, worker, ready, starting, now)
-            and policy.manner(retry.attempts, self._limits) is not Manner.BESIDE
-        )
+        if len(self._suspects) <= reserved:
+            return False
+        suspects = (retry for retry in self._suspects if _may_have(retry, worker, ready, starting, now))
         return next(islice(suspects, reserved, None), None) is not None
 
-    def _may_have(self, retry: Retry, worker: int, ready: Mapping[int, str], starting: bool, now: float) -> bool:
-        if not retry.waiting or now < retry.due_at:
-            return False
-        waited_s = now - retry.failed_at
-        return policy.may_go(worker, retry.failed_on, retry.failed_hosts, ready, starting=starting, waited_s=waited_s)
+    def double(self, shard: Shard) -> None:
+        """A second worker tries it too."""
+        self._under_way[shard.key] += 1
+
+    def may_double(self, shard: Shard) -> bool:
+        """Whether one worker has it, and none has died of it."""
+        return self._under_way.get(shard.key) == 1 and not self.attempts(shard).crashes
+
+    def _given(self, shard: Shard, manner: Manner) -> Assignment:
+        self._under_way[shard.key] = 1
+        return Assignment(shard, manner)
+
+    def _next_fresh(self) -> Shard | None:
+        while self._fresh:
+            while self._fresh[-1]:
+                shard = self._fresh[-1].popleft()
+                if shard.key in self.left:
+                    return shard
+            self._fresh.pop()
+        return None
 
     # --------------------------------------------------------------------------------------- outcomes
+
+    def returned(self, shard: Shard) -> None:
+        """An attempt is over, however it ended. What follows is said next: `settle`, `again`, or both for another."""
+        attempts = self._under_way.pop(shard.key, 0)
+        if attempts > 1:
+            self._under_way[shard.key] = attempts - 1
+
+    def under_way(self, shard: Shard) -> bool:
+        """Another attempt at it goes on."""
+        return shard.key in self._under_way
 
     def settle(self, key: str) -> bool:
         """The shard is nobody's business any more; False if it was not before either."""
@@ -105,6 +163,10 @@ class Backlog:
         if shard is None:
             return False
         self.rows_left -= shard.rows
+        self._plans[shard.plan] -= 1
+        if not self._plans[shard.plan]:
+            del self._plans[shard.plan]
+        self._under_way.pop(key, None)
         self._retries.pop(key, None)
         return True
 
@@ -115,7 +177,7 @@ class Backlog:
 
     def failed(self, shard: Shard, worker: int, failure: Failure, *, host: str, isolated: bool, now: float) -> Retry:
         """Count a failure of a shard that is left; an empty `host` is not known. The caller decides what follows."""
-        retry = self._retries.setdefault(shard.key, Retry(shard, Attempts()))
+        retry = self._retries.get(shard.key) or self._retry(shard, Attempts())
         retry.attempts = retry.attempts.after(failure, isolated=isolated)
         retry.failed_on.add(worker)
         retry.failed_hosts |= {host} - {""}
@@ -124,17 +186,44 @@ class Backlog:
         return retry
 
     def again(self, shard: Shard, *, due_at: float) -> None:
-        """Let a shard wait for a worker once more, if it is still left, not before `due_at`."""
-        if shard.key not in self.left:
+        """Let a shard wait for a worker once more, not before `due_at`, if it is left and no attempt goes on."""
+        if shard.key not in self.left or shard.key in self._under_way:
             return
-        retry = self._retries.setdefault(shard.key, Retry(shard, Attempts()))
-        retry.due_at, retry.waiting = due_at, True
+        retry = self._retries.get(shard.key) or self._retry(shard, Attempts())
+        retry.waiting = True
+        heapq.heappush(self._later, (due_at, retry.order, retry))
 
     def drop_present(self, present: Collection[str]) -> list[Shard]:
         """Settle the waiting shards whose objects another run has committed, by key; those with a worker go on."""
-        retried = [r.shard for r in self._retries.values() if r.waiting and r.shard.key in present]
-        fresh = [shard for shard in self._fresh if shard.key in present]
-        self._fresh = deque(shard for shard in self._fresh if shard.key not in present)
-        for shard in (*retried, *fresh):
+        fewer, more = sorted((self.left.keys(), present), key=len)
+        there = [key for key in fewer if key in more and key not in self._under_way]
+        dropped = [self.left[key] for key in there]
+        for shard in dropped:
+            if retry := self._retries.get(shard.key):
+                retry.waiting = False
             self.settle(shard.key)
-        return [*retried, *fresh]
+        for due in (self._suspects, self._others):
+            due[:] = [retry for retry in due if retry.waiting]
+        return dropped
+
+    # ----------------------------------------------------------------------------------------- retries
+
+    def _retry(self, shard: Shard, attempts: Attempts) -> Retry:
+        retry = self._retries[shard.key] = Retry(shard, attempts, next(self._orders))
+        return retry
+
+    def _due(self, retry: Retry) -> list[Retry]:
+        return self._others if policy.manner(retry.attempts, self._limits) is Manner.BESIDE else self._suspects
+
+    def _now_due(self, retry: Retry) -> None:
+        insort(self._due(retry), retry, key=_order)
+
+
+def _may_have(retry: Retry, worker: int, ready: Mapping[int, str], starting: bool, now: float) -> bool:
+    waited_s = now - retry.failed_at
+    return policy.may_go(worker, retry.failed_on, retry.failed_hosts, ready, starting=starting, waited_s=waited_s)
+
+
+def size_class(rows: int) -> int:
+    """Shards of one class, within a factor of two, go in the order in which the run has them."""
+    return rows.bit_length()

@@ -107,7 +107,10 @@ class Casualties:
 
     def _follow_up(self, retry: Retry, failure: Failure, now: float) -> None:
         shard, attempts = retry.shard, retry.attempts
-        worked = bool(self.tally.results)
+        if self.backlog.under_way(shard):
+            self.progress.note(f"another attempt goes on at {shard.describe()}: {failure.message}")
+            return
+        worked = bool(self.tally.shards)
         match policy.next_step(attempts, failure, self.limits, self._crashed_aside, worked=worked):
             case Step.RETRY:
                 pause_s = policy.pause_s(attempts, failure, random.random())  # noqa: S311  (jitter)

@@ -7,12 +7,12 @@ carries out what `decide` says; the decisions themselves are the pure functions 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs import groups, sizing
 from jobs.policy import pool_target
+from jobs.roster import Member, Roster
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
@@ -44,18 +44,7 @@ class Decision:
     end: Sequence[int]
     """Workers to end now: those asked for in vain, and idle ones too many."""
     release: frozenset[int]
-    """Ready workers that get no more shards."""
-
-
-@dataclass
-class _Worker:
-    group: int
-    asked_at: float
-    node: str | None = None
-    ready: bool = False
-    node_holds: int = 1
-    since: float = 0.0
-    """Since when its time counts as that of the shard it holds."""
+    """Ready workers that get no more shards, those that are leaving included."""
 
 
 @dataclass
@@ -88,12 +77,10 @@ class Fleet:
         self._terms = terms
         self._began, self._finish_at = now, finish_at
         self._rate_before = rate_before
-        self._workers: dict[int, _Worker] = {}
-        self._leaving: dict[int, _Worker] = {}
+        self._roster = Roster(len(terms.groups))
+        self._leaving: dict[int, Member] = {}
         """Told to go: they finish what they hold and count as gone already."""
         self._groups = [_Group(group) for group in terms.groups]
-        self._crowded: dict[str, int] = {}
-        """Nodes that are shared with others, each with the workers of this run that fit it."""
         self._rate = sizing.Rate()
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
@@ -103,18 +90,20 @@ class Fleet:
     # ------------------------------------------------------------------------------------------ events
 
     def asked(self, worker: int, group: int, now: float) -> None:
-        self._workers[worker] = _Worker(group, now)
+        self._roster.add(worker, Member(group, now))
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
         """It has a node, with room for so many workers in all; its start is under way."""
-        it = self._known(worker)
-        it.node, it.node_holds = node, node_holds
-        self._groups[it.group].placed_at = now
-        self._crowded.pop(node, None)
+        self._groups[self._known(worker).group].placed_at = now
+        if worker in self._roster:
+            self._roster.placed(worker, node, node_holds)
 
     def ready(self, worker: int, now: float) -> None:
         it = self._known(worker)
-        it.ready, it.since = True, now
+        if worker in self._roster:
+            self._roster.ready(worker, now)
+        else:
+            it.ready, it.since = True, now
         self._failures = _StartFailures()
         self._groups[it.group].failures = _StartFailures()
         self._delay.add(now - it.asked_at)
@@ -122,19 +111,19 @@ class Fleet:
     def assigned(self, worker: int, held: int, now: float) -> None:
         """`held` shards it had before."""
         if not held:
-            self._workers[worker].since = now
+            self._roster[worker].since = now
 
     def shard_ended(self, worker: int, rows: int, now: float) -> None:
         """An attempt came to its end, with so many rows committed."""
         it = self._known(worker)
-        for rate in (self._rate, self._groups[it.group].rate):
+        for rate in (self._rate, self._groups[it.group].rate, it.rate):
             rate.add(rows, now - it.since)
         it.since = now
 
     def leaving(self, worker: int) -> None:
         """Its node is about to be taken away, or it is itself: no more shards for it, and another in its place."""
-        if worker in self._workers:
-            self._leaving[worker] = self._workers.pop(worker)
+        if worker in self._roster:
+            self._leaving[worker] = self._roster.remove(worker)
             self._losing |= self._leaving[worker].ready
 
     def gone(self, worker: int, now: float, *, held: int) -> None:
@@ -143,7 +132,7 @@ class Fleet:
             self.shard_ended(worker, 0, now)
         if self._leaving.pop(worker, None):
             return
-        it = self._workers.pop(worker)
+        it = self._roster.remove(worker)
         self._losing |= it.ready
         if not it.ready:
             group = self._groups[it.group]
@@ -151,6 +140,12 @@ class Fleet:
                 failures.add(it.asked_at, now)
             if group.failures.count >= groups.START_FAILURES:
                 group.closed_until = now + groups.REOPEN_S
+
+    def ended(self, worker: int) -> None:
+        if not self._leaving.pop(worker, None):
+            self._roster.remove(worker)
+
+    # --------------------------------------------------------------------------------------- questions
 
     def labels(self, group: int) -> Mapping[str, str]:
         return self._groups[group].terms.labels
@@ -164,12 +159,29 @@ class Fleet:
         """Times in a row that what was asked for failed to start."""
         return self._failures.count
 
+    def stays(self, worker: int) -> bool:
+        """It is not told to go."""
+        return worker in self._roster
+
+    def s_a_row(self, worker: int) -> float | None:
+        """Seconds that a worker takes for a row: as it has shown, or else its group, or all; None if nobody knows."""
+        it = self._known(worker)
+        rate = it.rate.value or self._groups[it.group].rate.value or self._rate.value or self._rate_before
+        return 1 / rate if rate else None
+
+    def in_order(self, holding: Mapping[int, int]) -> list[int]:
+        """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
+        return self._roster.in_order(holding)
+
+    def to_let_go(self, idle: Collection[int], ready: int, shards: int) -> list[int]:
+        """Which of the workers that hold nothing to let go, of so many that are ready and stay, for so many shards."""
+        surplus = ready - pool_target(shards, least=self._terms.least, most=self._terms.most)
+        return self._roster.emptiest_first(idle)[:surplus] if idle and surplus > 0 else []
+
     # ---------------------------------------------------------------------------------------- decision
 
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""
-        leaving = {worker: holding.get(worker, 0) for worker in self._leaving}
-        holding = self._staying(holding)
         self._close_groups(now)
         self._notice_crowds(now)
         outlook = self._outlook(now, rows_left, shards_left)
@@ -180,60 +192,38 @@ class Fleet:
         asked = groups.requests(self._wanted, states, replace=lasts_s > 4 * outlook.start_delay_s)
         start, end = [], []
         for index, number in enumerate(asked):
-            pending = [w for w, it in self._workers.items() if it.group == index and it.node is None and not it.ready]
+            pending = list(self._roster.crews[index].pending)
             start += [index] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
         release = self._released(states, holding)
         end += [worker for worker in release if not holding[worker]]
-        end += [worker for worker, held in leaving.items() if not held]
-        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release) | leaving.keys())
+        end += [worker for worker in self._leaving if not holding.get(worker)]
+        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release) | self._leaving.keys())
 
-    def idle(self, holding: Mapping[int, int], shards_left: int) -> list[int]:
-        """Workers that hold nothing after all shards were handed out, beyond those that a lost shard could need."""
-        holding = self._staying(holding)
-        keep = pool_target(shards_left, least=self._terms.least, most=self._terms.most)
-        spare = [worker for worker, held in holding.items() if not held]
-        surplus = len(holding) - keep
-        return groups.emptiest_first(spare, self._nodes())[:surplus] if spare and surplus > 0 else []
-
-    def in_order(self, holding: Mapping[int, int]) -> list[int]:
-        """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
-        rank = {w: index for index, w in enumerate(groups.emptiest_first(list(holding), self._nodes()))}
-        return sorted(holding, key=lambda w: (holding[w], -rank[w]))
-
-    def ended(self, worker: int) -> None:
-        if not self._leaving.pop(worker, None):
-            del self._workers[worker]
-
-    def _known(self, worker: int) -> _Worker:
-        return self._workers.get(worker) or self._leaving[worker]
-
-    def _staying(self, holding: Mapping[int, int]) -> dict[int, int]:
-        return {worker: held for worker, held in holding.items() if worker not in self._leaving}
+    def _known(self, worker: int) -> Member:
+        return self._roster.get(worker) or self._leaving[worker]
 
     # ----------------------------------------------------------------------------------------- figures
 
     def _close_groups(self, now: float) -> None:
-        for it in self._workers.values():
-            patience_s = self._groups[it.group].terms.patience_s
-            if it.node is None and not it.ready and patience_s is not None and now - it.asked_at > patience_s:
-                self._groups[it.group].closed_until = now + groups.REOPEN_S
+        for group, crew in zip(self._groups, self._roster.crews, strict=True):
+            oldest, patience_s = next(iter(crew.pending.values()), None), group.terms.patience_s
+            if oldest is not None and patience_s is not None and now - oldest.asked_at > patience_s:
+                group.closed_until = now + groups.REOPEN_S
 
     def _notice_crowds(self, now: float) -> None:
         """Another run's workers on our nodes: to count on their places would bring up node after node to fill."""
         for index, group in enumerate(self._groups):
-            members = [it for it in self._workers.values() if it.group == index]
-            since = [max(it.asked_at, group.placed_at) for it in members if it.node is None and not it.ready]
-            if since and now - min(since) > CROWDED_S:
-                self._crowded |= Counter(it.node for it in members if it.node is not None)
+            oldest = next(iter(self._roster.crews[index].pending.values()), None)
+            if oldest is not None and now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
+                self._roster.crowd(index)
 
     def _state(self, index: int, now: float) -> groups.GroupState:
-        members = [it for it in self._workers.values() if it.group == index]
-        group = self._groups[index]
+        group, crew = self._groups[index], self._roster.crews[index]
         return groups.GroupState(
             most=group.terms.most,
-            ready=sum(it.ready for it in members),
-            starting=sum(it.node is not None and not it.ready for it in members),
+            ready=len(crew.ready),
+            starting=len(crew.starting),
             open=now >= group.closed_until,
             unfit=group.failures.count >= groups.START_FAILURES,
         )
@@ -241,40 +231,30 @@ class Fleet:
     def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:
         mean = self._rate.value or self._rate_before
         rates = [group.rate.value or mean for group in self._groups]
-        ready = [it for it in self._workers.values() if it.ready]
-        placed = [it for it in self._workers.values() if it.node is not None]
+        crews, places = self._roster.crews, self._roster.places
         asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
+        on_their_way = (it for crew in crews for state in (crew.pending, crew.starting) for it in state.values())
         return sizing.Outlook(
             rows_left=rows_left,
             shards_left=shards_left,
             time_left_s=None if self._finish_at is None else self._finish_at - now,
             waited_s=now - self._began,
-            ready=len(ready),
-            ready_rate=sum(rates[it.group] or 0.0 for it in ready),
-            pending_s=[self._delay.still_s(now - it.asked_at) for it in self._workers.values() if not it.ready],
+            ready=sum(len(crew.ready) for crew in crews),
+            ready_rate=sum(len(crew.ready) * (rate or 0.0) for crew, rate in zip(crews, rates, strict=True)),
+            pending_s=self._delay.still_s(now - it.asked_at for it in on_their_way),
             rate=rates[asked_next],
             start_delay_s=self._delay.value_s,
-            node_holds=max((it.node_holds for it in placed), default=1),
-            nodes_hold=[self._room(index) for index in range(len(self._groups))],
+            node_holds=places.node_holds,
+            nodes_hold=places.rooms,
             losing=self._losing,
         )
-
-    def _room(self, index: int) -> int:
-        """Workers of a group that fit the nodes on which this run has some."""
-        members = (it for it in self._workers.values() if it.group == index)
-        nodes = {it.node: it.node_holds for it in members if it.node is not None}
-        return sum(self._crowded.get(node, holds) for node, holds in nodes.items())
 
     def _released(self, states: Sequence[groups.GroupState], holding: Mapping[int, int]) -> list[int]:
         assert self._wanted is not None, "decided before"
         released: list[int] = []
         for index, number in enumerate(groups.surplus(self._wanted, states)):
-            if not number:
-                continue
-            members = [worker for worker in holding if self._workers[worker].group == index]
-            emptiest = groups.emptiest_first(members, self._nodes())
-            released += sorted(emptiest, key=lambda w: holding[w])[:number]
+            if number:
+                members = [worker for worker in self._roster.crews[index].ready if worker in holding]
+                emptiest = self._roster.emptiest_first(members)
+                released += sorted(emptiest, key=lambda w: holding[w])[:number]
         return released
-
-    def _nodes(self) -> dict[int, str]:
-        return {worker: it.node or "" for worker, it in self._workers.items() if it.ready}

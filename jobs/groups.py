@@ -71,12 +71,9 @@ def surplus(wanted: int, groups: Sequence[GroupState]) -> list[int]:
     return released
 
 
-def emptiest_first(workers: Sequence[int], node_of: Mapping[int, str]) -> list[int]:
+def emptiest_first(workers: Sequence[int], node_of: Mapping[int, str], neighbours: Mapping[str, int]) -> list[int]:
     """Workers in the order in which to let them go, so that whole nodes fall idle: those with fewest neighbours first.
 
-    `node_of` names the node of every worker that is up, also of those not in question.
+    `node_of` names the node of each, `neighbours` counts by node all workers that are up, also those not in question.
     """
-    on_node: dict[str, int] = {}
-    for node in node_of.values():
-        on_node[node] = on_node.get(node, 0) + 1
-    return sorted(workers, key=lambda w: (on_node.get(node_of.get(w, ""), 0), node_of.get(w, ""), w))
+    return sorted(workers, key=lambda w: (neighbours.get(node_of[w], 0), node_of[w], w))

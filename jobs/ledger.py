@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.bad_rows import BadRows
 from jobs.claims import dead_versions
 from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
 from jobs.errors import RunFailed
@@ -36,18 +36,6 @@ READS_AT_ONCE = 16
 BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
 DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
-
-
-@dataclass
-class BadRows:
-    """Error rows by code, with one row of each for a person."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    samples: dict[str, str] = field(default_factory=dict)
-
-    def add(self, counts: Mapping[str, int], samples: Mapping[str, str]) -> None:
-        self.counts.update(counts)
-        self.samples = {**samples, **self.samples}
 
 
 class Ledger:

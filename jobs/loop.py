@@ -10,27 +10,29 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from jobs import policy
+from jobs import policy, speculation
 from jobs.backlog import Backlog
+from jobs.bad_rows import bad_rows_error
 from jobs.casualties import Casualties
 from jobs.crashes import CrashLog
-from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import Fleet, GroupTerms, Terms
-from jobs.ledger import BadRows, Ledger
+from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.policy import Manner
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.relisting import Relisting
 from jobs.spec import Limits, Workers
+from jobs.takers import Takers
 from jobs.tally import Tally
 from jobs.watch import Watch
 from workers.contract import Shard
-from workers.outcomes import Failure, FailureCode, ShardResult
+from workers.outcomes import Failure, FailureCode, ShardResult, WorkerInfo
 
 POLL_S = 0.2
 OVERDUE_S = 5.0
@@ -63,7 +65,8 @@ class Loop:
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
-        # Runs that overlap start at different places, so that they share the work rather than race for each shard.
+        # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
+        # backlog keeps this order among shards of about one size.
         start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
         missing = [*self.missing[start:], *self.missing[:start]]
         try:
@@ -77,10 +80,13 @@ class Loop:
         self._watch = Watch(self.limits)
         self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
-        self._start_after, self._overdue_after = 0.0, now
+        self._start_after = 0.0
+        self._resize_after = self._idle_after = self._overdue_after = now
+        self._told: set[str] = set()
         self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(terms_of(self.workers), now=now, finish_at=finish_at, rate_before=self.rate_before)
+        self._wanted, self._released = 0, frozenset[int]()
 
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
@@ -105,7 +111,7 @@ class Loop:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
         self.progress.tick(len(self.pool.workers()), wanted)
-        if not events and self._watch.idle() and self.pool.size() == len(self.pool.workers()):
+        if not events and self._watch.quiet() and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
@@ -114,49 +120,57 @@ class Loop:
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
-        left = len(self._backlog.left)
+        if now >= self._resize_after:
+            self._resize_after = now + POLL_S
+            self._resize(now)
+        takers = Takers(self.pool.workers(), self._released, self.tally.host, self._watch.isolates)
+        for _ in range(policy.SHARDS_A_WORKER):  # to each its first, before any has a second
+            self._hand_out(takers, now)
+        if self._watch.holding[0] and now >= self._idle_after:
+            self._idle_after = now + speculation.LOOK_S
+            self._mind_idle(now)
+        return max(self._wanted, takers.number)
+
+    def _resize(self, now: float) -> None:
         decision = self._fleet.decide(
-            now, rows_left=self._backlog.rows_left, shards_left=left, holding=self.pool.workers()
+            now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left), holding=self.pool.workers()
         )
         for worker in decision.end:
             self._end(worker)
         if now >= self._start_after:
             for group in decision.start:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
-        for _ in range(policy.SHARDS_A_WORKER):  # to each its first, before any has a second
-            working = {w: held for w, held in self.pool.workers().items() if w not in decision.release}
-            self._hand_out(working, now)
-        for worker in self._fleet.idle(self.pool.workers(), len(self._backlog.left)):
-            self._end(worker)
-        return max(decision.wanted, len(working))
+        self._wanted, self._released = decision.wanted, decision.release
 
-    def _hand_out(self, working: dict[int, int], now: float) -> None:
+    def _hand_out(self, takers: Takers, now: float) -> None:
         """Give shards to workers that have room. Where suspects wait, busy workers run empty for them."""
-        waiting = self._backlog.waiting
+        waiting, number = self._backlog.waiting, takers.number
+        if not self._backlog.any_to_go(now):
+            return
         roomy = {
             worker: held
-            for worker, held in working.items()
-            if policy.room(held, waiting, len(working)) and not self._watch.takes_no_more(worker)
+            for held, workers in enumerate(self._watch.holding)
+            if policy.room(held, waiting, number)
+            for worker in workers
+            if takers.may_have(worker)
         }
-        if not waiting or not roomy:
+        if not roomy:
             return
         starting = self.pool.size() > len(self.pool.workers())
-        # One that isolates may do so for hours, too long for others to be waited for.
-        ready = {w: self.tally.host(w) for w in working if not self._watch.isolates(w)}
         reserved = 0
         for worker in self._fleet.in_order(roomy):
             held = roomy[worker]
-            if not policy.room(held, waiting, len(working)):
+            if not policy.room(held, waiting, number):
                 continue
-            if held and self._backlog.suspects_beyond(reserved, worker, ready=ready, starting=starting, now=now):
+            if held and self._backlog.suspects_beyond(reserved, worker, ready=takers, starting=starting, now=now):
                 reserved += 1
-            elif self._give(worker, held, ready, starting=starting, now=now):
+            elif self._give(worker, held, takers, starting=starting, now=now):
                 waiting -= 1
             if not waiting:
                 return
 
-    def _give(self, worker: int, held: int, ready: Mapping[int, str], *, starting: bool, now: float) -> bool:
-        taken = self._backlog.take(worker, held=held, ready=ready, starting=starting, now=now)
+    def _give(self, worker: int, held: int, takers: Takers, *, starting: bool, now: float) -> bool:
+        taken = self._backlog.take(worker, held=held, ready=takers, starting=starting, now=now)
         if taken is None:
             return False
         isolated_s = None
@@ -167,6 +181,30 @@ class Loop:
         self._watch.assigned(worker, taken.shard, taken.manner, now, isolated_s=isolated_s or 0.0)
         self._fleet.assigned(worker, held, now)
         return True
+
+    def _mind_idle(self, now: float) -> None:
+        """When nothing waits: second attempts of what ends last; who is not needed for that either may go."""
+        ready = self.pool.workers()
+        idle = {worker for worker in self._watch.holding[0] if worker in ready and self._fleet.stays(worker)}
+        if not self._backlog.waiting:
+            running = self._watch.running(now, self._fleet.s_a_row)
+            paces = {worker: pace for worker in idle if (pace := self._fleet.s_a_row(worker)) is not None}
+            for second in speculation.seconds((it for it in running if self._backlog.may_double(it.shard)), paces):
+                self._try_too(second, now)
+                idle.remove(second.worker)
+        left = len(self._backlog.left)
+        staying = sum(self._fleet.stays(worker) for worker in ready) if idle else 0
+        for worker in self._fleet.to_let_go(idle, staying, left + speculation.spares(left)):
+            self._end(worker)
+
+    def _try_too(self, second: speculation.Second, now: float) -> None:
+        worker, shard = second.worker, second.shard
+        self.progress.note(f"worker {worker} tries {shard.describe()} too, to end {second.saves_s:.0f} s sooner")
+        self.pool.assign(worker, shard)
+        self._backlog.double(shard)
+        self._watch.assigned(worker, shard, Manner.BESIDE, now, second=True)
+        self._fleet.assigned(worker, 0, now)
+        self.tally.speculative_attempts += 1
 
     def _end_overdue(self, now: float) -> None:
         if now < self._overdue_after:
@@ -192,6 +230,7 @@ class Loop:
         self._fleet.ended(worker)
         self._watch.gone(worker)
         for shard in held:  # whoever is ended is idle, as far as is known
+            self._backlog.returned(shard)
             self._backlog.again(shard, due_at=self.clock())
 
     # ------------------------------------------------------------------------------------------ events
@@ -206,40 +245,55 @@ class Loop:
                 self._fleet.ready(event.worker, now)
                 self._watch.ready(event.worker)
                 self.tally.workers[event.worker] = event.info
+                self._tell_notes(event.info)
             case WorkerLeaving(left_s=left_s):
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
                 self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
-                self._fleet.leaving(event.worker)
+                self._leaving(event.worker, now)
             case WorkerGone(started=False):
                 self._watch.gone(event.worker)
                 self._not_started(event.worker, event.failure, now)
             case WorkerGone():
+                self._resize_after = now
                 self._fleet.gone(event.worker, now, held=len(event.shards))
                 manners = self._watch.gone(event.worker)
+                for shard in event.shards:
+                    self._backlog.returned(shard)
                 self._casualties.worker_lost(event.worker, event.failure, event.shards, manners, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
-                self._watch.ended(event.worker, shard, now)
-                self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad, now)
-                self._committed(shard, result)
+                second = self._watch.ended(event.worker, shard, now).second
+                first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
+                self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad if first else 0, now)
+                if first:
+                    self._committed(shard, result, second=second)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
-                manner = self._watch.ended(event.worker, shard, now)
+                manner = self._watch.ended(event.worker, shard, now).manner
                 self._fleet.shard_ended(event.worker, 0, now)
+                self._backlog.returned(shard)
                 if failure.code == FailureCode.PREEMPTED:
-                    self._fleet.leaving(event.worker)
+                    self._leaving(event.worker, now)
                 self._casualties.shard_failed(event.worker, shard, failure, manner, now)
 
-    def _committed(self, shard: Shard, result: ShardResult) -> None:
-        if not self._backlog.settle(shard.key):
-            return  # the listing has told already
-        self.tally.add(result)
+    def _tell_notes(self, info: WorkerInfo) -> None:
+        """What workers have to say of themselves, once each."""
+        for note in info.notes:
+            if note not in self._told:
+                self._told.add(note)
+                self.progress.note(note)
+
+    def _leaving(self, worker: int, now: float) -> None:
+        self._fleet.leaving(worker)
+        self._released |= {worker}
+        self._resize_after = now  # another takes its place
+
+    def _committed(self, shard: Shard, result: ShardResult, *, second: bool) -> None:
+        self.tally.add(shard, result, second=second)
         self.progress.shard_ended(result)
         if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
-            reasons = BadRows()
-            for ended in self.tally.results:
-                reasons.add(ended.bad_by_code, ended.bad_samples)
-            raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, reasons)
+            raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, self.tally.reasons)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
+        self._resize_after = now
         self._fleet.gone(worker, now, held=0)
         self._casualties.not_started(worker, failure)
         step = policy.start_step(
@@ -253,7 +307,7 @@ class Loop:
         self._start_after = now + step.pause_s
 
     def _drop_done_elsewhere(self, now: float) -> None:
-        present = self._relisting.present(lambda: {shard.plan for shard in self._backlog.left.values()}, now)
+        present = self._relisting.present(lambda: set(self._backlog.plans), now)
         if present:
             elsewhere = self._backlog.drop_present(present)
             self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
@@ -263,13 +317,3 @@ def terms_of(workers: Workers) -> Terms:
     """What the spec's section says, for the fleet. Without groups there is one, of any node."""
     groups = [GroupTerms(labels=g.labels, most=g.max, patience_s=g.patience_s) for g in workers.groups]
     return Terms(least=workers.min, most=workers.max, groups=groups or [GroupTerms()])
-
-
-def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRows) -> BadRowsExceeded:
-    """The end of a run whose input is too bad, with a table of reasons and a sample row of each."""
-    lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
-    lines += [f"  {n:>8,}  {code:<20} e.g. {reasons.samples[code]}" for code, n in reasons.counts.most_common()]
-    return BadRowsExceeded(
-        "\n".join(lines),
-        "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
-    )

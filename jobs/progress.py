@@ -17,8 +17,11 @@ from workers.outcomes import ShardResult
 from workers.redaction import redacted
 
 LINE_EVERY_S = 5.0
+BAR_EVERY_S = 0.25
 WINDOW_S = 120.0
 """The rate is that of the shards that ended within this time."""
+WINDOW_STEP_S = 1.0
+"""Shards that ended within so little of each other are kept as one."""
 
 
 class Progress:
@@ -47,8 +50,9 @@ class Progress:
         self._clock = clock
         self._finish_at = None if finish_in_s is None else clock() + finish_in_s
         self._ended: deque[tuple[float, int]] = deque()
+        """When shards ended, and their rows."""
         self._first_ready: float | None = None
-        self._last_line = clock() - LINE_EVERY_S
+        self._last_line = self._last_bar = clock() - LINE_EVERY_S
         self._workers = (0, 0)
         self._live: Live | None = None
         if self._out.isatty():
@@ -63,8 +67,13 @@ class Progress:
         self.rows_bad += result.rows_bad
         self.rows_gone += result.rows_gone
         self.shards_done += 1
-        self.bad_by_code.update(result.bad_by_code)
-        self._ended.append((self._clock(), rows))
+        if result.bad_by_code:
+            self.bad_by_code.update(result.bad_by_code)
+        now = self._clock()
+        if self._ended and now - self._ended[-1][0] < WINDOW_STEP_S:
+            now, before = self._ended.pop()
+            rows += before
+        self._ended.append((now, rows))
 
     def shards_elsewhere(self, shards: int, rows: int) -> None:
         self.shards_done += shards
@@ -95,7 +104,9 @@ class Progress:
         if ready and self._first_ready is None:
             self._first_ready = now
         if self._live:
-            self._live.update(self._bar())
+            if now - self._last_bar >= BAR_EVERY_S:
+                self._last_bar = now
+                self._live.update(self._bar())
         elif now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
             self.note(self.line())

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.ledger import BadRows
 from jobs.progress import duration
 from jobs.tally import Tally
 
@@ -39,6 +38,10 @@ class Report:
     shards_scored_here: int = 0
     shards_committed_here: int = 0
     """Less than shards_scored_here when another run's attempt was first."""
+    speculative_attempts: int = 0
+    """Second attempts of shards that another worker was slow with; one of each two attempts was for nothing."""
+    speculative_wins: int = 0
+    """Of those, the ones that were first."""
     rate: float = 0.0
     """Rows a second, from the first worker being ready to the last shard."""
     elapsed_s: float = 0.0
@@ -66,6 +69,8 @@ class Report:
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
     """Sources scored again because their content changed."""
+    profile: dict[str, Any] = field(default_factory=dict)
+    """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 
@@ -75,18 +80,13 @@ class Report:
 
     def count(self, tally: Tally, *, threads: int, per_cpu_hour: float | None) -> None:
         """Take over what the loop did; `threads` are the physical cores of a worker."""
-        self.rows_scored_here = sum(r.rows_ok + r.rows_bad for r in tally.results)
-        self.shards_scored_here = len(tally.results)
-        self.shards_committed_here = sum(result.committed for result in tally.results)
-        reasons = BadRows()
-        for result in tally.results:
-            reasons.add(result.bad_by_code, result.bad_samples)
-            for stage, seconds in result.stage_s.items():
-                self.stage_s[stage] = round(self.stage_s.get(stage, 0.0) + seconds, 3)
-        self.bad_by_code, self.bad_samples = dict(reasons.counts), reasons.samples
-        self.bytes_read = sum(result.bytes_read for result in tally.results)
-        self.peak_rss_bytes = max((result.peak_rss_bytes for result in tally.results), default=0)
-        self.threads_busy = round(max((result.threads_busy for result in tally.results), default=0.0), 3)
+        self.rows_scored_here = tally.rows
+        self.shards_scored_here, self.shards_committed_here = tally.shards, tally.committed
+        self.speculative_attempts, self.speculative_wins = tally.speculative_attempts, tally.speculative_wins
+        self.bad_by_code, self.bad_samples = dict(tally.reasons.counts), tally.reasons.samples
+        self.stage_s = {stage: round(seconds, 3) for stage, seconds in tally.stage_s.items()}
+        self.bytes_read, self.peak_rss_bytes = tally.bytes_read, tally.peak_rss_bytes
+        self.threads_busy = round(tally.threads_busy, 3)
         self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
         self.retries = tally.failures.total
         self.retries_by_code = dict(tally.failures.counts.most_common())
@@ -123,5 +123,8 @@ def summary(report: Report) -> str:
         lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))
         if report.failed_starts:
             lines[-1] += f"; workers that did not start: {report.failed_starts:,}"
+    if report.speculative_attempts:
+        first = f"{report.speculative_wins:,} of which ended first"
+        lines.append(f"second attempts of slow shards: {report.speculative_attempts:,}, {first}")
     lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.url}"]
     return "\n".join(lines)

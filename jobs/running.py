@@ -10,27 +10,29 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
+from jobs.bad_rows import bad_rows_error
 from jobs.bundling import Bundling
 from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
+from jobs.done import DoneRecord
 from jobs.errors import NothingThere, RunFailed, SpecError, StintError
 from jobs.job import Job
-from jobs.ledger import DoneShard
-from jobs.loop import Loop, bad_rows_error
+from jobs.loop import Loop
 from jobs.plans import Content, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
-from jobs.prior import rate_before
+from jobs.prior import rate_of_worker
 from jobs.progress import Progress
 from jobs.report import Report
 from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
 from jobs.tally import Tally
+from jobs.widths import told
 from workers.contract import Shard
 from workers.outcomes import BundleOutcome
 from workers.redaction import redacted_values
@@ -59,6 +61,8 @@ class Run:
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
+        self._artifacts: tuple[str, ...] = ()
+        """What the gate lets pass of the bundle; () where nothing had to be judged."""
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
@@ -91,8 +95,9 @@ class Run:
                 self._finish_open()
             raise
         self._tell(found)
-        if found.fresh_rows or any(self.job.ledger.missing(plan) for plan in found.open_plans):
+        if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             self._workers()  # refused here, before anything is claimed
+            self._tell_gpus()
             outcome = self._ensure_bundle(partial(self._to_sample, found))
             self.report.accuracy = dict(outcome.report)
         self._claim(found)
@@ -137,6 +142,7 @@ class Run:
         if self.cluster is None:
             self.cluster = self.connect()
             self.say(self.cluster.describe())
+            self.job = replace(self.job, most_threads=self.cluster.most_threads())
         return self.cluster
 
     def _to_sample(self, found: Discovery) -> list[Opened]:
@@ -155,11 +161,14 @@ class Run:
         self._finish(plans, tally)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
-        return Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
+        outcome = Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
+        self._artifacts = outcome.artifacts
+        return outcome
 
     def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
+        self._tell_profile()
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
@@ -167,7 +176,7 @@ class Run:
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris)),
+            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris, self._artifacts)),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
@@ -176,7 +185,7 @@ class Run:
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
-            rate_before=rate_before(self.job.store, self.job.ledger.root, self.job.threads) if sized else None,
+            rate_before=rate_of_worker(self.job) if sized else None,
         )
         try:
             return loop.run()
@@ -197,32 +206,50 @@ class Run:
         room = self._connected().most_workers(self.job.threads)
         if room is None:
             return given
+        if (tuned := self.job.width.profile) is not None and given.cpus == "auto" and self.job.host is not None:
+            room = min(room, tuned.workers)  # fewer than fit, where that was found to be faster
         if room == 0:
             raise SpecError(f"workers.cpus: a worker takes {self.job.threads} cores, which this machine does not grant")
+        if self.job.spec.model.device == "cuda":
+            room = min(room, self._connected().gpus())
+        if room == 0:
+            raise SpecError(
+                "model.device: cuda, but this machine has no GPU that processes here may use",
+                "run on a machine or a cluster with GPUs (see --address), or set model.device: cpu",
+            )
         return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room), "groups": ()})
+
+    def _tell_profile(self) -> None:
+        """What `stint tune` has found of such nodes, where the spec leaves something to it."""
+        given, width = self.job.spec.workers, self.job.width
+        if self.job.spec.model.device == "cpu" and "auto" in (given.cpus, given.batch):
+            self.say(told(width))
+        self.report.profile = {"threads": width.threads, "reason": width.reason, "tuned": width.from_profiles}
+        if width.profile is not None:
+            self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}
+
+    def _tell_gpus(self) -> None:
+        """A cluster without a GPU may grow one; who waits for it is to know."""
+        cluster = self._connected()
+        if (
+            self.job.spec.model.device == "cuda"
+            and cluster.most_workers(self.job.threads) is None
+            and not cluster.gpus()
+        ):
+            self.say(
+                "model.device: cuda, and no node of the cluster has a GPU now: workers wait until one with a GPU joins"
+            )
 
     def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""
-        known = {
-            f"plan={r.plan:08d}/{r.index:08d}.parquet": DoneShard(
-                key=f"plan={r.plan:08d}/{r.index:08d}.parquet",
-                rows_ok=r.rows_ok,
-                rows_bad=r.rows_bad,
-                rows_gone=r.rows_gone,
-                size=r.object_bytes,
-                sha256=r.sha256,
-            )
-            for r in tally.results
-            if not r.rows_gone  # which files those rows are of, the object itself tells
-        }
         broken = {shard.plan for shard, _ in tally.set_aside}
         budget = self.job.spec.limits.bad_rows
-        too_bad: list[tuple[Plan, list[DoneShard]]] = []
+        too_bad: list[tuple[Plan, DoneRecord]] = []
         for plan in plans:
             if plan.number in broken:
                 continue
-            objects = self.job.ledger.finish(plan, known)
-            if bad_rows_exceeded(sum(o.rows_bad for o in objects), plan.rows, budget):
+            objects = self.job.ledger.finish(plan, tally.done.of(plan.number))
+            if bad_rows_exceeded(objects.rows_bad, plan.rows, budget):
                 too_bad.append((plan, objects))
             else:
                 self._record_done(plan, objects)
@@ -238,12 +265,12 @@ class Run:
         if errors:
             raise errors[0]
 
-    def _record_done(self, plan: Plan, objects: Sequence[DoneShard]) -> None:
+    def _record_done(self, plan: Plan, objects: DoneRecord) -> None:
         self.job.ledger.record_done(plan, objects)
         self.report.plans.append(plan.number)
-        self.report.rows_ok += sum(o.rows_ok for o in objects)
-        self.report.rows_bad += sum(o.rows_bad for o in objects)
-        self.report.rows_gone += sum(o.rows_gone for o in objects)
+        self.report.rows_ok += objects.rows_ok
+        self.report.rows_bad += objects.rows_bad
+        self.report.rows_gone += objects.rows_gone
 
     def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
         """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 MARGIN = 0.10
@@ -173,6 +173,7 @@ class StartDelay:
     def value_s(self) -> float:
         return max(self._seen_s, default=START_DELAY_S)
 
-    def still_s(self, age_s: float) -> float:
-        """Expected of a worker asked for `age_s` ago. One that is overdue is likely to take as long again."""
-        return abs(self.value_s - age_s)
+    def still_s(self, ages_s: Iterable[float]) -> list[float]:
+        """Expected of workers asked for so long ago. One that is overdue is likely to take as long again."""
+        delay_s = self.value_s
+        return [abs(delay_s - age_s) for age_s in ages_s]

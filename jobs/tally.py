@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from jobs.bad_rows import BadRows
+from jobs.known_objects import KnownObjects
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 
@@ -84,9 +86,29 @@ class FailureLog:
 
 @dataclass
 class Tally:
-    """What this run did, for its report."""
+    """What this run did, for its report: sums, because a night has a million shards."""
 
-    results: list[ShardResult] = field(default_factory=list)
+    shards: int = 0
+    """Scored here."""
+    committed: int = 0
+    """Less than `shards` when another run's attempt was first."""
+    rows_ok: int = 0
+    rows_bad: int = 0
+    reasons: BadRows = field(default_factory=BadRows)
+    """Of bad rows."""
+    done: KnownObjects = field(default_factory=KnownObjects)
+    """What a done record says of the objects of these shards, but of those with rows that are gone: which files those
+    are of, the object itself tells."""
+    stage_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Busy seconds by stage."""
+    bytes_read: int = 0
+    peak_rss_bytes: int = 0
+    threads_busy: float = 0.0
+    """Most threads that a worker kept busy over a shard."""
+    speculative_attempts: int = 0
+    """Second attempts at shards that another worker had already, see jobs.speculation: one of each two is wasted."""
+    speculative_wins: int = 0
+    """Of those, the ones that were first."""
     workers: dict[int, WorkerInfo] = field(default_factory=dict)
     set_aside: list[tuple[Shard, Failure]] = field(default_factory=list)
     """Shards whose input cannot be read; the others go on without them."""
@@ -94,24 +116,40 @@ class Tally:
     worker_seconds: float = 0.0
     scoring_s: float = 0.0
     """From the first worker being ready to the end of the loop."""
-    _rows: int = field(default=0, init=False)
     _wall_s: float = field(default=0.0, init=False)
+
+    @property
+    def rows(self) -> int:
+        return self.rows_ok + self.rows_bad
 
     @property
     def rate(self) -> float:
         """Rows a second while there were workers."""
-        return sum(r.rows_ok + r.rows_bad for r in self.results) / self.scoring_s if self.scoring_s else 0.0
+        return self.rows / self.scoring_s if self.scoring_s else 0.0
 
     @property
     def s_a_row(self) -> float | None:
         """Seconds that a worker took for a row; None before the first shard has ended."""
-        return self._wall_s / self._rows if self._rows else None
+        return self._wall_s / self.rows if self.rows else None
 
     def host(self, worker: int) -> str:
         """Empty where it is not known."""
         return self.workers[worker].host if worker in self.workers else ""
 
-    def add(self, result: ShardResult) -> None:
-        self.results.append(result)
-        self._rows += result.rows_ok + result.rows_bad
+    def add(self, shard: Shard, result: ShardResult, *, second: bool = False) -> None:
+        """Count a shard, once; `second` says that the attempt that was first had begun as the second."""
+        self.shards += 1
+        self.committed += result.committed
+        self.rows_ok += result.rows_ok
+        self.rows_bad += result.rows_bad
+        self.speculative_wins += second
+        if result.rows_bad:
+            self.reasons.add(result.bad_by_code, result.bad_samples)
+        if not result.rows_gone:
+            self.done.add(shard.key, result)
+        for stage, seconds in result.stage_s.items():
+            self.stage_s[stage] += seconds
+        self.bytes_read += result.bytes_read
+        self.peak_rss_bytes = max(self.peak_rss_bytes, result.peak_rss_bytes)
+        self.threads_busy = max(self.threads_busy, result.threads_busy)
         self._wall_s += result.wall_s

@@ -1,75 +1,129 @@
-"""Who holds which shard since when, and who is overdue. Time comes in as a number."""
+"""Who holds which shard since when, who has room for more, and who is overdue. Time comes in as a number.
+
+Workers are kept by how many shards they hold, and those that hold some by how long: what is asked at every step of the
+loop is then a look at a few of them, however many there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from jobs import policy
 from jobs.policy import Manner
 from jobs.spec import Limits
+from jobs.speculation import Running, left_s
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind
 
 
 @dataclass
-class _Held:
+class Held:
+    """An attempt that is under way."""
+
     shard: Shard
     manner: Manner
     since: float
     """Since when nothing that was given before it is under way."""
-    isolated_s: float
+    isolated_s: float = 0.0
+    second: bool = False
+    """Another worker had the shard already."""
 
 
 class Watch:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._held: dict[int, list[_Held]] = {}
-        """By worker, in the order in which they were given."""
+        self._held: dict[int, list[Held]] = {}
+        """By ready worker, in the order in which they were given."""
+        self._by_number: list[set[int]] = [set() for _ in range(policy.SHARDS_A_WORKER)]
+        """Workers that hold none, one, and so on up to those with no room; without those that take no more."""
+        self._busy: dict[int, None] = {}
+        """Workers that hold something: the one that has been longest with what it was given first comes first."""
         self._placed_at: dict[int, float] = {}
         """Of workers that are not ready."""
-        self._ready: set[int] = set()
+
+    # ------------------------------------------------------------------------------------------ events
 
     def placed(self, worker: int, now: float) -> None:
         """A pool may hear of it late, when the worker is ready already."""
-        if worker not in self._ready:
+        if worker not in self._held:
             self._placed_at[worker] = now
 
     def ready(self, worker: int) -> None:
-        self._ready.add(worker)
+        self._held[worker] = []
+        self._by_number[0].add(worker)
         self._placed_at.pop(worker, None)
 
-    def assigned(self, worker: int, shard: Shard, manner: Manner, now: float, *, isolated_s: float = 0.0) -> None:
-        self._held.setdefault(worker, []).append(_Held(shard, manner, now, isolated_s))
+    def assigned(
+        self, worker: int, shard: Shard, manner: Manner, now: float, *, isolated_s: float = 0.0, second: bool = False
+    ) -> None:
+        held = self._held[worker]
+        self._unfile(worker)
+        held.append(Held(shard, manner, now, isolated_s, second))
+        self._file(worker)
+        self._busy.setdefault(worker)
 
-    def ended(self, worker: int, shard: Shard, now: float) -> Manner:
-        """An attempt is over; in which manner it was made."""
+    def ended(self, worker: int, shard: Shard, now: float) -> Held:
+        """An attempt is over; how it was made."""
         held = self._held[worker]
         index = next(i for i, it in enumerate(held) if it.shard.key == shard.key)
+        self._unfile(worker)
         it = held.pop(index)
-        if index == 0 and held:
-            held[0].since = now
-        return it.manner
+        self._file(worker)
+        if index == 0:
+            del self._busy[worker]
+            if held:
+                held[0].since = now
+                self._busy[worker] = None
+        return it
 
     def gone(self, worker: int) -> dict[str, Manner]:
         """Forget a worker; how it held its shards, by key."""
-        self._ready.discard(worker)
         self._placed_at.pop(worker, None)
+        self._busy.pop(worker, None)
+        if worker in self._held:
+            self._unfile(worker)
         return {it.shard.key: it.manner for it in self._held.pop(worker, [])}
+
+    def _file(self, worker: int) -> None:
+        held = self._held[worker]
+        if len(held) < len(self._by_number) and all(it.manner is Manner.BESIDE for it in held):
+            self._by_number[len(held)].add(worker)
+
+    def _unfile(self, worker: int) -> None:
+        number = len(self._held[worker])
+        if number < len(self._by_number):
+            self._by_number[number].discard(worker)
+
+    # --------------------------------------------------------------------------------------- questions
 
     def shards(self, worker: int) -> tuple[Shard, ...]:
         return tuple(it.shard for it in self._held.get(worker, []))
 
-    def idle(self) -> bool:
+    def quiet(self) -> bool:
         """Whether nothing is under way anywhere."""
-        return not any(self._held.values())
+        return not self._busy
 
-    def takes_no_more(self, worker: int) -> bool:
-        """It holds a shard that wants to be alone."""
-        return any(it.manner is not Manner.BESIDE for it in self._held.get(worker, []))
+    @property
+    def holding(self) -> Sequence[AbstractSet[int]]:
+        """Ready workers that take more shards, by how many they hold; it changes with every event."""
+        return self._by_number
 
     def isolates(self, worker: int) -> bool:
         return any(it.manner is Manner.ISOLATED for it in self._held.get(worker, []))
+
+    def running(self, now: float, s_a_row: Callable[[int], float | None]) -> Iterator[Running]:
+        """First attempts that were made beside others, of workers of which is known how long a row takes them."""
+        for worker in self._busy:
+            pace = s_a_row(worker)
+            if pace is None:
+                continue
+            ends_in_s = 0.0
+            for number, it in enumerate(self._held[worker]):
+                ends_in_s += left_s(it.shard.rows, pace, 0.0 if number else now - it.since)
+                if it.manner is Manner.BESIDE and not it.second:
+                    yield Running(worker, it.shard, ends_in_s)
 
     def overdue(self, now: float, s_a_row: float | None) -> Iterator[tuple[int, Failure]]:
         """Workers to be ended, and why; `s_a_row` is what a row has taken on average in this run."""
@@ -77,10 +131,11 @@ class Watch:
             if now - placed_at > policy.PLACED_LIMIT_S:
                 yield worker, _stuck(f"worker {worker} has had its node for {now - placed_at:.0f} s and is not ready")
         least_s = policy.stall_after_s(self._limits.stall_s, s_a_row, rows=0)
-        for worker, held in self._held.items():
-            if not held or now - held[0].since <= (least_s or 0.0):
-                continue
+        for worker in self._busy:
+            held = self._held[worker]
             oldest = held[0]  # what was given first is worked on first, or is at least being read
+            if now - oldest.since <= (least_s or 0.0):
+                return  # nor are those that follow
             if oldest.manner is Manner.ISOLATED:
                 limit_s: float | None = policy.ISOLATED_TIMES * oldest.isolated_s
             else:

@@ -120,8 +120,9 @@ def test_idle_workers_of_the_emptiest_node_end_first_and_shards_go_to_full_nodes
     assert books.fleet.in_order(books.holding)[:3] == [2, 1, 0]
     books.holding |= {0: 1, 1: 1}
     assert books.fleet.in_order(books.holding) == [2, 4, 3, 1, 0]
-    assert books.fleet.idle(books.holding, shards_left=3) == [3, 4]
-    assert books.fleet.idle(books.holding, shards_left=9) == []
+    idle = [worker for worker, held in books.holding.items() if not held]
+    assert books.fleet.to_let_go(idle, ready=5, shards=3) == [3, 4]
+    assert books.fleet.to_let_go(idle, ready=5, shards=9) == []
 
 
 def measured(books: Books, group: int, rows: int, now: float) -> None:
@@ -165,7 +166,7 @@ def test_a_worker_that_is_leaving_is_replaced_at_once_gets_no_more_and_is_ended_
     books.fleet.leaving(0)
     decision = books.step(61.0)
     assert (len(decision.start), decision.release, list(decision.end)) == (1, {0}, [])
-    assert (books.step(62.0).start, books.fleet.idle({0: 0, 1: 0}, shards_left=1)) == ([], [])
+    assert (books.step(62.0).start, books.fleet.stays(0), books.fleet.stays(1)) == ([], False, True)
     books.fleet.shard_ended(0, 10, 63.0)
     books.holding[0] = 0
     assert (list(books.step(64.0).end), books.group_of.keys()) == ([0], {1, 2})

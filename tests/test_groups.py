@@ -53,7 +53,7 @@ def test_within_the_most_preferred_group_at_work_nobody_is_let_go() -> None:
 
 def test_those_with_fewest_neighbours_go_first_so_that_nodes_fall_idle() -> None:
     node_of = {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}
-    assert emptiest_first([1, 2, 4, 5, 6], node_of) == [4, 5, 6, 1, 2]
+    assert emptiest_first([1, 2, 4, 5, 6], node_of, {"a": 3, "b": 1, "c": 2}) == [4, 5, 6, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------ the spec

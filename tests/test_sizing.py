@@ -105,4 +105,4 @@ def test_the_start_delay_is_the_longest_seen_lately_and_one_that_is_overdue_may_
     assert delay.value_s == 200
     delay.add(60.0)
     assert delay.value_s == 60
-    assert [delay.still_s(age_s) for age_s in (0.0, 50.0, 60.0, 100.0)] == [60, 10, 0, 40]
+    assert delay.still_s((0.0, 50.0, 60.0, 100.0)) == [60, 10, 0, 40]
