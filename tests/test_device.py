@@ -20,8 +20,9 @@ from jobs.local_pool import LocalCluster
 from jobs.running import Run
 from jobs.spec import Model
 from jobs.spec_file import load_spec
-from tests.digits_job import Digits
+from tests.digits_job import Digits, stint
 from tests.networks import digits, digits_model, one_thread
+from tests.ray_heads import await_job_server, started_head
 from workers import gpus
 from workers.actor import Worker
 from workers.contract import Preprocess
@@ -217,3 +218,18 @@ def test_gpus_are_counted_within_what_the_process_may_see(tmp_path: Path, visibl
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert gpus.count(environ, tmp_path) == count
     assert gpus.count(environ, tmp_path / "elsewhere") == 0
+
+
+@no_gpu
+@pytest.mark.ray
+def test_rays_workers_of_a_gpu_job_wait_for_a_gpu_and_then_say_that_torch_has_none(
+    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str]
+) -> None:
+    """A node that says it has a GPU, and an image whose torch is built for CPUs: the usual mistake."""
+    spec = write_spec(digits.spec(tmp_path / "out", model__device="cuda"))
+    with started_head(["--num-cpus=2", "--num-gpus=1"], {"RAY_AUTH_MODE": "disabled"}) as head:
+        await_job_server(head)
+        ended = stint("run", spec, "--address", head.address, env={"RAY_AUTH_MODE": "disabled"})
+    assert ended.returncode == 1, ended.stderr
+    assert "workers wait until one with a GPU joins" not in ended.stderr
+    assert "no worker can start: model.device: cuda, but " in ended.stderr

@@ -28,6 +28,10 @@ def of(**changes: Any) -> Fingerprints:
         {"model__args": {"num_classes": 4}},
         {"model__labels": "names.txt"},
         {"model__precision": "fp32"},
+        {"model__precision": "bf16"},
+        {"model__engine": "openvino"},
+        {"model__engine": "torch-int8"},
+        {"model__float_layers": 0.1},
         {"model__task": "embed"},
         {"model__preprocess": {"resize": 300}},
         {"model__calibration": {"seed": 1}},
@@ -65,6 +69,14 @@ def test_the_shape_of_a_row_is_no_part_of_the_bundle() -> None:
 def test_an_fp32_job_does_not_depend_on_calibration() -> None:
     fp32 = {"model__precision": "fp32"}
     assert of(**fp32, model__calibration={"seed": 9}) == of(**fp32)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_float_it_does_not_matter_what_runs_it_or_where(precision: str) -> None:
+    plain = of(model__precision=precision)
+    float_layers = {"model__float_layers": 0.5}
+    assert of(model__precision=precision, model__engine="torch-float", **float_layers) == plain
+    assert of(model__precision=precision, model__device="cuda") == plain
 
 
 def test_a_model_function_counts_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ NODES: list[dict[str, Any]] = [
 """As `ray.nodes()` tells them."""
 ASKED: list[int] = []
 """CPUs that actors asked for."""
+GPUS: list[int | None] = []
+"""And GPUs."""
 
 
 class Looks:
@@ -71,14 +73,22 @@ def pool_with_one_actor(
     ready: bool = False,
     node: str = "gone",
     nodes: Looks | None = None,
+    device: str = "cpu",
 ) -> RayPool:
     """One actor, every call of which ends with the outcome, which may be an error."""
     calls = iter(range(9))
     call = SimpleNamespace(remote=lambda *_: f"call {next(calls)}")
     handle = SimpleNamespace(__ray_call__=call, start=call, score=call)
-    actor_class: Any = SimpleNamespace(options=lambda **asked: ASKED.append(asked["num_cpus"]) or made)
     made = SimpleNamespace(remote=lambda _: handle)
+
+    def options(**asked: Any) -> Any:
+        ASKED.append(asked["num_cpus"])
+        GPUS.append(asked["num_gpus"])
+        return made
+
+    actor_class = SimpleNamespace(options=options)
     ASKED.clear()
+    GPUS.clear()
 
     def get(_: Any) -> Any:
         if isinstance(outcome, Exception):
@@ -92,7 +102,7 @@ def pool_with_one_actor(
     monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
-    spec: Any = SimpleNamespace(threads=1, memory_bytes=None)
+    spec: Any = SimpleNamespace(threads=1, memory_bytes=None, device=device)
     pool = RayPool(spec, 1, nodes or Looks())  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:
@@ -213,3 +223,14 @@ def test_where_a_worker_is_placed_is_told_once_with_what_fits_there(monkeypatch:
     assert pool.poll(0.0) == []
     monkeypatch.setattr(ray_pool.time, "sleep", lambda _: None)
     assert [*pool.poll(0.0), *pool.poll(0.0)] == [WorkerPlaced(0, "up", 2)]
+    assert GPUS == [None]
+
+
+def test_a_worker_of_a_gpu_job_takes_a_gpu_and_a_node_holds_as_many_as_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_with_one_actor(monkeypatch, "one gpu", device="cuda")
+    node = {"NodeID": "one gpu", "Alive": True, "Resources": {"CPU": 8, "GPU": 1}, "DeathReason": 0}
+    monkeypatch.setattr(ray_pool.ray, "nodes", lambda: [node])
+    del pool._waiting[next(call for call in pool._waiting if call != pool._actors[0].placing)]
+    monkeypatch.setattr(ray_pool.time, "sleep", lambda _: None)
+    assert [*pool.poll(0.0), *pool.poll(0.0)] == [WorkerPlaced(0, "one gpu", 1)]
+    assert GPUS == [1]

@@ -50,7 +50,10 @@ _SUFFIX = {
 
 
 class BundleRefused(RuntimeError):
-    """The bundle must not be used here. `code` is `wrong_isa`, `golden_mismatch`, `corrupt` or `no_artifact`."""
+    """The bundle must not be used here.
+
+    `code` is `wrong_isa`, `golden_mismatch`, `corrupt`, `no_artifact`, `no_bundle` or `unusable` (a library's refusal).
+    """
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)

@@ -75,11 +75,9 @@ def load_best(
             continue
         notes = [f"{info.name} is used in place of one that does not work here: {why}" for why in failed]
         return Loaded(engine=engine, info=info, batch=_batch(spec, info, tuned, memory_bytes), notes=tuple(notes))
-    assert first is not None
-    if len(failed) == 1:
-        raise first
-    code = first.code if isinstance(first, bundle.BundleRefused) else "golden_mismatch"
-    raise bundle.BundleRefused("\n".join(failed), code=code) from first
+    # Another node may have the library, or the instructions, that this one lacks.
+    code = first.code if isinstance(first, bundle.BundleRefused) else "unusable"
+    raise bundle.BundleRefused("nothing of the bundle works here: " + "\n".join(failed), code=code) from first
 
 
 def _tuned(store: Store, spec: WorkerSpec) -> Candidate | None:
