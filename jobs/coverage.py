@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.claims import latest_versions
 from jobs.plans import Plan
 from jobs.sources import Source
@@ -36,15 +39,13 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
 
     `gone` are the slices of plans that their objects list as gone.
     """
-    claims = Counter(identity for plan in plans for identity in plan.claimed)
     latest = latest_versions(plans)
-    here = {source.identity for source in sources if latest.get(source.uri) == source.version}
-    present = {source.uri for source in sources}
+    here = {source.uri: source.version for source in sources}
     gaps: dict[tuple[str, str], list[Slice]] = {}
     for piece in gone:
         gaps.setdefault((piece.uri, piece.version), []).append(piece)
     # A plan's own slices never overlap: `verify` compares each row with its place.
-    doubtful = {identity for identity, times in claims.items() if times > 1} | gaps.keys()
+    doubtful = _claimed_again(plans) | gaps.keys()
     claimed: dict[tuple[str, str], list[tuple[int, Slice]]] = {}
     for plan in plans:
         if not doubtful.isdisjoint(plan.claimed):
@@ -63,10 +64,23 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
                     f"{number} and {other}"
                 )
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
-        if rows and identity in here:
+        if rows and here.get(identity[0]) == identity[1] == latest[identity[0]]:
             yield f"{name}: {rows} rows are back that were gone when it was their turn: run the job again to score them"
-        elif rows and identity[0] in present and latest[identity[0]] == identity[1]:
+        elif rows and identity[0] in here and latest[identity[0]] == identity[1]:
             yield f"{name}: {rows} rows changed before it was their turn: run the job again to score what is there now"
+
+
+def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:
+    """(uri, version) of sources that several plans claim."""
+    claims = [
+        plan.sources.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * len(plan.sources)))
+        for plan in plans
+    ]
+    if not claims:
+        return set()
+    times = pa.concat_tables(claims).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
+    several = times.filter(pc.greater(times["plan_count_distinct"], 1))
+    return set(zip(several["uri"].to_pylist(), several["version"].to_pylist(), strict=True))
 
 
 def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:

@@ -106,9 +106,10 @@ def look(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
 
     What a manifest says is not taken at its word for files that were gone, or had changed, when it was their turn.
     """
-    latest = latest_versions(plans)
+    latest: Mapping[str, str] = {}
     doubtful: set[str] = set()
     if job.spec.input.manifest is not None:
+        latest = latest_versions(plans)
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}

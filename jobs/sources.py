@@ -21,7 +21,7 @@ SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Source:
     uri: str
     size: int
@@ -32,7 +32,7 @@ class Source:
         return self.uri, self.version
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowGroup:
     """Rows that stay together: a row group of a Parquet file, some samples of a tar file, an image file."""
 
@@ -49,7 +49,7 @@ class RowGroup:
     """Never to be split: where a row in the middle lies is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A source and what is in it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,11 @@ from workers.contract import Slice
 @dataclass
 class Claim:
     claimed: set[tuple[str, str]]
+
+    @property
+    def sources(self) -> pa.Table:
+        rows = [{"uri": uri, "version": version} for uri, version in sorted(self.claimed)]
+        return pa.Table.from_pylist(rows, pa.schema([("uri", pa.string()), ("version", pa.string())]))
 
 
 def source(uri: str, version: str = "v1") -> Source:

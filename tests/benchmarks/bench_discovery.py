@@ -15,9 +15,11 @@ import tempfile
 import time
 
 from jobs.claims import wanted
-from jobs.ledger import DoneShard, Ledger
+from jobs.done import DoneRecord, DoneShard
+from jobs.ledger import Ledger
 from jobs.planning import Cut
 from jobs.plans import Content, encode_plan
+from jobs.slices import Slices
 from jobs.sources import Source
 from workers.contract import Slice
 from workers.store import LocalStore
@@ -42,17 +44,17 @@ def main() -> None:
         late = [Source(f"s3://bucket/images/late/{n:06d}.parquet", 1, f"{n:032x}") for n in range(arguments.files)]
         ledger = _ledger(folder)
         listed = _peak_gib()
-        began = time.perf_counter()
+        began = time.process_time()
         plans, done = ledger.plans(), ledger.done_numbers()
-        read = time.perf_counter()
+        read = time.process_time()
         lost = ledger.lost(plans, done, sources)
-        records = time.perf_counter()
+        records = time.process_time()
         found = wanted([*sources, *late], plans, lost, rescore=True)
-        ended = time.perf_counter()
+        ended = time.process_time()
     assert len(found.new) == arguments.files
     rows = len(sources) * ROWS_A_FILE
     print(f"{arguments.nights} plans, {len(sources):,} files, {rows:,} rows claimed")
-    print(f"read plans {read - began:.1f} s, done records {records - read:.1f} s, subtract {ended - records:.1f} s")
+    print(f"CPU: read plans {read - began:.1f} s, done records {records - read:.1f} s, subtract {ended - records:.1f} s")
     print(f"peak memory {_peak_gib():.2f} GiB, of which {listed:.2f} GiB for the listing")
 
 
@@ -81,11 +83,11 @@ def _write(folder: str, nights: int, files: int) -> None:
             for s in _sources(number, files)
             for group in range(GROUPS_A_FILE)
         ]
-        data = encode_plan(Content(Cut(tuple((piece,) for piece in slices), ()), None), "t")
+        data = encode_plan(Content(Cut(Slices.of((piece,) for piece in slices)), None), "t")
         ledger.store.create(f"{ledger.root}/_stint/plans/{number:08d}.parquet", data)
         plan = ledger.plan(number)
-        facts = [DoneShard(s.key, step, 0, 0, 10_000, f"{hash(s.key) % 2**64:064x}") for s in plan.shards]
-        ledger.record_done(plan, facts)
+        facts = (DoneShard(s.key, step, 0, 0, 10_000, f"{hash(s.key) % 2**64:064x}") for s in plan.shards)
+        ledger.record_done(plan, DoneRecord.of(facts))
 
 
 if __name__ == "__main__":
