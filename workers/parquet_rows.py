@@ -19,7 +19,8 @@ from workers.rows import ImageCell, RowBlock
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
 BUFFER_BYTES = 8 * 2**20
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
+"""Encoded images that are handed on at once, so that memory is used again while it is in the cache."""
 FETCHES = 16
 """Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
 
