@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 SPREAD := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all stores lint format bench chaos clean
+.PHONY: help venv demo test test-all stores lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,10 +48,20 @@ format: $(READY) ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## decode, INT8 recipe, and the job against bare pinned processes; every pair alternating
+bench: $(READY) ## decode, INT8 recipe, the job against bare pinned processes, its start and its memory; all alternating
 	$(BIN)/python -m tests.benchmarks.bench_decode
 	$(BIN)/python -m tests.benchmarks.bench_recipe
 	$(BIN)/python -m tests.benchmarks.bench_job
+	$(BIN)/python -m tests.benchmarks.bench_start
+	$(BIN)/python -m tests.benchmarks.bench_memory
+
+PEERS := $(VENV)/.peers
+$(PEERS): $(READY)
+	$(BIN)/pip install --quiet --editable '.[peers]'
+	touch $@
+
+bench-peers: $(PEERS) ## the job beside Ray Data, Daft, bare processes and OpenVINO where installed, alternating
+	$(BIN)/python -m tests.benchmarks.bench_peers
 
 CHAOS_MINUTES ?= 10
 CHAOS_SEEDS ?=

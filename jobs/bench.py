@@ -67,7 +67,7 @@ def random_spec(arch: str) -> JobSpec:
         {
             "name": "bench",
             "input": {"uri": "."},
-            "model": {"arch": arch, "calibration": {"rows": 32}},
+            "model": {"arch": arch, "calibration": {"rows": 32}, "engine": "torch-int8"},
             "output": {"uri": "."},
         },
         "--arch",
@@ -140,6 +140,8 @@ class _Ladder:
                 turns.append(turns_of(before[1], processes, slice_s, time.monotonic() + share_s))
                 if before[1].children is not processes.children:
                     before[1].close()
+            if stage.step.name in ("uint8 input", "bundle"):
+                stage = replace(stage, step=replace(stage.step, change=f"{processes.what}: {stage.step.change}"))
             steps.append(stage.step)
             before = stage, processes
             self.say(f"{stage.step.name}: {processes(slice_s):.1f} img/s")
@@ -184,10 +186,10 @@ class _Ladder:
             stages += [
                 on_one("int8 default", "static INT8 (FX) by torch's default configuration", rungs.INT8_DEFAULT),
                 on_one("int8 fused add", "by oneDNN's: conv + add + ReLU are one operator", rungs.INT8_FUSED),
-                on_one("uint8 input", "normalisation in the first convolution; traced, frozen", rungs.ARTIFACT),
+                on_one("uint8 input", "pixels as they are, normalised in the first layer; frozen", rungs.ARTIFACT),
             ]
         else:
-            stages.append(on_one("bundle", f"the bundle's {self.spec.model.precision}: traced, frozen", rungs.ARTIFACT))
+            stages.append(on_one("bundle", "as workers run it", rungs.ARTIFACT))
         stages.append(on_one("batch", "", rungs.ARTIFACT))
         if budget > 1:
             threads = Step(name="threads", change=f"one process, {budget} threads", cores=budget)
@@ -204,15 +206,14 @@ class _Ladder:
                 kind=stage.kind,
                 cpus=cpus,
                 threads=stage.threads,
-                output=job.store.url,
-                bundle=job.fingerprints.bundle,
+                worker=replace(job.worker_spec(None), threads=stage.threads or 1),
                 model=job.bundle_request().model,
                 images=str(self.folder / "sample" / "00000.parquet"),
             )
             for cpus in stage.cpus
         ]
         if before is not None and before.variants == variants:
-            return Processes(variants, before.children, stage.batch)
+            return replace(before, batch=stage.batch)
         processes = Processes(variants, [self._child() for _ in variants], stage.batch)
         reason = processes.load()
         if reason is not None:

@@ -31,20 +31,26 @@ class Rate(Protocol):
     def __call__(self, seconds: float) -> float: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """Processes that hold the same variant, each on its own cores."""
 
     variants: list[rungs.Variant]
     children: list[Child]
     batch: int
+    what: str = ""
+    """What they run, as they say once they are loaded."""
 
     def load(self) -> str | None:
         """Why they cannot be, or None."""
         for child, variant in zip(self.children, self.variants, strict=True):
             child.put(variant)
-        answers = [answer_of(child) for child in self.children]
-        return next((answer.reason for answer in answers if isinstance(answer, rungs.NotPossible)), None)
+        answers: list[rungs.Loaded | rungs.NotPossible] = [answer_of(child) for child in self.children]
+        for answer in answers:
+            if isinstance(answer, rungs.NotPossible):
+                return answer.reason
+            self.what = answer.what
+        return None
 
     def __call__(self, seconds: float) -> float:
         for child in self.children:

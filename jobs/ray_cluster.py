@@ -16,11 +16,11 @@ from jobs.errors import RunFailed, SpecError
 from jobs.losses import NodeState
 from jobs.pool import Pool
 from jobs.ray_nodes import NodeWatch
-from jobs.ray_pool import LOST, RayPool, after_death, loss
+from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
-from workers.threads import read_topology, thread_environment
+from workers.threads import read_topology
 
 CONNECT_S = 10.0
 MAKER_CORES = 8
@@ -104,7 +104,7 @@ class RayCluster:
                 memory=request.memory_bytes,
                 label_selector=dict(labels) or None,
                 max_restarts=0,
-                runtime_env={"env_vars": thread_environment(threads)},
+                runtime_env=environment(threads, any_process=self._address is None),
             )
             .remote(request.with_threads(threads))
         )
@@ -153,7 +153,7 @@ class RayCluster:
             self._maker = None
 
     def pool(self, spec: WorkerSpec) -> Pool:
-        return RayPool(spec, self._threads_per_core, self._nodes)
+        return RayPool(spec, self._threads_per_core, self._nodes, any_process=self._address is None)
 
     def describe(self) -> str:
         resources = ray.cluster_resources()

@@ -30,6 +30,7 @@ from tests.digits_job import ROOT, Digits, stint
 WriteSpec = Callable[[dict[str, Any]], str]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.cores
 def test_the_ladder_of_a_job_from_fp32_to_the_whole_job(digits: Digits, write_spec: WriteSpec, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workers.contract import Preprocess
+from workers.contract import Preprocess, WorkerSpec
 from workers.expendable import to_parent
 from workers.rungs import (
     ARTIFACT,
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from workers.engines.base import Engine, Logits, Pixels
+    from workers.engines.base import Logits, Pixels
+    from workers.manifest import Manifest
+    from workers.store import Store
 
     Predict = Callable[[Pixels], Logits]
 
@@ -137,12 +139,13 @@ def _makers(variant: Variant) -> tuple[Callable[[Pixels], _Made], Preprocess]:
     from workers.bundle import read_manifest
     from workers.store import open_store
 
-    store = open_store(variant.output, single_writer=True)
-    manifest = read_manifest(store, variant.bundle)
+    worker = variant.worker
+    store = open_store(worker.output.url, single_writer=worker.output.single_writer)
+    manifest = read_manifest(store, worker.bundle)
     if manifest is None:
-        raise ValueError(f"no bundle {variant.bundle} in {variant.output}")
+        raise ValueError(f"no bundle {worker.bundle} in {worker.output.url}")
     if variant.kind == ARTIFACT:
-        return lambda _: _artifact(variant, store, manifest), manifest.preprocess
+        return lambda _: _artifact(worker, store, manifest), manifest.preprocess
     return lambda crops_NHWC: _float_or_int8(variant, manifest.preprocess, crops_NHWC), manifest.preprocess
 
 
@@ -160,31 +163,19 @@ def _crops(images: str, how: Preprocess) -> Pixels:
     return crops_NHWC
 
 
-def _artifact(variant: Variant, store: Any, manifest: Any) -> _Made:
+def _artifact(worker: WorkerSpec, store: Store, manifest: Manifest) -> _Made:
     """The engine as workers run it."""
-    engine = engine_of(store, manifest, variant.model.precision, variant.threads or 1)
+    from workers.loading import load_best
+    from workers.pixels import decode_into
+
+    loaded = load_best(store, manifest, worker, decode_into)
+    engine = loaded.engine
 
     def buffer(batch: int) -> tuple[Pixels, Pixels]:
         made = engine.buffer(batch)
         return made.full_NHWC, made.interior_NHWC
 
-    return engine.predict, buffer, f"{type(engine).__name__} {engine.precision}"
-
-
-def engine_of(store: Any, manifest: Any, precision: str, threads: int) -> Engine:
-    """The engine that a worker of so many threads would run by the rule."""
-    from workers.bundle import load_engine
-    from workers.cpu import isa_class
-    from workers.engines.choice import installed_to_run, ranked
-
-    infos = ranked(
-        [artifact.info for artifact in manifest.artifacts],
-        precision=precision,
-        isa=isa_class(),
-        installed=installed_to_run(),
-        threads=threads,
-    )
-    return load_engine(store, manifest, infos[0].name, threads=threads)
+    return engine.predict, buffer, loaded.info.name
 
 
 def _float_or_int8(variant: Variant, how: Preprocess, crops_NHWC: Pixels) -> _Made:

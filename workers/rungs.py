@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.contract import ModelSpec
+from workers.contract import ModelSpec, WorkerSpec
 
 EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED, ARTIFACT = VARIANTS = (
     "eager",
@@ -25,9 +25,8 @@ class Variant:
     """To be pinned to; () for a process that runs wherever the kernel puts it."""
     threads: int | None
     """None: as many as torch takes by itself."""
-    output: str
-    """URL of the store that holds the bundle."""
-    bundle: str
+    worker: WorkerSpec
+    """What a worker of the job is told: where the bundle is, and which of its artifacts may be run."""
     model: ModelSpec
     images: str
     """Parquet file with a column `image` of encoded images that decode."""

@@ -24,6 +24,9 @@ from jobs.ladder import steady_rate, steady_rate_of
 from jobs.photographs import photographs
 from jobs.spec_file import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps
+from workers.bundle import read_manifest
+from workers.cpu import isa_class
+from workers.engines.choice import installed_to_run, ranked
 from workers.rung_process import write_weights
 from workers.rungs import RandomWeights
 from workers.threads import read_topology
@@ -32,6 +35,7 @@ ROW_GROUP = 250
 FILE_ROWS = 1000
 DISTINCT = 64
 BATCH = 16
+ENGINE = "torch-int8"
 
 STINT, BARE, RAY_DATA, DAFT, OPENVINO = CANDIDATES = ("stint", "bare", "ray-data", "daft", "bare-openvino")
 MODULES = {BARE: "bare", RAY_DATA: "ray_data", DAFT: "daft", OPENVINO: "bare"}
@@ -86,19 +90,9 @@ class Arena:
             return self._stint(images)
         out = self.folder / self.arch / "run"
         shutil.rmtree(out, ignore_errors=True)
-        job = Job.open(load_spec(str(self.spec), []), writing=False)
         out.mkdir()
-        work = Work(
-            images=str(images),
-            predictions=str(out / "predictions"),
-            stamps=str(out / "stamps"),
-            output=job.store.url,
-            bundle=job.fingerprints.bundle,
-            cores=self.cores,
-            batch=BATCH,
-            artifact=str(self.spec.parent / "openvino.blob") if candidate == OPENVINO else "",
-            settings=dict(settings or {}),
-        )
+        other = str(self.spec.parent / "openvino.blob") if candidate == OPENVINO else ""
+        work = self.work(out, images, other=other, settings=dict(settings or {}))
         file = work.write(out / "work.json")
         began = time.time()
         run(f"tests.benchmarks.peers.{MODULES[candidate]}", str(file))
@@ -108,6 +102,32 @@ class Arena:
         files = list((out / "predictions").rglob("*.parquet"))
         table = pa.concat_tables(pq.ParquetFile(f).read(["id", "topk_label", "topk_score"]) for f in files)
         return self._outcome(table, began, files, steady, peak_bytes)
+
+    def work(self, out: Path, images: Path, **more: Any) -> Work:
+        """For a candidate that writes below `out`, with the artifact that Stint's workers choose here."""
+        job = Job.open(load_spec(str(self.spec), []), writing=False)
+        manifest = read_manifest(job.store, job.fingerprints.bundle)
+        assert manifest is not None, "made by prepare"
+        fits = ranked(
+            [artifact.info for artifact in manifest.artifacts],
+            precision="int8",
+            isa=isa_class(),
+            installed=installed_to_run(),
+            threads=1,
+            engine=ENGINE,
+            tuned="",
+        )
+        return Work(
+            images=str(images),
+            predictions=str(out / "predictions"),
+            stamps=str(out / "stamps"),
+            output=job.store.url,
+            bundle=job.fingerprints.bundle,
+            artifact=fits[0].name,
+            cores=self.cores,
+            batch=BATCH,
+            **more,
+        )
 
     def run_stint(self, images: Path, module: str = "jobs", env: Mapping[str, str] | None = None) -> Path:
         """`stint run` into a new output that has the bundle; the output."""
@@ -155,7 +175,7 @@ class Arena:
                 "arch": f"torchvision/{self.arch}",
                 "weights": str(self.spec.parent / "weights.safetensors"),
                 "calibration": {"rows": 32},
-                "engine": "torch-int8",
+                "engine": ENGINE,
             },
             "gate": {"min_agreement": 0.0, "rows": 32},
             "output": {"uri": str(output)},

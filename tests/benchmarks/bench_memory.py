@@ -17,12 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.job import Job
 from jobs.ladder import ratio
 from jobs.photographs import photographs
-from jobs.spec_file import load_spec
-from tests.benchmarks.arena import BATCH, DISTINCT, STINT, Arena, make_input
-from tests.benchmarks.peers.scoring import Work
+from tests.benchmarks.arena import DISTINCT, STINT, Arena, make_input
 from workers.threads import thread_environment
 
 
@@ -54,16 +51,7 @@ def main() -> None:
 
 
 def _bare_bytes(arena: Arena, pictures: Path, rows: int) -> int:
-    job = Job.open(load_spec(str(arena.spec), []), writing=False)
-    work = Work(
-        images=str(pictures),
-        predictions="",
-        stamps=str(arena.folder / "stamps"),
-        output=job.store.url,
-        bundle=job.fingerprints.bundle,
-        cores=arena.cores[:1],
-        batch=BATCH,
-    )
+    work = arena.work(arena.folder / "bare", pictures)
     file = work.write(arena.folder / "work.json")
     command = [sys.executable, "-m", "tests.benchmarks.peers.model_only", str(file), str(rows)]
     env = {**os.environ, **thread_environment(1), "TORCH_CPP_LOG_LEVEL": "ERROR"}

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from jobs.ladder import ratio
 from tests.benchmarks.arena import Arena, make_input
+from tests.benchmarks.peers.scoring import Work
 from workers.threads import thread_environment
 
 ROWS_A_GROUP = 16
@@ -45,7 +46,7 @@ def main() -> None:
     make_input(folder / "images", 8 * ROWS_A_GROUP, ROWS_A_GROUP)
     arena = Arena.prepare(folder, given.arch, shard_rows=ROWS_A_GROUP)
     work = folder / "work.json"
-    work.write_text(json.dumps({"spec": str(arena.spec), "cores": len(arena.cores)}))
+    arena.work(folder / "bare", folder / "images").write(work)
     bare, runs = [], []
     for _ in range(given.rounds):
         bare.append(_bare(work, arena.cores))
@@ -80,7 +81,7 @@ def _step(name: str, work: Path, core: int | None = None) -> subprocess.Popen[by
 
 
 def _ray(work: Path) -> dict[str, float]:
-    given = json.loads(work.read_text())
+    cores = len(Work.read(str(work)).cores)
     began = time.perf_counter()
     import ray
 
@@ -90,7 +91,7 @@ def _ray(work: Path) -> dict[str, float]:
     between = time.perf_counter()
     ray.init(
         "local",
-        num_cpus=given["cores"],
+        num_cpus=cores,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         include_dashboard=False,
         logging_level=logging.ERROR,
@@ -102,19 +103,19 @@ def _ray(work: Path) -> dict[str, float]:
 
 
 def _model(work: Path) -> dict[str, float]:
-    from jobs.job import Job
-    from jobs.spec_file import load_spec
-    from workers.bundle import read_manifest
-    from workers.rung_process import engine_of
+    from workers.bundle import load_engine, read_manifest
+    from workers.store import open_store
 
-    job = Job.open(load_spec(json.loads(work.read_text())["spec"], []), writing=False)
+    it = Work.read(str(work))
+    store = open_store(it.output, single_writer=True)
     began = time.perf_counter()
     import torch
 
     torch.set_num_threads(1)
     imported = time.perf_counter()
-    manifest = read_manifest(job.store, job.fingerprints.bundle)
-    engine_of(job.store, manifest, "int8", 1)
+    manifest = read_manifest(store, it.bundle)
+    assert manifest is not None, it
+    load_engine(store, manifest, it.artifact, threads=1)
     return {"import torch": imported - began, "load bundle": time.perf_counter() - imported}
 
 

@@ -38,8 +38,10 @@ class Work:
     cores: tuple[int, ...]
     """One logical CPU of each physical core to use."""
     batch: int
-    artifact: str = ""
-    """A file to run in place of the bundle's artifact; beside it, `.json`, what ArtifactInfo says."""
+    artifact: str
+    """Its name in the bundle."""
+    other: str = ""
+    """A file to run in its place; beside it, `.json`, what ArtifactInfo says."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The candidate's own."""
 
@@ -59,8 +61,7 @@ class Network:
     def __init__(self, work: Work) -> None:
         import torch
 
-        from workers.bundle import read_manifest
-        from workers.rung_process import engine_of
+        from workers.bundle import load_engine, read_manifest
         from workers.store import open_store
 
         torch.set_num_threads(1)
@@ -69,7 +70,7 @@ class Network:
         assert manifest is not None, work
         self._how = manifest.preprocess
         self._batch = work.batch
-        self._engine = _other(work.artifact) if work.artifact else engine_of(store, manifest, "int8", 1)
+        self._engine = _other(work.other) if work.other else load_engine(store, manifest, work.artifact, threads=1)
         self._buffer = self._engine.buffer(self._batch)
         self._engine.predict(self._buffer.full_NHWC)
         self._stamps = Path(work.stamps) / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -106,14 +107,14 @@ class Network:
             file.write(f"{time.time():.6f} {rows} {peak_rss_bytes()}\n")
 
 
-def _other(artifact: str) -> Any:
+def _other(file: str) -> Any:
     from workers.artifacts import Artifact, ArtifactInfo, open_artifact
     from workers.engines.base import InputLayout
 
-    given = json.loads(Path(f"{artifact}.json").read_text())
+    given = json.loads(Path(f"{file}.json").read_text())
     layout = {name: tuple(v) if isinstance(v, list) else v for name, v in given.pop("layout").items()}
     info = ArtifactInfo(**{**given, "float_layers": tuple(given["float_layers"]), "layout": InputLayout(**layout)})
-    return open_artifact(Artifact(info=info, data=Path(artifact).read_bytes()))
+    return open_artifact(Artifact(info=info, data=Path(file).read_bytes()), threads=1)
 
 
 def lists(values_NK: np.ndarray) -> pa.Array:
