@@ -89,11 +89,15 @@ def _example(network: PixelNetwork, batch: int) -> tuple[torch.Tensor]:
 
 def _quantize(quantizer: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, batch: int) -> fx.GraphModule:
     """Static INT8: activations per tensor by histogram, weights per channel and symmetric, 7 bits without VNNI."""
+    from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     config = quantizer.get_default_x86_inductor_quantization_config()
-    if isa == X86_NO_VNNI:
-        config = replace(config, weight=replace(config.weight, quant_min=-64, quant_max=63))
+    low, high = (-128, 127) if isa == X86_VNNI else (-64, 63)
+    # The default's least scale is 2^-12, above that of weights that hold the normalisation: they would keep 4 bits.
+    observer = PerChannelMinMaxObserver.with_args(eps=float(np.finfo(np.float32).eps))
+    weight = replace(config.weight, quant_min=low, quant_max=high, observer_or_fake_quant_ctr=observer)
+    config = replace(config, weight=weight)
     exported = torch.export.export(network.module, _example(network, batch), strict=True).module()
     observed = prepare_pt2e(exported, quantizer.X86InductorQuantizer().set_global(config))
     rows = max(len(crops_NHWC), batch)  # the exported network takes full batches only: too few crops are repeated

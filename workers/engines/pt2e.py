@@ -3,8 +3,8 @@
 An artifact is a `.pt2` package: **native code**, compiled where the bundle was made and loaded into the worker's
 process. Whoever can write a bundle can run code in its workers; the other engines' artifacts are data. It is loaded
 without a compiler. Compiled in are the batch and the x86-64-v3 instruction set (AVX2 and FMA, every x86 server since
-2015) for what lies between the INT8 products; those are oneDNN's, which takes what the CPU has. The number of threads is
-not.
+2015) for what lies between the INT8 products; those are oneDNN's, which takes what the CPU has. The number of threads
+is not.
 """
 
 from __future__ import annotations
