@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.done import COUNTS, DONE_SCHEMA, DoneRecord, DoneShard
 from jobs.presence import parsed, shard_key
@@ -12,6 +15,9 @@ from jobs.slices import Ints
 from workers.outcomes import ShardResult
 
 FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in COUNTS), ("sha256", "S64")])
+
+
+KEY_OF_PLAN = r"^plan={plan:08d}/(?P<index>\d{{8,}})\.parquet$"
 
 
 class PlanObjects:
@@ -22,6 +28,8 @@ class PlanObjects:
         self._facts = np.zeros(shards, FACT)
         self._gone: dict[int, tuple[str, ...]] = {}
         """URIs of files with rows that are gone; few have any."""
+        self._new = array("q")
+        """Of results, since they were last taken."""
 
     def add(self, index: int, o: DoneShard) -> None:
         if index >= len(self._facts):
@@ -29,6 +37,40 @@ class PlanObjects:
         self._facts[index] = (True, o.rows_ok, o.rows_bad, o.rows_gone, o.size, o.sha256.encode())
         if o.gone:
             self._gone[index] = o.gone
+
+    def add_new(self, index: int, o: DoneShard) -> None:
+        """As a result of this run tells."""
+        self.add(index, o)
+        self._new.append(index)
+
+    @property
+    def new(self) -> int:
+        """Objects that were added as new and not taken yet."""
+        return len(self._new)
+
+    def take_new(self) -> DoneRecord:
+        taken, self._new = np.array(self._new), array("q")
+        return self.record(taken)
+
+    def add_record(self, record: DoneRecord) -> None:
+        """Lines of a record; those of no shard of this plan are passed over."""
+        table = record.table
+        named = pc.struct_field(pc.extract_regex(table["key"], KEY_OF_PLAN.format(plan=self.plan)), "index")
+        table = table.append_column("index", named.cast(pa.int64())).filter(pc.is_valid(named))
+        index = table["index"].to_numpy()
+        if not len(index):
+            return
+        if (most := int(index.max())) >= len(self._facts):
+            self._grow(most + 1)
+        facts = np.zeros(len(index), FACT)
+        facts["known"] = True
+        for name in COUNTS:
+            facts[name] = table[name].to_numpy()
+        facts["sha256"] = table["sha256"].to_pylist()
+        self._facts[index] = facts
+        with_gaps = table.filter(pc.greater(table["rows_gone"], 0))
+        gone = with_gaps["gone"].to_pylist()
+        self._gone.update((i, tuple(uris)) for i, uris in zip(with_gaps["index"].to_pylist(), gone, strict=True))
 
     def _grow(self, least: int) -> None:
         more = np.zeros(max(least, 2 * len(self._facts)) - len(self._facts), FACT)
@@ -70,7 +112,7 @@ class KnownObjects:
         """Of an object none of whose rows are gone: which files those are of, only the object itself tells."""
         if (found := parsed(key)) is None:
             raise ValueError(f"{key} is no key of a shard's object")
-        self.of(found[0]).add(
+        self.of(found[0]).add_new(
             found[1],
             DoneShard(
                 key=key,

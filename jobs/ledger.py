@@ -24,6 +24,7 @@ from jobs.claims import dead_versions
 from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
 from jobs.errors import RunFailed
 from jobs.known_objects import PlanObjects
+from jobs.noting import NOTE_LEAST, recall
 from jobs.plans import Content, NotAPlan, Plan, decode_plan, disputed, encode_plan, to_bytes
 from jobs.presence import Look, Present, parsed
 from jobs.sources import Source
@@ -172,8 +173,13 @@ class Ledger:
         return set(self._numbers("_stint/done"))
 
     def finish(self, plan: Plan, known: PlanObjects | None = None) -> DoneRecord:
-        """Every object of a complete plan, from `known` or read back, in the order of shards. Nothing is written."""
+        """Every object of a complete plan, in the order of shards: from `known`, from what runs have noted, or read.
+
+        Nothing is written.
+        """
         known = known or PlanObjects(plan.number)
+        if len(known.unknown(len(plan.shards))) >= NOTE_LEAST:
+            recall(self.store, self.root, plan, known)
         unknown = known.unknown(len(plan.shards))
         read = zip(plan.shards.picked(unknown), self.facts(plan.shards.picked(unknown)), strict=True)
         for shard, facts in read:

@@ -23,6 +23,7 @@ from jobs.done import DoneRecord
 from jobs.errors import NothingThere, RunFailed, SpecError, StintError
 from jobs.job import Job
 from jobs.loop import Loop
+from jobs.noting import Noting
 from jobs.plans import Content, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
@@ -87,6 +88,21 @@ class Run:
                 self.cluster.close()
 
     def _complete(self) -> None:
+        self._discover()
+        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
+        if self.report.unreadable or self.report.set_aside:
+            names = [*self.report.unreadable, *self.report.set_aside]
+            raise RunFailed(
+                f"{len(names)} source(s) or shard(s) could not be read or scored and have no predictions: "
+                f"{'; '.join(names[:5])}",
+                "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
+                "and run again; everything else is committed",
+            )
+
+    # -------------------------------------------------------------------------------------------- steps
+
+    def _discover(self) -> None:
+        """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
         try:
             found = discover(self.job)
         except NothingThere:
@@ -101,17 +117,6 @@ class Run:
             outcome = self._ensure_bundle(partial(self._to_sample, found))
             self.report.accuracy = dict(outcome.report)
         self._claim(found)
-        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
-        if self.report.unreadable or self.report.set_aside:
-            names = [*self.report.unreadable, *self.report.set_aside]
-            raise RunFailed(
-                f"{len(names)} source(s) or shard(s) could not be read or scored and have no predictions: "
-                f"{'; '.join(names[:5])}",
-                "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
-                "and run again; everything else is committed",
-            )
-
-    # -------------------------------------------------------------------------------------------- steps
 
     def _tell(self, found: Discovery) -> None:
         for line in found.lines():
@@ -174,6 +179,7 @@ class Run:
         uris = {uri for plan in plans for uri, _ in plan.claimed}
         progress = Progress(total, total_shards, finish_in_s=finish_in_s)
         progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
+        noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
             pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris, self._artifacts)),
@@ -182,6 +188,7 @@ class Run:
             limits=self.job.spec.limits,
             workers=self._workers(),
             progress=progress,
+            tally=Tally(done=noting),
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
@@ -190,6 +197,7 @@ class Run:
         try:
             return loop.run()
         finally:
+            noting.close()
             self.say(progress.line())
             self.report.count(loop.tally, threads=self.job.threads, per_cpu_hour=self.job.spec.cost.per_cpu_hour)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import coverage, crashes
+from jobs import coverage, crashes, noting
 from jobs.discovery import look
 from jobs.done import DoneRecord, DoneShard, done_shard
 from jobs.errors import RunFailed
@@ -258,7 +258,9 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
     shards_of = {plan.number: len(plan.shards) for plan in plans}
     for info in ledger.store.list(ledger.root):
         key = info.key.removeprefix(f"{ledger.root}/")
-        # Records of crashes are advisory, and any number of them may be there for a shard.
+        # Records of crashes and notes are advisory, and any number of them may be there for a shard.
         found = parsed(key) or crashes.parsed(key)
-        if key not in explained and not (found and found[1] < shards_of.get(found[0], 0)):
+        if key in explained or ((noted := noting.KEY.fullmatch(key)) and int(noted[1]) in shards_of):
+            continue
+        if not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")
