@@ -98,18 +98,18 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            module.decode = _heeding(module.decode)
+            module.decode_stored = _heeding(module.decode_stored)
 
         loader.exec_module = exec_module
         return spec
 
 
 def _heeding(decode: Callable[..., Any]) -> Callable[..., Any]:
-    def decode_or_die(data: bytes | memoryview, *more: Any) -> Any:
+    def decode_or_die(data: bytes | memoryview, *more: Any, **named: Any) -> Any:
         tail = bytes(data)[-64:]
         for action, do in ACTIONS.items():
             if mark(action) in tail:
                 do()
-        return decode(data, *more)
+        return decode(data, *more, **named)
 
     return decode_or_die
