@@ -8,6 +8,7 @@ from jobs.job import Job
 from jobs.prior import last_report
 from jobs.progress import duration
 from jobs.promotion import current_root, roots
+from jobs.widths import worker_rate
 from workers.storage_errors import NotFound
 
 
@@ -36,7 +37,7 @@ def _estimate(job: Job, rows: int) -> str:
     if rows == 0:
         return "nothing to score"
     if report is None:
-        return "time and cost: unknown until a first run has measured the rate"
+        return _by_profile(job, rows)
     rows_an_hour_core = report["rows_scored_here"] / report["core_hours"]
     core_hours = rows / rows_an_hour_core
     cores = max(1, len(report["workers"])) * job.threads
@@ -46,6 +47,24 @@ def _estimate(job: Job, rows: int) -> str:
     )
     if report["cost"] is not None:
         text += f"; cost {report['cost'] * rows / report['rows_scored_here']:.2f}"
+    return text
+
+
+def _by_profile(job: Job, rows: int) -> str:
+    """As the nodes were tuned, with as many workers as the spec allows."""
+    rate, profile = worker_rate(job.profiles, job.threads), job.width.profile
+    if rate is None:
+        return "time and cost: unknown until a first run, or `stint tune`, has measured the rate"
+    cores = job.spec.workers.max * job.threads
+    core_hours = rows / rate * job.threads / 3600
+    text = (
+        f"time: {duration(core_hours / cores * 3600)} with {cores} cores (workers.max), {core_hours:.2f} core-hours "
+        f"({job.width.reason}: {rate / job.threads:,.0f} rows/s a core)"
+    )
+    if profile is not None:
+        text += f"; {duration(rows / (rate * profile.workers))} on one node"
+    if job.spec.cost.per_cpu_hour is not None and profile is not None:
+        text += f"; cost {core_hours * profile.host.threads_per_core * job.spec.cost.per_cpu_hour:.2f}"
     return text
 
 
