@@ -73,7 +73,7 @@ def quantize_onnx(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
     return Artifact(info=info, data=data)
 
 
-def _export(network: PixelNetwork, file: str) -> None:
+def export(network: PixelNetwork, file: str) -> None:
     """Write the float network as an ONNX file of dynamic batch."""
     example = torch.zeros(network.layout.shape(2), dtype=torch.uint8)
     fused_attention = torch.backends.mha.get_fastpath_enabled()
@@ -122,7 +122,7 @@ def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, mo
         extra |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         plain, simplified, quantized = (str(Path(folder) / name) for name in ("plain", "simplified", "quantized"))
-        _export(network, plain)
+        export(network, plain)
         quant_pre_process(plain, simplified, skip_symbolic_shape=True)
         whole = network.input_mode == "uint8" and isa != ARM64
         if whole:
