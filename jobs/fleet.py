@@ -116,8 +116,10 @@ class Fleet:
     def shard_ended(self, worker: int, rows: int, now: float) -> None:
         """An attempt came to its end, with so many rows committed."""
         it = self._known(worker)
-        for rate in (self._rate, self._groups[it.group].rate, it.rate):
+        for rate in (self._rate, self._groups[it.group].rate):
             rate.add(rows, now - it.since)
+        if rows:
+            it.rate.add(rows, now - it.since)
         it.since = now
 
     def leaving(self, worker: int) -> None:

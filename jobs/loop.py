@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from jobs import policy, speculation
 from jobs.backlog import Backlog
@@ -50,7 +50,8 @@ class Loop:
     ledger: Ledger
     pool: Pool
     plans: Sequence[Plan]
-    missing: Sequence[Shard]
+    missing: InitVar[Sequence[Shard]]
+    """Not kept: a million shards take a quarter of a gigabyte, and those that are done are no longer needed."""
     limits: Limits
     workers: Workers
     progress: Progress
@@ -64,11 +65,11 @@ class Loop:
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, missing: Sequence[Shard]) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
         # backlog keeps this order among shards of about one size.
-        start = random.randrange(len(self.missing)) if self.missing else 0  # noqa: S311
-        missing = [*self.missing[start:], *self.missing[:start]]
+        start = random.randrange(len(missing)) if missing else 0  # noqa: S311
+        missing = [*missing[start:], *missing[:start]]
         try:
             crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
         except BaseException:

@@ -25,6 +25,7 @@ class Member:
     since: float = 0.0
     """Since when its time counts as that of the shard it holds."""
     rate: sizing.Rate = field(default_factory=sizing.Rate)
+    """Of attempts that ended well."""
 
 
 @dataclass

@@ -170,7 +170,7 @@ class Run:
         self._artifacts = outcome.artifacts
         return outcome
 
-    def _score(self, plans: Sequence[Plan], missing: Sequence[Shard]) -> Tally:
+    def _score(self, plans: Sequence[Plan], missing: list[Shard]) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
         self._tell_profile()
@@ -194,6 +194,7 @@ class Run:
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_of_worker(self.job) if sized else None,
         )
+        missing.clear()  # the loop lets go of each as it is done
         try:
             return loop.run()
         finally:

@@ -66,7 +66,7 @@ class FatePool:
         self.joined: set[Given] = set()
         """Attempts beside which another shard was given to their worker."""
         self.host_of: Callable[[int], str] = "host-{}".format
-        self._ledger, self._fate, self._starts = ledger, fate, starts
+        self._ledger, self.fate, self._starts = ledger, fate, starts
         self._numbers = itertools.count()
         self._workers: dict[int, _Worker] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -112,6 +112,10 @@ class FatePool:
     def close(self) -> None:
         self._workers.clear()
 
+    def put_off(self, given: Given) -> None:
+        """Ask for the fate of an attempt that hangs again, a second later."""
+        self._after(1.0, lambda: self._turn(given.worker, given))
+
     def _place(self, number: int) -> None:
         if number in self._workers:
             self._events.append(WorkerPlaced(number, f"node-{number}", 1))
@@ -132,7 +136,7 @@ class FatePool:
         worker = self._workers.get(number)
         if worker is None:
             return
-        fate = self._fate(given)
+        fate = self.fate(given)
         if fate == HANG:
             return
         if fate in DEATHS or fate is MEMORY:

@@ -51,8 +51,10 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Night:
-    rows: int
+    rows: int = 0
     shard_rows: int = 4000
+    shards: Sequence[int] = ()
+    """Rows of each shard in the order of the plan, where they differ."""
     hours: float | None = None
     """Until the deadline."""
     kinds: Sequence[Kind] = (Kind(),)
@@ -60,7 +62,13 @@ class Night:
     rate_before: float | None = None
     neighbours: int = 0
     """Workers of another run, on a node that is up from the start."""
+    slow: Mapping[int, float] = field(default_factory=dict)
+    """Speed of some nodes, by which of them was started first."""
     seed: int = 1
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self.shards or [self.shard_rows] * -(-self.rows // self.shard_rows)
 
     @property
     def ideal_node_hours(self) -> float:
@@ -80,6 +88,8 @@ class Morning:
     """Workers ready at once."""
     nodes: int
     lost: int
+    tail_s: float
+    """From when a worker was first out of work to the end."""
     tally: Tally
 
     def __str__(self) -> str:
@@ -115,11 +125,18 @@ class NightPool:
         self.now = 0.0
         self.peak = self.lost = self.launched = 0
         self.node_seconds = [0.0] * len(night.kinds)
+        self.idle_at: float | None = None
+        """When a worker that had worked was first left without a shard."""
         self._night = night
         self._random = random.Random(night.seed)
         self._order = itertools.count()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._workers: dict[int, _Worker] = {}
+        self._holding: dict[int, int] = {}
+        """Ready workers, with the number of shards that each holds."""
+        self._committed: set[int] = set()
+        self._rested: set[int] = set()
+        """Workers that have ended their last shard."""
         self._nodes: set[_Node] = set()
         self._events: list[Event] = []
         if night.neighbours:
@@ -129,8 +146,8 @@ class NightPool:
 
     # ---------------------------------------------------------------------------------- the contract
 
-    def workers(self) -> dict[int, int]:
-        return {number: len(worker.shards) for number, worker in self._workers.items() if worker.ready}
+    def workers(self) -> Mapping[int, int]:
+        return self._holding
 
     def size(self) -> int:
         return len(self._workers)
@@ -147,17 +164,21 @@ class NightPool:
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         it = self._workers[worker]
         it.shards.append(shard)
+        self._holding[worker] += 1
+        self._rested.discard(worker)
         if len(it.shards) == 1:
             self._begin(worker)
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
+        if self._rested and self.idle_at is None:
+            self.idle_at = self.now
         until = self.now + timeout_s
         while not self._events and self._timers and self._timers[0][0] <= until:
             self.now, _, action = heapq.heappop(self._timers)
             action()
         if not self._events:
             self.now = until
-        self.peak = max(self.peak, sum(worker.ready for worker in self._workers.values()))
+        self.peak = max(self.peak, len(self._holding))
         events, self._events = self._events, []
         return events
 
@@ -179,11 +200,15 @@ class NightPool:
         if worker is None:
             return
         worker.shards.remove(shard)
-        self._events.append(
-            ShardEnded(number, shard, replace(RESULT, index=shard.index, rows_ok=shard.rows, rows_bad=0))
-        )
+        self._holding[number] -= 1
+        first = shard.index not in self._committed
+        self._committed.add(shard.index)
+        result = replace(RESULT, index=shard.index, committed=first, rows_ok=shard.rows, rows_bad=0, bad_by_code={})
+        self._events.append(ShardEnded(number, shard, result))
         if worker.shards:
             self._begin(number)
+        else:
+            self._rested.add(number)
 
     # ------------------------------------------------------------------------------------------ nodes
 
@@ -202,6 +227,7 @@ class NightPool:
     def _ready(self, number: int) -> None:
         if number in self._workers:
             self._workers[number].ready = True
+            self._holding[number] = 0
             self._events.append(WorkerReady(number, INFO))
 
     def _autoscale(self) -> None:
@@ -223,7 +249,8 @@ class NightPool:
 
     def _launch(self, index: int) -> None:
         kind = self._night.kinds[index]
-        node = _Node(f"node-{self.launched:03}", index, self.now, self._random.choice(kind.speeds))
+        speed = self._night.slow.get(self.launched, self._random.choice(kind.speeds))
+        node = _Node(f"node-{self.launched:03}", index, self.now, speed)
         self.launched += 1
         self._nodes.add(node)
         self._after(self._random.uniform(*kind.boot_s), lambda: self._boot(node))
@@ -265,6 +292,8 @@ class NightPool:
 
     def _forget(self, number: int) -> None:
         worker = self._workers.pop(number)
+        self._holding.pop(number, None)
+        self._rested.discard(number)
         if worker.node is not None:
             worker.node.workers.discard(number)
             if worker.node in self._nodes:
@@ -291,8 +320,8 @@ class NightPool:
 def simulate(night: Night) -> Morning:
     """Run the night's shards to the end. The loop's own constants of time are the caller's to set."""
     pool = NightPool(night)
-    shards = [_shard(index, night.shard_rows) for index in range(-(-night.rows // night.shard_rows))]
-    plan: Any = SimpleNamespace(number=1, rows=night.shard_rows * len(shards))
+    shards = [_shard(index, rows) for index, rows in enumerate(night.sizes)]
+    plan: Any = SimpleNamespace(number=1, rows=sum(night.sizes))
     ledger: Any = SimpleNamespace(present=lambda plan: set())
     loop = Loop(
         ledger=ledger,
@@ -317,6 +346,7 @@ def simulate(night: Night) -> Morning:
         peak=pool.peak,
         nodes=pool.launched,
         lost=pool.lost,
+        tail_s=0.0 if pool.idle_at is None else pool.now - pool.idle_at,
         tally=tally,
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 # ---------------------------------------------------------------------------------------------- the work
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
     """Rows [row_start, row_stop) of one row group of one source, pinned to the source's version.
 
@@ -39,7 +39,7 @@ class Slice:
         return self.row_stop - self.row_start
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """The unit of work, retry and commit: one output object."""
 

@@ -48,22 +48,23 @@ DIGEST = "0" * 64
 class PagedStore(MemoryStore):
     """Counts the requests of listings, and the time that the driver spends on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: int) -> None:
         super().__init__()
         self.requests = 0
         self.listing_s = 0.0
-        self.committed: set[int] = set()
-        """Shards of the one plan; their objects are not made."""
+        self.committed = bytearray(shards)
+        """For each shard of the one plan whether it is: objects are not made."""
 
     def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
         if "/plan=" not in prefix:
             yield from super().list(prefix, parts)
             return
-        numbers = itertools.chain.from_iterable(range(int(p) * PAGE, int(p) * PAGE + PAGE) for p in parts)
-        there = [n for n in (numbers if parts else sorted(self.committed)) if n in self.committed]
-        self.requests += max(len(parts), -(-len(there) // PAGE), 1)
+        firsts = [int(part) * PAGE for part in parts] or range(0, len(self.committed), PAGE)
         began = time.thread_time()
-        yield from (ObjectInfo(f"{prefix}/{number:08d}.parquet", 1, "") for number in there)
+        for first in firsts:
+            self.requests += 1
+            there = (n for n in range(first, min(first + PAGE, len(self.committed))) if self.committed[n])
+            yield from (ObjectInfo(f"{prefix}/{number:08d}.parquet", 1, "") for number in there)
         self.listing_s += time.thread_time() - began
 
 
@@ -140,8 +141,8 @@ class HeapPool:
         assert shard is not None
         self._held[worker].remove(shard)
         self._holding[worker] -= 1
-        first = shard.index not in self._store.committed
-        self._store.committed.add(shard.index)
+        first = not self._store.committed[shard.index]
+        self._store.committed[shard.index] = True
         if self._held[worker]:
             self._begin(worker, self._held[worker][0])
         result = replace(
@@ -158,7 +159,7 @@ class HeapPool:
 
 def planned(shards: int) -> tuple[Ledger, Plan, PagedStore]:
     """A plan over Parquet files of a thousand row groups, each a shard."""
-    store = PagedStore()
+    store = PagedStore(shards)
     ledger = Ledger(store, "model=net-0123456789abcdef")
     files = [opened(f"s3://bucket/images/{n:06d}.parquet", *[SHARD_ROWS] * 1000) for n in range(-(-shards // 1000))]
     content = Content(cut(files, Bounds(SHARD_ROWS, SHARD_ROWS, 2**40)), keys=None)
@@ -177,6 +178,7 @@ def main() -> None:
     ledger, plan, store = planned(arguments.shards)
     missing = ledger.missing(plan)
     before_mib, store.requests = _peak_mib(), 0
+    shards = len(missing)
     pool = HeapPool(store)
     profile = cProfile.Profile() if arguments.profile else None
     began = time.process_time()
@@ -187,7 +189,7 @@ def main() -> None:
         missing=missing,
         limits=Limits(),
         workers=Workers(max=arguments.workers),
-        progress=Progress(plan.rows, len(missing), out=io.StringIO(), clock=lambda: pool.now),
+        progress=Progress(plan.rows, shards, out=io.StringIO(), clock=lambda: pool.now),
         interrupted=lambda: False,
         crashes=CrashLog(store, ledger.root, "bench"),
         finish_in_s=arguments.deadline_h and arguments.deadline_h * 3600,
@@ -196,16 +198,17 @@ def main() -> None:
         sleep=lambda seconds: None,
     )
     ready_s = time.process_time() - began
+    missing.clear()
     if profile:
         profile.enable()
     tally = loop.run()
     if profile:
         profile.disable()
     cpu_s = time.process_time() - began - ready_s - pool.took_s
-    assert tally.shards == len(missing)
-    print(f"{len(missing):,} shards, {arguments.workers:,} workers, {pool.polls:,} steps of the loop")
+    assert tally.shards == shards
+    print(f"{shards:,} shards, {arguments.workers:,} workers, {pool.polls:,} steps of the loop")
     took = f"{cpu_s:.1f} s, of which listings {store.listing_s:.1f} s"
-    print(f"{len(missing) / cpu_s:,.0f} shards per second of CPU: {took}")
+    print(f"{shards / cpu_s:,.0f} shards per second of CPU: {took}")
     print(f"besides: the books at the start {ready_s:.1f} s, the made-up workers {pool.took_s:.1f} s")
     print(f"a night of {pool.now / 3600:.1f} h; requests for listings: {store.requests:,}")
     print(f"second attempts: {tally.speculative_attempts}, of which first: {tally.speculative_wins}")
