@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pytest
@@ -26,9 +26,18 @@ from workers.contract import GateSpec, Preprocess
 from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.digits import DIGITS
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
-from workers.engines.torchscript import from_archive, operators
+from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
-from workers.quantize import Artifacts, QuantizeError, only_float, quantize
+from workers.quantize import (
+    Artifacts,
+    QuantizeError,
+    Quantizer,
+    float_artifact,
+    only_float,
+    quantize,
+    quantize_torch,
+)
+from workers.quantize_graph import GraphCalibration
 from workers.torchvision_import import import_torchvision
 
 GATE = GateSpec(labels_column="label")
@@ -133,6 +142,85 @@ def test_relu6_is_absorbed_into_the_output_range_of_its_convolution() -> None:
     assert counts["quantized::conv2d_relu"] == 2
     assert not [kind for kind in counts if "hardtanh" in kind or "clamp" in kind or "relu6" in kind]
     assert error_of(artifacts, 32).logit_error < 0.05
+
+
+def logits_in_int8(calibration: GraphCalibration, float_layers: Collection[str], pixels_NHWC: Pixels) -> Logits:
+    with deprecations_silenced():
+        quantized = calibration.quantized(isa_class(), float_layers)
+        buffer = new_buffer(quantized.layout, len(pixels_NHWC))
+        buffer.interior_NHWC[:] = pixels_NHWC
+        with torch.no_grad():
+            logits: Logits = quantized.module(torch.from_numpy(buffer.full_NHWC)).numpy()
+    return logits
+
+
+@pytest.mark.parametrize(
+    "float_layers", [("conv1",), ("conv2",), ("fc",), ("conv1", "conv2"), ("conv2", "fc"), ("conv1", "conv2", "fc")]
+)
+def test_layers_left_float_keep_relu6_the_uint8_input_and_the_values_of_fp32(float_layers: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    network = settled(_Relu6Network(), 32)
+    with torch.no_grad():
+        network.bn1.weight.fill_(5.0)  # type: ignore[union-attr, operator]
+        network.bn2.weight.fill_(5.0)  # type: ignore[union-attr, operator]
+    with deprecations_silenced():
+        calibration = GraphCalibration(network, how(32), noise(32, 32))
+        assert calibration.quantized(isa_class(), float_layers).input_mode == "uint8"
+    pixels_NHWC = noise(8, 32, seed=1)
+    expected = score_crops(open_artifact(float_artifact(loaded(network, how(32), 8))), pixels_NHWC, 8)
+    found = logits_in_int8(calibration, float_layers, pixels_NHWC)
+    everything = len(float_layers) == 3
+    assert np.abs(found - expected).mean() < (0.005 if everything else 0.05) * expected.std()
+
+
+class _OwnWeights(nn.Module):
+    """Calls functions with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+        self.head = nn.ParameterDict({"weight": torch.randn(8, 16) / 4})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # With fewer arguments FX cannot pack the weight, and the network is quantized layer by layer.
+        x = nn.functional.conv2d(self.conv(x).relu(), self.weight, None, [1, 1], [1, 1], [1, 1], 1).relu()
+        logits: torch.Tensor = nn.functional.linear(x.mean((2, 3)), self.head["weight"])
+        return logits
+
+
+@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+def test_functions_called_with_weights_become_int8_or_stay_float_by_name(isa: str) -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer(loaded(_OwnWeights(), how(32), 8), noise(32, 32))
+    whole = quantizer.artifact(isa)
+    assert (whole.info.recipe, whole.info.quantized_ops, whole.info.float_ops) == ("graph", 3, 0)
+    most = quantizer.artifact(isa, accept=lambda _: False, most_float=0.99)
+    assert set(most.info.float_layers) < {"conv", "weight", "head"}
+    assert (most.info.quantized_ops, most.info.float_ops) == (1, 2)
+
+
+def test_one_calibration_makes_for_each_class_of_cpu_what_its_own_would() -> None:
+    crops_NHWC = digits().training.pixels_NHWC[:CALIBRATION_ROWS]
+    both = Quantizer(digits_model(), crops_NHWC)
+    pixels_NHWC = digits().held_out.pixels_NHWC[:16]
+    found = {}
+    for isa in (X86_NO_VNNI, X86_VNNI, X86_NO_VNNI):
+        shared = open_artifact(both.artifact(isa))
+        alone = open_artifact(quantize_torch(digits_model(), crops_NHWC, isa))
+        found[isa] = score_crops(shared, pixels_NHWC, 8)
+        np.testing.assert_array_equal(found[isa], score_crops(alone, pixels_NHWC, 8))
+    assert not np.array_equal(found[X86_VNNI], found[X86_NO_VNNI])
+
+
+def test_factors_of_squeeze_and_excitation_are_written_out_before_they_multiply() -> None:
+    torch.manual_seed(0)
+    network = settled(import_torchvision().models.mobilenet_v3_small(weights=None), 64)
+    artifact = quantize_torch(loaded(network, how(64), 1000), noise(8, 64), isa_class())
+    counts = operators(from_archive(artifact.data, "onednn"))
+    assert counts["quantized::mul"] == counts["aten::expand_as"] == 9
+    assert counts["quantized::hardswish"] == 19
+    assert counts["aten::dequantize"] == 1  # the logits: everything before them is INT8
 
 
 class _Branches(nn.Module):

@@ -21,6 +21,7 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from workers.broadcasts import write_out_factors
 from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
 from workers.cpu import X86_VNNI
@@ -72,7 +73,8 @@ class GraphCalibration:
         self._to_input: Callable[[torch.Tensor], torch.Tensor]
         self._to_input = _to_float if self._reads_pixels else NormalizedInput(nn.Identity(), preprocess)
 
-        example = self._to_input(next(calibration_batches(crops_NHWC[:1], self._layout)))
+        self._example_NHWC = crops_NHWC[:1]
+        example = self._to_input(next(calibration_batches(self._example_NHWC, self._layout)))
         self._observed = prepare_fx(
             network,
             _qconfig(),
@@ -106,6 +108,10 @@ class GraphCalibration:
         configs = {**attributes.node_name_to_qconfig, **dict.fromkeys(float_nodes)}
         observed.meta[_ATTRIBUTES] = replace(attributes, node_name_to_qconfig=configs)
         converted = convert_fx(observed, backend_config=get_onednn_backend_config())
+        example = self._to_input(next(calibration_batches(self._example_NHWC, self._layout)))
+        write_out_factors(
+            converted, torch.quantize_per_tensor(example, 1.0, 0, torch.quint8) if self._reads_pixels else example
+        )
         module = QuantizedInput(converted) if self._reads_pixels else NormalizedInput(converted, self._preprocess)
         return QuantizedNetwork(
             module=module.eval(),
