@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
@@ -83,12 +85,12 @@ class _Link:
 
 def _cells_of(column: pa.Array, kind: str) -> Sequence[ImageCell | _Link]:
     if kind == "binary":
-        return _cells(column)
+        return binary_cells(column)
     if kind == "uri":
         return [_Link(value) for value in _texts(column)]
     # flatten() carries the nulls of the struct itself over to its fields.
     fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
-    images = _cells(fields["bytes"])
+    images = binary_cells(fields["bytes"])
     paths = _texts(fields["path"]) if kind == "struct" else [None] * len(column)
     # Hugging Face stores either the bytes or, when they were not embedded, the path.
     return [
@@ -104,14 +106,27 @@ def _texts(column: pa.Array) -> list[str | None]:
     ]
 
 
-def _cells(column: pa.Array) -> list[ImageCell]:
-    """Each cell's bytes without a copy, or the error row's code for a null."""
-    null = BadImage(ErrorCode.NULL, "the image cell is null")
-    return [cell.as_buffer() if cell.is_valid else null for cell in column]
+def binary_cells(column: pa.Array) -> list[ImageCell]:
+    """Each cell of a (large) binary column as it lies in Arrow's memory, or the error row's code for a null.
+
+    By the column's offsets, because pyarrow's own access to one cell copies it.
+    """
+    _, offsets, data = column.buffers()
+    if data is None:  # not one byte in the column
+        data = pa.py_buffer(b"")
+    width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    ends = np.frombuffer(offsets, width, len(column) + 1, column.offset * width().itemsize).tolist()
+    bytes_of_all = memoryview(data).cast("B")
+    cells: list[ImageCell] = [bytes_of_all[start:stop] for start, stop in pairwise(ends)]
+    if column.null_count:
+        null = BadImage(ErrorCode.NULL, "the image cell is null")
+        for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
+            cells[row] = null
+    return cells
 
 
 def _size(cell: ImageCell) -> int:
-    return 0 if isinstance(cell, BadImage) else len(cell) if isinstance(cell, bytes) else cell.size
+    return 0 if isinstance(cell, BadImage) else len(cell)
 
 
 def _followed(cells: Sequence[ImageCell | _Link], source: str, how: InputSpec) -> Iterator[ImageCell]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from workers.decoding import BadImage
 
-ImageCell: TypeAlias = pa.Buffer | bytes | BadImage
+ImageCell: TypeAlias = memoryview | bytes | BadImage
 """An encoded image, or why the row has none."""
 
 

@@ -13,13 +13,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from workers import memory, threads
 from workers.crew import Go, Prepare, Ran, Ready, Setup
 from workers.expendable import to_parent
 from workers.failures import classify
-from workers.rows import RowBlock
+from workers.rows import ImageCell, RowBlock
 from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ class Trial:
     def __init__(self, parent: Connection) -> None:
         self._parent = parent
         self._predictor: Predictor
-        self._images: list[pa.Buffer]
+        self._images: list[ImageCell]
         self._batch = 0
         self._rounds = 1
 

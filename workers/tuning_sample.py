@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, SampleSlice, Shard
 from workers.decoding import BadImage
+from workers.parquet_rows import binary_cells
 from workers.reading import ShardReader
+from workers.rows import ImageCell
 
 COLUMN = "image"
 MOST_BYTES = 256 * 2**20
@@ -41,7 +43,7 @@ def write_sample(path: Path, images: Sequence[bytes]) -> None:
         writer.write_table(table)
 
 
-def map_sample(path: str) -> list[pa.Buffer]:
+def map_sample(path: str) -> list[ImageCell]:
     with pa.memory_map(path) as file:
         column = pa.ipc.open_file(file).read_all().column(COLUMN)
-    return [cell.as_buffer() for cell in column]
+    return [cell for chunk in column.chunks for cell in binary_cells(chunk)]
