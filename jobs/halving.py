@@ -23,6 +23,11 @@ TURNS = 2
 LAST_TURNS = 6
 """Enough of them to tell a difference from noise."""
 LEAST_SLICE_S = 0.1
+MOST_OF_TIME = 0.5
+"""Of the time that is left a round that is not the last takes no more, however long its candidates take to start: what
+was not reached by then falls out, and the others are still compared well."""
+ROUGH = 0.1
+"""A difference of single slices tells no more than this."""
 NOTICEABLE = 0.01
 """A smaller gain is not worth a more complicated way, however sure it is."""
 SURE = 2.0
@@ -74,8 +79,8 @@ def halve(
     """Every candidate's standing, the best one first: by rounds, then by rate; those that are out come last.
 
     `keep` stay to the end whatever their rate, to be compared with. `clock` tells the time in seconds; with the time
-    over the search ends after the slice under way, so put first what is likely to be good. `told` hears of each round:
-    its number, how many take part and for how long at a time.
+    over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
+    comes last may not be reached. `told` hears of each round: its number, how many take part, for how long at a time.
     """
     standings = {candidate: Standing(candidate) for candidate in candidates}
     ends_at = clock() + seconds
@@ -87,8 +92,9 @@ def halve(
         turns = LAST_TURNS if to_come == 1 else TURNS
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
         told(number, len(alive), slice_s)
-        _round([standings[c] for c in alive], measure, slice_s, turns, number, ends_at, clock)
-        alive = [c for c in alive if not standings[c].out]
+        round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
+        _round([standings[c] for c in alive], measure, slice_s, turns, number, round_ends_at, clock)
+        alive = [c for c in alive if not standings[c].out and standings[c].rounds]
         if to_come == 1:
             break
         alive = survivors({c: standings[c].rate or 0.0 for c in alive}, keep)
@@ -116,7 +122,7 @@ def _round(
     ends_at: float,
     clock: Callable[[], float],
 ) -> None:
-    """Everybody's slices of one round. One that the end of time cuts short counts if everybody had a turn in it."""
+    """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
     seen: dict[C, list[float]] = {s.candidate: [] for s in standings}
     for turn in range(turns):
         for standing in standings if turn % 2 == 0 else reversed(standings):
@@ -178,6 +184,6 @@ def same(a: Standing[C], b: Standing[C]) -> bool:
     ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
     difference = abs(statistics.fmean(ratios))
     if len(ratios) < 2:
-        return difference <= NOTICEABLE
+        return difference <= ROUGH
     error = statistics.stdev(ratios) / math.sqrt(len(ratios))
     return difference <= max(math.log1p(NOTICEABLE), SURE * error)

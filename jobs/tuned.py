@@ -12,7 +12,7 @@ SHOWN = 16
 """Rows of the table on the terminal; the profile has all."""
 BUSY = 0.9
 """A worker on one core that waits for nothing keeps more of it busy, unless the core is somebody else's, too."""
-NOT_REACHED = "not measured: the time was over"
+NOT_REACHED = "not measured: the time was over before its turn"
 
 
 def rows(
