@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
+from unittest import mock
 
 import fsspec
 import pytest
@@ -19,8 +20,10 @@ import jobs.ledger
 import jobs.running
 import workers.ahead
 import workers.retries
+from jobs.backlog import Backlog
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
+from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import HEADING, Bounds, Figures
 
@@ -85,6 +88,16 @@ def test_two_runs_with_any_preemption_and_a_write_in_flight_that_comes_at_any_ti
     explored(table, Scenario("two runs, a write in flight", A, runs=2), bounds)
 
 
+@pytest.mark.parametrize("slow", list(Slow), ids=lambda slow: slow.name.lower())
+def test_a_shard_that_two_workers_try_with_every_fault_at_every_call(table: list[Figures], slow: Slow) -> None:
+    """Either dies before it commits or after, loses the answer, or its write comes late, before the other's or not."""
+    scenario = Scenario(f"one run, two attempts, {slow.value}", A | B, slow=slow)
+    with mock.patch.object(Backlog, "double", autospec=True, side_effect=Backlog.double) as double:
+        figures = explored(table, scenario, Bounds(every_call=False))
+    assert double.call_count > figures.executions / 2
+    assert Fault.WORKER_LOST_LATE.value in figures.faults
+
+
 def test_three_runs_at_random(table: list[Figures]) -> None:
     scenario = Scenario("three runs, 3 faults, at random", A | B | C, runs=3, changes=[LATE_FILE], shard_rows=2)
     sampled(table, scenario, Bounds(faults=3, preemptions=99), 150, seed=4)
@@ -109,6 +122,13 @@ def test_what_is_taken_over_from_a_process_is_given_back() -> None:
 @pytest.mark.timeout(900)
 def test_a_later_run_with_every_fault_at_every_call(table: list[Figures]) -> None:
     explored(table, Scenario("one run, a second night", A | C, before=B), Bounds())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_runs_whose_workers_try_shards_twice_with_any_preemption_and_any_fault(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, two attempts, any fault", A | B, runs=2, slow=Slow.SECOND)
+    explored(table, scenario, Bounds(faults=1, preemptions=1, every_call=False))
 
 
 @pytest.mark.slow

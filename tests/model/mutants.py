@@ -13,6 +13,8 @@ from typing import Any
 from unittest import mock
 
 import jobs.discovery
+from jobs.backlog import Backlog
+from jobs.casualties import Casualties
 from jobs.claims import Wanted
 from jobs.done import DoneRecord, done_shard
 from jobs.ledger import Ledger
@@ -20,8 +22,10 @@ from jobs.plans import Plan, decode_plan, encode_plan
 from jobs.running import Run
 from jobs.sources import Source
 from tests.model.faults import Fault
+from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
+from workers.contract import Shard
 from workers.store import NotFound, ObjectStore
 
 A, B = {"a.jpg": b"a"}, {"b.jpg": b"b"}
@@ -125,6 +129,25 @@ def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Pl
     return decode_plan(number, data)
 
 
+# -------------------------------------------------------------------------------------- two attempts
+
+
+def counted_twice(self: Backlog, key: str, right: Callable[[Backlog, str], bool] = Backlog.settle) -> bool:
+    """Whatever comes in is a result, also of the slower attempt."""
+    right(self, key)
+    return True
+
+
+def settled_early(self: Backlog, shard: Shard, right: Callable[[Backlog, Shard], None] = Backlog.double) -> None:
+    """What two workers try counts as good as done."""
+    right(self, shard)
+    self.settle(shard.key)
+
+
+def dropped(self: Casualties, retry: Any, failure: Any, now: float) -> None:
+    """A failure is left to the other attempt, also where there is none any more."""
+
+
 # --------------------------------------------------------------------------------------------------- all
 
 
@@ -136,10 +159,13 @@ def method(owner: type, name: str, mistake: Callable[..., Any]) -> Callable[[Sta
     return lambda stage: mock.patch.object(owner, name, mistake)
 
 
+TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
 TWO_DELIVERIES = Scenario("a file arrives while the first run plans", A, runs=2, changes=[Change("b.jpg", b"b")])
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
+ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
+BOTH_DIE = Bounds(faults=2, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
 CRASHES = Bounds(faults=1, preemptions=1, every_call=False, only=frozenset({Fault.CRASH_BEFORE}))
 
 MUTANTS = (
@@ -159,5 +185,17 @@ MUTANTS = (
     Mutant(
         "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
         "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),
+        "tells of 3 shards scored, and there are 2",
+    ),
+    Mutant(
+        "settled before either attempt has committed", method(Backlog, "double", settled_early), TWO_ATTEMPTS,
+        BOTH_DIE, "ended with NotFound",
+    ),
+    Mutant(
+        "the other attempt is relied on too long", method(Casualties, "_follow_up", dropped), TWO_ATTEMPTS,
+        ONE_DIES, "does not come to an end",
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ last shard), a count of rows that shares no code with `verify`, and a quiet run 
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.scenario import Stage
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
+REPORT = re.compile(rf"{OUT}/_stint/runs/[^/]*/report\.json")
 DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.parquet")
 
 
@@ -33,7 +35,7 @@ class Judgement:
 def judge(stage: Stage, *, quiet: bool) -> Judgement:
     """Judge the bucket as it is. `quiet`: a run with nothing to do has just ended, so nothing may be missing."""
     bucket = stage.world.bucket
-    problems = [*bucket.history, *_early(bucket, stage)]
+    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket)]
     try:
         problems += verify(stage.job()).problems
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
@@ -59,6 +61,19 @@ def _early(bucket: Bucket, stage: Stage) -> list[str]:
         absent = [s.key for s in ledger.plan(number).shards if f"{OUT}/{root}/{s.key}" not in present]
         early += [f"the done record of plan {number} came before {key}" for key in absent]
     return early
+
+
+def _told_too_much(bucket: Bucket) -> list[str]:
+    """Reports that count a shard more than once: as scored in their run, or as committed by whichever run."""
+    reports = {path: json.loads(data) for path, data in bucket.objects.items() if REPORT.fullmatch(path)}
+    objects = sum(SHARD.fullmatch(path) is not None for path in bucket.objects)
+    told = [
+        f"{path} tells of {report['shards_scored_here']} shards scored, and there are {objects}"
+        for path, report in reports.items()
+        if report["shards_scored_here"] > objects
+    ]
+    committed = sum(report["shards_committed_here"] for report in reports.values())
+    return [*told, *([f"runs tell of {committed} shards committed, of {objects}"] if committed > objects else [])]
 
 
 def _count(bucket: Bucket) -> tuple[int, int]:

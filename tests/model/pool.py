@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -20,6 +21,10 @@ from workers.reading import ShardReader
 from workers.store import open_store
 from workers.writing import Scored, encode, object_facts
 
+SCORE_S = 1.0
+"""What an attempt takes, where time matters: between a slow worker and others."""
+NAPS = 20
+"""Waits for nothing after which a slow worker goes on by itself: the shard may be one that is not tried twice."""
 IDLE_S = 2.0
 """How long a wait for nothing takes: a driver that is held up, so that pauses after failures end in a few steps."""
 _facts = cache(object_facts)  # pure, and much of an execution's time
@@ -84,15 +89,23 @@ def _encoded(shard: Shard, read: tuple[tuple[int, int], ...], gone: tuple[int, .
     return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=gone, metadata=metadata)
 
 
+class Slow(enum.Enum):
+    """A first worker that does nothing until another has been given its shard too; then both attempts end at once."""
+
+    FIRST = "the slow one commits first"
+    SECOND = "the slow one commits second"
+
+
 class ModelPool:
     """The pool's contract, one shard at a time, inside of the run's coroutine."""
 
-    def __init__(self, world: World, spec: WorkerSpec) -> None:
-        self._world, self._spec = world, spec
+    def __init__(self, world: World, spec: WorkerSpec, slow: Slow | None = None) -> None:
+        self._world, self._spec, self._slow = world, spec, slow
         self._workers: dict[int, ModelWorker] = {}
         self._held: dict[int, list[Shard]] = {}
         self._events: list[Event] = []
         self._next = 0
+        self._naps = 0
 
     def workers(self) -> dict[int, int]:
         return {worker: len(shards) for worker, shards in self._held.items()}
@@ -113,16 +126,33 @@ class ModelPool:
         self._held[worker].append(shard)
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
-        for number, worker in self._workers.items():
-            if number not in self._held:
-                info = worker.start()
-                assert isinstance(info, WorkerInfo)
-                self._held[number] = []
-                return [WorkerReady(number, info)]
+        if new := [number for number in self._workers if number not in self._held]:
+            return [self._ready(number) for number in new]
+        if both := self._tried_twice():
+            self._world.current.now_s += SCORE_S
+            return [self._scored(number, shard) for number, shard in both]
+        asleep = {0} if self._slow and len(self._held) > 1 and self._naps < NAPS else set()
         for number, shards in self._held.items():
-            if shards:
+            if shards and number not in asleep:
+                self._world.current.now_s += SCORE_S if self._slow else 0.0
                 return [self._scored(number, shards[0])]
+        self._naps += 1
         self._world.current.now_s += max(timeout_s, IDLE_S)
+        return []
+
+    def _ready(self, number: int) -> Event:
+        info = self._workers[number].start()
+        assert isinstance(info, WorkerInfo)
+        self._held[number] = []
+        return WorkerReady(number, info)
+
+    def _tried_twice(self) -> list[tuple[int, Shard]]:
+        """The two attempts at a shard, in the order in which they are to end."""
+        held = [(number, shard) for number, shards in self._held.items() for shard in shards]
+        for worker, shard in held:
+            both = [(number, it) for number, it in held if it == shard and worker == 0]
+            if len(both) > 1:
+                return both if self._slow is Slow.FIRST else both[::-1]
         return []
 
     def _scored(self, number: int, shard: Shard) -> Event:
@@ -142,14 +172,14 @@ class ModelPool:
 
 
 class ModelCluster:
-    """One machine for one worker. Its bundle is a manifest, created as the real maker creates it."""
+    """One machine for as many workers as the spec allows. Its bundle is a manifest, created as a maker creates it."""
 
-    def __init__(self, world: World, job: Job) -> None:
-        self._world, self._job = world, job
+    def __init__(self, world: World, job: Job, slow: Slow | None = None) -> None:
+        self._world, self._job, self._slow = world, job, slow
         self._outcome: BundleOutcome | Failure | None = None
 
     def most_workers(self, threads: int) -> int | None:
-        return 1
+        return self._job.spec.workers.max
 
     def most_threads(self) -> int | None:
         return None
@@ -181,7 +211,7 @@ class ModelCluster:
         return self._outcome
 
     def pool(self, spec: WorkerSpec) -> ModelPool:
-        return ModelPool(self._world, spec)
+        return ModelPool(self._world, spec, self._slow)
 
     def describe(self) -> str:
         return "a model"

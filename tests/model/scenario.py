@@ -26,7 +26,7 @@ from jobs.plans import decode_plan
 from jobs.progress import Progress
 from jobs.spec import JobSpec
 from tests.model.model_fs import IN, OUT, Bucket
-from tests.model.pool import ModelCluster
+from tests.model.pool import ModelCluster, Slow
 from tests.model.scheduler import World, taken_over
 
 _decode_plan = cache(decode_plan)  # pure, and much of an execution's time
@@ -76,11 +76,13 @@ class Scenario:
     """Whether the output is empty: neither probe nor bundle is there."""
     on_change: str = "report"
     shard_rows: int = 1
+    slow: Slow | None = None
+    """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
 
     @property
     def spec(self) -> JobSpec:
         given = {**SPEC["input"], "on_change": self.on_change, "shard_rows": self.shard_rows}
-        return JobSpec.model_validate({**SPEC, "input": given})
+        return JobSpec.model_validate({**SPEC, "input": given, "workers": {"max": 2 if self.slow else 1}})
 
 
 class Stage:
@@ -104,7 +106,9 @@ class Stage:
         def run() -> None:
             world = self.world
             job = Job.open(self.spec, self.days)
-            jobs.running.Run(job, lambda: ModelCluster(world, job), lambda: False, lambda line: None).complete()
+            jobs.running.Run(
+                job, lambda: ModelCluster(world, job, self.scenario.slow), lambda: False, lambda line: None
+            ).complete()
 
         return run
 
