@@ -160,26 +160,33 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
 def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:
     """Rows of the pieces of a row group with which `left` rows begin: one, or for a huge one even parts.
 
-    Where the plan is cut finer the parts become smaller too, but not below MIN_SPLIT_ROWS, or half of it for the rest.
+    Where the plan is cut finer the parts become smaller too.
     """
     if group.whole or (group.rows <= SPLIT_FACTOR * within.split_rows and group.bytes <= SPLIT_FACTOR * within.bytes):
         return [group.rows]
     parts = min(group.rows, max(-(-group.rows // within.split_rows), -(-group.bytes // within.bytes)))
-    even = [group.rows * (part + 1) // parts - group.rows * part // parts for part in range(parts)]
+    least, over = divmod(group.rows, parts)
     pieces: list[int] = []
-    for rows in even:
-        if not within.workers or within.limit(left) >= rows:
-            pieces.append(rows)
-            left -= rows
-            continue
-        rest = group.rows - sum(pieces)
-        least = min(rows, MIN_SPLIT_ROWS)
-        while rest:
-            size = min(rows, max(least, within.limit(left)))
-            if rest < size + least:  # what would be left is too little for a piece of its own
-                size = rest if rest <= size else -(-rest // 2)
-            pieces.append(size)
-            rest -= size
-            left -= size
-        break
+    for rows in [least + 1] * over + [least] * (parts - over):
+        here = left - sum(pieces)
+        if within.workers and within.limit(here) < rows:
+            return pieces + _finer(group.rows - sum(pieces), rows, within, here)
+        pieces.append(rows)
+    return pieces
+
+
+def _finer(rows: int, most: int, within: Bounds, left: int) -> list[int]:
+    """Pieces of the last `rows` of a row group, with which `left` rows begin, none of them larger than `most`.
+
+    Not below MIN_SPLIT_ROWS, or half of it where there would be too little left for a piece of its own.
+    """
+    least = min(most, MIN_SPLIT_ROWS)
+    pieces = []
+    while rows:
+        size = min(most, max(least, within.limit(left)))
+        if rows < size + least:
+            size = rows if rows <= size else -(-rows // 2)
+        pieces.append(size)
+        rows -= size
+        left -= size
     return pieces

@@ -18,7 +18,7 @@ from workers.contract import Shard
 
 CLAIMED_ONLY = -1
 """Shard number of a source that is claimed and has no rows."""
-ROWS_TOGETHER = 2**20
+ROWS_TOGETHER = 2**17
 """Of a plan's file, that are written or read at once."""
 
 PLAN_SCHEMA = pa.schema(

@@ -79,7 +79,7 @@ class Look:
         """Whether every shard has its object; looks no further than it must. Raises StoreError, StoreDenied."""
         while parts := self._with_gaps()[:PARTS_TOGETHER]:
             self._list(parts)
-            if parts[0] in self._with_gaps():
+            if not set(parts).isdisjoint(self._with_gaps()):
                 return False
         return True
 

@@ -1,0 +1,72 @@
+"""Slices in columns are the slices that went in."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import plans, slices
+from jobs.planning import Cut
+from jobs.plans import Content, decode_plan, encode_plan
+from jobs.slices import Slices
+from jobs.sources import Source
+from workers.contract import Slice
+
+SHARDS = st.lists(
+    st.lists(
+        st.builds(
+            Slice,
+            uri=st.sampled_from(["a", "b", "c"]),
+            size=st.just(7),
+            version=st.sampled_from(["v1", "v2"]),
+            row_group=st.integers(0, 3),
+            row_start=st.integers(0, 10),
+            row_stop=st.integers(11, 2**40),
+            byte_start=st.integers(0, 2**40),
+        ),
+        min_size=1,
+        max_size=4,
+    ).map(tuple),
+    max_size=9,
+)
+
+
+@given(SHARDS)
+def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> None:
+    made = Slices.of(shards)
+    assert list(made) == shards
+    assert len(made) == len(shards)
+    assert made.rows.tolist() == [sum(piece.rows for piece in of_shard) for of_shard in shards]
+    assert [made[i] for i in range(-len(shards), 0)] == shards
+    assert list(made[1:-1:2]) == shards[1:-1:2]
+    with pytest.raises(IndexError):
+        made[len(shards)]
+
+
+@given(shards=SHARDS, together=st.integers(1, 5))
+def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
+    shards: list[tuple[Slice, ...]], together: int
+) -> None:
+    content = Content(Cut(Slices.of(shards), empty=(Source("empty", 1, "v"),)), None, {"a": "v0"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "ROWS_TOGETHER", together)
+        patch.setattr(slices, "TOGETHER", together)
+        data = encode_plan(content, "token")
+        plan = decode_plan(5, data)
+        assert [shard.slices for shard in plan.shards] == shards
+    assert plan.claimed == {(piece.uri, piece.version) for shard in shards for piece in shard} | {("empty", "v")}
+    supersedes = pq.read_table(pa.BufferReader(data), columns=["uri", "supersedes"]).to_pylist()
+    assert all(row["supersedes"] == ("v0" if row["uri"] == "a" else None) for row in supersedes)
+
+
+def test_a_plan_from_before_some_columns_were_is_read() -> None:
+    piece = Slice(uri="a", size=7, version="v", row_group=1, row_start=2, row_stop=3, byte_start=4)
+    data = encode_plan(Content(Cut(Slices.of([(piece,)])), None), "token")
+    table = pq.read_table(pa.BufferReader(data)).drop_columns(["byte_start", "supersedes"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    (shard,) = decode_plan(1, sink.getvalue().to_pybytes()).shards
+    assert (shard.slices[0].row_start, shard.slices[0].byte_start) == (2, 0)
