@@ -74,6 +74,12 @@ def test_pixels_that_are_no_full_buffer_are_refused() -> None:
         runs.predict(runs.buffer(2).full_NHWC.astype(np.float32))
 
 
+def test_as_arm_gets_it_every_layer_runs_in_int8_too() -> None:
+    info, executed = artifact(ARM64).info, engine(artifact(ARM64))._session.executed
+    assert (info.recipe, info.quantized_ops, info.float_ops) == ("qdq-s8s8", 7, 0)
+    assert (executed["QLinearConv"], executed["QLinearAdd"], executed["QGemm"]) == (6, 2, 1)
+
+
 @pytest.mark.parametrize("claimed", [6, 8, 0])
 def test_model_with_another_number_of_int8_products_is_refused(claimed: int) -> None:
     made = artifact()

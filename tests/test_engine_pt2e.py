@@ -86,6 +86,7 @@ def test_package_with_another_number_of_int8_products_is_refused(claimed: int) -
         engine(replace(made, info=replace(made.info, quantized_ops=claimed)))
 
 
+@pytest.mark.slow
 def test_package_that_computes_in_float_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without freezing, quantized weights are unpacked and multiplied in float: the trap this check is for."""
     monkeypatch.setitem(making._INDUCTOR, "freezing", False)

@@ -137,7 +137,7 @@ def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, mo
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_PRODUCTS if transformer else None,
             per_channel=True,
-            reduce_range=isa == X86_NO_VNNI,
+            reduce_range=isa == X86_NO_VNNI,  # of weights only
             activation_type=QuantType.QInt8 if isa == ARM64 else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
