@@ -88,7 +88,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     """`bilinear`, `bicubic` or `nearest`; the first two antialiased, as torchvision's presets are."""
     decode: str = "exact"
-    """`exact`, or `scaled`: JPEGs at least twice the resize's target are made smaller while they are decoded."""
+    """`exact`, or `scaled`: JPEGs whose shorter side is 2.8 times `resize_px` or more shrink while they are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
