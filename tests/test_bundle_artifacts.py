@@ -27,7 +27,7 @@ from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
 from workers import loading, makers
 from workers.artifacts import Artifact, ArtifactInfo, EngineUnusable, open_artifact
-from workers.batches import BATCH, batch_by_rule
+from workers.batches import BATCH, GPU_BATCH, batch_by_rule
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.contract import BundleRequest
 from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
@@ -256,6 +256,28 @@ def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
     assert note.startswith(f"{LOWER} is used in place of one that does not work here: {INT8}: logits of the golden")
 
 
+@vnni
+def test_a_run_says_once_that_its_workers_do_not_run_what_they_should(
+    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spec = write_spec(digits.spec(tmp_path / "out"))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+    real = loading.bundle.load_engine
+
+    def broken(store: Any, manifest: Manifest, name: str, **how: Any) -> Engine:
+        if name == INT8:
+            raise EngineUnusable("its library is of another version")
+        return real(store, manifest, name, **how)
+
+    monkeypatch.setattr(loading.bundle, "load_engine", broken)
+    assert main(["run", spec, "--pool=local"]) == 0
+    told = f"{LOWER} is used in place of one that does not work here: {INT8}: its library is of another version"
+    assert capsys.readouterr().err.count(told) == 1
+    report = json.loads(next(tmp_path.glob("out/_stint/runs/*/report.json")).read_text())
+    assert [(worker["engine"], worker["notes"]) for worker in report["workers"]] == [(LOWER, [told])]
+
+
 def test_when_nothing_works_every_reason_is_told_and_storage_faults_are_none(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +380,8 @@ def test_a_batch_is_halved_until_it_fits_the_memory_of_a_worker() -> None:
     assert batch_by_rule(1024, "int8", 2**30) == 2
     assert batch_by_rule(1024, "fp32", 4 * 2**30) == 2
     assert batch_by_rule(8192, "fp32", 2**30) == 1
+    assert batch_by_rule(224, "bf16", 80 * 2**30, "cuda") == GPU_BATCH
+    assert batch_by_rule(1024, "bf16", 8 * 2**30, "cuda") == 8
 
 
 def test_a_bundle_of_the_first_schema_is_still_read_and_scored_with(make: Callable[..., Made]) -> None:

@@ -82,6 +82,8 @@ def load_best(
 
 def _tuned(store: Store, spec: WorkerSpec) -> Candidate | None:
     """What a tuning of such a host found best for workers of this width."""
+    if spec.device != "cpu":
+        return None  # a tuning tries cores
     profile = read_profile(store, spec.bundle, HostKind.here())
     return None if profile is None else profile.at(spec.threads)
 
@@ -91,7 +93,11 @@ def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory
         return spec.batch
     if tuned is not None and tuned.engine == info.name:
         return tuned.batch
-    return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes)
+    if spec.device != "cpu":
+        import torch
+
+        memory_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes, spec.device)
 
 
 def _nothing_fits(
