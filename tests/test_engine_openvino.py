@@ -25,6 +25,7 @@ from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack,
 from workers.pixel_network import pixel_network
 from workers.quantize import QuantizeError, float_artifact
 from workers.quantize_openvino import quantize_openvino
+from workers.quiet import quiet
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,8 @@ def test_float_model_passed_off_as_int8_is_refused(tmp_path: Path) -> None:
     openvino = import_openvino()
     network = pixel_network(digits_model().module, DIGITS)
     example = torch.zeros(network.layout.shape(2), dtype=torch.uint8)
-    model = openvino.convert_model(network.module, example_input=example)
+    with quiet():
+        model = openvino.convert_model(network.module, example_input=example)
     openvino.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
     data = pack((tmp_path / "model.xml").read_bytes(), (tmp_path / "model.bin").read_bytes())
     with pytest.raises(SilentFloatError, match="0 INT8 and 7 float"):

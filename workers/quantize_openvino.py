@@ -32,7 +32,8 @@ def quantize_openvino(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artif
     check_crops(crops_NHWC, model.preprocess)
     try:
         openvino = import_openvino()
-        import nncf
+        with quiet():
+            import nncf
     except ImportError as error:
         raise QuantizeError(
             f"model.engine: openvino cannot be used here ({error}); pip install 'stint[openvino]'"

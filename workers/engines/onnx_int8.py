@@ -59,7 +59,8 @@ class OnnxSession:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         # ARM's default. Without it x86 leaves more than half of an s8s8 model's convolutions in float, without a word.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
-        # Idle threads would spin on the cores that decode the next images.
+        # Idle threads would spin on the cores that decode the next images: with two threads and a pause of 50 ms after
+        # each batch of 16, ResNet-18 took 0.09 s of CPU a batch, and 0.13 s with spinning.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         with tempfile.TemporaryDirectory() as folder:

@@ -89,6 +89,7 @@ class Pt2eEngine:
             # What torch._inductor.aoti_load_package wraps, without importing the compiler that comes with it.
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
         self.batch = int(self._loader.get_metadata()[BATCH])
+        """Rows that it was compiled for: buffers of a multiple of it are read without a copy."""
 
     def buffer(self, batch: int) -> Buffer:
         return new_buffer(self.layout, batch)
@@ -96,16 +97,16 @@ class Pt2eEngine:
     def predict(self, pixels_NHWC: Pixels) -> Logits:
         """float32 logits N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
         check_pixels(pixels_NHWC, self.layout)
-        rows = len(pixels_NHWC)
-        if rows == self.batch:
-            return self._run(pixels_NHWC)
-        buffer_NHWC = new_buffer(self.layout, self.batch).full_NHWC
         parts: list[Logits] = []
-        for start in range(0, rows, self.batch):
+        for start in range(0, len(pixels_NHWC), self.batch):
             part_NHWC = pixels_NHWC[start : start + self.batch]
-            buffer_NHWC[: len(part_NHWC)] = part_NHWC
-            parts.append(self._run(buffer_NHWC)[: len(part_NHWC)])
-        return np.concatenate(parts)
+            rows = len(part_NHWC)
+            if rows < self.batch:
+                filled_NHWC = new_buffer(self.layout, self.batch).full_NHWC
+                filled_NHWC[:rows] = part_NHWC
+                part_NHWC = filled_NHWC
+            parts.append(self._run(part_NHWC)[:rows])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, pixels_NHWC: Pixels) -> Logits:
         with torch.inference_mode():
