@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import fx, nn
-from torch.ao.nn.intrinsic import ConvReLU2d
 from torch.ao.quantization import QConfig, QConfigMapping, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -21,6 +20,7 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from workers import relu6
 from workers.broadcasts import write_out_factors
 from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
@@ -30,7 +30,7 @@ from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import QuantizedInput
 from workers.first_conv import find_first_conv, fold
 from workers.graph_layers import GraphLayers
-from workers.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
+from workers.observers import ActivationObserver, fake_quantized, weight_observer
 from workers.products import ProductErrors
 from workers.sensitivity import LogitErrors
 
@@ -69,7 +69,7 @@ class GraphCalibration:
             folded = fold(network, first_conv, preprocess)
             network, self._layout = folded.network.requires_grad_(False), folded.layout
             custom.set_input_quantized_indexes([0])
-        self._relu6_convs = set() if _concatenates(graph) else _relu6_to_relu(graph, network)
+        self._relu6_convs = set() if _concatenates(graph) else relu6.absorb(graph, network)
         self._to_input: Callable[[torch.Tensor], torch.Tensor]
         self._to_input = _to_float if self._reads_pixels else NormalizedInput(nn.Identity(), preprocess)
 
@@ -82,7 +82,7 @@ class GraphCalibration:
             prepare_custom_config=custom,
             backend_config=get_onednn_backend_config(),
         )
-        _observe_relu6(self._observed, self._relu6_convs)
+        relu6.observe(self._observed, self._relu6_convs)
         _share_observers(self._observed)
         self._graph = GraphLayers(self._observed)
         with torch.no_grad():
@@ -97,11 +97,7 @@ class GraphCalibration:
         """See Calibration. What serves none but float layers on one of its sides is float as well."""
         torch.backends.quantized.engine = "onednn"
         observed = copy.deepcopy(self._observed)
-        for name in self._relu6_convs & set(float_layers):
-            # No INT8 range clamps it any more.
-            fused = observed.get_submodule(name)
-            assert isinstance(fused, ConvReLU2d)
-            fused[1] = nn.ReLU6()
+        relu6.restore(observed, self._relu6_convs & set(float_layers))
         _observe_weights(observed, isa)
         attributes = observed.meta[_ATTRIBUTES]
         float_nodes = self._graph.nodes_of(float_layers)
@@ -183,54 +179,6 @@ def _observe_weights(observed: fx.GraphModule, isa: str) -> None:
             observer = weight_observer(isa)()
             observer(observed.get_parameter(node.args[0].target))
             observed.set_submodule(node.target, observer)
-
-
-def _relu6_to_relu(graph: fx.Graph, network: nn.Module) -> set[str]:
-    """Replace each ReLU6 that directly follows a convolution by a ReLU; return the convolutions' names.
-
-    There is no fused convolution + ReLU6, and the clamp at 6 would be another pass over every activation. But an INT8
-    layer saturates at the top of its output range: if that is calibrated never to exceed 6, ReLU is ReLU6.
-    MobileNetV2, one core, batch 16: 551 to 668 images/s (tests/benchmarks/bench_recipe.py).
-    """
-    modules = dict(network.named_modules())
-    convs: dict[str, set[str | None]] = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU6:
-            convs.setdefault(str(node.target), set()).add(_conv_before(node, modules))
-    found: set[str] = set()
-    for relu6, before in convs.items():
-        names = {name for name in before if name is not None}
-        if len(names) == len(before):
-            network.set_submodule(relu6, nn.ReLU(inplace=False).eval())
-            found |= names
-    return found
-
-
-def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    """The convolution whose output reaches this node through nothing but a batch normalisation."""
-    previous = node.args[0]
-    for wanted in (nn.BatchNorm2d, nn.Conv2d):
-        if not isinstance(previous, fx.Node) or previous.op != "call_module" or len(previous.users) != 1:
-            return None
-        module = modules[str(previous.target)]
-        if wanted is nn.BatchNorm2d and isinstance(module, nn.Conv2d):
-            return str(previous.target)
-        if not isinstance(module, wanted):
-            return None
-        if wanted is nn.Conv2d:
-            return str(previous.target)
-        previous = previous.args[0]
-    return None
-
-
-def _observe_relu6(observed: fx.GraphModule, convs: set[str]) -> None:
-    """Bound at 6 what is observed behind the given convolutions, now fused with their ReLU."""
-    for node in observed.graph.nodes:
-        if node.op == "call_module" and str(node.target) in convs:
-            for user in node.users:
-                if not isinstance(observed.get_submodule(str(user.target)), ActivationObserver):
-                    raise RuntimeError(f"{node.target}: expected an observer after convolution + ReLU, found {user}")
-                observed.set_submodule(str(user.target), ClampedAtSix())
 
 
 def _concatenates(graph: fx.Graph) -> bool:

@@ -25,13 +25,14 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import HistogramObserver
 
 from tests.images import photographs
-from workers import quantize_graph
+from workers import quantize_graph, relu6
 from workers.accuracy import compare
 from workers.artifacts import open_artifact
 from workers.contract import Preprocess
 from workers.cpu import X86_NO_VNNI, X86_VNNI
 from workers.engines.base import Engine
 from workers.models import LoadedModel
+from workers.observers import weight_observer
 from workers.pixels import decode_into
 from workers.quantize import quantize
 from workers.torchvision_import import import_torchvision
@@ -57,11 +58,9 @@ def model(name: str) -> LoadedModel:
 def reduce_range() -> Iterator[None]:
     """torch's own answer to CPUs without VNNI: activations of 7 bits, weights of 8."""
 
-    def qconfig(_isa: str) -> QConfigMapping:
+    def qconfig() -> QConfigMapping:
         activation = HistogramObserver.with_args(reduce_range=True)
-        return QConfigMapping().set_global(
-            QConfig(activation=activation, weight=quantize_graph.weight_observer(X86_VNNI))
-        )
+        return QConfigMapping().set_global(QConfig(activation=activation, weight=weight_observer(X86_VNNI)))
 
     with mock.patch.object(quantize_graph, "_qconfig", qconfig):
         yield
@@ -91,7 +90,7 @@ def seconds(engine: Engine) -> float:
 
 
 def relu6_rates(calibration_NHWC: np.ndarray, rounds: int) -> tuple[float, float]:
-    with mock.patch.object(quantize_graph, "_relu6_to_relu", return_value=set()):
+    with mock.patch.object(relu6, "absorb", return_value=set()):
         apart = quantize(model("mobilenet_v2"), calibration_NHWC, X86_VNNI)
     within = quantize(model("mobilenet_v2"), calibration_NHWC, X86_VNNI)
     assert apart.int8 is not None
