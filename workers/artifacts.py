@@ -32,7 +32,7 @@ class ArtifactInfo:
     quantized_ops: int = 0
     """INT8 convolutions and linear products in its graph: exactly these must be there."""
     float_ops: int = 0
-    """Float convolutions and linear products in its graph: no more may be there."""
+    """Float convolutions and linear products in its graph: exactly these must be there, too."""
     float_layers: tuple[str, ...] = ()
     """Layers by name that would have become INT8, and stay float because the gate refused them."""
     threads: int | None = None
