@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_peers [--arch resnet50 mobilenet_v2] [--rows 4000 16000] [--rounds 3]
 
-All take turns, each in a fresh process, and each is set as it is fastest (`--tune` tries others of its settings first).
+All take turns, each in a fresh process, and each is set as it is fastest: its settings are tried first (--no-tune: not).
 `steady` is the rate while all workers score; `start to finish` counts from the start of the command, with interpreter,
 Ray and the model's loading, to the last prediction written; the bundle is ready before. Predictions are compared row by
 row, and no ratio is printed of different work. OpenVINO runs in the bare processes in place of our engine.
@@ -49,7 +49,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[4000, 16000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
-    parser.add_argument("--tune", action="store_true", help="try each candidate's settings on the fewest rows first")
+    parser.add_argument(
+        "--tune", action=argparse.BooleanOptionalAction, default=True,
+        help="try each candidate's settings on the fewest rows first, and take the best",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, default=Path("bench-out"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")

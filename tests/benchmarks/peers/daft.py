@@ -9,7 +9,7 @@ import os
 import sys
 
 SETTINGS = [{"rows": 64}, {"rows": 16}, {"rows": 256}]
-"""Rows a call. The first is the best that was found."""
+"""Rows a call. The first is taken where none is asked for."""
 
 
 def main() -> None:
