@@ -149,6 +149,22 @@ def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
                                                            "INT8 (why)")  # fmt: skip
 
 
+def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(makers, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
+
+    def never(*_: object) -> Artifact:
+        raise AssertionError("it may have been what took the maker down")
+
+    monkeypatch.setattr("workers.quantize_openvino.quantize_openvino", never)
+    request = replace(make().request, model=replace(make().request.model, engine="auto"), careful=True)
+    outcome = Maker(replace(request, fingerprint="another")).make()
+    assert isinstance(outcome, BundleOutcome)
+    assert {name.partition("/")[0] for name in outcome.artifacts} == {"torch-int8"}
+    assert f"openvino/{isa_class()} is left out, because a maker of this bundle was lost" in outcome.table
+
+
 def spoiled(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Artifacts of a name answer every image alike."""
 

@@ -233,7 +233,7 @@ class BundleRequest:
     """Most resident memory of a worker's process, as in WorkerSpec. The maker may take its cores' share of the node."""
     careful: bool = False
     """A maker was lost as if by an image of the sample: have them decoded by a process that may die of it. The bundle
-    is the same, but for images that kill."""
+    is the same, but for images that kill, and for artifacts of extras that `auto` would add."""
     pin: bool = True
 
     def with_threads(self, threads: int) -> BundleRequest:

@@ -66,7 +66,7 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
     judge = Judge(made.fp32, sample, calibrating, comparing, request)
     makers = _Makers(model, sample.crops_NHWC[calibrating], judge, request, made.fp32)
     errors: list[Exception] = []
-    for wanted in wanted_engines(spec.precision, spec.engine, isa, installed_to_make()):
+    for wanted in _wanted(request, isa, made):
         try:
             artifact = makers.make(wanted)
             report = judge.report(artifact)
@@ -86,6 +86,22 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
         raise errors[0] if len(errors) == 1 else QuantizeError("\n".join(made.failures)) from errors[0]
     made.notes += [*made.failures, *makers.notes]
     return made
+
+
+def _wanted(request: BundleRequest, isa: str, made: Made) -> list[Wanted]:
+    """What to make. After a maker was lost nothing that `auto` can do without: a library might have taken it down, or
+    more memory than there was."""
+    spec = request.model
+    wanted = wanted_engines(spec.precision, spec.engine, isa, installed_to_make())
+    safe = [one for one in wanted if not NEEDS[one.engine].to_make]
+    if not (request.careful and spec.engine == "auto" and safe):
+        return list(wanted)
+    made.failures += [
+        f"{one.name} is left out, because a maker of this bundle was lost; model.engine: {one.engine} makes it alone"
+        for one in wanted
+        if one not in safe
+    ]
+    return safe
 
 
 class Judge:
