@@ -55,6 +55,8 @@ class DrainWatch:
 
     def news(self, nodes: Mapping[int, str]) -> dict[int, float]:
         """Workers whose node drains and that have not been told, each with the seconds left. Does not wait."""
+        if not self._deadlines_ms:
+            return {}  # as nearly always
         found = news(self._deadlines_ms, nodes, self._told_ms, self._wall() * 1000)
         self._told_ms |= {worker: deadline_ms for worker, (deadline_ms, _) in found.items()}
         return {worker: left_s for worker, (_, left_s) in found.items()}

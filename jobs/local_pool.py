@@ -44,7 +44,7 @@ class LocalPool:
         """Ended while they were starting."""
         self._closing = False
 
-    def workers(self) -> dict[int, int]:
+    def workers(self) -> Mapping[int, int]:
         return {worker: len(shards) for worker, shards in self._ready.items()}
 
     def size(self) -> int:

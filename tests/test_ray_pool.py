@@ -107,7 +107,7 @@ def pool_with_one_actor(
     worker = pool.start({})
     if ready:
         pool._actors[worker].ready = True
-        pool._actors[worker].node = node
+        pool._actors[worker].node = pool._node_of[worker] = node
         pool._waiting.clear()
         pool.assign(worker, SHARD)
     return pool
