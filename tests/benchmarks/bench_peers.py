@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_peers [--arch resnet50 mobilenet_v2] [--rows 4000 16000] [--rounds 3]
 
-All take turns, each in a fresh process, and each is set as it is fastest: its settings are tried first (--no-tune: not).
+All take turns, each in a fresh process, each set as it is fastest: its settings are tried first (--no-tune: not).
 `steady` is the rate while all workers score; `start to finish` counts from the start of the command, with interpreter,
 Ray and the model's loading, to the last prediction written; the bundle is ready before. Predictions are compared row by
 row, and no ratio is printed of different work. OpenVINO runs in the bare processes in place of our engine.

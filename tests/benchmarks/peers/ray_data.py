@@ -17,7 +17,7 @@ SETTINGS = [
     {"rows": 64, "spare_cpus": 1, "pin": True},
     {"rows": 16, "spare_cpus": 2, "pin": False},
 ]
-"""Rows a call, CPUs that Ray has beyond the actors', actors pinned or not. The first is taken where none is asked for."""
+"""Rows a call, CPUs that Ray has beyond the actors', actors pinned or not. The first is the default."""
 
 
 class Scorer:
