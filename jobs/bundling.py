@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from jobs import policy
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
-from jobs.fleet import GroupTerms
+from jobs.fleet import GroupTerms, terms_of
 from jobs.job import Job
-from jobs.loop import terms_of
 from jobs.pool import Cluster
 from jobs.sources import Opened
 from workers.bundle import read_manifest

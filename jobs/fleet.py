@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from jobs import groups, sizing
 from jobs.policy import pool_target
 from jobs.roster import Member, Roster
+from jobs.spec import Workers
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
@@ -33,6 +34,12 @@ class GroupTerms:
     labels: Mapping[str, str] = field(default_factory=dict)
     most: int | None = None
     patience_s: float | None = None
+
+
+def terms_of(workers: Workers) -> Terms:
+    """What the spec's section says, for the fleet. Without groups there is one, of any node."""
+    groups = [GroupTerms(labels=g.labels, most=g.max, patience_s=g.patience_s) for g in workers.groups]
+    return Terms(least=workers.min, most=workers.max, groups=groups or [GroupTerms()])
 
 
 @dataclass(frozen=True, kw_only=True)

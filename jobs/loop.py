@@ -20,7 +20,7 @@ from jobs.bad_rows import bad_rows_error
 from jobs.casualties import Casualties
 from jobs.crashes import CrashLog
 from jobs.errors import Interrupted, RunFailed
-from jobs.fleet import Fleet, GroupTerms, Terms
+from jobs.fleet import Fleet, terms_of
 from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.policy import Manner
@@ -312,9 +312,3 @@ class Loop:
         if present:
             elsewhere = self._backlog.drop_present(present)
             self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
-
-
-def terms_of(workers: Workers) -> Terms:
-    """What the spec's section says, for the fleet. Without groups there is one, of any node."""
-    groups = [GroupTerms(labels=g.labels, most=g.max, patience_s=g.patience_s) for g in workers.groups]
-    return Terms(least=workers.min, most=workers.max, groups=groups or [GroupTerms()])
