@@ -24,7 +24,7 @@ from workers.accuracy import AccuracyReport, compare
 from workers.artifacts import open_artifact
 from workers.contract import GateSpec, Preprocess
 from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
-from workers.digits import DIGITS
+from workers.digits import DIGITS, train
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
@@ -269,6 +269,22 @@ def test_transformer_has_every_linear_product_in_int8_and_the_rest_in_float() ->
     np.testing.assert_allclose(
         score_crops(engine, noise(6, 32), 1), score_crops(engine, noise(6, 32), 6), atol=0.05, rtol=0
     )
+
+
+def test_trained_transformer_is_as_accurate_in_int8_as_in_fp32() -> None:
+    torch.manual_seed(0)
+    network = import_torchvision().models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
+    )
+    seen, unseen = digits().training, digits().held_out
+    model = loaded(train(network, seen.pixels_NHWC, seen.labels, DIGITS, epochs=20), DIGITS, 10)
+    int8 = quantize_torch(model, seen.pixels_NHWC[:CALIBRATION_ROWS], isa_class())
+    fp32 = open_artifact(float_artifact(model))
+    report = compare(fp32, open_artifact(int8), unseen.pixels_NHWC, unseen.labels)
+    verdict = decide(report, GATE, "classify")
+    assert verdict.passed, verdict.reason
+    assert report.top1_fp32 is not None
+    assert report.top1_fp32 > 0.85
 
 
 class _Untraceable(nn.Module):
