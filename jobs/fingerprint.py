@@ -22,7 +22,7 @@ from jobs.spec import JobSpec, Model
 from workers.model_names import RECIPE, weights_enum_or_path
 from workers.storage_errors import NotFound, StoreDenied
 
-ROW_FORMAT = 1
+ROW_FORMAT = 2
 """Raised when the columns of an output row change meaning."""
 
 

@@ -29,6 +29,13 @@ def info(engine: str, isa: str | None = X86_VNNI, precision: str = "int8", threa
     )
 
 
+def _shown(value: object) -> str:
+    """The same in every process, which the order of a set is not."""
+    if isinstance(value, dict):
+        return str({key: _shown(it) for key, it in value.items()})
+    return str(sorted(value)) if isinstance(value, set | frozenset) else str(value)
+
+
 @pytest.mark.parametrize(
     ("precision", "engine", "isa", "installed", "names"),
     [
@@ -104,7 +111,7 @@ FULL = (
         ({"precision": "fp32"}, ["torch-float/fp32"]),
         ({"precision": "bf16"}, []),
     ],
-    ids=str,
+    ids=_shown,
 )  # fmt: skip
 def test_a_worker_takes_the_best_that_runs_there_in_whatever_order_the_bundle_has_them(
     how: dict[str, str], names: list[str]

@@ -151,15 +151,16 @@ def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path,
     assert footer[b"stint.precision"] == b"fp32"
 
 
-def test_embeddings_are_rows_of_a_fixed_size(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
+def test_embeddings_are_lists_of_one_length(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
     changes = {"model__task": "embed", "gate__labels_column": None, "gate__min_cosine": 0.98}
     spec = write_spec(digits.spec(tmp_path / "out", **changes))
     assert run(spec) == 0
     assert main(["verify", spec]) == 0
     table = predictions(tmp_path / "out")
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32())
     assert table["embedding"].null_count == table.num_rows - table["error_code"].null_count
     vectors = np.stack(table["embedding"].drop_null().to_numpy())
+    assert vectors.shape[1] == 32
     assert np.isfinite(vectors).all()
     assert vectors.std() > 0
 

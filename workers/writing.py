@@ -55,10 +55,11 @@ class NotOurs(ValueError):
     """The bytes at an output key are not an object that Stint wrote."""
 
 
-def output_schema(task: str, outputs: int, keys: Sequence[pa.Field]) -> pa.Schema:
-    """Columns of a prediction. `outputs` is the embedding size; it does not matter for `classify`."""
+def output_schema(task: str, keys: Sequence[pa.Field]) -> pa.Schema:
+    """Columns of a prediction."""
     if task == "embed":
-        middle = [pa.field("embedding", pa.list_(pa.float32(), outputs))]
+        # Not of a fixed size: before 26, pyarrow cannot read (before 25, not even write) such a column with nulls.
+        middle = [pa.field("embedding", pa.list_(pa.float32()))]
     else:
         middle = [
             pa.field("label", pa.string()),
@@ -71,7 +72,7 @@ def output_schema(task: str, outputs: int, keys: Sequence[pa.Field]) -> pa.Schem
 
 def key_names(schema: pa.Schema) -> list[str]:
     """The key columns of an output object."""
-    ours = {field.name for task in ("classify", "embed") for field in output_schema(task, 1, ())}
+    ours = {field.name for task in ("classify", "embed") for field in output_schema(task, ())}
     return [name for name in schema.names if name not in ours]
 
 
@@ -127,7 +128,7 @@ def encode(
     columns.append(pa.array([bad.code if bad else None for bad in errors], pa.string()))
     columns.append(pa.array([str(bad) if bad else None for bad in errors], pa.string()))
     counts = {"rows_ok": int(ok.sum()), "rows_bad": rows - int(ok.sum()), "gone": json.dumps(list(gone))}
-    schema = output_schema(task, outputs, keys).with_metadata(
+    schema = output_schema(task, keys).with_metadata(
         {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
     )
     sink = pa.BufferOutputStream()
@@ -163,8 +164,7 @@ def _lists(values_NK: np.ndarray, ok: np.ndarray, k: int, item: pa.DataType) -> 
 
 
 def _embeddings(scored: Scored, ok: np.ndarray, outputs: int) -> list[pa.Array]:
-    flat = pa.array(scored.score_NK[: scored.rows].reshape(-1), pa.float32())
-    return [pa.FixedSizeListArray.from_arrays(flat, outputs, mask=pa.array(~ok))]
+    return [_lists(scored.score_NK[: scored.rows], ok, outputs, pa.float32())]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def main() -> None:
     assert len(found.new) == arguments.files
     rows = len(sources) * ROWS_A_FILE
     print(f"{arguments.nights} plans, {len(sources):,} files, {rows:,} rows claimed")
-    print(f"CPU: read plans {read - began:.1f} s, done records {records - read:.1f} s, subtract {ended - records:.1f} s")
+    print(
+        f"CPU: read plans {read - began:.1f} s, done records {records - read:.1f} s, subtract {ended - records:.1f} s"
+    )
     print(f"peak memory {_peak_gib():.2f} GiB, of which {listed:.2f} GiB for the listing")
 
 
