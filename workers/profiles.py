@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import UnionType
 from typing import Any, Protocol
 
 from workers.cpu import cpu_model, isa_class
@@ -214,10 +215,13 @@ def _newest(store: Store, folder: str) -> Iterator[Profile]:
 
 def _read(store: Store, key: str) -> Profile | None:
     try:
-        return from_json(store.get(key))
+        profile = from_json(store.get(key))
+        if profile.host.key != key.split("/")[-2]:
+            raise ValueError(f"it is of another kind of node: {profile.host}")
     except (NotFound, ValueError) as error:
         logger.warning("profile %s is passed over: %s", key, error)
         return None
+    return profile
 
 
 def _numbered(store: Store, folder: str) -> Iterator[tuple[str, int]]:
@@ -244,13 +248,14 @@ def from_json(data: bytes) -> Profile:
         profile = Profile(
             **{
                 **raw,
-                "host": HostKind(**raw["host"]),
+                "host": _host(raw["host"]),
                 "chosen": _row(raw["chosen"]),
                 "table": tuple(_row(row) for row in raw["table"]),
             }
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a profile: {type(error).__name__}: {error}") from error
+    _check_type(profile.tuned_at, str)
     if not profile.chosen.images_per_s:
         raise ValueError("not a profile: what it chose has no rate")
     if profile.threads * profile.workers > profile.host.cores:
@@ -258,8 +263,24 @@ def from_json(data: bytes) -> Profile:
     return profile
 
 
+def _host(raw: dict[str, Any]) -> HostKind:
+    host = HostKind(**raw)
+    _check_type(host.cores, int)
+    _check_type(host.versions, dict)
+    return host
+
+
 def _row(raw: dict[str, Any]) -> Row:
     row = replace(Row(**raw), candidate=Candidate(**raw["candidate"]))
+    # Workers compare and format these: one damaged file must not end every worker of a run.
+    for value, kind in (
+        (row.candidate.engine, str),
+        (row.spread, int | float | None),
+        (row.peak_bytes, int),
+        (row.rounds, int),
+        (row.out, str),
+    ):
+        _check_type(value, kind)
     for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
         if not (isinstance(number, int) and 1 <= number <= MOST):
             raise ValueError(f"not a profile: {number!r} threads, workers or images a batch")
@@ -267,6 +288,11 @@ def _row(raw: dict[str, Any]) -> Row:
     if rate is not None and not (isinstance(rate, int | float) and 0 < rate < float("inf")):
         raise ValueError(f"not a profile: a rate of {rate!r}")
     return row
+
+
+def _check_type(value: object, kind: type | UnionType) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"not a profile: {value!r} in place of {kind}")
 
 
 def _versions() -> Iterator[tuple[str, str]]:
