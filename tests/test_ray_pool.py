@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from ray.exceptions import (
 )
 
 from jobs import ray_pool
-from jobs.pool import WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool import ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.ray_nodes import Look
 from jobs.ray_pool import RayPool
 from tests.fakes import INFO
@@ -58,6 +59,15 @@ class Looks:
         return Look(time.monotonic(), ray_pool.ray.nodes()) if self._answers and time.monotonic() >= at else None
 
 
+class Call:
+    """A reference to a call that has ended."""
+
+    def future(self) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
 class NoDrains:
     def __init__(self, _: Any) -> None:
         pass
@@ -76,8 +86,7 @@ def pool_with_one_actor(
     device: str = "cpu",
 ) -> RayPool:
     """One actor, every call of which ends with the outcome, which may be an error."""
-    calls = iter(range(9))
-    call = SimpleNamespace(remote=lambda *_: f"call {next(calls)}")
+    call = SimpleNamespace(remote=lambda *_: Call())
     handle = SimpleNamespace(__ray_call__=call, start=call, score=call)
     made = SimpleNamespace(remote=lambda _: handle)
 
@@ -97,7 +106,6 @@ def pool_with_one_actor(
 
     monkeypatch.setattr(ray_pool.ray, "remote", lambda _: actor_class)
     monkeypatch.setattr(ray_pool.ray, "get", get)
-    monkeypatch.setattr(ray_pool.ray, "wait", lambda calls, num_returns, timeout: (calls, []))
     monkeypatch.setattr(ray_pool.ray, "kill", lambda _, no_restart: None)
     monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
@@ -234,3 +242,27 @@ def test_a_worker_of_a_gpu_job_takes_a_gpu_and_a_node_holds_as_many_as_it_has(mo
     monkeypatch.setattr(ray_pool.time, "sleep", lambda _: None)
     assert [*pool.poll(0.0), *pool.poll(0.0)] == [WorkerPlaced(0, "one gpu", 1)]
     assert GPUS == [1]
+
+
+def test_nothing_is_asked_of_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be twenty thousand: Ray tells which ones end, and of those that are nobody's any more nothing comes."""
+    pool = pool_with_one_actor(monkeypatch, INFO, ready=True, node="up")
+    futures: list[Future[None]] = []
+
+    class Lasting(Call):
+        def future(self) -> Future[None]:
+            futures.append(Future())
+            return futures[-1]
+
+    monkeypatch.setattr(ray_pool.ray, "wait", lambda *_, **__: pytest.fail("every call is looked at"))
+    pool._actors[0].handle.score.remote = lambda *_: Lasting()
+    other = replace(SHARD, index=1)
+    pool.assign(0, other)
+    assert [event.shard for event in pool.poll(0.0) if isinstance(event, ShardEnded)] == [SHARD]
+    assert pool.poll(0.0) == []
+    futures[0].set_result(None)
+    assert [event.shard for event in pool.poll(1.0) if isinstance(event, ShardEnded)] == [other]
+    pool.assign(0, other)
+    pool.end(0)
+    futures[1].set_result(None)
+    assert pool.poll(0.0) == []
