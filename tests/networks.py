@@ -14,16 +14,37 @@ import torch
 from PIL import Image
 from torch import nn
 
-from workers.artifacts import open_artifact
+from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
 from workers.cpu import isa_class
 from workers.digits import DIGITS, digits_cnn, train
 from workers.engines.base import Engine, Pixels
 from workers.models import LoadedModel
-from workers.quantize import Artifacts, quantize
+from workers.quantize import Quantizer, float_artifact
 
 CALIBRATION_ROWS = 64
 TRAINING_ROWS = 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """What a bundle would hold of a network."""
+
+    int8: Artifact | None
+    fp32: Artifact
+    notes: tuple[str, ...] = ()
+    """Why a preferred recipe was not taken."""
+
+
+def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
+    """Both artifacts for CPUs of class `isa`. Raises as Quantizer does."""
+    quantizer, fp32 = Quantizer(model, crops_NHWC), float_artifact(model)
+    return Artifacts(int8=quantizer.artifact(isa), fp32=fp32, notes=quantizer.notes)
+
+
+def only_float(model: LoadedModel) -> Artifacts:
+    """Artifacts of a job with precision: fp32."""
+    return Artifacts(int8=None, fp32=float_artifact(model))
 
 
 @dataclass(frozen=True)

@@ -230,11 +230,30 @@ def test_a_stricter_gate_tells_workers_which_artifacts_still_pass(make: Callable
     assert refused.value.code == "no_artifact"
 
 
+def test_labels_are_measured_anew_without_loading_native_code_that_the_spec_does_not_name(
+    make: Callable[..., Made],
+) -> None:
+    """Whoever can write a bundle must not be able to run code on the node that judges it."""
+    made = make(gate={"min_agreement": 0.5, "labels_column": None, "rows": 32})
+    raw = json.loads(to_json(made.manifest))
+    native = json.loads(json.dumps(raw["artifacts"][0]))
+    native["info"] |= {"engine": "torch-pt2e", "isa": None}
+    raw["artifacts"].insert(0, native)
+    folder = Path(made.job.store.url) / "_stint/bundles" / made.request.fingerprint
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    labelled = replace(made.request, gate=replace(made.request.gate, labels_column="digit", max_top1_drop=0.5))
+    outcome = Maker(labelled).make()
+    assert isinstance(outcome, BundleOutcome), outcome
+    assert set(outcome.artifacts) == {INT8, LOWER}
+    assert "torch-pt2e is left alone" in outcome.table
+
+
 # ------------------------------------------------------------------------------------- what is taken
 
 
-def written(store: Any, key: str, engine: str, batch: int) -> None:
-    row = Row(candidate=Candidate(engine=engine, threads=1, workers=1, batch=batch), images_per_s=1.0)
+def written(store: Any, key: str, engine: str, batch: int, peak_bytes: int = 0) -> None:
+    candidate = Candidate(engine=engine, threads=1, workers=1, batch=batch)
+    row = Row(candidate=candidate, images_per_s=1.0, peak_bytes=peak_bytes)
     now = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
     store_profile(store, key, Profile(host=HostKind.here(), chosen=row, table=(row,), why="", tuned_at=now, rows=1))
 
@@ -251,6 +270,16 @@ def test_the_profile_of_such_a_node_goes_before_the_rule(make: Callable[..., Mad
     other = made.scorer(engine=INT8)  # the batch was found for another engine
     assert (other.info.name, other.batch) == (INT8, BATCH)
     assert replace(tuned.settled, pin=True) == replace(made.job.worker_spec(None), engine=LOWER, batch=4)
+
+
+@vnni
+def test_what_a_tuning_found_under_a_higher_bound_of_memory_is_not_taken_over(make: Callable[..., Made]) -> None:
+    made = make()
+    written(made.job.store, made.request.fingerprint, LOWER, 64, peak_bytes=3 * 2**30)
+    spec = replace(made.job.worker_spec(None), pin=False)
+    roomy, tight = (Scorer.load(spec, memory_bytes=gib * 2**30) for gib in (4, 2))
+    assert (roomy.info.name, roomy.batch) == (LOWER, 64)
+    assert (tight.info.name, tight.batch) == (INT8, BATCH)
 
 
 @vnni

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from tests.networks import digits, digits_artifacts, engines, loaded, one_thread
+from tests.networks import digits, digits_artifacts, engines, loaded, one_thread, quantize
 from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
 from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
@@ -25,7 +25,6 @@ from workers.engines.torch_int8 import SilentFloatError
 from workers.engines.torchscript import from_archive, operators
 from workers.first_conv import find_first_conv, fold
 from workers.preprocess import IMAGENET
-from workers.quantize import quantize
 from workers.torchvision_import import import_torchvision
 
 

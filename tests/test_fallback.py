@@ -191,3 +191,23 @@ def test_linear_layer_that_int8_ruins_stays_float_in_a_transformer() -> None:
     assert errors[0] > 0.05 > errors[-1]
     assert found.info.float_layers == ("encoder.layers.encoder_layer_1.mlp.0",)
     assert (found.info.recipe, found.info.quantized_ops, found.info.float_ops) == ("islands", 2 * 4 + 1 - 1, 2)
+
+
+def test_network_that_lets_no_gradient_through_is_left_to_the_gate_as_it_is() -> None:
+    """Its layers cannot be ordered; what is refused for that is the artifact, with its figures, and not the bundle."""
+
+    class Inference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.hidden, self.heads = nn.LayerNorm(32 * 3), nn.Linear(32 * 3, 32), nn.Linear(32, 10)
+
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.heads(self.hidden(self.norm(x.permute(0, 2, 3, 1).flatten(2)))).mean(dim=1)
+            return y
+
+    making = quantizer(loaded(Inference(), DIGITS, outputs=10))
+    artifact = making.artifact(isa_class(), accept=lambda _: False, most_float=0.5)
+    assert (artifact.info.float_layers, artifact.info.quantized_ops) == ((), 2)
+    (note,) = making.notes
+    assert note.startswith("no layer was left float to satisfy the gate, because INT8's error could not be told apart")

@@ -23,6 +23,7 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests.digits_job import Digits
 from tests.images import encode, photo, photographs
+from tests.networks import Artifacts, quantize
 from tests.test_reading import shard, slices_of
 from workers import parquet_rows
 from workers.artifacts import open_artifact
@@ -36,7 +37,6 @@ from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.models import LoadedModel
 from workers.pixels import Preparer, decode_into
 from workers.predict import BATCHES_A_ROUND, Predictor
-from workers.quantize import Artifacts, quantize
 from workers.read_ahead import ReadAhead
 from workers.reading import ShardReader
 from workers.rows import RowBlock

@@ -12,12 +12,15 @@ from torch import nn
 
 from tests.networks import (
     CALIBRATION_ROWS,
+    Artifacts,
     digits,
     digits_artifacts,
     digits_model,
     engines,
     loaded,
     one_thread,
+    only_float,
+    quantize,
     settled,
 )
 from workers.accuracy import AccuracyReport, compare
@@ -29,13 +32,9 @@ from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
 from workers.quantize import (
-    Artifacts,
     QuantizeError,
     Quantizer,
     float_artifact,
-    only_float,
-    quantize,
-    quantize_torch,
 )
 from workers.quantize_graph import GraphCalibration
 from workers.torchvision_import import import_torchvision
@@ -207,7 +206,7 @@ def test_one_calibration_makes_for_each_class_of_cpu_what_its_own_would() -> Non
     found = {}
     for isa in (X86_NO_VNNI, X86_VNNI, X86_NO_VNNI):
         shared = open_artifact(both.artifact(isa))
-        alone = open_artifact(quantize_torch(digits_model(), crops_NHWC, isa))
+        alone = open_artifact(Quantizer(digits_model(), crops_NHWC).artifact(isa))
         found[isa] = score_crops(shared, pixels_NHWC, 8)
         np.testing.assert_array_equal(found[isa], score_crops(alone, pixels_NHWC, 8))
     assert not np.array_equal(found[X86_VNNI], found[X86_NO_VNNI])
@@ -216,7 +215,7 @@ def test_one_calibration_makes_for_each_class_of_cpu_what_its_own_would() -> Non
 def test_factors_of_squeeze_and_excitation_are_written_out_before_they_multiply() -> None:
     torch.manual_seed(0)
     network = settled(import_torchvision().models.mobilenet_v3_small(weights=None), 64)
-    artifact = quantize_torch(loaded(network, how(64), 1000), noise(8, 64), isa_class())
+    artifact = Quantizer(loaded(network, how(64), 1000), noise(8, 64)).artifact(isa_class())
     counts = operators(from_archive(artifact.data, "onednn"))
     assert counts["quantized::mul"] == counts["aten::expand_as"] == 9
     assert counts["quantized::hardswish"] == 19
@@ -249,7 +248,8 @@ def test_branches_that_meet_in_a_concatenation_share_their_scale() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="All inputs of this cat operator must share")
         artifacts = quantize(loaded(network, how(32), 8), noise(32, 32), isa_class())
-    assert artifacts.recipe.endswith("/graph")
+    assert artifacts.int8 is not None
+    assert artifacts.int8.info.recipe == "graph"
     assert error_of(artifacts, 32).logit_error < 0.05
 
 
@@ -278,7 +278,7 @@ def test_trained_transformer_is_as_accurate_in_int8_as_in_fp32() -> None:
     )
     seen, unseen = digits().training, digits().held_out
     model = loaded(train(network, seen.pixels_NHWC, seen.labels, DIGITS, epochs=20), DIGITS, 10)
-    int8 = quantize_torch(model, seen.pixels_NHWC[:CALIBRATION_ROWS], isa_class())
+    int8 = Quantizer(model, seen.pixels_NHWC[:CALIBRATION_ROWS]).artifact(isa_class())
     fp32 = open_artifact(float_artifact(model))
     report = compare(fp32, open_artifact(int8), unseen.pixels_NHWC, unseen.labels)
     verdict = decide(report, GATE, "classify")
@@ -374,7 +374,8 @@ def test_one_of_each_torchvision_family_becomes_int8(name: str, recipe: str) -> 
     args = {"init_weights": False} if name == "googlenet" else {}
     network = settled(import_torchvision().models.get_model(name, weights=None, **args), 224)
     artifacts = quantize(loaded(network, how(224), 1000), noise(8, 224), isa_class())
-    assert artifacts.recipe.endswith(f"/{recipe}")
+    assert artifacts.int8 is not None
+    assert artifacts.int8.info.recipe == recipe
     assert artifacts.notes == ()
 
 

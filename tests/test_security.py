@@ -30,7 +30,7 @@ from jobs.upload import check_goes_along, find_files
 from tests.digits_job import Digits, predictions
 from tests.fakes import MemoryStore
 from tests.networks import digits as pictures
-from tests.networks import digits_artifacts, digits_model, png
+from tests.networks import digits_artifacts, digits_model, only_float, png
 from tests.tars import JPG, archive, index, read
 from workers import bundle
 from workers.bundle import BundleRefused
@@ -41,7 +41,6 @@ from workers.manifest import StoredObject, from_json, to_json
 from workers.model_names import ModelError
 from workers.models import load_model
 from workers.pixels import decode_into
-from workers.quantize import only_float
 from workers.redaction import credential_in, redacted, redacted_values, shown
 from workers.state_dict import read_state_dict
 from workers.storage_errors import StoreError

@@ -235,6 +235,12 @@ def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
 
 
 @pytest.mark.cores
+def test_what_the_gate_of_this_run_refuses_is_no_candidate(open_bench: Callable[..., Bench]) -> None:
+    facts = open_bench(artifacts=("torch-int8/x86-no-vnni",)).open()
+    assert [engine.name for engine in facts.engines] == ["torch-int8/x86-no-vnni"]  # type: ignore[union-attr]
+
+
+@pytest.mark.cores
 def test_what_cannot_come_up_is_out_and_says_why(open_bench: Callable[..., Bench]) -> None:
     bench = open_bench()
     bench.open()
@@ -333,8 +339,11 @@ def test_a_gpu_is_not_tuned(job: str) -> None:
         ).complete()
 
 
+@pytest.mark.parametrize("command", ["tune", "bench"])
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
-def test_a_time_that_is_none_is_a_mistake_of_usage(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_time_that_is_none_is_a_mistake_of_usage(
+    command: str, minutes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parser().parse_args(["tune", "job.yaml", "--minutes", minutes])
+        parser().parse_args([command, "job.yaml", "--minutes", minutes])
     assert "--minutes" in capsys.readouterr().err

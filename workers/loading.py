@@ -46,7 +46,7 @@ def load_best(
     Raises BundleRefused where none fits or works, NoGpu, StoreError, StoreDenied.
     """
     isa, installed = isa_class(), installed_to_run()
-    tuned = _tuned(store, spec)
+    tuned = _tuned(store, spec, memory_bytes)
     allowed = [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
     infos = ranked(
         allowed,
@@ -80,12 +80,15 @@ def load_best(
     raise bundle.BundleRefused("nothing of the bundle works here: " + "\n".join(failed), code=code) from first
 
 
-def _tuned(store: Store, spec: WorkerSpec) -> Candidate | None:
-    """What a tuning of such a host found best for workers of this width."""
+def _tuned(store: Store, spec: WorkerSpec, memory_bytes: int | None) -> Candidate | None:
+    """What a tuning of such a host found best for workers of this width; None where that took more than the bound."""
     if spec.device != "cpu":
         return None  # a tuning tries cores
     profile = read_profile(store, spec.bundle, HostKind.here())
-    return None if profile is None else profile.at(spec.threads)
+    row = None if profile is None else profile.row_at(spec.threads)
+    if row is None or (memory_bytes is not None and row.peak_bytes > memory_bytes):
+        return None
+    return row.candidate
 
 
 def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory_bytes: int | None) -> int:

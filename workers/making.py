@@ -114,7 +114,7 @@ class Maker:
         from workers.accuracy import compare_logits
         from workers.cpu import isa_class
         from workers.engines.base import score_crops
-        from workers.engines.choice import installed_to_run, unfit
+        from workers.engines.choice import installed_to_run, is_asked_for, unfit
 
         judged, request = judged_in(manifest), self._request
         if not lacks_labels(judged, request):
@@ -129,7 +129,10 @@ class Maker:
             artifact = manifest.artifact(before.name)
             assert artifact is not None, "it is where the report comes from"
             threads = artifact.info.threads or 1
-            if reason := unfit(artifact.info, isa=isa, installed=installed, threads=threads):
+            reason = unfit(artifact.info, isa=isa, installed=installed, threads=threads)
+            if reason is None and not is_asked_for(artifact.info, request.model.engine):
+                reason = f"is not what model.engine: {request.model.engine} names"
+            if reason is not None:
                 not_here.append(f"{before.name} is left alone, because it cannot be judged on this node: it {reason}")
                 continue
             report = compare_logits(

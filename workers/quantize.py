@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from workers.engines.torch_int8 import float_layers as count_float_layers
 from workers.engines.torch_int8 import quantized_layers
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
 from workers.fallback import by_sensitivity, fewest, most_layers
-from workers.model_names import RECIPE, ModelError
+from workers.model_names import ModelError
 from workers.models import LoadedModel
 from workers.quantize_graph import GraphCalibration
 from workers.quantize_islands import IslandCalibration
@@ -36,46 +35,6 @@ _Recipe = Callable[[], Calibration]
 
 class QuantizeError(ModelError):
     """The network cannot be made INT8, or cannot be serialised."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifacts:
-    """What quantization made."""
-
-    int8: Artifact | None
-    fp32: Artifact
-    recipe: str
-    """RECIPE, and which of its ways was taken: `static-int8-1/graph`."""
-    versions: dict[str, str]
-    """Of torch and torchvision."""
-    notes: tuple[str, ...] = ()
-    """Why a preferred recipe was not taken, for the report."""
-
-
-def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
-    """Both artifacts for CPUs of class `isa`. Raises as Quantizer does."""
-    quantizer = Quantizer(model, crops_NHWC)
-    fp32 = float_artifact(model)
-    int8 = quantizer.artifact(isa)
-    return Artifacts(
-        int8=int8,
-        fp32=fp32,
-        recipe=f"{RECIPE}/{int8.info.recipe}",
-        versions=_versions(),
-        notes=quantizer.notes,
-    )
-
-
-def quantize_torch(
-    model: LoadedModel,
-    crops_NHWC: Pixels,
-    isa: str,
-    *,
-    accept: Callable[[Artifact], bool] | None = None,
-    most_float: float = 0.0,
-) -> Artifact:
-    """One INT8 artifact; see Quantizer, which makes several from one calibration."""
-    return Quantizer(model, crops_NHWC).artifact(isa, accept=accept, most_float=most_float)
 
 
 class Quantizer:
@@ -99,7 +58,7 @@ class Quantizer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a preferred recipe was not taken, for the report. Complete once there is an artifact."""
+        """Why a preferred recipe was not taken, or no layer left float, for the report. Complete once all are made."""
         return tuple(self._failures)
 
     def artifact(
@@ -109,7 +68,8 @@ class Quantizer:
 
         Should `accept` refuse it, its most sensitive layers stay float: as few as make `accept` agree, at most the
         share `most_float` of them; they are the artifact's `float_layers`. If `accept` agrees to none of these, the
-        last of them is returned, with the most layers in float, for the caller to judge once more and report.
+        last of them is returned, with the most layers in float, for the caller to judge once more and report; and where
+        the network lets no gradient through, which orders them, the artifact with none.
         Raises QuantizeError when no recipe fits the network or the class of CPU.
         """
         if isa not in (X86_VNNI, X86_NO_VNNI):
@@ -128,8 +88,15 @@ class Quantizer:
             tried[float_layers] = self._some_float(calibration, isa, float_layers, artifact.info)
             return accept(tried[float_layers])
 
-        with deprecations_silenced():
-            errors = calibration.errors(self._crops_NHWC[:IMAGES], isa)
+        try:
+            with deprecations_silenced():
+                errors = calibration.errors(self._crops_NHWC[:IMAGES], isa)
+        except Exception as error:  # noqa: BLE001 - the model's own code, which may forbid or break gradients
+            self._failures.append(
+                "no layer was left float to satisfy the gate, because INT8's error could not be told apart by layers: "
+                f"{type(error).__name__}: {error}"
+            )
+            return artifact
         return tried[fewest(by_sensitivity(errors), most, accepted)]
 
     def _all_int8(self, isa: str) -> tuple[Artifact, Calibration]:
@@ -231,11 +198,6 @@ def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
     return artifact
 
 
-def only_float(model: LoadedModel) -> Artifacts:
-    """Artifacts of a job with precision: fp32."""
-    return Artifacts(int8=None, fp32=float_artifact(model), recipe=f"{RECIPE}/float", versions=_versions())
-
-
 def _recipes(model: LoadedModel, crops_NHWC: Pixels) -> list[tuple[str, _Recipe]]:
     network, preprocess = model.module, model.preprocess
 
@@ -265,7 +227,3 @@ def _check_trace(engine: Engine, module: nn.Module, crops_NHWC: Pixels) -> None:
     difference = float(np.abs(found_NK - expected_NK).mean())
     if not difference <= _TRACE_TOLERANCE * float(expected_NK.std()) + 1e-5:
         raise RuntimeError(f"the archive's logits differ from the network's by {difference:.3g} on average")
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}

@@ -34,7 +34,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.images import photographs
-from tests.networks import loaded, settled
+from tests.networks import loaded, quantize, settled
 from workers.artifacts import Artifact, open_artifact
 from workers.cpu import isa_class
 from workers.engines.base import Engine, Pixels, score_crops
@@ -42,7 +42,7 @@ from workers.model_names import ModelError
 from workers.models import LoadedModel
 from workers.pixels import decode_into
 from workers.preprocess import IMAGENET
-from workers.quantize import float_artifact, quantize
+from workers.quantize import float_artifact
 from workers.quantize_onnx import quantize_onnx
 from workers.quantize_openvino import quantize_openvino
 from workers.quantize_pt2e import quantize_pt2e

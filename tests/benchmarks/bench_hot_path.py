@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tests.images import photographs
+from tests.networks import quantize
 from workers.artifacts import open_artifact
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.cpu import isa_class
@@ -35,7 +36,6 @@ from workers.filesystems import open_filesystem, version_of
 from workers.models import LoadedModel
 from workers.pixels import Preparer, decode_into
 from workers.predict import Predictor
-from workers.quantize import quantize
 from workers.read_ahead import ReadAhead
 from workers.reading import ShardReader
 from workers.rows import RowBlock

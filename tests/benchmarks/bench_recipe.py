@@ -25,6 +25,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import HistogramObserver
 
 from tests.images import photographs
+from tests.networks import quantize
 from workers import quantize_graph, relu6
 from workers.accuracy import compare
 from workers.artifacts import open_artifact
@@ -34,7 +35,6 @@ from workers.engines.base import Engine
 from workers.models import LoadedModel
 from workers.observers import weight_observer
 from workers.pixels import decode_into
-from workers.quantize import quantize
 from workers.torchvision_import import import_torchvision
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -137,7 +137,7 @@ def ranked(
         info
         for info in artifacts
         if info.precision == precision
-        and _is_asked_for(info, engine)
+        and is_asked_for(info, engine)
         and unfit(info, isa=isa, installed=installed, threads=threads) is None
     ]
     order = _order(isa)
@@ -161,7 +161,7 @@ def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], threads: 
     return None
 
 
-def _is_asked_for(info: ArtifactInfo, engine: str) -> bool:
+def is_asked_for(info: ArtifactInfo, engine: str) -> bool:
     """By default no native code is loaded from a bundle, whatever its manifest says: that takes the spec's word."""
     if engine == "auto":
         return info.engine != "torch-pt2e"

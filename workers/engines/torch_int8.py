@@ -22,7 +22,7 @@ _FLOAT_LAYERS = ("aten::_convolution", "aten::conv2d", "aten::linear", "aten::ad
 
 
 class QuantizedInput(nn.Module):
-    """uint8 pixels NHWC → quantized tensor NCHW of scale 1, without copying → a network that takes one.
+    """uint8 pixels NHWC → quantized tensor NCHW of scale 1, copied as bytes → a network that takes one.
 
     For networks whose first convolution has the normalisation folded in: no float image ever exists.
     """
