@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)"
     )
+    compare = add(
+        "compare", "weigh smaller, pruned, INT8, bf16 and fp32 networks on the job's sample: accuracy and cost"
+    )
+    add_spec(compare)
+    add_compare(compare)
     for name, text in (
         ("plan", "dry run: shards, rows, time and cost of what is new or missing"),
         ("status", "plans, shards and rows as the ledger has them"),
@@ -109,6 +114,27 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def add_compare(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--arch", type=_list, action="extend", default=[], metavar="A,B=FILE",
+        help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
+    )  # fmt: skip
+    sub.add_argument(
+        "--prune", type=_shares, default=(0.1, 0.25, 0.5), metavar="P,P",
+        help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
+    )
+    sub.add_argument(
+        "--seconds", type=float, default=5.0, help="to measure each candidate (default: %(default)s); more is steadier"
+    )
+    sub.add_argument(
+        "--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)"
+    )
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
 def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch"
@@ -120,7 +146,10 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
         "--arch", help="network to measure without a SPEC, with random weights on made photographs (default: resnet50)"
     )
     sub.add_argument(
-        "--minutes", type=float, default=4.0, help="about how long it may take (default: %(default)s); more is steadier"
+        "--minutes",
+        type=_minutes,
+        default=4.0,
+        help="about how long it may take (default: %(default)s); more is steadier",
     )
     sub.add_argument("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
@@ -131,6 +160,17 @@ def _minutes(text: str) -> float:
     if not 0 < minutes <= MOST_MINUTES:
         raise argparse.ArgumentTypeError(f"{text}: a number of minutes above 0, at most {MOST_MINUTES}")
     return minutes
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    percents = sorted({float(part) for part in _list(text)} - {0.0})
+    if any(not 0 < percent < 100 for percent in percents):
+        raise argparse.ArgumentTypeError(f"{text}: percentages above 0 and below 100, as 10,25,50; or 0 for none")
+    return tuple(percent / 100 for percent in percents)
 
 
 def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:

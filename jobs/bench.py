@@ -43,11 +43,11 @@ def bench_command(arguments: argparse.Namespace, say: Say) -> int:
     """`stint bench`, see jobs.arguments. Raises StintError."""
     if arguments.spec is not None and arguments.arch is not None:
         raise SpecError("--arch names a network to measure without a SPEC; with one, its own is measured")
-    if arguments.minutes <= 0:
-        raise SpecError("--minutes must be above 0")
     if arguments.picture is not None:
         check_can_draw(arguments.picture)
     given = None if arguments.spec is None else load_spec(arguments.spec, arguments.overrides)
+    if given is not None and given.model.device != "cpu":
+        raise SpecError(f"model.device: {given.model.device}: stint bench climbs by the cores of CPUs", "set it to cpu")
     climbed = bench(given, arguments.arch or "resnet50", arguments.minutes, say)
     print(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
     if arguments.picture is not None:

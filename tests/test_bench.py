@@ -17,6 +17,8 @@ import pytest
 import simplejpeg
 
 from jobs import photographs
+from jobs.arguments import parser
+from jobs.bench import bench_command
 from jobs.bench_input import Files, images_of
 from jobs.errors import BAD_SPEC, SpecError
 from jobs.job import Job
@@ -55,6 +57,12 @@ def test_the_ladder_of_a_job_from_fp32_to_the_whole_job(digits: Digits, write_sp
 def test_a_network_with_weights_of_its_own_is_not_given_random_ones(tmp_path: Path) -> None:
     done = stint("bench", "conf/demo.yaml", "--arch", "resnet18")
     assert (done.returncode, "--arch" in done.stderr) == (BAD_SPEC, True)
+
+
+def test_a_job_for_gpus_has_no_ladder_of_cores(digits: Digits, write_spec: WriteSpec) -> None:
+    spec = digits.spec("out", model__device="cuda")
+    with pytest.raises(SpecError, match=r"model\.device"):
+        bench_command(parser().parse_args(["bench", write_spec(spec)]), print)
 
 
 def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

@@ -14,7 +14,18 @@ import safetensors.numpy
 import torch
 
 from tests.fakes import MemoryStore
-from tests.networks import digits, digits_artifacts, digits_model, engines, loaded, one_thread, png
+from tests.networks import (
+    Artifacts,
+    digits,
+    digits_artifacts,
+    digits_model,
+    engines,
+    loaded,
+    one_thread,
+    only_float,
+    png,
+    quantize,
+)
 from workers.accuracy import AccuracyReport, compare
 from workers.artifacts import Artifact, ArtifactInfo
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
@@ -25,7 +36,6 @@ from workers.engines.base import Pixels, score_crops
 from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.model_names import RECIPE
 from workers.pixels import decode_into
-from workers.quantize import Artifacts, only_float, quantize
 
 FP = "0123abcd"
 FOLDER = f"_stint/bundles/{FP}"
@@ -213,7 +223,19 @@ def test_bundle_without_golden_images_is_refused(store: MemoryStore) -> None:
     assert not keys(store)
 
 
-@pytest.mark.parametrize("data", [b"{}", b"not json", b'{"schema": 99}', b'{"schema": 1}', b"[]"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{}",
+        b"not json",
+        b'{"schema": 99}',
+        b'{"schema": 1}',
+        b'{"schema": 1, "accuracy": "good"}',
+        b"[]",
+        b"[" * 10**5,
+    ],
+    ids=range(7),
+)
 def test_manifest_of_another_kind_is_an_error_and_not_an_absence(store: MemoryStore, data: bytes) -> None:
     store.create(f"{FOLDER}/manifest.json", data)
     with pytest.raises(ValueError):  # noqa: PT011 - a JSON error or a message on the schema

@@ -121,7 +121,7 @@ def from_json(data: bytes) -> Manifest:
                 "notes": tuple(raw["notes"]),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a bundle manifest: {type(error).__name__}: {error}") from error
 
 
