@@ -181,6 +181,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     return bench_command(arguments, _say)
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from jobs.comparing import compare_command
+
+    return compare_command(arguments, _job(arguments, _runs(arguments)[-1]), _interrupts(), show=_show, say=_say)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from jobs.demo import demo
 
@@ -192,6 +198,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "quantize": _quantize,
     "tune": _tune,
+    "compare": _compare,
     "plan": _plan,
     "status": _status,
     "verify": _verify,

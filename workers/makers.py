@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from workers import gate
@@ -64,7 +65,7 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
         made.passed.append((made.fp32, None))  # nothing in it is an approximation
         return made
     judge = Judge(made.fp32, sample, calibrating, comparing, request)
-    makers = _Makers(model, sample.crops_NHWC[calibrating], judge, request, made.fp32)
+    makers = Makers(model, sample.crops_NHWC[calibrating], judge.accepts, request, made.fp32)
     errors: list[Exception] = []
     for wanted in _wanted(request, isa, made):
         try:
@@ -141,13 +142,19 @@ class Judge:
         return self.verdict(self.report(artifact)).passed
 
 
-class _Makers:
+class Makers:
     """Each engine's way to an artifact. Those of torch-int8 share one calibration."""
 
     def __init__(
-        self, model: LoadedModel, crops_NHWC: Pixels, judge: Judge, request: BundleRequest, fp32: Artifact
+        self,
+        model: LoadedModel,
+        crops_NHWC: Pixels,
+        accepts: Callable[[Artifact], bool],
+        request: BundleRequest,
+        fp32: Artifact,
     ) -> None:
-        self._model, self._crops_NHWC, self._judge, self._request = model, crops_NHWC, judge, request
+        """`accepts` is the gate: layers are left float until it agrees, as many as the request allows."""
+        self._model, self._crops_NHWC, self._accepts, self._request = model, crops_NHWC, accepts, request
         self._fp32 = fp32
         self._torch: Quantizer | None = None
 
@@ -164,7 +171,7 @@ class _Makers:
             case "torch-int8":
                 self._torch = self._torch or Quantizer(model, crops_NHWC)
                 most_float = self._request.model.float_layers
-                return self._torch.artifact(isa, accept=self._judge.accepts, most_float=most_float)
+                return self._torch.artifact(isa, accept=self._accepts, most_float=most_float)
             case "openvino":
                 from workers.quantize_openvino import quantize_openvino
 

@@ -1,0 +1,274 @@
+"""Which candidates are worth their cost: pure functions over what was measured, and the table a person sees.
+
+A candidate is on the frontier unless another one is at least as accurate and at most as dear, and better in one of the
+two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Z = 1.96
+"""Of a normal distribution, 95 % lie within so many deviations."""
+MILLION = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    """A candidate as it was measured."""
+
+    network: str
+    """For a person: `resnet50`, `resnet50 −25 %`."""  # noqa: RUF001
+    precision: str
+    artifact: str
+    """As in a bundle: `torch-int8/x86-vnni`."""
+    right: int
+    rows: int
+    rate: float
+    """Images a second that one core predicts; decoding not included."""
+    spread: float
+    """Half the distance between the quartiles of the rounds ÷ the median."""
+    decode_s: float
+    peak_bytes: int
+    size_bytes: int
+    macs: int
+    overrides: tuple[str, ...]
+    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
+    own: bool = False
+    """The job's own network, as it is."""
+    refused: str = ""
+    """Why the gate would refuse it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.precision}"
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.rows
+
+    @property
+    def core_s(self) -> float:
+        """Seconds of one core for an image, decoding included."""
+        return 1 / self.rate + self.decode_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    per_cpu_hour: float | None
+    threads_per_core: int
+
+    @property
+    def unit(self) -> str:
+        return "core-hours a million" if self.per_cpu_hour is None else "cost a million"
+
+    def images_per_s(self, of_million: Any) -> Any:
+        """Images a second a core at such a price of a million; and the price at such a rate: it is its own inverse."""
+        return self.of_million(1.0) / of_million
+
+    def of_million(self, core_s: float) -> float:
+        """What a million images cost; core-hours where no price is known. A core is all of its logical CPUs."""
+        hours = core_s * MILLION / 3600
+        return hours if self.per_cpu_hour is None else hours * self.threads_per_core * self.per_cpu_hour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Everything that was found."""
+
+    job: str
+    cpu: str
+    isa: str
+    batch: int
+    labelled: bool
+    """Whether `right` means the true class; else the class that the job's own network names in fp32."""
+    least: float
+    """What the gate asks of a candidate, as an accuracy."""
+    weighed: tuple[Weighed, ...]
+    """The cheapest one first."""
+    fell_out: dict[str, str]
+    """Candidates that could not be had, with the reason."""
+    prices: Prices
+
+    @property
+    def measure(self) -> str:
+        return "accuracy" if self.labelled else "agreement with fp32"
+
+
+def wilson(right: int, rows: int) -> tuple[float, float]:
+    """95 % confidence interval of a share (E. B. Wilson, 1927). Raises ValueError without rows."""
+    if rows < 1:
+        raise ValueError("a share of no rows has no interval")
+    share = right / rows
+    scale = 1 + Z * Z / rows
+    middle = (share + Z * Z / (2 * rows)) / scale
+    half = Z / scale * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
+    # At the ends rounding may take it past what it holds.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
+def dominators(weighed: Sequence[Weighed]) -> list[int | None]:
+    """For each candidate the cheapest one on the frontier that dominates it; None for the frontier itself.
+
+    What the gate refuses dominates nothing. Of candidates that are equal in both the first one is on the frontier.
+    """
+    found: list[int | None] = []
+    fit = [index for index, one in enumerate(weighed) if not one.refused]
+    frontier = [index for index in fit if not any(_dominates(weighed, other, index) for other in fit)]
+    for index in range(len(weighed)):
+        if index in frontier:
+            found.append(None)
+            continue
+        over = [other for other in frontier if _dominates(weighed, other, index)]
+        found.append(min(over, key=lambda other: weighed[other].core_s) if over else None)
+    return found
+
+
+def on_frontier(weighed: Sequence[Weighed]) -> list[Weighed]:
+    """From the cheapest to the most accurate."""
+    pairs = zip(weighed, dominators(weighed), strict=True)
+    return sorted((one for one, by in pairs if by is None and not one.refused), key=lambda one: one.core_s)
+
+
+def _dominates(weighed: Sequence[Weighed], a: int, b: int) -> bool:
+    one, other = weighed[a], weighed[b]
+    if a == b or one.core_s > other.core_s or one.accuracy < other.accuracy:
+        return False
+    return one.core_s < other.core_s or one.accuracy > other.accuracy or a < b
+
+
+def recommended(compared: Compared) -> Weighed | None:
+    """The cheapest candidate that is as accurate as the gate asks, and that the gate lets pass."""
+    # A rounding error of the subtraction must not refuse a fall that is exactly the threshold.
+    fit = [one for one in compared.weighed if not one.refused and one.accuracy >= compared.least - 1e-9]
+    return min(fit, key=lambda one: one.core_s, default=None)
+
+
+def advice(compared: Compared) -> list[str]:
+    """What to take, why, and how a job takes it."""
+    choice = recommended(compared)
+    asked = f"{compared.measure} of {compared.least:.2%}"
+    if choice is None:
+        return [f"No candidate reaches the {asked} that the gate asks for."]
+    low, high = wilson(choice.right, choice.rows)
+    price = compared.prices.of_million(choice.core_s)
+    lines = [
+        f"Take {choice.name}: of all that reach the {asked} that the gate asks for it is the cheapest, "
+        f"{price:,.3g} {compared.prices.unit}"
+    ]
+    dearest = next((one for one in compared.weighed if one.own and one.precision == "fp32"), None)
+    if dearest is not None and dearest is not choice:
+        lines[0] += f", {dearest.core_s / choice.core_s:.1f} times less than {dearest.name}"  # decoding included
+    lines[0] += "."
+    if low < compared.least:
+        lines.append(
+            f"Its {choice.rows} rows tell its {compared.measure} to be between {low:.1%} and {high:.1%} only; "
+            "a larger gate.rows tells more."
+        )
+    if choice.overrides:
+        lines.append("stint run SPEC \\\n" + " \\\n".join(f"  --set {_quoted(value)}" for value in choice.overrides))
+    elif not choice.own:
+        lines.append("The same command with --save-pruned DIR writes it as a model that a job can name.")
+    else:
+        lines.append("It is what the spec says already.")
+    return lines
+
+
+def _quoted(value: str) -> str:
+    return value if value.replace("=", "").replace(".", "").isalnum() else "'" + value.replace("'", "'\\''") + "'"
+
+
+def table(compared: Compared) -> list[str]:
+    """A line a candidate, the cheapest one first."""
+    head = ("#", "candidate", "", compared.measure, "95 %", "img/s a core", "± %", compared.prices.unit, "peak MiB",
+            "size MiB", "GMAC", "")  # fmt: skip
+    cells = [head]
+    for number, (one, by) in enumerate(zip(compared.weighed, dominators(compared.weighed), strict=True), 1):
+        low, high = wilson(one.right, one.rows)
+        place = "frontier" if by is None else f"dominated by {by + 1}"
+        if one.refused:
+            place = f"the gate refuses it: {one.refused}"
+        cells.append(
+            (
+                str(number),
+                one.network,
+                one.precision,
+                f"{one.accuracy:.2%}",
+                f"{low:.1%}–{high:.1%}",  # noqa: RUF001
+                f"{one.rate:,.1f}",
+                f"{100 * one.spread:.1f}",
+                f"{compared.prices.of_million(one.core_s):,.3g}",
+                f"{one.peak_bytes / 2**20:,.0f}",
+                f"{one.size_bytes / 2**20:,.2f}",
+                f"{one.macs / 1e9:.3g}",
+                place,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = {1, 2, len(head) - 1}
+    return [
+        "  ".join(
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def lines(compared: Compared) -> list[str]:
+    """All of it, for a person."""
+    what = (
+        f"accuracy: on {compared.weighed[0].rows} labelled rows"
+        if compared.labelled
+        else f"no gate.labels_column: what is shown is agreement with the job's own network in fp32, on "
+        f"{compared.weighed[0].rows} rows, and not accuracy"
+    )
+    decode_s = sorted(one.decode_s for one in compared.weighed)
+    price = compared.prices
+    per_hour = "" if price.per_cpu_hour is None else f", at {price.per_cpu_hour:g} a logical CPU and hour"
+    return [
+        f"{compared.job}: {len(compared.weighed)} candidates on one core of {compared.cpu} ({compared.isa}), "
+        f"{compared.batch} images a forward pass",
+        "",
+        *table(compared),
+        "",
+        f"{what}; 95 %: Wilson's interval",
+        f"img/s a core: the network alone; {price.unit}: with {1000 * decode_s[0]:.2f} to {1000 * decode_s[-1]:.2f} ms "
+        f"of decoding an image{per_hour}",
+        "peak: of a process that holds this candidate alone, Python and libraries included",
+        *(f"fell out: {name}: {reason}" for name, reason in compared.fell_out.items()),
+        "",
+        *advice(compared),
+    ]
+
+
+def as_json(compared: Compared) -> str:
+    """All figures."""
+    choice = recommended(compared)
+    plain: dict[str, object] = asdict(compared)
+    plain["weighed"] = [
+        {
+            **asdict(one),
+            "name": one.name,
+            "accuracy": one.accuracy,
+            "interval": wilson(one.right, one.rows),
+            "core_s": one.core_s,
+            "of_million": compared.prices.of_million(one.core_s),
+            "on_frontier": by is None and not one.refused,
+            "dominated_by": None if by is None else compared.weighed[by].name,
+        }
+        for one, by in zip(compared.weighed, dominators(compared.weighed), strict=True)
+    ]
+    plain["recommended"] = None if choice is None else choice.name
+    return json.dumps(plain, indent=2)
+
+
+def short_names(archs: Mapping[str, str]) -> dict[str, str]:
+    """Names for a person by key: the last part of each architecture, or all of it where two share that."""
+    last = {key: arch.rpartition("/")[2].rpartition(":")[2] for key, arch in archs.items()}
+    taken = list(last.values())
+    return {key: name if taken.count(name) == 1 else key for key, name in last.items()}
