@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +25,20 @@ class PlanObjects:
     """Of one plan, by the number of the shard."""
 
     def __init__(self, plan: int, shards: int = 0) -> None:
+        """`shards`, where it is known, is how many may come: room for them need not be found again and again."""
         self.plan = plan
         self._facts = np.zeros(shards, FACT)
         self._gone: dict[int, tuple[str, ...]] = {}
         """URIs of files with rows that are gone; few have any."""
+        self._doubtful: set[int] = set()
+        """Shards of which two things are told: what holds is what the object says."""
         self._new = array("q")
         """Of results, since they were last taken."""
 
     def add(self, index: int, o: DoneShard) -> None:
         if index >= len(self._facts):
             self._grow(index + 1)
+        self._doubtful.discard(index)
         self._facts[index] = (True, o.rows_ok, o.rows_bad, o.rows_gone, o.size, o.sha256.encode())
         if o.gone:
             self._gone[index] = o.gone
@@ -52,21 +57,28 @@ class PlanObjects:
         taken, self._new = np.array(self._new), array("q")
         return self.record(taken)
 
-    def add_record(self, record: DoneRecord) -> None:
-        """Lines of a record; those of no shard of this plan are passed over."""
+    def add_noted(self, record: DoneRecord, rows: Ints) -> None:
+        """What runs have noted; `rows` are those that each shard of the plan has.
+
+        Lines of no shard of this plan, and such as cannot be true of it, are passed over. A shard of which something
+        else is known already is unknown from then on.
+        """
         table = record.table
         named = pc.struct_field(pc.extract_regex(table["key"], KEY_OF_PLAN.format(plan=self.plan)), "index")
         table = table.append_column("index", named.cast(pa.int64())).filter(pc.is_valid(named))
+        table = table.filter(pc.less(table["index"], len(rows)))
+        counted = sum(table[name].to_numpy() for name in ("rows_ok", "rows_bad", "rows_gone"))
+        table = table.filter(pa.array(counted == rows[table["index"].to_numpy()]))
         index = table["index"].to_numpy()
-        if not len(index):
-            return
-        if (most := int(index.max())) >= len(self._facts):
-            self._grow(most + 1)
+        if len(self._facts) < len(rows):
+            self._grow(len(rows))
         facts = np.zeros(len(index), FACT)
         facts["known"] = True
         for name in COUNTS:
             facts[name] = table[name].to_numpy()
         facts["sha256"] = table["sha256"].to_pylist()
+        before = self._facts[index]
+        self._doubtful.update(index[before["known"] & (before != facts)].tolist())
         self._facts[index] = facts
         with_gaps = table.filter(pc.greater(table["rows_gone"], 0))
         gone = with_gaps["gone"].to_pylist()
@@ -80,7 +92,9 @@ class PlanObjects:
         """Numbers of those of so many shards of which nothing is known."""
         if len(self._facts) < shards:
             self._grow(shards)
-        return np.flatnonzero(~self._known[:shards])
+        known = self._known[:shards].copy()
+        known[list(self._doubtful)] = False
+        return np.flatnonzero(~known)
 
     @property
     def _known(self) -> npt.NDArray[np.bool_]:
@@ -102,11 +116,14 @@ class PlanObjects:
 class KnownObjects:
     """Of every plan, as results have told."""
 
-    def __init__(self) -> None:
-        self._plans: dict[int, PlanObjects] = {}
+    def __init__(self, shards: Mapping[int, int] | None = None) -> None:
+        """`shards` has how many there are of each plan, as far as that is known."""
+        self._plans = {plan: PlanObjects(plan, number) for plan, number in (shards or {}).items()}
 
     def of(self, plan: int) -> PlanObjects:
-        return self._plans.setdefault(plan, PlanObjects(plan))
+        if plan not in self._plans:
+            self._plans[plan] = PlanObjects(plan)
+        return self._plans[plan]
 
     def add(self, key: str, result: ShardResult) -> None:
         """Of an object none of whose rows are gone: which files those are of, only the object itself tells."""

@@ -40,7 +40,7 @@ class Noting(KnownObjects):
     """What results tell of the objects of plans, noted every so often in a thread of its own."""
 
     def __init__(self, store: Store, root: str, plans: Sequence[Plan], say: Callable[[str], None]) -> None:
-        super().__init__()
+        super().__init__({plan.number: len(plan.shards) for plan in plans})
         self._store, self._root, self._say = store, root, say
         self._tokens = {plan.number: plan.token for plan in plans}
         self._writes: Errands[None] = Errands("noting")
@@ -74,7 +74,10 @@ class Noting(KnownObjects):
 
 
 def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
-    """Add what runs have noted of a plan's objects. A note that is damaged, or of another claim, says nothing."""
+    """Add what runs have noted of a plan's objects. A note that is damaged, or of another claim, says nothing.
+
+    Where notes, or a note and a result, say different things of an object, it stays unknown.
+    """
 
     def read(key: str) -> pa.Table | None:
         try:
@@ -87,4 +90,4 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
     keys = [info.key for info in store.list(f"{root}/{FOLDER}/{plan.number:08d}")]
     for table in ahead(read, keys, READS_AT_ONCE, "noted"):
         if table is not None:
-            into.add_record(DoneRecord(table))
+            into.add_noted(DoneRecord(table), plan.slices.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -113,6 +114,34 @@ def test_a_note_that_is_damaged_or_of_another_claim_says_nothing() -> None:
     assert objects.unknown(10).tolist() == [4, 5, 6, 7, 8, 9]
 
 
+def test_where_a_note_and_a_result_differ_the_object_tells() -> None:
+    """An object may be removed by hand, and scored again: what was noted of the former one must not be recorded."""
+    here, store, plan = setup()
+    everything = list(here.finish(plan))
+    former, latest = Noting(here.store, ROOT, [plan], pytest.fail), KnownObjects()
+    for index in range(4):
+        key, told = result(here, plan, index)
+        former.add(key, replace(told, sha256="0" * 64) if index == 2 else told)
+        latest.add(key, told)
+    former._tell(10.0)
+    store.read.clear()
+    assert list(here.finish(plan, latest.of(plan.number))) == everything
+    assert store.read == [f"{ROOT}/{plan.shards[index].key}" for index in (2, *range(4, 10))]
+    killed_after(here, plan, range(4))
+    assert list(here.finish(plan)) == everything
+
+
+def test_lines_that_cannot_be_true_of_the_plan_are_passed_over() -> None:
+    lines = [
+        DoneShard("plan=00000001/00000000.parquet", 9, 0, 0, 800, "cd" * 32),
+        DoneShard("plan=00000001/00000001.parquet", 10, 0, 0, 800, "cd" * 32),
+        DoneShard("plan=00000001/99999999.parquet", 10, 0, 0, 800, "cd" * 32),
+    ]
+    objects = PlanObjects(1)
+    objects.add_noted(DoneRecord.of(lines), np.full(2, 10))
+    assert objects.unknown(2).tolist() == [0]
+
+
 def test_a_note_that_cannot_be_written_is_told_and_fails_nothing(tmp_path: Path) -> None:
     class Full(LocalStore):
         def create(self, key: str, data: bytes) -> bool:
@@ -135,7 +164,7 @@ def test_lines_of_a_record_come_back_as_they_were_and_those_of_other_plans_are_p
         DoneShard("plan=00000002/00000001.parquet", 10, 0, 0, 800, "cd" * 32),
     ]
     objects = PlanObjects(1)
-    objects.add_record(DoneRecord.of(lines))
-    objects.add_record(DoneRecord.of([]))
+    objects.add_noted(DoneRecord.of(lines), np.full(5, 10))
+    objects.add_noted(DoneRecord.of([]), np.full(5, 10))
     assert objects.unknown(5).tolist() == [1, 2, 4]
     assert list(objects.record(pa.array([3, 0]).to_numpy())) == lines[:2]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.crashes import CrashLog
+from jobs.known_objects import KnownObjects
 from jobs.ledger import Ledger
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
@@ -29,6 +30,7 @@ from jobs.plans import Content, Plan
 from jobs.pool import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
 from jobs.spec import Limits, Workers
+from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore, opened
 from workers.contract import Shard
 from workers.store import ObjectInfo
@@ -189,6 +191,7 @@ def main() -> None:
         missing=missing,
         limits=Limits(),
         workers=Workers(max=arguments.workers),
+        tally=Tally(done=KnownObjects({plan.number: shards})),
         progress=Progress(plan.rows, shards, out=io.StringIO(), clock=lambda: pool.now),
         interrupted=lambda: False,
         crashes=CrashLog(store, ledger.root, "bench"),
@@ -198,7 +201,6 @@ def main() -> None:
         sleep=lambda seconds: None,
     )
     ready_s = time.process_time() - began
-    missing.clear()
     if profile:
         profile.enable()
     tally = loop.run()
