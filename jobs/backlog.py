@@ -9,15 +9,20 @@ Bounds on multiprocessing timing anomalies, 1969).
 from __future__ import annotations
 
 import heapq
+from array import array
 from bisect import insort
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from operator import attrgetter
 
+import numpy as np
+
 from jobs import policy
 from jobs.policy import Attempts, Manner
+from jobs.presence import plan_of
+from jobs.slices import Ints, picked
 from jobs.spec import Limits
 from workers.contract import Shard
 from workers.outcomes import Failure
@@ -51,29 +56,39 @@ class Assignment:
 class Backlog:
     """Shards that are not committed yet. Each is under way, or waits: as a retry, or because it is new."""
 
-    def __init__(self, missing: Sequence[Shard], crashes: Mapping[str, int], limits: Limits, *, now: float) -> None:
-        """`crashes` are those of earlier runs, by the key of the shard."""
-        self.left = {shard.key: shard for shard in missing}
-        self.rows_left = sum(shard.rows for shard in missing)
+    def __init__(
+        self, missing: Sequence[Shard], crashes: Mapping[str, int], limits: Limits, *, begin: int = 0, now: float
+    ) -> None:
+        """`crashes` are those of earlier runs, by the key of the shard. Of `missing` this one comes first, then those
+        that follow, and in the end those before it."""
+        self.left: dict[str, int] = {}
+        """Rows of each shard, by key."""
         self._limits = limits
-        self._plans = Counter(shard.plan for shard in missing)
+        self._plans: Counter[int] = Counter()
         self._under_way: dict[str, int] = {}
         """Attempts at shards that are left, by key."""
+        self._doubled: dict[str, int] = {}
+        """Shards with a second attempt, and how often they had failed by themselves when it began."""
         self._retries: dict[str, Retry] = {}
         self._orders = count()
         self._later: list[tuple[float, int, Retry]] = []
         """Retries that wait for their time, as a heap; those whose time has come wait in the order of `Retry.order`."""
         self._suspects: list[Retry] = []
         self._others: list[Retry] = []
-        classes: dict[int, deque[Shard]] = {}
-        for shard in missing:
+        classes: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))
+        order = np.roll(np.arange(len(missing)), -begin)
+        for place, shard in zip(order.tolist(), picked(missing, order), strict=True):
+            rows = shard.rows
+            self.left[shard.key] = rows
+            self._plans[shard.plan] += 1
             if shard.key in crashes:
                 retry = self._retry(shard, Attempts(crashes=crashes[shard.key]))
                 retry.failed_at, retry.waiting = now, True
                 self._now_due(retry)
             else:
-                classes.setdefault(size_class(shard.rows), deque()).append(shard)
-        self._fresh = [classes[size] for size in sorted(classes)]
+                classes[size_class(rows)].append(place)
+        self.rows_left = sum(self.left.values())
+        self._fresh = [_Fresh(missing, np.array(classes[size])) for size in sorted(classes)]
         """By size, the largest last. Some may have been committed by another run meanwhile."""
 
     # --------------------------------------------------------------------------------------- hand out
@@ -127,19 +142,24 @@ class Backlog:
     def double(self, shard: Shard) -> None:
         """A second worker tries it too."""
         self._under_way[shard.key] += 1
+        self._doubled[shard.key] = self.attempts(shard).by_itself
 
     def may_double(self, shard: Shard) -> bool:
-        """Whether one worker has it, and none has died of it."""
-        return self._under_way.get(shard.key) == 1 and not self.attempts(shard).crashes
+        """Whether one worker has it, none has died of it, and none has failed with it beside another."""
+        if self._under_way.get(shard.key) != 1:
+            return False
+        attempts = self.attempts(shard)
+        return not attempts.crashes and self._doubled.get(shard.key, attempts.by_itself) == attempts.by_itself
 
     def _given(self, shard: Shard, manner: Manner) -> Assignment:
         self._under_way[shard.key] = 1
+        self._doubled.pop(shard.key, None)
         return Assignment(shard, manner)
 
     def _next_fresh(self) -> Shard | None:
         while self._fresh:
             while self._fresh[-1]:
-                shard = self._fresh[-1].popleft()
+                shard = self._fresh[-1].pop()
                 if shard.key in self.left:
                     return shard
             self._fresh.pop()
@@ -159,15 +179,16 @@ class Backlog:
 
     def settle(self, key: str) -> bool:
         """The shard is nobody's business any more; False if it was not before either."""
-        shard = self.left.pop(key, None)
-        if shard is None:
+        rows = self.left.pop(key, None)
+        if rows is None:
             return False
-        self.rows_left -= shard.rows
-        self._plans[shard.plan] -= 1
-        if not self._plans[shard.plan]:
-            del self._plans[shard.plan]
-        self._under_way.pop(key, None)
-        self._retries.pop(key, None)
+        self.rows_left -= rows
+        plan = plan_of(key)
+        self._plans[plan] -= 1
+        if not self._plans[plan]:
+            del self._plans[plan]
+        for books in (self._under_way, self._doubled, self._retries):
+            books.pop(key, None)
         return True
 
     def attempts(self, shard: Shard) -> Attempts:
@@ -193,18 +214,21 @@ class Backlog:
         retry.waiting = True
         heapq.heappush(self._later, (due_at, retry.order, retry))
 
-    def drop_present(self, present: Collection[str]) -> list[Shard]:
-        """Settle the waiting shards whose objects another run has committed, by key; those with a worker go on."""
+    def drop_present(self, present: Collection[str]) -> tuple[int, int]:
+        """Settle the waiting shards whose objects another run has committed, by key; those with a worker go on.
+
+        How many they are, and their rows.
+        """
         fewer, more = sorted((self.left.keys(), present), key=len)
         there = [key for key in fewer if key in more and key not in self._under_way]
-        dropped = [self.left[key] for key in there]
-        for shard in dropped:
-            if retry := self._retries.get(shard.key):
+        rows_before = self.rows_left
+        for key in there:
+            if retry := self._retries.get(key):
                 retry.waiting = False
-            self.settle(shard.key)
+            self.settle(key)
         for due in (self._suspects, self._others):
             due[:] = [retry for retry in due if retry.waiting]
-        return dropped
+        return len(there), rows_before - self.rows_left
 
     # ----------------------------------------------------------------------------------------- retries
 
@@ -217,6 +241,21 @@ class Backlog:
 
     def _now_due(self, retry: Retry) -> None:
         insort(self._due(retry), retry, key=_order)
+
+
+class _Fresh:
+    """Shards that nobody has had, made into objects when it is about to be their turn."""
+
+    def __init__(self, missing: Sequence[Shard], places: Ints) -> None:
+        self._number, self._shards = len(places), picked(missing, places)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def pop(self) -> Shard:
+        """The next one, of those that are left."""
+        self._number -= 1
+        return next(self._shards)
 
 
 def _may_have(retry: Retry, worker: int, ready: Mapping[int, str], starting: bool, now: float) -> bool:

@@ -25,7 +25,7 @@ from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
 from jobs.errors import RunFailed
 from jobs.known_objects import PlanObjects
 from jobs.noting import NOTE_LEAST, recall
-from jobs.plans import Content, NotAPlan, Plan, decode_plan, disputed, encode_plan, to_bytes
+from jobs.plans import Content, Missing, NotAPlan, Plan, decode_plan, disputed, encode_plan, to_bytes
 from jobs.presence import Look, Present, parsed
 from jobs.sources import Source
 from workers.ahead import ahead
@@ -85,9 +85,9 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------ shards
 
-    def missing(self, plan: Plan) -> list[Shard]:
-        """Shards of the plan that have no object yet, by one listing."""
-        return list(plan.shards.picked(np.flatnonzero(~self.present(plan).bits(plan.number))))
+    def missing(self, *plans: Plan) -> Missing:
+        """Shards of the plans that have no object yet, by one listing of each plan."""
+        return Missing([(plan, np.flatnonzero(~self.present(plan).bits(plan.number))) for plan in plans])
 
     def present(self, plan: Plan) -> Present:
         """Objects of the plan, by one listing, which leaves out what earlier ones have shown to be whole."""

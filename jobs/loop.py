@@ -51,7 +51,7 @@ class Loop:
     pool: Pool
     plans: Sequence[Plan]
     missing: InitVar[Sequence[Shard]]
-    """Not kept: a million shards take a quarter of a gigabyte, and those that are done are no longer needed."""
+    """They need not be objects before it is their turn."""
     limits: Limits
     workers: Workers
     progress: Progress
@@ -68,8 +68,7 @@ class Loop:
     def __post_init__(self, missing: Sequence[Shard]) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
         # backlog keeps this order among shards of about one size.
-        start = random.randrange(len(missing)) if missing else 0  # noqa: S311
-        missing = [*missing[start:], *missing[:start]]
+        begin = random.randrange(len(missing)) if missing else 0  # noqa: S311
         try:
             crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
         except BaseException:
@@ -77,7 +76,7 @@ class Loop:
             self.pool.close()
             raise
         now = self.clock()
-        self._backlog = Backlog(missing, crashes, self.limits, now=now)
+        self._backlog = Backlog(missing, crashes, self.limits, begin=begin, now=now)
         self._watch = Watch(self.limits)
         self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
@@ -267,6 +266,8 @@ class Loop:
                 self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad if first else 0, now)
                 if first:
                     self._committed(shard, result, second=second)
+                else:
+                    self.tally.committed += result.committed  # the loser may be heard of before the winner
             case ShardEnded(shard=shard, outcome=Failure() as failure):
                 manner = self._watch.ended(event.worker, shard, now).manner
                 self._fleet.shard_ended(event.worker, 0, now)
@@ -310,5 +311,4 @@ class Loop:
     def _drop_done_elsewhere(self, now: float) -> None:
         present = self._relisting.present(lambda: set(self._backlog.plans), now)
         if present:
-            elsewhere = self._backlog.drop_present(present)
-            self.progress.shards_elsewhere(len(elsewhere), sum(shard.rows for shard in elsewhere))
+            self.progress.shards_elsewhere(*self._backlog.drop_present(present))

@@ -16,14 +16,13 @@ def describe_plan(job: Job) -> str:
     """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
     found = discover(job)
     cut = found.cut()
-    missing = [shard for plan in found.open_plans for shard in job.ledger.missing(plan)]
-    rows_missing = sum(shard.rows for shard in missing)
-    rows = found.fresh_rows + rows_missing
+    missing = job.ledger.missing(*found.open_plans)
+    rows = found.fresh_rows + missing.rows
     lines = [
         f"job {job.spec.name} → {job.store.url}/{job.fingerprints.root}/",
         *found.lines(),
         f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
-        f"open plans: {len(found.open_plans)}, {rows_missing:,} rows missing in {len(missing):,} shards",
+        f"open plans: {len(found.open_plans)}, {missing.rows:,} rows missing in {len(missing):,} shards",
         f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
     ]
     lines += [f"warning: {warning}" for warning in cut.warnings]
@@ -87,10 +86,9 @@ def describe_status(job: Job) -> str:
             lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
-        left = sum(shard.rows for shard in missing)
         lines.append(
             f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
-            f"{plan.rows - left:,} of {plan.rows:,} rows; run the job to finish it"
+            f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
         )
         lines += [
             f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,31 @@ class Shards(OnDemand[Shard]):
         plan = self.plan
         for index, slices in zip(numbers.tolist(), plan.slices.picked(numbers), strict=True):
             yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
+
+
+@dataclass(frozen=True, eq=False)
+class Missing(OnDemand[Shard]):
+    """Shards that have no object, plan by plan. A million of them made at once are a third of a gigabyte."""
+
+    parts: Sequence[tuple[Plan, Ints]]
+    """Plans, each with the numbers of its shards."""
+
+    def __len__(self) -> int:
+        return sum(len(numbers) for _, numbers in self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Of all of them."""
+        return sum(int(plan.slices.rows[numbers].sum()) for plan, numbers in self.parts)
+
+    def picked(self, numbers: Ints) -> Iterator[Shard]:
+        begins = np.cumsum([0, *(len(of_plan) for _, of_plan in self.parts)])
+        part = np.searchsorted(begins, numbers, side="right") - 1
+        # One run of places within the same plan after the other.
+        edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(numbers)]
+        for first, end in pairwise(edges if len(numbers) else []):
+            plan, of_plan = self.parts[part[first]]
+            yield from plan.shards.picked(of_plan[numbers[first:end] - begins[part[first]]])
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:

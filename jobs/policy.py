@@ -94,6 +94,11 @@ class Attempts:
     nodes_lost: int = 0
     free: int = 0
 
+    @property
+    def by_itself(self) -> int:
+        """Those in which neither the worker nor its node was taken away."""
+        return self.infra - self.nodes_lost + self.task + self.data + self.crashes
+
     def after(self, failure: Failure, *, isolated: bool = False) -> Attempts:
         match budget_of(failure):
             case Budget.NONE:

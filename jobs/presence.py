@@ -32,6 +32,11 @@ def parsed(key: str) -> tuple[int, int] | None:
     return plan, index
 
 
+def plan_of(key: str) -> int:
+    """The plan of a shard's object, by the object's key below the root."""
+    return int(key[len("plan=") : key.index("/")])
+
+
 class Present(Collection[str]):
     """Keys, below the root, of the objects that are there."""
 

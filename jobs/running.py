@@ -24,7 +24,7 @@ from jobs.errors import NothingThere, RunFailed, SpecError, StintError
 from jobs.job import Job
 from jobs.loop import Loop
 from jobs.noting import Noting
-from jobs.plans import Content, Plan
+from jobs.plans import Content, Missing, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.prior import rate_of_worker
@@ -34,7 +34,6 @@ from jobs.sources import Opened, open_sources
 from jobs.spec import Workers
 from jobs.tally import Tally
 from jobs.widths import told
-from workers.contract import Shard
 from workers.outcomes import BundleOutcome
 from workers.redaction import redacted_values
 from workers.storage_errors import StoreDenied, StoreError
@@ -154,11 +153,11 @@ class Run:
         """With nothing new, from what is there: the bundle of an open plan may still be missing."""
         return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
 
-    def _open(self) -> tuple[list[Plan], list[Shard]]:
+    def _open(self) -> tuple[list[Plan], Missing]:
         """Plans that are not done, and what of them is missing."""
         done = self.job.ledger.done_numbers()
         plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
-        return plans, [shard for plan in plans for shard in self.job.ledger.missing(plan)]
+        return plans, self.job.ledger.missing(*plans)
 
     def _finish_open(self) -> None:
         plans, left = self._open()
@@ -170,7 +169,7 @@ class Run:
         self._artifacts = outcome.artifacts
         return outcome
 
-    def _score(self, plans: Sequence[Plan], missing: list[Shard]) -> Tally:
+    def _score(self, plans: Sequence[Plan], missing: Missing) -> Tally:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
         self._tell_profile()
@@ -178,7 +177,7 @@ class Run:
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
         progress = Progress(total, total_shards, finish_in_s=finish_in_s)
-        progress.shards_elsewhere(total_shards - len(missing), total - sum(shard.rows for shard in missing))
+        progress.shards_elsewhere(total_shards - len(missing), total - missing.rows)
         noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
@@ -194,7 +193,6 @@ class Run:
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_of_worker(self.job) if sized else None,
         )
-        missing.clear()  # the loop lets go of each as it is done
         try:
             return loop.run()
         finally:

@@ -58,6 +58,11 @@ class OnDemand(Sequence[T]):
         return tuple(self.picked(np.array(where, np.int64)))
 
 
+def picked(items: Sequence[T], numbers: Ints) -> Iterator[T]:
+    """Those items, in the order of `numbers`; of what is made on demand, many at once."""
+    return items.picked(numbers) if isinstance(items, OnDemand) else (items[number] for number in numbers.tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class Slices(OnDemand[tuple[Slice, ...]]):
     """The slices of each shard, by the shard's number."""

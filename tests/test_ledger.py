@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.backlog import Backlog
 from jobs.claims import wanted
 from jobs.done import DoneRecord
 from jobs.errors import RunFailed
@@ -16,6 +18,7 @@ from jobs.ledger import Ledger
 from jobs.planning import Bounds, Cut, cut
 from jobs.plans import Content, Plan, decode_plan, encode_plan
 from jobs.sources import Opened, Source
+from jobs.spec import Limits
 from tests.fakes import MemoryStore, object_of, opened
 from workers.writing import NotOurs
 
@@ -84,7 +87,32 @@ def test_missing_is_what_has_no_object_yet() -> None:
     plan = claim(here, opened("a", 10, 10, 10))
     assert plan is not None
     here.store.create(f"{ROOT}/{plan.shards[1].key}", b"there")
-    assert here.missing(plan) == [plan.shards[0], plan.shards[2]]
+    assert list(here.missing(plan)) == [plan.shards[0], plan.shards[2]]
+
+
+def test_what_is_missing_of_several_plans_is_made_when_it_is_asked_for_in_any_order() -> None:
+    here = ledger()
+    plans = [claim(here, opened(name, *[10] * shards)) for name, shards in (("a", 3), ("b", 1), ("c", 4))]
+    first, whole, last = (plan for plan in plans if plan is not None)
+    for shard in (first.shards[1], whole.shards[0], last.shards[0]):
+        here.store.create(f"{ROOT}/{shard.key}", object_of(shard))
+    missing = here.missing(first, whole, last)
+    shards = [first.shards[0], first.shards[2], *last.shards[1:]]
+    assert list(missing) == shards
+    assert (len(missing), missing.rows) == (5, 50)
+    for begin in range(5):
+        turned = np.roll(np.arange(5), -begin)
+        assert list(missing.picked(turned)) == shards[begin:] + shards[:begin]
+        backlog = Backlog(missing, {}, Limits(), begin=begin, now=0.0)
+        taken = [backlog.take(1, held=0, ready={1: "here"}, starting=False, now=0.0) for _ in shards]
+        assert [it.shard for it in taken if it] == shards[begin:] + shards[:begin]
+        assert (backlog.rows_left, set(backlog.plans)) == (50, {1, 3})
+        assert backlog.drop_present([shards[0].key]) == (0, 0), "a worker has it"
+        assert all(backlog.settle(shard.key) for shard in shards)
+        assert (backlog.rows_left, set(backlog.plans), backlog.waiting) == (0, set(), 0)
+    assert missing[4] == shards[4]
+    assert not here.missing(whole)
+    assert not here.missing()
 
 
 def test_the_done_record_lists_every_object_with_rows_and_digest_read_back_where_unknown() -> None:

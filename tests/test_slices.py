@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import plans, slices
@@ -34,6 +34,7 @@ SHARDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(SHARDS)
 def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> None:
     made = Slices.of(shards)
@@ -46,6 +47,7 @@ def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> Non
         made[len(shards)]
 
 
+@settings(deadline=None)
 @given(shards=SHARDS, together=st.integers(1, 5))
 def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
     shards: list[tuple[Slice, ...]], together: int

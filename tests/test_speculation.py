@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from jobs import loop as loop_module
 from jobs import policy
+from jobs.backlog import Backlog
 from jobs.crashes import CrashLog
+from jobs.pool import Event, ShardEnded
 from jobs.report import Report, summary
 from jobs.spec import Limits
 from jobs.speculation import Running, Second, left_s, pays, seconds, spares
-from tests.fates import COMMIT, CRASH, HANG, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
+from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
 from tests.test_loop import ROOT, setup
 from workers.contract import Shard, Slice
+from workers.outcomes import Failure, ShardResult
 
 LATE = 11
 """The shard whose first attempt does not end for long."""
@@ -98,7 +102,7 @@ def late(first: Fate, second: Fate, *, by_s: float, limits: Limits | None = None
 
 def committed_once(run: Fated) -> None:
     tally, ledger = run.loop.tally, run.loop.ledger
-    assert ledger.missing(ledger.plan(1)) == []
+    assert not ledger.missing(ledger.plan(1))
     assert (tally.shards, tally.rows_ok) == (12, 120)
     assert (run.loop.progress.shards_done, run.loop.progress.rows_done) == (12, 120)
 
@@ -151,6 +155,65 @@ def test_a_shard_whose_first_attempt_fails_while_the_second_goes_on_is_not_queue
     committed_once(run)
     assert len(run.attempts_at(LATE)) == 2
     assert (tally.failures.total, tally.speculative_wins) == (1, 1)
+
+
+@pytest.mark.parametrize("failure", [TASK, STORAGE], ids=["task", "storage"])
+def test_a_second_attempt_that_fails_is_the_only_one_so_that_a_broken_node_does_not_spend_the_budget(
+    failure: Failure,
+) -> None:
+    """An idle worker on a node without room, or without credentials, would fail once a second."""
+    run = late(PREEMPTED, COMMIT, by_s=50 * SHARD_S, limits=Limits(task_retries=1, infra_retries=1))
+    usual = run.pool.fate
+
+    def fate(given: Given) -> Fate:
+        attempts = run.attempts_at(LATE)
+        beside = given.shard.index == LATE and attempts[0] is not given and run.pool.now < 40 * SHARD_S
+        return failure if beside else usual(given)
+
+    run.pool.fate = fate
+    tally = run.loop.run()
+    committed_once(run)
+    assert tally.speculative_attempts == 1
+    assert (tally.failures.counts["preempted"], tally.failures.total) == (1, 2)
+
+
+@pytest.mark.parametrize(("failure", "another"), [(PREEMPTED, True), (NODE, True), (STORAGE, False), (TASK, False)])
+def test_only_a_second_attempt_that_was_taken_away_is_followed_by_another(failure: Failure, another: bool) -> None:
+    books = Backlog([shard(0, 10)], {}, Limits(), now=0.0)
+    ready = {1: "here", 2: "there"}
+    given = books.take(1, held=0, ready=ready, starting=False, now=0.0)
+    assert given is not None
+    assert books.may_double(given.shard)
+    books.double(given.shard)
+    assert not books.may_double(given.shard)
+    books.returned(given.shard)
+    books.failed(given.shard, 2, failure, host="there", isolated=False, now=1.0)
+    assert books.may_double(given.shard) is another
+    books.returned(given.shard)
+    books.failed(given.shard, 1, PREEMPTED, host="here", isolated=False, now=2.0)
+    books.again(given.shard, due_at=2.0)
+    assert books.take(2, held=0, ready=ready, starting=False, now=3.0) == given
+    assert books.may_double(given.shard)  # it has begun anew
+
+
+def test_a_shard_that_was_committed_here_counts_as_such_whichever_attempt_is_heard_of_first() -> None:
+    run = late(COMMIT, COMMIT, by_s=LATER_S)
+    usual = run.pool.poll
+
+    def poll(timeout_s: float) -> list[Event]:
+        """Of two attempts that end together, the one that found the other's object comes first."""
+        events = list(usual(timeout_s))
+        for event in events:
+            if isinstance(event, ShardEnded) and event.shard.index == LATE and isinstance(event.outcome, ShardResult):
+                (other,) = [g.worker for g in run.attempts_at(LATE) if g.worker != event.worker]
+                loser = ShardEnded(other, event.shard, replace(event.outcome, committed=False))
+                return [loser, *events]
+        return events
+
+    run.pool.poll = poll  # type: ignore[method-assign]
+    tally = run.loop.run()
+    committed_once(run)
+    assert (tally.shards, tally.committed) == (12, 12)
 
 
 def test_a_shard_whose_two_attempts_both_fail_waits_again_and_each_failure_counts() -> None:
