@@ -246,6 +246,8 @@ def test_labels_are_measured_anew_without_loading_native_code_that_the_spec_does
     assert isinstance(outcome, BundleOutcome), outcome
     assert set(outcome.artifacts) == {INT8, LOWER}
     assert "torch-pt2e is left alone" in outcome.table
+    # The sample is drawn as when the bundle was made, and says so.
+    assert outcome.report["rows"] > outcome.report["shared_rows"] == outcome.report["calibration_rows"] == 64
 
 
 # ------------------------------------------------------------------------------------- what is taken

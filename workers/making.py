@@ -123,6 +123,9 @@ class Maker:
         fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
         reference_NK = score_crops(fp32, sample.reference_NHWC, request.batch)
         isa, installed = isa_class(), installed_to_run()
+        # The same seed draws the same rows from the same input: a report that called them others would flatter.
+        calibration = manifest.calibration
+        calibrated_on = {(row.uri, row.row_group, row.row) for row in calibration.rows} if calibration else set()
         measured: list[Judged] = []
         not_here: list[str] = []
         for before in judged:
@@ -145,6 +148,7 @@ class Maker:
                 sample.labels,
                 calibration_rows=before.report.calibration_rows,
                 calibration_bad_rows=sample.bad_rows,
+                shared_rows=sum(row in calibrated_on for row in sample.rows),
             )
             measured.append(replace(before, report=report))
         if not measured:
