@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jobs.contestants import models_of, overrides
 from jobs.discovery import discover
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
-from jobs.frontier import Compared, Prices, Weighed, as_json, lines, short_names
+from jobs.frontier import Compared, Prices, Weighed, as_json, lines
 from jobs.job import Job
 from jobs.ladder import ratio
 from jobs.pictures import check_can_draw, draw_frontier
@@ -31,7 +30,6 @@ from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan
 from workers.cpu import cpu_model, isa_class
 from workers.expendable import Child, Died, KilledFromOutside, Overdue
 from workers.memory import node_bytes
-from workers.model_names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
 
 ROUNDS = 7
@@ -106,7 +104,8 @@ class Comparing:
             raise SpecError("model.task: embed: stint compare weighs classifiers by the classes that they name")
         if spec.model.device != "cpu":
             raise SpecError(f"model.device: {spec.model.device}: stint compare weighs by what a CPU core does")
-        networks = self._networks()
+        own_model = self._request().model
+        networks = models_of(own_model, self.archs)
         with ExitStack() as held:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="stint-compare-"))
             held.push(self._children)  # ended before the folder goes
@@ -153,22 +152,6 @@ class Comparing:
         request = self.job.bundle_request()
         engine = request.model.engine if request.model.precision == "int8" else "auto"
         return replace(request, model=replace(request.model, precision="int8", engine=engine))
-
-    def _networks(self) -> dict[str, ModelSpec]:
-        """The job's own first."""
-        own = self._request().model
-        models = {own.arch: own}
-        for given in self.archs:
-            arch, _, weights = given.partition("=")
-            try:
-                family, _, _ = split_arch(arch)
-            except ModelError as error:
-                raise SpecError(str(error).replace("model.arch", "--arch", 1)) from error
-            model = candidate_model(own, arch, weights or ("DEFAULT" if family == "torchvision" else None))
-            if model != own:
-                models[given] = model
-        names = short_names({key: model.arch for key, model in models.items()})
-        return {names[key]: model for key, model in models.items()}
 
     def _sample(self) -> tuple[SampleSlice, ...]:
         found = discover(self.job)
@@ -237,7 +220,7 @@ class Comparing:
 
     def _figures(self, name: str, model: ModelSpec, one: Made, rates: list[float], peak_bytes: int) -> Weighed:
         _, spread = ratio([(1.0, rate) for rate in rates])
-        own = model == self._request().model
+        spec_model, own_model = self.job.spec.model, self._request().model
         return Weighed(
             network=_label(name, one.share),
             precision=one.info.precision,
@@ -250,27 +233,10 @@ class Comparing:
             peak_bytes=peak_bytes,
             size_bytes=one.size_bytes,
             macs=one.macs,
-            overrides=self._overrides(model, one),
-            own=own and not one.share,
+            overrides=overrides(spec_model, own_model, model, one),
+            own=model == own_model and not one.share,
             refused=one.refused,
         )
-
-    def _overrides(self, model: ModelSpec, one: Made) -> tuple[str, ...]:
-        """What the spec must be told to take this one; () where it does already, or a pruned one was not saved."""
-        if one.share and not one.overrides:
-            return ()
-        given, own = self.job.spec.model, self._request().model
-        changed = list(one.overrides)
-        if not one.share:
-            for key in ("arch", "weights", "args", "preprocess"):
-                value = getattr(model, key)
-                if value != getattr(own, key):
-                    changed.append(f"model.{key}={_flow(dict(value) if key in ('args', 'preprocess') else value)}")
-        if one.info.precision != given.precision:
-            changed.append(f"model.precision={one.info.precision}")
-            if given.engine != "auto":
-                changed.append("model.engine=auto")
-        return tuple(changed)
 
     def _child(self, module: str, did: str) -> Child:
         child = Child(module, node_bytes(), did)
@@ -294,19 +260,6 @@ class Comparing:
         self.say(f"  {name} falls out: {reason}")
 
 
-def candidate_model(own: ModelSpec, arch: str, weights: str | None) -> ModelSpec:
-    """Another network for the same job.
-
-    Weights of torchvision's come with their preprocessing and classes; only how images are decoded is the job's. Those
-    from a file were trained for this job: they take its preprocessing, and as many classes as model.args has.
-    """
-    if weights is not None and weights_enum_or_path(weights) == "enum":
-        kept = {key: value for key, value in own.preprocess.items() if key == "decode"}
-        return replace(own, arch=arch, weights=weights, args={}, preprocess=kept)
-    classes = {key: value for key, value in own.args.items() if key == "num_classes"}
-    return replace(own, arch=arch, weights=weights, args=classes)
-
-
 def _cores() -> threads.Lease:
     """All cores to make candidates with; one where others are taken."""
     try:
@@ -321,8 +274,3 @@ def _cores() -> threads.Lease:
 
 def _label(network: str, share: float) -> str:
     return network if not share else f"{network} −{100 * share:g} %"  # noqa: RUF001
-
-
-def _flow(value: object) -> str:
-    """As YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("...\n").strip()

@@ -85,7 +85,8 @@ def draw_frontier(compared: Compared, file: Path) -> None:
 
     axes.set_xscale("log")
     frontier = [at(one) for one in on_frontier(compared.weighed)]
-    axes.plot(*zip(*frontier, strict=True), color="#bbbbbb", drawstyle="steps-post", zorder=1, label="frontier")
+    xs, ys = [x for x, _ in frontier], [y for _, y in frontier]
+    axes.plot(xs, ys, color="#bbbbbb", drawstyle="steps-post", zorder=1, label="frontier")
     for precision, colour in PRECISION_COLOURS.items():
         for refused in (False, True):
             ones = [o for o in compared.weighed if o.precision == precision and bool(o.refused) == refused]
@@ -95,7 +96,7 @@ def draw_frontier(compared: Compared, file: Path) -> None:
             if ones:
                 fill = "white" if refused else colour
                 told = f"{precision}, refused by the gate" if refused else precision
-                xs, ys = zip(*map(at, ones), strict=True)
+                xs, ys = [at(one)[0] for one in ones], [at(one)[1] for one in ones]
                 axes.scatter(xs, ys, s=42, color=fill, edgecolors=colour, label=told, zorder=3)
     axes.axhline(100 * compared.least, color="#888888", linewidth=0.8, linestyle=":", label="what the gate asks for")
     if (choice := recommended(compared)) is not None:
@@ -117,7 +118,7 @@ def _add_rates(axes: Axes, images_per_s: Callable[[Any], Any]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def transformed(places: Any) -> Any:
-        return images_per_s(np.maximum(places, np.finfo(float).tiny))  # it is asked about 0, too
+        return images_per_s(np.maximum(places, 1e-12))  # it is asked about 0, too
 
     above = axes.secondary_xaxis("top", functions=(transformed, transformed))
     above.set_xlabel("images a second a core, decoding included")
