@@ -44,6 +44,8 @@ ASKED: list[int] = []
 """CPUs that actors asked for."""
 GPUS: list[int | None] = []
 """And GPUs."""
+CLASSES: list[Any] = []
+"""That were made actor classes, each of which Ray sends to the whole cluster."""
 
 
 class Looks:
@@ -104,7 +106,12 @@ def pool_with_one_actor(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(ray_pool.ray, "remote", lambda _: actor_class)
+    def remote(_: type) -> Any:
+        CLASSES.append(actor_class)
+        return actor_class
+
+    CLASSES.clear()
+    monkeypatch.setattr(ray_pool.ray, "remote", remote)
     monkeypatch.setattr(ray_pool.ray, "get", get)
     monkeypatch.setattr(ray_pool.ray, "kill", lambda _, no_restart: None)
     monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
@@ -242,6 +249,15 @@ def test_a_worker_of_a_gpu_job_takes_a_gpu_and_a_node_holds_as_many_as_it_has(mo
     monkeypatch.setattr(ray_pool.time, "sleep", lambda _: None)
     assert [*pool.poll(0.0), *pool.poll(0.0)] == [WorkerPlaced(0, "one gpu", 1)]
     assert GPUS == [1]
+
+
+def test_the_class_of_workers_is_sent_to_the_cluster_once_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_with_one_actor(monkeypatch, INFO)
+    for _ in range(3):
+        pool.start({})
+    assert (pool.size(), len(CLASSES), len(ASKED)) == (4, 1, 4)
 
 
 def test_nothing_is_asked_of_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
