@@ -19,7 +19,7 @@ from tests.objectstore import packages
 from tests.objectstore.backends import S3, Backend, reach, versions
 from tests.objectstore.ceph import KEY_ID, SECRET, Gateway
 from workers.storage_errors import NotFound, StoreDenied
-from workers.store import Store, open_store, probe
+from workers.store import LocalStore, Store, open_store, probe
 
 RACES = 100
 WRITERS = 6
@@ -61,6 +61,18 @@ def test_created_bytes_are_read_back_and_a_second_create_changes_nothing(store: 
     assert not store.create("a/b.bin", b"second")
     assert store.get("a/b.bin") == b"first"
     assert list(store.list("a")) == before
+
+
+@on_every_store
+def test_of_a_large_folder_the_parts_that_are_asked_for_are_listed_and_elsewhere_nothing(store: Store) -> None:
+    keys = [f"run/{number:08d}.parquet" for number in (0, 999, 1000, 1999, 2000, 40_000)]
+    for key in keys:
+        store.create(key, b"x")
+    store.create("run-00001/00001000.parquet", b"x")
+    found = [info.key for info in store.list("run", ["00001", "00007", "00040"])]
+    # A store that has no pages may list the whole folder.
+    assert found == (keys if isinstance(store, LocalStore) else [keys[2], keys[3], keys[5]])
+    assert list(store.list("absent", ["00000", "00001"])) == []
 
 
 @on_every_store
