@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.contestants import models_of, overrides
+from jobs.contestants import candidate_model, models_of, overrides
 from jobs.discovery import discover
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.frontier import Compared, Prices, Weighed, as_json, lines
@@ -114,7 +114,10 @@ class Comparing:
             base = replace(self._request(), sample=self._sample())
             made: list[tuple[str, ModelSpec, Made]] = []
             fell_out: dict[str, str] = {}
+            own: Made | None = None
             for number, (name, model) in enumerate(networks.items()):
+                if own is not None:
+                    model = candidate_model(own_model, model.arch, model.weights, own.classes)
                 self.say(f"{name}: making it ready, {number + 1} of {len(networks)}")
                 asked = Network(
                     request=replace(base, model=model),
@@ -127,12 +130,12 @@ class Comparing:
                 )
                 for one in self._made(name, asked, fell_out):
                     made.append((name, model, one))
-            own = next((one for _, _, one in made if not one.share and one.info.precision == "fp32"), None)
-            if own is None:
-                raise RunFailed("nothing could be measured: " + "; ".join(f"{n}: {r}" for n, r in fell_out.items()))
+                own = own or next((one for _, _, one in made if one.info.precision == "fp32" and not one.share), None)
+                if own is None:  # there is nothing to compare the others with
+                    raise _nothing(fell_out)
             weighed = self._weighed(made, base, lease.plan, fell_out)
-        if not weighed:
-            raise RunFailed("nothing could be measured: " + "; ".join(f"{n}: {r}" for n, r in fell_out.items()))
+        if not weighed or own is None:
+            raise _nothing(fell_out)
         return Compared(
             job=spec.name,
             cpu=cpu_model(),
@@ -258,6 +261,11 @@ class Comparing:
     def _fell(self, name: str, reason: str, fell_out: dict[str, str]) -> None:
         fell_out[name] = reason
         self.say(f"  {name} falls out: {reason}")
+
+
+def _nothing(fell_out: dict[str, str]) -> RunFailed:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in fell_out.items())
+    return RunFailed(f"nothing could be measured: {reasons}", "mend the cause, then run the same command")
 
 
 def _cores() -> threads.Lease:

@@ -33,17 +33,20 @@ def models_of(own: ModelSpec, archs: Sequence[str]) -> dict[str, ModelSpec]:
     return {names[key]: model for key, model in models.items()}
 
 
-def candidate_model(own: ModelSpec, arch: str, weights: str | None) -> ModelSpec:
+def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int | None = None) -> ModelSpec:
     """Another network for the same job.
 
     Weights of torchvision's come with their preprocessing and classes; only how images are decoded is the job's. Those
-    from a file were trained for this job: they take its preprocessing, and as many classes as model.args has.
+    from a file were trained for this job: they take its preprocessing, and as many classes as model.args has; without
+    that, those of torchvision's architectures take the `classes` of the job's own network.
     """
     if weights is not None and weights_enum_or_path(weights) == "enum":
         kept = {key: value for key, value in own.preprocess.items() if key == "decode"}
         return replace(own, arch=arch, weights=weights, args={}, preprocess=kept)
-    classes = {key: value for key, value in own.args.items() if key == "num_classes"}
-    return replace(own, arch=arch, weights=weights, args=classes)
+    args = {key: value for key, value in own.args.items() if key == "num_classes"}
+    if not args and classes is not None and arch.startswith("torchvision/"):
+        args = {"num_classes": classes}
+    return replace(own, arch=arch, weights=weights, args=args)
 
 
 def overrides(given: Model, own: ModelSpec, model: ModelSpec, made: Made) -> tuple[str, ...]:

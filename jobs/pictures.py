@@ -70,7 +70,7 @@ LABEL_PT = 8
 _SIDES = ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0))
 """Where a label may stand, seen from its point: right, up."""
 _REACHES_PT = (7, 14, 24, 36, 50, 66, 84, 104)
-_LINE_FROM_PT = 20
+_LINE_FROM_PT = 10
 """A label that is farther off has a line to its point."""
 
 

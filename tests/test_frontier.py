@@ -125,6 +125,9 @@ def test_a_networks_own_weights_bring_their_preprocessing_and_files_take_the_job
     assert (enum.args, enum.preprocess) == ({}, {"decode": "scaled"})
     file = candidate_model(SPEC, "torchvision/resnet18", "s3://b/r18.pt")
     assert (file.args, file.preprocess) == ({"num_classes": 4}, SPEC.preprocess)
+    plain = replace(SPEC, args={})
+    assert candidate_model(plain, "torchvision/resnet18", "a.pt", classes=7).args == {"num_classes": 7}
+    assert candidate_model(plain, "my.nets:small", "a.pt", classes=7).args == {}, "it may have no such argument"
 
 
 def test_networks_are_named_shortly_where_that_tells_them_apart() -> None:
@@ -141,8 +144,8 @@ def test_overrides_are_what_differs_from_the_spec() -> None:
         recipe="float", backend=None,
     )  # fmt: skip
     made = Made(
-        share=0.0, info=info, path="", size_bytes=1, right=1, rows=1, labelled=True, refused="", macs=1, decode_s=0.1,
-        overrides=(),
+        share=0.0, info=info, path="", size_bytes=1, right=1, rows=1, labelled=True, refused="", classes=4, macs=1,
+        decode_s=0.1, overrides=(),
     )  # fmt: skip
     given = Model(arch=SPEC.arch, weights=SPEC.weights, engine="torch-int8")
     assert overrides(given, SPEC, SPEC, made) == ("model.precision=bf16", "model.engine=auto")

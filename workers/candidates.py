@@ -42,6 +42,7 @@ class Made:
     labelled: bool
     refused: str
     """Why the gate would refuse it, beside its own network in fp32; empty if it would not."""
+    classes: int
     macs: int
     decode_s: float
     """CPU seconds to decode an image of the sample as the network wants it."""

@@ -174,6 +174,7 @@ class _Candidates:
                 rows=rows,
                 labelled=self._has_labels,
                 refused="" if verdict.passed or precision == "fp32" else verdict.reason,
+                classes=self._model.outputs,
                 macs=macs,
                 decode_s=self._decode_s,
                 overrides=overrides,
