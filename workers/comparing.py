@@ -51,7 +51,9 @@ def serve(parent: Connection) -> None:
             parent.send(one)
     except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is told as its reason)
         failure = classify(error)
-        parent.send(Fell(share=0.0, precision="", reason=failure.message, code=failure.code))
+        # Of storage the message is the path alone.
+        reason = failure.message if isinstance(error, ModelError) else f"{type(error).__name__}: {failure.message}"
+        parent.send(Fell(share=0.0, precision="", reason=reason, code=failure.code))
     parent.send(Finished())
 
 
