@@ -166,6 +166,7 @@ def test_a_worker_finishes_what_ends_in_time_hands_back_what_it_read_ahead_and_b
 def test_an_isolated_process_that_went_with_its_worker_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd ends all processes of a unit at once."""
     worker = Worker(SimpleNamespace(pin=False))  # type: ignore[arg-type]
+    worker._scorer = SimpleNamespace(settled=None)  # type: ignore[assignment]
     killed = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="killed from outside")
 
     def score_isolated(*_: object) -> Failure:

@@ -12,8 +12,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what is warned, logged below an error, or printed. Errors are raised as ever."""
-    before = logging.root.manager.disable
+    """Drop what is warned, logged below an error, or printed. Errors are raised as ever.
+
+    Logging is as before at the end: OpenVINO's converter leaves the root logger at ERROR, which would swallow our
+    warnings.
+    """
+    before, root = logging.root.manager.disable, logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -21,3 +26,5 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+            root.setLevel(level)
+            root.filters[:], root.handlers[:] = filters, handlers

@@ -18,7 +18,7 @@ from jobs.casualties import Casualties
 from jobs.claims import Wanted
 from jobs.done import DoneRecord, done_shard
 from jobs.ledger import Ledger
-from jobs.plans import Plan, decode_plan, encode_plan
+from jobs.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.running import Run
 from jobs.sources import Source
 from tests.model.faults import Fault
@@ -107,7 +107,8 @@ def done_too_early(self: Run) -> None:
     """The done record is written when the last shard is handed out, not when it is committed."""
     plans, left = self._open()
     if len(left) > 1:
-        self._score(plans, left[:-1])
+        *parts, (plan, numbers) = left.parts
+        self._score(plans, Missing((*parts, (plan, numbers[:-1]))))
         left = self._open()[1]
     for plan in plans:
         there = self.job.ledger.present(plan)
