@@ -50,8 +50,8 @@ NEEDS = {
 """By engine."""
 
 ORDER = {
-    # Of the INT8 engines with one core's worth of ResNet-50 side by side, torch-int8 is level with or ahead of OpenVINO
-    # and ahead of ONNX Runtime (docs/PERFORMANCE.md); and it has no extra that a node may lack.
+    # torch-int8 needs no extra that a node may lack, and no fallback to float is made for the others. Which is fastest
+    # differs with network and CPU by a few per cent (tests/benchmarks/bench_engines.py): `stint tune` finds out.
     X86_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
     X86_NO_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
     # torch's own INT8 convolutions are weak there; ONNX Runtime has kernels for ARM's dot products.
