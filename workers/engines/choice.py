@@ -11,8 +11,8 @@ What a bundle gets where it is made (`wanted_engines`):
 | any other   | int8       | any       | that one                                                                    |
 | torch-float | bf16, fp32 | any       | torch-float in that precision; so with auto                                 |
 
-`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set and thread count. Beside
-these every bundle has the network in fp32, which the others are judged by.
+`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set. Beside these
+every bundle has the network in fp32, which the others are judged by.
 
 What a worker takes (`ranked`), of what runs on its CPU with what is installed: first what `stint tune` found best on
 such a host, then by the order of its class of CPU in ORDER.
