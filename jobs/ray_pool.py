@@ -26,6 +26,7 @@ from jobs.draining import DrainWatch
 from jobs.losses import HOW_LOST, NodeState, loss_code, node_state
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.ray_nodes import NodeWatch
+from workers import malloc
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -256,14 +257,15 @@ class RayPool:
 
 
 def environment(threads: int, *, any_process: bool) -> dict[str, Any] | None:
-    """What an actor asks of its process: thread variables, but None for `any_process`.
+    """What an actor asks of its process: thread and malloc variables, but None for `any_process`.
 
     A Ray that starts makes processes ready that actors can have at once, if they ask for nothing: two actors answered
     after 0.8 s and not after 5 (medians of four turns, two busy cores). A worker sets the variables itself before it
     imports what reads them (workers.threads.apply); to ask for them is a second guard, where processes of a cluster
-    may have been anybody's before.
+    may have been anybody's before. malloc's must be there when the process starts: whoever starts a Ray for
+    `any_process` starts it with them.
     """
-    return None if any_process else {"env_vars": thread_environment(threads)}
+    return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.environment({})}}
 
 
 def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:

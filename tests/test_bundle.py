@@ -119,7 +119,7 @@ def test_no_bundle_is_none(store: MemoryStore) -> None:
 def test_loaded_engine_scores_as_the_artifact_did_and_passes_its_golden_batch(store: MemoryStore, name: str) -> None:
     manifest = write(store)
     engine = load_engine(store, manifest, name)
-    check_golden(engine, info_of(manifest, name), manifest, store, decode_into)
+    check_golden(engine, info_of(manifest, name), manifest, store, decode_into, 4)
     before = dict(zip((FP32, INT8), engines(digits_artifacts()), strict=True))[name]
     crops_NHWC = digits().held_out.pixels_NHWC[:8]
     np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(before, crops_NHWC, 8))
@@ -150,7 +150,7 @@ def test_golden_batch_holds_encoded_images_and_the_logits_of_each_artifact(store
 
 def test_bundle_in_fp32_has_no_int8_and_says_so(store: MemoryStore) -> None:
     manifest = write(store, only_float(digits_model()))
-    check_golden(load_engine(store, manifest, FP32), info_of(manifest, FP32), manifest, store, decode_into)
+    check_golden(load_engine(store, manifest, FP32), info_of(manifest, FP32), manifest, store, decode_into, 4)
     with pytest.raises(BundleRefused, match=f"holds {FP32}, not {INT8}") as caught:
         load_engine(store, manifest, INT8)
     assert caught.value.code == "no_artifact"
@@ -189,7 +189,7 @@ def test_network_with_other_weights_fails_the_golden_batch(store: MemoryStore) -
     changed = MemoryStore()
     engine = load_engine(changed, write(changed, tampered), FP32)
     with pytest.raises(BundleRefused, match="computes other values here") as caught:
-        check_golden(engine, info_of(manifest, FP32), manifest, store, decode_into)
+        check_golden(engine, info_of(manifest, FP32), manifest, store, decode_into, 4)
     assert caught.value.code == "golden_mismatch"
 
 
@@ -202,7 +202,7 @@ def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStor
         out_HWC[:] = out_HWC[::-1].copy()
 
     with pytest.raises(BundleRefused) as caught:
-        check_golden(load_engine(store, manifest, name), info_of(manifest, name), manifest, store, upside_down)
+        check_golden(load_engine(store, manifest, name), info_of(manifest, name), manifest, store, upside_down, 4)
     assert caught.value.code == "golden_mismatch"
 
 

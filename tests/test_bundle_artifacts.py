@@ -108,7 +108,7 @@ def test_a_host_with_vnni_makes_and_judges_artifacts_for_both_classes(make: Call
         info = made.manifest.artifact(name)
         assert info is not None
         engine = load_engine(made.job.store, made.manifest, name)
-        check_golden(engine, info.info, made.manifest, made.job.store, decode_into)
+        check_golden(engine, info.info, made.manifest, made.job.store, decode_into, 4)
 
 
 def test_bf16_is_judged_against_fp32_as_int8_is(make: Callable[..., Made]) -> None:

@@ -131,13 +131,13 @@ def test_parts_that_are_joined_are_the_whole(
         )
 
     reader = ShardReader(whole, how)
-    expected = Part(predictor.score(reader.blocks(), whole.rows), tuple(sorted(reader.gone)), {}, 0, 0, 0)
+    expected = Part(predictor.score(reader.blocks(), whole.rows), tuple(sorted(reader.gone)), {}, 0, 0, 0, 1)
     parts = []
     for first, last in zip([0, *cuts], [*cuts, whole.rows], strict=True):
         this = cut(whole, first, last, how.format)
         reader = ShardReader(this.shard, how)
         scored = predictor.score(wanted(reader.blocks(), this, None), last - first)
-        part = Part(scored, tuple(sorted(i + this.slice_first for i in reader.gone)), {}, 0, 0, 0)
+        part = Part(scored, tuple(sorted(i + this.slice_first for i in reader.gone)), {}, 0, 0, 0, 1)
         parts.append(pickle.loads(pickle.dumps(part)))
     assert encoded(joined(parts)) == encoded(expected)
     assert sum(whole.slices[i].rows for i in expected.gone) + expected.scored.rows == whole.rows

@@ -189,7 +189,7 @@ def test_a_file_of_a_bundle_that_is_not_what_the_manifest_says_is_not_opened(tmp
     def open_it() -> object:
         if what == "golden":
             info = manifest.artifacts[0].info
-            return bundle.check_golden(None, info, manifest, store, decode_into)  # type: ignore[arg-type, func-returns-value]
+            return bundle.check_golden(None, info, manifest, store, decode_into, 4)  # type: ignore[arg-type, func-returns-value]
         return bundle.load_engine(store, manifest, "torch-float/fp32")
 
     for data in (zipped(pickle.dumps(Payload(mark), 2)), store.get(key)[:-1], b"", store.get(key) + b"\0"):
@@ -215,7 +215,7 @@ def test_not_even_whoever_rewrites_the_manifest_too_gets_a_pickle_run(tmp_path: 
                 bundle.load_engine(store, forged, "torch-float/fp32")
             assert classify(refused.value).message
             with pytest.raises(Exception):  # noqa: B017, PT011
-                bundle.check_golden(None, forged.artifacts[0].info, forged, store, decode_into)  # type: ignore[arg-type]
+                bundle.check_golden(None, forged.artifacts[0].info, forged, store, decode_into, 4)  # type: ignore[arg-type]
     assert not mark.exists()
 
 

@@ -1,7 +1,8 @@
 """One worker: fixed cores, one model, shards in, objects out. The class that a Ray actor or a LocalPool runs.
 
-Two calls of `score` may be under way: the second reads ahead while the first predicts. Everything that computes with
-torch runs in one thread, because OpenMP keeps a pool of its own for every thread that starts parallel work.
+Two calls of `score` may be under way: the second reads ahead while the first predicts, and predicts while the first
+writes. Everything that computes with torch runs in one thread, because OpenMP keeps a pool of its own for every thread
+that starts parallel work.
 torch is imported in `start`, after the cores are leased and pinned.
 """
 
@@ -21,15 +22,19 @@ from workers.preemption import Notice, heed_sigterm
 
 if TYPE_CHECKING:
     from workers.read_ahead import ReadAhead
-    from workers.scoring import Scorer
+    from workers.scoring import Part, Scorer
 
 T = TypeVar("T")
+
+SHARDS_AT_ONCE = 2
+"""One is predicted; beside it the one before is written, or the next one is read."""
 
 
 class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._compute = ThreadPoolExecutor(1, "compute")
+        self._write = ThreadPoolExecutor(SHARDS_AT_ONCE, "write")
         self._lease: threads.Lease | None = None
         self._guard: memory.Guard | None = None
         self._memory_bytes = 0
@@ -64,6 +69,7 @@ class Worker:
 
     def stop(self) -> None:
         self._compute.shutdown(wait=True, cancel_futures=True)
+        self._write.shutdown(wait=True)
         if self._guard:
             self._guard.close()
         if self._lease:
@@ -123,7 +129,8 @@ class Worker:
         self._notice.begin()
         ahead = ReadAhead(ShardReader(shard, self._spec.input))
         try:
-            return self._notice.result_of(self._compute.submit(self._score_read, shard, ahead))
+            part = self._notice.result_of(self._compute.submit(self._predict, shard, ahead))
+            return self._notice.result_of(self._write.submit(self._scorer.commit, shard, part))
         finally:
             if not self._notice.told:  # else nobody waits for what may hang in storage: it goes with the process
                 ahead.close()
@@ -139,18 +146,17 @@ class Worker:
             self._notice.begin()  # whoever ends this process may have ended the isolated one with it
         return outcome
 
-    def _score_read(self, shard: Shard, ahead: ReadAhead) -> ShardResult:
+    def _predict(self, shard: Shard, ahead: ReadAhead) -> Part:
         """The part that computes, in the compute thread."""
         if self._guard:
             self._guard.keep()
         began = time.monotonic()
-        part = self._scorer.predict(
+        return self._scorer.predict(
             ahead,
             shard.rows,
             ahead.reader,
             lambda done: self._notice.between_rounds(done, shard.rows, time.monotonic() - began),
         )
-        return self._scorer.commit(shard, part)
 
 
 class _Stopwatch:

@@ -21,7 +21,7 @@ from workers.accuracy import AccuracyReport
 from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.contract import ModelSpec, Preprocess
 from workers.cpu import cpu_model, isa_class
-from workers.engines.base import Engine, Logits
+from workers.engines.base import Engine, Logits, score_crops
 from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
 from workers.storage_errors import NotFound
 
@@ -147,15 +147,18 @@ def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1
     return open_artifact(Artifact(info=artifact.info, data=data), threads, device)
 
 
-def check_golden(engine: Engine, info: ArtifactInfo, manifest: Manifest, store: Store, decode_into: DecodeInto) -> None:
+def check_golden(
+    engine: Engine, info: ArtifactInfo, manifest: Manifest, store: Store, decode_into: DecodeInto, batch: int
+) -> None:
     """Recompute the golden batch through the decoder in use and the engine that runs artifact `info`.
 
+    In batches of `batch`, which are to be those of the shards: engines are quickest at the first size they meet.
     Raises BundleRefused unless the logits are those recorded when the bundle was made, within GOLDEN_TOLERANCE.
     """
     tensors = safetensors.numpy.load(_fetch(store, manifest, manifest.golden))
     recorded_NK = tensors[manifest.golden_key(info)]
     images = [tensors[f"image_{row}"].tobytes() for row in range(len(recorded_NK))]
-    found_NK = _score(engine, images, manifest.preprocess, decode_into)
+    found_NK = _score(engine, images, manifest.preprocess, decode_into, batch)
     spread = max(float(recorded_NK.std()), 1e-6)
     difference = float(np.abs(found_NK - recorded_NK).mean()) / spread
     allowed = GOLDEN_TOLERANCE[info.precision]
@@ -178,16 +181,18 @@ def _golden_file(
     }
     for artifact in made:
         engine = open_artifact(artifact, artifact.info.threads or 1)
-        tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into)
+        tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into, len(images))
     data: bytes = safetensors.numpy.save(tensors)
     return data
 
 
-def _score(engine: Engine, images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto) -> Logits:
-    buffer = engine.buffer(len(images))
+def _score(
+    engine: Engine, images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto, batch: int
+) -> Logits:
+    crops_NHWC = np.empty((len(images), preprocess.crop_px, preprocess.crop_px, 3), np.uint8)
     for row, data in enumerate(images):
-        decode_into(data, preprocess, buffer.interior_NHWC[row])
-    return engine.predict(buffer.full_NHWC)
+        decode_into(data, preprocess, crops_NHWC[row])
+    return score_crops(engine, crops_NHWC, batch)
 
 
 def _key(fingerprint: str, file_name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from workers import malloc
 from workers.contract import ThreadPlan, WorkerSpec
 from workers.expendable import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure
@@ -89,7 +90,7 @@ class Crew:
         self._children: list[Child] = []
         try:
             for setup in setups:
-                child = Child("workers.trial", cap_bytes, "ran")
+                child = Child("workers.trial", cap_bytes, "ran", malloc.environment())
                 self._children.append(child)
                 child.put(setup)
             self._all(Ready, START_LIMIT_S)

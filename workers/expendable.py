@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,8 +56,11 @@ def how_it_died(returncode: int, *, over_memory: bool, memory_bytes: int, did: s
 class Child:
     """The parent's end. Use from one thread, and `end` it: the process ends with that thread."""
 
-    def __init__(self, module: str, memory_bytes: int, did: str) -> None:
-        """`did` is what the process does to what it is given, for a person: `scored`."""
+    def __init__(self, module: str, memory_bytes: int, did: str, environment: Mapping[str, str] | None = None) -> None:
+        """`did` is what the process does to what it is given, for a person: `scored`.
+
+        It has this process's environment, and `environment` besides.
+        """
         self._memory_bytes = memory_bytes
         self._did = did
         self._pipe, theirs = Pipe()
@@ -64,7 +68,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
         )
         theirs.close()  # so that its end is the connection's
         self._guard = Guard(self._process.pid, memory_bytes)

@@ -65,7 +65,8 @@ def load_best(
         try:
             engine = bundle.load_engine(store, manifest, info.name, threads=spec.threads, device=spec.device)
             lap("bundle")
-            bundle.check_golden(engine, info, manifest, store, decode_into)
+            batch = _batch(spec, info, tuned, memory_bytes)
+            bundle.check_golden(engine, info, manifest, store, decode_into, batch)
             lap("golden")
         except (StoreError, StoreDenied, ModelError, MemoryError):
             raise
@@ -74,7 +75,7 @@ def load_best(
             failed.append(f"{info.name}: {error}")
             continue
         notes = [f"{info.name} is used in place of one that does not work here: {why}" for why in failed]
-        return Loaded(engine=engine, info=info, batch=_batch(spec, info, tuned, memory_bytes), notes=tuple(notes))
+        return Loaded(engine=engine, info=info, batch=batch, notes=tuple(notes))
     # Another node may have the library, or the instructions, that this one lacks.
     code = first.code if isinstance(first, bundle.BundleRefused) else "unusable"
     raise bundle.BundleRefused("nothing of the bundle works here: " + "\n".join(failed), code=code) from first

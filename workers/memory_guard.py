@@ -12,10 +12,18 @@ import select
 import signal
 import sys
 
-EVERY_MS = 20
-"""A process that allocates as fast as a core can gets at most this far beyond its bound: some 100 MB."""
+EVERY_MS, SELDOM_MS = 20, 500
+"""A process that allocates as fast as a core can gets at most so far beyond its bound as it does in EVERY_MS: some 100
+MB. As long as it is far from there it is looked at less often, down to SELDOM_MS: each look interrupts a worker."""
+FASTEST_BYTES_A_S = 20e9
+"""No process is expected to take memory faster, with all its threads."""
 KILLED = 3
 """Exit code after a kill; 0 when the watch was over before."""
+
+
+def look_again_ms(room_bytes: int) -> int:
+    """When the process is to be looked at again that may take so many bytes more."""
+    return int(min(max(room_bytes / FASTEST_BYTES_A_S * 1000, EVERY_MS), SELDOM_MS))
 
 
 def watch(pid: int, bound_bytes: int) -> int:
@@ -25,7 +33,8 @@ def watch(pid: int, bound_bytes: int) -> int:
     over.register(sys.stdin.fileno(), select.POLLIN)
     try:
         statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY)  # of this very process, even if its id were used again
-        while not over.poll(EVERY_MS):
+        wait_ms = EVERY_MS
+        while not over.poll(wait_ms):
             resident_bytes = int(os.pread(statm, 256, 0).split()[1]) * page_bytes
             if resident_bytes > bound_bytes:
                 os.kill(pid, signal.SIGKILL)
@@ -35,6 +44,7 @@ def watch(pid: int, bound_bytes: int) -> int:
                     file=sys.stderr,
                 )
                 return KILLED
+            wait_ms = look_again_ms(bound_bytes - resident_bytes)
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         pass
     return 0

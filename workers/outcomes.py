@@ -55,11 +55,13 @@ class ShardResult:
     object_bytes: int
     bytes_read: int
     stage_s: Mapping[str, float]
-    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do;
-    throttled is what calls waited because a store asked for fewer requests, summed over threads."""
+    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do; throttled is
+    what calls waited because a store asked for fewer requests, summed over threads. Decoding and predicting take turns;
+    beside them the next shard is read and the last one written."""
     wall_s: float
+    """From the first block of images to the last prediction. Another shard is scored while this one is written."""
     cpu_s: float
-    """CPU seconds of the whole process while this shard was scored."""
+    """CPU seconds of the whole process meanwhile."""
     threads_busy: float
     """cpu_s ÷ wall_s: how many threads were busy on average. Never above the cores leased."""
     torch_threads: int

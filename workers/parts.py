@@ -109,4 +109,5 @@ def joined(parts: Sequence[Part]) -> Part:
         sum(part.wall_s for part in parts),
         sum(part.cpu_s for part in parts),
         max(part.peak_rss_bytes for part in parts),
+        max(part.torch_threads for part in parts),
     )

@@ -58,18 +58,6 @@ class Predictor:
         """Rows of a round."""
         return len(self._places)
 
-    def in_batches(self, batch: int) -> Predictor:
-        """The same engine with batches of another size."""
-        return Predictor(
-            self._engine,
-            self._how,
-            outputs=self._outputs,
-            batch=batch,
-            threads=self._threads,
-            topk=self._topk,
-            task="embed" if self._embeds else "classify",
-        )
-
     def score(
         self, blocks: Iterable[RowBlock], rows: int, between_rounds: Callable[[int], None] = lambda _: None
     ) -> Scored:

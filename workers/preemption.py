@@ -90,7 +90,7 @@ class Notice:
                 if not self._told:
                     self._changed.wait()
                 elif work.cancel():
-                    raise Preempted("the worker has to go and had only read ahead")
+                    raise Preempted("the worker has to go and had not begun with this")
                 elif (left_s := self.left_s()) > 0:
                     self._changed.wait(None if math.isinf(left_s) else left_s)
                 else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,18 +165,23 @@ def _crops(images: str, how: Preprocess) -> Pixels:
 
 
 def _artifact(worker: WorkerSpec, store: Store, manifest: Manifest) -> _Made:
-    """The engine as workers run it."""
+    """The engine as workers run it: loaded for each size of batch, since it is quickest at the first one it meets."""
     from workers.loading import load_best
     from workers.pixels import decode_into
 
     loaded = load_best(store, manifest, worker, decode_into)
-    engine = loaded.engine
+    engines = {loaded.batch: loaded.engine}
 
     def buffer(batch: int) -> tuple[Pixels, Pixels]:
-        made = engine.buffer(batch)
+        if batch not in engines:
+            engines[batch] = load_best(store, manifest, replace(worker, batch=batch), decode_into).engine
+        made = engines[batch].buffer(batch)
         return made.full_NHWC, made.interior_NHWC
 
-    return engine.predict, buffer, loaded.info.name
+    def predict(pixels_NHWC: Pixels) -> Logits:
+        return engines[len(pixels_NHWC)].predict(pixels_NHWC)
+
+    return predict, buffer, loaded.info.name
 
 
 def _float_or_int8(variant: Variant, how: Preprocess, crops_NHWC: Pixels) -> _Made:

@@ -41,12 +41,15 @@ class Part:
     stage_s: dict[str, float]
     wall_s: float
     cpu_s: float
+    """Of the whole process, so also what another shard's commit took meanwhile."""
     peak_rss_bytes: int
+    torch_threads: int
+    """As torch counted them in the thread that predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A loaded network with its output. Use from one thread at a time, always the same one."""
+    """A loaded network with its output. `predict` from one thread, always the same one; `commit` from any."""
 
     spec: WorkerSpec
     store: Store
@@ -133,6 +136,8 @@ class Scorer:
 
         `between_rounds` is told how many rows are done; what it raises goes up, too.
         """
+        import torch
+
         wall, cpu = time.perf_counter(), time.process_time()
         stage = self.predictor.stage_s = dict.fromkeys(STAGES, 0.0)
         scored = self.predictor.score(blocks, rows, between_rounds)
@@ -140,7 +145,13 @@ class Scorer:
         stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])
         stage["read"] = reader.read_s
         return Part(
-            scored, tuple(sorted(reader.gone)), stage, wall_s, time.process_time() - cpu, memory.peak_rss_bytes()
+            scored,
+            tuple(sorted(reader.gone)),
+            stage,
+            wall_s,
+            time.process_time() - cpu,
+            memory.peak_rss_bytes(),
+            torch.get_num_threads(),
         )
 
     def commit(self, shard: Shard, part: Part) -> ShardResult:
@@ -148,12 +159,10 @@ class Scorer:
 
         Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
         """
-        import torch
-
         from workers.engines.choice import library
         from workers.writing import encode, object_facts
 
-        wall, cpu = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
         scored = part.scored
         rows_gone = sum(shard.slices[i].rows for i in part.gone)
         if scored.rows + rows_gone != shard.rows:
@@ -185,8 +194,7 @@ class Scorer:
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
         facts = object_facts(data if committed else self.store.get(key))
-        write_s = time.perf_counter() - wall
-        wall_s, cpu_s = part.wall_s + write_s, part.cpu_s + time.process_time() - cpu
+        write_s = time.perf_counter() - began
         return ShardResult(
             plan=shard.plan,
             index=shard.index,
@@ -200,10 +208,10 @@ class Scorer:
             object_bytes=facts.size,
             bytes_read=scored.bytes_read,
             stage_s={**part.stage_s, "write": write_s, "throttled": take_throttled_s()},
-            wall_s=wall_s,
-            cpu_s=cpu_s,
-            threads_busy=cpu_s / wall_s,
-            torch_threads=torch.get_num_threads(),
+            wall_s=part.wall_s,
+            cpu_s=part.cpu_s,
+            threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
+            torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
         )
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from workers.rows import ImageCell, RowBlock
 from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:
+    from workers.contract import WorkerSpec
     from workers.predict import Predictor
 
 ROWS_A_CALL = 256
@@ -47,7 +49,7 @@ class Trial:
         """Until the parent closes the connection."""
         setup: Setup = self._parent.recv()
         try:
-            self._load(setup)
+            self._begin(setup)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)
             self._parent.send(classify(error))
             return
@@ -61,27 +63,26 @@ class Trial:
             else:
                 self._parent.send(answer)
 
-    def _load(self, setup: Setup) -> None:
+    def _begin(self, setup: Setup) -> None:
         threads.apply(setup.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
-        from workers.scoring import Scorer
-
-        scorer = Scorer.load(setup.spec)
-        assert scorer.info.name == setup.spec.engine, "a candidate names its artifact, and gets it or none"
-        self._predictor = scorer.predictor
+        self._load(setup.spec)
         images = map_sample(setup.sample)
         first = setup.first % len(images)
         self._images = images[first:] + images[:first]
 
-    def _prepare(self, setup: Setup, batch: int) -> Ready:
-        import torch
+    def _load(self, spec: WorkerSpec) -> None:
+        from workers.scoring import Scorer
 
-        memory.forget_peak()
+        scorer = Scorer.load(spec)
+        assert scorer.info.name == spec.engine, "a candidate names its artifact, and gets it or none"
+        self._predictor, self._batch = scorer.predictor, scorer.batch
+
+    def _prepare(self, setup: Setup, batch: int) -> Ready:
         if batch != self._batch:
-            self._predictor = self._predictor.in_batches(batch)
-            # Making its decode threads has left a mark on the default.
-            torch.set_num_threads(setup.plan.threads)
-            self._batch = batch
+            del self._predictor  # a worker holds one network, and so does this, for its memory is measured, too
+            self._load(replace(setup.spec, batch=batch))  # anew: an engine is quickest at the first size it meets
+        memory.forget_peak()
         self._predictor.score([self._block(batch)], batch)
         return Ready()
 

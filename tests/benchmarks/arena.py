@@ -94,7 +94,7 @@ class Arena:
         other = str(self.spec.parent / "openvino.blob") if candidate == OPENVINO else ""
         work = self.work(out, images, other=other, settings=dict(settings or {}))
         file = work.write(out / "work.json")
-        began = time.time()
+        began = _settled()
         run(f"tests.benchmarks.peers.{MODULES[candidate]}", str(file))
         streams, peak_bytes = read_stamps(out / "stamps")
         streams = [stream for stream in streams if len(stream) > 1]
@@ -129,18 +129,18 @@ class Arena:
             **more,
         )
 
-    def run_stint(self, images: Path, module: str = "jobs", env: Mapping[str, str] | None = None) -> Path:
-        """`stint run` into a new output that has the bundle; the output."""
+    def run_stint(self, images: Path, module: str = "jobs", env: Mapping[str, str] | None = None) -> tuple[Path, float]:
+        """`stint run` into a new output that has the bundle; the output, and when the command was given."""
         spec, out = self.spec.parent / "run.yaml", self.folder / self.arch / "run"
         shutil.rmtree(out, ignore_errors=True)
         self._write_spec(spec, images, out)
         shutil.copytree(self.spec.parent / "made" / "_stint" / "bundles", out / "_stint" / "bundles")
+        began = _settled()
         run(module, "run", str(spec), env=env)
-        return out
+        return out, began
 
     def _stint(self, images: Path) -> tuple[Outcome, pa.Table]:
-        began = time.time()  # the copy of the bundle, some milliseconds, counts
-        out = self.run_stint(images)
+        out, began = self.run_stint(images)
         report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
         files = list(out.glob("model=*/plan=*/*.parquet"))
         table = pa.concat_tables(pq.ParquetFile(f).read(["id", "topk_label", "topk_score"]) for f in files)
@@ -182,6 +182,12 @@ class Arena:
             "workers": {"max": len(self.cores), "cpus": 1, "batch": BATCH},
         }
         file.write_text(yaml.safe_dump(spec))
+
+
+def _settled() -> float:
+    """Now, once what was written before is on the disk: no core is to carry it there while it is measured."""
+    os.sync()
+    return time.time()
 
 
 def same_work(ours: pa.Table, theirs: pa.Table, *, same_network: bool) -> str | None:

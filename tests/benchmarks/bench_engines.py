@@ -1,11 +1,12 @@
 """Every INT8 engine that is installed: the same network, batch and pinned core, in turns within one run, medians.
 
-    python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10] [--sweep]
+    python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10] [--sweep | --first-batch]
 
 Rates are images a second of this core's time. The core's VNNI peak is timed in the same turns, by a loop of independent
 `vpdpbusd` on registers (needs gcc and AVX512-VNNI): nothing can multiply faster, so an engine's share of it is its rate
 times the network's multiplications over that peak. fp32 is what a user gets without any setting: eager, batch as given,
 default threads on all cores, its rate divided by the cores. `--sweep` prints a table of batches of 1 to 64.
+`--first-batch` compares torch-int8 with itself having met another size of batch first.
 Weights are random, which the speed does not depend on; errors are against the fp32 network on held-out photographs.
 """
 
@@ -33,6 +34,7 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.ladder import ratio
 from tests.images import photographs
 from tests.networks import loaded, quantize, settled
 from workers.artifacts import Artifact, open_artifact
@@ -235,16 +237,40 @@ def sweep(arch: str, side_px: int, rounds: int) -> None:
         print(f"{name:<14}" + "".join(f"{row[batch]:>8.1f}" for batch in SWEEP))
 
 
+def first_batch(arch: str, side_px: int, batch: int, rounds: int) -> None:
+    """What it costs torch-int8 in batches of `batch` that the first one it met was half as large."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    model = network(arch, side_px)
+    pictures_NHWC = crops(model, CALIBRATION_ROWS)
+    artifact = quantize(model, pictures_NHWC, isa_class()).int8
+    assert artifact is not None
+    same, other = open_artifact(artifact), open_artifact(artifact)
+    other.predict(other.buffer(batch // 2).full_NHWC)
+    names = (f"met {batch} first", f"met {batch // 2} first")
+    candidates = [engine_candidate(n, e, pictures_NHWC, batch) for n, e in zip(names, (same, other), strict=True)]
+    rates = in_turns(candidates, rounds)
+    middle, spread = ratio(list(zip(*(rates[name] for name in reversed(names)), strict=True)))
+    print(f"{arch}, {side_px} px, batch {batch}, one core, medians of {rounds} rounds in turns")
+    for name in names:
+        print(f"{name:<14}{statistics.median(rates[name]):>8.1f} img/s")
+    print(f"ratio {middle:.3f} ±{spread:.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet50", help="of torchvision")
     parser.add_argument("--side-px", type=int, default=224, help="of the network's input")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--sweep", action="store_true", help="batches of 1 to 64 instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--sweep", action="store_true", help="batches of 1 to 64 instead")
+    instead.add_argument("--first-batch", action="store_true", help="what the first size of batch decides instead")
     given = parser.parse_args()
     if given.sweep:
         sweep(given.arch, given.side_px, given.rounds)
+    elif given.first_batch:
+        first_batch(given.arch, given.side_px, given.batch, given.rounds)
     else:
         compare_engines(given.arch, given.side_px, given.batch, given.rounds)
 

@@ -126,8 +126,9 @@ def _run(arena: Arena, folder: Path) -> dict[str, float]:
     """Moments of one run, in seconds after its command was given."""
     trace = folder / "trace.json"
     trace.unlink(missing_ok=True)
-    began = time.time()
-    out = arena.run_stint(folder / "images", module="tests.benchmarks.start_trace", env={"START_TRACE": str(trace)})
+    out, began = arena.run_stint(
+        folder / "images", module="tests.benchmarks.start_trace", env={"START_TRACE": str(trace)}
+    )
     moments = {step: at - began for step, at in json.loads(trace.read_text()).items()}
     report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
     laps = min((worker["start_s"] for worker in report["workers"]), key=lambda laps: sum(laps.values()))

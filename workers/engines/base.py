@@ -72,7 +72,8 @@ class Engine(Protocol):
     def layout(self) -> InputLayout: ...
 
     def buffer(self, batch: int) -> Buffer:
-        """New pixels for a batch. Batches of another size cost a recompilation: pad the last one of a shard."""
+        """New pixels for a batch. Batches of another size than the first cost a recompilation, or more at every call:
+        pad the last one of a shard, and load an engine for each size."""
         ...
 
     def predict(self, pixels_NHWC: Pixels) -> Logits:

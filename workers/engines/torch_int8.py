@@ -49,7 +49,10 @@ def float_layers(counts: Counter[str]) -> int:
 
 
 class TorchInt8Engine:
-    """Runs an INT8 archive.
+    """Runs an INT8 archive. Quickest in batches of the size that it is given first.
+
+    Each packed weight keeps the oneDNN primitive of its first call, and makes one anew for every call in another shape:
+    a sixteenth of MobileNetV2's time (`python -m tests.benchmarks.bench_engines --first-batch`).
 
     Raises SilentFloatError unless the graph holds exactly the stated number of quantized convolutions and linears, and
     of float ones.
