@@ -55,9 +55,9 @@ class ShardResult:
     object_bytes: int
     bytes_read: int
     stage_s: Mapping[str, float]
-    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do; throttled is
-    what calls waited because a store asked for fewer requests, summed over threads. Decoding and predicting take turns;
-    beside them the next shard is read and the last one written."""
+    """Busy seconds by stage: read, decode, predict, write; wait is the predicting thread with nothing to do; throttled
+    is what calls waited because a store asked for fewer requests, summed over threads. Decoding and predicting take
+    turns; beside them the next shard is read and the last one written."""
     wall_s: float
     """From the first block of images to the last prediction. Another shard is scored while this one is written."""
     cpu_s: float
