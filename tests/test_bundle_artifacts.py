@@ -32,6 +32,7 @@ from workers.bundle import BundleRefused, check_golden, load_engine, read_manife
 from workers.contract import BundleRequest
 from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.engines.base import Engine, Logits, Pixels
+from workers.engines.torch_int8 import TorchInt8Engine
 from workers.gate import Judged
 from workers.making import Maker, judged_in, outcome_of
 from workers.manifest import Manifest, to_json
@@ -285,6 +286,24 @@ def test_what_a_tuning_found_under_a_higher_bound_of_memory_is_not_taken_over(ma
 
 
 @vnni
+@pytest.mark.parametrize("batch", [3, 16])
+def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """It keeps what it made for that one, and is slower in others: the golden batch is scored in batches like those."""
+    sizes: list[int] = []
+    real = TorchInt8Engine.predict
+
+    def predict(engine: TorchInt8Engine, pixels_NHWC: Pixels) -> Logits:
+        sizes.append(len(pixels_NHWC))
+        return real(engine, pixels_NHWC)
+
+    made = make()
+    monkeypatch.setattr(TorchInt8Engine, "predict", predict)
+    assert made.scorer(batch=batch).info.engine == "torch-int8"
+    assert set(sizes) == {batch}
+
+
 def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

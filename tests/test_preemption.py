@@ -91,9 +91,9 @@ def test_work_that_waits_for_its_turn_is_taken_back_and_work_that_runs_is_waited
         return "done"
 
     with ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(2) as calls:
-        running = calls.submit(notice.result_of, compute.submit(first))
+        running = calls.submit(notice.result_of, compute.submit(first), take_back=True)
         assert begun.wait(10)
-        waiting = calls.submit(notice.result_of, compute.submit(lambda: ran.append("second")))
+        waiting = calls.submit(notice.result_of, compute.submit(lambda: ran.append("second")), take_back=True)
         notice.tell(60)
         assert isinstance(waiting.exception(10), Preempted)
         assert not running.done()
@@ -108,17 +108,18 @@ def test_an_answer_comes_by_the_deadline_even_if_the_work_hangs() -> None:
     hanging.set_running_or_notify_cancel()
     notice.tell(0.05)
     with pytest.raises(Preempted):
-        notice.result_of(hanging)
+        notice.result_of(hanging, take_back=True)
 
 
 # --------------------------------------------------------------------------------------------- worker
 
 
 class RoundByRound:
-    """In place of a loaded model: 10 rounds of 100 rows, each of which `each_round` may delay."""
+    """In place of a loaded model: 10 rounds of 100 rows, each of which `each_round` may delay, as `commit` may that."""
 
-    def __init__(self, each_round: Callable[[int], None]) -> None:
+    def __init__(self, each_round: Callable[[int], None], commit: Callable[[], None] = lambda: None) -> None:
         self._each_round = each_round
+        self._commit = commit
         self.committed: list[Shard] = []
 
     def predict(self, blocks: Any, rows: int, reader: Any, between_rounds: Callable[[int], None]) -> None:
@@ -127,6 +128,7 @@ class RoundByRound:
             between_rounds(done)
 
     def commit(self, shard: Shard, part: None) -> Any:
+        self._commit()
         self.committed.append(shard)
         return RESULT
 
@@ -161,6 +163,36 @@ def test_a_worker_finishes_what_ends_in_time_hands_back_what_it_read_ahead_and_b
     more = worker.score(SHARD)
     assert isinstance(more, Failure)
     assert more.code == FailureCode.PREEMPTED
+
+
+def test_a_shard_is_written_while_the_next_one_is_predicted() -> None:
+    writing, next_predicted = threading.Event(), threading.Event()
+
+    def commit() -> None:
+        writing.set()
+        assert next_predicted.wait(10)
+
+    scorer = RoundByRound(lambda done: next_predicted.set() if done == 1000 and writing.is_set() else None, commit)
+    worker = worker_with(scorer)
+    with ThreadPoolExecutor(2) as calls:
+        first = calls.submit(worker.score, SHARD)
+        assert writing.wait(10)
+        second = calls.submit(worker.score, SHARD)
+        assert (first.result(20), second.result(20)) == (RESULT, RESULT)
+    assert scorer.committed == [SHARD, SHARD]
+    worker.stop()
+
+
+def test_what_is_scored_is_committed_however_the_notice_falls_between_the_two() -> None:
+    """The commit is not taken back, though it has not begun when the notice is heard."""
+
+    def score_and_leave() -> object:
+        worker = worker_with(RoundByRound(lambda done: worker.leave(60) if done == 1000 else None))
+        result = worker.score(SHARD)
+        worker.stop()
+        return result
+
+    assert [score_and_leave() for _ in range(50)] == [RESULT] * 50
 
 
 def test_an_isolated_process_that_went_with_its_worker_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

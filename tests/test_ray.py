@@ -110,6 +110,8 @@ def test_workers_keep_to_disjoint_cores_and_run_no_more_busy_threads_than_they_h
     with started("run", spec) as driver:
         await_true(lambda: len(objects(out)) >= 2 and len(pinned_workers()) >= 2, "two workers at work")
         pids = pinned_workers()
+        for pid in pids:  # which were made ready by a local Ray, before anybody asked for them
+            assert b"glibc.malloc.arena_max=1" in (Path("/proc") / str(pid) / "environ").read_bytes()
         before = {pid: used(pid) for pid in pids}
         time.sleep(wall_s)
         after = {pid: (used(pid), masks(pid)) for pid in pids}

@@ -129,8 +129,8 @@ class Worker:
         self._notice.begin()
         ahead = ReadAhead(ShardReader(shard, self._spec.input))
         try:
-            part = self._notice.result_of(self._compute.submit(self._predict, shard, ahead))
-            return self._notice.result_of(self._write.submit(self._scorer.commit, shard, part))
+            part = self._notice.result_of(self._compute.submit(self._predict, shard, ahead), take_back=True)
+            return self._notice.result_of(self._write.submit(self._scorer.commit, shard, part), take_back=False)
         finally:
             if not self._notice.told:  # else nobody waits for what may hang in storage: it goes with the process
                 ahead.close()
@@ -141,7 +141,7 @@ class Worker:
         self._notice.begin()
         # In the thread that otherwise computes: it stays for as long as the worker does, and the processes end with it.
         work = self._compute.submit(score_isolated, self._scorer.settled, shard, limit_s, self._memory_bytes)
-        outcome = self._notice.result_of(work)
+        outcome = self._notice.result_of(work, take_back=True)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.INFRA:
             self._notice.begin()  # whoever ends this process may have ended the isolated one with it
         return outcome

@@ -79,18 +79,19 @@ class Notice:
         if self._told and not ends_in_time(rows_done, rows, took_s, self.left_s()):
             raise Preempted(f"{rows_done:,} of {rows:,} rows scored, and the worker has to go in {self.left_s():.0f} s")
 
-    def result_of(self, work: Future[T]) -> T:
+    def result_of(self, work: Future[T], *, take_back: bool) -> T:
         """Wait for `work`; raises Preempted as soon as it is clear that there is no result before the deadline.
 
-        Work that waits for its turn is taken back. Work that runs is left to itself when the time is up.
+        With `take_back`, work that waits for its turn is taken back. Work that runs is left to itself when the time is
+        up.
         """
         work.add_done_callback(self._wake)
         with self._changed:
             while not work.done():
                 if not self._told:
                     self._changed.wait()
-                elif work.cancel():
-                    raise Preempted("the worker has to go and had not begun with this")
+                elif take_back and work.cancel():
+                    raise Preempted("the worker has to go and had only read ahead")
                 elif (left_s := self.left_s()) > 0:
                     self._changed.wait(None if math.isinf(left_s) else left_s)
                 else:
