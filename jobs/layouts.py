@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workers.profiles import Candidate
-from workers.tuning import Runnable
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SMALL_NODE_CORES = 4
@@ -14,17 +13,16 @@ SIMPLEST = "torch-int8"
 """It needs nothing beside the base installation."""
 
 
-def candidates(engines: Sequence[Runnable], cores: int, default: Candidate) -> tuple[Candidate, ...]:
+def candidates(engines: Sequence[str], cores: int, default: Candidate) -> tuple[Candidate, ...]:
     """Engine × threads a worker × workers × batch, what is likely to be good first: the time may end early.
 
     Those that share processes are neighbours, with batches that grow: what one takes of memory is not covered up by
     what another took before.
     """
     made = [
-        Candidate(engine=engine.name, threads=threads, workers=workers, batch=batch)
+        Candidate(engine=engine, threads=threads, workers=workers, batch=batch)
         for threads, workers in layouts(cores)
         for engine in engines
-        if engine.threads in (None, threads)
         for batch in BATCHES
     ]
     first = [c for c in made if (c.engine, c.threads, c.workers) == (default.engine, default.threads, default.workers)]
@@ -46,11 +44,10 @@ def layouts(cores: int) -> tuple[tuple[int, int], ...]:
     return (*full, *spared)
 
 
-def by_rule(engines: Sequence[Runnable], cores: int, threads: int, batch: int) -> Candidate:
+def by_rule(engines: Sequence[str], cores: int, threads: int, batch: int) -> Candidate:
     """What runs without a profile."""
     threads = min(threads, cores)
-    engine = next((e for e in engines if e.threads in (None, threads)), engines[0])
-    return Candidate(engine=engine.name, threads=threads, workers=cores // threads, batch=batch)
+    return Candidate(engine=engines[0], threads=threads, workers=cores // threads, batch=batch)
 
 
 def effort(candidate: Candidate) -> tuple[int, ...]:

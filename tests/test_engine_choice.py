@@ -16,7 +16,7 @@ BASE = {"torch-int8", "torch-float"}
 ALL = set(NEEDS)
 
 
-def info(engine: str, isa: str | None = X86_VNNI, precision: str = "int8", threads: int | None = None) -> ArtifactInfo:
+def info(engine: str, isa: str | None = X86_VNNI, precision: str = "int8") -> ArtifactInfo:
     return ArtifactInfo(
         engine=engine,
         precision=precision,
@@ -25,7 +25,6 @@ def info(engine: str, isa: str | None = X86_VNNI, precision: str = "int8", threa
         input_mode="uint8",
         recipe="graph",
         backend=None,
-        threads=threads,
     )
 
 
@@ -116,25 +115,24 @@ FULL = (
 def test_a_worker_takes_the_best_that_runs_there_in_whatever_order_the_bundle_has_them(
     how: dict[str, str], names: list[str]
 ) -> None:
-    given = {"precision": "int8", "isa": X86_VNNI, "installed": ALL, "threads": 1, **how}
+    given = {"precision": "int8", "isa": X86_VNNI, "installed": ALL, **how}
     for artifacts in permutations(FULL):
         assert [found.name for found in ranked(artifacts, **given)] == names  # type: ignore[arg-type]
 
 
 def test_native_code_is_only_loaded_where_the_spec_asks_for_it() -> None:
     native = [info("torch-pt2e"), info("torch-int8")]
-    how = {"precision": "int8", "isa": X86_VNNI, "installed": ALL, "threads": 1}
+    how = {"precision": "int8", "isa": X86_VNNI, "installed": ALL}
     assert [found.engine for found in ranked(native, **how)] == ["torch-int8"]  # type: ignore[arg-type]
     assert [found.engine for found in ranked(native, tuned=native[0].name, **how)] == ["torch-int8"]  # type: ignore[arg-type]
     assert ranked(native, engine="torch-pt2e", **how) == (native[0],)  # type: ignore[arg-type]
 
 
 def test_why_an_artifact_is_not_taken_is_told() -> None:
-    def why(of: ArtifactInfo, isa: str = X86_VNNI, threads: int = 2) -> str | None:
-        return unfit(of, isa=isa, installed=BASE | {"torch-pt2e"}, threads=threads)
+    def why(of: ArtifactInfo, isa: str = X86_VNNI) -> str | None:
+        return unfit(of, isa=isa, installed=BASE)
 
     assert why(info("torch-int8")) is None
     assert why(info("torch-int8"), isa=X86_NO_VNNI) == "is for x86-vnni CPUs"
     assert why(info("openvino")) == "needs 'stint[openvino]', which is not installed"
-    assert why(info("torch-pt2e", threads=4)) == "was compiled for 4 threads a worker (workers.cpus), not for 2"
     assert why(info("of-the-future")) == "is of an engine not known here"

@@ -32,11 +32,10 @@ from tests.ray_heads import await_true
 from workers import threads
 from workers.contract import ThreadPlan
 from workers.profiles import Candidate, HostKind, read_profile, store_profile
-from workers.tuning import Bench, Runnable, Trialled, TuneRequest, Unusable, shares
+from workers.tuning import Bench, Trialled, TuneRequest, Unusable, shares
 
-INT8 = Runnable(name="torch-int8/x86-vnni", threads=None)
-OPENVINO = Runnable(name="openvino/x86-vnni", threads=None)
-COMPILED = Runnable(name="torch-pt2e/x86-vnni/2", threads=2)
+INT8 = "torch-int8/x86-vnni"
+OPENVINO = "openvino/x86-vnni"
 
 
 # --------------------------------------------------------------------------------------------- candidates
@@ -61,20 +60,19 @@ def test_every_width_fills_the_node_and_small_nodes_may_spare_a_core(
 
 def test_the_rules_own_way_comes_first_and_what_shares_processes_stays_together() -> None:
     default = by_rule([INT8, OPENVINO], 4, 1, 16)
-    assert default == Candidate(engine=INT8.name, threads=1, workers=4, batch=16)
-    made = candidates([INT8, OPENVINO, COMPILED], 4, default)
-    assert len(made) == len(set(made)) == (2 * 5 + 2) * len(BATCHES)
+    assert default == Candidate(engine=INT8, threads=1, workers=4, batch=16)
+    made = candidates([INT8, OPENVINO], 4, default)
+    assert len(made) == len(set(made)) == 2 * 5 * len(BATCHES)
     assert [c.batch for c in made[: len(BATCHES)]] == list(BATCHES)
-    assert {(c.engine, c.threads, c.workers) for c in made[: len(BATCHES)]} == {(INT8.name, 1, 4)}
+    assert {(c.engine, c.threads, c.workers) for c in made[: len(BATCHES)]} == {(INT8, 1, 4)}
     crews = [(c.engine, c.threads, c.workers) for c in made]
     assert sum(a != b for a, b in itertools.pairwise(crews)) == len(set(crews)) - 1
-    assert {c.threads for c in made if c.engine == COMPILED.name} == {2}
 
 
 def test_the_simpler_way_needs_no_extra_has_narrow_workers_full_nodes_and_small_batches() -> None:
-    base = Candidate(engine=INT8.name, threads=1, workers=2, batch=8)
+    base = Candidate(engine=INT8, threads=1, workers=2, batch=8)
     harder = [
-        replace(base, engine=OPENVINO.name),
+        replace(base, engine=OPENVINO),
         replace(base, threads=2, workers=1),
         replace(base, workers=1),
         replace(base, batch=16),
@@ -97,7 +95,7 @@ def test_workers_of_a_candidate_get_disjoint_cores_that_share_a_cache_where_they
 
 # ------------------------------------------------------------------------------------------ what is said
 
-A = Candidate(engine=INT8.name, threads=1, workers=2, batch=8)
+A = Candidate(engine=INT8, threads=1, workers=2, batch=8)
 B = replace(A, batch=16)
 C = replace(A, threads=2, workers=1)
 TRIAL = Trialled(images_per_s=1, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
@@ -133,7 +131,7 @@ def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> N
     text = table(made, A, B)
     assert [row.out for row in made][-2:] == [out[0].out, NOT_REACHED]
     lines = text.splitlines()
-    assert lines[1].split() == [INT8.name, "2", "×", "1", "8", "110.0", "1.4", "55.0", "5", "2", "chosen"]  # noqa: RUF001
+    assert lines[1].split() == [INT8, "2", "×", "1", "8", "110.0", "1.4", "55.0", "5", "2", "chosen"]  # noqa: RUF001
     assert sum("the rule" in line for line in lines) == 1
     assert "… and 5 slower ones" in lines
     assert f"out: {out[0].candidate}: {out[0].out}" in lines
@@ -215,7 +213,7 @@ def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
     bench = open_bench()
     facts = bench.open()
     assert facts.engines == (INT8,)  # type: ignore[union-attr]
-    small = Candidate(engine=INT8.name, threads=1, workers=1, batch=1)
+    small = Candidate(engine=INT8, threads=1, workers=1, batch=1)
     free = bench.measure(small, 0.1)
     assert isinstance(free, Trialled)
     assert free.images_per_s > 0
@@ -256,7 +254,7 @@ def test_workers_that_together_may_take_more_than_the_node_has_are_out(open_benc
     cores = facts.host.cores  # type: ignore[union-attr]
     if cores == 1:
         pytest.skip("one core, one worker")
-    outcome = bench.measure(Candidate(engine=INT8.name, threads=1, workers=cores, batch=1), 0.1)
+    outcome = bench.measure(Candidate(engine=INT8, threads=1, workers=cores, batch=1), 0.1)
     assert isinstance(outcome, Unusable)
     assert "workers.memory" in outcome.reason
 

@@ -35,17 +35,15 @@ class ArtifactInfo:
     """Float convolutions and linear products in its graph: exactly these must be there, too."""
     float_layers: tuple[str, ...] = ()
     """Layers by name that would have become INT8, and stay float because the gate refused them."""
-    threads: int | None = None
-    """Threads that it was compiled for; None: any number."""
 
     @property
     def name(self) -> str:
         """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
-        return artifact_name(self.engine, self.precision, self.isa, self.threads)
+        return artifact_name(self.engine, self.precision, self.isa)
 
 
-def artifact_name(engine: str, precision: str, isa: str | None, threads: int | None = None) -> str:
-    parts = (engine, precision if engine == "torch-float" else "", isa or "", str(threads or ""))
+def artifact_name(engine: str, precision: str, isa: str | None) -> str:
+    parts = (engine, precision if engine == "torch-float" else "", isa or "")
     return "/".join(part for part in parts if part)
 
 

@@ -180,7 +180,7 @@ def _golden_file(
         f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
     }
     for artifact in made:
-        engine = open_artifact(artifact, artifact.info.threads or 1)
+        engine = open_artifact(artifact)
         tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into, len(images))
     data: bytes = safetensors.numpy.save(tensors)
     return data

@@ -143,7 +143,7 @@ class _Candidates:
 
         def judged(artifact: Artifact) -> AccuracyReport:
             if id(artifact) not in scored:
-                engine = open_artifact(artifact, artifact.info.threads or 1)
+                engine = open_artifact(artifact)
                 scored[id(artifact)] = artifact, score_crops(engine, self._crops_NHWC, request.batch)
             return compare_logits(own_NK, scored[id(artifact)][1], self._labels)
 

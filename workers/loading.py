@@ -53,7 +53,6 @@ def load_best(
         precision=spec.precision,
         isa=isa,
         installed=installed,
-        threads=spec.threads,
         engine=spec.engine,
         tuned="" if tuned is None else tuned.engine,
     )
@@ -115,7 +114,7 @@ def _nothing_fits(
             "lets pass: set model.precision to what it holds",
             code="no_artifact",
         )
-    reasons = {info: unfit(info, isa=isa, installed=installed, threads=spec.threads) for info in held}
+    reasons = {info: unfit(info, isa=isa, installed=installed) for info in held}
     told = "; ".join(
         f"{info.name} {reason or f'is not what model.engine: {spec.engine} names'}" for info, reason in reasons.items()
     )

@@ -123,7 +123,7 @@ class Judge:
     def report(self, artifact: Artifact) -> AccuracyReport:
         if self._last is not None and self._last[0] is artifact:
             return self._last[1]  # what a search for float layers has just accepted is not scored again
-        engine = open_artifact(artifact, artifact.info.threads or 1)
+        engine = open_artifact(artifact)
         report = compare_logits(
             self._reference_NK,
             score_crops(engine, self._crops_NHWC, self._request.batch),

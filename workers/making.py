@@ -131,8 +131,7 @@ class Maker:
         for before in judged:
             artifact = manifest.artifact(before.name)
             assert artifact is not None, "it is where the report comes from"
-            threads = artifact.info.threads or 1
-            reason = unfit(artifact.info, isa=isa, installed=installed, threads=threads)
+            reason = unfit(artifact.info, isa=isa, installed=installed)
             if reason is None and not is_asked_for(artifact.info, request.model.engine):
                 reason = f"is not what model.engine: {request.model.engine} names"
             if reason is not None:
@@ -141,7 +140,7 @@ class Maker:
             report = compare_logits(
                 reference_NK,
                 score_crops(
-                    bundle.load_engine(store, manifest, before.name, threads=threads),
+                    bundle.load_engine(store, manifest, before.name),
                     sample.crops_NHWC,
                     request.batch,
                 ),

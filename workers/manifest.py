@@ -147,6 +147,7 @@ def _artifact(raw: dict[str, Any]) -> StoredArtifact:
     layout = raw["info"]["layout"]
     layout = InputLayout(**{**layout, "pad_px": tuple(layout["pad_px"]), "pad_pixel": tuple(layout["pad_pixel"])})
     info = {**raw["info"], "layout": layout, "float_layers": tuple(raw["info"]["float_layers"])}
+    info.pop("threads", None)  # of artifacts compiled for a number of threads, of which there never was one
     accuracy = raw["accuracy"]
     return StoredArtifact(
         info=ArtifactInfo(**info),

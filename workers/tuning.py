@@ -39,19 +39,10 @@ class TuneRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runnable:
-    """An artifact that runs on the node, the best of its engine."""
-
-    name: str
-    threads: int | None
-    """It was compiled for so many; None: any number."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class NodeFacts:
     host: HostKind
-    engines: tuple[Runnable, ...]
-    """The one that the rule takes first."""
+    engines: tuple[str, ...]
+    """Names of artifacts that run on the node, the best of each engine, the one that the rule takes first."""
     rows: int
     """Images in the sample."""
 
@@ -234,19 +225,10 @@ def shares(whole: ThreadPlan, topology: threads.Topology, width: int, workers: i
     return plans
 
 
-def _engines(artifacts: Sequence[ArtifactInfo], spec: WorkerSpec) -> tuple[Runnable, ...]:
+def _engines(artifacts: Sequence[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
     """The best artifact of every engine that runs here, the one that the rule takes first before the others."""
-    best: dict[tuple[str, int | None], Runnable] = {}
-    compiled_for = {info.threads for info in artifacts}
-    for wide in sorted(compiled_for, key=lambda threads: threads or 0):
-        fit = ranked(
-            [info for info in artifacts if info.threads == wide],
-            precision=spec.precision,
-            isa=isa_class(),
-            installed=installed_to_run(),
-            threads=wide or 1,
-            engine=spec.engine,
-        )
-        for info in fit:
-            best.setdefault((info.engine, wide), Runnable(name=info.name, threads=wide))
+    fit = ranked(artifacts, precision=spec.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine)
+    best: dict[str, str] = {}
+    for info in fit:
+        best.setdefault(info.engine, info.name)
     return tuple(best.values())

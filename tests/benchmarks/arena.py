@@ -113,7 +113,6 @@ class Arena:
             precision="int8",
             isa=isa_class(),
             installed=installed_to_run(),
-            threads=1,
             engine=ENGINE,
             tuned="",
         )

@@ -124,11 +124,10 @@ def ranked(
     precision: str,
     isa: str,
     installed: Collection[str],
-    threads: int,
     engine: str = "auto",
     tuned: str = "",
 ) -> tuple[ArtifactInfo, ...]:
-    """Those of a precision that a worker of so many threads can run on a host of class `isa`, the best one first.
+    """Those of a precision that a worker can run on a host of class `isa`, the best one first.
 
     `installed` are engines that can run there. `engine` is the spec's, or the name of one artifact; `tuned` the name
     of the artifact that a tuning of such a host found best, which goes before the rule.
@@ -138,7 +137,7 @@ def ranked(
         for info in artifacts
         if info.precision == precision
         and is_asked_for(info, engine)
-        and unfit(info, isa=isa, installed=installed, threads=threads) is None
+        and unfit(info, isa=isa, installed=installed) is None
     ]
     order = _order(isa)
 
@@ -149,15 +148,13 @@ def ranked(
     return tuple(sorted(fit, key=place))
 
 
-def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], threads: int) -> str | None:
+def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str]) -> str | None:
     """Why an artifact cannot run on a host, for a person; None if it can."""
     if info.isa is not None and not runs_on(info.isa, isa):
         return f"is for {info.isa} CPUs"
     if info.engine not in installed:
         needs = NEEDS.get(info.engine)
         return f"needs 'stint[{needs.extra}]', which is not installed" if needs else "is of an engine not known here"
-    if info.threads is not None and info.threads != threads:
-        return f"was compiled for {info.threads} threads a worker (workers.cpus), not for {threads}"
     return None
 
 
