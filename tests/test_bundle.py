@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -103,6 +104,14 @@ def test_bundle_is_read_back_as_it_was_written(store: MemoryStore) -> None:
     assert [a.info.name for a in found.artifacts] == [INT8, FP32]
     assert [a.accuracy is None for a in found.artifacts] == [False, True]
     assert from_json(to_json(found)) == found
+
+
+def test_a_manifest_that_says_for_how_many_threads_an_artifact_was_compiled_is_read(store: MemoryStore) -> None:
+    written = write(store)
+    earlier = json.loads(to_json(written))
+    for artifact in earlier["artifacts"]:
+        artifact["info"]["threads"] = None  # which was all that was ever written
+    assert from_json(json.dumps(earlier).encode()) == written
 
 
 def test_every_file_is_named_by_its_content_but_the_manifest(store: MemoryStore) -> None:
