@@ -31,6 +31,7 @@ from jobs.spec_file import load_spec
 from workers.profiles import HostKind
 from workers.redaction import redacted
 from workers.storage_errors import StoreDenied, StoreError
+from workers.without_pandas import without_pandas
 
 if TYPE_CHECKING:
     from jobs.tuning import Nodes
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 def entrypoint() -> None:
     sys.path.insert(0, "")  # as `python -m` does: a model's module:function may lie in the working directory
     sys.excepthook = _show_bug
+    without_pandas()
     sys.exit(main(sys.argv[1:]))
 
 

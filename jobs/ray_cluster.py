@@ -6,19 +6,18 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from jobs import local_ray
 from jobs.errors import RunFailed, SpecError
 from jobs.losses import NodeState
 from jobs.pool import Pool
 from jobs.ray_nodes import NodeWatch
 from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
-from workers import malloc
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
@@ -27,23 +26,6 @@ from workers.threads import read_topology
 CONNECT_S = 10.0
 MAKER_CORES = 8
 """More would wait longer for a node with room than they save."""
-LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
-"""Only shard descriptions and counts pass through it."""
-
-
-@contextmanager
-def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
-    """Processes that are started meanwhile have these variables."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _check_reachable(address: str) -> None:
@@ -79,14 +61,7 @@ class RayCluster:
             if self._address:
                 ray.init(self._address, **options)
             else:
-                with _inherited(malloc.environment()):
-                    ray.init(
-                        "local",
-                        num_cpus=topology.budget * topology.threads_per_core,
-                        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                        include_dashboard=False,
-                        **options,
-                    )
+                local_ray.start(topology.budget * topology.threads_per_core, **options)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             raise RunFailed(
                 f"cannot reach Ray at {self._address or 'this machine'}: {error}",

@@ -91,7 +91,10 @@ class Worker:
         plan = self._take_cores(spec.threads)
         clock.lap("lease")
         from workers.scoring import Scorer
+        from workers.without_pandas import without_pandas
 
+        if spec.pin:  # a process of its own
+            without_pandas()
         self._memory_bytes = memory.bound_bytes(spec.memory_bytes, plan)
         self._scorer = Scorer.load(spec, clock.lap, memory_bytes=self._memory_bytes)
         import torch

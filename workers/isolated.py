@@ -21,6 +21,7 @@ from workers.parts import cut, joined, wanted
 from workers.reading import ShardReader
 from workers.rows import RowBlock
 from workers.scoring import Part, Scorer
+from workers.without_pandas import without_pandas
 
 
 class Isolated:
@@ -34,6 +35,7 @@ class Isolated:
         spec: WorkerSpec
         shard: Shard
         spec, shard = self._parent.recv()
+        without_pandas()
         try:
             scorer = Scorer.load(spec)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)

@@ -20,6 +20,7 @@ from workers.expendable import to_parent
 from workers.failures import classify
 from workers.rows import ImageCell, RowBlock
 from workers.tuning_sample import map_sample
+from workers.without_pandas import without_pandas
 
 if TYPE_CHECKING:
     from workers.contract import WorkerSpec
@@ -66,6 +67,7 @@ class Trial:
     def _begin(self, setup: Setup) -> None:
         threads.apply(setup.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
+        without_pandas()
         self._load(setup.spec)
         images = map_sample(setup.sample)
         first = setup.first % len(images)

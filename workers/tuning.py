@@ -173,9 +173,8 @@ class Bench:
         return crew
 
     def _started(self, candidate: Candidate) -> Crew:
-        spec = replace(
-            self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=candidate.batch, pin=True
-        )
+        # In single images at first: that it can be loaded at all is one thing, what a batch takes of memory another.
+        spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
         plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
         setups = [
             Setup(spec=spec, plan=plan, sample=str(self._sample), first=number * self._rows // candidate.workers)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10] [--sweep | --first-batch]
 
-Rates are images a second of this core's time. The core's VNNI peak is timed in the same turns, by a loop of independent
+Rates are images a second of this core's time, with a worker's settings of malloc. The core's VNNI peak is timed in the same turns, by a loop of independent
 `vpdpbusd` on registers (needs gcc and AVX512-VNNI): nothing can multiply faster, so an engine's share of it is its rate
 times the network's multiplications over that peak. fp32 is what a user gets without any setting: eager, batch as given,
 default threads on all cores, its rate divided by the cores. `--sweep` prints a table of batches of 1 to 64.
@@ -19,6 +19,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.ladder import ratio
 from tests.images import photographs
 from tests.networks import loaded, quantize, settled
+from workers import malloc
 from workers.artifacts import Artifact, open_artifact
 from workers.cpu import isa_class
 from workers.engines.base import Engine, Pixels, score_crops
@@ -178,6 +180,7 @@ def macs(model: LoadedModel) -> int:
 
 
 def compare_engines(arch: str, side_px: int, batch: int, rounds: int) -> None:
+    del os.environ[malloc.VARIABLE]  # a user has no such settings
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         eager = pool.apply(eager_rate, (arch, side_px, batch, rounds))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -257,7 +260,16 @@ def first_batch(arch: str, side_px: int, batch: int, rounds: int) -> None:
     print(f"ratio {middle:.3f} ±{spread:.1%}")
 
 
+def _as_a_worker() -> None:
+    """Start again with what workers' processes have of malloc's settings, unless it is so."""
+    variables = malloc.environment()
+    if os.environ.get(malloc.VARIABLE) != variables[malloc.VARIABLE]:
+        again = [sys.executable, "-m", "tests.benchmarks.bench_engines", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **variables})
+
+
 def main() -> None:
+    _as_a_worker()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet50", help="of torchvision")
     parser.add_argument("--side-px", type=int, default=224, help="of the network's input")

@@ -86,13 +86,13 @@ def _ray(work: Path) -> dict[str, float]:
     import ray
 
     imported = time.perf_counter()
-    from jobs.ray_cluster import LOCAL_OBJECT_STORE_BYTES
+    from jobs.local_ray import OBJECT_STORE_BYTES
 
     between = time.perf_counter()
     ray.init(
         "local",
         num_cpus=cores,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,

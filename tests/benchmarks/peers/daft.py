@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-SETTINGS = [{"rows": 64}, {"rows": 16}, {"rows": 256}]
+SETTINGS = [{"rows": 256}, {"rows": 64}, {"rows": 16}]
 """Rows a call. The first is taken where none is asked for."""
 
 
