@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10] [--sweep | --first-batch]
 
-Rates are images a second of this core's time, with a worker's settings of malloc. The core's VNNI peak is timed in the same turns, by a loop of independent
-`vpdpbusd` on registers (needs gcc and AVX512-VNNI): nothing can multiply faster, so an engine's share of it is its rate
-times the network's multiplications over that peak. fp32 is what a user gets without any setting: eager, batch as given,
-default threads on all cores, its rate divided by the cores. `--sweep` prints a table of batches of 1 to 64.
-`--first-batch` compares torch-int8 with itself having met another size of batch first.
+Rates are images a second of this core's time, with a worker's settings of malloc. The core's VNNI peak is timed in the
+same turns, by independent `vpdpbusd` on registers (needs gcc and AVX512-VNNI): nothing can multiply faster, so an
+engine's share of it is its rate times the network's multiplications over that peak. fp32 is what a user gets without
+any setting: eager, batch as given, default threads on all cores, its rate divided by the cores. `--sweep` prints a
+table of batches of 1 to 64. `--first-batch` compares torch-int8 with itself having met another size of batch first.
 Weights are random, which the speed does not depend on; errors are against the fp32 network on held-out photographs.
 """
 
