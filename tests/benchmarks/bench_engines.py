@@ -1,12 +1,14 @@
 """Every INT8 engine that is installed: the same network, batch and pinned core, in turns within one run, medians.
 
-    python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10] [--sweep | --first-batch]
+    python -m tests.benchmarks.bench_engines [--arch resnet50] [--batch 16] [--rounds 10]
+        [--sweep | --first-batch | --profile]
 
 Rates are images a second of this core's time, with a worker's settings of malloc. The core's VNNI peak is timed in the
 same turns, by independent `vpdpbusd` on registers (needs gcc and AVX512-VNNI): nothing can multiply faster, so an
 engine's share of it is its rate times the network's multiplications over that peak. fp32 is what a user gets without
 any setting: eager, batch as given, default threads on all cores, its rate divided by the cores. `--sweep` prints a
 table of batches of 1 to 64. `--first-batch` compares torch-int8 with itself having met another size of batch first.
+`--profile` tells what torch-int8's time goes to, by operator.
 Weights are random, which the speed does not depend on; errors are against the fp32 network on held-out photographs.
 """
 
@@ -260,6 +262,27 @@ def first_batch(arch: str, side_px: int, batch: int, rounds: int) -> None:
     print(f"ratio {middle:.3f} ±{spread:.1%}")
 
 
+def profile(arch: str, side_px: int, batch: int, rounds: int) -> None:
+    """Self time of each operator of torch-int8, as torch's own profiler tells it."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    model = network(arch, side_px)
+    artifact = quantize(model, crops(model, CALIBRATION_ROWS), isa_class()).int8
+    assert artifact is not None
+    engine = open_artifact(artifact)
+    pixels_NHWC = engine.buffer(batch).full_NHWC
+    for _ in range(5):
+        engine.predict(pixels_NHWC)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as told:
+        for _ in range(rounds):
+            engine.predict(pixels_NHWC)
+    operators = sorted(told.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
+    total_us = sum(operator.self_cpu_time_total for operator in operators)
+    print(f"{arch}, {side_px} px, batch {batch}, one core: {total_us / rounds / batch / 1000:.2f} ms an image")
+    for operator in operators[:8]:
+        print(f"{operator.key:<46}{operator.self_cpu_time_total / total_us:>7.1%}{operator.count // rounds:>6} a batch")
+
+
 def _as_a_worker() -> None:
     """Start again with what workers' processes have of malloc's settings, unless it is so."""
     variables = malloc.environment()
@@ -278,11 +301,14 @@ def main() -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--sweep", action="store_true", help="batches of 1 to 64 instead")
     instead.add_argument("--first-batch", action="store_true", help="what the first size of batch decides instead")
+    instead.add_argument("--profile", action="store_true", help="what the time goes to, by operator, instead")
     given = parser.parse_args()
     if given.sweep:
         sweep(given.arch, given.side_px, given.rounds)
     elif given.first_batch:
         first_batch(given.arch, given.side_px, given.batch, given.rounds)
+    elif given.profile:
+        profile(given.arch, given.side_px, given.batch, given.rounds)
     else:
         compare_engines(given.arch, given.side_px, given.batch, given.rounds)
 
