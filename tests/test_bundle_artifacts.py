@@ -455,7 +455,7 @@ def test_a_bundle_of_the_first_schema_is_still_read_and_scored_with(make: Callab
     made = make(model__precision="fp32")
     raw = json.loads(to_json(made.manifest))
     (artifact,) = raw["artifacts"]
-    for key in ("engine", "float_layers", "threads"):
+    for key in ("engine", "float_layers"):
         del artifact["info"][key]
     artifact["info"]["kind"] = artifact["info"].pop("precision")
     del artifact["accuracy"]
