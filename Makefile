@@ -48,13 +48,14 @@ format: $(READY) ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## decode, INT8 recipe, engines, the job against bare pinned processes, its start and its memory; all alternating
+bench: $(READY) ## decode, INT8 recipe, engines, the job against bare processes, its start, its memory, malloc; all alternating
 	$(BIN)/python -m tests.benchmarks.bench_decode
 	$(BIN)/python -m tests.benchmarks.bench_recipe
 	$(BIN)/python -m tests.benchmarks.bench_engines
 	$(BIN)/python -m tests.benchmarks.bench_job
 	$(BIN)/python -m tests.benchmarks.bench_start
 	$(BIN)/python -m tests.benchmarks.bench_memory
+	$(BIN)/python -m tests.benchmarks.bench_malloc
 
 PEERS := $(VENV)/.peers
 $(PEERS): $(READY)
