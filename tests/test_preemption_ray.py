@@ -18,6 +18,10 @@ from tests.digits_job import DEAR, PYTHON, Digits, stint
 from tests.ray_heads import Head, await_true, started_head
 from tests.test_ray import WriteSpec, started, worker_pids
 
+DEARER = {**DEAR, "model__preprocess": {"resize": 800, "crop": 800, "mean": [0.3] * 3, "std": [0.35] * 3}}
+"""Half a second a shard, which is long beside the time that word of a drain takes from the driver to a worker: else it
+may be through with both shards that it holds before it hears of it."""
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 DISABLED = {"RAY_AUTH_MODE": "disabled"}
@@ -108,7 +112,7 @@ def test_a_drained_node_is_left_before_its_deadline_and_costs_no_budget(
     many: Digits, tmp_path: Path, write_spec: WriteSpec, head: Head, drain_s: float
 ) -> None:
     out = tmp_path / "out"
-    changes = {**DEAR, "input__shard_rows": 64, "workers": {"batch": 8}, "limits": NO_FAILURE}
+    changes = {**DEARER, "input__shard_rows": 64, "workers": {"batch": 8}, "limits": NO_FAILURE}
     spec = write_spec(many.spec(out, **changes))
     with two_nodes(head, drain_s) as nodes, started("run", spec, "--address", head.address) as driver:
         node = node_at_work(nodes)
@@ -131,7 +135,7 @@ def test_a_worker_that_gets_sigterm_is_replaced_and_costs_no_budget(
     many: Digits, tmp_path: Path, write_spec: WriteSpec, head: Head
 ) -> None:
     out = tmp_path / "out"
-    changes = {**DEAR, "input__shard_rows": 64, "workers": {"batch": 8}, "limits": NO_FAILURE}
+    changes = {**DEARER, "input__shard_rows": 64, "workers": {"batch": 8}, "limits": NO_FAILURE}
     spec = write_spec(many.spec(out, **changes))
     with two_nodes(head) as nodes, started("run", spec, "--address", head.address) as driver:
         (worker,) = workers_of(node_at_work(nodes))
