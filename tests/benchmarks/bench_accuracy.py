@@ -163,8 +163,8 @@ COSTS = f"{'make s':>7}{'search s':>9}{'÷fp32':>6}  gate"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="of torchvision, on photographs; or none")
-    parser.add_argument("--digits", default=",".join(SMALL), help="small networks trained on digits; or none")
+    parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="of torchvision, on photographs; '' for none")
+    parser.add_argument("--digits", default=",".join(SMALL), help="small networks trained on digits; '' for none")
     parser.add_argument("--rows", type=int, default=64, help="photographs to calibrate on, and as many to compare on")
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
