@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 SPREAD := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all stores lint format bench bench-peers chaos clean
+.PHONY: help venv demo test test-all stores browser pictures lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ test: $(READY) ## the test suite, without the slow campaigns
 
 stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from Debian, azurite from npm) into .stores/
 	$(BIN)/python -m tests.objectstore.packages
+
+browser: $(READY) ## install Debian's Chromium, in which the pages are tested, where it is absent
+	$(BIN)/python -m tests.browser
+
+pictures: browser ## README's pictures, of real runs of the demo's job, in docs/pictures/
+	$(BIN)/python -m tests.pictures
 
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest $(SPREAD)
@@ -71,4 +77,4 @@ chaos: $(READY) ## kill workers, nodes, GCS, drivers, everything on a real clust
 	$(BIN)/python -m tests.chaos $(if $(CHAOS_SEEDS),--seeds $(CHAOS_SEEDS),--minutes $(CHAOS_MINUTES))
 
 clean: ## remove what the targets made, but not .venv
-	rm -rf demo-out bench-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo-out bench-out artifacts build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from jobs.days import Days, parse_day, parse_days
+from jobs.displays import WAYS
 
 EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
 4 accuracy gate refused · 5 interrupted, safe to resume"""
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         sub = add(name, text)
         add_spec(sub)
         add_cluster(sub)
+        if name == "run":
+            sub.add_argument(
+                "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
+                help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
+            )  # fmt: skip
     tune = add("tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster")
     add_spec(tune)
     tune.add_argument(
@@ -72,10 +78,29 @@ def parser() -> argparse.ArgumentParser:
     add_compare(compare)
     for name, text in (
         ("plan", "dry run: shards, rows, time and cost of what is new or missing"),
-        ("status", "plans, shards and rows as the ledger has them"),
+        ("status", "plans, shards, rows and runs as the ledger has them"),
         ("verify", "prove that input and output rows match one to one"),
     ):
-        add_spec(add(name, text))
+        sub = add(name, text)
+        add_spec(sub)
+        if name == "status":
+            sub.add_argument("--watch", action="store_true", help="show the run that is under way until it has ended")
+            sub.add_argument(
+                "--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)"
+            )
+    report = add("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
+    add_spec(report)
+    shown = report.add_mutually_exclusive_group()
+    shown.add_argument("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
+    shown.add_argument("--history", action="store_true", help="a line a night")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
+    add_sample(add("sample", "look at some predictions: a page of images, labels and scores"), add_spec)
+    explain = add("explain", "follow one row: prediction, source, plan, shard, attempts, object, model")
+    add_spec(explain)
+    explain.add_argument(
+        "key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI"
+    )
+    explain.add_argument("--json", action="store_true", help="print it as JSON")
     nightly = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
     nightly.add_argument("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
     nightly.add_argument("--namespace", help="default: the pod's, or the kubeconfig's")
@@ -112,6 +137,24 @@ def parser() -> argparse.ArgumentParser:
     add_bench(add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine"))
     add("schema", "JSON Schema of the spec")
     return made
+
+
+def add_sample(sub: argparse.ArgumentParser, add_spec: Callable[[argparse.ArgumentParser], None]) -> None:
+    add_spec(sub)
+    sub.add_argument(
+        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
+    )
+    sub.add_argument("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
+    sub.add_argument(
+        "--order", choices=("random", "score", "-score"), default="random",
+        help="which rows: any, least score first, or greatest score first (write --order=-score)",
+    )  # fmt: skip
+    sub.add_argument("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
+    sub.add_argument("--open", action="store_true", help="also rows of plans that are not done yet")
+    sub.add_argument("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
+    sub.add_argument(
+        "--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)"
+    )
 
 
 def add_compare(sub: argparse.ArgumentParser) -> None:
@@ -160,6 +203,26 @@ def _minutes(text: str) -> float:
     if not 0 < minutes <= MOST_MINUTES:
         raise argparse.ArgumentTypeError(f"{text}: a number of minutes above 0, at most {MOST_MINUTES}")
     return minutes
+
+
+def _rows_shown(text: str) -> int:
+    rows = int(text)
+    if not 0 < rows <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: a page shows 1 to 1000 rows")
+    return rows
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MOST_MINUTES * 60:
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds above 0, at most {MOST_MINUTES * 60}")
+    return seconds
+
+
+def _way(text: str) -> str:
+    if text not in WAYS:
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(WAYS)} is wanted")
+    return text
 
 
 def _list(text: str) -> list[str]:

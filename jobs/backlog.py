@@ -196,6 +196,11 @@ class Backlog:
         retry = self._retries.get(shard.key)
         return retry.attempts if retry else Attempts()
 
+    def attempt(self, shard: Shard, *, second: bool) -> int:
+        """Which attempt in this run, from 1, the present one at a shard that is left is; `second`: beside another."""
+        retry = self._retries.get(shard.key)
+        return (len(retry.history) if retry else 0) + 1 + second
+
     def failed(self, shard: Shard, worker: int, failure: Failure, *, host: str, isolated: bool, now: float) -> Retry:
         """Count a failure of a shard that is left; an empty `host` is not known. The caller decides what follows."""
         retry = self._retries.get(shard.key) or self._retry(shard, Attempts())

@@ -67,7 +67,7 @@ class Casualties:
         if failure.message != self._last_start:
             self.progress.note(f"a worker did not start, trying again: {failure.message}")
         self._last_start = failure.message
-        self._log(worker, failure, "start", None)
+        self.tally.failed(worker, None, failure, at=_now(), budget="start")
 
     def tell_unrecorded(self, wait_s: float = 0.0) -> None:
         """Crashes that only this run knows of."""
@@ -91,19 +91,11 @@ class Casualties:
             self._record(worker, shard, failure)
         isolated, host = manner is Manner.ISOLATED, self.tally.host(worker)
         retry = self.backlog.failed(shard, worker, failure, host=host, isolated=isolated, now=now)
-        self._log(worker, failure, policy.budget_of(failure).value, shard, attempt=len(retry.history))
+        self.tally.failed(
+            worker, shard, failure, at=_now(), budget=policy.budget_of(failure).value, attempt=len(retry.history),
+            isolated=isolated,
+        )  # fmt: skip
         return retry
-
-    def _log(self, worker: int, failure: Failure, budget: str, shard: Shard | None, attempt: int = 0) -> None:
-        self.tally.failures.add(
-            failure,
-            at=_now(),
-            worker=worker,
-            host=self.tally.host(worker),
-            budget=budget,
-            shard=shard,
-            attempt=attempt,
-        )
 
     def _follow_up(self, retry: Retry, failure: Failure, now: float) -> None:
         shard, attempts = retry.shard, retry.attempts

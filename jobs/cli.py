@@ -7,8 +7,8 @@ before its OpenMP pool exists.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import signal
 import sys
 import traceback
@@ -19,7 +19,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
+from jobs.connecting import connect, in_cluster
 from jobs.days import Days, runs
+from jobs.displays import display_for
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
@@ -108,8 +110,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from jobs.planned import describe_status
+    from jobs.status import describe_status, watch
 
+    if arguments.watch:
+        job = _job(arguments, _runs(arguments)[-1])
+        if told := watch(job, display_for(sys.stdout), every_s=arguments.every):
+            _show(told)
+        return COMPLETE
     return _each(arguments, lambda days: _show(describe_status(_job(arguments, days))))
 
 
@@ -129,6 +136,25 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     _each(arguments, check)
     return COMPLETE if all(verdict.ok for verdict in verdicts) else FAILED
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from jobs.reporting import report_command
+
+    job = _job(arguments, _runs(arguments)[-1])
+    return report_command(job, run_id=arguments.run, history=arguments.history, html=arguments.html, show=_show)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from jobs.gallery import sample_command
+
+    return sample_command(arguments, _job(arguments, _runs(arguments)[-1]), _show)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from jobs.explain import explain_command
+
+    return explain_command(_job(arguments, _runs(arguments)[-1]), arguments.key, as_json=arguments.json, show=_show)
 
 
 def _promote(arguments: argparse.Namespace) -> int:
@@ -204,6 +230,9 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "status": _status,
     "verify": _verify,
+    "report": _report,
+    "sample": _sample,
+    "explain": _explain,
     "promote": _promote,
     "submit": _submit,
     "nightly": _nightly,
@@ -253,31 +282,14 @@ def _interrupts() -> InterruptFlag:
 
 def _new_run(arguments: argparse.Namespace, days: Days | None, flag: InterruptFlag) -> Run:
     job = Job.open(_spec(arguments), days)
+    progress = getattr(arguments, "progress", "auto")  # of `stint run` alone
     return Run(
         job=job if in_cluster(arguments.address) else replace(job, host=HostKind.here()),
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
-        say=_say,
+        say=_say if progress != "json" else _say_as_json,
+        progress=progress,
     )
-
-
-def in_cluster(address: str | None) -> bool:
-    """Whether workers run in a cluster that is there, and not on this machine alone."""
-    return bool(address or os.environ.get("RAY_ADDRESS"))
-
-
-def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
-    cluster: Cluster
-    if pool == "local":
-        from jobs.local_pool import LocalCluster
-
-        cluster = LocalCluster()
-    else:
-        from jobs.ray_cluster import RayCluster
-
-        cluster = RayCluster(address)
-    flag.install()  # ray.init puts its own handlers in place
-    return cluster
 
 
 def _show_bug(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
@@ -290,5 +302,10 @@ def _show(text: str) -> None:
     print(redacted(text))
 
 
+def _say_as_json(text: str) -> None:
+    display_for(sys.stderr, "json").note(redacted(text))
+
+
 def _say(text: str) -> None:
-    print(redacted(text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that has gone away ends no run
+        print(redacted(text), file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from jobs.bad_rows import BadRows
 from jobs.claims import dead_versions
 from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
+from jobs.error_rows import error_rows
 from jobs.errors import RunFailed
 from jobs.known_objects import PlanObjects
 from jobs.noting import NOTE_LEAST, recall
@@ -31,10 +32,9 @@ from jobs.sources import Source
 from workers.ahead import ahead
 from workers.contract import Shard, Slice
 from workers.store import Store
-from workers.writing import ObjectFacts, describe_row, key_names, object_facts, shown_keys
+from workers.writing import ObjectFacts, object_facts
 
 READS_AT_ONCE = 16
-BAD_ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
 DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -145,21 +145,13 @@ class Ledger:
         """Why rows of a complete plan have no prediction, read from its objects; `dead` (uri, version) do not count."""
 
         def read(shard: Shard) -> tuple[dict[str, int], dict[str, str]]:
-            data = pa.BufferReader(self.store.get(f"{self.root}/{shard.key}"))
-            names = key_names(pq.read_schema(data))
-            table = pq.read_table(data, columns=BAD_ROW_COLUMNS + names)
-            bad = table.filter(pc.is_valid(table["error_code"]))
             counts: Counter[str] = Counter()
             samples: dict[str, str] = {}
-            for number, row in enumerate(bad.select(BAD_ROW_COLUMNS).to_pylist()):
-                code = row["error_code"]
-                if (row["source_uri"], row["source_version"]) in dead:
-                    continue
-                counts[code] += 1
-                if code not in samples:
-                    keys = shown_keys(bad.select(names), number)
-                    where = describe_row(row["source_uri"], row["row_group"], row["row"], keys)
-                    samples[code] = f"{where}: {row['error_message']}"
+            for row in error_rows(self.store.get(f"{self.root}/{shard.key}")):
+                if (row.uri, row.version) not in dead:
+                    counts[row.code] += 1
+                    if row.code not in samples:
+                        samples[row.code] = row.describe()
             return counts, samples
 
         found = BadRows()

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from jobs.policy import SHARDS_A_WORKER
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.snapshot import Snapshot
 from workers import gpus
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -164,6 +165,9 @@ class LocalCluster:
 
     def describe(self) -> str:
         return f"this process (one worker; the machine grants {read_topology().budget} cores)"
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Nothing: whoever runs it looks at it, and no cluster is there to be monitored."""
 
     def close(self) -> None:
         self._maker.shutdown(wait=False, cancel_futures=True)

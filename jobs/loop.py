@@ -22,10 +22,11 @@ from jobs.crashes import CrashLog
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import Fleet, terms_of
 from jobs.ledger import Ledger
+from jobs.looking import look
 from jobs.plans import Plan
 from jobs.policy import Manner
 from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
-from jobs.progress import Progress
+from jobs.progress import Look, Progress
 from jobs.relisting import Relisting
 from jobs.spec import Limits, Workers
 from jobs.takers import Takers
@@ -110,13 +111,17 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.tick(len(self.pool.workers()), wanted)
+        self.progress.tick(len(self.pool.workers()), wanted, self._look)
         if not events and self._watch.quiet() and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
         self.tally.worker_seconds += ready * took
+        self.tally.idle_seconds += min(ready, len(self._watch.holding[0])) * took
         self.tally.scoring_s += took if ready else 0.0
+
+    def _look(self) -> Look:
+        return look(self.tally, self._watch, self.pool, self._released, self.clock())
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
@@ -244,7 +249,7 @@ class Loop:
             case WorkerReady():
                 self._fleet.ready(event.worker, now)
                 self._watch.ready(event.worker)
-                self.tally.workers[event.worker] = event.info
+                self.tally.ready(event.worker, event.info)
                 self._tell_notes(event.info)
             case WorkerLeaving(left_s=left_s):
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
@@ -261,13 +266,15 @@ class Loop:
                     self._backlog.returned(shard)
                 self._casualties.worker_lost(event.worker, event.failure, event.shards, manners, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
-                second = self._watch.ended(event.worker, shard, now).second
+                held = self._watch.ended(event.worker, shard, now)
+                attempt, alone = self._backlog.attempt(shard, second=held.second), held.manner is Manner.ISOLATED
                 first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
                 self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad if first else 0, now)
+                self.tally.ended(
+                    event.worker, shard, result, attempt=attempt, first=first, second=held.second, isolated=alone
+                )
                 if first:
-                    self._committed(shard, result, second=second)
-                else:
-                    self.tally.committed += result.committed  # the loser may be heard of before the winner
+                    self._committed(result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
                 manner = self._watch.ended(event.worker, shard, now).manner
                 self._fleet.shard_ended(event.worker, 0, now)
@@ -288,8 +295,7 @@ class Loop:
         self._released |= {worker}
         self._resize_after = now  # another takes its place
 
-    def _committed(self, shard: Shard, result: ShardResult, *, second: bool) -> None:
-        self.tally.add(shard, result, second=second)
+    def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result)
         if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
             raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, self.tally.reasons)

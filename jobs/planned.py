@@ -1,13 +1,11 @@
-"""`stint plan` and `stint status`: what a run would do and what runs have done, from listing and ledger alone."""
+"""`stint plan`: what a run would do, from listing and ledger alone."""
 
 from __future__ import annotations
 
-from jobs.crashes import CrashLog
 from jobs.discovery import discover
+from jobs.durations import duration
 from jobs.job import Job
 from jobs.prior import last_report
-from jobs.progress import duration
-from jobs.promotion import current_root, roots
 from jobs.widths import worker_rate
 from workers.storage_errors import NotFound
 
@@ -65,37 +63,6 @@ def _by_profile(job: Job, rows: int) -> str:
     if job.spec.cost.per_cpu_hour is not None and profile is not None:
         text += f"; cost {core_hours * profile.host.threads_per_core * job.spec.cost.per_cpu_hour:.2f}"
     return text
-
-
-def describe_status(job: Job) -> str:
-    """A line a plan: shards there, rows, done or not, and which shards have killed workers. Reads the ledger only."""
-    plans, done = job.ledger.plans(), job.ledger.done_numbers()
-    lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
-    if current := current_root(job.store):
-        lines.append(f"readers follow {current}" + (" (this model)" if current == job.fingerprints.root else ""))
-    if others := [root for root in roots(job.store.url) if root != job.fingerprints.root]:
-        lines.append(f"other models here: {', '.join(others)}")
-    if not plans:
-        return "\n".join([*lines, "no plan yet: nothing has been scored with this model"])
-    open_plans = {plan.number for plan in plans} - done
-    crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
-    for plan in plans:
-        if plan.number in done:
-            objects = job.ledger.read_done(plan.number)
-            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
-            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
-            continue
-        missing = job.ledger.missing(plan)
-        lines.append(
-            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
-            f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
-        )
-        lines += [
-            f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
-            for shard in missing
-            if shard.key in crashes
-        ]
-    return "\n".join(lines)
 
 
 def _bundle_is_there(job: Job) -> bool:

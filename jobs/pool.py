@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from jobs.snapshot import Snapshot
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 
@@ -113,5 +114,8 @@ class Cluster(Protocol):
 
     def describe(self) -> str:
         """One line for a person: what there is, and what may be waited for."""
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Make known how the run stands to whoever monitors the cluster. Cheap, and raises nothing."""
 
     def close(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.job import Job
@@ -15,20 +16,24 @@ REPORTS_READ = 20
 
 
 def last_report(store: Store, root: str) -> dict[str, Any] | None:
-    """The report of the last run that scored something with the model of `root`.
+    """The report of the last run that scored something with the model of `root`."""
+    return next((it for it in reports(store, root) if it.get("rows_scored_here") and it.get("core_hours")), None)
 
-    Run ids begin with their time, so the newest report is the last key. Reports are advisory: one that another version
-    wrote differently is passed over.
+
+def reports(store: Store, root: str, most: int = REPORTS_READ) -> Iterator[dict[str, Any]]:
+    """Of runs with the model of `root`, newest first; of the `most` newest of all.
+
+    Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
+    passed over.
     """
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
-    for key in sorted(keys, reverse=True)[:REPORTS_READ]:
+    for key in sorted(keys, reverse=True)[:most]:
         try:
-            report: dict[str, Any] = json.loads(store.get(key))
-            if report["root"] == root and report["rows_scored_here"] and report["core_hours"]:
-                return report
-        except (NotFound, ValueError, KeyError, TypeError):
+            report = json.loads(store.get(key))
+        except (NotFound, ValueError):
             continue
-    return None
+        if isinstance(report, dict) and report.get("root") == root:
+            yield report
 
 
 def rate_of_worker(job: Job) -> float | None:

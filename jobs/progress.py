@@ -1,42 +1,93 @@
-"""Progress: a live bar on a terminal, one plain line every few seconds in a job log. Both say the same."""
+"""Progress of one run: its counts, its rate, and a snapshot for whoever wants one, when it is time to.
+
+The loop calls `tick` at every step; that costs nothing until a watcher is due: a display, the journal, metrics.
+"""
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable
-from typing import TextIO
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-
+from jobs.costs import Price
+from jobs.displays import Display, display_for, line
+from jobs.pool import Cluster
+from jobs.snapshot import Snapshot, UnderWay
 from workers.outcomes import ShardResult
 from workers.redaction import redacted
 
-LINE_EVERY_S = 5.0
-BAR_EVERY_S = 0.25
 WINDOW_S = 120.0
 """The rate is that of the shards that ended within this time."""
 WINDOW_STEP_S = 1.0
 """Shards that ended within so little of each other are kept as one."""
+PARTS = 6
+"""Of the window: how much their rates differ says how sure the rate is."""
+UNSURE_LEAST, UNSURE_MOST = 0.03, 0.5
+"""Bounds of the rate's uncertainty, as a share of it; the greater also while there are too few parts to tell."""
+
+
+class Watcher(Protocol):
+    """Somebody who wants to know how the run stands every so often."""
+
+    @property
+    def every_s(self) -> float: ...
+
+    def show(self, snapshot: Snapshot) -> None: ...
+
+
+PUBLISH_EVERY_S = 5.0
+
+
+class Published:
+    """The watcher that makes it known to whoever monitors the cluster."""
+
+    every_s = PUBLISH_EVERY_S
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.show = cluster.publish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the loop knows beside the counts, asked only when a snapshot is due."""
+
+    workers: Mapping[str, int] = field(default_factory=dict)
+    """By state, see jobs.snapshot.WORKER_STATES."""
+    slowest: Sequence[UnderWay] = ()
+    worker_s: float = 0.0
+    """Seconds of ready workers so far."""
+    idle_s: float = 0.0
+    """Of those, without a shard."""
+    threads_per_core: int = 1
+    failures_by_code: Mapping[str, int] = field(default_factory=dict)
 
 
 class Progress:
-    """Counts of one run. `tick` shows them when it is time to."""
+    """Counts of one run."""
 
     def __init__(
         self,
         rows_total: int,
         shards_total: int,
         *,
+        run_id: str = "",
+        job: str = "",
+        root: str = "",
+        price: Price | None = None,
         finish_in_s: float | None = None,
+        display: Display | None = None,
+        watchers: Sequence[Watcher] = (),
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`finish_in_s` is how far away the deadline is, where there is one."""
+        """`finish_in_s` is how far away the deadline is, where there is one. Without a `display` it is what suits `out`
+        (default: stderr)."""
         self.rows_total = rows_total
         self.shards_total = shards_total
         self.rows_ok = 0
@@ -46,18 +97,19 @@ class Progress:
         """Rows of shards that another run committed meanwhile."""
         self.shards_done = 0
         self.bad_by_code: Counter[str] = Counter()
-        self._out = out or sys.stderr
+        self.stage_s: defaultdict[str, float] = defaultdict(float)
+        self._run_id, self._job, self._root, self._price = run_id, job, root, price or Price()
+        self._display = display or display_for(out or sys.stderr)
+        self._watchers: list[Watcher] = [self._display, *watchers]
         self._clock = clock
+        self._began = clock()
+        self._due = [-math.inf] * len(self._watchers)
         self._finish_at = None if finish_in_s is None else clock() + finish_in_s
         self._ended: deque[tuple[float, int]] = deque()
         """When shards ended, and their rows."""
         self._first_ready: float | None = None
-        self._last_line = self._last_bar = clock() - LINE_EVERY_S
-        self._workers = (0, 0)
-        self._live: Live | None = None
-        if self._out.isatty():
-            self._live = Live(console=Console(file=self._out), transient=True, refresh_per_second=4)
-            self._live.start()
+        self._ready = self._wanted = 0
+        self._look: Callable[[], Look] = Look
 
     # ------------------------------------------------------------------------------------------ counts
 
@@ -69,6 +121,8 @@ class Progress:
         self.shards_done += 1
         if result.bad_by_code:
             self.bad_by_code.update(result.bad_by_code)
+        for stage, seconds in result.stage_s.items():
+            self.stage_s[stage] += seconds
         now = self._clock()
         if self._ended and now - self._ended[-1][0] < WINDOW_STEP_S:
             now, before = self._ended.pop()
@@ -83,6 +137,10 @@ class Progress:
     def rows_done(self) -> int:
         return self.rows_ok + self.rows_bad + self.rows_gone + self.rows_elsewhere
 
+    @property
+    def rows_left(self) -> int:
+        return self.rows_total - self.rows_done
+
     def rate(self) -> float:
         """Rows a second over the last WINDOW_S, counted from when the first worker was ready."""
         now = self._clock()
@@ -92,77 +150,88 @@ class Progress:
             return 0.0
         return sum(rows for _, rows in self._ended) / max(1e-3, min(WINDOW_S, now - self._first_ready))
 
-    def eta_s(self) -> float | None:
+    def eta_s(self) -> tuple[float, float] | None:
+        """Seconds to the end: if it goes as well as it may, with all workers that are asked for, and if it does not."""
         rate = self.rate()
-        return (self.rows_total - self.rows_done) / rate if rate else None
+        if not rate:
+            return None
+        unsure = self._unsure(rate)
+        more = max(1.0, self._wanted / self._ready) if self._ready else 1.0
+        return self.rows_left / (rate * (1 + unsure) * more), self.rows_left / (rate * (1 - unsure))
 
-    # ---------------------------------------------------------------------------------------- display
-
-    def tick(self, ready: int, wanted: int) -> None:
-        self._workers = (ready, wanted)
+    def _unsure(self, rate: float) -> float:
+        """Twice the standard error of the rate, as a share of it, by how its parts differ."""
+        assert self._first_ready is not None, "there is a rate"
         now = self._clock()
+        began = max(self._first_ready, now - WINDOW_S)
+        part_s = (now - began) / PARTS
+        if part_s < 2 * WINDOW_STEP_S:
+            return UNSURE_MOST
+        rows = [0] * PARTS
+        for at, ended in self._ended:
+            rows[max(0, min(PARTS - 1, int((at - began) / part_s)))] += ended
+        error = statistics.stdev(count / part_s for count in rows) / math.sqrt(PARTS)
+        return min(UNSURE_MOST, max(UNSURE_LEAST, 2 * error / rate))
+
+    # ---------------------------------------------------------------------------------------- showing
+
+    def tick(self, ready: int, wanted: int, look: Callable[[], Look] = Look) -> None:
+        """How many workers are ready of those wanted; `look` is asked for the rest when somebody is to be shown."""
+        now = self._clock()
+        self._ready, self._wanted, self._look = ready, wanted, look
         if ready and self._first_ready is None:
             self._first_ready = now
-        if self._live:
-            if now - self._last_bar >= BAR_EVERY_S:
-                self._last_bar = now
-                self._live.update(self._bar())
-        elif now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
-            self.note(self.line())
+        snapshot: Snapshot | None = None
+        for number, watcher in enumerate(self._watchers):
+            if now >= self._due[number]:
+                snapshot = snapshot or self.snapshot()
+                watcher.show(snapshot)
+                self._due[number] = now + watcher.every_s
+
+    def snapshot(self, *, ended: bool = False) -> Snapshot:
+        now, look, eta, rate = self._clock(), self._look(), self.eta_s(), self.rate()
+        left_s = None if self._finish_at is None else self._finish_at - now
+        states = look.workers or {"starting": max(0, self._wanted - self._ready), "scoring": self._ready}
+        return Snapshot(
+            run_id=self._run_id,
+            job=self._job,
+            root=self._root,
+            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            elapsed_s=now - self._began,
+            rows_total=self.rows_total,
+            rows_ok=self.rows_ok,
+            rows_bad=self.rows_bad,
+            rows_gone=self.rows_gone,
+            rows_elsewhere=self.rows_elsewhere,
+            shards_total=self.shards_total,
+            shards_done=self.shards_done,
+            bad_by_code=dict(self.bad_by_code),
+            rate=rate,
+            eta_s=eta,
+            late_s=None if left_s is None or not rate else self.rows_left / rate - left_s,
+            deadline_in_s=left_s,
+            workers_wanted=self._wanted,
+            workers=states,
+            slowest=tuple(look.slowest),
+            stage_s={**self.stage_s, "idle": look.idle_s},
+            core_hours=self._price.core_hours(look.worker_s),
+            cost=self._price.cost(look.worker_s, look.threads_per_core),
+            failures_by_code=dict(look.failures_by_code),
+            ended=ended,
+        )
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
-        text = redacted(text)  # it may quote what a library or Ray said of a failure
-        if self._live:
-            self._live.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=self._out, flush=True)
+        self._display.note(redacted(text))  # it may quote what a library or Ray said of a failure
 
     def close(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
+        """Everybody is shown how it ended."""
+        if self._watchers:
+            snapshot = self.snapshot(ended=True)
+            for watcher in self._watchers:
+                watcher.show(snapshot)
+            self._watchers = []
+            self._display.close()
 
     def line(self) -> str:
-        share = self.rows_done / self.rows_total if self.rows_total else 1.0
-        parts = [f"{self.rows_done:,}/{self.rows_total:,} rows ({share:.1%})"]
-        if not self._workers[0] and self.rows_done < self.rows_total:
-            parts.append(f"waiting for workers (0 of {self._workers[1]} ready)")
-        else:
-            eta = self.eta_s()
-            parts.append(f"{self.rate():,.0f} rows/s")
-            parts.append(f"ETA {duration(eta)}" if eta is not None else "ETA unknown")
-            if self._finish_at is not None:
-                parts.append(self._deadline(eta))
-            ready, wanted = self._workers
-            parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
-        parts.append(f"shards {self.shards_done}/{self.shards_total}")
-        parts.append(f"bad {self.rows_bad}")
-        if self.bad_by_code:
-            parts[-1] += " (" + ", ".join(f"{code} {n}" for code, n in self.bad_by_code.most_common(3)) + ")"
-        return " · ".join(parts)
-
-    def _deadline(self, eta_s: float | None) -> str:
-        """How the run stands by its rate of now, which rises while workers are still coming up."""
-        assert self._finish_at is not None, "there is a deadline"
-        left_s = self._finish_at - self._clock()
-        if eta_s is None:
-            return f"deadline in {duration(left_s)}" if left_s > 0 else f"LATE by {duration(-left_s)}"
-        spare_s = left_s - eta_s
-        return f"{duration(spare_s)} to spare" if spare_s >= 0 else f"LATE by {duration(-spare_s)}"
-
-    def _bar(self) -> Table:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(total=max(1, self.rows_total), completed=self.rows_done, width=30), self.line())
-        return grid
-
-
-def duration(seconds: float) -> str:
-    """`8m33s`, `2h05m`, `12s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    if whole >= 60:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole}s"
+        return line(self.snapshot())

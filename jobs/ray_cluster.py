@@ -16,8 +16,11 @@ from jobs import local_ray
 from jobs.errors import RunFailed, SpecError
 from jobs.losses import NodeState
 from jobs.pool import Pool
+from jobs.ray_metrics import RayMetrics
 from jobs.ray_nodes import NodeWatch
 from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
+from jobs.snapshot import Snapshot
+from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
@@ -67,6 +70,8 @@ class RayCluster:
                 f"cannot reach Ray at {self._address or 'this machine'}: {error}",
                 "check --address or RAY_ADDRESS, and that the cluster is up",
             ) from error
+        logs.keep_clean()
+        self._metrics = RayMetrics()
         self._nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
         self._maker: Any = None
         self._bundle: Any = None
@@ -153,6 +158,9 @@ class RayCluster:
         free = ray.available_resources().get("CPU", 0)
         where = f"Ray at {self._address}" if self._address else "local Ray"
         return f"{where}: {resources.get('CPU', 0):.0f} CPUs, {free:.0f} free"
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self._metrics.publish(snapshot)
 
     def close(self) -> None:
         self._nodes.close()

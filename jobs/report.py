@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.progress import duration
+from jobs.costs import Price
+from jobs.durations import duration
 from jobs.tally import Tally
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+"""1 had no figures of the journal: no throughput, shard times, classes, drift, idle cost."""
 
 
 @dataclass
@@ -23,9 +25,17 @@ class Report:
     root: str
     output: str
     started: str
+    task: str = ""
+    """`classify` or `embed`; empty in reports of version 1."""
     as_of: str = ""
     """The day that the run was for."""
+    ended: str = ""
     outcome: str = "failed"
+    """`complete`, or the name of the error that ended the run."""
+    error: str = ""
+    """What a person was told of it."""
+    next_step: str = ""
+    """What to do about it."""
     plans: list[int] = field(default_factory=list)
     rows_ok: int = 0
     """Rows of the plans that this run completed, whoever scored them."""
@@ -48,7 +58,8 @@ class Report:
     core_hours: float = 0.0
     cost: float | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
-    """Busy seconds by stage, over all shards scored here."""
+    """Seconds by stage over all shards scored here, see workers.outcomes.ShardResult; `idle`: of ready workers without
+    a shard."""
     bytes_read: int = 0
     peak_rss_bytes: int = 0
     """Of the largest worker process."""
@@ -72,19 +83,47 @@ class Report:
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
     accuracy: dict[str, Any] = field(default_factory=dict)
+    """Of the artifact that the bundle's maker preferred, see workers.accuracy.AccuracyReport, and its `name`."""
+    confusion: list[tuple[str, str, int]] = field(default_factory=list)
+    """On the gate's rows with labels: true label, predicted label, rows; the most frequent first. Of many classes only
+    the errors."""
+    disagreements: list[tuple[str, str, int]] = field(default_factory=list)
+    """On the gate's rows: label of fp32, label of this model, rows; the most frequent first."""
+    idle_core_hours: float = 0.0
+    """Of core_hours, what ready workers were without a shard or waited for its data."""
+    cost_idle: float | None = None
+    cost_per_million: float | None = None
+    """Of images scored here."""
+    throughput: dict[str, Any] = field(default_factory=dict)
+    """`step_s`, and `rows` that ended in each step since scoring began."""
+    shard_times: dict[str, Any] = field(default_factory=dict)
+    """`edges_s` and `shards` of a histogram of what shards took to predict; `median_s`, `p95_s`, `max_s`."""
+    stragglers: list[dict[str, Any]] = field(default_factory=list)
+    """Shards that took most a row: `shard`, `rows`, `wall_s`, `times_median`, `worker`, `host`."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Rows by predicted label, of the plans that this run completed."""
+    scores: list[int] = field(default_factory=list)
+    """Rows by score: equal bins from 0 to 1."""
+    distribution_rows: int = 0
+    """Rows that `classes` and `scores` count."""
+    drift: dict[str, Any] = field(default_factory=dict)
+    """Against previous nights, see jobs.drift.Drift; empty without any."""
+    bad_examples: list[dict[str, Any]] = field(default_factory=list)
+    """A few error rows by code, see jobs.error_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
 
     @property
-    def url(self) -> str:
-        return f"{self.output}/_stint/runs/{self.run_id}/report.json"
+    def folder(self) -> str:
+        return f"{self.output}/_stint/runs/{self.run_id}"
 
-    def count(self, tally: Tally, *, threads: int, per_cpu_hour: float | None) -> None:
-        """Take over what the loop did; `threads` are the physical cores of a worker."""
+    def count(self, tally: Tally, price: Price) -> None:
+        """Take over what the loop did."""
         self.rows_scored_here = tally.rows
         self.shards_scored_here, self.shards_committed_here = tally.shards, tally.committed
         self.speculative_attempts, self.speculative_wins = tally.speculative_attempts, tally.speculative_wins
         self.bad_by_code, self.bad_samples = dict(tally.reasons.counts), tally.reasons.samples
         self.stage_s = {stage: round(seconds, 3) for stage, seconds in tally.stage_s.items()}
+        self.stage_s["idle"] = round(tally.idle_seconds, 3)
         self.bytes_read, self.peak_rss_bytes = tally.bytes_read, tally.peak_rss_bytes
         self.threads_busy = round(tally.threads_busy, 3)
         self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
@@ -95,10 +134,8 @@ class Report:
         self.failures_left_out = tally.failures.left_out
         self.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
         self.rate = round(tally.rate, 2)
-        self.core_hours = tally.worker_seconds * threads / 3600
-        logical_cpus = threads * max((info.plan.threads_per_core for info in tally.workers.values()), default=1)
-        if per_cpu_hour is not None:
-            self.cost = tally.worker_seconds / 3600 * logical_cpus * per_cpu_hour
+        self.core_hours = price.core_hours(tally.worker_seconds)
+        self.cost = price.cost(tally.worker_seconds, tally.threads_per_core)
 
 
 def summary(report: Report) -> str:
@@ -115,7 +152,9 @@ def summary(report: Report) -> str:
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             lines[-1] += f", cost {report.cost:.4f} ({report.cost / report.rows_scored_here * 1e6:.2f} a million)"
-    lines += [f"bad rows: {n:,} {code}, e.g. {report.bad_samples[code]}" for code, n in report.bad_by_code.items()]
+    for code, n in report.bad_by_code.items():
+        sample = report.bad_samples.get(code)
+        lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
     if report.rows_gone:
         lines.append(f"gone: {report.rows_gone:,} rows whose source vanished or changed after it was claimed")
     if report.retries or report.failed_starts:
@@ -126,5 +165,6 @@ def summary(report: Report) -> str:
     if report.speculative_attempts:
         first = f"{report.speculative_wins:,} of which ended first"
         lines.append(f"second attempts of slow shards: {report.speculative_attempts:,}, {first}")
-    lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.url}"]
+    lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
+    lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.folder}/report.html"]
     return "\n".join(lines)

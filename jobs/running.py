@@ -6,36 +6,41 @@ does what is missing.
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.bad_rows import bad_rows_error
 from jobs.bundling import Bundling
+from jobs.composing import compose
+from jobs.costs import Price
 from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
+from jobs.displays import display_for
+from jobs.distributions import Distributions
 from jobs.done import DoneRecord
-from jobs.errors import NothingThere, RunFailed, SpecError, StintError
+from jobs.errors import Interrupted, NothingThere, RunFailed, StintError
+from jobs.fitting import fitting, waits_for_gpus
 from jobs.job import Job
+from jobs.journal import Journal
 from jobs.loop import Loop
 from jobs.noting import Noting
 from jobs.plans import Content, Missing, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.prior import rate_of_worker
-from jobs.progress import Progress
+from jobs.progress import Progress, Published
 from jobs.report import Report
+from jobs.report_files import save, save_spec
 from jobs.sources import Opened, open_sources
-from jobs.spec import Workers
 from jobs.tally import Tally
 from jobs.widths import told
 from workers.outcomes import BundleOutcome
-from workers.redaction import redacted_values
 from workers.storage_errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
@@ -49,6 +54,8 @@ class Run:
     connect: Callable[[], Cluster]
     interrupted: Callable[[], bool]
     say: Say
+    progress: str = "auto"
+    """How the run is shown, see jobs.displays.display_for."""
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
@@ -58,9 +65,14 @@ class Run:
             job=self.job.spec.name,
             root=self.job.fingerprints.root,
             output=self.job.store.url,
+            task=self.job.spec.model.task,
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
+        self._journal: Journal | None = None
+        """Once there is something to score."""
+        self._accuracy: Mapping[str, object] = {}
+        self._distributions = Distributions()
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
 
@@ -72,6 +84,7 @@ class Run:
             return self.report
         except StintError as error:
             self.report.outcome = type(error).__name__
+            self.report.error, self.report.next_step = str(error), error.next_step
             raise
         finally:
             self._write_report()
@@ -111,10 +124,12 @@ class Run:
             raise
         self._tell(found)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
-            self._workers()  # refused here, before anything is claimed
-            self._tell_gpus()
+            fitting(self.job, self._connected())  # refused here, before anything is claimed
+            if waits_for_gpus(self.job, self._connected()):
+                no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
+                self.say(f"model.device: cuda, and {no_gpu}")
             outcome = self._ensure_bundle(partial(self._to_sample, found))
-            self.report.accuracy = dict(outcome.report)
+            self._accuracy = outcome.report
         self._claim(found)
 
     def _tell(self, found: Discovery) -> None:
@@ -162,6 +177,7 @@ class Run:
     def _finish_open(self) -> None:
         plans, left = self._open()
         tally = self._score(plans, left) if left else Tally()
+        self._distributions = tally.distributions
         self._finish(plans, tally)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
@@ -176,7 +192,20 @@ class Run:
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
-        progress = Progress(total, total_shards, finish_in_s=finish_in_s)
+        price = self._price
+        save_spec(self.job, self.report.run_id, self.say)
+        self._journal = journal = Journal(self.job.store, self.report.run_id, self.say)
+        progress = Progress(
+            total,
+            total_shards,
+            run_id=self.report.run_id,
+            job=self.report.job,
+            root=self.report.root,
+            price=price,
+            finish_in_s=finish_in_s,
+            display=display_for(sys.stderr, self.progress),
+            watchers=(journal, Published(self._connected())),
+        )
         progress.shards_elsewhere(total_shards - len(missing), total - missing.rows)
         noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
@@ -185,9 +214,9 @@ class Run:
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
-            workers=self._workers(),
+            workers=fitting(self.job, self._connected()),
             progress=progress,
-            tally=Tally(done=noting),
+            tally=Tally(done=noting, journal=journal),
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
@@ -197,8 +226,12 @@ class Run:
             return loop.run()
         finally:
             noting.close()
-            self.say(progress.line())
-            self.report.count(loop.tally, threads=self.job.threads, per_cpu_hour=self.job.spec.cost.per_cpu_hour)
+            journal.close()
+            self.report.count(loop.tally, price)
+
+    @property
+    def _price(self) -> Price:
+        return Price(self.job.threads, self.job.spec.cost.per_cpu_hour)
 
     def _finish_in_s(self) -> float | None:
         schedule = self.job.spec.schedule
@@ -206,25 +239,6 @@ class Run:
             return None
         now = datetime.now(UTC)
         return (deadline(schedule.finish_by, ZoneInfo(schedule.timezone), now) - now).total_seconds()
-
-    def _workers(self) -> Workers:
-        """The spec's bounds, within what a machine that cannot grow has; its one node has no labels either."""
-        given = self.job.spec.workers
-        room = self._connected().most_workers(self.job.threads)
-        if room is None:
-            return given
-        if (tuned := self.job.width.profile) is not None and given.cpus == "auto" and self.job.host is not None:
-            room = min(room, tuned.workers)  # fewer than fit, where that was found to be faster
-        if room == 0:
-            raise SpecError(f"workers.cpus: a worker takes {self.job.threads} cores, which this machine does not grant")
-        if self.job.spec.model.device == "cuda":
-            room = min(room, self._connected().gpus())
-        if room == 0:
-            raise SpecError(
-                "model.device: cuda, but this machine has no GPU that processes here may use",
-                "run on a machine or a cluster with GPUs (see --address), or set model.device: cpu",
-            )
-        return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room), "groups": ()})
 
     def _tell_profile(self) -> None:
         """What `stint tune` has found of such nodes, where the spec leaves something to it."""
@@ -234,18 +248,6 @@ class Run:
         self.report.profile = {"threads": width.threads, "reason": width.reason, "tuned": width.from_profiles}
         if width.profile is not None:
             self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}
-
-    def _tell_gpus(self) -> None:
-        """A cluster without a GPU may grow one; who waits for it is to know."""
-        cluster = self._connected()
-        if (
-            self.job.spec.model.device == "cuda"
-            and cluster.most_workers(self.job.threads) is None
-            and not cluster.gpus()
-        ):
-            self.say(
-                "model.device: cuda, and no node of the cluster has a GPU now: workers wait until one with a GPU joins"
-            )
 
     def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""
@@ -288,13 +290,13 @@ class Run:
     # ------------------------------------------------------------------------------------------- report
 
     def _write_report(self) -> None:
-        self.report.elapsed_s = round(time.monotonic() - self._began, 2)
-        key = f"_stint/runs/{self.report.run_id}/"
-        spec = self.job.spec.model_dump_json(indent=2).encode()
+        report = self.report
+        report.elapsed_s = round(time.monotonic() - self._began, 2)
+        report.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        hurry = report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         try:
-            self.job.store.create(key + "spec.json", spec)
-            self.job.store.create(
-                key + "report.json", json.dumps(redacted_values(asdict(self.report)), indent=2).encode()
-            )
+            scored = self._journal is not None
+            compose(report, self.job, self._price, self._distributions, self._accuracy, scored=scored, hurry=hurry)
         except (StoreError, StoreDenied) as error:
-            self.say(f"the run's report could not be written (predictions are not affected): {error}")
+            self.say(f"the run's report is not whole (predictions are not affected): {error}")
+        save(self.job, report, self.say, pictures=not hurry)

@@ -224,6 +224,15 @@ class Cost(Section):
     """Price of one logical CPU for one hour, in your currency: runs then tell what they cost."""
 
 
+class Drift(Section):
+    nights: Annotated[int, Field(ge=0)] = 7
+    """Runs before this one that its predictions are compared with, taken together; 0: none."""
+    max_psi: Annotated[float, Field(gt=0)] = 0.2
+    """Population stability index of predicted classes, or of scores, above which a night is flagged."""
+    max_js: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The same for the Jensen-Shannon divergence, base 2."""
+
+
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
         raise ValueError(f"{name!r}: use lower case letters, digits and hyphens (it becomes part of cluster names)")
@@ -251,6 +260,8 @@ class JobSpec(Section):
     """When the night must be done."""
     cost: Cost = Cost()
     """Prices."""
+    drift: Drift = Drift()
+    """When predictions differ from those of the nights before so much that a person should look."""
 
     @model_validator(mode="after")
     def _nights_share_an_output(self) -> JobSpec:

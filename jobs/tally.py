@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from jobs.bad_rows import BadRows
+from jobs.distributions import Distributions
+from jobs.journal import Journal
 from jobs.known_objects import KnownObjects
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
@@ -113,7 +115,14 @@ class Tally:
     set_aside: list[tuple[Shard, Failure]] = field(default_factory=list)
     """Shards whose input cannot be read; the others go on without them."""
     failures: FailureLog = field(default_factory=FailureLog)
+    journal: Journal | None = None
+    """Where every attempt is noted, too."""
+    distributions: Distributions = field(default_factory=Distributions)
+    """Of the predictions, by plan."""
     worker_seconds: float = 0.0
+    """Of ready workers."""
+    idle_seconds: float = 0.0
+    """Of those, without any shard."""
     scoring_s: float = 0.0
     """From the first worker being ready to the end of the loop."""
     _wall_s: float = field(default=0.0, init=False)
@@ -136,6 +145,46 @@ class Tally:
         """Empty where it is not known."""
         return self.workers[worker].host if worker in self.workers else ""
 
+    def engine(self, worker: int) -> str:
+        """Empty where it is not known."""
+        return self.workers[worker].engine if worker in self.workers else ""
+
+    @property
+    def threads_per_core(self) -> int:
+        return max((info.plan.threads_per_core for info in self.workers.values()), default=1)
+
+    def ready(self, worker: int, info: WorkerInfo) -> None:
+        self.workers[worker] = info
+        if self.journal:
+            self.journal.note_worker(worker, info)
+
+    def ended(
+        self, worker: int, shard: Shard, result: ShardResult, *, attempt: int, first: bool, second: bool = False,
+        isolated: bool = False,
+    ) -> None:  # fmt: skip
+        """An attempt at a shard succeeded: the `first` to, or not; begun as the `second` beside another, or not."""
+        if self.journal:
+            self.journal.note_result(
+                shard, result, worker=worker, host=self.host(worker), engine=self.engine(worker), attempt=attempt,
+                first=first, second=second, isolated=isolated,
+            )  # fmt: skip
+        if first:
+            self.add(shard, result, second=second)
+        else:
+            self.committed += result.committed  # the loser may be heard of before the winner
+
+    def failed(
+        self, worker: int, shard: Shard | None, failure: Failure, *, at: str, budget: str, attempt: int = 0,
+        isolated: bool = False,
+    ) -> None:  # fmt: skip
+        """An attempt at a shard failed, or, without a shard, a worker did not start."""
+        host = self.host(worker)
+        if self.journal and shard:
+            self.journal.note_failure(
+                shard, failure, worker=worker, host=host, engine=self.engine(worker), attempt=attempt, isolated=isolated
+            )
+        self.failures.add(failure, at=at, worker=worker, host=host, budget=budget, shard=shard, attempt=attempt)
+
     def add(self, shard: Shard, result: ShardResult, *, second: bool = False) -> None:
         """Count a shard, once; `second` says that the attempt that was first had begun as the second."""
         self.shards += 1
@@ -149,6 +198,7 @@ class Tally:
             self.done.add(shard.key, result)
         for stage, seconds in result.stage_s.items():
             self.stage_s[stage] += seconds
+        self.distributions.add(shard, result)
         self.bytes_read += result.bytes_read
         self.peak_rss_bytes = max(self.peak_rss_bytes, result.peak_rss_bytes)
         self.threads_busy = max(self.threads_busy, result.threads_busy)

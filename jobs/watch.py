@@ -6,9 +6,10 @@ loop is then a look at a few of them, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 
 from jobs import policy
 from jobs.policy import Manner
@@ -109,6 +110,16 @@ class Watch:
     def holding(self) -> Sequence[AbstractSet[int]]:
         """Ready workers that take more shards, by how many they hold; it changes with every event."""
         return self._by_number
+
+    @property
+    def busy(self) -> Collection[int]:
+        """Ready workers that hold something."""
+        return self._busy.keys()
+
+    def longest(self, number: int) -> Iterator[tuple[int, Held]]:
+        """Workers that have been longest with what they are at, each with that."""
+        for worker in islice(self._busy, number):
+            yield worker, self._held[worker][0]
 
     def isolates(self, worker: int) -> bool:
         return any(it.manner is Manner.ISOLATED for it in self._held.get(worker, []))

@@ -15,10 +15,13 @@ from jobs.arguments import parser
 from jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "k8s/README.md")
+DOCUMENTS = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/MONITORING.md", "k8s/README.md",
+)  # fmt: skip
 RAY_ALLOWED = {
     "jobs/local_ray.py",
     "jobs/ray_cluster.py",
+    "jobs/ray_metrics.py",
     "jobs/ray_pool.py",
     "jobs/ray_tuning.py",
     "jobs/job_server.py",

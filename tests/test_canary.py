@@ -220,7 +220,8 @@ def test_no_credential_is_in_what_ray_leaves_behind(
     fs = s3fs.S3FileSystem()
     spec = presigned_job(digits, web, s3, lambda name, data: fs.pipe_file(f"{s3}/in/{name}", data))
     with tempfile.TemporaryDirectory(prefix="stint-ray-") as folder:
-        env = {**s3_server, **SECRETS, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+        logged = {"RAY_TMPDIR": folder, "RAY_LOGGING_CONFIG_ENCODING": "JSON"}
+        env = {**s3_server, **SECRETS, **logged, "RAY_AUTH_MODE": "disabled"}
         done = stint("run", write_spec(spec), env=env)
         assert done.returncode == 0, done.stderr
         left = files(Path(folder))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from jobs import loop as loop_module
 from jobs import policy
+from jobs.costs import Price
 from jobs.crashes import CrashLog, parsed
 from jobs.errors import Interrupted, RunFailed
 from jobs.ledger import Ledger
@@ -412,7 +413,7 @@ def test_the_report_tells_every_failure_and_the_last_lines_their_number_by_kind(
     run = fated(ledger, plan, fate, starts=lambda number: STORAGE if number == 1 else COMMIT)
     tally = run.loop.run()
     report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    report.count(tally, threads=1, per_cpu_hour=None)
+    report.count(tally, Price())
     assert report.retries == sum(report.retries_by_code.values()) == len(report.failures) - 1
     assert (report.failed_starts, report.failures_left_out) == (1, 0)
     assert {f["code"] or f["kind"] for f in report.failures} == {"crashed", "task", "infra"}

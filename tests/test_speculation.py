@@ -10,6 +10,7 @@ import pytest
 from jobs import loop as loop_module
 from jobs import policy
 from jobs.backlog import Backlog
+from jobs.costs import Price
 from jobs.crashes import CrashLog
 from jobs.pool import Event, ShardEnded
 from jobs.report import Report, summary
@@ -117,7 +118,7 @@ def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_r
     assert first.worker != second.worker
     assert "tries shard 00000001/00000011" in run.told.getvalue()
     report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    report.count(tally, threads=1, per_cpu_hour=None)
+    report.count(tally, Price())
     assert (report.shards_scored_here, report.speculative_attempts, report.speculative_wins) == (12, 1, 1)
     assert "second attempts of slow shards: 1, 1 of which ended first" in summary(report)
 

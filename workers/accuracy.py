@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.engines.base import Engine, Logits, Pixels, score_crops
+
+PAIRS_KEPT = 200
+MATRIX_CLASSES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,11 @@ class AccuracyReport:
     """Rows picked for calibration or comparison that could not be decoded."""
     shared_rows: int = 0
     """Rows compared on that were also calibrated on, where the input was too small to keep them apart."""
+    confusion: tuple[tuple[int, int, int], ...] = ()
+    """True class, class that the judged network says, rows: the most frequent first, at most PAIRS_KEPT. Those where
+    both are the same are among them only while there are no more than MATRIX_CLASSES classes."""
+    disagreements: tuple[tuple[int, int, int], ...] = ()
+    """Class that fp32 says, class that the judged network says, rows; likewise, only where they differ."""
 
 
 def compare(
@@ -66,13 +75,14 @@ def compare_logits(
     judged_NK: Logits,
     labels: npt.NDArray[np.int64] | None = None,
     *,
+    task: str = "classify",
     calibration_rows: int = 0,
     calibration_bad_rows: int = 0,
     shared_rows: int = 0,
 ) -> AccuracyReport:
     """Compare what two networks said of the same rows. Labels are class indices, −1 where unknown.
 
-    The last three numbers are passed on to the report.
+    `task` is `classify` or `embed`, whose features are no classes. The last three are passed on to the report.
     """
     finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(judged_NK).all(axis=1)
     same = finite & (reference_NK.argmax(axis=1) == judged_NK.argmax(axis=1))
@@ -89,6 +99,7 @@ def compare_logits(
         calibration_rows=calibration_rows,
         calibration_bad_rows=calibration_bad_rows,
         shared_rows=shared_rows,
+        disagreements=_pairs(a.argmax(axis=1), b.argmax(axis=1), same_too=False) if task == "classify" else (),
     )
     if labels is None or not (labels >= 0).any():
         return report
@@ -98,7 +109,20 @@ def compare_logits(
         top1_fp32=_top1(reference_NK[known], labels[known]),
         top1=_top1(judged_NK[known], labels[known]),
         labelled_rows=int(known.sum()),
+        confusion=_pairs(
+            labels[known & finite],
+            judged_NK[known & finite].argmax(axis=1),
+            same_too=reference_NK.shape[1] <= MATRIX_CLASSES,
+        ),
     )
+
+
+def _pairs(
+    first_N: npt.NDArray[np.int64], second_N: npt.NDArray[np.int64], *, same_too: bool
+) -> tuple[tuple[int, int, int], ...]:
+    counts = Counter(zip(first_N.tolist(), second_N.tolist(), strict=True))
+    pairs = [(a, b, rows) for (a, b), rows in counts.items() if same_too or a != b]
+    return tuple(sorted(pairs, key=lambda pair: (-pair[2], pair))[:PAIRS_KEPT])
 
 
 def _top1(logits_NK: Logits, labels: npt.NDArray[np.int64]) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from workers import memory, threads
+from workers import logs, memory, threads
 from workers.contract import Shard, ThreadPlan, WorkerSpec
 from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 from workers.preemption import Notice, heed_sigterm
@@ -42,6 +42,7 @@ class Worker:
         self._notice = Notice()
         if spec.pin:  # a process of its own, whose main thread makes the worker
             heed_sigterm(self._notice)
+            logs.keep_clean()
 
     def start(self) -> WorkerInfo | Failure:
         """Lease cores, import torch, load the bundle and check the golden batch on this CPU.
@@ -49,11 +50,14 @@ class Worker:
         From then on the process is killed as soon as it takes more memory than its bound; but not in a LocalPool
         (`spec.pin` is off), where the process is somebody else's.
         """
-        return self._guarded(lambda: self._compute.submit(self._start).result())
+        outcome = self._guarded(lambda: self._compute.submit(self._start).result(), "start")
+        if isinstance(outcome, WorkerInfo):
+            logs.ready(outcome)
+        return outcome
 
     def score(self, shard: Shard) -> ShardResult | Failure:
         """Read, decode, predict and commit one shard."""
-        return self._guarded(lambda: self._score(shard))
+        return self._guarded(lambda: self._score(shard), shard.name)
 
     def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:
         """Score and commit a shard that kills workers, in processes that may die of it; rows that do become error rows.
@@ -61,10 +65,11 @@ class Worker:
         Each process has this worker's bound of memory, and `limit_s` to score all rows. The worker must hold no other
         shard: the cores are the same.
         """
-        return self._guarded(lambda: self._score_isolated(shard, limit_s))
+        return self._guarded(lambda: self._score_isolated(shard, limit_s), shard.name)
 
     def leave(self, left_s: float) -> None:
         """Have everything over in so many seconds: what cannot be finished is handed back, and nothing more begun."""
+        logs.leaving(left_s)
         self._notice.tell(left_s)
 
     def stop(self) -> None:
@@ -75,13 +80,18 @@ class Worker:
         if self._lease:
             self._lease.release()
 
-    def _guarded(self, action: Callable[[], T]) -> T | Failure:
+    def _guarded(self, action: Callable[[], T | Failure], doing: str) -> T | Failure:
         try:
-            return action()
+            outcome = action()
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
-            return classify(error)
+            outcome = classify(error)
+        if isinstance(outcome, Failure):
+            logs.failed(doing, outcome)
+        else:
+            logs.logger.debug("%s: done", doing)
+        return outcome
 
     # ------------------------------------------------------------------------------------------- start
 

@@ -128,6 +128,7 @@ class Judge:
             self._reference_NK,
             score_crops(engine, self._crops_NHWC, self._request.batch),
             self._labels,
+            task=self._request.model.task,
             calibration_rows=self._calibration_rows,
             calibration_bad_rows=self._bad_rows,
             shared_rows=self._shared_rows,

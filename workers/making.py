@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from workers import bundle, gate, memory, threads
+from workers import bundle, gate, logs, memory, threads
 from workers.contract import BundleRequest, ThreadPlan
 from workers.filesystems import read_url
 from workers.gate import Judged
@@ -34,6 +34,8 @@ class Maker:
     """One use: `make`, then the process ends."""
 
     def __init__(self, request: BundleRequest) -> None:
+        if request.pin:  # a process of its own
+            logs.keep_clean()
         self._request = request
         self._began = time.perf_counter()
         self._plan: ThreadPlan
@@ -145,6 +147,7 @@ class Maker:
                     request.batch,
                 ),
                 sample.labels,
+                task=request.model.task,
                 calibration_rows=before.report.calibration_rows,
                 calibration_bad_rows=sample.bad_rows,
                 shared_rows=sum(row in calibrated_on for row in sample.rows),

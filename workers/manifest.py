@@ -152,8 +152,13 @@ def _artifact(raw: dict[str, Any]) -> StoredArtifact:
     return StoredArtifact(
         info=ArtifactInfo(**info),
         stored=StoredObject(**raw["stored"]),
-        accuracy=None if accuracy is None else AccuracyReport(**accuracy),
+        accuracy=None if accuracy is None else _accuracy(accuracy),
     )
+
+
+def _accuracy(raw: dict[str, Any]) -> AccuracyReport:
+    pairs = {name: tuple(map(tuple, raw.get(name, ()))) for name in ("confusion", "disagreements")}
+    return AccuracyReport(**{**raw, **pairs})
 
 
 def _calibration(raw: dict[str, Any]) -> Calibration:

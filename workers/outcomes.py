@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.contract import ThreadPlan
 
@@ -68,6 +68,11 @@ class ShardResult:
     peak_rss_bytes: int
     """Most resident memory that the worker's process has had so far; where the shard was scored in isolation, that any
     process had which scored a part of it."""
+    class_counts: Mapping[int, int] = field(default_factory=dict)
+    """Rows by predicted class. It and `score_counts` are empty for embeddings, and where another attempt's object
+    stands."""
+    score_counts: tuple[int, ...] = ()
+    """Rows by score, in bins of workers.counted."""
 
 
 class FailureKind(enum.StrEnum):

@@ -194,6 +194,7 @@ class Scorer:
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
         facts = object_facts(data if committed else self.store.get(key))
+        classes, scores = _counted(scored) if committed and self.spec.task == "classify" else ({}, ())
         write_s = time.perf_counter() - began
         return ShardResult(
             plan=shard.plan,
@@ -213,7 +214,18 @@ class Scorer:
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
+            class_counts=classes,
+            score_counts=scores,
         )
+
+
+def _counted(scored: Scored) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Of the rows with a prediction: how many by class, how many by score."""
+    from workers.counted import by_class, by_score
+
+    ok = scored.ok
+    classes = by_class(scored.label_NK[: scored.rows][ok, 0])
+    return classes, tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist())
 
 
 def _samples(shard: Shard, scored: Scored) -> dict[str, str]:

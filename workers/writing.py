@@ -38,6 +38,13 @@ class Scored:
     def rows(self) -> int:
         return len(self.row)
 
+    @property
+    def ok(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a prediction."""
+        ok = np.ones(self.rows, np.bool_)
+        ok[list(self.errors)] = False
+        return ok
+
 
 SOURCE_FIELDS = (
     pa.field("source_uri", pa.string(), nullable=False),
@@ -111,8 +118,7 @@ def encode(
     are gone, so that a reader can tell from the footer alone what the object holds.
     """
     rows = scored.rows
-    ok = np.ones(rows, bool)
-    ok[list(scored.errors)] = False
+    ok = scored.ok
     slices = [shard.slices[i] for i in scored.slice_index]
     columns: list[pa.Array | pa.ChunkedArray] = [
         pa.array([s.uri for s in slices], pa.string()),

@@ -30,11 +30,11 @@ from jobs.known_objects import KnownObjects
 from jobs.ledger import Ledger
 from jobs.listing import Listing
 from jobs.noting import Noting
-from jobs.planned import describe_status
 from jobs.planning import bounds, cut
 from jobs.plans import Plan
 from jobs.sources import Opened, RowGroup, Source
 from jobs.spec import Limits
+from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record
 from tests.fakes import RESULT, object_of
 from workers.store import LocalStore, ObjectInfo

@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from tests.model.faults import refused
 
 IN, OUT = "in", "out"
-UNCOUNTED = "*/_stint/runs/*"
+UNCOUNTED = ("*/_stint/runs/*", "*/_stint/journals/*")
 """Reports carry the time of day, and nothing depends on them: they are no part of a state."""
 
 
@@ -39,7 +39,7 @@ class Op:
 
     @property
     def counted(self) -> bool:
-        return not fnmatch.fnmatch(self.path, UNCOUNTED)
+        return not any(fnmatch.fnmatch(self.path, pattern) for pattern in UNCOUNTED)
 
 
 @dataclass

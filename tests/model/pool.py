@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.job import Job
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
@@ -215,6 +216,9 @@ class ModelCluster:
 
     def describe(self) -> str:
         return "a model"
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Nobody monitors it."""
 
     def close(self) -> None:
         pass

@@ -146,7 +146,7 @@ class Stage:
                 else:
                     job = Job.open(self.spec, self.days)
                     ModelCluster(self.world, job).start_bundle(job.bundle_request(), {})
-            for path in [p for p in bucket.objects if "/_stint/runs/" in p]:
+            for path in [p for p in bucket.objects if "/_stint/runs/" in p or "/_stint/journals/" in p]:
                 bucket.remove(path)
         for name, data in scenario.files.items():
             bucket.put(f"{IN}/{name}", data)

@@ -1,0 +1,170 @@
+"""Small charts for pages, of plain values: shapes in SVG that stretch with the page, words and figures as its text.
+
+Colours are the page's own variables, so a chart is light or dark as the page is. Tonight is filled and blue, what was
+before is a line or a thin bar and orange: told apart without colour, too. Style: `jobs/templates/charts.css`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from jobs.axes import Axis, columns, dots, frame, legend, line, short, steps, y
+from jobs.readable import seconds
+
+MOST_COLUMNS = 120
+"""More would be finer than a pixel of a telephone."""
+X_LABELS = 4
+CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+DRAWN_UP_TO = 4.0
+"""A threshold so many times what was seen is told, not drawn: it would press the line flat."""
+COMPARED = (("now", "tonight"), ("before stroke", "before"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    label: str
+    value: float
+    text: str
+    """The value for a person."""
+    before: float | None = None
+    before_text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One value a night; None where there is none."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
+    """Columns of rows a second; `rows` ended in each step of `step_s` since the beginning."""
+    together = max(1, math.ceil(len(rows) / MOST_COLUMNS))
+    groups = [rows[at : at + together] for at in range(0, len(rows), together)]
+    rates = [sum(group) / (step_s * len(group)) for group in groups]
+    step_s *= together
+    titles = [
+        f"{_clock(at * step_s)} to {_clock((at + 1) * step_s)}: {rate:,.0f} rows/s" for at, rate in enumerate(rates)
+    ]
+    whole_s = step_s * max(1, len(rates))
+    every_s = next((step for step in CLOCK_STEPS_S if whole_s / step <= X_LABELS), whole_s / X_LABELS)
+    ticks = [(at * every_s / whole_s, _clock(at * every_s)) for at in range(int(whole_s / every_s) + 1)]
+    axis = Axis.upto(max(rates, default=0.0), lambda value: f"{value:,.10g}")
+    return frame(columns(rates, axis.top, titles), axis, ticks, what=what, unit="rows a second")
+
+
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[float],
+    before: Sequence[float] = (),
+    *,
+    what: str,
+    unit: str,
+    edge: Callable[[float], str],
+) -> Markup:
+    """Counts between edges, all bins drawn as wide; with `before`, both as shares of their sums.
+
+    `edge` writes an edge for a person. Raises ValueError where the numbers of edges and counts do not fit.
+    """
+    if len(edges) != len(counts) + 1 or (before and len(before) != len(counts)):
+        raise ValueError(f"{len(counts)} bins between {len(edges)} edges, and {len(before)} before")
+    now, then = (_shares(counts), _shares(before)) if before else (list(counts), [])
+    axis = Axis.upto(max([*now, *then], default=0.0), _share_axis if then else "{:,.0f}".format, whole=not then)
+    titles = [
+        f"{edge(low)} to {edge(high)}: {count:,}" + (f" ({now[at]:.1%}; before {then[at]:.1%})" if then else "")
+        for at, (low, high, count) in enumerate(zip(edges, edges[1:], counts, strict=False))
+    ]
+    body = columns(now, axis.top, titles)
+    if then:
+        body += Markup('<path class="line before" d="{}"/>').format(steps(then, axis.top))
+    every = max(1, math.ceil(len(counts) / X_LABELS))
+    ticks = [(at / len(counts), edge(edges[at])) for at in range(0, len(edges), every)] if counts else []
+    return frame(body, axis, ticks, what=what, unit=unit, legend=legend(*COMPARED) if then else "")
+
+
+def bars(rows: Sequence[Bar], *, what: str) -> Markup:
+    """One bar a row, with its label and value as text; a second, thin one where the row has a `before`."""
+    top = max((value for row in rows for value in (row.value, row.before) if value), default=1.0)
+    compared = any(row.before is not None for row in rows)
+    return Markup('<ul class="bars" aria-label="{}">{}</ul>{}').format(
+        what, Markup("").join(_bar(row, top) for row in rows), legend(*COMPARED) if compared else ""
+    )
+
+
+def trend(
+    lines: Sequence[Line],
+    nights: Sequence[str],
+    *,
+    what: str,
+    unit: str,
+    write: Callable[[float], str],
+    threshold: float | None = None,
+    threshold_text: str = "",
+) -> Markup:
+    """Up to two lines over nights, broken where a value is missing, and a dashed one at `threshold`."""
+    lines = [Line(name=it.name, values=[_finite(value) for value in it.values]) for it in lines]
+    highest = max((value for it in lines for value in it.values if value is not None), default=0.0)
+    drawn = threshold if threshold is not None and threshold <= DRAWN_UP_TO * highest else None
+    axis = Axis.upto(max(highest, drawn or 0.0), write)
+    body = Markup("")
+    if drawn is not None:
+        body += Markup('<path class="line threshold" d="M0 {}H100"/>').format(y(drawn, axis.top))
+    for it, colour in zip(lines, ("now", "before"), strict=False):
+        body += Markup('<path class="line {0}" d="{1}"/><path class="dots {0}" d="{2}"/>').format(
+            colour, line(it.values, axis.top), dots(it.values, axis.top)
+        )
+    width = 100 / max(1, len(nights))
+    for at, night in enumerate(nights):
+        told = [f"{it.name} {write(value)}" for it in lines if (value := it.values[at]) is not None]
+        body += Markup('<rect class="touch" x="{}" y="0" width="{}" height="100"><title>{}</title></rect>').format(
+            short(at * width), short(width), f"{night}: {', '.join(told) or 'no figure'}"
+        )
+    ticks = [((at + 0.5) / len(nights), nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
+    marks = [("now stroke", lines[0].name), ("before stroke", lines[1].name)] if len(lines) > 1 else []
+    if threshold_text:
+        marks.append(("threshold", threshold_text))
+    return frame(body, axis, ticks, what=what, unit=unit, legend=legend(*marks) if marks else "")
+
+
+def _bar(row: Bar, top: float) -> Markup:
+    before, told = Markup(""), Markup("")
+    if row.before is not None:
+        before = Markup('<span class="bar before" style="width:{}%"></span>').format(_width(row.before, top))
+    if row.before_text:
+        told = Markup(" <small>{}</small>").format(row.before_text)
+    return Markup(
+        '<li><span class="bars-label">{}</span><span class="bars-track"><span class="bar now" style="width:{}%"></span>'
+        '{}</span><span class="bars-value">{}{}</span></li>'
+    ).format(row.label, _width(row.value, top), before, row.text, told)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _width(value: float, top: float) -> str:
+    return short(100 * min(1.0, value / top)) if value > 0 and top > 0 else "0"
+
+
+def _shares(counts: Sequence[float]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
+
+
+def _share_axis(value: float) -> str:
+    return f"{value * 100:.3g}%"
+
+
+def _clock(at_s: float) -> str:
+    """Since the beginning: `0`, `30 s`, `15 min`, `2 h`, `2 h 30`."""
+    if at_s < 60 or at_s % 60:
+        return seconds(at_s) if at_s else "0"
+    hours, minutes = divmod(round(at_s) // 60, 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"

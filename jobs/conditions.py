@@ -1,0 +1,127 @@
+"""A few rows of predictions that fulfil a condition in SQL, chosen in one pass over a stream.
+
+The condition is an expression and nothing else: DuckDB parses it as one, in a database of its own that may read no
+file, load no extension and see no variable of ours. Rows are chosen by a hash of seed and place, so that the same seed
+chooses the same rows of the same predictions, in whatever order they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from jobs.errors import RunFailed, SpecError
+from workers.storage_errors import StoreDenied, StoreError
+
+ORDERS = ("random", "score", "-score")
+"""Which of the rows that match are taken: any, those with the least score, or those with the greatest."""
+PLACE = '"source_uri", "source_version", "row_group", "row"'
+FIRST, SECOND = "stint.first", "stint.second"
+"""Columns that rows are ordered by."""
+LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "threads": "2",
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    rows: pa.Table
+    """At most as many as asked for, in the order asked for; columns as they came."""
+    matching: int
+    """Rows that fulfil the condition."""
+    read: int
+    """Rows looked at."""
+
+
+@dataclass
+class _Counted:
+    """A stream that knows what it gave, and what went wrong in it: DuckDB keeps an error's text alone."""
+
+    reader: pa.RecordBatchReader
+    rows: int = 0
+    fault: Exception | None = field(default=None)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self.reader:
+                self.rows += batch.num_rows
+                yield batch
+        except Exception as error:
+            self.fault = error
+            raise
+
+
+def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str = "random", seed: int = 0) -> Chosen:
+    """At most `n` rows for which `where` is true; all are looked at, and few are in memory at once.
+
+    Raises SpecError for a condition that is none, or without DuckDB; RunFailed, StoreError, StoreDenied when the stream
+    breaks.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise SpecError(
+            "conditions are evaluated by DuckDB, which is not installed", "pip install -e '.[look]'"
+        ) from error
+    if order != "random" and "score" not in reader.schema.names:
+        raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
+    stream = _Counted(reader)
+    try:
+        with duckdb.connect(":memory:", config=LOCKED) as database:
+            rows = database.from_arrow(pa.RecordBatchReader.from_batches(reader.schema, stream.batches()))
+            # Nothing can be set back from here on, and whatever is no expression is refused by the parser.
+            database.execute("SET lock_configuration = true")
+            matching = rows.filter(f"({where or 'true'}\n)").project(f"*, {_first(order)}, {_second(seed)}")
+            best, count = _best(pa.RecordBatchReader.from_stream(matching), n)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise _told(error, stream, where, reader.schema) from error
+    return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
+
+
+def _first(order: str) -> str:
+    """What comes before chance. Rows without a score come last."""
+    if order == "random":
+        return f'0.0 AS "{FIRST}"'
+    return f"coalesce({'-' if order == '-score' else ''}score::DOUBLE, 'infinity'::DOUBLE) AS \"{FIRST}\""
+
+
+def _second(seed: int) -> str:
+    return f'hash({PLACE}, {seed:d}) AS "{SECOND}"'
+
+
+def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
+    """The first `n` in order, and how many there were."""
+    best, count = rows.schema.empty_table(), 0
+    for batch in rows:
+        count += batch.num_rows
+        best = pa.concat_tables([best, pa.Table.from_batches([batch])])
+        best = best.sort_by([(FIRST, "ascending"), (SECOND, "ascending")]).slice(0, n).combine_chunks()
+    return best, count
+
+
+def _told(error: Exception, stream: _Counted, where: str | None, schema: pa.Schema) -> Exception:
+    """What a person needs to know of an error that ended the search."""
+    if isinstance(stream.fault, StoreError | StoreDenied):
+        return stream.fault
+    if stream.fault is not None:
+        return RunFailed(
+            f"predictions cannot be read: {stream.fault}", "`stint verify` names the objects that are damaged"
+        )
+    said = _said(error)
+    return SpecError(f"--where {where!r}: {said}", f"a condition in SQL over {_columns(schema)}")
+
+
+def _said(error: Exception) -> str:
+    """DuckDB's message without its drawing of the query, which shows our half of it, too."""
+    text = str(error).partition("\n\nLINE ")[0]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name} ({column.type})" for column in schema)

@@ -1,0 +1,217 @@
+"""Where a person, or a program, sees how a run stands: a live view on a terminal, a plain line every few seconds in a
+job log, or a JSON object a line. Each shows the same snapshots.
+
+A terminal that goes away ends no run: from then on nothing is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO, cast
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from jobs.durations import duration
+from jobs.live_view import view_lines
+from jobs.outlet import Outlet
+from jobs.readable import percent
+from jobs.snapshot import Snapshot
+from jobs.words import amount, deadline_told, eta_told, printable, waiting_told
+
+WAYS = ("auto", "live", "lines", "json")
+"""As `stint run --progress` names them; auto: live on a terminal, lines elsewhere."""
+LINE_EVERY_S = 5.0
+VIEW_EVERY_S = 0.5
+CODES_SHOWN = 3
+
+
+class Display(Protocol):
+    @property
+    def every_s(self) -> float:
+        """How often it wants to be shown something."""
+
+    @property
+    def gone(self) -> bool:
+        """Nobody is there any more to see it."""
+
+    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
+        """`heard_s` is how old the snapshot is, where that is more than a moment."""
+
+    def note(self, text: str) -> None:
+        """A line of its own, above whatever is live; redacted already."""
+
+    def close(self) -> None:
+        """The terminal is again as it was. Raises nothing, and may be called twice."""
+
+
+def display_for(out: TextIO, how: str = "auto") -> Display:
+    """What shows a run on `out`, by one of WAYS."""
+    outlet = Outlet(out)
+    match how:
+        case "json":
+            return JsonDisplay(outlet)
+        case "live":
+            return LiveDisplay(outlet)
+        case "auto" if outlet.can_draw:
+            return LiveDisplay(outlet)
+        case "auto" | "lines":
+            return LineDisplay(outlet)
+    raise ValueError(f"{how!r} is none of {', '.join(WAYS)}")
+
+
+def line(snapshot: Snapshot) -> str:
+    """How a run stands, on one line without escape codes."""
+    parts = [f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})"]
+    if waiting := waiting_told(snapshot):
+        parts.append(waiting)
+    else:
+        parts.append(f"{snapshot.rate:,.0f} rows/s")
+        parts.append("ETA unknown" if snapshot.eta_s is None else f"ETA {eta_told(snapshot.eta_s)}")
+        if deadline := deadline_told(snapshot):
+            parts.append(deadline)
+        ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
+        parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
+    if snapshot.cost is not None:
+        parts.append(f"cost {amount(snapshot.cost)}")
+    parts.append(f"shards {snapshot.shards_done}/{snapshot.shards_total}")
+    parts.append(f"bad {snapshot.rows_bad}")
+    if snapshot.bad_by_code:
+        most = sorted(snapshot.bad_by_code.items(), key=lambda it: -it[1])[:CODES_SHOWN]
+        parts[-1] += " (" + ", ".join(f"{printable(code)} {n}" for code, n in most) + ")"
+    return " · ".join(parts)
+
+
+class Lines:
+    """What is printed line by line."""
+
+    every_s = LINE_EVERY_S
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    @property
+    def gone(self) -> bool:
+        return self._outlet.gone
+
+    def close(self) -> None:
+        self._outlet.flush()
+
+    def _print(self, text: str) -> None:
+        self._outlet.write(f"{text}\n")
+        self._outlet.flush()
+
+
+class LineDisplay(Lines):
+    """For job logs."""
+
+    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
+        self._print(line(snapshot) + ("" if heard_s is None else f" · as of {duration(heard_s)} ago"))
+
+    def note(self, text: str) -> None:
+        self._print("\n".join(map(printable, text.expandtabs().splitlines())))
+
+
+class JsonDisplay(Lines):
+    """For programs: `{"event": "progress", …}` with the fields of a Snapshot, and `{"event": "note", "at", "text"}`."""
+
+    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
+        self._tell({"event": "progress", **asdict(snapshot)} | ({} if heard_s is None else {"heard_s": heard_s}))
+
+    def note(self, text: str) -> None:
+        self._tell({"event": "note", "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "text": text})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._print(json.dumps(_finite(event), separators=(",", ":")))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+class LiveDisplay:
+    """For a person at a terminal: a view that is drawn over and over, with notes above it. It vanishes at the end, and
+    leaves the notes, and a line of how a run ended."""
+
+    every_s = VIEW_EVERY_S
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._console = Console(file=cast("TextIO", outlet), force_terminal=True, highlight=False, legacy_windows=False)
+        self._live: Live | None = None
+        """From the first snapshot on."""
+        self._frame: _Frame | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self._outlet.gone
+
+    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
+        if self._outlet.gone:
+            self.close()
+            return
+        if snapshot.ended and heard_s is None:  # what stays of the view
+            self.close()
+            self.note(line(snapshot))
+            return
+        if self._live is None:
+            # What else prints to this terminal meanwhile comes above the view, too.
+            self._live = Live(
+                console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop",
+                redirect_stdout=sys.stdout.isatty(), redirect_stderr=sys.stderr.isatty(),
+            )  # fmt: skip
+            self._live.start()
+            self._console.show_cursor(True)  # a driver that is killed leaves it as it is
+        self._unfold()
+        self._frame = _Frame(snapshot, heard_s)
+        self._live.update(self._frame, refresh=True)
+
+    def note(self, text: str) -> None:
+        self._unfold()
+        for told in text.expandtabs().splitlines():
+            # Not broken into lines here: the terminal does that, and can put them together again when it is copied.
+            self._console.print(Text(printable(told)), soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.update(Text(""))  # of a view with more rows than the terminal, all would be printed now
+            self._unfold()
+            live.stop()
+
+    def _unfold(self) -> None:
+        """A terminal that has become narrower has broken long lines of the view, which takes more rows now than it is
+        known to: out with those."""
+        if self._frame is not None and (rows := self._frame.rows_more(self._console.width)):
+            self._outlet.write(f"\x1b[{rows}A\x1b[J")
+
+
+class _Frame:
+    """A view as wide as the terminal is when it is drawn."""
+
+    def __init__(self, snapshot: Snapshot, heard_s: float | None) -> None:
+        self._snapshot, self._heard_s = snapshot, heard_s
+        self._drawn: list[int] = []
+        """Columns of each line."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = view_lines(self._snapshot, options.max_width, self._heard_s)
+        self._drawn = [drawn.cell_len for drawn in lines[: options.size.height]]
+        yield Group(*lines)
+
+    def rows_more(self, columns: int) -> int:
+        """That it takes on a terminal of so many columns, than it has lines."""
+        return sum(max(0, cells - 1) // columns for cells in self._drawn)

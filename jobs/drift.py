@@ -1,0 +1,172 @@
+"""How far tonight's predictions are from those of previous nights: pure functions of counts.
+
+Two measures of two distributions p (tonight) and q (before), both over the same bins:
+
+    PSI = sum((p - q) · ln(p / q))                        population stability index; customary: < 0.1 none, > 0.25 much
+    JSD = (KL(p ‖ m) + KL(q ‖ m)) / 2, m = (p + q) / 2    Jensen-Shannon divergence, base 2: 0 the same, 1 disjoint
+
+Empty bins would make PSI boundless, so half a row is added to each bin of both. Rare classes are pooled: with many of
+them PSI would measure chance. What chance alone gives is known: under no drift PSI is about (1/n + 1/m) · χ² with
+bins - 1 degrees of freedom (Yurdakul and Naranjo, "Statistical properties of the population stability index", Journal
+of Risk Model Validation 14, 2020). A night too small to tell is not flagged, whatever its PSI.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+POOLED_BELOW = 5.0
+"""Classes of which fewer rows would be expected in the smaller of both sets are one bin together."""
+CHANCE_Z = 3.09
+"""Normal quantile: one night in a thousand without drift is beyond."""
+MOVED_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    psi: float
+    js: float
+    chance: float
+    """PSI that chance alone exceeds once in a thousand nights of this size."""
+    bins: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A class whose share changed, as shares of all rows."""
+
+    label: str
+    share: float
+    share_before: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    against: tuple[str, ...]
+    """Ids of the runs that are the previous nights."""
+    rows_before: int
+    classes: Distance | None
+    scores: Distance | None
+    max_psi: float
+    max_js: float
+    flags: tuple[str, ...]
+    """What is beyond a threshold, for a person; () where nothing is."""
+    moved: tuple[Moved, ...] = ()
+    """The classes whose share changed most."""
+    classes_before: Mapping[str, int] = field(default_factory=dict)
+    scores_before: tuple[int, ...] = ()
+
+
+def distance(now: npt.ArrayLike, before: npt.ArrayLike) -> Distance:
+    """Of two sets of counts over the same bins. Raises ValueError where one has no rows or the bins differ."""
+    a, b = np.asarray(now, np.float64), np.asarray(before, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"counts over different bins: {a.shape} and {b.shape}")
+    n, m = a.sum(), b.sum()
+    if n <= 0 or m <= 0:
+        raise ValueError("a distribution of no rows has no distance to another")
+    used = (a + b) > 0
+    a, b = a[used], b[used]
+    p, q = (a + 0.5) / (n + 0.5 * len(a)), (b + 0.5) / (m + 0.5 * len(b))
+    psi = float(((p - q) * np.log(p / q)).sum())
+    p, q = a / n, b / m
+    js = (_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2
+    return Distance(psi=psi, js=js, chance=(1 / n + 1 / m) * _chi2_quantile(len(a) - 1), bins=len(a))
+
+
+def class_distance(now: Mapping[str, int], before: Mapping[str, int]) -> Distance:
+    """As `distance`, of rows by label, with rare classes pooled."""
+    n, m = sum(now.values()), sum(before.values())
+    kept: list[tuple[int, int]] = []
+    rest = [0, 0]
+    for label in sorted(now.keys() | before.keys()):
+        a, b = now.get(label, 0), before.get(label, 0)
+        if (a + b) / (n + m) * min(n, m) < POOLED_BELOW:
+            rest = [rest[0] + a, rest[1] + b]
+        else:
+            kept.append((a, b))
+    if any(rest):
+        kept.append((rest[0], rest[1]))
+    return distance([a for a, _ in kept], [b for _, b in kept])
+
+
+def compare(
+    classes: Mapping[str, int],
+    scores: Sequence[int],
+    before: Sequence[tuple[str, Mapping[str, int], Sequence[int]]],
+    *,
+    max_psi: float,
+    max_js: float,
+) -> Drift | None:
+    """Tonight against the nights of `before` taken together, each (run id, rows by label, rows by score).
+
+    None where there is nothing to compare.
+    """
+    classes_before: dict[str, int] = {}
+    scores_before = np.zeros(len(scores), np.int64)
+    against = []
+    for run_id, by_label, by_score in before:
+        if not sum(by_score) or len(by_score) != len(scores):
+            continue
+        against.append(run_id)
+        scores_before += np.asarray(by_score, np.int64)
+        for label, rows in by_label.items():
+            classes_before[label] = classes_before.get(label, 0) + rows
+    if not against or not sum(scores):
+        return None
+    by_class, by_score_distance = class_distance(classes, classes_before), distance(scores, scores_before)
+    flags = [
+        *_flags("predicted classes", by_class, max_psi, max_js),
+        *_flags("scores", by_score_distance, max_psi, max_js),
+    ]
+    return Drift(
+        against=tuple(against),
+        rows_before=int(scores_before.sum()),
+        classes=by_class,
+        scores=by_score_distance,
+        max_psi=max_psi,
+        max_js=max_js,
+        flags=tuple(flags),
+        moved=_moved(classes, classes_before),
+        classes_before=classes_before,
+        scores_before=tuple(int(n) for n in scores_before),
+    )
+
+
+def _flags(what: str, it: Distance, max_psi: float, max_js: float) -> list[str]:
+    if it.psi <= it.chance:
+        return []
+    found = []
+    if it.psi > max_psi:
+        found.append(f"{what}: PSI {it.psi:.3f}, drift.max_psi allows {max_psi:g}")
+    if it.js > max_js:
+        found.append(f"{what}: Jensen-Shannon {it.js:.3f}, drift.max_js allows {max_js:g}")
+    return found
+
+
+def _moved(now: Mapping[str, int], before: Mapping[str, int]) -> tuple[Moved, ...]:
+    n, m = max(1, sum(now.values())), max(1, sum(before.values()))
+    shares = [
+        Moved(label=label, share=now.get(label, 0) / n, share_before=before.get(label, 0) / m)
+        for label in now.keys() | before.keys()
+    ]
+    shares = [it for it in shares if it.share != it.share_before]
+    return tuple(sorted(shares, key=lambda it: (-abs(it.share - it.share_before), it.label))[:MOVED_SHOWN])
+
+
+def _kl(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+    some = p > 0
+    return float((p[some] * np.log2(p[some] / q[some])).sum())
+
+
+def _chi2_quantile(freedom: int) -> float:
+    """At CHANCE_Z, by Wilson and Hilferty's approximation (PNAS 17, 1931); 0 without freedom."""
+    if freedom < 1:
+        return 0.0
+    spread = 2 / (9 * freedom)
+    return float(freedom * (1 - spread + CHANCE_Z * math.sqrt(spread)) ** 3)

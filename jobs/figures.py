@@ -1,0 +1,143 @@
+"""Figures of a run from its journal: rows over time, what shards took, what each worker did. Pure functions of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.journal import ATTEMPTS, STAGES, Told
+
+COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "message", "isolated")]
+"""Of the journal, that these functions read."""
+STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+STEPS_MOST = 120
+BINS = 24
+WIDE = 20
+"""A greatest time so many times the least calls for bins that grow."""
+STRAGGLER_TIMES = 2.0
+"""As many times the median a row."""
+STRAGGLERS_SHOWN = 10
+
+Floats = npt.NDArray[np.float64]
+
+
+def settled(told: Told) -> pa.Table:
+    """The attempts that settled a shard, one a shard."""
+    return told.attempts.filter(pc.fill_null(told.attempts["first"], False))
+
+
+def began(told: Told) -> datetime | None:
+    """When scoring began, UTC; None before the journal's first part."""
+    if told.snapshot is None:
+        return None
+    return datetime.fromisoformat(told.snapshot.at) - timedelta(seconds=told.snapshot.elapsed_s)
+
+
+def throughput(told: Told) -> dict[str, Any]:
+    """`step_s` and the rows that ended in each step since scoring began; {} where nothing has."""
+    table, start = settled(told), began(told)
+    if start is None or not table.num_rows:
+        return {}
+    at_s = table["at"].cast(pa.int64()).to_numpy() / 1000 - start.timestamp()
+    assert told.snapshot is not None, "there is a beginning"
+    length_s = max(float(at_s.max()), told.snapshot.elapsed_s)
+    step_s = next((step for step in STEPS_S if length_s / step <= STEPS_MOST), int(length_s / STEPS_MOST) + 1)
+    steps = max(1, int(np.ceil(length_s / step_s)))
+    place = np.clip((at_s / step_s).astype(np.int64), 0, steps - 1)
+    return {"step_s": step_s, "rows": np.bincount(place, _rows(table), steps).astype(np.int64).tolist()}
+
+
+def shard_times(told: Told) -> dict[str, Any]:
+    """A histogram of the seconds that shards took to predict, and its quantiles; {} where none has ended."""
+    took = _floats(settled(told), "wall_s")
+    if not len(took):
+        return {}
+    low, high = float(took.min()), float(took.max())
+    grows = low > 0 and high / low >= WIDE
+    edges = np.geomspace(low, high, BINS + 1) if grows else np.linspace(low, max(high, low + 1e-3), BINS + 1)
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # what rounding has taken from the ends
+    return {
+        "edges_s": [round(float(edge), 4) for edge in edges],
+        "shards": np.histogram(took, edges)[0].tolist(),
+        "median_s": round(float(np.median(took)), 3),
+        "p95_s": round(float(np.quantile(took, 0.95)), 3),
+        "max_s": round(high, 3),
+    }
+
+
+def stragglers(told: Told) -> list[dict[str, Any]]:
+    """Shards that took at least STRAGGLER_TIMES the median a row, those that took most of it first."""
+    table = settled(told)
+    took, rows = _floats(table, "wall_s"), _rows(table)
+    some = (rows > 0) & (took > 0)
+    if not some.any():
+        return []
+    a_row = np.divide(took, rows, out=np.zeros(len(rows)), where=some)
+    times = a_row / np.median(a_row[some])
+    slow = np.flatnonzero(times >= STRAGGLER_TIMES)
+    return [
+        {
+            "shard": f"{row['plan']:08d}/{row['shard']:08d}",
+            "rows": int(rows[at]),
+            "wall_s": round(float(took[at]), 3),
+            "times_median": round(float(times[at]), 2),
+            "worker": row["worker"],
+            "host": row["host"],
+        }
+        for at in slow[np.argsort(-times[slow], kind="stable")][:STRAGGLERS_SHOWN].tolist()
+        for row in table.select(["plan", "shard", "worker", "host"]).slice(at, 1).to_pylist()
+    ]
+
+
+def stage_s(told: Told) -> dict[str, float]:
+    """Busy seconds by stage of the shards that were settled."""
+    table = settled(told)
+    return {stage: round(float(_floats(table, f"{stage}_s").sum()), 3) for stage in STAGES}
+
+
+def workers(told: Told, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Each worker that was ready, with what it did: `rows` and `shards` that it settled, `busy_s` of decoding and
+    predicting, `rate` in rows a second of predicting, `failed_attempts`.
+
+    `known` are the workers where the caller knows them; by default those that the journal names.
+    """
+    table = settled(told)
+    size = (pc.max(told.attempts["worker"]).as_py() or 0) + 1
+    which = table["worker"].to_numpy()
+    rows = np.bincount(which, _rows(table), size)
+    shards = np.bincount(which, minlength=size)
+    busy_s = np.bincount(which, _floats(table, "decode_s") + _floats(table, "predict_s"), size)
+    wall_s = np.bincount(which, _floats(table, "wall_s"), size)
+    failed = told.attempts.filter(pc.is_valid(told.attempts["failure"]))["worker"].to_numpy()
+    failures = np.bincount(failed, minlength=size)
+    did = []
+    for info in told.workers if known is None else known:
+        number = int(info["worker"])
+        if number >= size:  # it has ended nothing, nor has any that came after it
+            did.append({**info, "rows": 0, "shards": 0, "busy_s": 0.0, "rate": 0.0, "failed_attempts": 0})
+            continue
+        did.append(
+            {
+                **info,
+                "rows": int(rows[number]),
+                "shards": int(shards[number]),
+                "busy_s": round(float(busy_s[number]), 3),
+                "rate": round(float(rows[number] / wall_s[number]), 2) if wall_s[number] else 0.0,
+                "failed_attempts": int(failures[number]),
+            }
+        )
+    return did
+
+
+def _rows(table: pa.Table) -> Floats:
+    return _floats(table, "rows_ok") + _floats(table, "rows_bad")
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return np.asarray(pc.fill_null(table[name].cast(pa.float64()), 0.0).to_numpy(), np.float64)

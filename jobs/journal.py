@@ -1,0 +1,222 @@
+"""The journal of a run: how it stood, and every attempt at a shard that ended, written while it runs.
+
+    _stint/runs/<run id>/spec.json                  the spec, when the run begins to score
+    _stint/journals/<run id>/00000001.parquet       attempts that ended since the part before, and a snapshot
+    _stint/runs/<run id>/report.json, report.html   when it is over
+
+A part is created once. The parts are what `stint status` reads, also of a run that died, and what a report is made of.
+Advisory: whether a row is scored is told by the plan's objects alone, and a run that cannot write its journal goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errands import Errands
+from jobs.plans import to_bytes
+from jobs.snapshot import Snapshot
+from workers.ahead import ahead
+from workers.contract import Shard
+from workers.outcomes import Failure, ShardResult, WorkerInfo
+from workers.redaction import redacted, redacted_values
+from workers.storage_errors import NotFound, StoreDenied, StoreError
+from workers.store import Store
+
+FOLDER = "_stint/journals"
+"""Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
+PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.parquet")
+PART_EVERY_S = 2.0
+"""At first; a part that long after the one before."""
+PART_EVERY_MOST_S = 60.0
+"""After a while, so that a night of eight hours makes some five hundred parts."""
+PART_GROWS = 1.1
+READS_AT_ONCE = 16
+WAIT_S = 5.0
+"""At the end of a run, for parts that are still being written."""
+STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
+
+ATTEMPTS = pa.schema(
+    [
+        ("at", pa.timestamp("ms", "UTC")),  # when the driver heard of its end
+        ("plan", pa.int32()),
+        ("shard", pa.int64()),  # index in the plan
+        ("worker", pa.int32()),
+        ("host", pa.string()),
+        ("engine", pa.string()),  # artifact, as torch-int8/x86-vnni
+        ("attempt", pa.int32()),  # of the shard in this run, from 1
+        ("second", pa.bool_()),  # begun while another worker had the shard
+        ("isolated", pa.bool_()),
+        ("failure", pa.string()),  # null when it succeeded; else the failure's code, or its kind
+        ("message", pa.string()),
+        ("first", pa.bool_()),  # this attempt settled the shard in this run; counts are to be summed over these
+        ("committed", pa.bool_()),  # its object is the one at the key
+        ("rows_ok", pa.int32()),
+        ("rows_bad", pa.int32()),
+        ("rows_gone", pa.int32()),
+        ("wall_s", pa.float32()),  # of predicting, see workers.outcomes.ShardResult
+        *((f"{stage}_s", pa.float32()) for stage in STAGES),
+        ("bytes_read", pa.int64()),
+    ]
+)
+
+
+@dataclass
+class Journal:
+    """Of the run that is under way; `note_…` cost no store call."""
+
+    store: Store
+    run_id: str
+    say: Callable[[str], None]
+    _rows: list[tuple[Any, ...]] = field(default_factory=list, init=False)
+    """Since the last part, as ATTEMPTS."""
+    _workers: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """That became ready since the last part."""
+    _part: int = field(default=0, init=False)
+    _writes: Errands[None] = field(default_factory=lambda: Errands("journal"), init=False)
+    _every_s: float = field(default=PART_EVERY_S, init=False)
+    _told: bool = field(default=False, init=False)
+
+    def note_result(
+        self, shard: Shard, result: ShardResult, *, worker: int, host: str, engine: str, attempt: int, first: bool,
+        second: bool = False, isolated: bool = False,
+    ) -> None:  # fmt: skip
+        """`attempt` counts from 1; `first` says that it settled the shard. The others as in ATTEMPTS."""
+        stage_s = result.stage_s
+        self._rows.append(
+            (
+                datetime.now(UTC), shard.plan, shard.index, worker, host, engine, attempt, second, isolated, None, None,
+                first, result.committed, result.rows_ok, result.rows_bad, result.rows_gone, result.wall_s,
+                *(stage_s.get(stage, 0.0) for stage in STAGES), result.bytes_read,
+            )
+        )  # fmt: skip
+
+    def note_failure(
+        self, shard: Shard, failure: Failure, *, worker: int, host: str, engine: str, attempt: int,
+        second: bool = False, isolated: bool = False,
+    ) -> None:  # fmt: skip
+        """An attempt that failed; as `note_result`."""
+        code = failure.code or failure.kind.value
+        self._rows.append(
+            (
+                datetime.now(UTC), shard.plan, shard.index, worker, host, engine, attempt, second, isolated, code,
+                redacted(failure.message), False, *[None] * (len(ATTEMPTS) - 12),
+            )
+        )  # fmt: skip
+
+    def note_worker(self, worker: int, info: WorkerInfo) -> None:
+        """A worker that is ready."""
+        self._workers.append({"worker": worker, **asdict(info)})
+
+    @property
+    def every_s(self) -> float:
+        """How long to wait for the next part."""
+        return self._every_s
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Write a part with what has ended since the last one, in a thread of its own."""
+        self._tell(0.0)
+        self._part += 1
+        rows, self._rows = self._rows, []
+        workers, self._workers = self._workers, []
+        self._writes.send(partial(self._create, self._part, rows, workers, snapshot))
+        self._every_s = min(PART_EVERY_MOST_S, self._every_s * PART_GROWS)
+
+    def close(self) -> None:
+        """Waits a little for what is being written. Raises nothing."""
+        self._tell(WAIT_S)
+        self._writes.close()
+
+    def _create(
+        self, part: int, rows: list[tuple[Any, ...]], workers: list[dict[str, Any]], snapshot: Snapshot
+    ) -> None:
+        columns = zip(*rows, strict=True) if rows else [()] * len(ATTEMPTS)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, ATTEMPTS.types, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=ATTEMPTS)
+        metadata = {"snapshot": snapshot.to_json(), "workers": json.dumps(redacted_values(workers))}
+        data = to_bytes([table], ATTEMPTS, metadata)
+        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
+
+    def _tell(self, wait_s: float) -> None:
+        for outcome in self._writes.ended(wait_s):
+            if isinstance(outcome, StoreError | StoreDenied) and not self._told:
+                self._told = True
+                self.say(f"the run's journal could not be written (predictions are not affected): {outcome}")
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def run_ids(store: Store) -> list[str]:
+    """Of every run that left something, oldest first: ids begin with their time."""
+    return sorted({info.key.split("/")[2] for info in store.list("_stint/runs") if info.key.count("/") >= 3})
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the parts of a journal hold together."""
+
+    attempts: pa.Table
+    """Every attempt in the order in which they ended; columns as in ATTEMPTS."""
+    workers: list[dict[str, Any]]
+    """Those that were ready at some time: `worker`, and the fields of workers.outcomes.WorkerInfo."""
+    snapshot: Snapshot | None
+    """The last one."""
+
+
+def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> Told:
+    """The journal of a run, `columns` of its attempts; parts that are damaged, or of another version, are passed over.
+
+    Raises StoreError, StoreDenied.
+    """
+    schema = ATTEMPTS if columns is None else pa.schema([ATTEMPTS.field(name) for name in columns])
+
+    def part(key: str) -> tuple[pa.Table, bytes, bytes] | None:
+        try:
+            file = pq.ParquetFile(pa.BufferReader(store.get(key)), page_checksum_verification=True)
+            metadata = file.schema_arrow.metadata or {}
+            if not file.schema_arrow.remove_metadata().equals(ATTEMPTS):
+                return None
+            table = file.read(schema.names).replace_schema_metadata(None)
+            return table, metadata[b"stint.snapshot"], metadata[b"stint.workers"]
+        except (*DAMAGED, KeyError):
+            return None
+
+    parts = [it for it in ahead(part, _part_keys(store, run_id), READS_AT_ONCE, "journal") if it is not None]
+    tables = [table for table, _, _ in parts]
+    return Told(
+        attempts=pa.concat_tables(tables) if tables else schema.empty_table(),
+        workers=[worker for _, _, workers in parts for worker in json.loads(workers)],
+        snapshot=Snapshot.from_json(parts[-1][1]) if parts else None,
+    )
+
+
+def last_snapshot(store: Store, run_id: str) -> Snapshot | None:
+    """How a run stood when it last wrote; None where it has not, or not as this version reads."""
+    for key in reversed(_part_keys(store, run_id)):
+        try:
+            metadata = pq.read_schema(pa.BufferReader(store.get(key))).metadata or {}
+            return Snapshot.from_json(metadata[b"stint.snapshot"])
+        except (*DAMAGED, KeyError):
+            continue
+    return None
+
+
+def attempts(store: Store, run_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Of `read`, the attempts alone."""
+    return read(store, run_id, columns).attempts
+
+
+DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
+
+
+def _part_keys(store: Store, run_id: str) -> list[str]:
+    return sorted(info.key for info in store.list(f"{FOLDER}/{run_id}") if PARTS.fullmatch(info.key))

@@ -1,0 +1,202 @@
+"""How a run stands, drawn for a terminal: a pure function of a snapshot and a width.
+
+Colours are the terminal's own sixteen, and nothing is told by colour alone: the picture is the same on a light
+background, on a dark one and without colours. Lines are broken between words and never within a number.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from jobs.durations import duration
+from jobs.readable import percent
+from jobs.snapshot import Snapshot, UnderWay, bottleneck
+from jobs.text_rows import LABEL, NARROW, cut, flow, indented, proportional, row
+from jobs.words import amount, deadline_told, eta_told, printable, waiting_told
+
+WIDEST = 110
+"""Columns that are used of a wider terminal: the eye has to find the next line."""
+JOB_LEAST = 12
+"""Columns of a job's name, when it is cut short."""
+REASONS_SHOWN = 6
+WORKERS_SHOWN = ("scoring", "idle", "starting", "leaving")
+STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒", "yellow"), ("idle", "░", "magenta"))
+"""Of a worker's time one after the other, see jobs.snapshot.bottleneck; glyphs tell them apart without colours."""
+SLOW_LEAST_S = 1.0
+"""Shards that take less come and go too fast to be read."""
+SLOW_TIMES = 3.0
+"""So many times what was expected is worth a colour."""
+HOST_LEAST = 8
+"""Columns of a host's name, when it is cut short."""
+PICTURE_COLUMNS = 100
+
+# --------------------------------------------------------------------------------------------- view
+
+
+def view(snapshot: Snapshot, width: int, heard_s: float | None = None) -> RenderableType:
+    """See view_lines."""
+    return Group(*view_lines(snapshot, width, heard_s))
+
+
+def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> list[Text]:
+    """Lines of at most `width` columns, the most important first: whoever has too few rows leaves out the last ones.
+
+    `heard_s` is how old the snapshot is, where that is more than a moment.
+    """
+    width = max(1, min(width, WIDEST))
+    lines = [
+        *_header(snapshot, width, heard_s),
+        _bar(snapshot, width),
+        *row("rows", _rows(snapshot), width),
+        *row("ETA", _eta(snapshot), width),
+        *row("workers", _workers(snapshot), width),
+        *_time(snapshot, width),
+        *row("used", _used(snapshot), width),
+        *row("bad rows", _bad_rows(snapshot), width),
+        *row("failures", _failures(snapshot), width),
+        *_slowest(snapshot.slowest, width),
+    ]
+    for line in lines:
+        line.truncate(width, overflow="crop")  # no wider but on a terminal of a few columns
+        line.no_wrap = True
+    return lines
+
+
+def picture(snapshot: Snapshot) -> str:
+    """The view as SVG. The same snapshot gives the same text."""
+    console = Console(
+        record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor",
+        no_color=False, legacy_windows=False,
+    )  # fmt: skip
+    console.print(view(snapshot, PICTURE_COLUMNS))
+    return console.export_svg(title="stint run")
+
+
+def _header(snapshot: Snapshot, width: int, heard_s: float | None) -> list[Text]:
+    """In a rule, which keeps the view apart from what is told above it; its right end is the time."""
+    job, run = printable(snapshot.job), Text(f"run {printable(snapshot.run_id)}")
+    right = Text(duration(snapshot.elapsed_s), "bold")
+    if heard_s is not None:
+        right = Text.assemble((f"as of {duration(heard_s)} ago · ", "dim"), right)
+    room = width - run.cell_len - right.cell_len - 12
+    if room < min(JOB_LEAST, len(job)):
+        return flow([Text(cut(job, width), "bold"), run, right], width)
+    left = Text.assemble(("── ", "dim"), (cut(job, room), "bold"), (" · ", "dim"), run)
+    rule = "─" * (width - left.cell_len - right.cell_len - 5)
+    return [Text.assemble(left, " ", (rule, "dim"), " ", right, (" ──", "dim"))]
+
+
+def _bar(snapshot: Snapshot, width: int) -> Text:
+    told = percent(snapshot.share_done)
+    length = max(0, width - 7)
+    halves = int(2 * length * min(1.0, snapshot.share_done))
+    colour = "red" if (snapshot.late_s or 0) > 0 else "green"
+    return Text.assemble(
+        ("━" * (halves // 2) + "╸" * (halves % 2), colour),
+        ("─" * (length - halves // 2 - halves % 2), "dim"),
+        (f"{told:>{7 if length else 0}}", "bold"),
+    )
+
+
+def _rows(snapshot: Snapshot) -> list[Text]:
+    return [
+        Text.assemble((f"{snapshot.rows_done:,}", "bold"), f" of {snapshot.rows_total:,}"),
+        Text.assemble((f"{snapshot.rate:,.0f}", "bold"), " rows/s"),
+        Text(f"{snapshot.shards_done:,} of {snapshot.shards_total:,} shards"),
+        *([Text(f"{snapshot.rows_gone:,} gone")] if snapshot.rows_gone else []),
+        *([Text(f"{snapshot.rows_elsewhere:,} found in the ledger")] if snapshot.rows_elsewhere else []),
+    ]
+
+
+def _eta(snapshot: Snapshot) -> list[Text]:
+    if waiting := waiting_told(snapshot):
+        return [Text(waiting, "bold")]
+    told = Text("unknown" if snapshot.eta_s is None else eta_told(snapshot.eta_s), "bold")
+    deadline = deadline_told(snapshot)
+    style = "bold red" if deadline.startswith("LATE") else "green" if snapshot.late_s is not None else ""
+    return [told, *([Text(deadline, style)] if deadline else [])]
+
+
+def _workers(snapshot: Snapshot) -> list[Text]:
+    told = [
+        Text.assemble((f"{number:,}", "bold"), f" {state}")
+        for state in WORKERS_SHOWN
+        if (number := snapshot.workers.get(state, 0)) or state == "scoring"
+    ]
+    return [*told, Text(f"{snapshot.workers_wanted:,} wanted")]
+
+
+def _used(snapshot: Snapshot) -> list[Text]:
+    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (amount(snapshot.cost), "bold"))]
+    return [*cost, Text(f"{amount(snapshot.core_hours)} core-hours")]
+
+
+def _time(snapshot: Snapshot, width: int) -> list[Text]:
+    """Where the workers' time goes: a bar, its legend, and what the bottleneck is."""
+    seconds = [max(0.0, snapshot.stage_s.get(stage, 0.0)) for stage, _, _ in STAGES]
+    total = sum(seconds)
+    if not total:
+        return []
+    parts = proportional(seconds, max(len(STAGES), width - indented(width) - (0 if indented(width) else 5)))
+    bar = Text.assemble(*((glyph * n, style) for n, (_, glyph, style) in zip(parts, STAGES, strict=True)))
+    legend = [
+        Text.assemble((glyph, style), f" {stage} {percent(spent / total, 0)}")
+        for spent, (stage, glyph, style) in zip(seconds, STAGES, strict=True)
+    ]
+    slow = bottleneck(snapshot.stage_s)
+    advice = Text(slow.told() if width >= NARROW else f"mostly {slow.stage}")
+    advice.stylize("bold", 0, advice.plain.index(slow.stage) + len(slow.stage))
+    return [*row("time", [bar], width), *row("", legend, width, "  "), *row("", [advice], width)]
+
+
+def _bad_rows(snapshot: Snapshot) -> list[Text]:
+    bad = snapshot.rows_bad
+    if not bad:
+        return [Text("none")]
+    codes = sorted(snapshot.bad_by_code.items(), key=lambda it: -it[1])
+    told = [Text(f"{printable(code)} {n:,} ({percent(n / bad, 0)})") for code, n in codes[:REASONS_SHOWN]]
+    if rest := codes[REASONS_SHOWN:]:
+        told.append(Text(f"{len(rest)} other reasons {sum(n for _, n in rest):,}"))
+    share = percent(bad / (snapshot.rows_ok + bad), 2)
+    return [Text.assemble((f"{bad:,}", "bold yellow"), f" = {share} of those scored"), *told]
+
+
+def _failures(snapshot: Snapshot) -> list[Text]:
+    codes = sorted(snapshot.failures_by_code.items(), key=lambda it: -it[1])
+    if not codes:
+        return []
+    total = Text.assemble((f"{sum(n for _, n in codes):,}", "bold yellow"), " attempts")
+    return [total, *(Text(f"{printable(code)} {n:,}") for code, n in codes)]
+
+
+def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
+    """A table: hosts are cut short where there is little room, and left out where there is less."""
+    slowest = [it for it in slowest if it.age_s >= SLOW_LEAST_S]
+    if not slowest:
+        return []
+    if width < NARROW:
+        return [line for it in slowest[:1] for line in row("slowest", [Text(it.shard), *_slow(it)], width)]
+    host = min(max(HOST_LEAST, *(len(it.host) for it in slowest)), width - LABEL - 55)
+    if host < HOST_LEAST:
+        host = 0
+    titles = f"{'shard':<17}  {'worker':>6}  {cut('host', host, fill=True)}{'rows':>9}  {'for':>6}  expected"
+    lines = [Text.assemble((f"{'slowest':<{LABEL}}", "bold"), (titles, "dim"))]
+    for it in slowest:
+        place = f"{printable(it.shard):<17}  {it.worker:>6}  {cut(printable(it.host), host, fill=True)}"
+        age, *times = _slow(it)
+        line = Text.assemble(" " * LABEL, place, f"{it.rows:>9,}  {' ' * (6 - age.cell_len)}", age)
+        lines.append(Text.assemble(line, " " * (10 - times[0].cell_len), times[0]) if times else line)
+    return lines
+
+
+def _slow(it: UnderWay) -> list[Text]:
+    """How long it takes, and how many times the expected that is."""
+    if not it.expected_s:
+        return [Text(duration(it.age_s))]
+    times = it.age_s / it.expected_s
+    told = Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "bold red" if times >= SLOW_TIMES else "")
+    return [Text(duration(it.age_s)), told]

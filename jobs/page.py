@@ -1,0 +1,46 @@
+"""Pages for a person: templates of `jobs/templates/` filled with values, each a single file that loads nothing.
+
+Everything that comes from data is escaped, because templates are filled with autoescaping on; what is HTML on purpose
+(the charts) comes as `markupsafe.Markup`. A name that a template uses and nobody gave is an error.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs import readable
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of `jobs/templates/<template>`; pages extend `base.html.j2`, which says what it offers them."""
+    text = _environment().get_template(template).render(values)
+    # A file name need not be UTF-8, and a page that cannot be written tells nothing.
+    return text.encode("utf-8", "replace").decode()
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "number": readable.number,
+        "money": readable.money,
+        "significant": readable.significant,
+        "percent": readable.percent,
+        "points": readable.points,
+        "seconds": readable.seconds,
+        "size": readable.size,
+        "moment": readable.moment,
+    }
+    return made

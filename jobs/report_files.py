@@ -1,0 +1,50 @@
+"""What a run leaves in `_stint/runs/<run id>/`: spec, report as JSON and as a page. Advisory, so never fatal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from jobs.job import Job
+from jobs.report import Report
+from workers.redaction import redacted_values
+from workers.storage_errors import StoreDenied, StoreError
+
+Say = Callable[[str], None]
+
+
+def save_spec(job: Job, run_id: str, say: Say) -> None:
+    """Once; also a run that dies can be told by it."""
+    _create(job, run_id, "spec.json", job.spec.model_dump_json(indent=2).encode(), say)
+
+
+def save(job: Job, report: Report, say: Say, *, pictures: bool) -> None:
+    """`pictures` of bad rows are read from the input for the page."""
+    save_spec(job, report.run_id, say)
+    told: Any = redacted_values(asdict(report))
+    _create(job, report.run_id, "report.json", json.dumps(told, indent=2).encode(), say)
+    try:
+        page = page_of(job, told, pictures=pictures)
+    except Exception as error:  # noqa: BLE001  (a night that is complete does not fail for the look of it)
+        say(f"the run's page could not be made: {type(error).__name__}: {error}")
+        return
+    _create(job, report.run_id, "report.html", page.encode(), say)
+
+
+def page_of(job: Job, report: dict[str, Any], *, pictures: bool = True) -> str:
+    """The page of a report, with `pictures` of its bad rows as far as the input still has them."""
+    # Templates and pictures are nothing that a run waits for when it begins.
+    from jobs.bad_examples import with_pictures
+    from jobs.report_page import report_page
+
+    examples = report.get("bad_examples") or []
+    return report_page({**report, "bad_examples": with_pictures(job, examples)} if pictures and examples else report)
+
+
+def _create(job: Job, run_id: str, name: str, data: bytes, say: Say) -> None:
+    try:
+        job.store.create(f"_stint/runs/{run_id}/{name}", data)
+    except (StoreError, StoreDenied) as error:
+        say(f"the run's {name} could not be written (predictions are not affected): {error}")

@@ -1,0 +1,105 @@
+"""`stint report`: what a run did, once more, and how the nights went; as text, or as a page in a file."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.composing import composed
+from jobs.durations import duration
+from jobs.endings import COMPLETE, ending
+from jobs.errors import COMPLETE as DONE
+from jobs.errors import SpecError
+from jobs.history import LOG_WIDTH, nights, table
+from jobs.history_page import history_page
+from jobs.job import Job
+from jobs.report import Report, summary
+from jobs.report_files import page_of
+from jobs.report_page import filled
+from workers.storage_errors import NotFound
+
+Show = Callable[[str], None]
+
+
+def report_command(job: Job, *, run_id: str | None, history: bool, html: Path | None, show: Show) -> int:
+    """Show the last run with the job's model, or the one of `run_id`, or with `history` all nights.
+
+    `html` is a local file that gets the page instead. Raises SpecError where there is no such run, StoreError.
+    """
+    if history:
+        _history(job, html, show)
+        return DONE
+    report = composed(job, run_id or _last(job))
+    if html is not None:
+        _write(html, page_of(job, report), show)
+    else:
+        show(_told(job, report))
+    return DONE
+
+
+def _last(job: Job) -> str:
+    found = nights(job.store, job.ledger.root, most=1)
+    if not found:
+        raise SpecError(
+            f"no run of {job.spec.name} with this model has left a report or a journal in {job.store.url}",
+            "run the job first, or name a run of another model with --run",
+        )
+    return found[-1].run_id
+
+
+def _history(job: Job, html: Path | None, show: Show) -> None:
+    found = nights(job.store, job.ledger.root)
+    if html is not None:
+        _write(html, history_page(job.spec.name, job.ledger.root, job.store.url, found), show)
+        return
+    if not found:
+        show(f"no run of {job.spec.name} with this model has left a report or a journal in {job.store.url}")
+        return
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else LOG_WIDTH
+    text = io.StringIO()
+    Console(file=text, width=width, force_terminal=terminal).print(table(found, width))
+    show(text.getvalue().rstrip("\n"))
+
+
+def _told(job: Job, report: Mapping[str, Any]) -> str:
+    """The summary of a run that completed; of another one how it ended, what it did, and the way out."""
+    known = filled(report)
+    typed = Report(**{it.name: known[it.name] for it in fields(Report)})
+    if typed.outcome == COMPLETE:
+        lines = [line for line in summary(typed).splitlines() if not line.startswith("report: ")]
+    else:
+        ended = ending(known)
+        lines = [f"{typed.outcome}: {ended.happened}", *ended.details.splitlines()]
+        if typed.next_step:
+            lines.append(f"next: {typed.next_step}")
+        if typed.rows_scored_here:
+            done = f"{typed.rows_scored_here:,} rows at {typed.rate:,.0f} rows/s, {typed.core_hours:.4f} core-hours"
+            lines.append(f"scored here: {done}, in {duration(typed.elapsed_s)}")
+    return "\n".join([*lines, _page(job, typed.run_id)])
+
+
+def _page(job: Job, run_id: str) -> str:
+    """Where the run's page is."""
+    key = f"_stint/runs/{run_id}/report.html"
+    try:
+        job.store.get(key)
+    except NotFound:
+        return f"no report.html of run {run_id} is there; --html FILE makes one"
+    return f"report: {job.store.url}/{key}"
+
+
+def _write(file: Path, page: str, show: Show) -> None:
+    """Raises SpecError where the file cannot be written."""
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"--html {file}: {error.strerror}", "name a file in a folder that is there") from error
+    show(f"page: {file.resolve()}")

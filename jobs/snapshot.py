@@ -1,0 +1,139 @@
+"""How a run stands at one moment, as plain values: what the live view, job logs, metrics and the journal show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SLOWEST_SHOWN = 5
+WORKER_STATES = ("starting", "scoring", "idle", "leaving")
+BUSY_STAGES = ("read", "decode", "predict", "write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderWay:
+    """A shard that a worker is with."""
+
+    shard: str
+    """`<plan>/<index>`, as in the output key."""
+    worker: int
+    host: str
+    rows: int
+    age_s: float
+    """Since the worker has had nothing older to do."""
+    expected_s: float | None = None
+    """What so many rows have taken on average in this run; None before anything has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Counts are since the run began; rows and shards are of all plans that it works on."""
+
+    run_id: str
+    job: str
+    root: str
+    """Of the model, as `model=<name>-<fp>`."""
+    at: str
+    """UTC, ISO 8601."""
+    elapsed_s: float
+    """Since the run began to score."""
+    rows_total: int
+    rows_ok: int
+    rows_bad: int
+    rows_gone: int
+    rows_elsewhere: int
+    """Rows of shards that were there at the beginning, or that other runs have committed meanwhile."""
+    shards_total: int
+    shards_done: int
+    bad_by_code: Mapping[str, int] = field(default_factory=dict)
+    rate: float = 0.0
+    """Rows a second over the last two minutes."""
+    eta_s: tuple[float, float] | None = None
+    """Seconds to the end: if all goes well, and if it does not. None while nothing has ended."""
+    late_s: float | None = None
+    """How much the likely end is after the deadline; negative: to spare. None without a deadline or a rate."""
+    deadline_in_s: float | None = None
+    workers_wanted: int = 0
+    workers: Mapping[str, int] = field(default_factory=dict)
+    """By state, see WORKER_STATES."""
+    slowest: tuple[UnderWay, ...] = ()
+    """Shards that have been under way longest."""
+    stage_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of all workers by stage, as in `workers.outcomes.ShardResult`, and `idle`: ready and without a shard."""
+    core_hours: float = 0.0
+    cost: float | None = None
+    """So far; None where the spec has no price."""
+    failures_by_code: Mapping[str, int] = field(default_factory=dict)
+    """Attempts at shards that failed."""
+    ended: bool = False
+    """The last one of a run."""
+
+    @property
+    def rows_done(self) -> int:
+        return self.rows_ok + self.rows_bad + self.rows_gone + self.rows_elsewhere
+
+    @property
+    def share_done(self) -> float:
+        return self.rows_done / self.rows_total if self.rows_total else 1.0
+
+    @property
+    def workers_ready(self) -> int:
+        return sum(number for state, number in self.workers.items() if state != "starting")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Snapshot:
+        """Raises ValueError for what is no snapshot. Fields of a later version are passed over."""
+        found: Any = json.loads(text)
+        try:
+            known = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
+            known["slowest"] = tuple(UnderWay(**it) for it in known.get("slowest", ()))
+            if known.get("eta_s") is not None:
+                low, high = known["eta_s"]
+                known["eta_s"] = (float(low), float(high))
+            return cls(**known)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a snapshot of a run: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck:
+    stage: str
+    """`decode`, `predict`, `read`, `write` or `idle`; empty before anything has ended."""
+    share: float
+    """Of the workers' time."""
+
+    def told(self) -> str:
+        """For a person: what it is, and what would help."""
+        return f"{self.stage} ({self.share:.0%} of the workers' time): {REMEDY[self.stage]}" if self.stage else ""
+
+
+REMEDY = {
+    "decode": "decoding is the work here; larger JPEGs decode faster with model.preprocess.decode: scaled",
+    "predict": "the network is the work here, as it should be",
+    "read": "workers wait for storage; more shards a worker read at once, or storage nearer by",
+    "write": "workers wait for the store to take predictions",
+    "idle": "workers have no shard: fewer workers, or smaller shards",
+}
+
+
+def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
+    """Which stage the workers' time goes to.
+
+    Decoding and predicting take turns in the computing thread; reading and writing go on beside them, so they cost
+    time only while that thread waits. `wait` is that time, and counts for the busier one of the two; `idle` is time
+    without any shard.
+    """
+    decode, predict, wait = (stage_s.get(stage, 0.0) for stage in ("decode", "predict", "wait"))
+    idle = stage_s.get("idle", 0.0)
+    waits_for = "read" if stage_s.get("read", 0.0) >= stage_s.get("write", 0.0) else "write"
+    shares = {"decode": decode, "predict": predict, waits_for: wait, "idle": idle}
+    total = sum(shares.values())
+    if total <= 0:
+        return Bottleneck(stage="", share=0.0)
+    stage = max(shares, key=lambda name: shares[name])
+    return Bottleneck(stage=stage, share=shares[stage] / total)

@@ -1,0 +1,172 @@
+"""`stint status`: plans and runs as the ledger has them, also those of runs that died; and a run under way, watched.
+
+Nothing but the ledger is read, so it does not matter where a run is, or whether it still is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from jobs.crashes import CrashLog
+from jobs.displays import Display
+from jobs.job import Job
+from jobs.ledger import Ledger
+from jobs.plans import Missing
+from jobs.promotion import current_root, roots
+from jobs.runs import RunSeen, newest_runs, read_run
+from jobs.snapshot import Snapshot
+from workers.redaction import redacted
+from workers.storage_errors import StoreError
+
+RECENT = timedelta(days=1)
+EVERY_S = 5.0
+LOOK_SHARE = 0.05
+"""Time spent on looking while a run is watched, as a share of all: listing a million shards takes a while."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+# ------------------------------------------------------------------------------------------- status
+
+
+def describe_status(job: Job, now: datetime | None = None) -> str:
+    """A line a plan: shards there, rows, done or not, and which shards have killed workers. A line a run: those of the
+    last day, those under way, and the last one with this model. Reads the ledger only."""
+    now = now or utc_now()
+    plans, done = job.ledger.plans(), job.ledger.done_numbers()
+    lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
+    if current := current_root(job.store):
+        lines.append(f"readers follow {current}" + (" (this model)" if current == job.fingerprints.root else ""))
+    if others := [root for root in roots(job.store.url) if root != job.fingerprints.root]:
+        lines.append(f"other models here: {', '.join(others)}")
+    open_plans = {plan.number for plan in plans} - done
+    runs = _runs(newest_runs(job.store), job.ledger.root, now, left=bool(open_plans))
+    if not plans:
+        return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
+    crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
+    for plan in plans:
+        if plan.number in done:
+            objects = job.ledger.read_done(plan.number)
+            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
+            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
+            continue
+        missing = job.ledger.missing(plan)
+        lines.append(
+            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
+            f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
+        )
+        lines += [
+            f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
+            for shard in missing
+            if shard.key in crashes
+        ]
+    return "\n".join([*lines, *runs])
+
+
+def _runs(runs: Sequence[RunSeen], root: str, now: datetime, *, left: bool) -> list[str]:
+    recent = f"{now.astimezone(UTC) - RECENT:%Y%m%dT%H%M%SZ}"
+    last = next((run for run in reversed(runs) if run.root == root), None)
+    return [
+        f"run {run.run_id}: {run.told(now, left=left)}" + (f" ({run.root})" if run.root not in ("", root) else "")
+        for run in runs
+        if run is last or run.run_id >= recent or run.under_way(now)
+    ]
+
+
+# -------------------------------------------------------------------------------------------- watch
+
+
+def watch(
+    job: Job,
+    display: Display,
+    *,
+    every_s: float = EVERY_S,
+    now: Callable[[], datetime] = utc_now,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Show the newest run that is under way with the job's model until it has ended; how it did, for a person. Nothing,
+    when the terminal has gone away.
+
+    The ledger is looked at every `every_s`, and less often where that takes long. A store that fails is asked again.
+    Raises StoreDenied.
+    """
+    run: RunSeen | None = None
+    seen: Snapshot | None = None
+    failing = False
+    try:
+        while True:
+            began = clock()
+            try:
+                run = _newest_under_way(job, now()) if run is None else read_run(job.store, run.run_id)
+                if run is None:
+                    return f"nothing is under way\n{describe_status(job, now())}"
+                if not run.under_way(now()):
+                    return f"run {run.run_id}: {run.told(now(), left=bool(_missing(job.ledger)))}"
+                assert run.snapshot is not None, "it is under way"
+                seen = with_ledger(run.snapshot, _missing(job.ledger))
+                failing = False
+            except StoreError as error:
+                if not failing:
+                    display.note(f"could not look at the ledger, trying again: {redacted(str(error))}")
+                failing = True
+            again_at = clock() + max(every_s, (clock() - began) / LOOK_SHARE)
+            while (left_s := again_at - clock()) > 0:
+                if display.gone:
+                    return ""
+                if run is not None and seen is not None:
+                    heard_s = run.heard_s(now())
+                    display.show(aged(seen, heard_s), heard_s=heard_s)
+                sleep(min(left_s, display.every_s))
+    finally:
+        display.close()
+
+
+def _newest_under_way(job: Job, now: datetime) -> RunSeen | None:
+    runs = [run for run in newest_runs(job.store) if run.root == job.ledger.root and run.under_way(now)]
+    return runs[-1] if runs else None
+
+
+def _missing(ledger: Ledger) -> Missing:
+    """Shards of the open plans that have no object."""
+    done = ledger.done_numbers()
+    return ledger.missing(*(plan for plan in ledger.plans() if plan.number not in done))
+
+
+def with_ledger(snapshot: Snapshot, missing: Missing) -> Snapshot:
+    """With what has been committed since, by this run or by others, as rows found done.
+
+    A run works on the plans that were open when it began. Plans claimed later make this see less than there is, and
+    never less than the run itself has said.
+    """
+    rows = max(0, snapshot.rows_total - missing.rows - snapshot.rows_done)
+    shards = max(snapshot.shards_done, snapshot.shards_total - len(missing))
+    left = {f"{plan.number:08d}": numbers for plan, numbers in missing.parts}
+
+    def is_left(name: str) -> bool:
+        plan, _, index = name.partition("/")
+        return plan in left and bool((left[plan] == int(index)).any())
+
+    return replace(
+        snapshot,
+        rows_elsewhere=snapshot.rows_elsewhere + rows,
+        shards_done=shards,
+        slowest=tuple(it for it in snapshot.slowest if is_left(it.shard)),
+    )
+
+
+def aged(snapshot: Snapshot, by_s: float) -> Snapshot:
+    """As it stands so much later, if everything went on as it was."""
+    eta, left_s = snapshot.eta_s, snapshot.deadline_in_s
+    return replace(
+        snapshot,
+        elapsed_s=snapshot.elapsed_s + by_s,
+        eta_s=None if eta is None else (max(0.0, eta[0] - by_s), max(0.0, eta[1] - by_s)),
+        deadline_in_s=None if left_s is None else left_s - by_s,
+        slowest=tuple(replace(it, age_s=it.age_s + by_s) for it in snapshot.slowest),
+    )

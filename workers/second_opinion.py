@@ -1,0 +1,81 @@
+"""What the fp32 network of a bundle says of a few images, for a person who doubts a prediction.
+
+A bundle always holds the network that its other artifacts were made from and judged by. Images are decoded exactly
+here, whatever the job does, as they were for the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from workers import bundle
+from workers.bad_images import BadImage
+from workers.engines.base import Logits, score_crops
+from workers.manifest import Manifest
+from workers.store import Store
+
+REFERENCE = "torch-float/fp32"
+BATCH = 8
+TOGETHER = 256
+"""Crops in memory at once."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    label: str
+    score: float
+    """Probability that the network gives to it."""
+
+
+def second_opinion(
+    store: Store, manifest: Manifest, images: Sequence[bytes | None], *, threads: int = 2
+) -> list[Opinion | None]:
+    """Class of each encoded image, in this process; None where there is no image, or none that decodes.
+
+    `threads` is what torch is set to. Raises BundleRefused, EngineUnusable, ValueError for a network that embeds,
+    StoreError, StoreDenied.
+    """
+    if manifest.task != "classify":
+        raise ValueError(f"the network of bundle {manifest.fingerprint} gives no classes")
+    import torch
+
+    torch.set_num_threads(threads)
+    engine = bundle.load_engine(store, manifest, REFERENCE, threads=threads)
+    opinions: list[Opinion | None] = [None] * len(images)
+    for first in range(0, len(images), TOGETHER):
+        rows, crops_NHWC = _decoded(images[first : first + TOGETHER], manifest)
+        if rows:
+            logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(BATCH, len(rows)))
+            for row, opinion in zip(rows, _opinions(logits_NK, manifest.labels), strict=True):
+                opinions[first + row] = opinion
+    return opinions
+
+
+def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[int], np.ndarray]:
+    """Which of the images decode, and their crops, one behind the other."""
+    from workers.pixels import decode_into
+
+    how = replace(manifest.preprocess, decode="exact")
+    crops_NHWC = np.empty((len(images), how.crop_px, how.crop_px, 3), np.uint8)
+    rows: list[int] = []
+    for row, data in enumerate(images):
+        if data is None:
+            continue
+        try:
+            decode_into(data, how, crops_NHWC[len(rows)])
+        except BadImage:
+            continue
+        rows.append(row)
+    return rows, crops_NHWC
+
+
+def _opinions(logits_NK: Logits, labels: Sequence[str] | None) -> list[Opinion]:
+    # In double precision, so that the greatest logit does not overflow the sum.
+    shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True)
+    share_NK = np.exp(shifted_NK) / np.exp(shifted_NK).sum(axis=1, keepdims=True)
+    best = share_NK.argmax(axis=1)
+    names = [str(labels[k]) if labels else str(k) for k in best.tolist()]
+    return [Opinion(name, float(share_NK[row, k])) for row, (name, k) in enumerate(zip(names, best, strict=True))]
