@@ -26,6 +26,8 @@ READ_MOST = 48
 """Objects that are looked into: a rare code may have no example."""
 READS_AT_ONCE = 16
 PICTURE_PX = 96
+SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, ErrorCode.BAD_SIZE)
+"""Codes of images of which something may be seen; the others are not read again, least of all what killed a worker."""
 
 
 def find(job: Job, told: Told, codes: Collection[str]) -> list[dict[str, Any]]:
@@ -52,18 +54,20 @@ def find(job: Job, told: Told, codes: Collection[str]) -> list[dict[str, Any]]:
 
 def with_pictures(job: Job, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The same with `picture`, a data URI, or empty where nothing is to be seen. Raises StoreError, StoreDenied."""
-    rows = [RowAt(e["uri"], e["version"], e["row_group"], e["row"]) for e in examples]
-    given = job.input_spec(uris={row.uri for row in rows})
+    seen = [example for example in examples if example["code"] in SEEN]
+    rows = [RowAt(e["uri"], e["version"], e["row_group"], e["row"]) for e in seen]
     pieces: list[Slice] = []
-    for name in dict.fromkeys(e["shard"] for e in examples):
+    for name in dict.fromkeys(e["shard"] for e in seen):
         plan, _, index = name.partition("/")
         pieces += _shard(job.ledger, int(plan), int(index)).slices
-    pictures = [
-        # What has killed a worker is not decoded here.
-        thumbnail(it.data, PICTURE_PX) if it.data and example["code"] != ErrorCode.CRASHED_WORKER else ""
-        for example, it in zip(examples, fetch(given, rows, pieces), strict=True)
-    ]
-    return [{**example, "picture": picture} for example, picture in zip(examples, pictures, strict=True)]
+    fetched = fetch(job.input_spec(uris={row.uri for row in rows}), rows, pieces)
+    pictures = {row: thumbnail(it.data, PICTURE_PX) for row, it in zip(rows, fetched, strict=True) if it.data}
+
+    def picture(e: Mapping[str, Any]) -> str:
+        here = RowAt(e["uri"], e["version"], e["row_group"], e["row"])
+        return pictures.get(here, "") if e["code"] in SEEN else ""
+
+    return [{**example, "picture": picture(example)} for example in examples]
 
 
 def _shard(ledger: Ledger, plan: int, index: int) -> Shard:

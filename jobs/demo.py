@@ -20,6 +20,7 @@ from PIL import Image
 
 from jobs.errors import SpecError
 from jobs.job import Job
+from jobs.journal import run_ids
 from jobs.spec_file import load_spec
 from workers.bundle import read_manifest
 
@@ -173,7 +174,8 @@ def _accuracy(job: Job) -> str:
 
 def _look_at(job: Job) -> str:
     return (
-        f"look at:  {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
+        f"look at:  {job.store.url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
+        f"          {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
         f"          {job.store.url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
     )
 

@@ -15,13 +15,13 @@ def look(tally: Tally, watch: Watch, pool: Pool, released: AbstractSet[int], now
     """Workers that are `released` get no more shards. Time is the loop's."""
     ready, busy = pool.workers(), watch.busy
     leaving = released & ready.keys()
-    idle = sum(worker not in leaving for worker in watch.holding[0])
+    without = watch.holding[0]
     pace = tally.s_a_row
     return Look(
         workers={
             "starting": max(0, pool.size() - len(ready)),
-            "scoring": sum(worker not in leaving for worker in busy),
-            "idle": idle,
+            "scoring": len(busy) - sum(worker in busy for worker in leaving),
+            "idle": len(without) - sum(worker in without for worker in leaving),
             "leaving": len(leaving),
         },
         slowest=tuple(
@@ -37,6 +37,7 @@ def look(tally: Tally, watch: Watch, pool: Pool, released: AbstractSet[int], now
         ),
         worker_s=tally.worker_seconds,
         idle_s=tally.idle_seconds,
+        stage_s=dict(tally.stage_s),
         threads_per_core=tally.threads_per_core,
         failures_by_code=dict(tally.failures.counts),
     )

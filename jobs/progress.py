@@ -9,7 +9,7 @@ import math
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,6 +64,8 @@ class Look:
     """Seconds of ready workers so far."""
     idle_s: float = 0.0
     """Of those, without a shard."""
+    stage_s: Mapping[str, float] = field(default_factory=dict)
+    """Of the shards that have ended, by stage."""
     threads_per_core: int = 1
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
 
@@ -97,13 +99,13 @@ class Progress:
         """Rows of shards that another run committed meanwhile."""
         self.shards_done = 0
         self.bad_by_code: Counter[str] = Counter()
-        self.stage_s: defaultdict[str, float] = defaultdict(float)
         self._run_id, self._job, self._root, self._price = run_id, job, root, price or Price()
         self._display = display or display_for(out or sys.stderr)
         self._watchers: list[Watcher] = [self._display, *watchers]
         self._clock = clock
         self._began = clock()
         self._due = [-math.inf] * len(self._watchers)
+        self._next_due = -math.inf
         self._finish_at = None if finish_in_s is None else clock() + finish_in_s
         self._ended: deque[tuple[float, int]] = deque()
         """When shards ended, and their rows."""
@@ -121,8 +123,6 @@ class Progress:
         self.shards_done += 1
         if result.bad_by_code:
             self.bad_by_code.update(result.bad_by_code)
-        for stage, seconds in result.stage_s.items():
-            self.stage_s[stage] += seconds
         now = self._clock()
         if self._ended and now - self._ended[-1][0] < WINDOW_STEP_S:
             now, before = self._ended.pop()
@@ -181,12 +181,14 @@ class Progress:
         self._ready, self._wanted, self._look = ready, wanted, look
         if ready and self._first_ready is None:
             self._first_ready = now
-        snapshot: Snapshot | None = None
+        if now < self._next_due or not self._watchers:
+            return
+        snapshot = self.snapshot()
         for number, watcher in enumerate(self._watchers):
             if now >= self._due[number]:
-                snapshot = snapshot or self.snapshot()
                 watcher.show(snapshot)
                 self._due[number] = now + watcher.every_s
+        self._next_due = min(self._due)
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
         now, look, eta, rate = self._clock(), self._look(), self.eta_s(), self.rate()
@@ -213,7 +215,7 @@ class Progress:
             workers_wanted=self._wanted,
             workers=states,
             slowest=tuple(look.slowest),
-            stage_s={**self.stage_s, "idle": look.idle_s},
+            stage_s={**look.stage_s, "idle": look.idle_s},
             core_hours=self._price.core_hours(look.worker_s),
             cost=self._price.cost(look.worker_s, look.threads_per_core),
             failures_by_code=dict(look.failures_by_code),

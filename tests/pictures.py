@@ -37,7 +37,7 @@ ABSENT = (7, 9)
 """Digits that the last night lacks."""
 JOB = (
     SPEC, f"--set=input.uri={DEMO / 'images'}", f"--set=output.uri={DEMO / 'predictions'}",
-    f"--set=model.weights={DEMO / 'digits.safetensors'}", "--set=cost.per_cpu_hour=0.034",
+    f"--set=model.weights={DEMO / 'digits.safetensors'}",
 )  # fmt: skip
 LARGE = (
     f"output.uri={DEMO / 'large'}", "model.preprocess.resize=448", "model.preprocess.crop=448", "input.shard_rows=128",

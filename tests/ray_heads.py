@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ import pytest
 import requests
 
 from tests.digits_job import PYTHON
+
+PORTS = 20_000, 32_000
+"""Above those of Ray's workers, below those that Linux gives to connections."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,12 @@ def ray_head() -> Iterator[Head]:
 
 
 def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Not one of those that the kernel gives to connections: until Ray listens, one of its own might get it."""
+    while True:
+        port = random.randrange(*PORTS)
+        with suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def _processes_of(folder: str) -> list[int]:

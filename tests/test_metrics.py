@@ -349,7 +349,7 @@ def test_no_credential_is_in_what_such_a_run_says_and_what_ray_leaves(ended: End
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """What this process logs as Ray's JSON lines, with the filter of workers over it."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     stream = io.StringIO()
@@ -357,11 +357,13 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]
     handler.setFormatter(JSONFormatter())
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [handler])
-    monkeypatch.setattr(root, "level", logging.INFO)
+    level = root.level
+    root.setLevel(logging.INFO)  # loggers remember what they were asked, until a level is set
     logs.keep_clean()
     logs.keep_clean()  # a process that is asked twice
     assert len(handler.filters) == 1
-    return lambda: lines(stream.getvalue())
+    yield lambda: lines(stream.getvalue())
+    root.setLevel(level)
 
 
 def test_a_failure_is_logged_with_its_code_and_without_credentials(written: Callable[[], list[dict[str, Any]]]) -> None:

@@ -14,7 +14,7 @@ from tests.model.scenario import Scenario, Stage
 from tests.model.search import Figures
 from workers.storage_errors import StoreDenied
 
-MOST = 400
+MOST = 250
 """Executions until a mistake must be found."""
 
 

@@ -22,7 +22,7 @@ from tests.ray_heads import Head, await_true
 pytestmark = pytest.mark.ray
 
 WriteSpec = Callable[[dict[str, Any]], str]
-COPIES = 4
+COPIES = 3
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.crashes import CrashLog
+from jobs.displays import LineDisplay
+from jobs.journal import Journal
 from jobs.known_objects import KnownObjects
 from jobs.ledger import Ledger
 from jobs.loop import Loop
+from jobs.outlet import Outlet
 from jobs.planning import Bounds, cut
 from jobs.plans import Content, Plan
 from jobs.pool import Event, ShardEnded, WorkerPlaced, WorkerReady
@@ -159,6 +162,13 @@ class HeapPool:
         heapq.heappush(self._timers, (at, next(self._order), action, worker, shard))
 
 
+class Forgetful(MemoryStore):
+    """Takes the parts of the journal, and keeps none."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        return True
+
+
 def planned(shards: int) -> tuple[Ledger, Plan, PagedStore]:
     """A plan over Parquet files of a thousand row groups, each a shard."""
     store = PagedStore(shards)
@@ -183,6 +193,7 @@ def main() -> None:
     shards = len(missing)
     pool = HeapPool(store)
     profile = cProfile.Profile() if arguments.profile else None
+    journal = Journal(Forgetful(), "bench", print)
     began = time.process_time()
     loop = Loop(
         ledger=ledger,
@@ -191,8 +202,10 @@ def main() -> None:
         missing=missing,
         limits=Limits(),
         workers=Workers(max=arguments.workers),
-        tally=Tally(done=KnownObjects({plan.number: shards})),
-        progress=Progress(plan.rows, shards, out=io.StringIO(), clock=lambda: pool.now),
+        tally=Tally(done=KnownObjects({plan.number: shards}), journal=journal),
+        progress=Progress(
+            plan.rows, shards, watchers=[journal], display=LineDisplay(Outlet(io.StringIO())), clock=lambda: pool.now
+        ),
         interrupted=lambda: False,
         crashes=CrashLog(store, ledger.root, "bench"),
         finish_in_s=arguments.deadline_h and arguments.deadline_h * 3600,
@@ -206,6 +219,7 @@ def main() -> None:
     tally = loop.run()
     if profile:
         profile.disable()
+    journal.close()
     cpu_s = time.process_time() - began - ready_s - pool.took_s
     assert tally.shards == shards
     print(f"{shards:,} shards, {arguments.workers:,} workers, {pool.polls:,} steps of the loop")

@@ -17,7 +17,9 @@ from fsspec import AbstractFileSystem
 from tests.model.faults import refused
 
 IN, OUT = "in", "out"
-UNCOUNTED = ("*/_stint/runs/*", "*/_stint/journals/*")
+JOURNALS = "*/_stint/journals/*"
+"""Written by a thread that no step of a run waits for: nothing is explored there."""
+UNCOUNTED = ("*/_stint/runs/*", JOURNALS)
 """Reports carry the time of day, and nothing depends on them: they are no part of a state."""
 
 
@@ -36,6 +38,10 @@ class Op:
     @property
     def write(self) -> bool:
         return self.kind in ("put", "overwrite")
+
+    @property
+    def explored(self) -> bool:
+        return not fnmatch.fnmatch(self.path, JOURNALS)
 
     @property
     def counted(self) -> bool:

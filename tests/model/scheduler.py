@@ -125,6 +125,8 @@ class World:
             return self.bucket.apply(op)
         if actor.ended:  # dead already: whatever it tries on its way out has no effect
             raise actor.error or Crash()
+        if not op.explored:
+            return self.bucket.apply(op)
         actor.pending = op
         fault: Fault | None = self._scheduler.switch()
         actor.pending = None
