@@ -11,6 +11,7 @@ from typing import Any
 from jobs.costs import Price
 from jobs.durations import duration
 from jobs.tally import Tally
+from jobs.words import amount
 
 REPORT_VERSION = 2
 """1 had no figures of the journal: no throughput, shard times, classes, drift, idle cost."""
@@ -151,7 +152,8 @@ def summary(report: Report) -> str:
         done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
-            lines[-1] += f", cost {report.cost:.4f} ({report.cost / report.rows_scored_here * 1e6:.2f} a million)"
+            a_million = amount(report.cost / report.rows_scored_here * 1e6)
+            lines[-1] += f", cost {amount(report.cost)} ({a_million} a million)"
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))

@@ -62,7 +62,7 @@ def _noted(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[dict[str
 def _began(run_id: str) -> datetime:
     """Ids begin with their time; one that does not is as old as can be."""
     try:
-        return datetime.strptime(run_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     except ValueError:
         return datetime.min.replace(tzinfo=UTC)
 

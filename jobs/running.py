@@ -61,7 +61,7 @@ class Run:
     def __post_init__(self) -> None:
         now = datetime.now(UTC)
         self.report = Report(
-            run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+            run_id=f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{uuid.uuid4().hex[:6]}",  # in order of time
             job=self.job.spec.name,
             root=self.job.fingerprints.root,
             output=self.job.store.url,
