@@ -34,15 +34,14 @@ def compose(
     counted: Distributions,
     accuracy: Mapping[str, Any],
     *,
-    scored: bool,
     hurry: bool,
 ) -> None:
-    """Everything that the loop has not counted: `scored` says that it ran and left a journal.
+    """Everything that the loop has not counted. In a `hurry` no error rows are looked for.
 
-    In a `hurry` no error rows are looked for. Raises StoreError, StoreDenied.
+    Raises StoreError, StoreDenied.
     """
     labels = add_accuracy(report, job, accuracy) if accuracy or report.plans else None
-    if scored:
+    if report.shards_scored_here or report.workers:
         told = journal.read(job.store, report.run_id, figures.COLUMNS)
         add_journal(report, told, price)
         if not hurry:
@@ -91,9 +90,10 @@ def add_predictions(
     report.scores = total.scores.tolist()
     report.distribution_rows = total.rows
     wanted = job.spec.drift
+    runs = prior.reports(job.store, report.root, REPORTS_READ) if wanted.nights else ()
     before = [
         (it["run_id"], it["classes"], it["scores"])
-        for it in prior.reports(job.store, report.root, REPORTS_READ)
+        for it in runs
         if it.get("scores") and it.get("classes") and it.get("outcome") == "complete"
     ][: wanted.nights]
     found = drift.compare(report.classes, report.scores, before, max_psi=wanted.max_psi, max_js=wanted.max_js)

@@ -40,7 +40,7 @@ PART_EVERY_MOST_S = 60.0
 """After a while, so that a night of eight hours makes some five hundred parts."""
 PART_GROWS = 1.1
 READS_AT_ONCE = 16
-WAIT_S = 5.0
+WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
 STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
 

@@ -22,7 +22,6 @@ from jobs.costs import Price
 from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
 from jobs.displays import display_for
-from jobs.distributions import Distributions
 from jobs.done import DoneRecord
 from jobs.errors import Interrupted, NothingThere, RunFailed, StintError
 from jobs.fitting import fitting, waits_for_gpus
@@ -69,10 +68,9 @@ class Run:
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
-        self._journal: Journal | None = None
-        """Once there is something to score."""
+        self._journal = Journal(self.job.store, self.report.run_id, self.say)
+        self._tally = Tally(journal=self._journal)
         self._accuracy: Mapping[str, object] = {}
-        self._distributions = Distributions()
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
 
@@ -102,6 +100,8 @@ class Run:
     def _complete(self) -> None:
         self._discover()
         self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
+        if self.report.rows_gone:
+            self._look_again()
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
@@ -131,6 +131,18 @@ class Run:
             outcome = self._ensure_bundle(partial(self._to_sample, found))
             self._accuracy = outcome.report
         self._claim(found)
+
+    def _look_again(self) -> None:
+        """Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or others
+        in their place. While their plan was open nobody could know of them without reading its objects."""
+        try:
+            found = discover(self.job)
+        except NothingThere:
+            return
+        if found.fresh or found.wanted.again:
+            self._tell(found)
+            self._claim(found)
+            self._finish_open()
 
     def _tell(self, found: Discovery) -> None:
         for line in found.lines():
@@ -176,16 +188,16 @@ class Run:
 
     def _finish_open(self) -> None:
         plans, left = self._open()
-        tally = self._score(plans, left) if left else Tally()
-        self._distributions = tally.distributions
-        self._finish(plans, tally)
+        if left:
+            self._score(plans, left)
+        self._finish(plans)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
         outcome = Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
         self._artifacts = outcome.artifacts
         return outcome
 
-    def _score(self, plans: Sequence[Plan], missing: Missing) -> Tally:
+    def _score(self, plans: Sequence[Plan], missing: Missing) -> None:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
         self._tell_profile()
@@ -194,7 +206,6 @@ class Run:
         uris = {uri for plan in plans for uri, _ in plan.claimed}
         price = self._price
         save_spec(self.job, self.report.run_id, self.say)
-        self._journal = journal = Journal(self.job.store, self.report.run_id, self.say)
         progress = Progress(
             total,
             total_shards,
@@ -204,10 +215,10 @@ class Run:
             price=price,
             finish_in_s=finish_in_s,
             display=display_for(sys.stderr, self.progress),
-            watchers=(journal, Published(self._connected())),
+            watchers=(self._journal, Published(self._connected())),
         )
         progress.shards_elsewhere(total_shards - len(missing), total - missing.rows)
-        noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
+        self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
             pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris, self._artifacts)),
@@ -216,18 +227,17 @@ class Run:
             limits=self.job.spec.limits,
             workers=fitting(self.job, self._connected()),
             progress=progress,
-            tally=Tally(done=noting, journal=journal),
+            tally=self._tally,
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_of_worker(self.job) if sized else None,
         )
         try:
-            return loop.run()
+            loop.run()
         finally:
             noting.close()
-            journal.close()
-            self.report.count(loop.tally, price)
+            self.report.count(self._tally, price)
 
     @property
     def _price(self) -> Price:
@@ -249,15 +259,15 @@ class Run:
         if width.profile is not None:
             self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}
 
-    def _finish(self, plans: Sequence[Plan], tally: Tally) -> None:
+    def _finish(self, plans: Sequence[Plan]) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""
-        broken = {shard.plan for shard, _ in tally.set_aside}
+        broken = {shard.plan for shard, _ in self._tally.set_aside}
         budget = self.job.spec.limits.bad_rows
         too_bad: list[tuple[Plan, DoneRecord]] = []
         for plan in plans:
             if plan.number in broken:
                 continue
-            objects = self.job.ledger.finish(plan, tally.done.of(plan.number))
+            objects = self.job.ledger.finish(plan, self._tally.done.of(plan.number))
             if bad_rows_exceeded(objects.rows_bad, plan.rows, budget):
                 too_bad.append((plan, objects))
             else:
@@ -293,10 +303,11 @@ class Run:
         report = self.report
         report.elapsed_s = round(time.monotonic() - self._began, 2)
         report.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self._journal.close()
         hurry = report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         try:
-            scored = self._journal is not None
-            compose(report, self.job, self._price, self._distributions, self._accuracy, scored=scored, hurry=hurry)
+            price = self._price if report.workers else Price()  # which a night with nothing to do does not look up
+            compose(report, self.job, price, self._tally.distributions, self._accuracy, hurry=hurry)
         except (StoreError, StoreDenied) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")
         save(self.job, report, self.say, pictures=not hurry)

@@ -14,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
-KINDS = ("probe", "bundle-file", "bundle-manifest", "plan", "shard", "crash", "done", "run-spec", "report", "current")
+KINDS = (
+    "probe", "bundle-file", "bundle-manifest", "plan", "run-spec", "shard", "crash", "done", "report", "page",
+    "current",
+)  # fmt: skip
 """In the order in which a run creates them."""
 
 
@@ -55,6 +58,9 @@ POINTS = (
     Point("plan before", "the bundle, nothing claimed", "plans"),
     Point("plan within", "the bundle, a file in `_stint/tmp`", "plans"),
     Point("plan after", "an open plan without predictions", "scores it; the input is claimed once"),
+    Point("run-spec before", "an open plan without predictions", "scores it"),
+    Point("run-spec within", "the same, a file in `_stint/tmp`", "scores it"),
+    Point("run-spec after", "an open plan, a run record without its report", "scores it"),
     Point("shard before", "an open plan, some shards committed", "scores the others", nth=2),
     Point("shard within", "the same, a file in `_stint/tmp`", "scores the others", nth=2),
     Point("shard after", "one more shard, that no driver knows of", "finds it in the listing", nth=2),
@@ -66,12 +72,12 @@ POINTS = (
     Point("done before", "every shard, no done record", "reads the shards back and writes the record"),
     Point("done within", "every shard, a file in `_stint/tmp`", "reads the shards back and writes the record"),
     Point("done after", "a done plan, no report", "has nothing to do"),
-    Point("run-spec before", "a done plan, no report", "has nothing to do"),
-    Point("run-spec within", "a done plan, a file in `_stint/tmp`", "has nothing to do"),
-    Point("run-spec after", "a done plan, a run record without its report", "has nothing to do"),
     Point("report before", "a done plan, a run record without its report", "has nothing to do"),
     Point("report within", "the same, a file in `_stint/tmp`", "has nothing to do"),
-    Point("report after", "everything", "has nothing to do"),
+    Point("report after", "everything but the report's page", "has nothing to do"),
+    Point("page before", "the same", "has nothing to do"),
+    Point("page within", "the same, a file in `_stint/tmp`", "has nothing to do"),
+    Point("page after", "everything", "has nothing to do"),
     Point("current before", "readers follow what they followed", "`promote` again moves them", command="promote"),
     Point("current within", "the same, a file in `_stint/tmp`", "`promote` again moves them", command="promote"),
     Point("current after", "readers follow the new model", "`promote` again says so", command="promote"),

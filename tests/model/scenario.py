@@ -18,6 +18,7 @@ from unittest import mock
 
 import jobs.job
 import jobs.ledger
+import jobs.report_files
 import jobs.running
 from jobs.days import Days, today
 from jobs.job import Job
@@ -36,6 +37,7 @@ SPEC: dict[str, Any] = {
     "model": {"arch": "workers.digits:digits_cnn", "precision": "fp32"},
     "output": {"uri": f"s3://{OUT}"},
     "workers": {"max": 1},
+    "drift": {"nights": 0},
 }
 
 
@@ -129,6 +131,8 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.running, "Loop", loop))
             stack.enter_context(mock.patch.object(jobs.running, "Progress", partial(Progress, out=io.StringIO())))
             stack.enter_context(mock.patch.object(jobs.job, "code_version", return_value="code"))
+            # Nothing but a page of its own depends on how long a template takes.
+            stack.enter_context(mock.patch.object(jobs.report_files, "page_of", return_value="a page"))
             stack.enter_context(mock.patch.object(jobs.ledger, "decode_plan", _decode_plan))
             yield
 

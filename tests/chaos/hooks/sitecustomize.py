@@ -20,6 +20,7 @@ KINDS = (  # part of the key, name of the kind; the first that fits
     ("/_stint/done/", "done"),
     ("/spec.json", "run-spec"),
     ("/report.json", "report"),
+    ("/report.html", "page"),
     ("_stint/current/", "current"),
     ("/_stint/crashes/", "crash"),
     ("/plan=", "shard"),
