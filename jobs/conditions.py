@@ -15,8 +15,6 @@ import pyarrow as pa
 from jobs.errors import RunFailed, SpecError
 from workers.storage_errors import StoreDenied, StoreError
 
-ORDERS = ("random", "score", "-score")
-"""Which of the rows that match are taken: any, those with the least score, or those with the greatest."""
 PLACE = '"source_uri", "source_version", "row_group", "row"'
 FIRST, SECOND = "stint.first", "stint.second"
 """Columns that rows are ordered by."""
@@ -59,6 +57,8 @@ class _Counted:
 
 def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str = "random", seed: int = 0) -> Chosen:
     """At most `n` rows for which `where` is true; all are looked at, and few are in memory at once.
+
+    `order` says which are taken: `random`, or those with the least `score`, or with the greatest, `-score`.
 
     Raises SpecError for a condition that is none, or without DuckDB; RunFailed, StoreError, StoreDenied when the stream
     breaks.

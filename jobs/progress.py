@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
 from jobs.costs import Price
-from jobs.displays import Display, display_for, line
+from jobs.displays import Display, display_for
 from jobs.pool import Cluster
 from jobs.snapshot import Snapshot, UnderWay
 from workers.outcomes import ShardResult
@@ -234,6 +234,3 @@ class Progress:
                 watcher.show(snapshot)
             self._watchers = []
             self._display.close()
-
-    def line(self) -> str:
-        return line(self.snapshot())

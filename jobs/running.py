@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -98,10 +99,12 @@ class Run:
                 self.cluster.close()
 
     def _complete(self) -> None:
-        self._discover()
-        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
-        if self.report.rows_gone:
-            self._look_again()
+        self._discover_and_finish()
+        if self.report.rows_gone and not self.report.set_aside:
+            # Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or
+            # others in their place. While their plan was open nobody could know without reading its objects.
+            with suppress(NothingThere):  # an input that is gone by now takes nothing from what is done
+                self._discover_and_finish()
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
@@ -132,17 +135,9 @@ class Run:
             self._accuracy = outcome.report
         self._claim(found)
 
-    def _look_again(self) -> None:
-        """Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or others
-        in their place. While their plan was open nobody could know of them without reading its objects."""
-        try:
-            found = discover(self.job)
-        except NothingThere:
-            return
-        if found.fresh or found.wanted.again:
-            self._tell(found)
-            self._claim(found)
-            self._finish_open()
+    def _discover_and_finish(self) -> None:
+        self._discover()
+        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
 
     def _tell(self, found: Discovery) -> None:
         for line in found.lines():
@@ -150,7 +145,7 @@ class Run:
         self.report.as_of = str(self.job.days.last)
         self.report.unreadable = dict(found.unreadable)
         self.report.changed = [source.uri for source in found.wanted.kept]
-        self.report.superseded = sorted(found.wanted.supersedes)
+        self.report.superseded = sorted({*self.report.superseded, *found.wanted.supersedes})
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""

@@ -9,7 +9,6 @@ from typing import Any
 
 SLOWEST_SHOWN = 5
 WORKER_STATES = ("starting", "scoring", "idle", "leaving")
-BUSY_STAGES = ("read", "decode", "predict", "write")
 
 
 @dataclass(frozen=True, kw_only=True)

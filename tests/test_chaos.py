@@ -73,12 +73,10 @@ def test_a_run_killed_at_each_named_point_in_turn_is_finished_by_the_next(
         # Whatever came earlier in the order of things may have been completed, the object itself only if it was
         # created, and nothing beyond it.
         later = KINDS[KINDS.index(point.kind) + 1 :]
-        # A worker writes two shards at once: those before the one that it died at may have been under way.
-        most = point.nth - 1 + (point.moment == "after")
-        least = int(point.moment == "after") if point.kind == "shard" else most
+        earlier_of_kind = point.nth - 1
         assert not [kind for kind in later if made[kind]], f"{point.name}: {made}"
-        assert least <= made[point.kind] <= most, f"{point.name}: {made}"
-        assert scratch + (point.moment == "within") <= output.scratch() <= scratch + point.nth, point.name
+        assert made[point.kind] == earlier_of_kind + (point.moment == "after"), f"{point.name}: {made}"
+        assert output.scratch() == scratch + (point.moment == "within"), point.name
         output.look()
         passed.append(point)
     for name in ("run", "promote", "verify"):

@@ -17,6 +17,7 @@ from jobs.demo import load_digits, train_weights
 from jobs.discovery import Discovery, discover
 from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
+from jobs.loop import Loop
 from jobs.reader import Predictions, done
 from tests.digits_job import Digits
 
@@ -254,6 +255,34 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
     nights.verify(2)
     nights.check_readers()
     assert "nothing new to score" in nights.run(2)
+
+
+def test_a_file_that_is_back_before_its_plan_is_done_is_scored_by_the_run_that_finishes_the_plan(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+
+    right = Loop.run
+
+    def moved_away(loop: Loop) -> Any:
+        shutil.move(file, nights.folder / "away")
+        return right(loop)
+
+    def died(run: Any, plans: Any) -> None:
+        monkeypatch.undo()
+        raise RunFailed("the driver died after the last shard")
+
+    monkeypatch.setattr(Loop, "run", moved_away)
+    monkeypatch.setattr("jobs.running.Run._finish", died)
+    nights.run(1, code=1)
+    shutil.move(nights.folder / "away", file)
+    assert "back again after they were gone" in nights.run(2)
+    report = json.loads(max(nights.out.glob("_stint/runs/*/report.json")).read_text())
+    assert (report["plans"], report["rows_scored_here"]) == ([1, 2], ROWS)
+    assert report["accuracy"]["rows"]  # whoever scores, however late in a run, does so past the gate
+    nights.verify(2)
+    nights.check_readers()
 
 
 def test_a_missing_delivery_does_not_keep_what_an_earlier_night_left_from_being_finished(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.costs import Price
+from jobs.displays import line
 from jobs.durations import duration
 from jobs.progress import Look, Progress
 from jobs.snapshot import Snapshot
@@ -61,17 +62,17 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     clock.now = 10.0
     progress.shard_ended(RESULT)
     progress.tick(1, 1)
-    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in progress.line()
+    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in line(progress.snapshot())
 
 
 def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
     clock = Clock()
     progress = Progress(1000, 10, finish_in_s=3600, out=io.StringIO(), clock=clock)
     progress.tick(1, 4)
-    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in progress.line()
+    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in line(progress.snapshot())
     clock.now = 10.0
     progress.shard_ended(RESULT)
-    assert "to spare" in progress.line()
+    assert "to spare" in line(progress.snapshot())
     late_s = progress.snapshot().late_s
     assert late_s == pytest.approx(90 - 3590)
 
@@ -89,7 +90,7 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
 def test_rows_that_others_scored_count_as_done() -> None:
     progress = Progress(1000, 10, out=io.StringIO())
     progress.shards_elsewhere(3, 300)
-    assert progress.line().startswith("300/1,000 rows (30.0%)")
+    assert line(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
 
 
 def steady(clock: Clock, at: tuple[int, ...]) -> Progress:

@@ -161,9 +161,9 @@ class World:
         raise raised(fault)
 
     def _note(self, actor: Actor, op: Op, result: object) -> None:
-        # What reports say, and when, changes nothing that a run does afterwards.
-        name, told = (op.path, hash(result)) if op.counted else ("", 0)
-        actor.seen = hash((actor.seen, op.kind, name, told))
+        # What reports say, and when, changes nothing that a run does afterwards; an error may.
+        known = op.counted or isinstance(result, str)
+        actor.seen = hash((actor.seen, op.kind, op.path if op.counted else "", hash(result) if known else 0))
 
     def _live(self, actor: Actor) -> None:
         try:

@@ -38,6 +38,7 @@ class Failpoints:
         self._folder = folder
         self._came_by = {}
         self._creating = threading.local()
+        self._serial = threading.RLock()
 
     def come_by(self, key, moment):
         name = f"{kind_of(key)} {moment}"
@@ -59,6 +60,11 @@ class Failpoints:
         create = store.create
 
         def killing(instance, key, *more, **options):
+            # One at a time: a worker writes two shards at once, and would die at the second with the first half done.
+            with self._serial:
+                return killed_or_created(instance, key, *more, **options)
+
+        def killed_or_created(instance, key, *more, **options):
             self._creating.key = key
             self.come_by(key, "before")
             try:
