@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +23,7 @@ from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
 from jobs.displays import display_for
 from jobs.done import DoneRecord
-from jobs.errors import Interrupted, NothingThere, RunFailed, StintError
+from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.fitting import fitting, waits_for_gpus
 from jobs.job import Job
 from jobs.journal import Journal
@@ -99,12 +98,10 @@ class Run:
                 self.cluster.close()
 
     def _complete(self) -> None:
-        self._discover_and_finish()
+        self._discover()
+        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
         if self.report.rows_gone and not self.report.set_aside:
-            # Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or
-            # others in their place. While their plan was open nobody could know without reading its objects.
-            with suppress(NothingThere):  # an input that is gone by now takes nothing from what is done
-                self._discover_and_finish()
+            self._look_again()
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
@@ -125,6 +122,10 @@ class Run:
                 self._ensure_bundle(list)
                 self._finish_open()
             raise
+        self._take(found)
+
+    def _take(self, found: Discovery) -> None:
+        """Have workers and a model that may score what was found, and claim it."""
         self._tell(found)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             fitting(self.job, self._connected())  # refused here, before anything is claimed
@@ -135,9 +136,16 @@ class Run:
             self._accuracy = outcome.report
         self._claim(found)
 
-    def _discover_and_finish(self) -> None:
-        self._discover()
-        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
+    def _look_again(self) -> None:
+        """Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or others
+        in their place. While their plan was open nobody could know of them without reading its objects."""
+        try:
+            found = discover(self.job)
+        except SpecError:  # what is wrong with the input since is for the next run to tell: this one's rows are done
+            return
+        if found.fresh or found.wanted.again:
+            self._take(found)
+            self._finish_open()
 
     def _tell(self, found: Discovery) -> None:
         for line in found.lines():
