@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
+from time import sleep as really_sleep
 from unittest import mock
 
 import fsspec
@@ -103,10 +104,31 @@ def test_three_runs_at_random(table: list[Figures]) -> None:
     sampled(table, scenario, Bounds(faults=3, preemptions=99), 150, seed=4)
 
 
+def test_an_execution_repeats_itself_bit_for_bit_whatever_the_time_of_day() -> None:
+    stage = Stage(Scenario("two runs", A, runs=2))
+
+    def execution() -> dict[str, bytes]:
+        world = stage.new_world()
+        for name in "AB":
+            world.start(name, stage.body())
+        while running := world.running():
+            for actor in running:
+                world.step(actor)
+        return dict(world.bucket.objects)
+
+    with stage.played():
+        before = execution()
+        really_sleep(0.01)
+        again = execution()
+    assert again == before
+    runs = {key.split("/")[3] for key in before if "/_stint/runs/" in key}
+    assert len(runs) == 2, "at one time of day, and yet not of one name"
+
+
 def test_what_is_taken_over_from_a_process_is_given_back() -> None:
     def taken() -> list[object]:
         names = [time.sleep, time.monotonic, uuid.uuid4, random.random, random.uniform]
-        names += [workers.ahead.ThreadPoolExecutor, workers.retries.sleep]
+        names += [workers.ahead.ThreadPoolExecutor, workers.retries.sleep, jobs.running.datetime]
         return [*names, jobs.running.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
 
     before = taken()

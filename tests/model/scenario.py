@@ -21,6 +21,7 @@ import jobs.ledger
 import jobs.report_files
 import jobs.running
 from jobs.days import Days, today
+from jobs.displays import Display, display_for
 from jobs.job import Job
 from jobs.loop import Loop
 from jobs.plans import decode_plan
@@ -28,7 +29,7 @@ from jobs.progress import Progress
 from jobs.spec import JobSpec
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.pool import ModelCluster, Slow
-from tests.model.scheduler import World, taken_over
+from tests.model.scheduler import BEGAN, World, taken_over
 
 _decode_plan = cache(decode_plan)  # pure, and much of an execution's time
 SPEC: dict[str, Any] = {
@@ -93,7 +94,7 @@ class Stage:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.spec = scenario.spec
-        self.days: Days = today("UTC")
+        self.days: Days = today("UTC", BEGAN)
         self.world: World
         self._opening = self._made()
 
@@ -126,10 +127,15 @@ class Stage:
             world = self.world
             return Loop(**settings, clock=lambda: world.current.now_s, sleep=lambda seconds: time.sleep(seconds))
 
+        def display(*_: object) -> Display:
+            return display_for(io.StringIO())
+
         with ExitStack() as stack:
             stack.enter_context(taken_over(lambda: self.world))
             stack.enter_context(mock.patch.object(jobs.running, "Loop", loop))
-            stack.enter_context(mock.patch.object(jobs.running, "Progress", partial(Progress, out=io.StringIO())))
+            progress = partial(Progress, clock=lambda: self.world.current.now_s)
+            stack.enter_context(mock.patch.object(jobs.running, "Progress", progress))
+            stack.enter_context(mock.patch.object(jobs.running, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.job, "code_version", return_value="code"))
             # Nothing but a page of its own depends on how long a template takes.
             stack.enter_context(mock.patch.object(jobs.report_files, "page_of", return_value="a page"))
