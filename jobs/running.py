@@ -141,7 +141,8 @@ class Run:
         in their place. While their plan was open nobody could know of them without reading its objects."""
         try:
             found = discover(self.job)
-        except SpecError:  # what is wrong with the input since is for the next run to tell: this one's rows are done
+        except SpecError as error:  # the input has become wrong since: this run's rows are done, the next one ends so
+            self.say(f"rows were gone when it was their turn, and could not be looked for again: {error}")
             return
         if found.fresh or found.wanted.again:
             self._take(found)

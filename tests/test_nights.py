@@ -257,6 +257,23 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
     assert "nothing new to score" in nights.run(2)
 
 
+def test_an_input_that_is_gone_altogether_at_the_end_of_a_run_is_told_and_fails_the_next_one(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+
+    def moved_away(loop: Any) -> Any:
+        shutil.move(file, nights.folder / "away")
+        file.parent.rmdir()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.loop.Loop.run", moved_away)
+    told = "could not be looked for again: "
+    assert told in nights.run(1)
+    assert told not in nights.run(1, code=2)
+
+
 def test_a_file_that_is_back_before_its_plan_is_done_is_scored_by_the_run_that_finishes_the_plan(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
