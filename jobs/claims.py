@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.sources import Source
+from jobs.plans import Claiming, _pairs
+from jobs.slices import Source
 from workers.contract import Slice
-
-
-class Claiming(Protocol):
-    """A plan, as far as it matters here."""
-
-    @property
-    def sources(self) -> pa.Table:
-        """Every source that the plan claims, with columns `uri` and `version`."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +29,6 @@ class Wanted:
     """By URI, the version whose rows are out of date once the plan is done."""
     kept: tuple[Source, ...] = ()
     """Changed sources that are left as they were scored, because the spec says so."""
-
-
-def latest_versions(plans: Iterable[Claiming]) -> dict[str, str]:
-    """By URI, the version claimed last."""
-    return {uri: version for plan in plans for uri, version in _pairs(plan.sources)}
-
-
-def _pairs(sources: pa.Table) -> Iterator[tuple[str, str]]:
-    return zip(sources["uri"].to_pylist(), sources["version"].to_pylist(), strict=True)
 
 
 def wanted(sources: Sequence[Source], plans: Sequence[Claiming], lost: Collection[Slice], *, rescore: bool) -> Wanted:
@@ -106,17 +89,3 @@ class _Claims:
         """Identities of every claim of these URIs."""
         named = pc.is_in(self._latest_first["uri"], value_set=pa.array(uris, pa.string()))
         return set(_pairs(self._latest_first.filter(named)))
-
-
-def dead_versions(claims: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:
-    """Those (uri, version) pairs, of all in the order of their plans, whose rows a later claim put out of date.
-
-    Each comes with whether the claim found the whole file there: a version that was gone when it was its turn does not
-    put out of date what was scored before.
-    """
-    pairs = list(claims)
-    live: dict[str, tuple[str, bool]] = {}
-    for uri, version, whole in pairs:
-        if whole or not live.get(uri, ("", False))[1]:
-            live[uri] = version, whole
-    return {(uri, version) for uri, version, _ in pairs if live[uri][0] != version}

@@ -218,7 +218,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from jobs.demo import demo
 
-    return demo(Path(arguments.folder))
+    return demo(Path(arguments.folder), main)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

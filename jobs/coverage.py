@@ -9,9 +9,8 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.claims import latest_versions
-from jobs.plans import Plan
-from jobs.sources import Source
+from jobs.plans import Plan, latest_versions
+from jobs.slices import Source
 from workers.contract import Slice
 
 

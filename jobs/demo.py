@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,11 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
-def demo(folder: Path) -> int:
-    """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code."""
-    from jobs.cli import main
+def demo(folder: Path, command: Callable[[Sequence[str]], int]) -> int:
+    """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code.
 
+    `command` runs one command of the command line and returns its exit code.
+    """
     overrides = [
         f"input.uri={folder / 'images'}",
         f"output.uri={folder / 'predictions'}",
@@ -61,10 +63,10 @@ def demo(folder: Path) -> int:
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
     arguments = [SPEC, *(f"--set={override}" for override in overrides)]
     _say(f"\n$ stint run {' '.join(arguments)}")
-    if code := main(["run", *arguments]):
+    if code := command(["run", *arguments]):
         return code
     _say(f"\n$ stint verify {' '.join(arguments)}")
-    code = main(["verify", *arguments])
+    code = command(["verify", *arguments])
     job = Job.open(spec, writing=False)
     print(f"\n{_accuracy(job)}\n{_look_at(job)}")
     return code

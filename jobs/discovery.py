@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.claims import Wanted, latest_versions, wanted
+from jobs.claims import Wanted, wanted
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.listing import Listing, list_input
-from jobs.planning import Cut
-from jobs.plans import Content, Plan
-from jobs.sources import Opened, Source, open_sources
+from jobs.plans import Content, Cut, Plan, latest_versions
+from jobs.slices import Source
+from jobs.sources import Opened, open_sources
 from workers.contract import Slice
 
 SHOWN = 5

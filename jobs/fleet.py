@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs import groups, sizing
-from jobs.policy import pool_target
 from jobs.roster import Member, Roster
+from jobs.sizing import pool_target
 from jobs.spec import Workers
 
 CROWDED_S = 60.0

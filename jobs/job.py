@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs import planning
+import jobs
+import workers
+from jobs import planning, plans
 from jobs.days import AS_OF, Days, day_in, filled, today
 from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
@@ -176,7 +178,7 @@ class Job:
             memory_bytes=spec.workers.memory_bytes,
         )
 
-    def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> planning.Cut:
+    def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> plans.Cut:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
         slices = tuple(again)
@@ -202,7 +204,6 @@ def absolute(url: str) -> str:
 def code_version() -> str:
     """Digest of the source that runs, so that an output object tells which code wrote it."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent.parent
-    for file in sorted([*root.glob("jobs/*.py"), *root.glob("workers/**/*.py")]):
+    for file in sorted(file for package in (jobs, workers) for file in Path(package.__path__[0]).rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -20,15 +20,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.bad_rows import BadRows
-from jobs.claims import dead_versions
 from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
 from jobs.error_rows import error_rows
 from jobs.errors import RunFailed
 from jobs.known_objects import PlanObjects
 from jobs.noting import NOTE_LEAST, recall
-from jobs.plans import Content, Missing, NotAPlan, Plan, decode_plan, disputed, encode_plan, to_bytes
+from jobs.plans import Content, Missing, NotAPlan, Plan, dead_versions, decode_plan, disputed, encode_plan, to_bytes
 from jobs.presence import Look, Present, parsed
-from jobs.sources import Source
+from jobs.slices import Source
 from workers.ahead import ahead
 from workers.contract import Shard, Slice
 from workers.store import Store

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from jobs.days import Days, filled
 from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
-from jobs.sources import Source
+from jobs.slices import Source
 from jobs.spec_input import Input
 from workers.filesystems import full_url, open_filesystem, version_of
 from workers.retries import retrying

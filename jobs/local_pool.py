@@ -13,8 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
-from jobs.policy import SHARDS_A_WORKER
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from jobs.snapshot import Snapshot
 from workers import gpus
 from workers.actor import Worker

@@ -25,7 +25,7 @@ from jobs.ledger import Ledger
 from jobs.looking import look
 from jobs.plans import Plan
 from jobs.policy import Manner
-from jobs.pool import Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.progress import Look, Progress
 from jobs.relisting import Relisting
 from jobs.spec import Limits, Workers
@@ -129,7 +129,7 @@ class Loop:
             self._resize_after = now + POLL_S
             self._resize(now)
         takers = Takers(self.pool.workers(), self._released, self.tally.host, self._watch.isolates)
-        for _ in range(policy.SHARDS_A_WORKER):  # to each its first, before any has a second
+        for _ in range(SHARDS_A_WORKER):  # to each its first, before any has a second
             self._hand_out(takers, now)
         if self._watch.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.LOOK_S

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
-from jobs.sources import Source
+from jobs.slices import Source
 from workers.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.redaction import credential_in, shown
 from workers.retries import retrying

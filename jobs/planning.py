@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.slices import Slices, SlicesBuilder
-from jobs.sources import Opened, RowGroup, Source
+from jobs.plans import Cut
+from jobs.slices import SlicesBuilder, Source
+from jobs.sources import Opened, RowGroup
 from workers.contract import Slice
 
 MAX_SHARD_ROWS = 4096
@@ -52,23 +53,6 @@ class Bounds:
         if not self.workers:
             return self.rows
         return min(self.rows, max(self.last_rows, -(-left // (ROUNDS_LEFT * self.workers))))
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the rows of a claim fall into shards."""
-
-    shards: Slices
-    warnings: tuple[str, ...] = ()
-    empty: tuple[Source, ...] = ()
-    """Sources with no row: claimed, in no shard."""
-
-    def sizes(self) -> str:
-        """For a person: how many shards, and how large."""
-        if not len(self.shards):
-            return "0 shards"
-        rows = sorted(self.shards.rows.tolist())
-        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
 def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int) -> Bounds:

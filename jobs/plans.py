@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.planning import Cut
-from jobs.slices import PIECE, SOURCES, Ints, OnDemand, Slices
+from jobs.slices import PIECE, SOURCES, Ints, OnDemand, Slices, Source
 from workers.contract import Shard
 
 CLAIMED_ONLY = -1
@@ -236,3 +236,51 @@ def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[st
         for table in tables:
             file.write_table(table.cast(schema))
     return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a claim fall into shards."""
+
+    shards: Slices
+    warnings: tuple[str, ...] = ()
+    empty: tuple[Source, ...] = ()
+    """Sources with no row: claimed, in no shard."""
+
+    def sizes(self) -> str:
+        """For a person: how many shards, and how large."""
+        if not len(self.shards):
+            return "0 shards"
+        rows = sorted(self.shards.rows.tolist())
+        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
+
+
+class Claiming(Protocol):
+    """A plan, as far as it matters here."""
+
+    @property
+    def sources(self) -> pa.Table:
+        """Every source that the plan claims, with columns `uri` and `version`."""
+
+
+def latest_versions(plans: Iterable[Claiming]) -> dict[str, str]:
+    """By URI, the version claimed last."""
+    return {uri: version for plan in plans for uri, version in _pairs(plan.sources)}
+
+
+def _pairs(sources: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(sources["uri"].to_pylist(), sources["version"].to_pylist(), strict=True)
+
+
+def dead_versions(claims: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:
+    """Those (uri, version) pairs, of all in the order of their plans, whose rows a later claim put out of date.
+
+    Each comes with whether the claim found the whole file there: a version that was gone when it was its turn does not
+    put out of date what was scored before.
+    """
+    pairs = list(claims)
+    live: dict[str, tuple[str, bool]] = {}
+    for uri, version, whole in pairs:
+        if whole or not live.get(uri, ("", False))[1]:
+            live[uri] = version, whole
+    return {(uri, version) for uri, version, _ in pairs if live[uri][0] != version}

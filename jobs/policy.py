@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Literal
 
+from jobs.pool import SHARDS_A_WORKER
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.retries import THROTTLED_MAX_S
 
-SHARDS_A_WORKER = 2
-"""One that predicts and one that is read ahead."""
 ISOLATED_RETRIES = 2
 """Times that a shard may lose the worker that scores it in isolation, of whose processes it can kill only others."""
 CRASHED_ASIDE = 3
@@ -259,11 +258,6 @@ def isolated_after_s(setting: float | Literal["auto"], s_a_row: float | None, ro
         return setting
     usual_s = ISOLATED_S_A_ROW if s_a_row is None else STALL_TIMES * s_a_row
     return max(ISOLATED_LEAST_S, usual_s * rows)
-
-
-def pool_target(missing: int, *, least: int, most: int) -> int:
-    """Workers that `missing` shards can use: one each, within the spec's bounds, none when nothing is left."""
-    return 0 if missing == 0 else max(least, min(most, missing))
 
 
 def room(in_flight: int, pending: int, workers: int) -> int:

@@ -13,6 +13,9 @@ from jobs.snapshot import Snapshot
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 
+SHARDS_A_WORKER = 2
+"""One that predicts and one that is read ahead."""
+
 
 @dataclass(frozen=True)
 class WorkerPlaced:

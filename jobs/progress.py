@@ -17,7 +17,6 @@ from typing import Protocol, TextIO
 
 from jobs.costs import Price
 from jobs.displays import Display, display_for
-from jobs.pool import Cluster
 from jobs.snapshot import Snapshot, UnderWay
 from workers.outcomes import ShardResult
 from workers.redaction import redacted
@@ -39,18 +38,6 @@ class Watcher(Protocol):
     def every_s(self) -> float: ...
 
     def show(self, snapshot: Snapshot) -> None: ...
-
-
-PUBLISH_EVERY_S = 5.0
-
-
-class Published:
-    """The watcher that makes it known to whoever monitors the cluster."""
-
-    every_s = PUBLISH_EVERY_S
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.show = cluster.publish
 
 
 @dataclass(frozen=True, kw_only=True)

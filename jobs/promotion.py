@@ -12,35 +12,14 @@ import json
 from datetime import UTC, datetime
 
 from jobs import coverage
-from jobs.claims import latest_versions
+from jobs.current import FOLDER, current_root, roots
 from jobs.discovery import look
 from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
 from jobs.ledger import Ledger
-from jobs.sources import Source
-from workers.filesystems import open_filesystem
-from workers.retries import retrying
-from workers.storage_errors import NotFound
+from jobs.plans import latest_versions
+from jobs.slices import Source
 from workers.store import Store
-
-FOLDER = "_stint/current"
-
-
-def current_root(store: Store) -> str | None:
-    """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
-    keys = sorted(info.key for info in store.list(FOLDER))
-    return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
-
-
-def roots(url: str) -> list[str]:
-    """Names of the models' roots below an output URL. Raises StoreError, StoreDenied."""
-    fs, path = open_filesystem(url)
-    try:
-        names = retrying(lambda: fs.ls(path, detail=False), url)
-    except NotFound:
-        return []
-    found = (str(name).rstrip("/").rpartition("/")[2] for name in names)
-    return sorted(name for name in found if name.startswith("model="))
 
 
 def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> str:

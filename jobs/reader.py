@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from jobs.current import current_root, roots
 from jobs.errors import SpecError
 from jobs.ledger import Ledger
-from jobs.promotion import current_root, roots
 from workers.filesystems import open_filesystem
 from workers.store import open_store
 

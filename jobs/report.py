@@ -5,12 +5,10 @@ Advisory: nothing reads it back for correctness. Every figure comes from shard r
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.costs import Price
 from jobs.durations import duration
-from jobs.tally import Tally
 from jobs.words import amount
 
 REPORT_VERSION = 2
@@ -116,27 +114,6 @@ class Report:
     @property
     def folder(self) -> str:
         return f"{self.output}/_stint/runs/{self.run_id}"
-
-    def count(self, tally: Tally, price: Price) -> None:
-        """Take over what the loop did."""
-        self.rows_scored_here = tally.rows
-        self.shards_scored_here, self.shards_committed_here = tally.shards, tally.committed
-        self.speculative_attempts, self.speculative_wins = tally.speculative_attempts, tally.speculative_wins
-        self.bad_by_code, self.bad_samples = dict(tally.reasons.counts), tally.reasons.samples
-        self.stage_s = {stage: round(seconds, 3) for stage, seconds in tally.stage_s.items()}
-        self.stage_s["idle"] = round(tally.idle_seconds, 3)
-        self.bytes_read, self.peak_rss_bytes = tally.bytes_read, tally.peak_rss_bytes
-        self.threads_busy = round(tally.threads_busy, 3)
-        self.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
-        self.retries = tally.failures.total
-        self.retries_by_code = dict(tally.failures.counts.most_common())
-        self.failed_starts = tally.failures.starts
-        self.failures = [asdict(record) for record in tally.failures.kept]
-        self.failures_left_out = tally.failures.left_out
-        self.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
-        self.rate = round(tally.rate, 2)
-        self.core_hours = price.core_hours(tally.worker_seconds)
-        self.cost = price.cost(tally.worker_seconds, tally.threads_per_core)
 
 
 def summary(report: Report) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -33,7 +33,7 @@ from jobs.plans import Content, Missing, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.prior import rate_of_worker
-from jobs.progress import Progress, Published
+from jobs.progress import Progress
 from jobs.report import Report
 from jobs.report_files import save, save_spec
 from jobs.sources import Opened, open_sources
@@ -43,6 +43,18 @@ from workers.outcomes import BundleOutcome
 from workers.storage_errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
+
+
+PUBLISH_EVERY_S = 5.0
+
+
+class Published:
+    """The watcher that makes it known to whoever monitors the cluster."""
+
+    every_s = PUBLISH_EVERY_S
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.show = cluster.publish
 
 
 @dataclass
@@ -241,7 +253,7 @@ class Run:
             loop.run()
         finally:
             noting.close()
-            self.report.count(self._tally, price)
+            count(self.report, self._tally, price)
 
     @property
     def _price(self) -> Price:
@@ -315,3 +327,25 @@ class Run:
         except (StoreError, StoreDenied) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")
         save(self.job, report, self.say, pictures=not hurry)
+
+
+def count(report: Report, tally: Tally, price: Price) -> None:
+    """Put what the loop did into the report."""
+    report.rows_scored_here = tally.rows
+    report.shards_scored_here, report.shards_committed_here = tally.shards, tally.committed
+    report.speculative_attempts, report.speculative_wins = tally.speculative_attempts, tally.speculative_wins
+    report.bad_by_code, report.bad_samples = dict(tally.reasons.counts), tally.reasons.samples
+    report.stage_s = {stage: round(seconds, 3) for stage, seconds in tally.stage_s.items()}
+    report.stage_s["idle"] = round(tally.idle_seconds, 3)
+    report.bytes_read, report.peak_rss_bytes = tally.bytes_read, tally.peak_rss_bytes
+    report.threads_busy = round(tally.threads_busy, 3)
+    report.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
+    report.retries = tally.failures.total
+    report.retries_by_code = dict(tally.failures.counts.most_common())
+    report.failed_starts = tally.failures.starts
+    report.failures = [asdict(record) for record in tally.failures.kept]
+    report.failures_left_out = tally.failures.left_out
+    report.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
+    report.rate = round(tally.rate, 2)
+    report.core_hours = price.core_hours(tally.worker_seconds)
+    report.cost = price.cost(tally.worker_seconds, tally.threads_per_core)

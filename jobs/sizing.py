@@ -177,3 +177,8 @@ class StartDelay:
         """Expected of workers asked for so long ago. One that is overdue is likely to take as long again."""
         delay_s = self.value_s
         return [abs(delay_s - age_s) for age_s in ages_s]
+
+
+def pool_target(missing: int, *, least: int, most: int) -> int:
+    """Workers that `missing` shards can use: one each, within the spec's bounds, none when nothing is left."""
+    return 0 if missing == 0 else max(least, min(most, missing))

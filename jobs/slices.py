@@ -156,3 +156,14 @@ class SlicesBuilder:
             pieces[name] = columns[:, column]
         sources = pa.table([self._uris, np.array(self._sizes), self._versions], schema=SOURCES)
         return Slices(sources, pieces, np.array(self._starts, np.int64))
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Source:
+    uri: str
+    size: int
+    version: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.uri, self.version

@@ -10,26 +10,17 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import SpecError
+from jobs.slices import Source
 from jobs.spec_input import Input
 from workers.filesystems import open_filesystem
-from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet, opened
+from workers.parquet import chunk_sizes, image_kind, open_parquet
+from workers.source_file import InputUnreadable, opened
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.webdataset import blocks
 
 FOOTERS_AT_ONCE = 16
 SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Source:
-    uri: str
-    size: int
-    version: str
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        return self.uri, self.version
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jobs.crashes import CrashLog
+from jobs.current import current_root, roots
 from jobs.displays import Display
 from jobs.job import Job
 from jobs.ledger import Ledger
 from jobs.plans import Missing
-from jobs.promotion import current_root, roots
 from jobs.runs import RunSeen, newest_runs, read_run
 from jobs.snapshot import Snapshot
 from workers.redaction import redacted

@@ -29,8 +29,9 @@ from jobs.spec_input import Input
 from workers.ahead import ahead
 from workers.contract import Shard, Slice
 from workers.filesystems import open_filesystem, version_of
-from workers.parquet import open_parquet, opened
+from workers.parquet import open_parquet
 from workers.retries import retrying
+from workers.source_file import opened
 from workers.storage_errors import NotFound
 from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts

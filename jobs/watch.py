@@ -13,6 +13,7 @@ from itertools import islice
 
 from jobs import policy
 from jobs.policy import Manner
+from jobs.pool import SHARDS_A_WORKER
 from jobs.spec import Limits
 from jobs.speculation import Running, left_s
 from workers.contract import Shard
@@ -37,7 +38,7 @@ class Watch:
         self._limits = limits
         self._held: dict[int, list[Held]] = {}
         """By ready worker, in the order in which they were given."""
-        self._by_number: list[set[int]] = [set() for _ in range(policy.SHARDS_A_WORKER)]
+        self._by_number: list[set[int]] = [set() for _ in range(SHARDS_A_WORKER)]
         """Workers that hold none, one, and so on up to those with no room; without those that take no more."""
         self._busy: dict[int, None] = {}
         """Workers that hold something: the one that has been longest with what it was given first comes first."""

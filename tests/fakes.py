@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jobs.sources import Opened, RowGroup, Source
+from jobs.slices import Source
+from jobs.sources import Opened, RowGroup
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.storage_errors import NotFound
@@ -63,7 +64,7 @@ def opened(name: str, *groups: int, version: str = "v1") -> Opened:
 
 def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> bytes:
     """What a worker would write for the shard, with class 0 everywhere."""
-    from workers.decoding import BadImage, ErrorCode
+    from workers.bad_images import BadImage, ErrorCode
 
     rows = shard.rows
     scored = Scored(label_NK=np.zeros((rows, 1), np.int32), score_NK=np.ones((rows, 1), np.float32))

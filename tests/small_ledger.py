@@ -18,8 +18,8 @@ from jobs.plans import Plan
 from jobs.spec_file import load_spec
 from workers.accuracy import AccuracyReport
 from workers.artifacts import ArtifactInfo
+from workers.bad_images import BadImage, ErrorCode
 from workers.contract import Preprocess, Shard
-from workers.decoding import BadImage, ErrorCode
 from workers.engines.base import InputLayout
 from workers.manifest import Manifest, StoredArtifact, StoredObject, to_json
 from workers.reading import ShardReader

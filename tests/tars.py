@@ -7,11 +7,11 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from workers.bad_images import BadImage
 from workers.contract import InputSpec, Shard, Slice
-from workers.decoding import BadImage
 from workers.filesystems import open_filesystem, version_of
-from workers.parquet import opened
 from workers.reading import ShardReader
+from workers.source_file import opened
 from workers.webdataset import Block, blocks
 
 JPG = InputSpec(format="webdataset", image="jpg;png", keys=("__key__", "cls"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -73,13 +74,13 @@ def test_ray_is_imported_only_where_it_is_used_and_its_data_library_nowhere(file
 
 
 @pytest.mark.parametrize("file", [*modules("jobs"), *modules("workers")], ids=lambda f: f.name)
-def test_every_module_says_what_it_is_and_fits_a_few_screens(file: Path) -> None:
-    if file.name == "__init__.py":
-        assert file.read_text() == ""
-        return
-    assert ast.get_docstring(ast.parse(file.read_text()))
-    assert len(file.read_text().splitlines()) <= 320
+def test_every_module_says_what_it_is(file: Path) -> None:
+    text = file.read_text()
+    if text:
+        assert ast.get_docstring(ast.parse(text))
     assert file.name not in ("utils.py", "helpers.py", "common.py")
+    if (lines := len(text.splitlines())) > 500:  # advice: a concept has one file, however long
+        warnings.warn(f"{file.relative_to(ROOT)} has {lines} lines: does it still hold one concept?", stacklevel=1)
 
 
 def test_paths_that_the_documents_name_exist() -> None:

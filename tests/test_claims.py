@@ -9,8 +9,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.claims import Wanted, dead_versions, wanted
-from jobs.sources import Source
+from jobs.claims import Wanted, wanted
+from jobs.plans import dead_versions
+from jobs.slices import Source
 from workers.contract import Slice
 
 

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 import pytest
 
 from jobs import coverage
-from jobs.planning import Cut
-from jobs.plans import Content, Plan, decode_plan, encode_plan
-from jobs.slices import Slices
-from jobs.sources import Source
+from jobs.plans import Content, Cut, Plan, decode_plan, encode_plan
+from jobs.slices import Slices, Source
 from workers.contract import Slice
 
 

@@ -23,6 +23,7 @@ from jobs.errors import Interrupted, RunFailed
 from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.report import Report, summary
+from jobs.running import count
 from jobs.spec import Limits
 from tests.fakes import MemoryStore
 from tests.fates import (
@@ -413,7 +414,7 @@ def test_the_report_tells_every_failure_and_the_last_lines_their_number_by_kind(
     run = fated(ledger, plan, fate, starts=lambda number: STORAGE if number == 1 else COMMIT)
     tally = run.loop.run()
     report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    report.count(tally, Price())
+    count(report, tally, Price())
     assert report.retries == sum(report.retries_by_code.values()) == len(report.failures) - 1
     assert (report.failed_starts, report.failures_left_out) == (1, 0)
     assert {f["code"] or f["kind"] for f in report.failures} == {"crashed", "task", "infra"}

@@ -17,7 +17,8 @@ from PIL import Image
 from tests.crafted import with_jpeg_size
 from tests.images import ANY, corpus, encode, photo, samples
 from workers import decoding
-from workers.decoding import MAX_ASPECT, MAX_PIXELS, BadImage, ErrorCode, decode, decode_stored
+from workers.bad_images import MAX_PIXELS, BadImage, ErrorCode
+from workers.decoding import MAX_ASPECT, decode, decode_stored
 
 # Pillow warns of much that it then refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

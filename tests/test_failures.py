@@ -19,9 +19,9 @@ from workers.contract import Shard, Slice
 from workers.failures import classify
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.parquet import InputUnreadable
 from workers.preemption import Preempted
 from workers.reading import SourceChanged
+from workers.source_file import InputUnreadable
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.store import open_store
 from workers.threads import NoCores, TooWide

@@ -27,11 +27,11 @@ from tests.networks import Artifacts, quantize
 from tests.test_reading import shard, slices_of
 from workers import parquet_rows
 from workers.artifacts import open_artifact
+from workers.bad_images import BadImage, ErrorCode
 from workers.bundle import read_manifest
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.cpu import isa_class
-from workers.decoding import BadImage, ErrorCode
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.models import LoadedModel

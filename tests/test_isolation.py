@@ -27,8 +27,8 @@ from tests.tars import END, index, write_tar
 from tests.tars import shard as tar_shard
 from workers import bisection
 from workers.actor import Worker
+from workers.bad_images import MAX_IMAGE_BYTES
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
-from workers.decoding import MAX_IMAGE_BYTES
 from workers.expendable import Child, Died, how_it_died
 from workers.filesystems import open_filesystem, version_of
 from workers.isolation import limit_of, score_isolated

@@ -16,7 +16,8 @@ import pytest
 from jobs.cli import main
 from tests import images
 from tests.digits_job import Digits, predictions
-from workers.decoding import BadImage, decode
+from workers.bad_images import BadImage
+from workers.decoding import decode
 
 WriteSpec = Callable[[dict[str, Any]], str]
 

@@ -15,9 +15,10 @@ from jobs.claims import wanted
 from jobs.done import DoneRecord
 from jobs.errors import RunFailed
 from jobs.ledger import Ledger
-from jobs.planning import Bounds, Cut, cut
-from jobs.plans import Content, Plan, decode_plan, encode_plan
-from jobs.sources import Opened, Source
+from jobs.planning import Bounds, cut
+from jobs.plans import Content, Cut, Plan, decode_plan, encode_plan
+from jobs.slices import Source
+from jobs.sources import Opened
 from jobs.spec import Limits
 from tests.fakes import MemoryStore, object_of, opened
 from workers.writing import NotOurs

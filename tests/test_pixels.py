@@ -11,8 +11,9 @@ from PIL import Image
 from torch.nn import functional
 
 from tests.images import encode, photo, samples, stored_as
+from workers.bad_images import BadImage
 from workers.contract import Preprocess
-from workers.decoding import BadImage, decode
+from workers.decoding import decode
 from workers.pixels import Preparer, decode_into, prepare, resized_px
 from workers.torchvision_import import import_torchvision
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.planning import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
-from jobs.sources import Opened, RowGroup, Source
+from jobs.slices import Source
+from jobs.sources import Opened, RowGroup
 
 MIB = 2**20
 

@@ -20,12 +20,12 @@ from jobs.policy import (
     may_go,
     next_step,
     pause_s,
-    pool_target,
     room,
     stall_after_s,
     start_step,
     suspected,
 )
+from jobs.sizing import pool_target
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.retries import THROTTLED_MAX_S

@@ -18,12 +18,13 @@ from jobs.listing import list_input
 from jobs.sources import open_sources
 from jobs.spec_input import Input
 from workers import parquet, parquet_rows
+from workers.bad_images import MAX_IMAGE_BYTES, BadImage
 from workers.contract import InputSpec, Shard, Slice
-from workers.decoding import MAX_IMAGE_BYTES, BadImage
 from workers.filesystems import open_filesystem, version_of
-from workers.parquet import InputUnreadable, SourceFile, image_kind
+from workers.parquet import image_kind
 from workers.read_ahead import ReadAhead
 from workers.reading import RowBlock, ShardReader, SourceChanged
+from workers.source_file import InputUnreadable, SourceFile
 from workers.storage_errors import StoreError
 
 PARQUET = InputSpec(format="parquet", image="image")

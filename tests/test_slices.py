@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import plans, slices
-from jobs.planning import Cut
-from jobs.plans import Content, decode_plan, encode_plan
-from jobs.slices import Slices
-from jobs.sources import Source
+from jobs.plans import Content, Cut, decode_plan, encode_plan
+from jobs.slices import Slices, Source
 from workers.contract import Slice
 
 SHARDS = st.lists(

@@ -14,6 +14,7 @@ from jobs.costs import Price
 from jobs.crashes import CrashLog
 from jobs.pool import Event, ShardEnded
 from jobs.report import Report, summary
+from jobs.running import count
 from jobs.spec import Limits
 from jobs.speculation import Running, Second, left_s, pays, seconds, spares
 from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
@@ -118,7 +119,7 @@ def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_r
     assert first.worker != second.worker
     assert "tries shard 00000001/00000011" in run.told.getvalue()
     report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    report.count(tally, Price())
+    count(report, tally, Price())
     assert (report.shards_scored_here, report.speculative_attempts, report.speculative_wins) == (12, 1, 1)
     assert "second attempts of slow shards: 1, 1 of which ended first" in summary(report)
 

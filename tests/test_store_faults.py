@@ -32,7 +32,7 @@ from tests.objectstore.fault_proxy import (
 )
 from workers import retries
 from workers.filesystems import SILENCE_S, open_filesystem, read_url
-from workers.parquet import opened
+from workers.source_file import opened
 from workers.storage_errors import StoreError
 from workers.store import open_store
 

@@ -24,13 +24,13 @@ from tests import images
 from tests.digits_job import Digits, predictions
 from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
 from workers import parquet, tar, webdataset
+from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
-from workers.decoding import BadImage
 from workers.filesystems import open_filesystem
-from workers.parquet import InputUnreadable, SourceFile, opened
 from workers.reading import ShardReader, SourceChanged
 from workers.sampling import read_sample
+from workers.source_file import InputUnreadable, SourceFile, opened
 from workers.storage_errors import StoreError
 from workers.webdataset import Block, keys_of
 

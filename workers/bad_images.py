@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import enum
 
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before a pixel is decoded: a quarter of a GiB of RGB, where Pillow's own warning starts."""
+MAX_IMAGE_BYTES = 6 * (MAX_PIXELS + 1)
+"""Of an encoded image, for readers: the largest that is decoded, uncompressed with 16 bits a channel: half a GiB."""
+
 
 class ErrorCode(enum.StrEnum):
     """Why a row has no prediction: the stable values of the output column `error_code`."""

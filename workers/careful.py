@@ -13,8 +13,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from workers.bad_images import BadImage, ErrorCode
 from workers.contract import Preprocess
-from workers.decoding import BadImage, ErrorCode, Pixels
+from workers.decoding import Pixels
 from workers.expendable import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure, FailureCode
 from workers.pixels import decode_into

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import Preprocess
-from workers.decoding import BadImage
 from workers.expendable import to_parent
 from workers.failures import classify
 

@@ -29,18 +29,13 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from workers.bad_images import BadImage, ErrorCode
+from workers.bad_images import MAX_PIXELS, BadImage, ErrorCode
 from workers.containers import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
 
 __all__ = ["BadImage", "ErrorCode", "Pixels", "Stored", "decode", "decode_stored", "upright"]
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused before a pixel is decoded: a quarter of a GiB of RGB, where Pillow's own warning starts."""
-
-MAX_IMAGE_BYTES = 6 * (MAX_PIXELS + 1)
-"""Of an encoded image, for readers: the largest that is decoded, uncompressed with 16 bits a channel: half a GiB."""
 
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""

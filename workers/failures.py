@@ -9,10 +9,10 @@ from workers.expendable import KilledFromOutside
 from workers.memory import BoundTooLow
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.parquet import InputUnreadable
 from workers.preemption import Preempted
 from workers.reading import SourceChanged
 from workers.redaction import redacted
+from workers.source_file import InputUnreadable
 from workers.storage_errors import NotFound, StoreDenied, StoreError
 from workers.threads import NoCores, TooWide
 

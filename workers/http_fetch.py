@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from urllib3.exceptions import HTTPError
 
 from workers.addresses import is_allowed
 from workers.redaction import redacted
+from workers.storage_errors import ServerFault
 from workers.uris import Refused
 
 CONNECT_S = 10.0
@@ -41,15 +41,6 @@ _LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_
 
 class TooLarge(Exception):
     """The answer has more than MAX_BYTES."""
-
-
-class ServerFault(ConnectionError):
-    """No answer, a broken one, or one that says later: worth a retry."""
-
-    def __init__(self, message: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
 
 
 def fetch(url: str) -> bytes:

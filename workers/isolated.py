@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+from workers.bad_images import BadImage, ErrorCode
 from workers.bisection import Try
 from workers.contract import Shard, WorkerSpec
-from workers.decoding import BadImage, ErrorCode
 from workers.expendable import to_parent
 from workers.failures import classify
 from workers.isolation import Commit, Phase

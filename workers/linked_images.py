@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import http_fetch, local_files, uris
-from workers.decoding import BadImage, ErrorCode
+from workers.bad_images import BadImage, ErrorCode
 from workers.filesystems import is_local, open_filesystem
 from workers.redaction import redacted, shown
 from workers.retries import retrying

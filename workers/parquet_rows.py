@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from workers.bad_images import BadImage, ErrorCode
 from workers.contract import InputSpec, Slice
-from workers.decoding import BadImage, ErrorCode
 from workers.linked_images import image_at
-from workers.parquet import InputUnreadable, chunk_sizes, image_kind, open_parquet
+from workers.parquet import chunk_sizes, image_kind, open_parquet
 from workers.rows import ImageCell, RowBlock
+from workers.source_file import InputUnreadable
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""

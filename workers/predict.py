@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import torch
 
+from workers.bad_images import BadImage
 from workers.contract import Preprocess
-from workers.decoding import BadImage
 from workers.engines.base import Engine
 from workers.pixels import Preparer
 from workers.reading import ImageCell, RowBlock

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from workers.decoding import BadImage
+from workers.bad_images import BadImage
 
 ImageCell: TypeAlias = memoryview | bytes | BadImage
 """An encoded image, or why the row has none."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from workers.bad_images import BadImage, ErrorCode
 from workers.careful import Decode
 from workers.contract import InputSpec, SampleSlice, Shard
-from workers.decoding import BadImage, ErrorCode
 from workers.model_names import ModelError
 from workers.reading import ShardReader
 from workers.writing import describe_row

@@ -154,3 +154,12 @@ def _loaded(names: Mapping[str, tuple[str, ...]]) -> list[type[Exception]]:
         for name in types
         if hasattr(module, name)
     ]
+
+
+class ServerFault(ConnectionError):
+    """No answer, a broken one, or one that says later: worth a retry."""
+
+    def __init__(self, message: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}

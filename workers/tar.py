@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from workers.parquet import InputUnreadable
+from workers.source_file import InputUnreadable
 from workers.storage_errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE

@@ -17,10 +17,8 @@ import time
 from jobs.claims import wanted
 from jobs.done import DoneRecord, DoneShard
 from jobs.ledger import Ledger
-from jobs.planning import Cut
-from jobs.plans import Content, encode_plan
-from jobs.slices import Slices
-from jobs.sources import Source
+from jobs.plans import Content, Cut, encode_plan
+from jobs.slices import Slices, Source
 from workers.contract import Slice
 from workers.store import LocalStore
 

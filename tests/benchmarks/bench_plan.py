@@ -32,7 +32,8 @@ from jobs.listing import Listing
 from jobs.noting import Noting
 from jobs.planning import bounds, cut
 from jobs.plans import Plan
-from jobs.sources import Opened, RowGroup, Source
+from jobs.slices import Source
+from jobs.sources import Opened, RowGroup
 from jobs.spec import Limits
 from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record

@@ -20,7 +20,7 @@ from jobs.done import DoneRecord, done_shard
 from jobs.ledger import Ledger
 from jobs.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.running import Run
-from jobs.sources import Source
+from jobs.slices import Source
 from tests.model.faults import Fault
 from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage

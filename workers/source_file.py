@@ -1,0 +1,58 @@
+"""A source's file, opened for reading, which remembers whether its storage failed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from fsspec.asyn import AsyncFileSystem
+
+from workers.retries import retrying
+
+
+class InputUnreadable(Exception):
+    """The source is there and is not what the plan says: not Parquet, no such column, damaged pages."""
+
+
+class SourceFile(io.RawIOBase):
+    """A file of any fsspec file system that remembers the fault of its storage, if it had one."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self._file = fs.open(path, "rb", **_open_options(fs))
+        self._path = path
+        self.remote = isinstance(fs, AsyncFileSystem)
+        self.fault: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            # A failed read leaves the position where it was.
+            return bytes(retrying(lambda: self._file.read(size), self._path) if self.remote else self._file.read(size))
+        except Exception as error:
+            self.fault = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_options(fs: Any) -> dict[str, Any]:
+    """No cache between Arrow and the object: Arrow asks for what it needs, once."""
+    return {"cache_type": "none"} if isinstance(fs, AsyncFileSystem) else {}
+
+
+def opened(fs: Any, path: str) -> SourceFile:
+    """Open a source. Raises StoreError, StoreDenied, NotFound."""
+    return retrying(lambda: SourceFile(fs, path), path)
