@@ -17,7 +17,7 @@ from jobs.days import today
 from jobs.listing import list_input
 from jobs.sources import open_sources
 from jobs.spec_input import Input
-from workers import parquet, parquet_rows
+from workers import parquet_rows, source_file
 from workers.bad_images import MAX_IMAGE_BYTES, BadImage
 from workers.contract import InputSpec, Shard, Slice
 from workers.filesystems import open_filesystem, version_of
@@ -141,7 +141,7 @@ def test_a_huge_row_group_is_streamed_and_not_read_whole(tmp_path: Path, monkeyp
             largest = max(largest, size)
             return super().read(size)
 
-    monkeypatch.setattr(parquet, "SourceFile", Watched)
+    monkeypatch.setattr(source_file, "SourceFile", Watched)
     found = cells(ShardReader(shard(slices_of(path, (0, 600, 700))), PARQUET))
     assert found == images(1000, 8192)[600:700]
     assert 0 < largest < 4 * 2**20
