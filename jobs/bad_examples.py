@@ -16,9 +16,9 @@ from jobs.job import Job
 from jobs.journal import Told
 from jobs.ledger import Ledger
 from jobs.thumbnails import RowAt, fetch, thumbnail
-from workers.ahead import ahead
 from workers.bad_images import ErrorCode
 from workers.contract import Shard, Slice
+from workers.storage.lookahead import ahead
 
 EACH = 3
 """Rows of a code."""

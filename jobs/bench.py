@@ -24,10 +24,10 @@ from jobs.spec import Gate, JobSpec, Limits, Output, Schedule, Workers
 from jobs.spec_file import load_spec, parse_spec
 from jobs.spec_input import Input
 from workers import rungs
-from workers.cpu import cpu_model, isa_class
-from workers.expendable import Child
-from workers.memory import node_bytes
-from workers.threads import Topology, read_topology
+from workers.host.child import Child
+from workers.host.cores import Topology, read_topology
+from workers.host.cpu import cpu_model, isa_class
+from workers.host.memory import node_bytes
 
 BATCHES = (4, 8, 16, 32)
 """Tried where the spec leaves the batch to us."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jobs.errors import RunFailed
 from jobs.ladder import Completion, Turn, steady_rate
 from workers import rungs
-from workers.expendable import Child, Died, KilledFromOutside, Overdue
+from workers.host.child import Child, Died, KilledFromOutside, Overdue
 
 LOAD_S = 600.0
 """A variant that is not loaded by then is stuck."""

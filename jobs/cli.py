@@ -30,10 +30,10 @@ from jobs.report import summary
 from jobs.running import Run
 from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
+from workers.host.without_pandas import without_pandas
 from workers.profiles import HostKind
 from workers.redaction import redacted
-from workers.storage_errors import StoreDenied, StoreError
-from workers.without_pandas import without_pandas
+from workers.storage.errors import StoreDenied, StoreError
 
 if TYPE_CHECKING:
     from jobs.tuning import Nodes

@@ -24,12 +24,12 @@ from jobs.job import Job
 from jobs.ladder import ratio
 from jobs.pictures import check_can_draw, draw_frontier
 from jobs.sources import open_sources
-from workers import threads
 from workers.candidates import Ask, Fell, Finished, Held, Hold, Lap, Made, Network
 from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan
-from workers.cpu import cpu_model, isa_class
-from workers.expendable import Child, Died, KilledFromOutside, Overdue
-from workers.memory import node_bytes
+from workers.host import cores
+from workers.host.child import Child, Died, KilledFromOutside, Overdue
+from workers.host.cpu import cpu_model, isa_class
+from workers.host.memory import node_bytes
 from workers.outcomes import FailureCode
 
 ROUNDS = 7
@@ -268,15 +268,15 @@ def _nothing(fell_out: dict[str, str]) -> RunFailed:
     return RunFailed(f"nothing could be measured: {reasons}", "mend the cause, then run the same command")
 
 
-def _cores() -> threads.Lease:
+def _cores() -> cores.Lease:
     """All cores to make candidates with; one where others are taken."""
     try:
-        return threads.lease(threads.read_topology().budget)
-    except threads.NoCores:
+        return cores.lease(cores.read_topology().budget)
+    except cores.NoCores:
         pass
     try:
-        return threads.lease(1)
-    except threads.NoCores as error:
+        return cores.lease(1)
+    except cores.NoCores as error:
         raise RunFailed(f"no core to measure on: {error}", "compare while nothing else runs here") from error
 
 

@@ -20,7 +20,7 @@ from jobs.job import Job
 from jobs.journal import Told
 from jobs.plans import Plan
 from jobs.report import Report
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
 
 REPORTS_READ = 40
 """The newest ones, among which those of the nights before are looked for."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from jobs.errors import RunFailed, SpecError
-from workers.storage_errors import StoreDenied, StoreError
+from workers.storage.errors import StoreDenied, StoreError
 
 PLACE = '"source_uri", "source_version", "row_group", "row"'
 FIRST, SECOND = "stint.first", "stint.second"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from workers.contract import Shard
 from workers.outcomes import Failure, WorkerInfo
 from workers.redaction import redacted
-from workers.store import Store
+from workers.storage.store import Store
 
 FOLDER = "_stint/crashes"
 KEY = re.compile(rf"{FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")

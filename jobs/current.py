@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from workers.filesystems import open_filesystem
-from workers.retries import retrying
-from workers.storage_errors import NotFound
-from workers.store import Store
+from workers.storage.errors import NotFound
+from workers.storage.filesystems import open_filesystem
+from workers.storage.retries import retrying
+from workers.storage.store import Store
 
 FOLDER = "_stint/current"
 

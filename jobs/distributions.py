@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.plans import Plan
-from workers.ahead import ahead
 from workers.contract import Shard
 from workers.counted import SCORE_BINS, by_score
 from workers.outcomes import ShardResult
+from workers.storage.lookahead import ahead
 
 READ_MOST = 500
 """Objects of a plan that are read; of more, as many spread evenly over the plan stand for all."""

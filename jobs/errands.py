@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from workers.storage_errors import StoreDenied, StoreError
+from workers.storage.errors import StoreDenied, StoreError
 
 T = TypeVar("T")
 

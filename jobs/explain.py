@@ -14,10 +14,10 @@ from jobs.found_rows import Found, by_keys, by_place, shards_of
 from jobs.job import Job
 from jobs.plans import Plan
 from jobs.row_names import ByKeys, ByPlace, parse, place_told
-from workers.filesystems import open_filesystem, version_of
 from workers.redaction import redacted_values
-from workers.retries import retrying
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.retries import retrying
 
 LISTED = 20
 """Rows that are named where several have the key."""

@@ -20,10 +20,10 @@ from jobs.row_names import place_told
 from jobs.row_object import Held, held
 from jobs.thumbnails import CHANGED, GONE, RowAt
 from workers.bundle import read_manifest
-from workers.filesystems import open_filesystem, version_of
 from workers.manifest import Manifest
-from workers.retries import retrying
-from workers.storage_errors import NotFound, StoreDenied, StoreError
+from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.retries import retrying
 from workers.writing import object_facts
 
 ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")

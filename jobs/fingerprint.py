@@ -20,7 +20,7 @@ from typing import Any
 from jobs.errors import SpecError
 from jobs.spec import JobSpec, Model
 from workers.model_names import RECIPE, weights_enum_or_path
-from workers.storage_errors import NotFound, StoreDenied
+from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2
 """Raised when the columns of an output row change meaning."""

@@ -16,7 +16,7 @@ from jobs.plans import Plan
 from jobs.presence import parsed
 from jobs.thumbnails import RowAt
 from workers.contract import Shard, Slice
-from workers.filesystems import open_filesystem
+from workers.storage.filesystems import open_filesystem
 from workers.writing import SOURCE_FIELDS
 
 FILE = "__filename"

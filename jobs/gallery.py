@@ -22,9 +22,9 @@ from jobs.thumbnails import Fetched, RowAt, fetch, thumbnail
 from workers.artifacts import EngineUnusable
 from workers.bad_images import ErrorCode
 from workers.bundle import BundleRefused, read_manifest
+from workers.host.cores import read_topology
 from workers.manifest import Manifest
 from workers.redaction import redacted
-from workers.threads import read_topology
 from workers.writing import SOURCE_FIELDS, key_names, shown_keys
 
 if TYPE_CHECKING:

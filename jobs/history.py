@@ -18,9 +18,9 @@ from jobs.report_page import per_million
 from jobs.runs import RunSeen, read_run
 from jobs.snapshot import Snapshot
 from jobs.words import printable
-from workers.ahead import ahead
 from workers.redaction import redacted
-from workers.store import Store
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 
 NIGHTS_MOST = 400
 """A year of them, and some that were run again."""

@@ -23,11 +23,11 @@ from jobs.spec import JobSpec
 from jobs.widths import Width, choose_width, given_width
 from workers.batches import BATCH
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
-from workers.filesystems import is_local, open_filesystem, read_url
 from workers.profiles import HostKind, Profile, read_profiles
-from workers.retries import retrying
-from workers.storage_errors import NotFound, StoreDenied
-from workers.store import Store, open_store, probe
+from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.filesystems import is_local, open_filesystem, read_url
+from workers.storage.retries import retrying
+from workers.storage.store import Store, open_store, probe
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 from jobs.errands import Errands
 from jobs.plans import to_bytes
 from jobs.snapshot import Snapshot
-from workers.ahead import ahead
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.redaction import redacted, redacted_values
-from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.store import Store
+from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 
 FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""

@@ -28,9 +28,9 @@ from jobs.noting import NOTE_LEAST, recall
 from jobs.plans import Content, Missing, NotAPlan, Plan, dead_versions, decode_plan, disputed, encode_plan, to_bytes
 from jobs.presence import Look, Present, parsed
 from jobs.slices import Source
-from workers.ahead import ahead
 from workers.contract import Shard, Slice
-from workers.store import Store
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 from workers.writing import ObjectFacts, object_facts
 
 READS_AT_ONCE = 16

@@ -14,9 +14,9 @@ from jobs.errors import NothingThere, SpecError
 from jobs.manifests import read_entries, resolve
 from jobs.slices import Source
 from jobs.spec_input import Input
-from workers.filesystems import full_url, open_filesystem, version_of
-from workers.retries import retrying
-from workers.storage_errors import NotFound, StoreDenied
+from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.filesystems import full_url, open_filesystem, version_of
+from workers.storage.retries import retrying
 
 SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),

@@ -15,12 +15,12 @@ from typing import Protocol
 
 from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerReady
 from jobs.snapshot import Snapshot
-from workers import gpus
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
+from workers.host import gpus
+from workers.host.cores import read_topology
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo
-from workers.threads import read_topology
 
 
 class AnyWorker(Protocol):

@@ -21,7 +21,7 @@ import ray
 from ray._private import node, parameter, services
 from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
 
-from workers import malloc
+from workers.host import malloc
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Only shard descriptions and counts pass through it."""

@@ -20,10 +20,10 @@ from jobs.done import DONE_SCHEMA, DoneRecord
 from jobs.errands import Errands
 from jobs.known_objects import KnownObjects, PlanObjects
 from jobs.plans import Plan, to_bytes
-from workers.ahead import ahead
 from workers.outcomes import ShardResult
-from workers.storage_errors import StoreDenied, StoreError
-from workers.store import Store
+from workers.storage.errors import StoreDenied, StoreError
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 
 FOLDER = "_stint/noted"
 KEY = re.compile(rf"{FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.parquet")

@@ -7,7 +7,7 @@ from jobs.durations import duration
 from jobs.job import Job
 from jobs.prior import last_report
 from jobs.widths import worker_rate
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
 
 
 def describe_plan(job: Job) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from jobs.pool import SHARDS_A_WORKER
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.retries import THROTTLED_MAX_S
+from workers.storage.retries import THROTTLED_MAX_S
 
 ISOLATED_RETRIES = 2
 """Times that a shard may lose the worker that scores it in isolation, of whose processes it can kill only others."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from workers.store import Store
+from workers.storage.store import Store
 
 Bits = npt.NDArray[np.bool_]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs.job import Job
 from jobs.widths import worker_rate
-from workers.storage_errors import NotFound
-from workers.store import Store
+from workers.storage.errors import NotFound
+from workers.storage.store import Store
 
 REPORTS_READ = 20
 """The newest reports that are looked at for one of the same model."""

@@ -19,7 +19,7 @@ from jobs.job import Job
 from jobs.ledger import Ledger
 from jobs.plans import latest_versions
 from jobs.slices import Source
-from workers.store import Store
+from workers.storage.store import Store
 
 
 def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> str:

@@ -22,9 +22,9 @@ from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
 from jobs.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
+from workers.host.cores import read_topology
 from workers.making import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
-from workers.threads import read_topology
 
 CONNECT_S = 10.0
 MAKER_CORES = 8

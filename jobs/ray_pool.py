@@ -26,12 +26,12 @@ from jobs.draining import DrainWatch
 from jobs.losses import HOW_LOST, NodeState, loss_code, node_state
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.ray_nodes import NodeWatch
-from workers import malloc
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
+from workers.host import malloc
+from workers.host.cores import thread_environment
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.redaction import redacted
-from workers.threads import thread_environment
 
 CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
@@ -261,7 +261,7 @@ def environment(threads: int, *, any_process: bool) -> dict[str, Any] | None:
 
     A Ray that starts makes processes ready that actors can have at once, if they ask for nothing: two actors answered
     after 0.8 s and not after 5 (medians of four turns, two busy cores). A worker sets the variables itself before it
-    imports what reads them (workers.threads.apply); to ask for them is a second guard, where processes of a cluster
+    imports what reads them (workers.host.cores.apply); to ask for them is a second guard, where processes of a cluster
     may have been anybody's before. malloc's must be there when the process starts: whoever starts a Ray for
     `any_process` starts it with them.
     """

@@ -21,8 +21,8 @@ import pyarrow.dataset as pads
 from jobs.current import current_root, roots
 from jobs.errors import SpecError
 from jobs.ledger import Ledger
-from workers.filesystems import open_filesystem
-from workers.store import open_store
+from workers.storage.filesystems import open_filesystem
+from workers.storage.store import open_store
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
 

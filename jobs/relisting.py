@@ -10,7 +10,7 @@ from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.policy import LISTING_FAILURES
 from jobs.presence import Present
-from workers.storage_errors import StoreDenied, StoreError
+from workers.storage.errors import StoreDenied, StoreError
 
 RELIST_S = 5.0
 RELIST_SHARE = 0.05

@@ -10,7 +10,7 @@ from typing import Any
 from jobs.job import Job
 from jobs.report import Report
 from workers.redaction import redacted_values
-from workers.storage_errors import StoreDenied, StoreError
+from workers.storage.errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
 

@@ -23,7 +23,7 @@ from jobs.job import Job
 from jobs.report import Report, summary
 from jobs.report_files import page_of
 from jobs.report_page import filled
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]
 

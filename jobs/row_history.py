@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from jobs import crashes
 from jobs.journal import attempts, run_ids
 from jobs.runs import RunSeen, read_run
-from workers.ahead import ahead
 from workers.contract import Shard
-from workers.store import Store
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 
 READS_AT_ONCE = 16
 CLOCKS_DIFFER = timedelta(hours=1)

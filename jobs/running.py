@@ -40,7 +40,7 @@ from jobs.sources import Opened, open_sources
 from jobs.tally import Tally
 from jobs.widths import told
 from workers.outcomes import BundleOutcome
-from workers.storage_errors import StoreDenied, StoreError
+from workers.storage.errors import StoreDenied, StoreError
 
 Say = Callable[[str], None]
 

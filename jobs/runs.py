@@ -15,9 +15,9 @@ from jobs.durations import duration
 from jobs.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
 from jobs.snapshot import Snapshot
 from jobs.words import amount
-from workers.ahead import ahead
-from workers.storage_errors import NotFound
-from workers.store import Store
+from workers.storage.errors import NotFound
+from workers.storage.lookahead import ahead
+from workers.storage.store import Store
 
 SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""

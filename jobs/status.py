@@ -19,7 +19,7 @@ from jobs.plans import Missing
 from jobs.runs import RunSeen, newest_runs, read_run
 from jobs.snapshot import Snapshot
 from workers.redaction import redacted
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 RECENT = timedelta(days=1)
 EVERY_S = 5.0

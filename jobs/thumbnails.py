@@ -24,13 +24,13 @@ from workers.bad_images import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, ErrorCode
 from workers.containers import exif_orientation, jpeg_exif, sniff
 from workers.contract import InputSpec, Slice
 from workers.decoding import Pixels, decode_stored, upright
-from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet
 from workers.redaction import redacted
-from workers.retries import retrying
 from workers.rows import ImageCell, RowBlock
 from workers.source_file import SourceFile, opened
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.retries import retrying
 
 SOURCES_AT_ONCE = 8
 BUFFER_BYTES = 8 * 2**20

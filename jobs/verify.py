@@ -26,13 +26,13 @@ from jobs.ledger import Ledger
 from jobs.plans import Plan
 from jobs.presence import parsed, shard_key
 from jobs.spec_input import Input
-from workers.ahead import ahead
 from workers.contract import Shard, Slice
-from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet
-from workers.retries import retrying
 from workers.source_file import opened
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.lookahead import ahead
+from workers.storage.retries import retrying
 from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
 

@@ -11,8 +11,8 @@ from jobs.slices import Source
 from jobs.sources import Opened, RowGroup
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
-from workers.storage_errors import NotFound
-from workers.store import ObjectInfo, Store
+from workers.storage.errors import NotFound
+from workers.storage.store import ObjectInfo, Store
 from workers.writing import Scored, encode, object_facts
 
 

@@ -13,7 +13,7 @@ from jobs.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureKind
-from workers.store import Store
+from workers.storage.store import Store
 
 BEGAN = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
 RUN = "20260301T020000Z-abcdef"

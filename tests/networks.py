@@ -16,9 +16,9 @@ from torch import nn
 
 from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
-from workers.cpu import isa_class
 from workers.digits import DIGITS, digits_cnn, train
 from workers.engines.base import Engine, Pixels
+from workers.host.cpu import isa_class
 from workers.models import LoadedModel
 from workers.quantize import Quantizer, float_artifact
 

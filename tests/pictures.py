@@ -24,7 +24,7 @@ from jobs.demo import load_digits, write_images
 from jobs.live_view import picture
 from jobs.snapshot import Snapshot
 from tests.browser import ARGUMENTS, CHROMIUM
-from workers.store import open_store
+from workers.storage.store import open_store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FloatRect

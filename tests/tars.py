@@ -9,9 +9,9 @@ from pathlib import Path
 
 from workers.bad_images import BadImage
 from workers.contract import InputSpec, Shard, Slice
-from workers.filesystems import open_filesystem, version_of
 from workers.reading import ShardReader
 from workers.source_file import opened
+from workers.storage.filesystems import open_filesystem, version_of
 from workers.webdataset import Block, blocks
 
 JPG = InputSpec(format="webdataset", image="jpg;png", keys=("__key__", "cls"))

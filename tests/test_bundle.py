@@ -31,9 +31,9 @@ from workers.accuracy import AccuracyReport, compare
 from workers.artifacts import Artifact, ArtifactInfo
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
 from workers.contract import ModelSpec, Preprocess
-from workers.cpu import isa_class
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Pixels, score_crops
+from workers.host.cpu import isa_class
 from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.model_names import RECIPE
 from workers.pixels import decode_into

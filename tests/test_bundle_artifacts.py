@@ -30,10 +30,10 @@ from workers.artifacts import Artifact, ArtifactInfo, EngineUnusable, open_artif
 from workers.batches import BATCH, GPU_BATCH, batch_by_rule
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.contract import BundleRequest
-from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.engines.base import Engine, Logits, Pixels
 from workers.engines.torch_int8 import TorchInt8Engine
 from workers.gate import Judged
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.making import Maker, judged_in, outcome_of
 from workers.manifest import Manifest, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode
@@ -41,7 +41,7 @@ from workers.pixels import decode_into
 from workers.profiles import Candidate, HostKind, Profile, Row, store_profile
 from workers.quantize import QuantizeError
 from workers.scoring import Scorer
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
 

@@ -21,7 +21,7 @@ import yaml
 from jobs.cli import main
 from tests.digits_job import Digits, stint
 from tests.web import Web, served
-from workers import retries
+from workers.storage import retries
 
 CANARY = "canary+Wren/7391"
 """With characters that URLs and base64 write otherwise."""

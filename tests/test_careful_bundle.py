@@ -21,14 +21,15 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits
-from workers import careful, memory, sampling
+from workers import careful, sampling
 from workers.bundle import read_manifest
 from workers.contract import BundleRequest, InputSpec, SampleSlice, Slice, ThreadPlan
-from workers.filesystems import open_filesystem, version_of
+from workers.host import memory
 from workers.making import Maker, maker_bytes, worker_bytes
 from workers.manifest import Manifest
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
-from workers.store import open_store
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.store import open_store
 
 MEMORY_BYTES = 700 * 2**20
 ROWS = 12

@@ -43,7 +43,7 @@ from tests.fates import (
 )
 from tests.test_loop import ROOT, setup
 from workers.outcomes import FailureCode
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 POISON = 3
 

@@ -23,7 +23,6 @@ from jobs.spec_file import load_spec
 from tests.digits_job import Digits, stint
 from tests.networks import digits, digits_model, one_thread
 from tests.ray_heads import await_job_server, started_head
-from workers import gpus
 from workers.actor import Worker
 from workers.contract import Preprocess
 from workers.digits import DIGITS
@@ -32,6 +31,7 @@ from workers.engines.base import InputLayout, score_crops
 from workers.engines.torch_float import NoGpu, NormalizedInput, TorchFloatEngine, float_archive
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
+from workers.host import gpus
 from workers.outcomes import Failure, FailureCode, FailureKind
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

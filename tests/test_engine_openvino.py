@@ -18,10 +18,10 @@ from tests.engine_cases import broken, calibration, home, noise, score_elsewhere
 from tests.networks import digits, digits_artifacts, digits_model, one_thread
 from workers.accuracy import compare
 from workers.artifacts import Artifact, open_artifact
-from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.digits import DIGITS
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack, properties
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.pixel_network import pixel_network
 from workers.quantize import QuantizeError, float_artifact
 from workers.quantize_openvino import quantize_openvino

@@ -17,10 +17,10 @@ from tests.networks import digits, digits_artifacts, digits_model, one_thread
 from workers import quantize_pt2e as making
 from workers.accuracy import compare
 from workers.artifacts import Artifact, open_artifact
-from workers.cpu import ARM64, X86_VNNI, isa_class
 from workers.engines import pt2e
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.pt2e import Pt2eEngine, WrongCpuError, calls
+from workers.host.cpu import ARM64, X86_VNNI, isa_class
 from workers.quantize import QuantizeError
 from workers.quantize_pt2e import quantize_pt2e
 

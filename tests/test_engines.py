@@ -18,12 +18,12 @@ from torch import fx, nn
 from tests.networks import digits, digits_artifacts, engines, loaded, one_thread, quantize
 from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
-from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.engines.base import InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import SilentFloatError
 from workers.engines.torchscript import from_archive, operators
 from workers.first_conv import find_first_conv, fold
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.preprocess import IMAGENET
 from workers.torchvision_import import import_torchvision
 

@@ -17,14 +17,14 @@ from tests.digits_job import Digits
 from workers.bundle import BundleRefused
 from workers.contract import Shard, Slice
 from workers.failures import classify
+from workers.host.cores import NoCores, TooWide
+from workers.host.preemption import Preempted
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.preemption import Preempted
 from workers.reading import SourceChanged
 from workers.source_file import InputUnreadable
-from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.store import open_store
-from workers.threads import NoCores, TooWide
+from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.store import open_store
 from workers.writing import describe_row, shown_keys
 
 INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA

@@ -11,7 +11,7 @@ from jobs.errors import SpecError
 from jobs.fingerprint import Fingerprints, fingerprints
 from jobs.spec_file import parse_spec
 from tests.test_spec import raw
-from workers.filesystems import read_url
+from workers.storage.filesystems import read_url
 
 WEIGHTS = {"weights/a.pth": b"weights", "weights/copy.pth": b"weights", "weights/b.pth": b"others", "names.txt": b"cat"}
 

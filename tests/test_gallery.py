@@ -21,7 +21,7 @@ from tests import images
 from tests.digits_job import ROOT, Digits
 from tests.small_ledger import SmallLedger
 from workers.bad_images import ErrorCode
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 PHOTO = images.encode(images.photo(), "JPEG")
 HOSTILE = "<script>alert(1)</script>"

@@ -31,9 +31,9 @@ from workers.bad_images import BadImage, ErrorCode
 from workers.bundle import read_manifest
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
-from workers.cpu import isa_class
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
+from workers.host.cpu import isa_class
 from workers.models import LoadedModel
 from workers.pixels import Preparer, decode_into
 from workers.predict import BATCHES_A_ROUND, Predictor

@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.web import Web, served
-from workers import http_fetch, retries
+from workers import http_fetch
 from workers.bad_images import BadImage
 from workers.http_fetch import TooLarge, fetch
 from workers.linked_images import image_at
 from workers.parquet_rows import FETCHES
-from workers.storage_errors import ServerFault, StoreDenied, StoreError
+from workers.storage import retries
+from workers.storage.errors import ServerFault, StoreDenied, StoreError
 from workers.uris import Refused
 
 

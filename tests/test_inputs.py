@@ -157,7 +157,7 @@ def test_a_manifest_of_pinned_versions_is_scored_as_it_says(
 
 def _etag(info: dict[str, Any]) -> str:
     """As an inventory has it: in quotes; of a local file what stands for one."""
-    from workers.filesystems import version_of
+    from workers.storage.filesystems import version_of
 
     return f'"{info["ETag"]}"' if "ETag" in info else version_of(info)
 

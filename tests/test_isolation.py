@@ -29,10 +29,10 @@ from workers import bisection
 from workers.actor import Worker
 from workers.bad_images import MAX_IMAGE_BYTES
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
-from workers.expendable import Child, Died, how_it_died
-from workers.filesystems import open_filesystem, version_of
+from workers.host.child import Child, Died, how_it_died
 from workers.isolation import limit_of, score_isolated
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
+from workers.storage.filesystems import open_filesystem, version_of
 
 LIMIT_S = 100.0
 MEMORY_BYTES = 700 * 2**20
@@ -335,7 +335,7 @@ def test_a_process_that_dies_in_the_middle_of_an_answer_has_died_like_any_other(
     """A large answer is when it needs most memory, and so when the guard is likeliest to kill."""
     (tmp_path / "dying.py").write_text(
         "import os, signal, struct\n"
-        "from workers.expendable import to_parent\n"
+        "from workers.host.child import to_parent\n"
         "parent = to_parent()\n"
         "os.write(parent.fileno(), struct.pack('!i', 1000) + b'half')\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n"

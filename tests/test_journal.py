@@ -6,7 +6,7 @@ from jobs import journal
 from jobs.journal import PART_EVERY_MOST_S, PART_EVERY_S, Journal
 from tests.fakes import MemoryStore
 from tests.journals import RUN, snapshot, write_journal
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 
 def test_every_attempt_and_worker_comes_back_in_order_and_the_last_snapshot_with_them() -> None:

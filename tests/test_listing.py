@@ -16,8 +16,8 @@ from jobs.errors import SpecError
 from jobs.listing import Listing, list_input
 from jobs.manifests import read_entries
 from jobs.spec_input import Input
-from workers.filesystems import open_filesystem, version_of
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
+from workers.storage.filesystems import open_filesystem, version_of
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 

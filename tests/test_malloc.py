@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from workers import malloc
+from workers.host import malloc
 
 ARENAS = """
 import ctypes, os, re, threading

@@ -37,12 +37,12 @@ from tests.images import samples
 from workers import pixels
 from workers.contract import InputSpec, Preprocess, Shard, Slice, ThreadPlan, WorkerSpec
 from workers.failures import classify
-from workers.filesystems import open_filesystem, version_of
-from workers.memory import BoundTooLow, Guard, bound_bytes, check_room, node_bytes, peak_rss_bytes
-from workers.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, look_again_ms
+from workers.host.memory import BoundTooLow, Guard, bound_bytes, check_room, node_bytes, peak_rss_bytes
+from workers.host.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, look_again_ms
 from workers.outcomes import FailureCode, FailureKind
 from workers.parquet_rows import BLOCK_BYTES, FETCHES
 from workers.reading import ShardReader
+from workers.storage.filesystems import open_filesystem, version_of
 
 MIB = 2**20
 PLAN = ThreadPlan(threads=2, cpus=(), slots=(), budget=8, threads_per_core=1)
@@ -145,7 +145,9 @@ def test_a_process_that_keeps_below_its_bound_is_left_alone_and_the_guard_ends_w
     assert not stopped.close()
 
 
-PEAK = "import sys; from workers.memory import peak_rss_bytes; x = b'x' * int(sys.argv[1]); print(peak_rss_bytes())"
+PEAK = (
+    "import sys; from workers.host.memory import peak_rss_bytes; x = b'x' * int(sys.argv[1]); print(peak_rss_bytes())"
+)
 
 
 def test_a_peak_is_of_the_process_itself_and_not_of_the_one_that_started_it() -> None:

@@ -19,8 +19,8 @@ import pytest
 
 import jobs.ledger
 import jobs.running
-import workers.ahead
-import workers.retries
+import workers.storage.lookahead
+import workers.storage.retries
 from jobs.backlog import Backlog
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
@@ -128,7 +128,7 @@ def test_an_execution_repeats_itself_bit_for_bit_whatever_the_time_of_day() -> N
 def test_what_is_taken_over_from_a_process_is_given_back() -> None:
     def taken() -> list[object]:
         names = [time.sleep, time.monotonic, uuid.uuid4, random.random, random.uniform]
-        names += [workers.ahead.ThreadPoolExecutor, workers.retries.sleep, jobs.running.datetime]
+        names += [workers.storage.lookahead.ThreadPoolExecutor, workers.storage.retries.sleep, jobs.running.datetime]
         return [*names, jobs.running.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
 
     before = taken()

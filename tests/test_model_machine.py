@@ -14,7 +14,7 @@ from tests.model.faults import Fault, faults_of
 from tests.model.oracle import judge
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.scheduler import Actor
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 RUNS_AT_ONCE = 3
 FILES = st.sampled_from(["a.jpg", "b.jpg", "c.jpg", "late.jpg"])

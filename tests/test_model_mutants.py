@@ -12,7 +12,7 @@ from tests.model.explore import Explorer
 from tests.model.mutants import MUTANTS, Mutant, creating, overwrite
 from tests.model.scenario import Scenario, Stage
 from tests.model.search import Figures
-from workers.storage_errors import StoreDenied
+from workers.storage.errors import StoreDenied
 
 MOST = 250
 """Executions until a mistake must be found."""

@@ -18,8 +18,8 @@ from torch import nn
 
 from tests.networks import one_thread
 from workers.contract import ModelSpec
-from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class, runs_on
 from workers.digits import digits_cnn
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class, runs_on
 from workers.model_names import ModelError, split_arch, weights_enum_or_path
 from workers.models import load_model
 from workers.preprocess import IMAGENET, absorb_transform_input

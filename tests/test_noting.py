@@ -19,8 +19,8 @@ from jobs.plans import Plan, decode_plan
 from tests.fakes import RESULT, MemoryStore, object_of
 from tests.test_ledger import ROOT, claim, opened
 from workers.outcomes import ShardResult
-from workers.storage_errors import StoreError
-from workers.store import LocalStore
+from workers.storage.errors import StoreError
+from workers.storage.store import LocalStore
 from workers.writing import object_facts
 
 

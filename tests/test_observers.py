@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.ao.quantization.observer import HistogramObserver
 
-from workers.cpu import X86_NO_VNNI, X86_VNNI
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.observers import ActivationObserver, ClampedAtSix, quantized_weight
 
 

@@ -18,11 +18,11 @@ from tests.networks import png
 from tests.tars import index, shard, write_tar
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.base import Buffer, InputLayout, Pixels, new_buffer
-from workers.filesystems import open_filesystem, version_of
 from workers.parts import cut, joined, wanted
 from workers.predict import Predictor
 from workers.reading import ShardReader
 from workers.scoring import Part
+from workers.storage.filesystems import open_filesystem, version_of
 from workers.writing import Floats, encode
 
 HOW = Preprocess(resize_px=8, crop_px=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest")

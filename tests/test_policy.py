@@ -28,7 +28,7 @@ from jobs.policy import (
 from jobs.sizing import pool_target
 from jobs.spec import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.retries import THROTTLED_MAX_S
+from workers.storage.retries import THROTTLED_MAX_S
 
 INFRA = Failure(kind=FailureKind.INFRA, message="lost")
 TASK = Failure(kind=FailureKind.TASK, message="bug")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from tests.fakes import RESULT
 from workers.actor import Worker
 from workers.contract import Shard, Slice
+from workers.host.preemption import COMMIT_S, SLACK, Notice, Preempted, ends_in_time
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.preemption import COMMIT_S, SLACK, Notice, Preempted, ends_in_time
 
 SHARD = Shard(
     plan=1,
@@ -232,7 +232,7 @@ def test_a_shard_that_would_end_too_late_is_dropped_between_two_rounds_and_never
 
 PROCESS = """
 import os, signal, sys, threading
-from workers.preemption import Notice, heed_sigterm
+from workers.host.preemption import Notice, heed_sigterm
 
 signal.signal(signal.SIGTERM, lambda *_: (print("left", flush=True), os._exit(7)))
 notice = Notice()

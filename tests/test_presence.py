@@ -10,7 +10,7 @@ import pytest
 from jobs.presence import PART, PARTS_TOGETHER, Look, Present, shard_key
 from tests.fakes import MemoryStore
 from workers.contract import Shard
-from workers.store import LISTS_AT_ONCE, ObjectInfo, ObjectStore
+from workers.storage.store import LISTS_AT_ONCE, ObjectInfo, ObjectStore
 
 ROOT = "model=net-0123"
 SHARDS = 40 * PART + 7

@@ -25,8 +25,8 @@ from workers.profiles import (
     store_profile,
     to_json,
 )
-from workers.storage_errors import StoreDenied
-from workers.store import ObjectInfo
+from workers.storage.errors import StoreDenied
+from workers.storage.store import ObjectInfo
 
 ROOT = Path(__file__).parent.parent
 HOST = HostKind(
@@ -165,7 +165,7 @@ def test_whatever_decides_what_is_best_is_in_the_key_and_the_key_is_readable() -
 def test_a_worker_pinned_to_its_cores_finds_the_profile_of_its_whole_node() -> None:
     code = """
 import os
-from workers import threads
+from workers.host import cores as threads
 from workers.contract import ThreadPlan
 from workers.profiles import HostKind
 before = HostKind.here()

@@ -26,11 +26,11 @@ from tests.networks import (
 from workers.accuracy import AccuracyReport, compare
 from workers.artifacts import open_artifact
 from workers.contract import GateSpec, Preprocess
-from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.digits import DIGITS, train
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.quantize import (
     QuantizeError,
     Quantizer,

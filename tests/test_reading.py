@@ -20,12 +20,12 @@ from jobs.spec_input import Input
 from workers import parquet_rows, source_file
 from workers.bad_images import MAX_IMAGE_BYTES, BadImage
 from workers.contract import InputSpec, Shard, Slice
-from workers.filesystems import open_filesystem, version_of
 from workers.parquet import image_kind
 from workers.read_ahead import ReadAhead
 from workers.reading import RowBlock, ShardReader, SourceChanged
 from workers.source_file import InputUnreadable, SourceFile
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
+from workers.storage.filesystems import open_filesystem, version_of
 
 PARQUET = InputSpec(format="parquet", image="image")
 

@@ -20,7 +20,7 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests.digits_job import DEAR, PYTHON, ROOT, Digits, predictions, stint
 from tests.ray_heads import await_true
-from workers.store import open_store
+from workers.storage.store import open_store
 
 WriteSpec = Callable[[dict[str, Any]], str]
 

@@ -17,8 +17,8 @@ from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError
 from s3fs.errors import translate_boto_error
 
-from workers import retries
-from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of, retry_after_s
+from workers.storage import retries
+from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of, retry_after_s
 
 
 class Clock:
@@ -27,8 +27,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
         self.pauses_s: list[float] = []
-        monkeypatch.setattr("workers.retries.sleep", self.pass_)
-        monkeypatch.setattr("workers.retries.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("workers.storage.retries.sleep", self.pass_)
+        monkeypatch.setattr("workers.storage.retries.monotonic", lambda: self.now_s)
         retries.take_throttled_s()
 
     def pass_(self, seconds: float) -> None:

@@ -43,7 +43,7 @@ from workers.models import load_model
 from workers.pixels import decode_into
 from workers.redaction import credential_in, redacted, redacted_values, shown
 from workers.state_dict import read_state_dict
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 from workers.torchvision_import import import_torchvision
 
 # ---------------------------------------------------------------------------------------------- weights

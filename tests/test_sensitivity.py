@@ -11,10 +11,10 @@ from torch import nn
 
 from tests.networks import CALIBRATION_ROWS, digits, digits_model, one_thread, settled
 from workers.contract import Preprocess
-from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.digits import DIGITS
 from workers.engines.torchscript import deprecations_silenced
 from workers.fallback import by_sensitivity
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.quantize import float_artifact
 from workers.quantize_graph import GraphCalibration
 from workers.sensitivity import LogitErrors

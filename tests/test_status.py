@@ -25,8 +25,8 @@ from jobs.spec import JobSpec
 from jobs.status import aged, describe_status, watch, with_ledger
 from tests.fakes import MemoryStore, object_of, opened
 from tests.journals import BEGAN, RUN, snapshot
-from workers.storage_errors import StoreError
-from workers.store import ObjectInfo, Store
+from workers.storage.errors import StoreError
+from workers.storage.store import ObjectInfo, Store
 
 ROOT = "model=net-1"
 SPEC = {

@@ -14,10 +14,10 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from tests.test_retries import Clock, throttled
-from workers import retries
-from workers.filesystems import open_filesystem, version_of
-from workers.storage_errors import StoreDenied, StoreError
-from workers.store import LocalStore, ObjectStore, open_store
+from workers.storage import retries
+from workers.storage.errors import StoreDenied, StoreError
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.store import LocalStore, ObjectStore, open_store
 
 
 def test_a_scheme_without_conditional_writes_is_refused_unless_the_spec_promises_a_single_writer() -> None:
@@ -66,8 +66,8 @@ def test_a_full_disk_is_a_storage_fault_and_leaves_nothing(tmp_path: Path) -> No
     """A limit on the size of files stands for the disk: the kernel stops the write in the middle."""
     code = f"""
 import resource
-from workers.storage_errors import StoreError
-from workers.store import LocalStore
+from workers.storage.errors import StoreError
+from workers.storage.store import LocalStore
 store = LocalStore({str(tmp_path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
@@ -86,7 +86,7 @@ def test_a_killed_writer_leaves_the_object_or_nothing_and_at_most_a_temporary_fi
 ) -> None:
     code = f"""
 import os, signal
-from workers.store import LocalStore
+from workers.storage.store import LocalStore
 os.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 LocalStore({str(tmp_path)!r}).create("plan=1/a", b"theirs")
 """
@@ -188,7 +188,7 @@ def test_a_write_that_is_throttled_is_not_read_back(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_write_that_vanished_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.retries.sleep", lambda seconds: None)
+    monkeypatch.setattr("workers.storage.retries.sleep", lambda seconds: None)
 
     def reset_twice(fs: Flaky, path: str, data: bytes) -> None:
         if fs.puts <= 2:
@@ -204,7 +204,7 @@ def test_an_unreachable_server_is_a_fault_and_missing_credentials_are_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither of botocore's errors is an OSError."""
-    monkeypatch.setattr("workers.retries.sleep", lambda seconds: None)
+    monkeypatch.setattr("workers.storage.retries.sleep", lambda seconds: None)
 
     def store_that_raises(error: Exception) -> ObjectStore:
         def fail(*_: object, **__: object) -> None:
@@ -227,7 +227,7 @@ def test_an_object_that_one_request_cannot_carry_is_refused_before_anything_is_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In parts it would not be conditional."""
-    monkeypatch.setattr("workers.store.S3_PUT_BYTES", 10)
+    monkeypatch.setattr("workers.storage.store.S3_PUT_BYTES", 10)
     fs = Flaky(lambda fs, path, data: None)
     with pytest.raises(StoreDenied, match=r"10 bytes are more than one PUT takes.*shard_rows"):
         _object_store(fs).create("k", b"0123456789")

@@ -9,9 +9,9 @@ import pytest
 
 from tests.objectstore.backends import S3, reach
 from tests.objectstore.ceph import KEY_ID, SECRET, Ceph, Gateway
-from workers import retries
-from workers.storage_errors import StoreError
-from workers.store import Store, open_store
+from workers.storage import retries
+from workers.storage.errors import StoreError
+from workers.storage.store import Store, open_store
 
 pytestmark = [pytest.mark.objectstore, pytest.mark.slow]
 
@@ -78,7 +78,7 @@ def test_a_gateway_that_is_killed_and_comes_back_loses_and_doubles_nothing(
 def test_a_write_that_hangs_in_the_osd_until_long_after_its_writer_gave_up_is_one_of_two_and_stays(
     ceph: Ceph, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.filesystems.SILENCE_S", 1)
+    monkeypatch.setattr("workers.storage.filesystems.SILENCE_S", 1)
     monkeypatch.setattr(retries, "TRIES", 2)
     url = through(gateway, monkeypatch)
     first, second = open_store(url), open_store(url)

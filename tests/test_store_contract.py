@@ -18,8 +18,8 @@ from tests.fakes import MemoryStore
 from tests.objectstore import packages
 from tests.objectstore.backends import S3, Backend, reach, versions
 from tests.objectstore.ceph import KEY_ID, SECRET, Gateway
-from workers.storage_errors import NotFound, StoreDenied
-from workers.store import LocalStore, Store, open_store, probe
+from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.store import LocalStore, Store, open_store, probe
 
 RACES = 100
 WRITERS = 6

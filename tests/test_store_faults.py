@@ -30,11 +30,11 @@ from tests.objectstore.fault_proxy import (
     internal_error,
     slow_down,
 )
-from workers import retries
-from workers.filesystems import SILENCE_S, open_filesystem, read_url
 from workers.source_file import opened
-from workers.storage_errors import StoreError
-from workers.store import open_store
+from workers.storage import retries
+from workers.storage.errors import StoreError
+from workers.storage.filesystems import SILENCE_S, open_filesystem, read_url
+from workers.storage.store import open_store
 
 RACES = 20
 WRITERS = 4
@@ -200,7 +200,7 @@ def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_again(
 ) -> None:
     proxy, url = remote
     assert SILENCE_S <= 60
-    monkeypatch.setattr("workers.filesystems.SILENCE_S", 1)
+    monkeypatch.setattr("workers.storage.filesystems.SILENCE_S", 1)
     store = open_store(url)
     assert store.create("warm", b"")
     for method, call in (("PUT", lambda: store.create("k", b"mine")), ("GET", lambda: store.get("k") == b"mine")):

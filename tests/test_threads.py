@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.threads import NoCores, TooWide, Topology, choose, lease, parse_cpu_list, read_topology
+from workers.host.cores import NoCores, TooWide, Topology, choose, lease, parse_cpu_list, read_topology
 
 
 def machine(root: Path, *, cpus: int, siblings: int = 1, l3: int = 64, cgroup: dict[str, str] | None = None) -> Path:

@@ -18,7 +18,7 @@ from jobs import thumbnails
 from jobs.thumbnails import CHANGED, GONE, Fetched, RowAt, fetch, thumbnail
 from tests import images, tars
 from workers.contract import InputSpec
-from workers.filesystems import open_filesystem, version_of
+from workers.storage.filesystems import open_filesystem, version_of
 
 PARQUET = InputSpec(format="parquet", image="image", keys=("id",))
 

@@ -27,11 +27,11 @@ from workers import parquet, tar, webdataset
 from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
-from workers.filesystems import open_filesystem
 from workers.reading import ShardReader, SourceChanged
 from workers.sampling import read_sample
 from workers.source_file import InputUnreadable, SourceFile, opened
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
+from workers.storage.filesystems import open_filesystem
 from workers.webdataset import Block, keys_of
 
 

@@ -15,7 +15,7 @@ raise ImportError("a pandas that tells who asks for it, and is none")
 """
 CODE = """
 import numpy as np, pyarrow as pa
-from workers.without_pandas import without_pandas
+from workers.host.without_pandas import without_pandas
 
 if {without}:
     without_pandas()

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from workers import logs, memory, threads
+from workers import logs
 from workers.contract import Shard, ThreadPlan, WorkerSpec
+from workers.host import cores, memory
+from workers.host.preemption import Notice, heed_sigterm
 from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
-from workers.preemption import Notice, heed_sigterm
 
 if TYPE_CHECKING:
     from workers.read_ahead import ReadAhead
@@ -35,7 +36,7 @@ class Worker:
         self._spec = spec
         self._compute = ThreadPoolExecutor(1, "compute")
         self._write = ThreadPoolExecutor(SHARDS_AT_ONCE, "write")
-        self._lease: threads.Lease | None = None
+        self._lease: cores.Lease | None = None
         self._guard: memory.Guard | None = None
         self._memory_bytes = 0
         self._scorer: Scorer
@@ -100,8 +101,8 @@ class Worker:
         spec = self._spec
         plan = self._take_cores(spec.threads)
         clock.lap("lease")
+        from workers.host.without_pandas import without_pandas
         from workers.scoring import Scorer
-        from workers.without_pandas import without_pandas
 
         if spec.pin:  # a process of its own
             without_pandas()
@@ -128,9 +129,9 @@ class Worker:
 
     def _take_cores(self, wanted: int) -> ThreadPlan:
         if not self._spec.pin:
-            return threads.unpinned(wanted)
-        self._lease = threads.lease(wanted)
-        threads.apply(self._lease.plan)
+            return cores.unpinned(wanted)
+        self._lease = cores.lease(wanted)
+        cores.apply(self._lease.plan)
         return self._lease.plan
 
     # ------------------------------------------------------------------------------------------- score

@@ -21,7 +21,7 @@ class ArtifactInfo:
     precision: str
     """`int8`, `bf16` or `fp32`."""
     isa: str | None
-    """Class of CPU it is valid for (see workers.cpu); None where the values do not depend on it."""
+    """Class of CPU it is valid for (see workers.host.cpu); None where the values do not depend on it."""
     layout: InputLayout
     input_mode: str
     """`uint8` where the first convolution reads pixels as they are, `normalized` where they become floats first."""

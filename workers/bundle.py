@@ -20,10 +20,10 @@ import safetensors.numpy
 from workers.accuracy import AccuracyReport
 from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.contract import ModelSpec, Preprocess
-from workers.cpu import cpu_model, isa_class
 from workers.engines.base import Engine, Logits, score_crops
+from workers.host.cpu import cpu_model, isa_class
 from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
 
 if TYPE_CHECKING:
     from workers.models import LoadedModel
@@ -68,7 +68,7 @@ def _refused(message: str, code: str) -> BundleRefused:
 
 
 class Store(Protocol):
-    """The part of workers.store.Store that a bundle needs."""
+    """The part of workers.storage.store.Store that a bundle needs."""
 
     def create(self, key: str, data: bytes) -> bool: ...
 

@@ -16,7 +16,7 @@ import numpy as np
 from workers.bad_images import BadImage, ErrorCode
 from workers.contract import Preprocess
 from workers.decoding import Pixels
-from workers.expendable import Child, Died, KilledFromOutside, Overdue
+from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure, FailureCode
 from workers.pixels import decode_into
 

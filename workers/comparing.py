@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers import threads
 from workers.candidates import Fell, Finished, Made, Network
-from workers.expendable import to_parent
 from workers.failures import classify
+from workers.host import cores
+from workers.host.child import to_parent
 from workers.model_names import ModelError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def serve(parent: Connection) -> None:
     """A Network in; Made and Fell out as they come, then Finished."""
     asked: Network = parent.recv()
     try:
-        threads.apply(asked.plan)
+        cores.apply(asked.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
 
@@ -62,9 +62,9 @@ class _Candidates:
 
     def __init__(self, asked: Network) -> None:
         from workers.careful import IMAGE_S, or_exit, straight
-        from workers.filesystems import read_url
         from workers.models import load_model
         from workers.sampling import read_sample, split_rows
+        from workers.storage.filesystems import read_url
 
         self._asked, request = asked, asked.request
         self._model = model = load_model(request.model, read_url)
@@ -124,9 +124,9 @@ class _Candidates:
         from workers import gate
         from workers.accuracy import compare_logits
         from workers.artifacts import open_artifact
-        from workers.cpu import isa_class
         from workers.engines.base import score_crops
         from workers.engines.choice import Wanted, installed_to_make, wanted_engines
+        from workers.host.cpu import isa_class
         from workers.makers import Makers
         from workers.quantize import float_artifact
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from workers import malloc
 from workers.contract import ThreadPlan, WorkerSpec
-from workers.expendable import Child, Died, KilledFromOutside, Overdue
+from workers.host import malloc
+from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure
 
 START_LIMIT_S = 300.0

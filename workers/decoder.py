@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import Preprocess
-from workers.expendable import to_parent
 from workers.failures import classify
+from workers.host.child import to_parent
 
 
 def serve(parent: Connection) -> None:

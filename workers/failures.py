@@ -5,16 +5,16 @@ from __future__ import annotations
 import traceback
 
 from workers.bundle import BundleRefused
-from workers.expendable import KilledFromOutside
-from workers.memory import BoundTooLow
+from workers.host.child import KilledFromOutside
+from workers.host.cores import NoCores, TooWide
+from workers.host.memory import BoundTooLow
+from workers.host.preemption import Preempted
 from workers.model_names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.preemption import Preempted
 from workers.reading import SourceChanged
 from workers.redaction import redacted
 from workers.source_file import InputUnreadable
-from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.threads import NoCores, TooWide
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 
 
 def classify(error: Exception) -> Failure:

@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 
 from workers.addresses import is_allowed
 from workers.redaction import redacted
-from workers.storage_errors import ServerFault
+from workers.storage.errors import ServerFault
 from workers.uris import Refused
 
 CONNECT_S = 10.0

@@ -13,15 +13,15 @@ from multiprocessing.connection import Connection
 from workers.bad_images import BadImage, ErrorCode
 from workers.bisection import Try
 from workers.contract import Shard, WorkerSpec
-from workers.expendable import to_parent
 from workers.failures import classify
+from workers.host.child import to_parent
+from workers.host.without_pandas import without_pandas
 from workers.isolation import Commit, Phase
 from workers.outcomes import ShardResult
 from workers.parts import cut, joined, wanted
 from workers.reading import ShardReader
 from workers.rows import RowBlock
 from workers.scoring import Part, Scorer
-from workers.without_pandas import without_pandas
 
 
 class Isolated:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from workers import bisection
 from workers.bisection import Hopeless, ReadingKills, Try, search
 from workers.contract import Shard, WorkerSpec
-from workers.expendable import Child, Died, KilledFromOutside, Overdue
+from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
 

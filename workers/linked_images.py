@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from workers import http_fetch, local_files, uris
 from workers.bad_images import BadImage, ErrorCode
-from workers.filesystems import is_local, open_filesystem
 from workers.redaction import redacted, shown
-from workers.retries import retrying
 from workers.rows import ImageCell
-from workers.storage_errors import NotFound
+from workers.storage.errors import NotFound
+from workers.storage.filesystems import is_local, open_filesystem
+from workers.storage.retries import retrying
 
 
 def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:

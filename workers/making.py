@@ -16,13 +16,14 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from workers import bundle, gate, logs, memory, threads
+from workers import bundle, gate, logs
 from workers.contract import BundleRequest, ThreadPlan
-from workers.filesystems import read_url
 from workers.gate import Judged
+from workers.host import cores, memory
 from workers.manifest import Calibration, Manifest, RowRef
 from workers.outcomes import BundleOutcome, Failure
-from workers.store import Store, open_store
+from workers.storage.filesystems import read_url
+from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     from workers.careful import Decode
@@ -54,12 +55,12 @@ class Maker:
         request = self._request
         if request.pin:
             # The driver counts the node's CPUs; how many cores those are only the node knows.
-            lease = threads.lease(min(request.threads, threads.read_topology().budget))
+            lease = cores.lease(min(request.threads, cores.read_topology().budget))
             held.callback(lease.release)
-            threads.apply(lease.plan)
+            cores.apply(lease.plan)
             self._plan = lease.plan
         else:
-            self._plan = threads.unpinned(request.threads)
+            self._plan = cores.unpinned(request.threads)
         import torch
 
         if request.pin:
@@ -72,7 +73,7 @@ class Maker:
         return self._judged_again(manifest, store, held)
 
     def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
-        from workers.cpu import isa_class
+        from workers.host.cpu import isa_class
         from workers.makers import make_artifacts
         from workers.model_names import RECIPE
         from workers.models import load_model
@@ -114,9 +115,9 @@ class Maker:
     def _judged_again(self, manifest: Manifest, store: Store, held: ExitStack) -> BundleOutcome:
         """By the bundle's own reports; measured anew on tonight's sample if labels are asked for and they have none."""
         from workers.accuracy import compare_logits
-        from workers.cpu import isa_class
         from workers.engines.base import score_crops
         from workers.engines.choice import installed_to_run, is_asked_for, unfit
+        from workers.host.cpu import isa_class
 
         judged, request = judged_in(manifest), self._request
         if not lacks_labels(judged, request):

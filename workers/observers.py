@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.ao.quantization.observer import HistogramObserver, ObserverBase, PerChannelMinMaxObserver
 
-from workers.cpu import X86_VNNI
+from workers.host.cpu import X86_VNNI
 
 _CHUNK = 1 << 15
 """Values binned at a time: both copies of a chunk stay in the L2 cache."""

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from types import UnionType
 from typing import Any, Protocol
 
-from workers.cpu import cpu_model, isa_class
-from workers.storage_errors import NotFound, StoreDenied, StoreError
-from workers.store import ObjectInfo
-from workers.threads import this_node
+from workers.host.cores import this_node
+from workers.host.cpu import cpu_model, isa_class
+from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.store import ObjectInfo
 
 SCHEMA = 1
 ENGINE_LIBRARIES = ("torch", "openvino", "onnxruntime")
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Store(Protocol):
-    """The part of workers.store.Store that profiles need."""
+    """The part of workers.storage.store.Store that profiles need."""
 
     def create(self, key: str, data: bytes) -> bool: ...
 
@@ -47,7 +47,7 @@ class HostKind:
 
     cpu_model: str
     isa: str
-    """Class of instruction set, see workers.cpu."""
+    """Class of instruction set, see workers.host.cpu."""
     cores: int
     """Physical cores that the node lets us use, by affinity and quota."""
     threads_per_core: int

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.filesystems import read_url
 from workers.model_names import ModelError, split_arch
+from workers.storage.filesystems import read_url
 from workers.torchvision_import import import_torchvision
 
 METADATA = "stint.pruned"

@@ -172,7 +172,7 @@ def save_pruned(left: nn.Module, whole: LoadedModel, spec: ModelSpec, file: Path
     """
     from safetensors.torch import save
 
-    from workers.filesystems import read_url
+    from workers.storage.filesystems import read_url
 
     state = {name: tensor.contiguous().clone() for name, tensor in left.state_dict().items()}
     file.write_bytes(save(state, metadata(spec.arch, spec.args, whole.module, left)))

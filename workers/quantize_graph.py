@@ -24,12 +24,12 @@ from workers import relu6
 from workers.broadcasts import write_out_factors
 from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
-from workers.cpu import X86_VNNI
 from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import QuantizedInput
 from workers.first_conv import find_first_conv, fold
 from workers.graph_layers import GraphLayers
+from workers.host.cpu import X86_VNNI
 from workers.observers import ActivationObserver, fake_quantized, weight_observer
 from workers.products import ProductErrors
 from workers.sensitivity import LogitErrors

@@ -18,12 +18,12 @@ import pyarrow as pa
 from workers import parquet_rows, webdataset
 from workers.bad_images import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.contract import InputSpec, Shard, Slice
-from workers.filesystems import open_filesystem, version_of
 from workers.parquet import open_parquet
-from workers.retries import retrying
 from workers.rows import ImageCell, RowBlock
 from workers.source_file import InputUnreadable, SourceFile, opened
-from workers.storage_errors import Cause, NotFound, StoreError, cause_of
+from workers.storage.errors import Cause, NotFound, StoreError, cause_of
+from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.retries import retrying
 
 __all__ = ["ImageCell", "RowBlock", "ShardReader", "SourceChanged"]
 

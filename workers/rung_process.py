@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.contract import Preprocess, WorkerSpec
-from workers.expendable import to_parent
+from workers.host.child import to_parent
+from workers.host.cores import THREAD_VARIABLES, thread_environment
 from workers.rungs import (
     ARTIFACT,
     EAGER,
@@ -28,7 +29,6 @@ from workers.rungs import (
     RandomWeights,
     Variant,
 )
-from workers.threads import THREAD_VARIABLES, thread_environment
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from workers.engines.base import Logits, Pixels
     from workers.manifest import Manifest
-    from workers.store import Store
+    from workers.storage.store import Store
 
     Predict = Callable[[Pixels], Logits]
 
@@ -138,7 +138,7 @@ _Made = tuple["Predict", Callable[[int], tuple["Pixels", "Pixels"]], str]
 def _makers(variant: Variant) -> tuple[Callable[[Pixels], _Made], Preprocess]:
     """What makes the variant from pixels N by crop by crop by 3, and how images are made ready for it."""
     from workers.bundle import read_manifest
-    from workers.store import open_store
+    from workers.storage.store import open_store
 
     worker = variant.worker
     store = open_store(worker.output.url, single_writer=worker.output.single_writer)
@@ -188,8 +188,8 @@ def _float_or_int8(variant: Variant, how: Preprocess, crops_NHWC: Pixels) -> _Ma
     import numpy as np
     import torch
 
-    from workers.filesystems import read_url
     from workers.models import load_model
+    from workers.storage.filesystems import read_url
 
     # torch.hub keeps what it has downloaded, and weights from URLs are read again: once a variant.
     network = load_model(variant.model, read_url).module

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from workers import memory
 from workers.contract import Shard, WorkerSpec
+from workers.host import memory
 from workers.outcomes import ShardResult
-from workers.retries import take_throttled_s
+from workers.storage.retries import take_throttled_s
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from workers.predict import Predictor
     from workers.reading import ShardReader
     from workers.rows import RowBlock
-    from workers.store import Store
+    from workers.storage.store import Store
     from workers.writing import Scored
 
 STAGES = ("read", "decode", "predict", "write", "wait")
@@ -76,11 +76,11 @@ class Scorer:
         import torch
 
         from workers import bundle
-        from workers.cpu import isa_class
+        from workers.host.cpu import isa_class
         from workers.loading import load_best
         from workers.pixels import decode_into
         from workers.predict import Predictor
-        from workers.store import open_store
+        from workers.storage.store import open_store
         from workers.writing import read_schema
 
         lap("import")

@@ -15,7 +15,7 @@ from workers import bundle
 from workers.bad_images import BadImage
 from workers.engines.base import Logits, score_crops
 from workers.manifest import Manifest
-from workers.store import Store
+from workers.storage.store import Store
 
 REFERENCE = "torch-float/fp32"
 BATCH = 8

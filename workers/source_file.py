@@ -7,7 +7,7 @@ from typing import Any
 
 from fsspec.asyn import AsyncFileSystem
 
-from workers.retries import retrying
+from workers.storage.retries import retrying
 
 
 class InputUnreadable(Exception):

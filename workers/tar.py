@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from workers.source_file import InputUnreadable
-from workers.storage_errors import Cause, StoreError, cause_of
+from workers.storage.errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE
 NEAR_BYTES = 2 * 2**20

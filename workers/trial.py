@@ -14,13 +14,13 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from workers import memory, threads
 from workers.crew import Go, Prepare, Ran, Ready, Setup
-from workers.expendable import to_parent
 from workers.failures import classify
+from workers.host import cores, memory
+from workers.host.child import to_parent
+from workers.host.without_pandas import without_pandas
 from workers.rows import ImageCell, RowBlock
 from workers.tuning_sample import map_sample
-from workers.without_pandas import without_pandas
 
 if TYPE_CHECKING:
     from workers.contract import WorkerSpec
@@ -65,7 +65,7 @@ class Trial:
                 self._parent.send(answer)
 
     def _begin(self, setup: Setup) -> None:
-        threads.apply(setup.plan)
+        cores.apply(setup.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
         without_pandas()
         self._load(setup.spec)

@@ -13,16 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workers import bundle, memory, threads
+from workers import bundle
 from workers.artifacts import ArtifactInfo
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
-from workers.cpu import isa_class
 from workers.crew import Crew, Failed, Setup
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
+from workers.host import cores, memory
+from workers.host.cpu import isa_class
 from workers.outcomes import Failure
 from workers.profiles import Candidate, HostKind
-from workers.store import open_store
+from workers.storage.store import open_store
 from workers.tuning_sample import read_sample, write_sample
 
 GROWTH = 1.25
@@ -80,8 +81,8 @@ class Bench:
         """Those that did not come up, and why."""
         self._worker_bytes = 0
         """Most that a worker has taken so far."""
-        self._lease: threads.Lease
-        self._topology: threads.Topology
+        self._lease: cores.Lease
+        self._topology: cores.Topology
         self._sample: Path
         self._rows = 0
 
@@ -94,8 +95,8 @@ class Bench:
 
     def _open(self) -> NodeFacts:
         spec = self._request.spec
-        self._topology = threads.read_topology()
-        self._lease = threads.lease(self._topology.budget, self._topology)
+        self._topology = cores.read_topology()
+        self._lease = cores.lease(self._topology.budget, self._topology)
         self._held.callback(self._lease.release)
         store = open_store(spec.output.url, single_writer=spec.output.single_writer)
         manifest = bundle.read_manifest(store, spec.bundle)
@@ -210,7 +211,7 @@ def _key(candidate: Candidate) -> tuple[str, int, int]:
     return candidate.engine, candidate.threads, candidate.workers
 
 
-def shares(whole: ThreadPlan, topology: threads.Topology, width: int, workers: int) -> list[ThreadPlan]:
+def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int) -> list[ThreadPlan]:
     """The leased cores dealt out: `width` of them to each worker, none spanning two caches where they fit in one."""
     pin = bool(whole.cpus)
     firsts = [core[0] for core in topology.cores]
@@ -218,7 +219,7 @@ def shares(whole: ThreadPlan, topology: threads.Topology, width: int, workers: i
     free = list(whole.slots)
     plans: list[ThreadPlan] = []
     for _ in range(workers):
-        chosen = tuple(sorted(threads.choose(free, caches, width)))
+        chosen = tuple(sorted(cores.choose(free, caches, width)))
         free = [slot for slot in free if slot not in chosen]
         plans.append(replace(whole, threads=width, cpus=chosen if pin else (), slots=chosen))
     return plans

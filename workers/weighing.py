@@ -13,9 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from workers import memory, threads
 from workers.candidates import Ask, Fell, Held, Hold, Lap
-from workers.expendable import to_parent
+from workers.host import cores, memory
+from workers.host.child import to_parent
 
 WARM_UP = 2
 """Batches that are not measured: kernels are made for them."""
@@ -25,7 +25,7 @@ def serve(parent: Connection) -> None:
     """A Hold in, Held or Fell out; then a Lap for every Ask."""
     asked: Hold = parent.recv()
     try:
-        threads.apply(asked.plan)
+        cores.apply(asked.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
 

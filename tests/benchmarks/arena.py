@@ -25,11 +25,11 @@ from jobs.photographs import photographs
 from jobs.spec_file import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps
 from workers.bundle import read_manifest
-from workers.cpu import isa_class
 from workers.engines.choice import installed_to_run, ranked
+from workers.host.cores import read_topology
+from workers.host.cpu import isa_class
 from workers.rung_process import write_weights
 from workers.rungs import RandomWeights
-from workers.threads import read_topology
 
 ROW_GROUP = 250
 FILE_ROWS = 1000

@@ -33,12 +33,12 @@ from tests.networks import digits, loaded
 from workers.accuracy import compare
 from workers.artifacts import Artifact, open_artifact
 from workers.contract import GateSpec
-from workers.cpu import isa_class
 from workers.digits import DIGITS, train
 from workers.engines.base import Engine, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torchscript import deprecations_silenced
 from workers.gate import decide
+from workers.host.cpu import isa_class
 from workers.models import LoadedModel
 from workers.quantize import Quantizer, float_artifact
 from workers.torchvision_import import import_torchvision

@@ -20,7 +20,7 @@ from jobs.ledger import Ledger
 from jobs.plans import Content, Cut, encode_plan
 from jobs.slices import Slices, Source
 from workers.contract import Slice
-from workers.store import LocalStore
+from workers.storage.store import LocalStore
 
 ROWS_A_FILE = 10_000
 GROUPS_A_FILE = 4

@@ -40,10 +40,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.ladder import ratio
 from tests.images import photographs
 from tests.networks import loaded, quantize, settled
-from workers import malloc
 from workers.artifacts import Artifact, open_artifact
-from workers.cpu import isa_class
 from workers.engines.base import Engine, Pixels, score_crops
+from workers.host import malloc
+from workers.host.cpu import isa_class
 from workers.model_names import ModelError
 from workers.models import LoadedModel
 from workers.pixels import decode_into

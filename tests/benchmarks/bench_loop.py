@@ -36,7 +36,7 @@ from jobs.spec import Limits, Workers
 from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore, opened
 from workers.contract import Shard
-from workers.store import ObjectInfo
+from workers.storage.store import ObjectInfo
 
 SHARD_ROWS = 4000
 RATE = 40.0

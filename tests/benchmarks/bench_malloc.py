@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_malloc [--arch mobilenet_v2] [--seconds 4] [--rounds 5]
 
 Fresh processes on one core take turns: malloc as it is, in the main thread and in another; one arena for all threads;
-that with huge pages, which is what workers run with (workers/malloc.py). Rates are those of the INT8 network alone in
+that with huge pages, which is what workers run with (workers/host/malloc.py). Rates are those of the INT8 network alone in
 batches of 16, medians; faults are minor page faults, their mean over the processes and their range.
 """
 
@@ -21,8 +21,8 @@ import threading
 import time
 from pathlib import Path
 
-from workers import malloc
-from workers.threads import thread_environment
+from workers.host import malloc
+from workers.host.cores import thread_environment
 
 BATCH = 16
 CANDIDATES = {
@@ -72,7 +72,7 @@ import pickle, sys
 from pathlib import Path
 from tests.benchmarks.bench_engines import CALIBRATION_ROWS, crops, network
 from tests.networks import quantize
-from workers.cpu import isa_class
+from workers.host.cpu import isa_class
 model = network(sys.argv[1], 224)
 Path(sys.argv[2]).write_bytes(pickle.dumps(quantize(model, crops(model, CALIBRATION_ROWS), isa_class()).int8))
 """

@@ -20,7 +20,7 @@ from pathlib import Path
 from jobs.ladder import ratio
 from jobs.photographs import photographs
 from tests.benchmarks.arena import DISTINCT, STINT, Arena, make_input
-from workers.threads import thread_environment
+from workers.host.cores import thread_environment
 
 
 def main() -> None:

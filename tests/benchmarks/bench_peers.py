@@ -33,7 +33,7 @@ from tests.benchmarks.arena import (
     same_work,
 )
 from tests.benchmarks.peers import daft, ray_data
-from workers.cpu import cpu_model
+from workers.host.cpu import cpu_model
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {RAY_DATA: ray_data.SETTINGS, DAFT: daft.SETTINGS}
 HEADINGS = (

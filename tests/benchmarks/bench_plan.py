@@ -38,7 +38,7 @@ from jobs.spec import Limits
 from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record
 from tests.fakes import RESULT, object_of
-from workers.store import LocalStore, ObjectInfo
+from workers.storage.store import LocalStore, ObjectInfo
 
 ROOT = "model=net-0123456789abcdef"
 PAGE = 1000

@@ -30,8 +30,8 @@ from workers import quantize_graph, relu6
 from workers.accuracy import compare
 from workers.artifacts import open_artifact
 from workers.contract import Preprocess
-from workers.cpu import X86_NO_VNNI, X86_VNNI
 from workers.engines.base import Engine
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.models import LoadedModel
 from workers.observers import weight_observer
 from workers.pixels import decode_into

@@ -25,7 +25,7 @@ from pathlib import Path
 from jobs.ladder import ratio
 from tests.benchmarks.arena import Arena, make_input
 from tests.benchmarks.peers.scoring import Work
-from workers.threads import thread_environment
+from workers.host.cores import thread_environment
 
 ROWS_A_GROUP = 16
 
@@ -104,7 +104,7 @@ def _ray(work: Path) -> dict[str, float]:
 
 def _model(work: Path) -> dict[str, float]:
     from workers.bundle import load_engine, read_manifest
-    from workers.store import open_store
+    from workers.storage.store import open_store
 
     it = Work.read(str(work))
     store = open_store(it.output, single_writer=True)

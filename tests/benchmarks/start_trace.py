@@ -34,7 +34,7 @@ def told(step: str, owner: Any, name: str) -> None:
 def main() -> None:
     from jobs import cli, job, running
     from jobs.ledger import Ledger
-    from workers.without_pandas import without_pandas
+    from workers.host.without_pandas import without_pandas
 
     without_pandas()  # as jobs.cli.entrypoint does
     MOMENTS["import jobs.cli"] = time.time()

@@ -21,7 +21,7 @@ from tests.model.oracle import Judgement, judge
 from tests.model.scenario import Stage
 from tests.model.scheduler import Actor, World
 from tests.model.search import Bounds, Choose, Cut, DepthFirst, Figures, Option
-from workers.storage_errors import StoreError
+from workers.storage.errors import StoreError
 
 MOST_CALLS = 2000
 """Of one run: one that makes more never ends."""

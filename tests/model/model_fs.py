@@ -1,7 +1,7 @@
 """An object store in a dictionary, and the fsspec file system through which the real store code talks to it.
 
 Each call of the file system is one operation that a scheduler may hold up, fail, or let take effect later. Below
-`workers.store.ObjectStore`, so that its own read-back and retries are what is under test.
+`workers.storage.store.ObjectStore`, so that its own read-back and retries are what is under test.
 """
 
 from __future__ import annotations

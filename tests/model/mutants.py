@@ -26,7 +26,7 @@ from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
 from workers.contract import Shard
-from workers.store import NotFound, ObjectStore
+from workers.storage.store import NotFound, ObjectStore
 
 A, B = {"a.jpg": b"a"}, {"b.jpg": b"b"}
 

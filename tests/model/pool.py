@@ -19,7 +19,7 @@ from workers.failures import classify
 from workers.manifest import Manifest, StoredObject, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 from workers.reading import ShardReader
-from workers.store import open_store
+from workers.storage.store import open_store
 from workers.writing import Scored, encode, object_facts
 
 SCORE_S = 1.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from workers.store import open_store
+from workers.storage.store import open_store
 
 
 def main(url: str, name: str) -> None:

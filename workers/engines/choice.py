@@ -26,7 +26,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from workers.artifacts import ArtifactInfo, artifact_name
-from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
 from workers.model_names import ModelError
 
 

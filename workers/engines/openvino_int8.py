@@ -41,7 +41,7 @@ def import_openvino() -> Any:
 def properties(threads: int) -> Mapping[str, object]:
     """How OpenVINO is to stay within a worker's cores.
 
-    One stream on `threads` threads. Cores are pinned by workers.threads, not by OpenVINO, which would count from the
+    One stream on `threads` threads. Cores are pinned by workers.host.cores, not by OpenVINO, which would count from the
     node's first core in every worker. What is not INT8 is computed in fp32: OpenVINO's own choice is bf16 where the CPU
     has it, and the same artifact would then give other logits on another node.
     """

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workers.cpu import cpu_flags
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, SilentFloatError, check_pixels, new_buffer
+from workers.host.cpu import cpu_flags
 
 BATCH = "stint_batch"
 """Entry of the package's metadata."""

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.peers.scoring import Work
-from workers.threads import thread_environment
+from workers.host.cores import thread_environment
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ SETTINGS = [{"rows": 256}, {"rows": 64}, {"rows": 16}]
 def main() -> None:
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    from workers.threads import thread_environment
+    from workers.host.cores import thread_environment
 
     os.environ.update(thread_environment(1))  # for the processes of the UDF; Daft's own threads are not OpenMP's
     import daft

@@ -13,7 +13,7 @@ def main() -> None:
     import pyarrow as pa
 
     from tests.benchmarks.peers.scoring import Network, Work
-    from workers.memory import peak_rss_bytes
+    from workers.host.memory import peak_rss_bytes
 
     work, rows = Work.read(sys.argv[1]), int(sys.argv[2])
     pictures = [file.read_bytes() for file in sorted(Path(work.images).glob("*.jpg"))]

@@ -19,11 +19,11 @@ def main() -> None:
     from jobs.job import Job
     from jobs.photographs import photographs
     from jobs.spec_file import load_spec
-    from workers.cpu import isa_class
-    from workers.filesystems import read_url
+    from workers.host.cpu import isa_class
     from workers.models import load_model
     from workers.pixels import decode_into
     from workers.quantize_openvino import quantize_openvino
+    from workers.storage.filesystems import read_url
 
     spec, file = sys.argv[1:]
     model = load_model(Job.open(load_spec(spec, []), writing=False).bundle_request().model, read_url)

@@ -28,7 +28,7 @@ class Scorer:
 
         work = Work.read(file)
         if pin:
-            from workers.threads import apply, lease
+            from workers.host.cores import apply, lease
 
             self._lease = lease(1)
             apply(self._lease.plan)
@@ -47,7 +47,7 @@ def main() -> None:
     import ray.data
 
     from tests.benchmarks.peers.scoring import Work
-    from workers.threads import thread_environment
+    from workers.host.cores import thread_environment
 
     work = Work.read(sys.argv[1])
     how = {**SETTINGS[0], **work.settings}

@@ -62,7 +62,7 @@ class Network:
         import torch
 
         from workers.bundle import load_engine, read_manifest
-        from workers.store import open_store
+        from workers.storage.store import open_store
 
         torch.set_num_threads(1)
         store = open_store(work.output, single_writer=True)
@@ -101,7 +101,7 @@ class Network:
         return pa.table({"id": ids, "topk_label": lists(label_NK), "topk_score": lists(score_NK)})
 
     def _stamp(self, rows: int) -> None:
-        from workers.memory import peak_rss_bytes
+        from workers.host.memory import peak_rss_bytes
 
         with self._stamps.open("a") as file:
             file.write(f"{time.time():.6f} {rows} {peak_rss_bytes()}\n")

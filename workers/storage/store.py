@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 
-from workers.ahead import ahead
-from workers.filesystems import AZURE, GCS, S3, open_filesystem, version_of
-from workers.retries import Patience, retrying
-from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of
+from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
+from workers.storage.filesystems import AZURE, GCS, S3, open_filesystem, version_of
+from workers.storage.lookahead import ahead
+from workers.storage.retries import Patience, retrying
 
 PROBE_KEY = "_stint/probe"
 LISTS_AT_ONCE = 16

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-from workers.storage_errors import Cause, NotFound, StoreDenied, StoreError, cause_of, retry_after_s
+from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of, retry_after_s
 
 TRIES = 6
 BACKOFF_S = 0.2

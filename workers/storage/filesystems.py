@@ -10,8 +10,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from workers.retries import retrying
-from workers.storage_errors import StoreDenied
+from workers.storage.errors import StoreDenied
+from workers.storage.retries import retrying
 
 S3 = frozenset({"s3", "s3a"})
 GCS = frozenset({"gs", "gcs"})
@@ -30,7 +30,7 @@ def is_local(url: str) -> bool:
 def open_filesystem(url: str, *, library_retries: bool = False) -> tuple[Any, str]:
     """The fsspec file system of a URL or local path, and the path inside it. Listings are never cached.
 
-    Failed requests come back at once, for `workers.retries` to sort and repeat, and a server that is silent for
+    Failed requests come back at once, for `workers.storage.retries` to sort and repeat, and a server that is silent for
     SILENCE_S fails; `library_retries` leaves both to the library, for readers that nothing of ours wraps. The user's
     own fsspec configuration (`FSSPEC_S3_CONFIG_KWARGS` and the like) goes before. Credentials come from the
     environment, as each library does it. Raises StoreDenied for a scheme without a library.

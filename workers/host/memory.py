@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from workers import cgroups, memory_guard
 from workers.contract import ThreadPlan
+from workers.host import cgroups, memory_guard
 
 NODE_SHARE = 0.9
 """Of a node's memory, what its workers may take together. The rest is Ray's, the kernel's, and page cache."""
