@@ -16,8 +16,8 @@ from jobs.job import Job
 from jobs.journal import Told
 from jobs.ledger import Ledger
 from jobs.thumbnails import RowAt, fetch, thumbnail
-from workers.bad_images import ErrorCode
 from workers.contract import Shard, Slice
+from workers.image.errors import ErrorCode
 from workers.storage.lookahead import ahead
 
 EACH = 3

@@ -18,9 +18,9 @@ from jobs.job import Job
 from jobs.photographs import photographs
 from jobs.sampling import choose_sample
 from jobs.sources import open_sources
-from workers.bad_images import BadImage
 from workers.contract import SampleSlice, Shard
-from workers.decoding import decode
+from workers.image.decode import decode
+from workers.image.errors import BadImage
 from workers.reading import ShardReader
 
 IMAGES = 64

@@ -12,7 +12,7 @@ from jobs.frontier import short_names
 from jobs.spec import Model
 from workers.candidates import Made
 from workers.contract import ModelSpec
-from workers.model_names import ModelError, split_arch, weights_enum_or_path
+from workers.model.names import ModelError, split_arch, weights_enum_or_path
 
 
 def models_of(own: ModelSpec, archs: Sequence[str]) -> dict[str, ModelSpec]:

@@ -138,7 +138,7 @@ def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0, 
     from safetensors.torch import save_file
 
     from workers import digits as network
-    from workers.pixels import decode_into
+    from workers.image.resize import decode_into
 
     # The network is too small to share out, and OpenMP threads that wait for a busy machine's cores wait for ever.
     torch.set_num_threads(1)

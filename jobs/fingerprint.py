@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec, Model
-from workers.model_names import RECIPE, weights_enum_or_path
+from workers.model.names import RECIPE, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2

@@ -19,10 +19,10 @@ from jobs.reader import Predictions, done
 from jobs.row_names import place_told
 from jobs.row_object import class_name
 from jobs.thumbnails import Fetched, RowAt, fetch, thumbnail
-from workers.artifacts import EngineUnusable
-from workers.bad_images import ErrorCode
 from workers.bundle import BundleRefused, read_manifest
+from workers.engines.artifact import EngineUnusable
 from workers.host.cores import read_topology
+from workers.image.errors import ErrorCode
 from workers.manifest import Manifest
 from workers.redaction import redacted
 from workers.writing import SOURCE_FIELDS, key_names, shown_keys

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jobs.snapshot import WORKER_STATES, Snapshot
-from workers.bad_images import ErrorCode
+from workers.image.errors import ErrorCode
 from workers.outcomes import FailureCode, FailureKind
 
 JOB = "stint_job"

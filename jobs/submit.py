@@ -25,7 +25,7 @@ from jobs.following import Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.spec import Model
 from jobs.spec_file import load_spec
 from jobs.upload import Upload, check_goes_along, find_files, local_path
-from workers.model_names import weights_enum_or_path
+from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name
 
 if TYPE_CHECKING:

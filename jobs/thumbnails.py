@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from workers import parquet_rows, webdataset
-from workers.bad_images import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, ErrorCode
-from workers.containers import exif_orientation, jpeg_exif, sniff
 from workers.contract import InputSpec, Slice
-from workers.decoding import Pixels, decode_stored, upright
+from workers.image.decode import Pixels, decode_stored, upright
+from workers.image.errors import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, ErrorCode
+from workers.image.formats import exif_orientation, jpeg_exif, sniff
 from workers.parquet import open_parquet
 from workers.redaction import redacted
 from workers.rows import ImageCell, RowBlock

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from tests.networks import CALIBRATION_ROWS, digits, loaded
-from workers.artifacts import Artifact
 from workers.contract import Preprocess
+from workers.engines.artifact import Artifact
 from workers.engines.base import Logits, Pixels
-from workers.models import LoadedModel
-from workers.torchvision_import import import_torchvision
+from workers.model.load import LoadedModel
+from workers.model.torchvision_import import import_torchvision
 
 ROOT = Path(__file__).parent.parent
 SMALL = Preprocess(resize_px=48, crop_px=48, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -27,7 +27,7 @@ SMALL = Preprocess(resize_px=48, crop_px=48, mean=(0.5, 0.5, 0.5), std=(0.25, 0.
 _SCORE = """
 import json, sys
 import numpy as np
-from workers.artifacts import Artifact, ArtifactInfo, open_artifact
+from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import InputLayout, score_crops
 info = json.load(open(sys.argv[1] + ".json"))
 info["layout"] = InputLayout(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["layout"].items()})

@@ -64,7 +64,7 @@ def opened(name: str, *groups: int, version: str = "v1") -> Opened:
 
 def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> bytes:
     """What a worker would write for the shard, with class 0 everywhere."""
-    from workers.bad_images import BadImage, ErrorCode
+    from workers.image.errors import BadImage, ErrorCode
 
     rows = shard.rows
     scored = Scored(label_NK=np.zeros((rows, 1), np.int32), score_NK=np.ones((rows, 1), np.float32))

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
 from workers.digits import DIGITS, digits_cnn, train
+from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels
 from workers.host.cpu import isa_class
-from workers.models import LoadedModel
+from workers.model.load import LoadedModel
 from workers.quantize import Quantizer, float_artifact
 
 CALIBRATION_ROWS = 64

@@ -85,10 +85,10 @@ def hook() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Changes `workers.pixels` as soon as it is imported, and nothing before: most processes never do."""
+    """Changes `workers.image.resize` as soon as it is imported, and nothing before: most processes never do."""
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "workers.pixels":
+        if name != "workers.image.resize":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from workers.bad_images import BadImage
 from workers.contract import InputSpec, Shard, Slice
+from workers.image.errors import BadImage
 from workers.reading import ShardReader
 from workers.source_file import opened
 from workers.storage.filesystems import open_filesystem, version_of

@@ -26,18 +26,18 @@ from jobs.spec_file import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
 from workers import loading, makers
-from workers.artifacts import Artifact, ArtifactInfo, EngineUnusable, open_artifact
 from workers.batches import BATCH, GPU_BATCH, batch_by_rule
 from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.contract import BundleRequest
+from workers.engines.artifact import Artifact, ArtifactInfo, EngineUnusable, open_artifact
 from workers.engines.base import Engine, Logits, Pixels
 from workers.engines.torch_int8 import TorchInt8Engine
 from workers.gate import Judged
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
+from workers.image.resize import decode_into
 from workers.making import Maker, judged_in, outcome_of
 from workers.manifest import Manifest, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode
-from workers.pixels import decode_into
 from workers.profiles import Candidate, HostKind, Profile, Row, store_profile
 from workers.quantize import QuantizeError
 from workers.scoring import Scorer

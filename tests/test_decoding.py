@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.crafted import with_jpeg_size
 from tests.images import ANY, corpus, encode, photo, samples
-from workers import decoding
-from workers.bad_images import MAX_PIXELS, BadImage, ErrorCode
-from workers.decoding import MAX_ASPECT, decode, decode_stored
+from workers.image import decode as decoding
+from workers.image.decode import MAX_ASPECT, decode, decode_stored
+from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 
 # Pillow warns of much that it then refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -144,7 +144,7 @@ def test_limits_hold_at_their_edge() -> None:
 
 def test_pillow_is_left_with_its_own_settings() -> None:
     program = (
-        "import sys, PIL.Image, PIL.ImageFile; limit = PIL.Image.MAX_IMAGE_PIXELS; import workers.decoding;"
+        "import sys, PIL.Image, PIL.ImageFile; limit = PIL.Image.MAX_IMAGE_PIXELS; import workers.image.decode;"
         "assert limit and PIL.Image.MAX_IMAGE_PIXELS == limit and not PIL.ImageFile.LOAD_TRUNCATED_IMAGES;"
         "assert 'torch' not in sys.modules"
     )
@@ -175,7 +175,7 @@ def test_memory_errors_are_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPat
 IN_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
-from workers.decoding import BadImage, decode
+from workers.image.decode import BadImage, decode
 import PIL.AvifImagePlugin
 data = Path(sys.argv[1]).read_bytes()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

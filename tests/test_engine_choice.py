@@ -6,11 +6,11 @@ from itertools import permutations
 
 import pytest
 
-from workers.artifacts import ArtifactInfo
+from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 from workers.engines.choice import NEEDS, ranked, unfit, wanted_engines
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 BASE = {"torch-int8", "torch-float"}
 ALL = set(NEEDS)

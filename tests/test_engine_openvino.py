@@ -17,8 +17,8 @@ import torch
 from tests.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
 from tests.networks import digits, digits_artifacts, digits_model, one_thread
 from workers.accuracy import compare
-from workers.artifacts import Artifact, open_artifact
 from workers.digits import DIGITS
+from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack, properties
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI

@@ -16,16 +16,16 @@ import torch
 from torch import fx, nn
 
 from tests.networks import digits, digits_artifacts, engines, loaded, one_thread, quantize
-from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
+from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import SilentFloatError
 from workers.engines.torchscript import from_archive, operators
 from workers.first_conv import find_first_conv, fold
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
-from workers.preprocess import IMAGENET
-from workers.torchvision_import import import_torchvision
+from workers.model.preprocess import IMAGENET
+from workers.model.torchvision_import import import_torchvision
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_fold_is_done_only_where_the_graph_allows_it(network: nn.Module, found: 
 _SCORE = """
 import json, sys
 import numpy as np
-from workers.artifacts import Artifact, ArtifactInfo, open_artifact
+from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import InputLayout, score_crops
 info = json.load(open(sys.argv[1] + ".json"))
 info["layout"] = InputLayout(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["layout"].items()})

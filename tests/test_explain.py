@@ -21,8 +21,8 @@ from jobs.snapshot import Snapshot
 from tests import tars
 from tests.fakes import INFO, RESULT
 from tests.small_ledger import SmallLedger
-from workers.bad_images import ErrorCode
 from workers.contract import InputSpec
+from workers.image.errors import ErrorCode
 from workers.outcomes import Failure, FailureKind
 
 RUN = "20200101T020000Z-abc123"

@@ -19,7 +19,7 @@ from workers.contract import Shard, Slice
 from workers.failures import classify
 from workers.host.cores import NoCores, TooWide
 from workers.host.preemption import Preempted
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.reading import SourceChanged
 from workers.source_file import InputUnreadable

@@ -14,16 +14,16 @@ from torch import nn
 
 from tests.networks import CALIBRATION_ROWS, digits, digits_model, loaded, one_thread
 from workers.accuracy import AccuracyReport, compare
-from workers.artifacts import Artifact, open_artifact
 from workers.digits import DIGITS
+from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, SilentFloatError
 from workers.engines.torchscript import from_archive, operators
 from workers.fallback import by_sensitivity, fewest, most_layers
 from workers.graph_layers import GraphLayers
 from workers.host.cpu import isa_class
-from workers.models import LoadedModel
+from workers.model.load import LoadedModel
+from workers.model.torchvision_import import import_torchvision
 from workers.quantize import QuantizeError, Quantizer, float_artifact
-from workers.torchvision_import import import_torchvision
 
 MIN_AGREEMENT = 0.98
 

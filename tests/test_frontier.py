@@ -22,9 +22,9 @@ from jobs.frontier import (
     wilson,
 )
 from jobs.spec import Model
-from workers.artifacts import ArtifactInfo
 from workers.candidates import Made
 from workers.contract import ModelSpec
+from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 
 OWN = Weighed(

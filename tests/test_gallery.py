@@ -20,7 +20,7 @@ from jobs.gallery import KILLER
 from tests import images
 from tests.digits_job import ROOT, Digits
 from tests.small_ledger import SmallLedger
-from workers.bad_images import ErrorCode
+from workers.image.errors import ErrorCode
 from workers.storage.errors import StoreError
 
 PHOTO = images.encode(images.photo(), "JPEG")

@@ -26,16 +26,16 @@ from tests.images import encode, photo, photographs
 from tests.networks import Artifacts, quantize
 from tests.test_reading import shard, slices_of
 from workers import parquet_rows
-from workers.artifacts import open_artifact
-from workers.bad_images import BadImage, ErrorCode
 from workers.bundle import read_manifest
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.digits import DIGITS, digits_cnn
+from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.host.cpu import isa_class
-from workers.models import LoadedModel
-from workers.pixels import Preparer, decode_into
+from workers.image.errors import BadImage, ErrorCode
+from workers.image.resize import Preparer, decode_into
+from workers.model.load import LoadedModel
 from workers.predict import BATCHES_A_ROUND, Predictor
 from workers.read_ahead import ReadAhead
 from workers.reading import ShardReader

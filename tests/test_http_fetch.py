@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from tests.web import Web, served
 from workers import http_fetch
-from workers.bad_images import BadImage
 from workers.http_fetch import TooLarge, fetch
+from workers.image.errors import BadImage
 from workers.linked_images import image_at
 from workers.parquet_rows import FETCHES
 from workers.storage import retries

@@ -27,9 +27,9 @@ from tests.tars import END, index, write_tar
 from tests.tars import shard as tar_shard
 from workers import bisection
 from workers.actor import Worker
-from workers.bad_images import MAX_IMAGE_BYTES
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
 from workers.host.child import Child, Died, how_it_died
+from workers.image.errors import MAX_IMAGE_BYTES
 from workers.isolation import limit_of, score_isolated
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.storage.filesystems import open_filesystem, version_of

@@ -16,8 +16,8 @@ import pytest
 from jobs.cli import main
 from tests import images
 from tests.digits_job import Digits, predictions
-from workers.bad_images import BadImage
-from workers.decoding import decode
+from workers.image.decode import decode
+from workers.image.errors import BadImage
 
 WriteSpec = Callable[[dict[str, Any]], str]
 

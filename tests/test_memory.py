@@ -34,11 +34,11 @@ from tests import poison
 from tests.crafted import png, with_jpeg_size
 from tests.digits_job import ROOT, Digits
 from tests.images import samples
-from workers import pixels
 from workers.contract import InputSpec, Preprocess, Shard, Slice, ThreadPlan, WorkerSpec
 from workers.failures import classify
 from workers.host.memory import BoundTooLow, Guard, bound_bytes, check_room, node_bytes, peak_rss_bytes
 from workers.host.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, look_again_ms
+from workers.image import resize
 from workers.outcomes import FailureCode, FailureKind
 from workers.parquet_rows import BLOCK_BYTES, FETCHES
 from workers.reading import ShardReader
@@ -194,11 +194,11 @@ def test_only_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) 
     out_HWC = np.zeros((32, 32, 3), np.uint8)
     lock = CountingLock()
     data = samples()["jpeg_420"].data
-    pixels.Preparer(how, lock).put(data, out_HWC)
+    resize.Preparer(how, lock).put(data, out_HWC)
     assert lock.taken == 0
-    monkeypatch.setattr(pixels, "LARGE_PIXELS", 120 * 160 - 1)
+    monkeypatch.setattr(resize, "LARGE_PIXELS", 120 * 160 - 1)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: pixels.Preparer(how, lock).put(data, np.zeros_like(out_HWC)), range(8)))
+        list(pool.map(lambda _: resize.Preparer(how, lock).put(data, np.zeros_like(out_HWC)), range(8)))
     assert lock.taken == 8
 
 

@@ -20,10 +20,10 @@ from tests.networks import one_thread
 from workers.contract import ModelSpec
 from workers.digits import digits_cnn
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class, runs_on
-from workers.model_names import ModelError, split_arch, weights_enum_or_path
-from workers.models import load_model
-from workers.preprocess import IMAGENET, absorb_transform_input
-from workers.torchvision_import import import_torchvision
+from workers.model.load import load_model
+from workers.model.names import ModelError, split_arch, weights_enum_or_path
+from workers.model.preprocess import IMAGENET, absorb_transform_input
+from workers.model.torchvision_import import import_torchvision
 
 SMALL = "torchvision/squeezenet1_1"
 

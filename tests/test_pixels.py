@@ -11,11 +11,11 @@ from PIL import Image
 from torch.nn import functional
 
 from tests.images import encode, photo, samples, stored_as
-from workers.bad_images import BadImage
 from workers.contract import Preprocess
-from workers.decoding import decode
-from workers.pixels import Preparer, decode_into, prepare, resized_px
-from workers.torchvision_import import import_torchvision
+from workers.image.decode import decode
+from workers.image.errors import BadImage
+from workers.image.resize import Preparer, decode_into, prepare, resized_px
+from workers.model.torchvision_import import import_torchvision
 
 import_torchvision()
 

@@ -24,20 +24,20 @@ from tests.networks import (
     settled,
 )
 from workers.accuracy import AccuracyReport, compare
-from workers.artifacts import open_artifact
 from workers.contract import GateSpec, Preprocess
 from workers.digits import DIGITS, train
+from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
+from workers.model.torchvision_import import import_torchvision
 from workers.quantize import (
     QuantizeError,
     Quantizer,
     float_artifact,
 )
 from workers.quantize_graph import GraphCalibration
-from workers.torchvision_import import import_torchvision
 
 GATE = GateSpec(labels_column="label")
 

@@ -18,8 +18,8 @@ from jobs.listing import list_input
 from jobs.sources import open_sources
 from jobs.spec_input import Input
 from workers import parquet_rows, source_file
-from workers.bad_images import MAX_IMAGE_BYTES, BadImage
 from workers.contract import InputSpec, Shard, Slice
+from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.parquet import image_kind
 from workers.read_ahead import ReadAhead
 from workers.reading import RowBlock, ShardReader, SourceChanged

@@ -37,14 +37,14 @@ from workers.bundle import BundleRefused
 from workers.contract import ModelSpec
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
+from workers.image.resize import decode_into
 from workers.manifest import StoredObject, from_json, to_json
-from workers.model_names import ModelError
-from workers.models import load_model
-from workers.pixels import decode_into
+from workers.model.load import load_model
+from workers.model.names import ModelError
+from workers.model.state_dict import read_state_dict
+from workers.model.torchvision_import import import_torchvision
 from workers.redaction import credential_in, redacted, redacted_values, shown
-from workers.state_dict import read_state_dict
 from workers.storage.errors import StoreError
-from workers.torchvision_import import import_torchvision
 
 # ---------------------------------------------------------------------------------------------- weights
 

@@ -15,10 +15,10 @@ from workers.digits import DIGITS
 from workers.engines.torchscript import deprecations_silenced
 from workers.fallback import by_sensitivity
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
+from workers.model.torchvision_import import import_torchvision
 from workers.quantize import float_artifact
 from workers.quantize_graph import GraphCalibration
 from workers.sensitivity import LogitErrors
-from workers.torchvision_import import import_torchvision
 
 HOW = Preprocess(resize_px=64, crop_px=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

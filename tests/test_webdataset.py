@@ -24,9 +24,9 @@ from tests import images
 from tests.digits_job import Digits, predictions
 from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
 from workers import parquet, tar, webdataset
-from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
+from workers.image.errors import BadImage
 from workers.reading import ShardReader, SourceChanged
 from workers.sampling import read_sample
 from workers.source_file import InputUnreadable, SourceFile, opened

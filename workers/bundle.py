@@ -18,15 +18,15 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from workers.accuracy import AccuracyReport
-from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.contract import ModelSpec, Preprocess
+from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
 from workers.host.cpu import cpu_model, isa_class
 from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
 from workers.storage.errors import NotFound
 
 if TYPE_CHECKING:
-    from workers.models import LoadedModel
+    from workers.model.load import LoadedModel
 
 DecodeInto = Callable[[bytes, Preprocess, npt.NDArray[np.uint8]], None]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.artifacts import ArtifactInfo
 from workers.contract import BundleRequest, ThreadPlan
+from workers.engines.artifact import ArtifactInfo
 
 
 @dataclass(frozen=True, kw_only=True)

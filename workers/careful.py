@@ -13,12 +13,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from workers.bad_images import BadImage, ErrorCode
 from workers.contract import Preprocess
-from workers.decoding import Pixels
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
+from workers.image.decode import Pixels
+from workers.image.errors import BadImage, ErrorCode
+from workers.image.resize import decode_into
 from workers.outcomes import Failure, FailureCode
-from workers.pixels import decode_into
 
 Decode: TypeAlias = Callable[[memoryview], Pixels]
 """An encoded image becomes what the network sees of it, crop_px x crop_px x 3, uint8. Raises BadImage."""

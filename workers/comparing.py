@@ -21,13 +21,13 @@ from workers.candidates import Fell, Finished, Made, Network
 from workers.failures import classify
 from workers.host import cores
 from workers.host.child import to_parent
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 if TYPE_CHECKING:
     from workers.accuracy import AccuracyReport
-    from workers.artifacts import Artifact
+    from workers.engines.artifact import Artifact
     from workers.engines.base import Logits
-    from workers.models import LoadedModel
+    from workers.model.load import LoadedModel
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
@@ -62,7 +62,7 @@ class _Candidates:
 
     def __init__(self, asked: Network) -> None:
         from workers.careful import IMAGE_S, or_exit, straight
-        from workers.models import load_model
+        from workers.model.load import load_model
         from workers.sampling import read_sample, split_rows
         from workers.storage.filesystems import read_url
 
@@ -123,7 +123,7 @@ class _Candidates:
     ) -> Iterator[Made | Fell]:
         from workers import gate
         from workers.accuracy import compare_logits
-        from workers.artifacts import open_artifact
+        from workers.engines.artifact import open_artifact
         from workers.engines.base import score_crops
         from workers.engines.choice import Wanted, installed_to_make, wanted_engines
         from workers.host.cpu import isa_class

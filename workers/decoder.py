@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from workers.bad_images import BadImage
 from workers.careful import straight
 from workers.contract import Preprocess
 from workers.failures import classify
 from workers.host.child import to_parent
+from workers.image.errors import BadImage
 
 
 def serve(parent: Connection) -> None:

@@ -9,7 +9,7 @@ from workers.host.child import KilledFromOutside
 from workers.host.cores import NoCores, TooWide
 from workers.host.memory import BoundTooLow
 from workers.host.preemption import Preempted
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.reading import SourceChanged
 from workers.redaction import redacted

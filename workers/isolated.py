@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
-from workers.bad_images import BadImage, ErrorCode
 from workers.bisection import Try
 from workers.contract import Shard, WorkerSpec
 from workers.failures import classify
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
+from workers.image.errors import BadImage, ErrorCode
 from workers.isolation import Commit, Phase
 from workers.outcomes import ShardResult
 from workers.parts import cut, joined, wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import http_fetch, local_files, uris
-from workers.bad_images import BadImage, ErrorCode
+from workers.image.errors import BadImage, ErrorCode
 from workers.redaction import redacted, shown
 from workers.rows import ImageCell
 from workers.storage.errors import NotFound

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workers import bundle
-from workers.artifacts import ArtifactInfo
 from workers.batches import batch_by_rule
 from workers.contract import WorkerSpec
+from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import Engine
 from workers.engines.choice import installed_to_run, ranked, unfit
 from workers.host.cpu import cpu_model, isa_class, runs_on
 from workers.manifest import Manifest
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 from workers.profiles import Candidate, HostKind, read_profile
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.store import Store

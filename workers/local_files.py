@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers.bad_images import MAX_IMAGE_BYTES, BadImage, ErrorCode
+from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.uris import Refused, is_web
 
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)

@@ -74,10 +74,10 @@ class Maker:
 
     def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
         from workers.host.cpu import isa_class
+        from workers.image.resize import decode_into
         from workers.makers import make_artifacts
-        from workers.model_names import RECIPE
-        from workers.models import load_model
-        from workers.pixels import decode_into
+        from workers.model.load import load_model
+        from workers.model.names import RECIPE
 
         request, spec = self._request, self._request.model
         model = load_model(spec, read_url)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workers.accuracy import AccuracyReport
-from workers.artifacts import ArtifactInfo
 from workers.contract import Preprocess
+from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 
 SCHEMA = 2

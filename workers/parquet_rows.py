@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workers.bad_images import BadImage, ErrorCode
 from workers.contract import InputSpec, Slice
+from workers.image.errors import BadImage, ErrorCode
 from workers.linked_images import image_at
 from workers.parquet import chunk_sizes, image_kind, open_parquet
 from workers.rows import ImageCell, RowBlock

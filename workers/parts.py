@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from workers.bad_images import BadImage
 from workers.contract import Shard, Slice
+from workers.image.errors import BadImage
 from workers.reading import SourceChanged
 from workers.rows import RowBlock
 from workers.scoring import Part

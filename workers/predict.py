@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import torch
 
-from workers.bad_images import BadImage
 from workers.contract import Preprocess
 from workers.engines.base import Engine
-from workers.pixels import Preparer
+from workers.image.errors import BadImage
+from workers.image.resize import Preparer
 from workers.reading import ImageCell, RowBlock
 from workers.writing import Floats, Scored
 

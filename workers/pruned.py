@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.model_names import ModelError, split_arch
+from workers.model.names import ModelError, split_arch
+from workers.model.torchvision_import import import_torchvision
 from workers.storage.filesystems import read_url
-from workers.torchvision_import import import_torchvision
 
 METADATA = "stint.pruned"
 SIZES = frozenset({"in_channels", "out_channels", "groups", "num_features", "in_features", "out_features"})

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers.contract import ModelSpec
 from workers.engines.base import Pixels
 from workers.engines.torch_float import NormalizedInput
-from workers.model_names import ModelError
-from workers.models import LoadedModel, load_model
+from workers.model.load import LoadedModel, load_model
+from workers.model.names import ModelError
 from workers.pruned import metadata
 
 EXTRA = "stint[compare]"

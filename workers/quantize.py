@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.artifacts import Artifact, ArtifactInfo, open_artifact
 from workers.calibration import Calibration, QuantizedNetwork
+from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, InputLayout, Pixels, score_crops
 from workers.engines.torch_float import float_archive, normalized
 from workers.engines.torch_int8 import float_layers as count_float_layers
@@ -18,8 +18,8 @@ from workers.engines.torch_int8 import quantized_layers
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
 from workers.fallback import by_sensitivity, fewest, most_layers
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.model_names import ModelError
-from workers.models import LoadedModel
+from workers.model.load import LoadedModel
+from workers.model.names import ModelError
 from workers.quantize_graph import GraphCalibration
 from workers.quantize_islands import IslandCalibration
 from workers.sensitivity import IMAGES

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.artifacts import Artifact, ArtifactInfo
+from workers.engines.artifact import Artifact, ArtifactInfo
 from workers.engines.base import Pixels
 from workers.engines.openvino_int8 import import_openvino, layers, pack, properties
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.models import LoadedModel
+from workers.model.load import LoadedModel
 from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
 from workers.quantize import QuantizeError
 from workers.quiet import quiet

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from workers.artifacts import Artifact, ArtifactInfo
+from workers.engines.artifact import Artifact, ArtifactInfo
 from workers.engines.base import Pixels
 from workers.engines.pt2e import BATCH, calls, layers
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.models import LoadedModel
+from workers.model.load import LoadedModel
 from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
 from workers.quantize import QuantizeError
 from workers.quiet import quiet

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from workers import parquet_rows, webdataset
-from workers.bad_images import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.contract import InputSpec, Shard, Slice
+from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.parquet import open_parquet
 from workers.rows import ImageCell, RowBlock
 from workers.source_file import InputUnreadable, SourceFile, opened

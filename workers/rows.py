@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from workers.bad_images import BadImage
+from workers.image.errors import BadImage
 
 ImageCell: TypeAlias = memoryview | bytes | BadImage
 """An encoded image, or why the row has none."""

@@ -85,7 +85,7 @@ def write_weights(asked: RandomWeights) -> str:
     import torch
     from safetensors.torch import save_file
 
-    from workers.torchvision_import import import_torchvision
+    from workers.model.torchvision_import import import_torchvision
 
     torch.manual_seed(0)
     network = import_torchvision().models.get_model(asked.arch, weights=None)
@@ -154,7 +154,7 @@ def _crops(images: str, how: Preprocess) -> Pixels:
     import numpy as np
     import pyarrow.parquet as pq
 
-    from workers.pixels import decode_into
+    from workers.image.resize import decode_into
 
     column = pq.ParquetFile(Path(images)).read_row_group(0, columns=["image"]).column(0)
     cells = [cell.as_py() for cell in column[:IMAGES]]
@@ -166,8 +166,8 @@ def _crops(images: str, how: Preprocess) -> Pixels:
 
 def _artifact(worker: WorkerSpec, store: Store, manifest: Manifest) -> _Made:
     """The engine as workers run it: loaded for each size of batch, since it is quickest at the first one it meets."""
+    from workers.image.resize import decode_into
     from workers.loading import load_best
-    from workers.pixels import decode_into
 
     loaded = load_best(store, manifest, worker, decode_into)
     engines = {loaded.batch: loaded.engine}
@@ -188,7 +188,7 @@ def _float_or_int8(variant: Variant, how: Preprocess, crops_NHWC: Pixels) -> _Ma
     import numpy as np
     import torch
 
-    from workers.models import load_model
+    from workers.model.load import load_model
     from workers.storage.filesystems import read_url
 
     # torch.hub keeps what it has downloaded, and weights from URLs are read again: once a variant.

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.bad_images import BadImage, ErrorCode
 from workers.careful import Decode
 from workers.contract import InputSpec, SampleSlice, Shard
-from workers.model_names import ModelError
+from workers.image.errors import BadImage, ErrorCode
+from workers.model.names import ModelError
 from workers.reading import ShardReader
 from workers.writing import describe_row
 

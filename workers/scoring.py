@@ -21,7 +21,7 @@ from workers.storage.retries import take_throttled_s
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from workers.artifacts import ArtifactInfo
+    from workers.engines.artifact import ArtifactInfo
     from workers.predict import Predictor
     from workers.reading import ShardReader
     from workers.rows import RowBlock
@@ -77,8 +77,8 @@ class Scorer:
 
         from workers import bundle
         from workers.host.cpu import isa_class
+        from workers.image.resize import decode_into
         from workers.loading import load_best
-        from workers.pixels import decode_into
         from workers.predict import Predictor
         from workers.storage.store import open_store
         from workers.writing import read_schema

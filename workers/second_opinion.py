@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workers import bundle
-from workers.bad_images import BadImage
 from workers.engines.base import Logits, score_crops
+from workers.image.errors import BadImage
 from workers.manifest import Manifest
 from workers.storage.store import Store
 
@@ -56,7 +56,7 @@ def second_opinion(
 
 def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[int], np.ndarray]:
     """Which of the images decode, and their crops, one behind the other."""
-    from workers.pixels import decode_into
+    from workers.image.resize import decode_into
 
     how = replace(manifest.preprocess, decode="exact")
     crops_NHWC = np.empty((len(images), how.crop_px, how.crop_px, 3), np.uint8)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workers import bundle
-from workers.artifacts import ArtifactInfo
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
 from workers.crew import Crew, Failed, Setup
+from workers.engines.artifact import ArtifactInfo
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, memory

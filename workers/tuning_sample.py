@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from workers.bad_images import BadImage
 from workers.contract import InputSpec, SampleSlice, Shard
+from workers.image.errors import BadImage
 from workers.parquet_rows import binary_cells
 from workers.reading import ShardReader
 from workers.rows import ImageCell

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.bad_images import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.contract import InputSpec, Slice
+from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.rows import ImageCell, RowBlock
 from workers.source_file import InputUnreadable
 from workers.tar import Member, Window, members

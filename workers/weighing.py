@@ -29,7 +29,7 @@ def serve(parent: Connection) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
 
-        from workers.artifacts import Artifact, open_artifact
+        from workers.engines.artifact import Artifact, open_artifact
 
         torch.set_num_threads(1)
         engine = open_artifact(Artifact(info=asked.info, data=Path(asked.path).read_bytes()))

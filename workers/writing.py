@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.bad_images import BadImage
 from workers.contract import Shard
+from workers.image.errors import BadImage
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.images import encode, photo, photographs
 from workers.contract import Preprocess
-from workers.pixels import Preparer, decode_into
+from workers.image.resize import Preparer, decode_into
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SCALED = replace(HOW, decode="scaled")

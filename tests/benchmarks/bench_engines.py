@@ -40,19 +40,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.ladder import ratio
 from tests.images import photographs
 from tests.networks import loaded, quantize, settled
-from workers.artifacts import Artifact, open_artifact
+from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels, score_crops
 from workers.host import malloc
 from workers.host.cpu import isa_class
-from workers.model_names import ModelError
-from workers.models import LoadedModel
-from workers.pixels import decode_into
-from workers.preprocess import IMAGENET
+from workers.image.resize import decode_into
+from workers.model.load import LoadedModel
+from workers.model.names import ModelError
+from workers.model.preprocess import IMAGENET
+from workers.model.torchvision_import import import_torchvision
 from workers.quantize import float_artifact
 from workers.quantize_onnx import quantize_onnx
 from workers.quantize_openvino import quantize_openvino
 from workers.quantize_pt2e import quantize_pt2e
-from workers.torchvision_import import import_torchvision
 
 CALIBRATION_ROWS = 32
 SWEEP = (1, 2, 4, 8, 16, 32, 64)

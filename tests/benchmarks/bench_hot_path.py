@@ -28,18 +28,18 @@ import torch
 
 from tests.images import photographs
 from tests.networks import quantize
-from workers.artifacts import open_artifact
 from workers.contract import InputSpec, Preprocess, Shard, Slice
+from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, Engine, InputLayout, Logits, Pixels, new_buffer
 from workers.host.cpu import isa_class
-from workers.models import LoadedModel
-from workers.pixels import Preparer, decode_into
+from workers.image.resize import Preparer, decode_into
+from workers.model.load import LoadedModel
+from workers.model.torchvision_import import import_torchvision
 from workers.predict import Predictor
 from workers.read_ahead import ReadAhead
 from workers.reading import ShardReader
 from workers.rows import RowBlock
 from workers.storage.filesystems import open_filesystem, version_of
-from workers.torchvision_import import import_torchvision
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 INPUT = InputSpec(format="parquet", image="image", keys=("id",))

@@ -94,7 +94,7 @@ def measured(file: Path, seconds: float) -> tuple[float, float]:
 
     import torch
 
-    from workers.artifacts import open_artifact
+    from workers.engines.artifact import open_artifact
 
     torch.set_num_threads(1)
     engine = open_artifact(pickle.loads(file.read_bytes()))

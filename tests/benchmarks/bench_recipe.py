@@ -28,14 +28,14 @@ from tests.images import photographs
 from tests.networks import quantize
 from workers import quantize_graph, relu6
 from workers.accuracy import compare
-from workers.artifacts import open_artifact
 from workers.contract import Preprocess
+from workers.engines.artifact import open_artifact
 from workers.engines.base import Engine
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.models import LoadedModel
+from workers.image.resize import decode_into
+from workers.model.load import LoadedModel
+from workers.model.torchvision_import import import_torchvision
 from workers.observers import weight_observer
-from workers.pixels import decode_into
-from workers.torchvision_import import import_torchvision
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 BATCH = 16

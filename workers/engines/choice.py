@@ -25,9 +25,9 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from workers.artifacts import ArtifactInfo, artifact_name
+from workers.engines.artifact import ArtifactInfo, artifact_name
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import nn
 from workers.contract import Preprocess
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, framed, new_buffer
 from workers.engines.torchscript import from_archive, to_archive
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By precision."""

@@ -20,8 +20,8 @@ def main() -> None:
     from jobs.photographs import photographs
     from jobs.spec_file import load_spec
     from workers.host.cpu import isa_class
-    from workers.models import load_model
-    from workers.pixels import decode_into
+    from workers.image.resize import decode_into
+    from workers.model.load import load_model
     from workers.quantize_openvino import quantize_openvino
     from workers.storage.filesystems import read_url
 

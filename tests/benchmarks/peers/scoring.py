@@ -80,7 +80,7 @@ class Network:
         """Labels and scores, N by TOPK, of encoded images."""
         import torch
 
-        from workers.pixels import decode_into
+        from workers.image.resize import decode_into
 
         label_NK = np.empty((len(images), TOPK), np.int32)
         score_NK = np.empty((len(images), TOPK), np.float32)
@@ -108,7 +108,7 @@ class Network:
 
 
 def _other(file: str) -> Any:
-    from workers.artifacts import Artifact, ArtifactInfo, open_artifact
+    from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
     from workers.engines.base import InputLayout
 
     given = json.loads(Path(f"{file}.json").read_text())

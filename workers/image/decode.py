@@ -29,8 +29,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from workers.bad_images import MAX_PIXELS, BadImage, ErrorCode
-from workers.containers import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
+from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
+from workers.image.formats import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
 
 __all__ = ["BadImage", "ErrorCode", "Pixels", "Stored", "decode", "decode_stored", "upright"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.engines.base import Engine, InputLayout, SilentFloatError
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 
 class EngineUnusable(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 
 def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from workers.contract import Preprocess
-from workers.model_names import ModelError
+from workers.model.names import ModelError
 
 IMAGENET = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What nearly every network of the field was trained with, and the default where weights say nothing."""

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from workers.contract import ModelSpec, Preprocess
-from workers.features import features_only
-from workers.model_names import ModelError, split_arch, weights_enum_or_path
-from workers.preprocess import IMAGENET, absorb_transform_input, of_weights, override
-from workers.state_dict import fit_state_dict, read_state_dict
-from workers.torchvision_import import import_torchvision
+from workers.model.features import features_only
+from workers.model.names import ModelError, split_arch, weights_enum_or_path
+from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weights, override
+from workers.model.state_dict import fit_state_dict, read_state_dict
+from workers.model.torchvision_import import import_torchvision
 
 Read = Callable[[str], bytes]
 

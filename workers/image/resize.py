@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from workers.contract import Preprocess
-from workers.decoding import Pixels, SizeKnown, Stored, decode_stored, upright
+from workers.image.decode import Pixels, SizeKnown, Stored, decode_stored, upright
 
 LARGE_PIXELS = 16_000_000
 """Images with more are decoded one at a time where there is a lock: the largest take over a GiB each."""
