@@ -21,7 +21,7 @@ from jobs.sources import open_sources
 from workers.contract import SampleSlice, Shard
 from workers.image.decode import decode
 from workers.image.errors import BadImage
-from workers.reading import ShardReader
+from workers.source.shard_reader import ShardReader
 
 IMAGES = 64
 """Different ones; a row of them is measured again and again."""

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from jobs.errors import SpecError
 from jobs.slices import Source
 from workers.redaction import credential_in, shown
+from workers.source.uris import STORES, Refused, normalise
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.storage.retries import retrying
-from workers.uris import STORES, Refused, normalise
 
 LOOKUPS_AT_ONCE = 32
 PARQUET_MAGIC = b"PAR1"

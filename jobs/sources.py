@@ -12,11 +12,11 @@ import pyarrow as pa
 from jobs.errors import SpecError
 from jobs.slices import Source
 from jobs.spec_input import Input
-from workers.parquet import chunk_sizes, image_kind, open_parquet
-from workers.source_file import InputUnreadable, opened
+from workers.source.parquet import chunk_sizes, image_kind, open_parquet
+from workers.source.source_file import InputUnreadable, opened
+from workers.source.webdataset import blocks
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
-from workers.webdataset import blocks
 
 FOOTERS_AT_ONCE = 16
 SAMPLES_TOGETHER = 16

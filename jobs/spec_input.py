@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from jobs.days import AS_OF, MOST_DAYS
-from workers import uris
 from workers.redaction import credential_in
-from workers.webdataset import extensions
+from workers.source import uris
+from workers.source.webdataset import extensions
 
 RESERVED_COLUMNS = frozenset(
     [

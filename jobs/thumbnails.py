@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from workers import parquet_rows, webdataset
 from workers.contract import InputSpec, Slice
 from workers.image.decode import Pixels, decode_stored, upright
 from workers.image.errors import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import exif_orientation, jpeg_exif, sniff
-from workers.parquet import open_parquet
 from workers.redaction import redacted
-from workers.rows import ImageCell, RowBlock
-from workers.source_file import SourceFile, opened
+from workers.source import parquet_rows, webdataset
+from workers.source.parquet import open_parquet
+from workers.source.rows import ImageCell, RowBlock
+from workers.source.source_file import SourceFile, opened
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying

@@ -27,13 +27,13 @@ from jobs.plans import Plan
 from jobs.presence import parsed, shard_key
 from jobs.spec_input import Input
 from workers.contract import Shard, Slice
-from workers.parquet import open_parquet
-from workers.source_file import opened
+from workers.source.parquet import open_parquet
+from workers.source.source_file import opened
+from workers.source.webdataset import keys_of
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
-from workers.webdataset import keys_of
 from workers.writing import NotOurs, ObjectFacts, object_facts
 
 AT_ONCE = 8

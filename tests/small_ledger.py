@@ -22,7 +22,7 @@ from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 from workers.image.errors import BadImage, ErrorCode
 from workers.manifest import Manifest, StoredArtifact, StoredObject, to_json
-from workers.reading import ShardReader
+from workers.source.shard_reader import ShardReader
 from workers.writing import Scored, encode, read_schema
 
 LABELS = ("cat", "dog", "emu")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import BadImage
-from workers.reading import ShardReader
-from workers.source_file import opened
+from workers.source.shard_reader import ShardReader
+from workers.source.source_file import opened
+from workers.source.webdataset import Block, blocks
 from workers.storage.filesystems import open_filesystem, version_of
-from workers.webdataset import Block, blocks
 
 JPG = InputSpec(format="webdataset", image="jpg;png", keys=("__key__", "cls"))
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

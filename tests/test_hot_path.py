@@ -25,7 +25,6 @@ from tests.digits_job import Digits
 from tests.images import encode, photo, photographs
 from tests.networks import Artifacts, quantize
 from tests.test_reading import shard, slices_of
-from workers import parquet_rows
 from workers.bundle import read_manifest
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
@@ -37,10 +36,11 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import Preparer, decode_into
 from workers.model.load import LoadedModel
 from workers.predict import BATCHES_A_ROUND, Predictor
-from workers.read_ahead import ReadAhead
-from workers.reading import ShardReader
-from workers.rows import RowBlock
 from workers.sampling import read_sample
+from workers.source import parquet_rows
+from workers.source.prefetch import ReadAhead
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import ShardReader
 
 HOW = Preprocess(resize_px=64, crop_px=56, mean=(0.0,) * 3, std=(1.0,) * 3)
 PARQUET = InputSpec(format="parquet", image="image")

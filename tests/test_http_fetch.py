@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.web import Web, served
-from workers import http_fetch
-from workers.http_fetch import TooLarge, fetch
 from workers.image.errors import BadImage
-from workers.linked_images import image_at
-from workers.parquet_rows import FETCHES
+from workers.source import http_fetch
+from workers.source.http_fetch import TooLarge, fetch
+from workers.source.links import image_at
+from workers.source.parquet_rows import FETCHES
+from workers.source.uris import Refused
 from workers.storage import retries
 from workers.storage.errors import ServerFault, StoreDenied, StoreError
-from workers.uris import Refused
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.base import Buffer, InputLayout, Pixels, new_buffer
 from workers.parts import cut, joined, wanted
 from workers.predict import Predictor
-from workers.reading import ShardReader
 from workers.scoring import Part
+from workers.source.shard_reader import ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.writing import Floats, encode
 

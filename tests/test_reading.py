@@ -17,13 +17,13 @@ from jobs.days import today
 from jobs.listing import list_input
 from jobs.sources import open_sources
 from jobs.spec_input import Input
-from workers import parquet_rows, source_file
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
-from workers.parquet import image_kind
-from workers.read_ahead import ReadAhead
-from workers.reading import RowBlock, ShardReader, SourceChanged
-from workers.source_file import InputUnreadable, SourceFile
+from workers.source import parquet_rows, source_file
+from workers.source.parquet import image_kind
+from workers.source.prefetch import ReadAhead
+from workers.source.shard_reader import RowBlock, ShardReader, SourceChanged
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 

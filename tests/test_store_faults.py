@@ -30,7 +30,7 @@ from tests.objectstore.fault_proxy import (
     internal_error,
     slow_down,
 )
-from workers.source_file import opened
+from workers.source.source_file import opened
 from workers.storage import retries
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import SILENCE_S, open_filesystem, read_url

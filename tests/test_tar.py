@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tars import END, FORMATS, archive, index, photos, read, write_tar
-from workers.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable
 
 
 def refusal(path: Path, data: bytes) -> str:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import addresses, local_files, uris
-from workers.uris import Refused, resolve
+from workers.source import addresses, local_files, uris
+from workers.source.uris import Refused, resolve
 
 S3 = ("s3://bucket/in",)
 WEB = ("http://images.example/a/b", "https://cdn.example:8443/")

@@ -23,16 +23,16 @@ from jobs.cli import main
 from tests import images
 from tests.digits_job import Digits, predictions
 from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
-from workers import parquet, tar, webdataset
 from workers.careful import straight
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
-from workers.reading import ShardReader, SourceChanged
 from workers.sampling import read_sample
-from workers.source_file import InputUnreadable, SourceFile, opened
+from workers.source import parquet, tar, webdataset
+from workers.source.shard_reader import ShardReader, SourceChanged
+from workers.source.source_file import InputUnreadable, SourceFile, opened
+from workers.source.webdataset import Block, keys_of
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem
-from workers.webdataset import Block, keys_of
 
 
 def expected(samples: Sequence[dict[str, Any]]) -> list[Row]:

@@ -22,8 +22,8 @@ from workers.host.preemption import Notice, heed_sigterm
 from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 
 if TYPE_CHECKING:
-    from workers.read_ahead import ReadAhead
     from workers.scoring import Part, Scorer
+    from workers.source.prefetch import ReadAhead
 
 T = TypeVar("T")
 
@@ -137,8 +137,8 @@ class Worker:
     # ------------------------------------------------------------------------------------------- score
 
     def _score(self, shard: Shard) -> ShardResult:
-        from workers.read_ahead import ReadAhead
-        from workers.reading import ShardReader
+        from workers.source.prefetch import ReadAhead
+        from workers.source.shard_reader import ShardReader
 
         self._notice.begin()
         ahead = ReadAhead(ShardReader(shard, self._spec.input))

@@ -11,9 +11,9 @@ from workers.host.memory import BoundTooLow
 from workers.host.preemption import Preempted
 from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
-from workers.reading import SourceChanged
 from workers.redaction import redacted
-from workers.source_file import InputUnreadable
+from workers.source.shard_reader import SourceChanged
+from workers.source.source_file import InputUnreadable
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 
 

@@ -19,9 +19,9 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.isolation import Commit, Phase
 from workers.outcomes import ShardResult
 from workers.parts import cut, joined, wanted
-from workers.reading import ShardReader
-from workers.rows import RowBlock
 from workers.scoring import Part, Scorer
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import ShardReader
 
 
 class Isolated:

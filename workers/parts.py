@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from workers.contract import Shard, Slice
 from workers.image.errors import BadImage
-from workers.reading import SourceChanged
-from workers.rows import RowBlock
 from workers.scoring import Part
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import SourceChanged
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from workers.contract import Preprocess
 from workers.engines.base import Engine
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer
-from workers.reading import ImageCell, RowBlock
+from workers.source.shard_reader import ImageCell, RowBlock
 from workers.writing import Floats, Scored
 
 BATCHES_A_ROUND = 4

@@ -14,7 +14,7 @@ from workers.careful import Decode
 from workers.contract import InputSpec, SampleSlice, Shard
 from workers.image.errors import BadImage, ErrorCode
 from workers.model.names import ModelError
-from workers.reading import ShardReader
+from workers.source.shard_reader import ShardReader
 from workers.writing import describe_row
 
 UNKNOWN = -1

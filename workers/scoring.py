@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from workers.engines.artifact import ArtifactInfo
     from workers.predict import Predictor
-    from workers.reading import ShardReader
-    from workers.rows import RowBlock
+    from workers.source.rows import RowBlock
+    from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
     from workers.writing import Scored
 

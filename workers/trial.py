@@ -19,7 +19,7 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
-from workers.rows import ImageCell, RowBlock
+from workers.source.rows import ImageCell, RowBlock
 from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:

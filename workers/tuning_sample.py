@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, SampleSlice, Shard
 from workers.image.errors import BadImage
-from workers.parquet_rows import binary_cells
-from workers.reading import ShardReader
-from workers.rows import ImageCell
+from workers.source.parquet_rows import binary_cells
+from workers.source.rows import ImageCell
+from workers.source.shard_reader import ShardReader
 
 COLUMN = "image"
 MOST_BYTES = 256 * 2**20

@@ -18,7 +18,7 @@ from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify
 from workers.manifest import Manifest, StoredObject, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
-from workers.reading import ShardReader
+from workers.source.shard_reader import ShardReader
 from workers.storage.store import open_store
 from workers.writing import Scored, encode, object_facts
 

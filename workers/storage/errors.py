@@ -125,7 +125,7 @@ def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
             return one.status_code, getattr(one.response, "headers", {})  # type: ignore[union-attr]
         if isinstance(one, tuple(_loaded({"aiohttp": ("ClientResponseError",)}))):
             return one.status, one.headers or {}  # type: ignore[union-attr]
-        if isinstance(one, tuple(_loaded({"workers.http_fetch": ("ServerFault",)}))):
+        if isinstance(one, tuple(_loaded({"workers.source.http_fetch": ("ServerFault",)}))):
             return one.status, one.headers  # type: ignore[union-attr]
         if isinstance(one, tuple(_loaded(_WITH_A_CODE))):
             return int(one.code or 0), {}  # type: ignore[union-attr]

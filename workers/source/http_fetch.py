@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from workers.addresses import is_allowed
 from workers.redaction import redacted
+from workers.source.addresses import is_allowed
+from workers.source.uris import Refused
 from workers.storage.errors import ServerFault
-from workers.uris import Refused
 
 CONNECT_S = 10.0
 READ_S = 30.0
@@ -44,7 +44,7 @@ class TooLarge(Exception):
 
 
 def fetch(url: str) -> bytes:
-    """The body of a URL as `workers.uris.resolve` returns it.
+    """The body of a URL as `workers.source.uris.resolve` returns it.
 
     Raises Refused where the host's addresses are not allowed, the server redirects, or it does not give the image;
     FileNotFoundError, TooLarge, PermissionError for a certificate that does not hold, and ServerFault, which may pass.

@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers import parquet_rows, webdataset
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.parquet import open_parquet
-from workers.rows import ImageCell, RowBlock
-from workers.source_file import InputUnreadable, SourceFile, opened
+from workers.source import parquet_rows, webdataset
+from workers.source.parquet import open_parquet
+from workers.source.rows import ImageCell, RowBlock
+from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.storage.errors import Cause, NotFound, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying

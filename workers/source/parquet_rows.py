@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage, ErrorCode
-from workers.linked_images import image_at
-from workers.parquet import chunk_sizes, image_kind, open_parquet
-from workers.rows import ImageCell, RowBlock
-from workers.source_file import InputUnreadable
+from workers.source.links import image_at
+from workers.source.parquet import chunk_sizes, image_kind, open_parquet
+from workers.source.rows import ImageCell, RowBlock
+from workers.source.source_file import InputUnreadable
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from workers.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable
 from workers.storage.errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE
@@ -72,7 +72,7 @@ class Window:
     behind a gap, so that what is read too much stays in proportion to what is read."""
 
     def __init__(self, file: Any, *, first_bytes: int, most_bytes: int) -> None:
-        """`file` is a workers.parquet.SourceFile."""
+        """`file` is a workers.source.parquet.SourceFile."""
         self._file = file
         self._first_bytes = first_bytes
         self._most_bytes = most_bytes

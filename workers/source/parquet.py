@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable
 
 
 def open_parquet(file: Any, *, buffer_size: int = 0) -> pq.ParquetFile:

@@ -3,7 +3,7 @@
 Data is not trusted to name network addresses (server-side request forgery) or files outside its own data set. A URI is
 followed only below one of the job's roots, which default to the input's own; there is no `::` chaining, no user name,
 no way out by `..` in any spelling, and http only where a root names scheme, host and port. What `resolve` allows is
-a name; where it leads is checked by whoever opens it: `workers.local_files`, `workers.http_fetch`.
+a name; where it leads is checked by whoever opens it: `workers.source.local_files`, `workers.source.http_fetch`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from workers.addresses import is_allowed, literal
 from workers.redaction import shown
+from workers.source.addresses import is_allowed, literal
 
 STORES = frozenset(
     [

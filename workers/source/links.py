@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from workers import http_fetch, local_files, uris
 from workers.image.errors import BadImage, ErrorCode
 from workers.redaction import redacted, shown
-from workers.rows import ImageCell
+from workers.source import http_fetch, local_files, uris
+from workers.source.rows import ImageCell
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.uris import Refused, is_web
+from workers.source.uris import Refused, is_web
 
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.rows import ImageCell, RowBlock
-from workers.source_file import InputUnreadable
-from workers.tar import Member, Window, members
+from workers.source.rows import ImageCell, RowBlock
+from workers.source.source_file import InputUnreadable
+from workers.source.tar import Member, Window, members
 
 KEY_COLUMN = "__key__"
 """Name of the key among `InputSpec.keys`; every other name there is an extension."""
@@ -70,7 +70,7 @@ class Block:
 def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
     """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
 
-    `file` is a workers.parquet.SourceFile. Only headers are looked at. From an object store small members are read
+    `file` is a workers.source.parquet.SourceFile. Only headers are looked at. From an object store small members are read
     through all the same, because that is quicker than a request for each header; large ones are passed over.
     Raises InputUnreadable for anything but a whole, plain tar (it does not name the file); StoreError.
     """
@@ -90,7 +90,7 @@ def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
 def keys_of(file: Any, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
     """Key columns of the `rows` samples from `byte_start` on, as strings, without reading their images.
 
-    `file` is a workers.parquet.SourceFile. Raises InputUnreadable, also when there are fewer rows; StoreError.
+    `file` is a workers.source.parquet.SourceFile. Raises InputUnreadable, also when there are fewer rows; StoreError.
     """
     samples = list(islice(_samples(_sparing(file), byte_start, _Wanted(keys=names)), rows))
     if len(samples) != rows:
@@ -109,7 +109,7 @@ def _sparing(file: Any) -> Window:
 
 
 def streaming(file: Any) -> Window:
-    """For samples that are read whole, one after the other. `file` is a workers.parquet.SourceFile."""
+    """For samples that are read whole, one after the other. `file` is a workers.source.parquet.SourceFile."""
     return Window(file, first_bytes=2**19, most_bytes=(8 if file.remote else 2) * 2**20)
 
 

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from workers.reading import RowBlock, ShardReader
+from workers.source.shard_reader import RowBlock, ShardReader
 
 READ_AHEAD_BYTES = 64 * 2**20
 """Encoded images waiting to be decoded, a shard."""
