@@ -20,7 +20,7 @@ from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels
 from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
-from workers.quantize import Quantizer, float_artifact
+from workers.quantize.quantizer import Quantizer, float_artifact
 
 CALIBRATION_ROWS = 64
 TRAINING_ROWS = 1200

@@ -39,7 +39,7 @@ from workers.making import Maker, judged_in, outcome_of
 from workers.manifest import Manifest, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode
 from workers.profiles import Candidate, HostKind, Profile, Row, store_profile
-from workers.quantize import QuantizeError
+from workers.quantize.quantizer import QuantizeError
 from workers.scoring import Scorer
 from workers.storage.errors import StoreError
 
@@ -136,7 +136,7 @@ def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
     def fails(*_: object) -> Artifact:
         raise QuantizeError("model.engine: openvino cannot make it INT8 (why)")
 
-    monkeypatch.setattr("workers.quantize_openvino.quantize_openvino", fails)
+    monkeypatch.setattr("workers.quantize.with_openvino.quantize_openvino", fails)
     made = make(model__engine="auto")
     assert isinstance(made.outcome, BundleOutcome)
     assert made.outcome.passed
@@ -158,7 +158,7 @@ def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
     def never(*_: object) -> Artifact:
         raise AssertionError("it may have been what took the maker down")
 
-    monkeypatch.setattr("workers.quantize_openvino.quantize_openvino", never)
+    monkeypatch.setattr("workers.quantize.with_openvino.quantize_openvino", never)
     request = replace(make().request, model=replace(make().request.model, engine="auto"), careful=True)
     outcome = Maker(replace(request, fingerprint="another")).make()
     assert isinstance(outcome, BundleOutcome)

@@ -20,10 +20,10 @@ from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.onnx_int8 import OnnxEngine
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
-from workers.pixel_network import pixel_network
-from workers.quantize import QuantizeError, float_artifact
-from workers.quantize_onnx import OPSET, export, quantize_onnx
-from workers.quiet import quiet
+from workers.quantize.pixel_network import pixel_network
+from workers.quantize.quantizer import QuantizeError, float_artifact
+from workers.quantize.quiet import quiet
+from workers.quantize.with_onnx import OPSET, export, quantize_onnx
 
 
 @pytest.fixture(autouse=True)

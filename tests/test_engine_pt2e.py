@@ -14,15 +14,15 @@ import torch
 
 from tests.engine_cases import broken, calibration, noise, score_elsewhere
 from tests.networks import digits, digits_artifacts, digits_model, one_thread
-from workers import quantize_pt2e as making
 from workers.accuracy import compare
 from workers.engines import pt2e
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.pt2e import Pt2eEngine, WrongCpuError, calls
 from workers.host.cpu import ARM64, X86_VNNI, isa_class
-from workers.quantize import QuantizeError
-from workers.quantize_pt2e import quantize_pt2e
+from workers.quantize import with_pt2e as making
+from workers.quantize.quantizer import QuantizeError
+from workers.quantize.with_pt2e import quantize_pt2e
 
 BATCH = 6
 

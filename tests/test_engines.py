@@ -22,10 +22,10 @@ from workers.engines.base import InputLayout, Logits, Pixels, new_buffer, score_
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import SilentFloatError
 from workers.engines.torchscript import from_archive, operators
-from workers.first_conv import find_first_conv, fold
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.preprocess import IMAGENET
 from workers.model.torchvision_import import import_torchvision
+from workers.quantize.pixel_input import find_first_conv, fold
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,12 @@ from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, SilentFloatError
 from workers.engines.torchscript import from_archive, operators
-from workers.fallback import by_sensitivity, fewest, most_layers
-from workers.graph_layers import GraphLayers
 from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import QuantizeError, Quantizer, float_artifact
+from workers.quantize.fallback import by_sensitivity, fewest, most_layers
+from workers.quantize.fx_layers import GraphLayers
+from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 
 MIN_AGREEMENT = 0.98
 

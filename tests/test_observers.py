@@ -9,7 +9,7 @@ import torch
 from torch.ao.quantization.observer import HistogramObserver
 
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.observers import ActivationObserver, ClampedAtSix, quantized_weight
+from workers.quantize.observers import ActivationObserver, ClampedAtSix, quantized_weight
 
 
 def batches(kind: str) -> list[torch.Tensor]:

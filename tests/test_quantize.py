@@ -32,12 +32,12 @@ from workers.engines.torchscript import deprecations_silenced, from_archive, ope
 from workers.gate import decide
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import (
+from workers.quantize.fx_graph import GraphCalibration
+from workers.quantize.quantizer import (
     QuantizeError,
     Quantizer,
     float_artifact,
 )
-from workers.quantize_graph import GraphCalibration
 
 GATE = GateSpec(labels_column="label")
 

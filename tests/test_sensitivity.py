@@ -13,12 +13,12 @@ from tests.networks import CALIBRATION_ROWS, digits, digits_model, one_thread, s
 from workers.contract import Preprocess
 from workers.digits import DIGITS
 from workers.engines.torchscript import deprecations_silenced
-from workers.fallback import by_sensitivity
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import float_artifact
-from workers.quantize_graph import GraphCalibration
-from workers.sensitivity import LogitErrors
+from workers.quantize.fallback import by_sensitivity
+from workers.quantize.float_layers import LogitErrors
+from workers.quantize.fx_graph import GraphCalibration
+from workers.quantize.quantizer import float_artifact
 
 HOW = Preprocess(resize_px=64, crop_px=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

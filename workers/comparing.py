@@ -128,7 +128,7 @@ class _Candidates:
         from workers.engines.choice import Wanted, installed_to_make, wanted_engines
         from workers.host.cpu import isa_class
         from workers.makers import Makers
-        from workers.quantize import float_artifact
+        from workers.quantize.quantizer import float_artifact
 
         request = self._asked.request
         try:

@@ -14,7 +14,7 @@ from workers.engines.base import Pixels, score_crops
 from workers.engines.choice import NEEDS, Wanted, installed_to_make, wanted_engines
 from workers.gate import Judged
 from workers.model.load import LoadedModel
-from workers.quantize import QuantizeError, Quantizer, float_artifact
+from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 from workers.sampling import Sample, split_rows
 
 
@@ -174,15 +174,15 @@ class Makers:
                 most_float = self._request.model.float_layers
                 return self._torch.artifact(isa, accept=self._accepts, most_float=most_float)
             case "openvino":
-                from workers.quantize_openvino import quantize_openvino
+                from workers.quantize.with_openvino import quantize_openvino
 
                 return quantize_openvino(model, crops_NHWC, isa)
             case "onnxruntime":
-                from workers.quantize_onnx import quantize_onnx
+                from workers.quantize.with_onnx import quantize_onnx
 
                 return quantize_onnx(model, crops_NHWC, isa)
             case "torch-pt2e":
-                from workers.quantize_pt2e import quantize_pt2e
+                from workers.quantize.with_pt2e import quantize_pt2e
 
                 return quantize_pt2e(model, crops_NHWC, isa, self._request.batch)
         raise QuantizeError(f"model.engine: there is no engine {wanted.engine!r}")

@@ -41,7 +41,7 @@ from workers.gate import decide
 from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import Quantizer, float_artifact
+from workers.quantize.quantizer import Quantizer, float_artifact
 
 ARCHITECTURES = (
     "resnet50",

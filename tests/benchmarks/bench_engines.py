@@ -49,10 +49,10 @@ from workers.model.load import LoadedModel
 from workers.model.names import ModelError
 from workers.model.preprocess import IMAGENET
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import float_artifact
-from workers.quantize_onnx import quantize_onnx
-from workers.quantize_openvino import quantize_openvino
-from workers.quantize_pt2e import quantize_pt2e
+from workers.quantize.quantizer import float_artifact
+from workers.quantize.with_onnx import quantize_onnx
+from workers.quantize.with_openvino import quantize_openvino
+from workers.quantize.with_pt2e import quantize_pt2e
 
 CALIBRATION_ROWS = 32
 SWEEP = (1, 2, 4, 8, 16, 32, 64)

@@ -26,7 +26,6 @@ from torch.ao.quantization.observer import HistogramObserver
 
 from tests.images import photographs
 from tests.networks import quantize
-from workers import quantize_graph, relu6
 from workers.accuracy import compare
 from workers.contract import Preprocess
 from workers.engines.artifact import open_artifact
@@ -35,7 +34,8 @@ from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.image.resize import decode_into
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
-from workers.observers import weight_observer
+from workers.quantize import fx_graph, relu6
+from workers.quantize.observers import weight_observer
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 BATCH = 16
@@ -62,7 +62,7 @@ def reduce_range() -> Iterator[None]:
         activation = HistogramObserver.with_args(reduce_range=True)
         return QConfigMapping().set_global(QConfig(activation=activation, weight=weight_observer(X86_VNNI)))
 
-    with mock.patch.object(quantize_graph, "_qconfig", qconfig):
+    with mock.patch.object(fx_graph, "_qconfig", qconfig):
         yield
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     from workers.host.cpu import isa_class
     from workers.image.resize import decode_into
     from workers.model.load import load_model
-    from workers.quantize_openvino import quantize_openvino
+    from workers.quantize.with_openvino import quantize_openvino
     from workers.storage.filesystems import read_url
 
     spec, file = sys.argv[1:]

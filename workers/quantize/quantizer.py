@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.calibration import Calibration, QuantizedNetwork
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, InputLayout, Pixels, score_crops
 from workers.engines.torch_float import float_archive, normalized
 from workers.engines.torch_int8 import float_layers as count_float_layers
 from workers.engines.torch_int8 import quantized_layers
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
-from workers.fallback import by_sensitivity, fewest, most_layers
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
-from workers.quantize_graph import GraphCalibration
-from workers.quantize_islands import IslandCalibration
-from workers.sensitivity import IMAGES
+from workers.quantize.calibration import Calibration, QuantizedNetwork
+from workers.quantize.fallback import by_sensitivity, fewest, most_layers
+from workers.quantize.float_layers import IMAGES
+from workers.quantize.fx_graph import GraphCalibration
+from workers.quantize.islands import IslandCalibration
 
 _TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 _TRACE_CHECK_ROWS = 3

@@ -20,19 +20,19 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from workers import relu6
-from workers.broadcasts import write_out_factors
-from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torch_int8 import QuantizedInput
-from workers.first_conv import find_first_conv, fold
-from workers.graph_layers import GraphLayers
 from workers.host.cpu import X86_VNNI
-from workers.observers import ActivationObserver, fake_quantized, weight_observer
-from workers.products import ProductErrors
-from workers.sensitivity import LogitErrors
+from workers.quantize import relu6
+from workers.quantize.broadcasts import write_out_factors
+from workers.quantize.calibration import QuantizedNetwork, calibration_batches
+from workers.quantize.float_layers import LogitErrors
+from workers.quantize.fx_layers import GraphLayers
+from workers.quantize.observers import ActivationObserver, fake_quantized, weight_observer
+from workers.quantize.pixel_input import find_first_conv, fold
+from workers.quantize.products import ProductErrors
 
 _ATTRIBUTES = "_observed_graph_module_attrs"
 """Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""

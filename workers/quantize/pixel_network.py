@@ -1,6 +1,6 @@
 """A float network that takes the pixels an engine is given, for the runtimes that quantize such a network themselves.
 
-Where the first convolution can take the normalisation (workers.first_conv) it does, so that uint8 pixels are its
+Where the first convolution can take the normalisation (workers.quantize.pixel_input) it does, so that uint8 pixels are its
 INT8 input as they are; else the network begins with the normalisation in float.
 """
 
@@ -17,7 +17,7 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels, new_buffer
 from workers.engines.torch_float import NormalizedInput
-from workers.first_conv import find_first_conv, fold
+from workers.quantize.pixel_input import find_first_conv, fold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from torch import fx, nn
 from torch.ao.nn.intrinsic import ConvReLU2d
 
-from workers.observers import ActivationObserver, ClampedAtSix
+from workers.quantize.observers import ActivationObserver, ClampedAtSix
 
 
 def absorb(graph: fx.Graph, network: nn.Module) -> set[str]:

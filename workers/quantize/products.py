@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from workers.observers import ActivationObserver, fake_quantized, quantized_weight
-from workers.sensitivity import LogitErrors
+from workers.quantize.float_layers import LogitErrors
+from workers.quantize.observers import ActivationObserver, fake_quantized, quantized_weight
 
 _MIN_INPUTS = 16
 """Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""

@@ -22,13 +22,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from workers.calibration import QuantizedNetwork, calibration_batches
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
-from workers.observers import ActivationObserver, quantized_weight
-from workers.products import Observe, Operator, Product, ProductErrors, Replace
-from workers.sensitivity import LogitErrors
+from workers.quantize.calibration import QuantizedNetwork, calibration_batches
+from workers.quantize.float_layers import LogitErrors
+from workers.quantize.observers import ActivationObserver, quantized_weight
+from workers.quantize.products import Observe, Operator, Product, ProductErrors, Replace
 
 
 class _Int8Linear(nn.Module):

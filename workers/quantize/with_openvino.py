@@ -14,9 +14,9 @@ from workers.engines.base import Pixels
 from workers.engines.openvino_int8 import import_openvino, layers, pack, properties
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
-from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
-from workers.quantize import QuantizeError
-from workers.quiet import quiet
+from workers.quantize.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize.quantizer import QuantizeError
+from workers.quantize.quiet import quiet
 
 _TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 

@@ -20,9 +20,9 @@ from workers.engines.base import Pixels
 from workers.engines.onnx_int8 import INPUT, OUTPUT, OnnxSession, import_onnxruntime, layers
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
-from workers.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
-from workers.quantize import QuantizeError
-from workers.quiet import quiet
+from workers.quantize.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize.quantizer import QuantizeError
+from workers.quantize.quiet import quiet
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""
@@ -108,7 +108,7 @@ class _Batches:
 def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, module: nn.Module) -> bytes:
     """Static INT8: activations per tensor by their extremes, weights per channel and symmetric.
 
-    Without VNNI weights have 7 bits, as in workers.quantize_graph. Percentiles and entropy gave nothing over extremes.
+    Without VNNI weights have 7 bits, as in workers.quantize.fx_graph. Percentiles and entropy gave nothing over extremes.
     Logit error ÷ spread of extremes / entropy / 99.999th percentile: digits .010 / .010 / .010, ResNet-18
     .031 / .031 / .031, MobileNetV2 .184 / .184 / .185, the last two with random weights.
     """
