@@ -13,7 +13,7 @@ from jobs.fleet import GroupTerms, terms_of
 from jobs.job import Job
 from jobs.pool import Cluster
 from jobs.sources import Opened
-from workers.bundle import read_manifest
+from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest
 from workers.making import judged_in, lacks_labels, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind

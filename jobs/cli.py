@@ -30,8 +30,8 @@ from jobs.report import summary
 from jobs.running import Run
 from jobs.spec import JobSpec
 from jobs.spec_file import load_spec
+from workers.bundle.profiles import HostKind
 from workers.host.without_pandas import without_pandas
-from workers.profiles import HostKind
 from workers.redaction import redacted
 from workers.storage.errors import StoreDenied, StoreError
 

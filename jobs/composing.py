@@ -65,7 +65,7 @@ def add_journal(report: Report, told: Told, price: Price) -> None:
 
 def add_accuracy(report: Report, job: Job, accuracy: Mapping[str, Any]) -> Sequence[str] | None:
     """What the bundle says of its accuracy, with classes by name. Returns these names."""
-    from workers.bundle import read_manifest
+    from workers.bundle.bundle import read_manifest
 
     manifest = read_manifest(job.store, job.fingerprints.bundle)
     labels = manifest.labels if manifest else None

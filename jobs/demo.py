@@ -23,7 +23,7 @@ from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.journal import run_ids
 from jobs.spec_file import load_spec
-from workers.bundle import read_manifest
+from workers.bundle.bundle import read_manifest
 
 SPEC = "conf/demo.yaml"
 MARKER = ".stint-demo"

@@ -45,7 +45,7 @@ class Explanation:
     """As jobs.row_history."""
     crashes: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
-    """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of that, see workers.accuracy."""
+    """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of that, see workers.bundle.accuracy."""
     others: Sequence[Mapping[str, Any]]
     """The row in other versions of its file, newest first: `plan`, `version`, `place`, `prediction`, `standing`."""
 

@@ -19,8 +19,8 @@ from jobs.row_history import Open, attempts_at, crashes_of
 from jobs.row_names import place_told
 from jobs.row_object import Held, held
 from jobs.thumbnails import CHANGED, GONE, RowAt
-from workers.bundle import read_manifest
-from workers.manifest import Manifest
+from workers.bundle.bundle import read_manifest
+from workers.bundle.manifest import Manifest
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying

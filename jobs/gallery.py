@@ -19,16 +19,16 @@ from jobs.reader import Predictions, done
 from jobs.row_names import place_told
 from jobs.row_object import class_name
 from jobs.thumbnails import Fetched, RowAt, fetch, thumbnail
-from workers.bundle import BundleRefused, read_manifest
+from workers.bundle.bundle import BundleRefused, read_manifest
+from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
 from workers.host.cores import read_topology
 from workers.image.errors import ErrorCode
-from workers.manifest import Manifest
 from workers.redaction import redacted
 from workers.writing import SOURCE_FIELDS, key_names, shown_keys
 
 if TYPE_CHECKING:
-    from workers.second_opinion import Opinion
+    from workers.score.second_opinion import Opinion
 
 THUMBNAIL_PX = 200
 MOST_THREADS = 4
@@ -178,7 +178,7 @@ def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None
     if manifest.task != "classify":
         raise SpecError("--fp32 compares labels, and embeddings have none", "leave it out")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices are not for whoever reads this
-    from workers.second_opinion import second_opinion
+    from workers.score.second_opinion import second_opinion
 
     try:
         threads = max(1, min(MOST_THREADS, read_topology().budget))

@@ -21,9 +21,9 @@ from jobs.sampling import choose_sample
 from jobs.sources import Opened
 from jobs.spec import JobSpec
 from jobs.widths import Width, choose_width, given_width
-from workers.batches import BATCH
+from workers.bundle.batches import BATCH
+from workers.bundle.profiles import HostKind, Profile, read_profiles
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
-from workers.profiles import HostKind, Profile, read_profiles
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.profiles import Candidate
+from workers.bundle.profiles import Candidate
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SMALL_NODE_CORES = 4

@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.errors import Interrupted, RunFailed
 from jobs.spec import Group
 from jobs.tuning import NodeBench
+from workers.bundle.profiles import Candidate
 from workers.outcomes import Failure
-from workers.profiles import Candidate
 from workers.tuning import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 
 POLL_S = 0.2

@@ -12,7 +12,7 @@ NONE = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a figure and its unit: they stay on one line."""
 BOUNDLESS = 1e15
-"""What an error is called that has nothing to be measured by, see workers.accuracy."""
+"""What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
 
 
 def number(value: float | None, digits: int = 0) -> str:

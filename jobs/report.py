@@ -82,7 +82,7 @@ class Report:
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
     accuracy: dict[str, Any] = field(default_factory=dict)
-    """Of the artifact that the bundle's maker preferred, see workers.accuracy.AccuracyReport, and its `name`."""
+    """Of the artifact that the bundle's maker preferred, see workers.bundle.accuracy.AccuracyReport, and its `name`."""
     confusion: list[tuple[str, str, int]] = field(default_factory=list)
     """On the gate's rows with labels: true label, predicted label, rows; the most frequent first. Of many classes only
     the errors."""

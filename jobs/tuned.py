@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jobs.halving import Choice, Standing
-from workers.profiles import Candidate, Row
+from workers.bundle.profiles import Candidate, Row
 from workers.tuning import Trialled
 
 SHOWN = 16

@@ -26,9 +26,9 @@ from jobs.pool import Cluster
 from jobs.sampling import choose_sample
 from jobs.sources import Opened, open_sources
 from jobs.widths import CORES_BY_RULE
-from workers.batches import BATCH
+from workers.bundle.batches import BATCH
+from workers.bundle.profiles import Candidate, Profile, store_profile
 from workers.outcomes import Failure, FailureCode
-from workers.profiles import Candidate, Profile, store_profile
 from workers.tuning import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 
 ROWS = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.profiles import HostKind, Profile
+from workers.bundle.profiles import HostKind, Profile
 
 CORES_BY_RULE = 1
 """Partitioning beats sharing: workers that share nothing wait for nobody, and one core has no threads to join. On two

@@ -16,12 +16,12 @@ from jobs.discovery import discover
 from jobs.job import Job
 from jobs.plans import Plan
 from jobs.spec_file import load_spec
-from workers.accuracy import AccuracyReport
+from workers.bundle.accuracy import AccuracyReport
+from workers.bundle.manifest import Manifest, StoredArtifact, StoredObject, to_json
 from workers.contract import Preprocess, Shard
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 from workers.image.errors import BadImage, ErrorCode
-from workers.manifest import Manifest, StoredArtifact, StoredObject, to_json
 from workers.source.shard_reader import ShardReader
 from workers.writing import Scored, encode, read_schema
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from workers.accuracy import MATRIX_CLASSES, compare_logits
+from workers.bundle.accuracy import MATRIX_CLASSES, compare_logits
 
 
 def logits(chosen: list[int], classes: int = 3) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.bisection import MOST_BLAMED, NONE_SURVIVED, Died, Hopeless, ReadingKills, Try, search
+from workers.isolation.bisection import MOST_BLAMED, NONE_SURVIVED, Died, Hopeless, ReadingKills, Try, search
 
 Kills = Callable[[Try, bool], bool]
 

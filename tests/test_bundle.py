@@ -27,15 +27,15 @@ from tests.networks import (
     png,
     quantize,
 )
-from workers.accuracy import AccuracyReport, compare
-from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
+from workers.bundle.accuracy import AccuracyReport, compare
+from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
+from workers.bundle.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.contract import ModelSpec, Preprocess
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.artifact import Artifact, ArtifactInfo
 from workers.engines.base import Pixels, score_crops
 from workers.host.cpu import isa_class
 from workers.image.resize import decode_into
-from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.model.names import RECIPE
 
 FP = "0123abcd"
@@ -252,5 +252,7 @@ def test_manifest_of_another_kind_is_an_error_and_not_an_absence(store: MemorySt
 
 
 def test_manifest_and_gate_are_read_without_torch() -> None:
-    code = "import sys, workers.bundle, workers.gate, workers.model.names; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, workers.bundle.bundle, workers.bundle.gate, workers.model.names; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -25,22 +25,23 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
-from workers import loading, makers
-from workers.batches import BATCH, GPU_BATCH, batch_by_rule
-from workers.bundle import BundleRefused, check_golden, load_engine, read_manifest
+from workers import makers
+from workers.bundle.batches import BATCH, GPU_BATCH, batch_by_rule
+from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest
+from workers.bundle.gate import Judged
+from workers.bundle.manifest import Manifest, to_json
+from workers.bundle.profiles import Candidate, HostKind, Profile, Row, store_profile
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, ArtifactInfo, EngineUnusable, open_artifact
 from workers.engines.base import Engine, Logits, Pixels
 from workers.engines.torch_int8 import TorchInt8Engine
-from workers.gate import Judged
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.image.resize import decode_into
 from workers.making import Maker, judged_in, outcome_of
-from workers.manifest import Manifest, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode
-from workers.profiles import Candidate, HostKind, Profile, Row, store_profile
 from workers.quantize.quantizer import QuantizeError
-from workers.scoring import Scorer
+from workers.score import loading
+from workers.score.scorer import Scorer
 from workers.storage.errors import StoreError
 
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
@@ -411,7 +412,7 @@ import json, sys
 from jobs.job import Job
 from jobs.spec_file import load_spec
 from dataclasses import replace
-from workers.scoring import Scorer
+from workers.score.scorer import Scorer
 spec = replace(Job.open(load_spec(sys.argv[1], []), writing=False).worker_spec(None), pin=False)
 scorer = Scorer.load(spec)
 print(json.dumps([scorer.info.name, scorer.isa, list(scorer.notes)]))

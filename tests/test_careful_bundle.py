@@ -21,12 +21,13 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits
-from workers import careful, sampling
-from workers.bundle import read_manifest
+from workers import sampling
+from workers.bundle.bundle import read_manifest
+from workers.bundle.manifest import Manifest
 from workers.contract import BundleRequest, InputSpec, SampleSlice, Slice, ThreadPlan
 from workers.host import memory
+from workers.isolation import sample_decoder
 from workers.making import Maker, maker_bytes, worker_bytes
-from workers.manifest import Manifest
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.store import open_store
@@ -108,7 +109,7 @@ def test_a_row_that_crashes_is_left_out_of_the_sample_and_told(bench: Bench) -> 
 def test_rows_that_take_all_memory_or_never_end_or_end_the_process_are_left_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(careful, "IMAGE_S", 8.0)
+    monkeypatch.setattr(sample_decoder, "IMAGE_S", 8.0)
     outcome, manifest = made(bench.poisoned({0: "hang", 1: "hog", 2: "ask too much", 3: "exit"}))
     assert list(outcome.left_out) == [
         f"{bench.row(0)}: was not decoded within 8 s",
@@ -229,7 +230,7 @@ def test_a_maker_that_has_no_room_for_its_network_says_so(bench: Bench) -> None:
 
 HELD = """
 import ctypes
-from workers.careful import or_exit
+from workers.isolation.sample_decoder import or_exit
 decode = or_exit(lambda image: ctypes.PyDLL(None).sleep(image), 1.0)
 decode(0)
 decode(100)

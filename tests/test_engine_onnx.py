@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from tests.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
 from tests.networks import digits, digits_artifacts, digits_model, one_thread
-from workers.accuracy import compare
+from workers.bundle.accuracy import compare
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops

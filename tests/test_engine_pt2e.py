@@ -14,7 +14,7 @@ import torch
 
 from tests.engine_cases import broken, calibration, noise, score_elsewhere
 from tests.networks import digits, digits_artifacts, digits_model, one_thread
-from workers.accuracy import compare
+from workers.bundle.accuracy import compare
 from workers.engines import pt2e
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops

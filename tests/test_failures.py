@@ -14,7 +14,7 @@ from jobs.cli import main
 from jobs.crashes import CrashLog
 from jobs.losses import NodeState, loss_code, node_state
 from tests.digits_job import Digits
-from workers.bundle import BundleRefused
+from workers.bundle.bundle import BundleRefused
 from workers.contract import Shard, Slice
 from workers.failures import classify
 from workers.host.cores import NoCores, TooWide

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.networks import CALIBRATION_ROWS, digits, digits_model, loaded, one_thread
-from workers.accuracy import AccuracyReport, compare
+from workers.bundle.accuracy import AccuracyReport, compare
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, SilentFloatError

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from workers.accuracy import AccuracyReport
+from workers.bundle.accuracy import AccuracyReport
+from workers.bundle.gate import COLUMNS, Judged, decide, table
 from workers.contract import GateSpec
-from workers.gate import COLUMNS, Judged, decide, table
 
 GOOD = AccuracyReport(
     rows=512,

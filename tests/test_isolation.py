@@ -25,12 +25,12 @@ from tests.digits_job import ROOT, Digits
 from tests.ray_heads import await_true
 from tests.tars import END, index, write_tar
 from tests.tars import shard as tar_shard
-from workers import bisection
 from workers.actor import Worker
 from workers.contract import InputSpec, Shard, Slice, WorkerSpec
 from workers.host.child import Child, Died, how_it_died
 from workers.image.errors import MAX_IMAGE_BYTES
-from workers.isolation import limit_of, score_isolated
+from workers.isolation import bisection
+from workers.isolation.isolate import limit_of, score_isolated
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.storage.filesystems import open_filesystem, version_of
 

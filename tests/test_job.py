@@ -78,7 +78,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("point", "left_open"),
     [
-        ("workers.bundle.write_bundle", False),
+        ("workers.bundle.bundle.write_bundle", False),
         ("jobs.ledger.Ledger.claim", False),
         ("jobs.loop.Loop.run", True),
         ("jobs.ledger.Ledger.finish", True),
@@ -293,7 +293,7 @@ def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
 ) -> None:  # fmt: skip
     spec = write_spec(digits.spec(tmp_path / "out"))
     assert main(["quantize", spec, "--pool=local"]) == 0
-    monkeypatch.setattr("workers.loading.isa_class", lambda: "arm64")
+    monkeypatch.setattr("workers.score.loading.isa_class", lambda: "arm64")
     monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
     assert run(spec) == 1
     shown = capsys.readouterr().err

@@ -18,9 +18,9 @@ from tests.networks import png
 from tests.tars import index, shard, write_tar
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.base import Buffer, InputLayout, Pixels, new_buffer
-from workers.parts import cut, joined, wanted
-from workers.predict import Predictor
-from workers.scoring import Part
+from workers.isolation.parts import cut, joined, wanted
+from workers.score.predictor import Predictor
+from workers.score.scorer import Part
 from workers.source.shard_reader import ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.writing import Floats, encode

@@ -205,7 +205,7 @@ def test_an_isolated_process_that_went_with_its_worker_is_no_crash(monkeypatch: 
         worker.leave(60)
         return killed
 
-    monkeypatch.setattr("workers.isolation.score_isolated", score_isolated)
+    monkeypatch.setattr("workers.isolation.isolate.score_isolated", score_isolated)
     outcome = worker.score_isolated(SHARD, 60)
     assert isinstance(outcome, Failure)
     assert outcome.code == FailureCode.PREEMPTED

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.widths import choose_width, given_width, kept_share, told, worker_rate
 from tests.fakes import MemoryStore
-from workers.profiles import (
+from workers.bundle.profiles import (
     Candidate,
     HostKind,
     Profile,
@@ -167,7 +167,7 @@ def test_a_worker_pinned_to_its_cores_finds_the_profile_of_its_whole_node() -> N
 import os
 from workers.host import cores as threads
 from workers.contract import ThreadPlan
-from workers.profiles import HostKind
+from workers.bundle.profiles import HostKind
 before = HostKind.here()
 first = min(os.sched_getaffinity(0))
 pin = (first,) if before.pinned else ()

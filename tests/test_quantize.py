@@ -23,13 +23,13 @@ from tests.networks import (
     quantize,
     settled,
 )
-from workers.accuracy import AccuracyReport, compare
+from workers.bundle.accuracy import AccuracyReport, compare
+from workers.bundle.gate import decide
 from workers.contract import GateSpec, Preprocess
 from workers.digits import DIGITS, train
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
-from workers.gate import decide
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.fx_graph import GraphCalibration

@@ -32,13 +32,13 @@ from tests.fakes import MemoryStore
 from tests.networks import digits as pictures
 from tests.networks import digits_artifacts, digits_model, only_float, png
 from tests.tars import JPG, archive, index, read
-from workers import bundle
-from workers.bundle import BundleRefused
+from workers.bundle import bundle
+from workers.bundle.bundle import BundleRefused
+from workers.bundle.manifest import StoredObject, from_json, to_json
 from workers.contract import ModelSpec
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
 from workers.image.resize import decode_into
-from workers.manifest import StoredObject, from_json, to_json
 from workers.model.load import load_model
 from workers.model.names import ModelError
 from workers.model.state_dict import read_state_dict

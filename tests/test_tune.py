@@ -29,9 +29,9 @@ from jobs.tuned import NOT_REACHED, explained, rows, table
 from jobs.tuning import Tuning
 from tests.digits_job import PYTHON, ROOT, Digits, stint
 from tests.ray_heads import await_true
+from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.tuning import Bench, Trialled, TuneRequest, Unusable, shares
 
 INT8 = "torch-int8/x86-vnni"

@@ -11,7 +11,7 @@ import pytest
 from jobs.ray_tuning import Kind, kinds
 from tests.digits_job import Digits, stint
 from tests.ray_heads import Head
-from workers.profiles import HostKind
+from workers.bundle.profiles import HostKind
 
 
 def node(name: str, cpus: int, *, alive: bool = True, **labels: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from workers.host.preemption import Notice, heed_sigterm
 from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 
 if TYPE_CHECKING:
-    from workers.scoring import Part, Scorer
+    from workers.score.scorer import Part, Scorer
     from workers.source.prefetch import ReadAhead
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Worker:
         plan = self._take_cores(spec.threads)
         clock.lap("lease")
         from workers.host.without_pandas import without_pandas
-        from workers.scoring import Scorer
+        from workers.score.scorer import Scorer
 
         if spec.pin:  # a process of its own
             without_pandas()
@@ -150,7 +150,7 @@ class Worker:
                 ahead.close()
 
     def _score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:
-        from workers.isolation import score_isolated
+        from workers.isolation.isolate import score_isolated
 
         self._notice.begin()
         # In the thread that otherwise computes: it stays for as long as the worker does, and the processes end with it.

@@ -24,7 +24,7 @@ from workers.host.child import to_parent
 from workers.model.names import ModelError
 
 if TYPE_CHECKING:
-    from workers.accuracy import AccuracyReport
+    from workers.bundle.accuracy import AccuracyReport
     from workers.engines.artifact import Artifact
     from workers.engines.base import Logits
     from workers.model.load import LoadedModel
@@ -61,7 +61,7 @@ class _Candidates:
     """Of one network."""
 
     def __init__(self, asked: Network) -> None:
-        from workers.careful import IMAGE_S, or_exit, straight
+        from workers.isolation.sample_decoder import IMAGE_S, or_exit, straight
         from workers.model.load import load_model
         from workers.sampling import read_sample, split_rows
         from workers.storage.filesystems import read_url
@@ -121,8 +121,8 @@ class _Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
     ) -> Iterator[Made | Fell]:
-        from workers import gate
-        from workers.accuracy import compare_logits
+        from workers.bundle import gate
+        from workers.bundle.accuracy import compare_logits
         from workers.engines.artifact import open_artifact
         from workers.engines.base import score_crops
         from workers.engines.choice import Wanted, installed_to_make, wanted_engines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from workers.bundle import BundleRefused
+from workers.bundle.bundle import BundleRefused
 from workers.host.child import KilledFromOutside
 from workers.host.cores import NoCores, TooWide
 from workers.host.memory import BoundTooLow

@@ -6,13 +6,13 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workers import gate
-from workers.accuracy import AccuracyReport, compare_logits
+from workers.bundle import gate
+from workers.bundle.accuracy import AccuracyReport, compare_logits
+from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Pixels, score_crops
 from workers.engines.choice import NEEDS, Wanted, installed_to_make, wanted_engines
-from workers.gate import Judged
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 from workers.sampling import Sample, split_rows

@@ -16,18 +16,19 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from workers import bundle, gate, logs
+from workers import logs
+from workers.bundle import bundle, gate
+from workers.bundle.gate import Judged
+from workers.bundle.manifest import Calibration, Manifest, RowRef
 from workers.contract import BundleRequest, ThreadPlan
-from workers.gate import Judged
 from workers.host import cores, memory
-from workers.manifest import Calibration, Manifest, RowRef
 from workers.outcomes import BundleOutcome, Failure
 from workers.storage.filesystems import read_url
 from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
-    from workers.careful import Decode
     from workers.contract import Preprocess
+    from workers.isolation.sample_decoder import Decode
     from workers.sampling import Sample
 
 
@@ -114,7 +115,7 @@ class Maker:
 
     def _judged_again(self, manifest: Manifest, store: Store, held: ExitStack) -> BundleOutcome:
         """By the bundle's own reports; measured anew on tonight's sample if labels are asked for and they have none."""
-        from workers.accuracy import compare_logits
+        from workers.bundle.accuracy import compare_logits
         from workers.engines.base import score_crops
         from workers.engines.choice import installed_to_run, is_asked_for, unfit
         from workers.host.cpu import isa_class
@@ -165,7 +166,7 @@ class Maker:
 
     def _sample(self, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int, held: ExitStack) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
-        from workers.careful import IMAGE_S, Careful, or_exit, straight
+        from workers.isolation.sample_decoder import IMAGE_S, Careful, or_exit, straight
         from workers.sampling import read_sample
 
         request = self._request

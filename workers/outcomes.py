@@ -85,7 +85,7 @@ class FailureKind(enum.StrEnum):
 
 
 class FailureCode(enum.StrEnum):
-    """Causes that policy tells apart. Those of a bundle are also the `code` of workers.bundle.BundleRefused."""
+    """Causes that policy tells apart. Those of a bundle are also the `code` of workers.bundle.bundle.BundleRefused."""
 
     OTHER = ""
     NO_CORES = "no_cores"

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from workers.bundle.manifest import Manifest
     from workers.engines.base import Logits, Pixels
-    from workers.manifest import Manifest
     from workers.storage.store import Store
 
     Predict = Callable[[Pixels], Logits]
@@ -137,7 +137,7 @@ _Made = tuple["Predict", Callable[[int], tuple["Pixels", "Pixels"]], str]
 
 def _makers(variant: Variant) -> tuple[Callable[[Pixels], _Made], Preprocess]:
     """What makes the variant from pixels N by crop by crop by 3, and how images are made ready for it."""
-    from workers.bundle import read_manifest
+    from workers.bundle.bundle import read_manifest
     from workers.storage.store import open_store
 
     worker = variant.worker
@@ -167,7 +167,7 @@ def _crops(images: str, how: Preprocess) -> Pixels:
 def _artifact(worker: WorkerSpec, store: Store, manifest: Manifest) -> _Made:
     """The engine as workers run it: loaded for each size of batch, since it is quickest at the first one it meets."""
     from workers.image.resize import decode_into
-    from workers.loading import load_best
+    from workers.score.loading import load_best
 
     loaded = load_best(store, manifest, worker, decode_into)
     engines = {loaded.batch: loaded.engine}

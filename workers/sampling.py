@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.careful import Decode
 from workers.contract import InputSpec, SampleSlice, Shard
 from workers.image.errors import BadImage, ErrorCode
+from workers.isolation.sample_decoder import Decode
 from workers.model.names import ModelError
 from workers.source.shard_reader import ShardReader
 from workers.writing import describe_row

@@ -24,7 +24,7 @@ from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:
     from workers.contract import WorkerSpec
-    from workers.predict import Predictor
+    from workers.score.predictor import Predictor
 
 ROWS_A_CALL = 256
 """About as many rows as the loop is given at a time; always whole rounds, so that no batch is padded."""
@@ -74,7 +74,7 @@ class Trial:
         self._images = images[first:] + images[:first]
 
     def _load(self, spec: WorkerSpec) -> None:
-        from workers.scoring import Scorer
+        from workers.score.scorer import Scorer
 
         scorer = Scorer.load(spec)
         assert scorer.info.name == spec.engine, "a candidate names its artifact, and gets it or none"
@@ -89,7 +89,7 @@ class Trial:
         return Ready()
 
     def _run(self, until: float) -> Ran:
-        from workers.scoring import STAGES
+        from workers.score.scorer import STAGES
 
         room = self._predictor.room
         rows_a_call = room * max(1, ROWS_A_CALL // room)

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workers import bundle
+from workers.bundle import bundle
+from workers.bundle.profiles import Candidate, HostKind
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
 from workers.crew import Crew, Failed, Setup
 from workers.engines.artifact import ArtifactInfo
@@ -22,7 +23,6 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.cpu import isa_class
 from workers.outcomes import Failure
-from workers.profiles import Candidate, HostKind
 from workers.storage.store import open_store
 from workers.tuning_sample import read_sample, write_sample
 

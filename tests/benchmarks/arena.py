@@ -24,7 +24,7 @@ from jobs.ladder import steady_rate, steady_rate_of
 from jobs.photographs import photographs
 from jobs.spec_file import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps
-from workers.bundle import read_manifest
+from workers.bundle.bundle import read_manifest
 from workers.engines.choice import installed_to_run, ranked
 from workers.host.cores import read_topology
 from workers.host.cpu import isa_class

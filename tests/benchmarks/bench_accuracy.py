@@ -30,14 +30,14 @@ from torch import nn
 
 from tests.benchmarks.bench_recipe import BATCH, HOW, crops
 from tests.networks import digits, loaded
-from workers.accuracy import compare
+from workers.bundle.accuracy import compare
+from workers.bundle.gate import decide
 from workers.contract import GateSpec
 from workers.digits import DIGITS, train
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.engines.torchscript import deprecations_silenced
-from workers.gate import decide
 from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision

@@ -35,7 +35,7 @@ from workers.host.cpu import isa_class
 from workers.image.resize import Preparer, decode_into
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
-from workers.predict import Predictor
+from workers.score.predictor import Predictor
 from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader

@@ -26,7 +26,7 @@ from torch.ao.quantization.observer import HistogramObserver
 
 from tests.images import photographs
 from tests.networks import quantize
-from workers.accuracy import compare
+from workers.bundle.accuracy import compare
 from workers.contract import Preprocess
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Engine

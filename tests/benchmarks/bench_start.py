@@ -103,7 +103,7 @@ def _ray(work: Path) -> dict[str, float]:
 
 
 def _model(work: Path) -> dict[str, float]:
-    from workers.bundle import load_engine, read_manifest
+    from workers.bundle.bundle import load_engine, read_manifest
     from workers.storage.store import open_store
 
     it = Work.read(str(work))

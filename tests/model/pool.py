@@ -14,9 +14,9 @@ from jobs.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
+from workers.bundle.manifest import Manifest, StoredObject, to_json
 from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify
-from workers.manifest import Manifest, StoredObject, to_json
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 from workers.source.shard_reader import ShardReader
 from workers.storage.store import open_store

@@ -61,7 +61,7 @@ class Network:
     def __init__(self, work: Work) -> None:
         import torch
 
-        from workers.bundle import load_engine, read_manifest
+        from workers.bundle.bundle import load_engine, read_manifest
         from workers.storage.store import open_store
 
         torch.set_num_threads(1)

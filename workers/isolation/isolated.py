@@ -1,4 +1,4 @@
-"""The process that scores a shard's rows in isolation: `python -m workers.isolated FD PARENT`.
+"""The process that scores a shard's rows in isolation: `python -m workers.isolation.isolated FD PARENT`.
 
 It does what its parent asks for over one connection, a part of the rows at a time, and may die of any of them.
 """
@@ -10,16 +10,16 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
-from workers.bisection import Try
 from workers.contract import Shard, WorkerSpec
 from workers.failures import classify
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
 from workers.image.errors import BadImage, ErrorCode
-from workers.isolation import Commit, Phase
+from workers.isolation.bisection import Try
+from workers.isolation.isolate import Commit, Phase
+from workers.isolation.parts import cut, joined, wanted
 from workers.outcomes import ShardResult
-from workers.parts import cut, joined, wanted
-from workers.scoring import Part, Scorer
+from workers.score.scorer import Part, Scorer
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workers import bundle
+from workers.bundle import bundle
+from workers.bundle.manifest import Manifest
 from workers.engines.base import Logits, score_crops
 from workers.image.errors import BadImage
-from workers.manifest import Manifest
 from workers.storage.store import Store
 
 REFERENCE = "torch-float/fp32"

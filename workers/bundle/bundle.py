@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from workers.accuracy import AccuracyReport
+from workers.bundle.accuracy import AccuracyReport
+from workers.bundle.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
 from workers.contract import ModelSpec, Preprocess
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
 from workers.host.cpu import cpu_model, isa_class
-from workers.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
 from workers.storage.errors import NotFound
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def read_manifest(store: Store, fingerprint: str) -> Manifest | None:
 
 
 def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1, device: str = "cpu") -> Engine:
-    """Load an artifact by its name; whether this host can run it is for workers.loading to know.
+    """Load an artifact by its name; whether this host can run it is for workers.score.loading to know.
 
     Raises BundleRefused where it is missing or damaged, EngineUnusable, SilentFloatError, NoGpu.
     """

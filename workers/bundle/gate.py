@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.accuracy import AccuracyReport
+from workers.bundle.accuracy import AccuracyReport
 from workers.contract import GateSpec
 
 

@@ -1,7 +1,7 @@
 """Images of the sample decoded one by one, where some image may kill whoever decodes it.
 
 `straight` decodes in this process, which an image may kill: most samples hold none, and this costs nothing. `Careful`
-has a process of its own do it (`workers.decoder`) and tells an image that kills that one, takes all its memory or never
+has a process of its own do it (`workers.isolation.decoder`) and tells an image that kills that one, takes all its memory or never
 ends from the others. Both give the same pixels.
 """
 
@@ -111,7 +111,7 @@ class Careful:
 
     def _started(self) -> Child:
         if self._child is None:
-            self._child = Child("workers.decoder", self._memory_bytes, "decoded")
+            self._child = Child("workers.isolation.decoder", self._memory_bytes, "decoded")
             self._child.put(self._how)
             try:
                 self._child.take(START_S)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from workers.engines.artifact import ArtifactInfo
-    from workers.predict import Predictor
+    from workers.score.predictor import Predictor
     from workers.source.rows import RowBlock
     from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
@@ -75,11 +75,11 @@ class Scorer:
         """
         import torch
 
-        from workers import bundle
+        from workers.bundle import bundle
         from workers.host.cpu import isa_class
         from workers.image.resize import decode_into
-        from workers.loading import load_best
-        from workers.predict import Predictor
+        from workers.score.loading import load_best
+        from workers.score.predictor import Predictor
         from workers.storage.store import open_store
         from workers.writing import read_schema
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workers.accuracy import AccuracyReport
+from workers.bundle.accuracy import AccuracyReport
 from workers.contract import Preprocess
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout

@@ -1,6 +1,6 @@
 """A shard that kills its workers, scored in processes that may die of it.
 
-`workers.bisection` says which rows to try, a child process (`workers.isolated`) tries them under the worker's own bound
+`workers.isolation.bisection` says which rows to try, a child process (`workers.isolation.isolated`) tries them under the worker's own bound
 of memory and a limit of time, and a new one takes its place whenever it dies. What is scored comes back part by part;
 at the end a child puts the parts together and commits one object like any other, in which the rows that kill are error
 rows. The worker itself keeps its network meanwhile, so its node holds that beside the child.
@@ -18,15 +18,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workers import bisection
-from workers.bisection import Hopeless, ReadingKills, Try, search
 from workers.contract import Shard, WorkerSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
+from workers.isolation import bisection
+from workers.isolation.bisection import Hopeless, ReadingKills, Try, search
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
 
 if TYPE_CHECKING:
-    from workers.scoring import Part
+    from workers.score.scorer import Part
 
 START_S = 300.0
 """To load the bundle. Half a second is usual."""
@@ -160,7 +160,7 @@ class _Child:
     """A process that scores, and what its messages mean."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self._process = Child("workers.isolated", memory_bytes, "scored")
+        self._process = Child("workers.isolation.isolated", memory_bytes, "scored")
         self.end = self._process.end
 
     def load(self, spec: WorkerSpec, shard: Shard) -> None:

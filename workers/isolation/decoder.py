@@ -1,15 +1,15 @@
-"""The process that decodes a sample's images: `python -m workers.decoder FD PARENT`. It may die of any of them."""
+"""The process that decodes a sample's images: `python -m workers.isolation.decoder FD PARENT`. It may die of any of them."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from workers.careful import straight
 from workers.contract import Preprocess
 from workers.failures import classify
 from workers.host.child import to_parent
 from workers.image.errors import BadImage
+from workers.isolation.sample_decoder import straight
 
 
 def serve(parent: Connection) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from workers.contract import Shard, Slice
 from workers.image.errors import BadImage
-from workers.scoring import Part
+from workers.score.scorer import Part
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import SourceChanged
 

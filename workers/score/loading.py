@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers import bundle
-from workers.batches import batch_by_rule
+from workers.bundle import bundle
+from workers.bundle.batches import batch_by_rule
+from workers.bundle.manifest import Manifest
+from workers.bundle.profiles import Candidate, HostKind, read_profile
 from workers.contract import WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import Engine
 from workers.engines.choice import installed_to_run, ranked, unfit
 from workers.host.cpu import cpu_model, isa_class, runs_on
-from workers.manifest import Manifest
 from workers.model.names import ModelError
-from workers.profiles import Candidate, HostKind, read_profile
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.store import Store
 
