@@ -23,11 +23,11 @@ from jobs.pictures import check_can_draw, draw_ladder
 from jobs.spec import Gate, JobSpec, Limits, Output, Schedule, Workers
 from jobs.spec_file import load_spec, parse_spec
 from jobs.spec_input import Input
-from workers import rungs
 from workers.host.child import Child
 from workers.host.cores import Topology, read_topology
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
+from workers.measure import rungs
 
 BATCHES = (4, 8, 16, 32)
 """Tried where the spec leaves the batch to us."""
@@ -226,7 +226,7 @@ class _Ladder:
         return processes
 
     def _child(self) -> Child:
-        child = Child("workers.rung_process", node_bytes(), "measured")
+        child = Child("workers.measure.bench_measure", node_bytes(), "measured")
         self.held.callback(child.end)
         return child
 

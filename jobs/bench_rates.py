@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ladder import Completion, Turn, steady_rate
-from workers import rungs
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
+from workers.measure import rungs
 
 LOAD_S = 600.0
 """A variant that is not loaded by then is stuck."""

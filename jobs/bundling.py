@@ -15,7 +15,7 @@ from jobs.pool import Cluster
 from jobs.sources import Opened
 from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest
-from workers.making import judged_in, lacks_labels, outcome_of
+from workers.maker import judged_in, lacks_labels, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 POLL_S = 0.2

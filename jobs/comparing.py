@@ -24,12 +24,12 @@ from jobs.job import Job
 from jobs.ladder import ratio
 from jobs.pictures import check_can_draw, draw_frontier
 from jobs.sources import open_sources
-from workers.candidates import Ask, Fell, Finished, Held, Hold, Lap, Made, Network
 from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan
 from workers.host import cores
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
+from workers.measure.messages import Ask, Fell, Finished, Held, Hold, Lap, Made, Network
 from workers.outcomes import FailureCode
 
 ROUNDS = 7
@@ -168,7 +168,7 @@ class Comparing:
 
     def _made(self, name: str, asked: Network, fell_out: dict[str, str]) -> list[Made]:
         made: list[Made] = []
-        child = self._child("workers.comparing", "made")
+        child = self._child("workers.measure.compare_make", "made")
         child.put(asked)
         try:
             while not isinstance(answer := self._answer(child), Finished):
@@ -193,7 +193,7 @@ class Comparing:
         one_core = replace(plan, threads=1, cpus=plan.cpus[:1], slots=plan.slots[:1])
         holding: list[tuple[int, Child, int]] = []
         for index, (name, _, one) in enumerate(made):
-            child = self._child("workers.weighing", "measured")
+            child = self._child("workers.measure.compare_measure", "measured")
             child.put(Hold(info=one.info, path=one.path, plan=one_core, batch=base.batch))
             try:
                 answer = self._answer(child)

@@ -10,8 +10,8 @@ import yaml
 from jobs.errors import SpecError
 from jobs.frontier import short_names
 from jobs.spec import Model
-from workers.candidates import Made
 from workers.contract import ModelSpec
+from workers.measure.messages import Made
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workers.contract import Shard
-from workers.writing import ObjectFacts
+from workers.output import ObjectFacts
 
 DONE_SCHEMA = pa.schema(
     [

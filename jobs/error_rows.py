@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from workers.writing import describe_row, key_names, shown_keys
+from workers.output import describe_row, key_names, shown_keys
 
 COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
 

@@ -21,10 +21,10 @@ from jobs.row_object import Held, held
 from jobs.thumbnails import CHANGED, GONE, RowAt
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
+from workers.output import object_facts
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying
-from workers.writing import object_facts
 
 ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
 """What is told of the gate's measurements."""

@@ -16,8 +16,8 @@ from jobs.plans import Plan
 from jobs.presence import parsed
 from jobs.thumbnails import RowAt
 from workers.contract import Shard, Slice
+from workers.output import SOURCE_FIELDS
 from workers.storage.filesystems import open_filesystem
-from workers.writing import SOURCE_FIELDS
 
 FILE = "__filename"
 """Arrow's name for the file that a row is read from."""

@@ -24,8 +24,8 @@ from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
 from workers.host.cores import read_topology
 from workers.image.errors import ErrorCode
+from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.redaction import redacted
-from workers.writing import SOURCE_FIELDS, key_names, shown_keys
 
 if TYPE_CHECKING:
     from workers.score.second_opinion import Opinion

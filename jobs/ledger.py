@@ -29,9 +29,9 @@ from jobs.plans import Content, Missing, NotAPlan, Plan, dead_versions, decode_p
 from jobs.presence import Look, Present, parsed
 from jobs.slices import Source
 from workers.contract import Shard, Slice
+from workers.output import ObjectFacts, object_facts
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
-from workers.writing import ObjectFacts, object_facts
 
 READS_AT_ONCE = 16
 DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)

@@ -19,7 +19,7 @@ from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import gpus
 from workers.host.cores import read_topology
-from workers.making import Maker
+from workers.maker import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo
 
 

@@ -23,7 +23,7 @@ from jobs.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
 from workers.host.cores import read_topology
-from workers.making import Maker
+from workers.maker import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
 
 CONNECT_S = 10.0

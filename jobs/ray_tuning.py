@@ -16,8 +16,8 @@ from jobs.errors import Interrupted, RunFailed
 from jobs.spec import Group
 from jobs.tuning import NodeBench
 from workers.bundle.profiles import Candidate
+from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure
-from workers.tuning import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 
 POLL_S = 0.2
 WHOLE_S = 120.0
@@ -95,7 +95,7 @@ class RayNodes:
 
 
 class RayBench:
-    """`workers.tuning.Bench` as an actor that holds a whole node."""
+    """`workers.measure.tune_node.Bench` as an actor that holds a whole node."""
 
     def __init__(self, node: str, cpus: int, request: TuneRequest, interrupted: Callable[[], bool]) -> None:
         self._cpus = cpus

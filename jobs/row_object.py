@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from jobs.errors import RunFailed
 from jobs.thumbnails import RowAt
 from workers.bundle.manifest import Manifest
+from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
-from workers.writing import SOURCE_FIELDS, key_names, shown_keys
 
 
 @dataclass(frozen=True)

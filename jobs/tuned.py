@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from jobs.halving import Choice, Standing
 from workers.bundle.profiles import Candidate, Row
-from workers.tuning import Trialled
+from workers.measure.tune_node import Trialled
 
 SHOWN = 16
 """Rows of the table on the terminal; the profile has all."""

@@ -28,8 +28,8 @@ from jobs.sources import Opened, open_sources
 from jobs.widths import CORES_BY_RULE
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import Candidate, Profile, store_profile
+from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure, FailureCode
-from workers.tuning import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 
 ROWS = 256
 """Images to try candidates on."""
@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 
 class NodeBench(Protocol):
-    """A node on which candidates are tried: `workers.tuning.Bench`, here or far away."""
+    """A node on which candidates are tried: `workers.measure.tune_node.Bench`, here or far away."""
 
     def open(self) -> NodeFacts | Failure: ...
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable: ...

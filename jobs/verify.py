@@ -27,6 +27,7 @@ from jobs.plans import Plan
 from jobs.presence import parsed, shard_key
 from jobs.spec_input import Input
 from workers.contract import Shard, Slice
+from workers.output import NotOurs, ObjectFacts, object_facts
 from workers.source.parquet import open_parquet
 from workers.source.source_file import opened
 from workers.source.webdataset import keys_of
@@ -34,7 +35,6 @@ from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
-from workers.writing import NotOurs, ObjectFacts, object_facts
 
 AT_ONCE = 8
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]

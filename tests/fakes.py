@@ -11,9 +11,9 @@ from jobs.slices import Source
 from jobs.sources import Opened, RowGroup
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
+from workers.output import Scored, encode, object_facts
 from workers.storage.errors import NotFound
 from workers.storage.store import ObjectInfo, Store
-from workers.writing import Scored, encode, object_facts
 
 
 class MemoryStore:

@@ -22,8 +22,8 @@ from workers.contract import Preprocess, Shard
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 from workers.image.errors import BadImage, ErrorCode
+from workers.output import Scored, encode, read_schema
 from workers.source.shard_reader import ShardReader
-from workers.writing import Scored, encode, read_schema
 
 LABELS = ("cat", "dog", "emu")
 Says = Callable[[Any], tuple[int, float] | ErrorCode]

@@ -56,7 +56,7 @@ def test_every_command_that_the_parser_knows_does_something() -> None:
 
 
 def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:
-    code = "import sys, workers.actor, workers.making; print('torch' in sys.modules)"
+    code = "import sys, workers.actor, workers.maker; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

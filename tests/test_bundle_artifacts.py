@@ -25,7 +25,7 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
-from workers import makers
+from workers.build import artifacts
 from workers.bundle.batches import BATCH, GPU_BATCH, batch_by_rule
 from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.bundle.gate import Judged
@@ -37,7 +37,7 @@ from workers.engines.base import Engine, Logits, Pixels
 from workers.engines.torch_int8 import TorchInt8Engine
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.image.resize import decode_into
-from workers.making import Maker, judged_in, outcome_of
+from workers.maker import Maker, judged_in, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode
 from workers.quantize.quantizer import QuantizeError
 from workers.score import loading
@@ -132,7 +132,7 @@ def test_bf16_is_judged_against_fp32_as_int8_is(make: Callable[..., Made]) -> No
 def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(makers, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
+    monkeypatch.setattr(artifacts, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
 
     def fails(*_: object) -> Artifact:
         raise QuantizeError("model.engine: openvino cannot make it INT8 (why)")
@@ -154,7 +154,7 @@ def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
 def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(makers, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
+    monkeypatch.setattr(artifacts, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
 
     def never(*_: object) -> Artifact:
         raise AssertionError("it may have been what took the maker down")
@@ -183,7 +183,7 @@ def spoiled(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = open_artifact(artifact, threads, device)
         return Constant(engine) if artifact.info.name in wanted else engine
 
-    monkeypatch.setattr(makers, "open_artifact", opened)
+    monkeypatch.setattr(artifacts, "open_artifact", opened)
 
 
 @vnni

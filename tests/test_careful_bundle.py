@@ -21,13 +21,13 @@ from jobs.job import Job
 from jobs.spec_file import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits
-from workers import sampling
+from workers.build import sample as sampling
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
 from workers.contract import BundleRequest, InputSpec, SampleSlice, Slice, ThreadPlan
 from workers.host import memory
 from workers.isolation import sample_decoder
-from workers.making import Maker, maker_bytes, worker_bytes
+from workers.maker import Maker, maker_bytes, worker_bytes
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.store import open_store
@@ -164,7 +164,7 @@ MAKE = """
 import pickle, sys
 from pathlib import Path
 from workers import memory, threads
-from workers.making import Maker
+from workers.maker import Maker
 
 share_bytes = int(sys.argv[2])
 memory.node_bytes = lambda root: share_bytes * threads.read_topology().budget / memory.NODE_SHARE

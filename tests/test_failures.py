@@ -21,11 +21,11 @@ from workers.host.cores import NoCores, TooWide
 from workers.host.preemption import Preempted
 from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.output import describe_row, shown_keys
 from workers.source.shard_reader import SourceChanged
 from workers.source.source_file import InputUnreadable
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.store import open_store
-from workers.writing import describe_row, shown_keys
 
 INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA
 

@@ -22,10 +22,10 @@ from jobs.frontier import (
     wilson,
 )
 from jobs.spec import Model
-from workers.candidates import Made
 from workers.contract import ModelSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
+from workers.measure.messages import Made
 
 OWN = Weighed(
     network="own", precision="fp32", artifact="torch-float/fp32", right=90, rows=100, rate=10.0, spread=0.01,

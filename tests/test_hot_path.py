@@ -25,6 +25,7 @@ from tests.digits_job import Digits
 from tests.images import encode, photo, photographs
 from tests.networks import Artifacts, quantize
 from tests.test_reading import shard, slices_of
+from workers.build.sample import read_sample
 from workers.bundle.bundle import read_manifest
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.digits import DIGITS, digits_cnn
@@ -35,7 +36,6 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import Preparer, decode_into
 from workers.isolation.sample_decoder import straight
 from workers.model.load import LoadedModel
-from workers.sampling import read_sample
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
 from workers.source import parquet_rows
 from workers.source.prefetch import ReadAhead

@@ -21,7 +21,7 @@ from jobs.slices import Source
 from jobs.sources import Opened
 from jobs.spec import Limits
 from tests.fakes import MemoryStore, object_of, opened
-from workers.writing import NotOurs
+from workers.output import NotOurs
 
 ROOT = "model=net-0123"
 

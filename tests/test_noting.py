@@ -19,9 +19,9 @@ from jobs.plans import Plan, decode_plan
 from tests.fakes import RESULT, MemoryStore, object_of
 from tests.test_ledger import ROOT, claim, opened
 from workers.outcomes import ShardResult
+from workers.output import object_facts
 from workers.storage.errors import StoreError
 from workers.storage.store import LocalStore
-from workers.writing import object_facts
 
 
 @pytest.fixture(autouse=True)

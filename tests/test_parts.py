@@ -19,11 +19,11 @@ from tests.tars import index, shard, write_tar
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.base import Buffer, InputLayout, Pixels, new_buffer
 from workers.isolation.parts import cut, joined, wanted
+from workers.output import Floats, encode
 from workers.score.predictor import Predictor
 from workers.score.scorer import Part
 from workers.source.shard_reader import ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
-from workers.writing import Floats, encode
 
 HOW = Preprocess(resize_px=8, crop_px=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest")
 OUTPUTS = 4

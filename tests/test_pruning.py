@@ -15,9 +15,9 @@ from torch import nn
 from workers.contract import ModelSpec
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Pixels
+from workers.measure.pruning import Pruned, PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
-from workers.pruning import Pruned, PruningError, macs_of, prune, save_pruned
 from workers.storage.filesystems import read_url
 
 pytest.importorskip("torch_pruning")

@@ -32,7 +32,7 @@ from tests.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.tuning import Bench, Trialled, TuneRequest, Unusable, shares
+from workers.measure.tune_node import Bench, Trialled, TuneRequest, Unusable, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
@@ -190,7 +190,7 @@ def children_of(parent: int) -> list[int]:
         if process.name.isdigit():
             try:
                 fields = (process / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == parent and b"workers.trial" in (process / "cmdline").read_bytes():
+                if int(fields[1]) == parent and b"workers.measure.tune_measure" in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
             except OSError:  # it has ended since the listing
                 continue

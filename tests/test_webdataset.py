@@ -23,10 +23,10 @@ from jobs.cli import main
 from tests import images
 from tests.digits_job import Digits, predictions
 from tests.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
+from workers.build.sample import read_sample
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
 from workers.isolation.sample_decoder import straight
-from workers.sampling import read_sample
 from workers.source import parquet, tar, webdataset
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened

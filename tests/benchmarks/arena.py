@@ -28,8 +28,8 @@ from workers.bundle.bundle import read_manifest
 from workers.engines.choice import installed_to_run, ranked
 from workers.host.cores import read_topology
 from workers.host.cpu import isa_class
-from workers.rung_process import write_weights
-from workers.rungs import RandomWeights
+from workers.measure.bench_measure import write_weights
+from workers.measure.rungs import RandomWeights
 
 ROW_GROUP = 250
 FILE_ROWS = 1000

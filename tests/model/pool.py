@@ -18,9 +18,9 @@ from workers.bundle.manifest import Manifest, StoredObject, to_json
 from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
+from workers.output import Scored, encode, object_facts
 from workers.source.shard_reader import ShardReader
 from workers.storage.store import open_store
-from workers.writing import Scored, encode, object_facts
 
 SCORE_S = 1.0
 """What an attempt takes, where time matters: between a slow worker and others."""
@@ -198,7 +198,7 @@ class ModelCluster:
         key = f"_stint/bundles/{request.fingerprint}/manifest.json"
         try:
             created = self._job.store.create(key, to_json(manifest))
-        except Exception as error:  # noqa: BLE001  (as workers.making does)
+        except Exception as error:  # noqa: BLE001  (as workers.maker does)
             self._outcome = classify(error)
             return
         self._outcome = BundleOutcome(

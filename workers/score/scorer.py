@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from workers.engines.artifact import ArtifactInfo
+    from workers.output import Scored
     from workers.score.predictor import Predictor
     from workers.source.rows import RowBlock
     from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
-    from workers.writing import Scored
 
 STAGES = ("read", "decode", "predict", "write", "wait")
 
@@ -78,10 +78,10 @@ class Scorer:
         from workers.bundle import bundle
         from workers.host.cpu import isa_class
         from workers.image.resize import decode_into
+        from workers.output import read_schema
         from workers.score.loading import load_best
         from workers.score.predictor import Predictor
         from workers.storage.store import open_store
-        from workers.writing import read_schema
 
         lap("import")
         if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
@@ -160,7 +160,7 @@ class Scorer:
         Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
-        from workers.writing import encode, object_facts
+        from workers.output import encode, object_facts
 
         began = time.perf_counter()
         scored = part.scored
@@ -232,7 +232,7 @@ def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
     """The first row of each error code: its keys, where it is, and what was wrong with it."""
     import pyarrow as pa
 
-    from workers.writing import describe_row, shown_keys
+    from workers.output import describe_row, shown_keys
 
     samples: dict[str, str] = {}
     keys = pa.concat_tables(scored.keys) if scored.keys else None

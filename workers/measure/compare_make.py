@@ -1,4 +1,4 @@
-"""Makes the candidates of one network for `stint compare`: `python -m workers.comparing FD PARENT`.
+"""Makes the candidates of one network for `stint compare`: `python -m workers.measure.compare_make FD PARENT`.
 
 The network in fp32, bf16 and INT8, as a bundle would have it, and the same of what is left of it when channels are
 pruned. Each is scored on the job's own sample, decoded as the network wants it. A process a network: one that cannot be
@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.candidates import Fell, Finished, Made, Network
 from workers.failures import classify
 from workers.host import cores
 from workers.host.child import to_parent
+from workers.measure.messages import Fell, Finished, Made, Network
 from workers.model.names import ModelError
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class _Candidates:
     """Of one network."""
 
     def __init__(self, asked: Network) -> None:
+        from workers.build.sample import read_sample, split_rows
         from workers.isolation.sample_decoder import IMAGE_S, or_exit, straight
         from workers.model.load import load_model
-        from workers.sampling import read_sample, split_rows
         from workers.storage.filesystems import read_url
 
         self._asked, request = asked, asked.request
@@ -96,7 +96,7 @@ class _Candidates:
         self._decode_s = min(took_s) / len(images)
 
     def each(self) -> Iterator[Made | Fell]:
-        from workers.pruning import PruningError, macs_of, prune
+        from workers.measure.pruning import PruningError, macs_of, prune
 
         crop_px = self._model.preprocess.crop_px
         yield from self._in_each_precision(self._model, 0.0, macs_of(self._model.module, crop_px), ())
@@ -121,13 +121,13 @@ class _Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
     ) -> Iterator[Made | Fell]:
+        from workers.build.artifacts import Makers
         from workers.bundle import gate
         from workers.bundle.accuracy import compare_logits
         from workers.engines.artifact import open_artifact
         from workers.engines.base import score_crops
         from workers.engines.choice import Wanted, installed_to_make, wanted_engines
         from workers.host.cpu import isa_class
-        from workers.makers import Makers
         from workers.quantize.quantizer import float_artifact
 
         request = self._asked.request
@@ -212,7 +212,7 @@ class _Candidates:
 
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""
-        from workers.pruning import save_pruned
+        from workers.measure.pruning import save_pruned
 
         spec = self._asked.request.model
         stem = f"{spec.arch.rpartition('/')[2].rpartition(':')[2]}-pruned-{share * 100:g}"

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from workers.build.sample import Sample, split_rows
 from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
@@ -15,7 +16,6 @@ from workers.engines.base import Pixels, score_crops
 from workers.engines.choice import NEEDS, Wanted, installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
-from workers.sampling import Sample, split_rows
 
 
 @dataclass

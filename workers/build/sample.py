@@ -14,8 +14,8 @@ from workers.contract import InputSpec, SampleSlice, Shard
 from workers.image.errors import BadImage, ErrorCode
 from workers.isolation.sample_decoder import Decode
 from workers.model.names import ModelError
+from workers.output import describe_row
 from workers.source.shard_reader import ShardReader
-from workers.writing import describe_row
 
 UNKNOWN = -1
 """Label of a row whose label column is null."""

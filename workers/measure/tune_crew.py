@@ -30,7 +30,7 @@ class Setup:
     spec: WorkerSpec
     plan: ThreadPlan
     sample: str
-    """Path of the file that workers.tuning_sample wrote."""
+    """Path of the file that workers.measure.tune_sample wrote."""
     first: int
     """Where in the sample to begin: the workers of a candidate are not to decode the same image at the same time."""
 
@@ -90,7 +90,7 @@ class Crew:
         self._children: list[Child] = []
         try:
             for setup in setups:
-                child = Child("workers.trial", cap_bytes, "ran", malloc.environment())
+                child = Child("workers.measure.tune_measure", cap_bytes, "ran", malloc.environment())
                 self._children.append(child)
                 child.put(setup)
             self._all(Ready, START_LIMIT_S)

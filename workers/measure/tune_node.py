@@ -16,15 +16,15 @@ from pathlib import Path
 from workers.bundle import bundle
 from workers.bundle.profiles import Candidate, HostKind
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
-from workers.crew import Crew, Failed, Setup
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.cpu import isa_class
+from workers.measure.tune_crew import Crew, Failed, Setup
+from workers.measure.tune_sample import read_sample, write_sample
 from workers.outcomes import Failure
 from workers.storage.store import open_store
-from workers.tuning_sample import read_sample, write_sample
 
 GROWTH = 1.25
 """A candidate is expected to take so much more memory than the largest worker so far, when room is made for it."""

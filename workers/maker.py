@@ -27,9 +27,9 @@ from workers.storage.filesystems import read_url
 from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
+    from workers.build.sample import Sample
     from workers.contract import Preprocess
     from workers.isolation.sample_decoder import Decode
-    from workers.sampling import Sample
 
 
 class Maker:
@@ -74,9 +74,9 @@ class Maker:
         return self._judged_again(manifest, store, held)
 
     def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
+        from workers.build.artifacts import make_artifacts
         from workers.host.cpu import isa_class
         from workers.image.resize import decode_into
-        from workers.makers import make_artifacts
         from workers.model.load import load_model
         from workers.model.names import RECIPE
 
@@ -166,8 +166,8 @@ class Maker:
 
     def _sample(self, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int, held: ExitStack) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
+        from workers.build.sample import read_sample
         from workers.isolation.sample_decoder import IMAGE_S, Careful, or_exit, straight
-        from workers.sampling import read_sample
 
         request = self._request
         if request.pin:

@@ -1,4 +1,4 @@
-"""One candidate of `stint compare`, held and measured whenever asked: `python -m workers.weighing FD PARENT`.
+"""One candidate of `stint compare`, held and measured whenever asked: `python -m workers.measure.compare_measure FD PARENT`.
 
 A process of its own, so that its memory is its own and what kills it kills nothing else. All of them are pinned to the
 same core and wait while another one is measured.
@@ -13,9 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from workers.candidates import Ask, Fell, Held, Hold, Lap
 from workers.host import cores, memory
 from workers.host.child import to_parent
+from workers.measure.messages import Ask, Fell, Held, Hold, Lap
 
 WARM_UP = 2
 """Batches that are not measured: kernels are made for them."""

@@ -1,4 +1,4 @@
-"""One worker of a candidate that `stint tune` measures: `python -m workers.trial FD PARENT`.
+"""One worker of a candidate that `stint tune` measures: `python -m workers.measure.tune_measure FD PARENT`.
 
 It loads the bundle as a worker does and runs a worker's own loop, decoding included, over a sample that lies in a file:
 read from storage once and mapped by all. What it is asked comes over one connection.
@@ -14,13 +14,13 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from workers.crew import Go, Prepare, Ran, Ready, Setup
 from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
+from workers.measure.tune_crew import Go, Prepare, Ran, Ready, Setup
+from workers.measure.tune_sample import map_sample
 from workers.source.rows import ImageCell, RowBlock
-from workers.tuning_sample import map_sample
 
 if TYPE_CHECKING:
     from workers.contract import WorkerSpec

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from workers.contract import Preprocess, WorkerSpec
 from workers.host.child import to_parent
 from workers.host.cores import THREAD_VARIABLES, thread_environment
-from workers.rungs import (
+from workers.measure.rungs import (
     ARTIFACT,
     EAGER,
     INT8_DEFAULT,
@@ -47,7 +47,7 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """`python -m workers.rung_process FD PARENT`: a Variant in, Loaded or NotPossible out; then a Lap for every Ask."""
+    """`python -m workers.measure.bench_measure FD PARENT`: a Variant in, Loaded or NotPossible out; then a Lap for every Ask."""
     pipe = to_parent()
     asked: Variant | RandomWeights = pipe.recv()
     try:
