@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.days import Days
 from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED
+from jobs.spec.days import Days
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.error_rows import error_rows
 from jobs.figures import settled
 from jobs.job import Job
 from jobs.journal import Told
-from jobs.ledger import Ledger
+from jobs.ledger.error_rows import error_rows
+from jobs.ledger.ledger import Ledger
 from jobs.thumbnails import RowAt, fetch, thumbnail
 from workers.contract import Shard, Slice
 from workers.image.errors import ErrorCode
@@ -31,7 +31,7 @@ SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, Er
 
 
 def find(job: Job, told: Told, codes: Collection[str]) -> list[dict[str, Any]]:
-    """Up to EACH rows of each code, as jobs.error_rows.ErrorRow, and the `shard` of each. Raises StoreError,
+    """Up to EACH rows of each code, as jobs.ledger.error_rows.ErrorRow, and the `shard` of each. Raises StoreError,
     StoreDenied."""
     table = settled(told)
     table = table.filter(pc.greater(pc.fill_null(table["rows_bad"], 0), 0)).slice(0, READ_MOST)

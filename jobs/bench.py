@@ -20,9 +20,9 @@ from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.job import Job
 from jobs.ladder import Climbed, Step, Turn, climb
 from jobs.pictures import check_can_draw, draw_ladder
-from jobs.spec import Gate, JobSpec, Limits, Output, Schedule, Workers
-from jobs.spec_file import load_spec, parse_spec
-from jobs.spec_input import Input
+from jobs.spec.load import load_spec, parse_spec
+from jobs.spec.schema import Gate, JobSpec, Limits, Output, Schedule, Workers
+from jobs.spec.spec_input import Input
 from workers.host.child import Child
 from workers.host.cores import Topology, read_topology
 from workers.host.cpu import cpu_model, isa_class

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 
 from jobs import policy
 from jobs.backlog import Backlog, Retry
-from jobs.crashes import CrashLog
-from jobs.errands import Errands
 from jobs.errors import RunFailed
+from jobs.ledger.background import Errands
+from jobs.ledger.crashes import CrashLog
 from jobs.policy import Attempts, Budget, Manner, Step
 from jobs.progress import Progress
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from jobs.tally import Tally
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode

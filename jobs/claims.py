@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plans import Claiming, _pairs
-from jobs.slices import Source
+from jobs.ledger.plans import Claiming, _pairs
+from jobs.ledger.slices import Source
 from workers.contract import Slice
 
 

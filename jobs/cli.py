@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
 from jobs.connecting import connect, in_cluster
-from jobs.days import Days, runs
 from jobs.displays import display_for
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
@@ -28,8 +27,9 @@ from jobs.job import Job
 from jobs.pool import Cluster
 from jobs.report import summary
 from jobs.running import Run
-from jobs.spec import JobSpec
-from jobs.spec_file import load_spec
+from jobs.spec.days import Days, runs
+from jobs.spec.load import load_spec
+from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import HostKind
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted

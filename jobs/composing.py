@@ -18,7 +18,7 @@ from jobs.distributions import Distribution, Distributions
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.journal import Told
-from jobs.plans import Plan
+from jobs.ledger.plans import Plan
 from jobs.report import Report
 from workers.storage.errors import NotFound
 

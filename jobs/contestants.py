@@ -9,7 +9,7 @@ import yaml
 
 from jobs.errors import SpecError
 from jobs.frontier import short_names
-from jobs.spec import Model
+from jobs.spec.schema import Model
 from workers.contract import ModelSpec
 from workers.measure.messages import Made
 from workers.model.names import ModelError, split_arch, weights_enum_or_path

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.plans import Plan, latest_versions
-from jobs.slices import Source
+from jobs.ledger.plans import Plan, latest_versions
+from jobs.ledger.slices import Source
 from workers.contract import Slice
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.journal import run_ids
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from workers.bundle.bundle import read_manifest
 
 SPEC = "conf/demo.yaml"

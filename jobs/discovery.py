@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from jobs.claims import Wanted, wanted
 from jobs.errors import SpecError
 from jobs.job import Job
+from jobs.ledger.plans import Content, Cut, Plan, latest_versions
+from jobs.ledger.slices import Source
 from jobs.listing import Listing, list_input
-from jobs.plans import Content, Cut, Plan, latest_versions
-from jobs.slices import Source
 from jobs.sources import Opened, open_sources
 from workers.contract import Slice
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.plans import Plan
+from jobs.ledger.plans import Plan
 from workers.contract import Shard
 from workers.counted import SCORE_BINS, by_score
 from workers.outcomes import ShardResult

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from jobs.current import current_root, roots
 from jobs.explained import Explanation
 from jobs.found_rows import Found
 from jobs.job import Job
-from jobs.plans import Plan
+from jobs.ledger.current import current_root, roots
+from jobs.ledger.plans import Plan
 from jobs.row_history import Open, attempts_at, crashes_of
 from jobs.row_names import place_told
 from jobs.row_object import Held, held

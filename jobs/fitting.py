@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.pool import Cluster
-from jobs.spec import Workers
+from jobs.spec.schema import Workers
 
 
 def fitting(job: Job, cluster: Cluster) -> Workers:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from jobs import groups, sizing
 from jobs.roster import Member, Roster
 from jobs.sizing import pool_target
-from jobs.spec import Workers
+from jobs.spec.schema import Workers
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from jobs.errors import RunFailed, SpecError
-from jobs.ledger import Ledger
-from jobs.plans import Plan
-from jobs.presence import parsed
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
+from jobs.ledger.presence import parsed
 from jobs.thumbnails import RowAt
 from workers.contract import Shard, Slice
 from workers.output import SOURCE_FIELDS

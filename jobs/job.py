@@ -12,14 +12,15 @@ import pyarrow as pa
 
 import jobs
 import workers
-from jobs import planning, plans
-from jobs.days import AS_OF, Days, day_in, filled, today
+from jobs import planning
 from jobs.errors import SpecError
-from jobs.fingerprint import Fingerprints, fingerprints
-from jobs.ledger import Ledger
+from jobs.ledger import plans
+from jobs.ledger.ledger import Ledger
 from jobs.sampling import choose_sample
 from jobs.sources import Opened
-from jobs.spec import JobSpec
+from jobs.spec.days import AS_OF, Days, day_in, filled, today
+from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.schema import JobSpec
 from jobs.widths import Width, choose_width, given_width
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import HostKind, Profile, read_profiles

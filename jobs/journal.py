@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errands import Errands
-from jobs.plans import to_bytes
+from jobs.ledger.background import Errands
+from jobs.ledger.plans import to_bytes
 from jobs.snapshot import Snapshot
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo

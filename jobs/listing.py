@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from jobs.days import Days, filled
 from jobs.errors import NothingThere, SpecError
+from jobs.ledger.slices import Source
 from jobs.manifests import read_entries, resolve
-from jobs.slices import Source
-from jobs.spec_input import Input
+from jobs.spec.days import Days, filled
+from jobs.spec.spec_input import Input
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying

@@ -16,19 +16,19 @@ from dataclasses import InitVar, dataclass, field
 
 from jobs import policy, speculation
 from jobs.backlog import Backlog
-from jobs.bad_rows import bad_rows_error
 from jobs.casualties import Casualties
-from jobs.crashes import CrashLog
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import Fleet, terms_of
-from jobs.ledger import Ledger
+from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
 from jobs.looking import look
-from jobs.plans import Plan
 from jobs.policy import Manner
 from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
 from jobs.progress import Look, Progress
 from jobs.relisting import Relisting
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from jobs.takers import Takers
 from jobs.tally import Tally
 from jobs.watch import Watch

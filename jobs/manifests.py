@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
-from jobs.slices import Source
+from jobs.ledger.slices import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise
 from workers.storage.errors import NotFound, StoreDenied, StoreError

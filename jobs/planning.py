@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.plans import Cut
-from jobs.slices import SlicesBuilder, Source
+from jobs.ledger.plans import Cut
+from jobs.ledger.slices import SlicesBuilder, Source
 from jobs.sources import Opened, RowGroup
 from workers.contract import Slice
 

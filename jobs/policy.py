@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Literal
 
 from jobs.pool import SHARDS_A_WORKER
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S
 

@@ -12,13 +12,13 @@ import json
 from datetime import UTC, datetime
 
 from jobs import coverage
-from jobs.current import FOLDER, current_root, roots
 from jobs.discovery import look
 from jobs.errors import RunFailed, SpecError
 from jobs.job import Job
-from jobs.ledger import Ledger
-from jobs.plans import latest_versions
-from jobs.slices import Source
+from jobs.ledger.current import FOLDER, current_root, roots
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import latest_versions
+from jobs.ledger.slices import Source
 from workers.storage.store import Store
 
 

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.spec import Group
+from jobs.spec.schema import Group
 from jobs.tuning import NodeBench
 from workers.bundle.profiles import Candidate
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable

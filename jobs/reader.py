@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from jobs.current import current_root, roots
 from jobs.errors import SpecError
-from jobs.ledger import Ledger
+from jobs.ledger.current import current_root, roots
+from jobs.ledger.ledger import Ledger
 from workers.storage.filesystems import open_filesystem
 from workers.storage.store import open_store
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from jobs.errands import Errands
 from jobs.errors import RunFailed
-from jobs.ledger import Ledger
-from jobs.plans import Plan
+from jobs.ledger.background import Errands
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
+from jobs.ledger.presence import Present
 from jobs.policy import LISTING_FAILURES
-from jobs.presence import Present
 from workers.storage.errors import StoreDenied, StoreError
 
 RELIST_S = 5.0

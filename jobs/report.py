@@ -108,7 +108,7 @@ class Report:
     drift: dict[str, Any] = field(default_factory=dict)
     """Against previous nights, see jobs.drift.Drift; empty without any."""
     bad_examples: list[dict[str, Any]] = field(default_factory=list)
-    """A few error rows by code, see jobs.error_rows.ErrorRow, each with the name of its `shard`."""
+    """A few error rows by code, see jobs.ledger.error_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
 
     @property

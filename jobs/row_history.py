@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs import crashes
 from jobs.journal import attempts, run_ids
+from jobs.ledger import crashes
 from jobs.runs import RunSeen, read_run
 from workers.contract import Shard
 from workers.storage.lookahead import ahead
@@ -78,7 +78,7 @@ def _ended(run: RunSeen) -> datetime:
 
 
 def crashes_of(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
-    """As jobs.crashes records them, oldest first. Raises StoreError, StoreDenied."""
+    """As jobs.ledger.crashes records them, oldest first. Raises StoreError, StoreDenied."""
 
     def found() -> Iterator[str]:
         for info in store.list(f"{root}/{crashes.FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):

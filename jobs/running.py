@@ -15,21 +15,21 @@ from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
-from jobs.bad_rows import bad_rows_error
 from jobs.bundling import Bundling
 from jobs.composing import compose
 from jobs.costs import Price
-from jobs.crashes import CrashLog
 from jobs.discovery import Discovery, discover
 from jobs.displays import display_for
-from jobs.done import DoneRecord
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.fitting import fitting, waits_for_gpus
 from jobs.job import Job
 from jobs.journal import Journal
+from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.done import DoneRecord
+from jobs.ledger.notes import Noting
+from jobs.ledger.plans import Content, Missing, Plan
 from jobs.loop import Loop
-from jobs.noting import Noting
-from jobs.plans import Content, Missing, Plan
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.prior import rate_of_worker

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import SpecError
-from jobs.slices import Source
-from jobs.spec_input import Input
+from jobs.ledger.slices import Source
+from jobs.spec.spec_input import Input
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import blocks

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from jobs.crashes import CrashLog
-from jobs.current import current_root, roots
 from jobs.displays import Display
 from jobs.job import Job
-from jobs.ledger import Ledger
-from jobs.plans import Missing
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.current import current_root, roots
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Missing
 from jobs.runs import RunSeen, newest_runs, read_run
 from jobs.snapshot import Snapshot
 from workers.redaction import redacted

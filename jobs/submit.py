@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
-from jobs.days import Days, runs, today
 from jobs.errors import COMPLETE, SpecError
 from jobs.following import Patience, UnknownJob, Unreachable, wait_for_end
-from jobs.spec import Model
-from jobs.spec_file import load_spec
+from jobs.spec.days import Days, runs, today
+from jobs.spec.load import load_spec
+from jobs.spec.schema import Model
 from jobs.upload import Upload, check_goes_along, find_files, local_path
 from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name

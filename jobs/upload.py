@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from jobs.days import AS_OF
 from jobs.errors import SpecError
 from jobs.secret_files import is_secret
+from jobs.spec.days import AS_OF
 
 ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")
 """What Ray leaves behind too, whatever the ignore files say."""

@@ -14,7 +14,7 @@ from itertools import islice
 from jobs import policy
 from jobs.policy import Manner
 from jobs.pool import SHARDS_A_WORKER
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from jobs.speculation import Running, left_s
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind

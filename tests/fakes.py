@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jobs.slices import Source
+from jobs.ledger.slices import Source
 from jobs.sources import Opened, RowGroup
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo

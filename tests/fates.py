@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
-from jobs.crashes import CrashLog
-from jobs.ledger import Ledger
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
 from jobs.loop import Loop
-from jobs.plans import Plan
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from tests.fakes import INFO, RESULT, object_of
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -213,5 +213,5 @@ def fated(
         "clock": lambda: pool.now,
         "sleep": lambda seconds: None,
     }
-    with mock.patch("jobs.errands.ThreadPoolExecutor", AtOnce):  # what is asked of the store takes no time
+    with mock.patch("jobs.ledger.background.ThreadPoolExecutor", AtOnce):  # what is asked of the store takes no time
         return Fated(Loop(**{**settings, **changes}), pool, told)

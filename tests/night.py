@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.crashes import CrashLog
+from jobs.ledger.crashes import CrashLog
 from jobs.loop import Loop
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore
 from workers.contract import Shard, Slice

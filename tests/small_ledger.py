@@ -14,8 +14,8 @@ import yaml
 
 from jobs.discovery import discover
 from jobs.job import Job
-from jobs.plans import Plan
-from jobs.spec_file import load_spec
+from jobs.ledger.plans import Plan
+from jobs.spec.load import load_spec
 from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.manifest import Manifest, StoredArtifact, StoredObject, to_json
 from workers.contract import Preprocess, Shard

@@ -24,7 +24,7 @@ from jobs.errors import BAD_SPEC, SpecError
 from jobs.job import Job
 from jobs.ladder import Rung
 from jobs.pictures import check_can_draw, draw_ladder
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests.benchmarks.arena import same_work
 from tests.benchmarks.peers.scoring import lists
 from tests.digits_job import ROOT, Digits, stint

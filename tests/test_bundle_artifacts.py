@@ -22,7 +22,7 @@ import yaml
 from jobs.cli import main
 from jobs.discovery import discover
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
 from workers.build import artifacts
@@ -410,7 +410,7 @@ def test_predictions_and_report_say_what_made_them(
 _CHILD = """
 import json, sys
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from dataclasses import replace
 from workers.score.scorer import Scorer
 spec = replace(Job.open(load_spec(sys.argv[1], []), writing=False).worker_spec(None), pin=False)

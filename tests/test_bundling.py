@@ -14,7 +14,7 @@ from jobs import bundling, policy
 from jobs.bundling import Bundling
 from jobs.errors import RunFailed
 from jobs.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
-from jobs.spec import Workers
+from jobs.spec.schema import Workers
 from tests.fakes import MemoryStore
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind

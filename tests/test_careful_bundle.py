@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits
 from workers.build import sample as sampling

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.claims import Wanted, wanted
-from jobs.plans import dead_versions
-from jobs.slices import Source
+from jobs.ledger.plans import dead_versions
+from jobs.ledger.slices import Source
 from workers.contract import Slice
 
 

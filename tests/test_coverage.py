@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pytest
 
 from jobs import coverage
-from jobs.plans import Content, Cut, Plan, decode_plan, encode_plan
-from jobs.slices import Slices, Source
+from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
+from jobs.ledger.slices import Slices, Source
 from workers.contract import Slice
 
 

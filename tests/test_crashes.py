@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from jobs import loop as loop_module
 from jobs import policy
 from jobs.costs import Price
-from jobs.crashes import CrashLog, parsed
 from jobs.errors import Interrupted, RunFailed
-from jobs.ledger import Ledger
-from jobs.plans import Plan
+from jobs.ledger.crashes import CrashLog, parsed
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
 from jobs.report import Report, summary
 from jobs.running import count
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore
 from tests.fates import (
     COMMIT,

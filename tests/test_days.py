@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from jobs.days import Days, day_in, filled, parse_day, parse_days, runs, today
 from jobs.errors import SpecError
+from jobs.spec.days import Days, day_in, filled, parse_day, parse_days, runs, today
 
 MARCH = Days(date(2026, 3, 1), date(2026, 3, 3))
 

@@ -18,8 +18,8 @@ from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.local_pool import LocalCluster
 from jobs.running import Run
-from jobs.spec import Model
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
+from jobs.spec.schema import Model
 from tests.digits_job import Digits, stint
 from tests.networks import digits, digits_model, one_thread
 from tests.ray_heads import await_job_server, started_head

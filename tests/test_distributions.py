@@ -9,9 +9,9 @@ import pytest
 
 from jobs import distributions
 from jobs.distributions import Distributions, of_object
-from jobs.ledger import Ledger
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Plan
 from jobs.planning import Bounds, cut
-from jobs.plans import Content, Plan
 from tests.fakes import RESULT, MemoryStore, object_of, opened
 from workers.contract import Shard
 from workers.counted import SCORE_BINS, by_class, by_score

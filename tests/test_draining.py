@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 from jobs.draining import DrainWatch, news
 from jobs.local_pool import LocalPool
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker
 from tests.ray_heads import await_true
 from tests.test_loop import ROOT, loop, setup

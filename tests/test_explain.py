@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from jobs.crashes import CrashLog
 from jobs.errors import SpecError
 from jobs.journal import Journal
+from jobs.ledger.crashes import CrashLog
 from jobs.row_names import ByKeys, ByPlace, parse
 from jobs.snapshot import Snapshot
 from tests import tars

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from jobs.crashes import CrashLog
+from jobs.ledger.crashes import CrashLog
 from jobs.losses import NodeState, loss_code, node_state
 from tests.digits_job import Digits
 from workers.bundle.bundle import BundleRefused

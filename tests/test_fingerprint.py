@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.fingerprint import Fingerprints, fingerprints
-from jobs.spec_file import parse_spec
+from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.load import parse_spec
 from tests.test_spec import raw
 from workers.storage.filesystems import read_url
 
@@ -91,7 +91,7 @@ def test_a_model_function_counts_by_its_source(tmp_path: Path, monkeypatch: pyte
 
 def test_default_weights_follow_torchvisions_version_and_named_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     default, named = of(model__weights="DEFAULT"), of(model__weights="IMAGENET1K_V1")
-    monkeypatch.setattr("jobs.fingerprint.version", lambda name: "99.0")
+    monkeypatch.setattr("jobs.spec.fingerprint.version", lambda name: "99.0")
     assert of(model__weights="DEFAULT") != default
     assert of(model__weights="IMAGENET1K_V1") == named
 

@@ -21,7 +21,7 @@ from jobs.frontier import (
     recommended,
     wilson,
 )
-from jobs.spec import Model
+from jobs.spec.schema import Model
 from workers.contract import ModelSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout

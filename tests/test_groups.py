@@ -8,8 +8,8 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.groups import GroupState, emptiest_first, requests, surplus
-from jobs.spec import JobSpec, Workers
-from jobs.spec_file import parse_spec
+from jobs.spec.load import parse_spec
+from jobs.spec.schema import JobSpec, Workers
 
 
 def ask(wanted: int, *groups: GroupState, replace: bool = True) -> list[int]:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import main
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests.digits_job import Digits
 from tests.images import encode, photo, photographs
 from tests.networks import Artifacts, quantize

@@ -19,7 +19,7 @@ import yaml
 
 from jobs.cli import main
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests import poison
 from tests.digits_job import ROOT, Digits
 from tests.ray_heads import await_true

@@ -79,10 +79,10 @@ class Killed(BaseException):
     ("point", "left_open"),
     [
         ("workers.bundle.bundle.write_bundle", False),
-        ("jobs.ledger.Ledger.claim", False),
+        ("jobs.ledger.ledger.Ledger.claim", False),
         ("jobs.loop.Loop.run", True),
-        ("jobs.ledger.Ledger.finish", True),
-        ("jobs.ledger.Ledger.record_done", True),
+        ("jobs.ledger.ledger.Ledger.finish", True),
+        ("jobs.ledger.ledger.Ledger.record_done", True),
         ("jobs.running.Run._write_report", False),
     ],
 )
@@ -313,7 +313,7 @@ def test_bad_rows_that_an_earlier_run_scored_are_told_with_their_reasons_too(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.ledger.Ledger.record_done", killed)
+        patch.setattr("jobs.ledger.ledger.Ledger.record_done", killed)
         with pytest.raises(Killed):
             run(spec)
     capsys.readouterr()

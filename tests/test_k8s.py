@@ -21,8 +21,8 @@ from jobs.arguments import parser
 from jobs.attempts import MEANING
 from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED
 from jobs.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
-from jobs.spec import JobSpec
-from jobs.spec_file import parse_spec
+from jobs.spec.load import parse_spec
+from jobs.spec.schema import JobSpec
 from tests.k8s_network import Peer, passes
 from tests.k8s_rendering import K8S, OVERLAYS, ROOT, Manifest, build, clusters, compose, of_kind, pod_templates, the
 from tests.k8s_rules import NIGHT, rule_problems

@@ -23,8 +23,8 @@ from ray.core.generated.autoscaler_pb2 import NodeState, NodeStatus, ResourceReq
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
 
-from jobs.spec import JobSpec
-from jobs.spec_file import parse_spec
+from jobs.spec.load import parse_spec
+from jobs.spec.schema import JobSpec
 from tests.k8s_rendering import K8S, OVERLAYS, ROOT, build, clusters, compose
 
 SPOT, ON_DEMAND = {"ray.io/market-type": "spot"}, {"ray.io/market-type": "on-demand"}

@@ -12,14 +12,14 @@ import pytest
 
 from jobs.backlog import Backlog
 from jobs.claims import wanted
-from jobs.done import DoneRecord
 from jobs.errors import RunFailed
-from jobs.ledger import Ledger
+from jobs.ledger.done import DoneRecord
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
+from jobs.ledger.slices import Source
 from jobs.planning import Bounds, cut
-from jobs.plans import Content, Cut, Plan, decode_plan, encode_plan
-from jobs.slices import Source
 from jobs.sources import Opened
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore, object_of, opened
 from workers.output import NotOurs
 

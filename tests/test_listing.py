@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.days import Days
 from jobs.errors import SpecError
 from jobs.listing import Listing, list_input
 from jobs.manifests import read_entries
-from jobs.spec_input import Input
+from jobs.spec.days import Days
+from jobs.spec.spec_input import Input
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 

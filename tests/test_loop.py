@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from jobs import loop as loop_module
-from jobs.crashes import CrashLog
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger import Ledger
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Plan
 from jobs.local_pool import LocalPool
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
-from jobs.plans import Content, Plan
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress import Progress
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult, WorkerInfo

@@ -29,7 +29,7 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests import poison
 from tests.crafted import png, with_jpeg_size
 from tests.digits_job import ROOT, Digits

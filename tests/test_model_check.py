@@ -17,7 +17,7 @@ from unittest import mock
 import fsspec
 import pytest
 
-import jobs.ledger
+import jobs.ledger.ledger
 import jobs.running
 import workers.storage.lookahead
 import workers.storage.retries

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from jobs import loop, relisting
-from jobs.spec import Workers
+from jobs.spec.schema import Workers
 from tests.night import RATE, Kind, Morning, Night, simulate
 
 HOURS = 6.0

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import ledger as ledgers
-from jobs import noting
-from jobs.done import DoneRecord, DoneShard
-from jobs.known_objects import KnownObjects, PlanObjects
-from jobs.ledger import Ledger
-from jobs.noting import KEY, Noting, recall
-from jobs.plans import Plan, decode_plan
+from jobs.ledger import ledger as ledgers
+from jobs.ledger import notes as noting
+from jobs.ledger.done import DoneRecord, DoneShard
+from jobs.ledger.known_objects import KnownObjects, PlanObjects
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.notes import KEY, Noting, recall
+from jobs.ledger.plans import Plan, decode_plan
 from tests.fakes import RESULT, MemoryStore, object_of
 from tests.test_ledger import ROOT, claim, opened
 from workers.outcomes import ShardResult

@@ -26,7 +26,7 @@ from jobs.policy import (
     suspected,
 )
 from jobs.sizing import pool_target
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.presence import PART, PARTS_TOGETHER, Look, Present, shard_key
+from jobs.ledger.presence import PART, PARTS_TOGETHER, Look, Present, shard_key
 from tests.fakes import MemoryStore
 from workers.contract import Shard
 from workers.storage.store import LISTS_AT_ONCE, ObjectInfo, ObjectStore

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.days import today
 from jobs.listing import list_input
 from jobs.sources import open_sources
-from jobs.spec_input import Input
+from jobs.spec.days import today
+from jobs.spec.spec_input import Input
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet_rows, source_file

@@ -17,7 +17,7 @@ from jobs import journal
 from jobs.bad_examples import with_pictures
 from jobs.cli import main
 from jobs.job import Job
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests.digits_job import DEAR, PYTHON, ROOT, Digits, predictions, stint
 from tests.ray_heads import await_true
 from workers.storage.store import open_store

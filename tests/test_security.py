@@ -25,7 +25,7 @@ from jobs.cli import main
 from jobs.errors import SpecError, StintError
 from jobs.manifests import read_entries
 from jobs.secret_files import is_secret
-from jobs.spec_file import load_spec, parse_spec
+from jobs.spec.load import load_spec, parse_spec
 from jobs.upload import check_goes_along, find_files
 from tests.digits_job import Digits, predictions
 from tests.fakes import MemoryStore

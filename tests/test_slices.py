@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import plans, slices
-from jobs.plans import Content, Cut, decode_plan, encode_plan
-from jobs.slices import Slices, Source
+from jobs.ledger import plans, slices
+from jobs.ledger.plans import Content, Cut, decode_plan, encode_plan
+from jobs.ledger.slices import Slices, Source
 from workers.contract import Slice
 
 SHARDS = st.lists(

@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 
 from jobs.errors import SpecError
-from jobs.spec import JobSpec
-from jobs.spec_file import load_spec, parse_spec
+from jobs.spec.load import load_spec, parse_spec
+from jobs.spec.schema import JobSpec
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -11,11 +11,11 @@ from jobs import loop as loop_module
 from jobs import policy
 from jobs.backlog import Backlog
 from jobs.costs import Price
-from jobs.crashes import CrashLog
+from jobs.ledger.crashes import CrashLog
 from jobs.pool import Event, ShardEnded
 from jobs.report import Report, summary
 from jobs.running import count
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from jobs.speculation import Running, Second, left_s, pays, seconds, spares
 from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
 from tests.test_loop import ROOT, setup

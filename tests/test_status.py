@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.days import Days
-from jobs.fingerprint import Fingerprints
 from jobs.job import Job
 from jobs.journal import Journal
-from jobs.ledger import Ledger
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Plan
 from jobs.planning import Bounds, cut
-from jobs.plans import Content, Plan
 from jobs.snapshot import Snapshot, UnderWay
-from jobs.spec import JobSpec
+from jobs.spec.days import Days
+from jobs.spec.fingerprint import Fingerprints
+from jobs.spec.schema import JobSpec
 from jobs.status import aged, describe_status, watch, with_ledger
 from tests.fakes import MemoryStore, object_of, opened
 from tests.journals import BEGAN, RUN, snapshot

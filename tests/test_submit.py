@@ -32,10 +32,10 @@ from hypothesis import strategies as st
 
 from jobs import job_server, upload
 from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
-from jobs.days import Days
 from jobs.errors import RunFailed, SpecError
 from jobs.following import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.job_server import JobServer
+from jobs.spec.days import Days
 from jobs.submit import choose_address, prepare, use_token
 from jobs.submit import submit as submit_here
 from jobs.upload import check_goes_along, find_files

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from jobs.arguments import parser
-from jobs.days import today
 from jobs.discovery import discover
 from jobs.errors import SpecError
 from jobs.halving import Choice, Standing
@@ -24,7 +23,8 @@ from jobs.job import Job
 from jobs.layouts import BATCHES, by_rule, candidates, effort, layouts
 from jobs.local_pool import LocalCluster
 from jobs.sampling import choose_sample
-from jobs.spec_file import load_spec
+from jobs.spec.days import today
+from jobs.spec.load import load_spec
 from jobs.tuned import NOT_REACHED, explained, rows, table
 from jobs.tuning import Tuning
 from tests.digits_job import PYTHON, ROOT, Digits, stint

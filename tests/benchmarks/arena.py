@@ -22,7 +22,7 @@ from jobs.bench_rates import completions
 from jobs.job import Job
 from jobs.ladder import steady_rate, steady_rate_of
 from jobs.photographs import photographs
-from jobs.spec_file import load_spec
+from jobs.spec.load import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps
 from workers.bundle.bundle import read_manifest
 from workers.engines.choice import installed_to_run, ranked

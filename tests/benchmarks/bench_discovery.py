@@ -15,10 +15,10 @@ import tempfile
 import time
 
 from jobs.claims import wanted
-from jobs.done import DoneRecord, DoneShard
-from jobs.ledger import Ledger
-from jobs.plans import Content, Cut, encode_plan
-from jobs.slices import Slices, Source
+from jobs.ledger.done import DoneRecord, DoneShard
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Cut, encode_plan
+from jobs.ledger.slices import Slices, Source
 from workers.contract import Slice
 from workers.storage.store import LocalStore
 

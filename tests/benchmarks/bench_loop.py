@@ -21,18 +21,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.crashes import CrashLog
 from jobs.displays import LineDisplay
 from jobs.journal import Journal
-from jobs.known_objects import KnownObjects
-from jobs.ledger import Ledger
+from jobs.ledger.crashes import CrashLog
+from jobs.ledger.known_objects import KnownObjects
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content, Plan
 from jobs.loop import Loop
 from jobs.outlet import Outlet
 from jobs.planning import Bounds, cut
-from jobs.plans import Content, Plan
 from jobs.pool import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress import Progress
-from jobs.spec import Limits, Workers
+from jobs.spec.schema import Limits, Workers
 from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore, opened
 from workers.contract import Shard

@@ -26,15 +26,15 @@ from jobs.backlog import Backlog
 from jobs.claims import wanted
 from jobs.discovery import Discovery
 from jobs.job import Job
-from jobs.known_objects import KnownObjects
-from jobs.ledger import Ledger
+from jobs.ledger.known_objects import KnownObjects
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.notes import Noting
+from jobs.ledger.plans import Plan
+from jobs.ledger.slices import Source
 from jobs.listing import Listing
-from jobs.noting import Noting
 from jobs.planning import bounds, cut
-from jobs.plans import Plan
-from jobs.slices import Source
 from jobs.sources import Opened, RowGroup
-from jobs.spec import Limits
+from jobs.spec.schema import Limits
 from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record
 from tests.fakes import RESULT, object_of

@@ -33,7 +33,7 @@ def told(step: str, owner: Any, name: str) -> None:
 
 def main() -> None:
     from jobs import cli, job, running
-    from jobs.ledger import Ledger
+    from jobs.ledger.ledger import Ledger
     from workers.host.without_pandas import without_pandas
 
     without_pandas()  # as jobs.cli.entrypoint does

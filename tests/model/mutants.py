@@ -16,11 +16,11 @@ import jobs.discovery
 from jobs.backlog import Backlog
 from jobs.casualties import Casualties
 from jobs.claims import Wanted
-from jobs.done import DoneRecord, done_shard
-from jobs.ledger import Ledger
-from jobs.plans import Missing, Plan, decode_plan, encode_plan
+from jobs.ledger.done import DoneRecord, done_shard
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
+from jobs.ledger.slices import Source
 from jobs.running import Run
-from jobs.slices import Source
 from tests.model.faults import Fault
 from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage

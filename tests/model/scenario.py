@@ -17,16 +17,16 @@ from typing import Any
 from unittest import mock
 
 import jobs.job
-import jobs.ledger
+import jobs.ledger.ledger
 import jobs.report_files
 import jobs.running
-from jobs.days import Days, today
 from jobs.displays import Display, display_for
 from jobs.job import Job
+from jobs.ledger.plans import decode_plan
 from jobs.loop import Loop
-from jobs.plans import decode_plan
 from jobs.progress import Progress
-from jobs.spec import JobSpec
+from jobs.spec.days import Days, today
+from jobs.spec.schema import JobSpec
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.pool import ModelCluster, Slow
 from tests.model.scheduler import BEGAN, World, taken_over
@@ -139,7 +139,7 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.job, "code_version", return_value="code"))
             # Nothing but a page of its own depends on how long a template takes.
             stack.enter_context(mock.patch.object(jobs.report_files, "page_of", return_value="a page"))
-            stack.enter_context(mock.patch.object(jobs.ledger, "decode_plan", _decode_plan))
+            stack.enter_context(mock.patch.object(jobs.ledger.ledger, "decode_plan", _decode_plan))
             yield
 
     def _made(self) -> Bucket:

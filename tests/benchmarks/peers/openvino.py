@@ -18,7 +18,7 @@ import numpy as np
 def main() -> None:
     from jobs.job import Job
     from jobs.photographs import photographs
-    from jobs.spec_file import load_spec
+    from jobs.spec.load import load_spec
     from workers.host.cpu import isa_class
     from workers.image.resize import decode_into
     from workers.model.load import load_model

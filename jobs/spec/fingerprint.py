@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import SpecError
-from jobs.spec import JobSpec, Model
+from jobs.spec.schema import JobSpec, Model
 from workers.model.names import RECIPE, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 

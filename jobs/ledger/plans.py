@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.slices import PIECE, SOURCES, Ints, OnDemand, Slices, Source
+from jobs.ledger.slices import PIECE, SOURCES, Ints, OnDemand, Slices, Source
 from workers.contract import Shard
 
 CLAIMED_ONLY = -1

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jobs.errors import SpecError
-from jobs.spec import JobSpec
+from jobs.spec.schema import JobSpec
 
 
 def load_spec(path: str, overrides: list[str]) -> JobSpec:

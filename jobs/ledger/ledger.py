@@ -19,15 +19,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.bad_rows import BadRows
-from jobs.done import DONE_SCHEMA, DoneRecord, done_shard
-from jobs.error_rows import error_rows
 from jobs.errors import RunFailed
-from jobs.known_objects import PlanObjects
-from jobs.noting import NOTE_LEAST, recall
-from jobs.plans import Content, Missing, NotAPlan, Plan, dead_versions, decode_plan, disputed, encode_plan, to_bytes
-from jobs.presence import Look, Present, parsed
-from jobs.slices import Source
+from jobs.ledger.bad_rows import BadRows
+from jobs.ledger.done import DONE_SCHEMA, DoneRecord, done_shard
+from jobs.ledger.error_rows import error_rows
+from jobs.ledger.known_objects import PlanObjects
+from jobs.ledger.notes import NOTE_LEAST, recall
+from jobs.ledger.plans import (
+    Content,
+    Missing,
+    NotAPlan,
+    Plan,
+    dead_versions,
+    decode_plan,
+    disputed,
+    encode_plan,
+    to_bytes,
+)
+from jobs.ledger.presence import Look, Present, parsed
+from jobs.ledger.slices import Source
 from workers.contract import Shard, Slice
 from workers.output import ObjectFacts, object_facts
 from workers.storage.lookahead import ahead

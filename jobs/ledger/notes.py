@@ -16,10 +16,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.done import DONE_SCHEMA, DoneRecord
-from jobs.errands import Errands
-from jobs.known_objects import KnownObjects, PlanObjects
-from jobs.plans import Plan, to_bytes
+from jobs.ledger.background import Errands
+from jobs.ledger.done import DONE_SCHEMA, DoneRecord
+from jobs.ledger.known_objects import KnownObjects, PlanObjects
+from jobs.ledger.plans import Plan, to_bytes
 from workers.outcomes import ShardResult
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.lookahead import ahead

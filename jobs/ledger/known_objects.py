@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.done import COUNTS, DONE_SCHEMA, DoneRecord, DoneShard
-from jobs.presence import parsed, shard_key
-from jobs.slices import Ints
+from jobs.ledger.done import COUNTS, DONE_SCHEMA, DoneRecord, DoneShard
+from jobs.ledger.presence import parsed, shard_key
+from jobs.ledger.slices import Ints
 from workers.outcomes import ShardResult
 
 FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in COUNTS), ("sha256", "S64")])

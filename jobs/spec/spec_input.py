@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from jobs.days import AS_OF, MOST_DAYS
+from jobs.spec.days import AS_OF, MOST_DAYS
 from workers.redaction import credential_in
 from workers.source import uris
 from workers.source.webdataset import extensions

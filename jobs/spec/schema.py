@@ -1,6 +1,6 @@
 """The job spec as pydantic models: every key, its type, its default and its meaning.
 
-`stint schema` prints the JSON Schema of `JobSpec`; `jobs.spec_file` reads one from YAML.
+`stint schema` prints the JSON Schema of `JobSpec`; `jobs.spec.load` reads one from YAML.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from jobs.days import AS_OF
-from jobs.spec_input import Input, Section, no_credentials
+from jobs.spec.days import AS_OF
+from jobs.spec.spec_input import Input, Section, no_credentials
 
 LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
