@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from jobs.displays import WAYS
+from jobs.progress.displays import WAYS
 from jobs.spec.days import Days, parse_day, parse_days
 
 EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from jobs.discovery import discover
 from jobs.errors import SpecError
+from jobs.input.footers import open_sources
 from jobs.job import Job
 from jobs.photographs import photographs
 from jobs.sampling import choose_sample
-from jobs.sources import open_sources
 from workers.contract import SampleSlice, Shard
 from workers.image.decode import decode
 from workers.image.errors import BadImage

@@ -16,7 +16,7 @@ from jobs.errors import RunFailed
 from jobs.ledger.background import Errands
 from jobs.ledger.crashes import CrashLog
 from jobs.policy import Attempts, Budget, Manner, Step
-from jobs.progress import Progress
+from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits
 from jobs.tally import Tally
 from workers.contract import Shard

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from jobs.axes import Axis, columns, dots, frame, legend, line, short, steps, y
-from jobs.readable import seconds
+from jobs.progress.readable import seconds
 
 MOST_COLUMNS = 120
 """More would be finer than a pixel of a telephone."""

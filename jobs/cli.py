@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
 from jobs.connecting import connect, in_cluster
-from jobs.displays import display_for
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
 from jobs.pool import Cluster
+from jobs.progress.displays import display_for
 from jobs.report import summary
 from jobs.running import Run
 from jobs.spec.days import Days, runs

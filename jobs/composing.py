@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobs import drift, figures, journal, prior
-from jobs.costs import Price
 from jobs.distributions import Distribution, Distributions
 from jobs.errors import SpecError
 from jobs.job import Job
 from jobs.journal import Told
 from jobs.ledger.plans import Plan
+from jobs.progress.costs import Price
 from jobs.report import Report
 from workers.storage.errors import NotFound
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from jobs.claims import Wanted, wanted
 from jobs.errors import SpecError
+from jobs.input.footers import Opened, open_sources
+from jobs.input.listing import Listing, list_input
 from jobs.job import Job
 from jobs.ledger.plans import Content, Cut, Plan, latest_versions
 from jobs.ledger.slices import Source
-from jobs.listing import Listing, list_input
-from jobs.sources import Opened, open_sources
 from workers.contract import Slice
 
 SHOWN = 5

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.durations import duration
+from jobs.progress.format import duration
 
 COMPLETE = "complete"
 UNFINISHED = "unfinished"

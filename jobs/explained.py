@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.readable import SPACE, moment, percent, seconds, significant
-from jobs.words import printable
+from jobs.progress.readable import SPACE, moment, percent, seconds, significant
+from jobs.progress.words import printable
 from workers.redaction import redacted
 
 INDENT = 12

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from jobs.endings import COMPLETE, UNFINISHED, title_of
 from jobs.journal import run_ids
-from jobs.readable import money, number, percent, seconds, significant
+from jobs.progress.readable import money, number, percent, seconds, significant
+from jobs.progress.snapshot import Snapshot
+from jobs.progress.words import printable
 from jobs.report_page import per_million
 from jobs.runs import RunSeen, read_run
-from jobs.snapshot import Snapshot
-from jobs.words import printable
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store

@@ -9,7 +9,7 @@ from jobs.charts import Line, trend
 from jobs.endings import tone_of
 from jobs.history import Night
 from jobs.page import render
-from jobs.readable import money, significant
+from jobs.progress.readable import money, significant
 
 SECTIONS = (("trends", "Trends"), ("nights", "Nights"))
 """Ids and titles."""

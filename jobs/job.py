@@ -14,10 +14,10 @@ import jobs
 import workers
 from jobs import planning
 from jobs.errors import SpecError
+from jobs.input.footers import Opened
 from jobs.ledger import plans
 from jobs.ledger.ledger import Ledger
 from jobs.sampling import choose_sample
-from jobs.sources import Opened
 from jobs.spec.days import AS_OF, Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec

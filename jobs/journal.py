@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
 from jobs.ledger.plans import to_bytes
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.redaction import redacted, redacted_values

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerReady
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import gpus

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from jobs.pool import Pool
-from jobs.progress import Look
-from jobs.snapshot import SLOWEST_SHOWN, UnderWay
+from jobs.progress.progress import Look
+from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.tally import Tally
 from jobs.watch import Watch
 

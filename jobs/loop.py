@@ -26,7 +26,7 @@ from jobs.ledger.plans import Plan
 from jobs.looking import look
 from jobs.policy import Manner
 from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
-from jobs.progress import Look, Progress
+from jobs.progress.progress import Look, Progress
 from jobs.relisting import Relisting
 from jobs.spec.schema import Limits, Workers
 from jobs.takers import Takers

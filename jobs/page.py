@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs import readable
+from jobs.progress import readable
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jobs.discovery import discover
-from jobs.durations import duration
 from jobs.job import Job
 from jobs.prior import last_report
+from jobs.progress.format import duration
 from jobs.widths import worker_rate
 from workers.storage.errors import NotFound
 

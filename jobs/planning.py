@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.input.footers import Opened, RowGroup
 from jobs.ledger.plans import Cut
 from jobs.ledger.slices import SlicesBuilder, Source
-from jobs.sources import Opened, RowGroup
 from workers.contract import Slice
 
 MAX_SHARD_ROWS = 4096

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 

@@ -16,10 +16,10 @@ from jobs import local_ray
 from jobs.errors import RunFailed, SpecError
 from jobs.losses import NodeState
 from jobs.pool import Pool
+from jobs.progress.snapshot import Snapshot
 from jobs.ray_metrics import RayMetrics
 from jobs.ray_nodes import NodeWatch
 from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
-from jobs.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
 from workers.host.cores import read_topology

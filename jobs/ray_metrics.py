@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.metrics import JOB, METRICS, Kind, Metric
-from jobs.snapshot import Snapshot
+from jobs.progress.metrics import JOB, METRICS, Kind, Metric
+from jobs.progress.snapshot import Snapshot
 
 logger = logging.getLogger("stint")
 

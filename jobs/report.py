@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.durations import duration
-from jobs.words import amount
+from jobs.progress.format import duration
+from jobs.progress.words import amount
 
 REPORT_VERSION = 2
 """1 had no figures of the journal: no throughput, shard times, classes, drift, idle cost."""

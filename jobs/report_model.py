@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from jobs.charts import Bar, bars, histogram
-from jobs.readable import percent
+from jobs.progress.readable import percent
 
 CLASSES_SHOWN = 20
 PAIRS_SHOWN = 20

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from jobs.charts import Bar, bars, histogram, over_time
-from jobs.readable import seconds
-from jobs.snapshot import bottleneck
+from jobs.progress.readable import seconds
+from jobs.progress.snapshot import bottleneck
 
 WORKERS_OPEN = 40
 """A longer table of workers is folded."""

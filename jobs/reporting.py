@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from jobs.composing import composed
-from jobs.durations import duration
 from jobs.endings import COMPLETE, ending
 from jobs.errors import COMPLETE as DONE
 from jobs.errors import SpecError
 from jobs.history import LOG_WIDTH, nights, table
 from jobs.history_page import history_page
 from jobs.job import Job
+from jobs.progress.format import duration
 from jobs.report import Report, summary
 from jobs.report_files import page_of
 from jobs.report_page import filled

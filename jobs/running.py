@@ -17,11 +17,10 @@ from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
 from jobs.composing import compose
-from jobs.costs import Price
 from jobs.discovery import Discovery, discover
-from jobs.displays import display_for
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.fitting import fitting, waits_for_gpus
+from jobs.input.footers import Opened, open_sources
 from jobs.job import Job
 from jobs.journal import Journal
 from jobs.ledger.bad_rows import bad_rows_error
@@ -33,10 +32,11 @@ from jobs.loop import Loop
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool import Cluster
 from jobs.prior import rate_of_worker
-from jobs.progress import Progress
+from jobs.progress.costs import Price
+from jobs.progress.displays import display_for
+from jobs.progress.progress import Progress
 from jobs.report import Report
 from jobs.report_files import save, save_spec
-from jobs.sources import Opened, open_sources
 from jobs.tally import Tally
 from jobs.widths import told
 from workers.outcomes import BundleOutcome
@@ -66,7 +66,7 @@ class Run:
     interrupted: Callable[[], bool]
     say: Say
     progress: str = "auto"
-    """How the run is shown, see jobs.displays.display_for."""
+    """How the run is shown, see jobs.progress.displays.display_for."""
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from jobs.sources import Opened
+from jobs.input.footers import Opened
 from workers.contract import SampleSlice, Slice
 
 GROUPS = 16

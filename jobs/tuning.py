@@ -20,11 +20,11 @@ from jobs.bundling import Bundling
 from jobs.discovery import discover
 from jobs.errors import Interrupted, RunFailed, SpecError, StintError
 from jobs.halving import Out, choose, halve
+from jobs.input.footers import Opened, open_sources
 from jobs.job import Job
 from jobs.layouts import by_rule, candidates, effort
 from jobs.pool import Cluster
 from jobs.sampling import choose_sample
-from jobs.sources import Opened, open_sources
 from jobs.widths import CORES_BY_RULE
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import Candidate, Profile, store_profile

@@ -9,7 +9,7 @@ from unittest import mock
 
 import jobs.journal
 from jobs.journal import Journal
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureKind

@@ -19,7 +19,7 @@ from typing import Any
 from jobs.ledger.crashes import CrashLog
 from jobs.loop import Loop
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
-from jobs.progress import Progress
+from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits, Workers
 from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore

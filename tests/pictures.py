@@ -21,8 +21,8 @@ from playwright.sync_api import sync_playwright
 
 from jobs import journal
 from jobs.demo import load_digits, write_images
-from jobs.live_view import picture
-from jobs.snapshot import Snapshot
+from jobs.progress.live_view import picture
+from jobs.progress.snapshot import Snapshot
 from tests.browser import ARGUMENTS, CHROMIUM
 from workers.storage.store import open_store
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.snapshot import Snapshot, UnderWay
+from jobs.progress.snapshot import Snapshot, UnderWay
 
 FULL = Snapshot(
     run_id="20260301T020003Z-ab12cd",

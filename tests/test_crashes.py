@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from jobs import loop as loop_module
 from jobs import policy
-from jobs.costs import Price
 from jobs.errors import Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog, parsed
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
+from jobs.progress.costs import Price
 from jobs.report import Report, summary
 from jobs.running import count
 from jobs.spec.schema import Limits

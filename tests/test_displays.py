@@ -21,10 +21,10 @@ import pyte
 import pytest
 
 from jobs.arguments import parser
-from jobs.displays import JsonDisplay, LineDisplay, LiveDisplay, display_for, line
-from jobs.live_view import view_lines
-from jobs.snapshot import Snapshot
-from jobs.words import amount, eta_told
+from jobs.progress.displays import JsonDisplay, LineDisplay, LiveDisplay, display_for, line
+from jobs.progress.live_view import view_lines
+from jobs.progress.snapshot import Snapshot
+from jobs.progress.words import amount, eta_told
 from tests.snapshots import BEGUN, FULL
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +203,7 @@ def test_what_fails_while_it_is_drawn_is_not_taken_for_a_terminal_that_went_away
 
 CHILD = """
 import os, sys
-from jobs.displays import display_for
+from jobs.progress.displays import display_for
 from tests.snapshots import BEGUN, FULL
 
 display = display_for(sys.stderr)

@@ -16,8 +16,8 @@ from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.journal import Journal
 from jobs.ledger.crashes import CrashLog
+from jobs.progress.snapshot import Snapshot
 from jobs.row_names import ByKeys, ByPlace, parse
-from jobs.snapshot import Snapshot
 from tests import tars
 from tests.fakes import INFO, RESULT
 from tests.small_ledger import SmallLedger

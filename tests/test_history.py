@@ -19,7 +19,7 @@ from jobs.history import LOG_WIDTH, Night, nights, table
 from jobs.history_page import SECTIONS, history_page
 from jobs.job import Job
 from jobs.journal import Journal
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from jobs.spec.load import load_spec
 from tests.browser import VIEWS, shown
 from tests.report_examples import (

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import SpecError
-from jobs.listing import Listing, list_input
-from jobs.manifests import read_entries
+from jobs.input.listing import Listing, list_input
+from jobs.input.manifest import read_entries
 from jobs.spec.days import Days
 from jobs.spec.spec_input import Input
 from workers.storage.errors import StoreError
@@ -148,7 +148,7 @@ def test_a_manifest_that_is_none_is_explained(tmp_path: Path, content: Any, mess
 
 
 def test_relative_entries_of_a_manifest_in_a_bucket_lie_beside_it(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"a.parquet\nsub/b.parquet\ngs://other/c.parquet\n")
+    monkeypatch.setattr("jobs.input.manifest.read_url", lambda _: b"a.parquet\nsub/b.parquet\ngs://other/c.parquet\n")
     assert [entry.uri for entry in read_entries("s3://bucket/lists/tonight.txt")] == [
         "s3://bucket/lists/a.parquet",
         "s3://bucket/lists/sub/b.parquet",
@@ -167,11 +167,11 @@ def test_a_file_is_one_source_however_its_folder_or_manifest_is_spelled(tmp_path
 
 
 def test_other_names_of_a_scheme_are_the_same_source(monkeypatch: Any) -> None:
-    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"s3a://b/a\ns3://b/a\nc\n../d\n")
+    monkeypatch.setattr("jobs.input.manifest.read_url", lambda _: b"s3a://b/a\ns3://b/a\nc\n../d\n")
     assert [e.uri for e in read_entries("s3a://b/lists/l")] == ["s3://b/a", "s3://b/a", "s3://b/lists/c", "s3://b/d"]
-    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"x//y.parquet\n")
+    monkeypatch.setattr("jobs.input.manifest.read_url", lambda _: b"x//y.parquet\n")
     assert [e.uri for e in read_entries("s3://b//lists/l")] == ["s3://b//lists/x//y.parquet"]  # a key of its own
-    monkeypatch.setattr("jobs.manifests.read_url", lambda _: b"../../other/y.parquet\n")
+    monkeypatch.setattr("jobs.input.manifest.read_url", lambda _: b"../../other/y.parquet\n")
     with pytest.raises(SpecError, match=r"\.\. leads above the bucket"):
         read_entries("s3://b/lists/l")
 
@@ -206,6 +206,6 @@ def test_a_store_that_fails_is_no_mistake_of_the_spec(tmp_path: Path, monkeypatc
     def fails(*_: Any, **__: Any) -> None:
         raise StoreError("timed out (6 tries)")
 
-    monkeypatch.setattr("jobs.listing.retrying", fails)
+    monkeypatch.setattr("jobs.input.listing.retrying", fails)
     with pytest.raises(StoreError, match="timed out"):
         listed(uri=str(tmp_path))

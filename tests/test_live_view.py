@@ -12,8 +12,8 @@ import pytest
 from rich.color import ColorType
 from rich.console import Console
 
-from jobs.live_view import picture, view, view_lines
-from jobs.snapshot import Snapshot, UnderWay
+from jobs.progress.live_view import picture, view, view_lines
+from jobs.progress.snapshot import Snapshot, UnderWay
 from tests.snapshots import BEGUN, FULL
 
 EIGHTY = """\

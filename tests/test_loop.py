@@ -18,7 +18,7 @@ from jobs.local_pool import LocalPool
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
-from jobs.progress import Progress
+from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._common.formatters import JSONFormatter
 
 from jobs.local_pool import LocalCluster
-from jobs.metrics import CODES, JOB, METRICS, OTHER, REASONS, STAGES, Kind, Metric
+from jobs.progress.metrics import CODES, JOB, METRICS, OTHER, REASONS, STAGES, Kind, Metric
+from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from jobs.ray_metrics import RayMetrics
-from jobs.snapshot import WORKER_STATES, Snapshot
 from tests.digits_job import PYTHON, ROOT, Digits
 from tests.fakes import INFO
 from tests.promql import OF_THE_SCRAPE, all_selectors
@@ -101,7 +101,7 @@ PUBLISH = """
 import sys
 import ray
 from jobs.ray_cluster import RayCluster
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 
 cluster = RayCluster(sys.argv[1] or None)
 print(ray.nodes()[0]["MetricsExportPort"], flush=True)

@@ -18,7 +18,7 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from jobs.metrics import METRICS
+from jobs.progress.metrics import METRICS
 from tests.k8s_rendering import compose, the
 from tests.promql import GRAFANA, dashboard, expressions, named, rule_groups, selectors
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from jobs import page
 from jobs.axes import Axis
 from jobs.charts import Bar, Line, bars, histogram, over_time, trend
-from jobs.readable import NONE, moment, money, number, percent, points, seconds, significant, size
+from jobs.progress.readable import NONE, moment, money, number, percent, points, seconds, significant, size
 
 ROOT = Path(__file__).parent.parent
 

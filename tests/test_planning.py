@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.input.footers import Opened, RowGroup
 from jobs.ledger.slices import Source
 from jobs.planning import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
-from jobs.sources import Opened, RowGroup
 
 MIB = 2**20
 

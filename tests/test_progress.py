@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.costs import Price
-from jobs.displays import line
-from jobs.durations import duration
-from jobs.progress import Look, Progress
-from jobs.snapshot import Snapshot
+from jobs.progress.costs import Price
+from jobs.progress.displays import line
+from jobs.progress.format import duration
+from jobs.progress.progress import Look, Progress
+from jobs.progress.snapshot import Snapshot
 from tests.fakes import RESULT
 
 

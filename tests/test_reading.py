@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.listing import list_input
-from jobs.sources import open_sources
+from jobs.input.footers import open_sources
+from jobs.input.listing import list_input
 from jobs.spec.days import today
 from jobs.spec.spec_input import Input
 from workers.contract import InputSpec, Shard, Slice

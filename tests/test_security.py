@@ -23,7 +23,7 @@ import yaml
 
 from jobs.cli import main
 from jobs.errors import SpecError, StintError
-from jobs.manifests import read_entries
+from jobs.input.manifest import read_entries
 from jobs.secret_files import is_secret
 from jobs.spec.load import load_spec, parse_spec
 from jobs.upload import check_goes_along, find_files
@@ -299,7 +299,7 @@ def test_member_names_of_a_tar_are_only_names(tmp_path: Path) -> None:
 def test_a_manifest_in_a_store_names_files_of_stores_only(
     monkeypatch: pytest.MonkeyPatch, entry: str, reason: str
 ) -> None:
-    monkeypatch.setattr("jobs.manifests.read_url", lambda _: f"s3://bucket/ok.parquet\n{entry}\tv1\t5\n".encode())
+    monkeypatch.setattr("jobs.input.manifest.read_url", lambda _: f"s3://bucket/ok.parquet\n{entry}\tv1\t5\n".encode())
     with pytest.raises(SpecError, match=reason) as refused:
         read_entries("s3://bucket/list.txt")
     assert "CANARY" not in str(refused.value)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jobs.snapshot import Snapshot, UnderWay, bottleneck
+from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
 from tests.journals import snapshot
 
 

@@ -10,9 +10,9 @@ import pytest
 from jobs import loop as loop_module
 from jobs import policy
 from jobs.backlog import Backlog
-from jobs.costs import Price
 from jobs.ledger.crashes import CrashLog
 from jobs.pool import Event, ShardEnded
+from jobs.progress.costs import Price
 from jobs.report import Report, summary
 from jobs.running import count
 from jobs.spec.schema import Limits

@@ -18,7 +18,7 @@ from jobs.journal import Journal
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.planning import Bounds, cut
-from jobs.snapshot import Snapshot, UnderWay
+from jobs.progress.snapshot import Snapshot, UnderWay
 from jobs.spec.days import Days
 from jobs.spec.fingerprint import Fingerprints
 from jobs.spec.schema import JobSpec
@@ -395,6 +395,8 @@ def test_the_command_watches_a_run_to_its_end_and_returns_0(
     write_part(opened_job.store, stood)
     report = f"_stint/runs/{run_id}/report.json"
     end = json.dumps({"root": opened_job.ledger.root, "outcome": "complete"}).encode()
-    monkeypatch.setattr("jobs.displays.LineDisplay.show", lambda *_, **__: opened_job.store.create(report, end))
+    monkeypatch.setattr(
+        "jobs.progress.displays.LineDisplay.show", lambda *_, **__: opened_job.store.create(report, end)
+    )
     assert main(["status", str(spec), "--watch", "--every", "0.01"]) == 0
     assert capsys.readouterr().out == f"run {run_id}: complete\n"

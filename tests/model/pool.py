@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.job import Job
 from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
-from jobs.snapshot import Snapshot
+from jobs.progress.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World

@@ -20,11 +20,11 @@ import jobs.job
 import jobs.ledger.ledger
 import jobs.report_files
 import jobs.running
-from jobs.displays import Display, display_for
 from jobs.job import Job
 from jobs.ledger.plans import decode_plan
 from jobs.loop import Loop
-from jobs.progress import Progress
+from jobs.progress.displays import Display, display_for
+from jobs.progress.progress import Progress
 from jobs.spec.days import Days, today
 from jobs.spec.schema import JobSpec
 from tests.model.model_fs import IN, OUT, Bucket

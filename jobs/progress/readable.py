@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from jobs.durations import duration
-from jobs.words import amount
+from jobs.progress.format import duration
+from jobs.progress.words import amount
 
 NONE = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jobs.errors import NothingThere, SpecError
+from jobs.input.manifest import read_entries, resolve
 from jobs.ledger.slices import Source
-from jobs.manifests import read_entries, resolve
 from jobs.spec.days import Days, filled
 from jobs.spec.spec_input import Input
 from workers.storage.errors import NotFound, StoreDenied

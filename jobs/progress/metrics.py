@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jobs.snapshot import WORKER_STATES, Snapshot
+from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from workers.image.errors import ErrorCode
 from workers.outcomes import FailureCode, FailureKind
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from jobs.durations import duration
-from jobs.readable import percent
-from jobs.snapshot import Snapshot, UnderWay, bottleneck
-from jobs.text_rows import LABEL, NARROW, cut, flow, indented, proportional, row
-from jobs.words import amount, deadline_told, eta_told, printable, waiting_told
+from jobs.progress.format import duration
+from jobs.progress.readable import percent
+from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
+from jobs.progress.text_rows import LABEL, NARROW, cut, flow, indented, proportional, row
+from jobs.progress.words import amount, deadline_told, eta_told, printable, waiting_told
 
 WIDEST = 110
 """Columns that are used of a wider terminal: the eye has to find the next line."""
@@ -25,7 +25,7 @@ JOB_LEAST = 12
 REASONS_SHOWN = 6
 WORKERS_SHOWN = ("scoring", "idle", "starting", "leaving")
 STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒", "yellow"), ("idle", "░", "magenta"))
-"""Of a worker's time one after the other, see jobs.snapshot.bottleneck; glyphs tell them apart without colours."""
+"""Of a worker's time one after the other, see jobs.progress.snapshot.bottleneck; glyphs tell them apart without colours."""
 SLOW_LEAST_S = 1.0
 """Shards that take less come and go too fast to be read."""
 SLOW_TIMES = 3.0

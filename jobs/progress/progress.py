@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
-from jobs.costs import Price
-from jobs.displays import Display, display_for
-from jobs.snapshot import Snapshot, UnderWay
+from jobs.progress.costs import Price
+from jobs.progress.displays import Display, display_for
+from jobs.progress.snapshot import Snapshot, UnderWay
 from workers.outcomes import ShardResult
 from workers.redaction import redacted
 
@@ -45,7 +45,7 @@ class Look:
     """What the loop knows beside the counts, asked only when a snapshot is due."""
 
     workers: Mapping[str, int] = field(default_factory=dict)
-    """By state, see jobs.snapshot.WORKER_STATES."""
+    """By state, see jobs.progress.snapshot.WORKER_STATES."""
     slowest: Sequence[UnderWay] = ()
     worker_s: float = 0.0
     """Seconds of ready workers so far."""

@@ -17,12 +17,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.durations import duration
-from jobs.live_view import view_lines
-from jobs.outlet import Outlet
-from jobs.readable import percent
-from jobs.snapshot import Snapshot
-from jobs.words import amount, deadline_told, eta_told, printable, waiting_told
+from jobs.progress.format import duration
+from jobs.progress.live_view import view_lines
+from jobs.progress.outlet import Outlet
+from jobs.progress.readable import percent
+from jobs.progress.snapshot import Snapshot
+from jobs.progress.words import amount, deadline_told, eta_told, printable, waiting_told
 
 WAYS = ("auto", "live", "lines", "json")
 """As `stint run --progress` names them; auto: live on a terminal, lines elsewhere."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.durations import duration
-from jobs.snapshot import Snapshot
+from jobs.progress.format import duration
+from jobs.progress.snapshot import Snapshot
 
 
 def printable(text: str) -> str:
