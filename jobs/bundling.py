@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from jobs import policy
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
-from jobs.fleet import GroupTerms, terms_of
+from jobs.fleet.fleet import GroupTerms, terms_of
 from jobs.input.footers import Opened
 from jobs.job import Job
-from jobs.pool import Cluster
+from jobs.pool.contract import Cluster
 from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest
 from workers.maker import judged_in, lacks_labels, outcome_of

@@ -23,7 +23,7 @@ from jobs.connecting import connect, in_cluster
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.job import Job
-from jobs.pool import Cluster
+from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
 from jobs.report import summary
 from jobs.running import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs.interrupt import InterruptFlag
-from jobs.pool import Cluster
+from jobs.pool.contract import Cluster
 
 
 def in_cluster(address: str | None) -> bool:
@@ -14,14 +14,14 @@ def in_cluster(address: str | None) -> bool:
 
 
 def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
-    """`pool` is `ray` or `local`. Raises what connecting to Ray does, see jobs.ray_cluster."""
+    """`pool` is `ray` or `local`. Raises what connecting to Ray does, see jobs.pool.ray_cluster."""
     cluster: Cluster
     if pool == "local":
-        from jobs.local_pool import LocalCluster
+        from jobs.pool.local import LocalCluster
 
         cluster = LocalCluster()
     else:
-        from jobs.ray_cluster import RayCluster
+        from jobs.pool.ray_cluster import RayCluster
 
         cluster = RayCluster(address)
     flag.install()  # ray.init puts its own handlers in place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from jobs.pool import Pool
+from jobs.pool.contract import Pool
 from jobs.progress.progress import Look
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.tally import Tally

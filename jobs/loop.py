@@ -14,18 +14,28 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
-from jobs import policy, speculation
+from jobs import policy
 from jobs.backlog import Backlog
 from jobs.casualties import Casualties
 from jobs.errors import Interrupted, RunFailed
-from jobs.fleet import Fleet, terms_of
+from jobs.fleet import speculation
+from jobs.fleet.fleet import Fleet, terms_of
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.looking import look
 from jobs.policy import Manner
-from jobs.pool import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.pool.contract import (
+    SHARDS_A_WORKER,
+    Event,
+    Pool,
+    ShardEnded,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerPlaced,
+    WorkerReady,
+)
 from jobs.progress.progress import Look, Progress
 from jobs.relisting import Relisting
 from jobs.spec.schema import Limits, Workers

@@ -30,7 +30,7 @@ from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Content, Missing, Plan
 from jobs.loop import Loop
 from jobs.policy import bad_rows_exceeded, deadline
-from jobs.pool import Cluster
+from jobs.pool.contract import Cluster
 from jobs.prior import rate_of_worker
 from jobs.progress.costs import Price
 from jobs.progress.displays import display_for

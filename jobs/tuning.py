@@ -23,7 +23,7 @@ from jobs.halving import Out, choose, halve
 from jobs.input.footers import Opened, open_sources
 from jobs.job import Job
 from jobs.layouts import by_rule, candidates, effort
-from jobs.pool import Cluster
+from jobs.pool.contract import Cluster
 from jobs.sampling import choose_sample
 from jobs.widths import CORES_BY_RULE
 from workers.bundle.batches import BATCH

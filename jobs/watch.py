@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from jobs import policy
+from jobs.fleet.speculation import Running, left_s
 from jobs.policy import Manner
-from jobs.pool import SHARDS_A_WORKER
+from jobs.pool.contract import SHARDS_A_WORKER
 from jobs.spec.schema import Limits
-from jobs.speculation import Running, left_s
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind
 

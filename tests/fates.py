@@ -15,7 +15,7 @@ from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.loop import Loop
-from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import INFO, RESULT, object_of

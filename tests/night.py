@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.ledger.crashes import CrashLog
 from jobs.loop import Loop
-from jobs.pool import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits, Workers
 from jobs.tally import Tally

@@ -20,10 +20,10 @@ DOCUMENTS = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/MONITORING.md", "k8s/README.md",
 )  # fmt: skip
 RAY_ALLOWED = {
-    "jobs/local_ray.py",
-    "jobs/ray_cluster.py",
-    "jobs/ray_metrics.py",
-    "jobs/ray_pool.py",
+    "jobs/pool/ray_local.py",
+    "jobs/pool/ray_cluster.py",
+    "jobs/pool/ray_metrics.py",
+    "jobs/pool/ray_pool.py",
     "jobs/ray_tuning.py",
     "jobs/job_server.py",
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from jobs.local_pool import LocalPool
+from jobs.pool.local import LocalPool
 from tests.digits_job import Digits
 
 WriteSpec = Callable[[dict[str, Any]], str]
@@ -41,7 +41,7 @@ def test_with_a_deadline_a_cluster_is_asked_for_what_the_last_runs_rate_says(
     asked: list[Mapping[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.local_pool.LocalCluster.most_workers", lambda self, threads: None)  # it may grow
+    monkeypatch.setattr("jobs.pool.local.LocalCluster.most_workers", lambda self, threads: None)  # it may grow
     (tmp_path / "data").mkdir()
     files = sorted(digits.images.glob("*.parquet"))
     (tmp_path / "data" / "a.parquet").write_bytes(files[0].read_bytes())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from jobs import groups
-from jobs.fleet import Decision, Fleet, GroupTerms, Terms
+from jobs.fleet import groups
+from jobs.fleet.fleet import Decision, Fleet, GroupTerms, Terms
 
 SPOT, ON_DEMAND = 0, 1
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.groups import GroupState, emptiest_first, requests, surplus
+from jobs.fleet.groups import GroupState, emptiest_first, requests, surplus
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec, Workers
 

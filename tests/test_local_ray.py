@@ -16,7 +16,7 @@ import json, logging, os
 from pathlib import Path
 import ray
 from ray._private import node, parameter, services
-from jobs import local_ray
+from jobs.pool import ray_local as local_ray
 
 before = (parameter.RayParams, node.Node.start_api_server, services.get_node, os.environ.get("GLIBC_TUNABLES"))
 local_ray.start(2, logging_level=logging.ERROR, log_to_driver=False)

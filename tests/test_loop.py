@@ -14,10 +14,10 @@ from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
-from jobs.local_pool import LocalPool
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
-from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.local import LocalPool
 from jobs.progress.progress import Progress
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened

@@ -1,4 +1,4 @@
-"""Workers and nodes of a real Ray, killed: the facts that `jobs.losses` sorts by. The pool is the real one.
+"""Workers and nodes of a real Ray, killed: the facts that `jobs.pool.losses` sorts by. The pool is the real one.
 
 `python -m tests.test_losses_ray ADDRESS` is the driver, in a process of its own.
 """
@@ -65,9 +65,9 @@ class Sleeper:
 def _drive(address: str) -> None:
     import ray
 
-    from jobs import ray_pool
-    from jobs.pool import WorkerGone, WorkerReady
-    from jobs.ray_nodes import NodeWatch
+    from jobs.pool import ray_pool
+    from jobs.pool.contract import WorkerGone, WorkerReady
+    from jobs.pool.nodes import NodeWatch
     from tests.test_ray_pool import SHARD
 
     ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})

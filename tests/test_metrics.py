@@ -18,10 +18,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray._common.formatters import JSONFormatter
 
-from jobs.local_pool import LocalCluster
+from jobs.pool.local import LocalCluster
+from jobs.pool.ray_metrics import RayMetrics
 from jobs.progress.metrics import CODES, JOB, METRICS, OTHER, REASONS, STAGES, Kind, Metric
 from jobs.progress.snapshot import WORKER_STATES, Snapshot
-from jobs.ray_metrics import RayMetrics
 from tests.digits_job import PYTHON, ROOT, Digits
 from tests.fakes import INFO
 from tests.promql import OF_THE_SCRAPE, all_selectors
@@ -100,7 +100,7 @@ def test_the_document_has_every_metric_and_no_other() -> None:
 PUBLISH = """
 import sys
 import ray
-from jobs.ray_cluster import RayCluster
+from jobs.pool.ray_cluster import RayCluster
 from jobs.progress.snapshot import Snapshot
 
 cluster = RayCluster(sys.argv[1] or None)
@@ -383,7 +383,7 @@ def test_what_libraries_log_is_redacted_and_their_chatter_dropped(written: Calla
         raise ConnectionError(f"https://host/a?X-Amz-Signature={SECRET}")
     except ConnectionError:
         library.warning("again: %s", SECRET, exc_info=True)
-    logging.getLogger("jobs.ray_nodes").info("Connected")
+    logging.getLogger("jobs.pool.nodes").info("Connected")
     warned, told = written()
     assert (warned["message"], told["message"]) == ("again: …", "Connected")
     assert "ConnectionError: https://host/a?…" in warned["exc_text"]

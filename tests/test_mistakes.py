@@ -191,5 +191,5 @@ def test_a_cluster_that_is_not_there(
 
 
 def test_a_worker_wider_than_the_machine(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.local_pool.LocalCluster.most_workers", lambda self, threads: 0)
+    monkeypatch.setattr("jobs.pool.local.LocalCluster.most_workers", lambda self, threads: 0)
     assert "workers.cpus: a worker takes 999 cores" in fails(2, workers__cpus=999)

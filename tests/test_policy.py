@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from jobs.fleet.sizing import pool_target
 from jobs.policy import (
     Attempts,
     Budget,
@@ -25,7 +26,6 @@ from jobs.policy import (
     start_step,
     suspected,
 )
-from jobs.sizing import pool_target
 from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S

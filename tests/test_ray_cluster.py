@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
-from jobs import ray_cluster, ray_pool
-from jobs.ray_cluster import RayCluster
+from jobs.pool import ray_cluster, ray_pool
+from jobs.pool.ray_cluster import RayCluster
 from tests.ray_heads import await_true
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec
 from workers.outcomes import FailureCode, FailureKind

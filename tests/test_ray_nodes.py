@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobs import ray_nodes
 from jobs.errors import RunFailed
-from jobs.ray_nodes import NodeWatch
+from jobs.pool import nodes as ray_nodes
+from jobs.pool.nodes import NodeWatch
 
 UP = [{"NodeID": "home", "Alive": True}, {"NodeID": "other", "Alive": False}]
 GIVEN_UP = [{"NodeID": "home", "Alive": False, "DeathReason": 2}, {"NodeID": "other", "Alive": True}]

@@ -17,10 +17,10 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from jobs import ray_pool
-from jobs.pool import ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
-from jobs.ray_nodes import Look
-from jobs.ray_pool import RayPool
+from jobs.pool import ray_pool
+from jobs.pool.contract import ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.pool.nodes import Look
+from jobs.pool.ray_pool import RayPool
 from tests.fakes import INFO
 from workers.contract import Shard, Slice
 from workers.outcomes import FailureCode, FailureKind

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, Rate, StartDelay, workers_wanted
+from jobs.fleet.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, Rate, StartDelay, workers_wanted
 
 RATE = 10.0
 HOUR_S = 3600.0

@@ -10,13 +10,13 @@ import pytest
 from jobs import loop as loop_module
 from jobs import policy
 from jobs.backlog import Backlog
+from jobs.fleet.speculation import Running, Second, left_s, pays, seconds, spares
 from jobs.ledger.crashes import CrashLog
-from jobs.pool import Event, ShardEnded
+from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.costs import Price
 from jobs.report import Report, summary
 from jobs.running import count
 from jobs.spec.schema import Limits
-from jobs.speculation import Running, Second, left_s, pays, seconds, spares
 from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
 from tests.test_loop import ROOT, setup
 from workers.contract import Shard, Slice

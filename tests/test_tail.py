@@ -13,7 +13,8 @@ from unittest import mock
 
 import pytest
 
-from jobs import loop, relisting, speculation
+from jobs import loop, relisting
+from jobs.fleet import speculation
 from jobs.planning import Bounds, cut
 from jobs.spec.schema import Workers
 from tests.fakes import opened

@@ -21,7 +21,7 @@ from jobs.errors import SpecError
 from jobs.halving import Choice, Standing
 from jobs.job import Job
 from jobs.layouts import BATCHES, by_rule, candidates, effort, layouts
-from jobs.local_pool import LocalCluster
+from jobs.pool.local import LocalCluster
 from jobs.sampling import choose_sample
 from jobs.spec.days import today
 from jobs.spec.load import load_spec

@@ -28,7 +28,7 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.loop import Loop
 from jobs.planning import Bounds, cut
-from jobs.pool import Event, ShardEnded, WorkerPlaced, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress.displays import LineDisplay
 from jobs.progress.outlet import Outlet
 from jobs.progress.progress import Progress

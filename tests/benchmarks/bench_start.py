@@ -86,7 +86,7 @@ def _ray(work: Path) -> dict[str, float]:
     import ray
 
     imported = time.perf_counter()
-    from jobs.local_ray import OBJECT_STORE_BYTES
+    from jobs.pool.ray_local import OBJECT_STORE_BYTES
 
     between = time.perf_counter()
     ray.init(

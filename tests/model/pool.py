@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from jobs.job import Job
-from jobs.pool import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress.snapshot import Snapshot
 from tests.fakes import INFO, RESULT
 from tests.model.faults import WorkerLost

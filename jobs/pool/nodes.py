@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import RunFailed
-from jobs.losses import NodeState, node_state
+from jobs.pool.losses import NodeState, node_state
 
 logger = logging.getLogger(__name__)
 

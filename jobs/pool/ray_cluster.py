@@ -12,14 +12,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from jobs import local_ray
 from jobs.errors import RunFailed, SpecError
-from jobs.losses import NodeState
-from jobs.pool import Pool
+from jobs.pool import ray_local
+from jobs.pool.contract import Pool
+from jobs.pool.losses import NodeState
+from jobs.pool.nodes import NodeWatch
+from jobs.pool.ray_metrics import RayMetrics
+from jobs.pool.ray_pool import LOST, RayPool, after_death, environment, loss
 from jobs.progress.snapshot import Snapshot
-from jobs.ray_metrics import RayMetrics
-from jobs.ray_nodes import NodeWatch
-from jobs.ray_pool import LOST, RayPool, after_death, environment, loss
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
 from workers.host.cores import read_topology
@@ -64,7 +64,7 @@ class RayCluster:
             if self._address:
                 ray.init(self._address, **options)
             else:
-                local_ray.start(topology.budget * topology.threads_per_core, **options)
+                ray_local.start(topology.budget * topology.threads_per_core, **options)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             raise RunFailed(
                 f"cannot reach Ray at {self._address or 'this machine'}: {error}",

@@ -22,10 +22,10 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from jobs.draining import DrainWatch
-from jobs.losses import HOW_LOST, NodeState, loss_code, node_state
-from jobs.pool import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
-from jobs.ray_nodes import NodeWatch
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.pool.draining import DrainWatch
+from jobs.pool.losses import HOW_LOST, NodeState, loss_code, node_state
+from jobs.pool.nodes import NodeWatch
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
 from workers.host import malloc

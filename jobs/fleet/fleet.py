@@ -10,9 +10,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs import groups, sizing
-from jobs.roster import Member, Roster
-from jobs.sizing import pool_target
+from jobs.fleet import groups, sizing
+from jobs.fleet.roster import Member, Roster
+from jobs.fleet.sizing import pool_target
 from jobs.spec.schema import Workers
 
 CROWDED_S = 60.0

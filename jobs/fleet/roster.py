@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from jobs import groups, sizing
+from jobs.fleet import groups, sizing
 
 
 @dataclass
