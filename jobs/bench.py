@@ -17,9 +17,9 @@ from pathlib import Path
 from jobs.bench_input import Files, images_of, made_images
 from jobs.bench_rates import Processes, WholeJob, answer_of, stint, turns_of
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.job import Job
 from jobs.ladder import Climbed, Step, Turn, climb
 from jobs.pictures import check_can_draw, draw_ladder
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
 from jobs.spec.schema import Gate, JobSpec, Limits, Output, Schedule, Workers
 from jobs.spec.spec_input import Input

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.discovery import discover
 from jobs.errors import SpecError
 from jobs.input.footers import open_sources
-from jobs.job import Job
 from jobs.photographs import photographs
-from jobs.sampling import choose_sample
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
+from jobs.plan.sample import choose_sample
 from workers.contract import SampleSlice, Shard
 from workers.image.decode import decode
 from workers.image.errors import BadImage

@@ -11,7 +11,7 @@ from jobs import policy
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
 from jobs.fleet.fleet import GroupTerms, terms_of
 from jobs.input.footers import Opened
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.pool.contract import Cluster
 from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest

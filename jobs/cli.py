@@ -22,10 +22,10 @@ from jobs.arguments import parser
 from jobs.connecting import connect, in_cluster
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
-from jobs.report import summary
+from jobs.report.report import summary
 from jobs.running import Run
 from jobs.spec.days import Days, runs
 from jobs.spec.load import load_spec

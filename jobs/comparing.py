@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contestants import candidate_model, models_of, overrides
-from jobs.discovery import discover
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.frontier import Compared, Prices, Weighed, as_json, lines
 from jobs.input.footers import open_sources
-from jobs.job import Job
 from jobs.ladder import ratio
 from jobs.pictures import check_can_draw, draw_frontier
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
 from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan
 from workers.host import cores
 from workers.host.child import Child, Died, KilledFromOutside, Overdue

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.errors import SpecError
-from jobs.job import Job
-from jobs.journal import run_ids
+from jobs.plan.job import Job
+from jobs.report.journal import run_ids
 from jobs.spec.load import load_spec
 from workers.bundle.bundle import read_manifest
 

@@ -11,8 +11,8 @@ from jobs.errors import COMPLETE, SpecError, StintError
 from jobs.explained import told
 from jobs.explaining import Explainer
 from jobs.found_rows import Found, by_keys, by_place, shards_of
-from jobs.job import Job
 from jobs.ledger.plans import Plan
+from jobs.plan.job import Job
 from jobs.row_names import ByKeys, ByPlace, parse, place_told
 from workers.redaction import redacted_values
 from workers.storage.errors import NotFound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.errors import SpecError
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.pool.contract import Cluster
 from jobs.spec.schema import Workers
 

@@ -14,7 +14,7 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import parsed
-from jobs.thumbnails import RowAt
+from jobs.report.row_images import RowAt
 from workers.contract import Shard, Slice
 from workers.output import SOURCE_FIELDS
 from workers.storage.filesystems import open_filesystem

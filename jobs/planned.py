@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jobs.discovery import discover
-from jobs.job import Job
-from jobs.prior import last_report
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
+from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
-from jobs.widths import worker_rate
+from jobs.report.prior import last_report
 from workers.storage.errors import NotFound
 
 

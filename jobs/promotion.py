@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
-from jobs import coverage
-from jobs.discovery import look
 from jobs.errors import RunFailed, SpecError
-from jobs.job import Job
 from jobs.ledger.current import FOLDER, current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import latest_versions
 from jobs.ledger.slices import Source
+from jobs.plan import coverage
+from jobs.plan.discovery import look
+from jobs.plan.job import Job
 from workers.storage.store import Store
 
 

@@ -12,17 +12,17 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.composing import composed
-from jobs.endings import COMPLETE, ending
 from jobs.errors import COMPLETE as DONE
 from jobs.errors import SpecError
-from jobs.history import LOG_WIDTH, nights, table
-from jobs.history_page import history_page
-from jobs.job import Job
+from jobs.pages.history import LOG_WIDTH, nights, table
+from jobs.pages.history_page import history_page
+from jobs.pages.run_page import filled
+from jobs.pages.save import page_of
+from jobs.plan.job import Job
 from jobs.progress.format import duration
-from jobs.report import Report, summary
-from jobs.report_files import page_of
-from jobs.report_page import filled
+from jobs.report.assemble import composed
+from jobs.report.endings import COMPLETE, ending
+from jobs.report.report import Report, summary
 from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs.journal import attempts, run_ids
 from jobs.ledger import crashes
-from jobs.runs import RunSeen, read_run
+from jobs.report.journal import attempts, run_ids
+from jobs.report.runs import RunSeen, read_run
 from workers.contract import Shard
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.job import absolute
+from jobs.plan.job import absolute
 from workers.contract import InputSpec
 
 SOURCE = "source_uri"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.thumbnails import RowAt
+from jobs.report.row_images import RowAt
 from workers.bundle.manifest import Manifest
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.storage.errors import NotFound

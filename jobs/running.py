@@ -16,29 +16,29 @@ from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.bundling import Bundling
-from jobs.composing import compose
-from jobs.discovery import Discovery, discover
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.fitting import fitting, waits_for_gpus
 from jobs.input.footers import Opened, open_sources
-from jobs.job import Job
-from jobs.journal import Journal
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Content, Missing, Plan
 from jobs.loop import Loop
+from jobs.pages.save import save, save_spec
+from jobs.plan.discovery import Discovery, discover
+from jobs.plan.job import Job
+from jobs.plan.worker_width import told
 from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool.contract import Cluster
-from jobs.prior import rate_of_worker
 from jobs.progress.costs import Price
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
-from jobs.report import Report
-from jobs.report_files import save, save_spec
+from jobs.report.assemble import compose
+from jobs.report.journal import Journal
+from jobs.report.prior import rate_of_worker
+from jobs.report.report import Report
 from jobs.tally import Tally
-from jobs.widths import told
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from jobs.job import Job
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Missing
+from jobs.plan.job import Job
 from jobs.progress.displays import Display
 from jobs.progress.snapshot import Snapshot
-from jobs.runs import RunSeen, newest_runs, read_run
+from jobs.report.runs import RunSeen, newest_runs, read_run
 from workers.redaction import redacted
 from workers.storage.errors import StoreError
 

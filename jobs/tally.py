@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from jobs.distributions import Distributions
-from jobs.journal import Journal
 from jobs.ledger.bad_rows import BadRows
 from jobs.ledger.known_objects import KnownObjects
+from jobs.report.distributions import Distributions
+from jobs.report.journal import Journal
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 

@@ -17,15 +17,15 @@ from typing import Protocol
 
 from jobs import tuned
 from jobs.bundling import Bundling
-from jobs.discovery import discover
 from jobs.errors import Interrupted, RunFailed, SpecError, StintError
 from jobs.halving import Out, choose, halve
 from jobs.input.footers import Opened, open_sources
-from jobs.job import Job
 from jobs.layouts import by_rule, candidates, effort
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
+from jobs.plan.sample import choose_sample
+from jobs.plan.worker_width import CORES_BY_RULE
 from jobs.pool.contract import Cluster
-from jobs.sampling import choose_sample
-from jobs.widths import CORES_BY_RULE
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import Candidate, Profile, store_profile
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import coverage
-from jobs.discovery import look
 from jobs.errors import RunFailed
-from jobs.job import Job
 from jobs.ledger import crashes
 from jobs.ledger import notes as noting
 from jobs.ledger.done import DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import parsed, shard_key
+from jobs.plan import coverage
+from jobs.plan.discovery import look
+from jobs.plan.job import Job
 from jobs.spec.spec_input import Input
 from workers.contract import Shard, Slice
 from workers.output import NotOurs, ObjectFacts, object_facts

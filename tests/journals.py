@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
 
-import jobs.journal
-from jobs.journal import Journal
+import jobs.report.journal
 from jobs.progress.snapshot import Snapshot
+from jobs.report.journal import Journal
 from tests.fakes import INFO, RESULT
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureKind
@@ -39,7 +39,7 @@ def write_journal(store: Store, run_id: str = RUN) -> None:
     shard 4 after 40 s; 5 rows of each are bad. Predicting took 4, 4, 4, 4 and 16 s.
     """
     journal = Journal(store, run_id, lambda text: None)
-    with mock.patch.object(jobs.journal, "datetime") as clock:
+    with mock.patch.object(jobs.report.journal, "datetime") as clock:
 
         def at(seconds: float) -> None:
             clock.now.return_value = datetime.fromtimestamp(BEGAN.timestamp() + seconds, UTC)

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from playwright.sync_api import sync_playwright
 
-from jobs import journal
 from jobs.demo import load_digits, write_images
 from jobs.progress.live_view import picture
 from jobs.progress.snapshot import Snapshot
+from jobs.report import journal
 from tests.browser import ARGUMENTS, CHROMIUM
 from workers.storage.store import open_store
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.drift import compare
-from jobs.history import Night
+from jobs.pages.history import Night
+from jobs.report.drift import compare
 
 NODES, WORKERS_A_NODE, THREADS, THREADS_PER_CORE = 6, 4, 4, 2
 SHARDS, SHARD_ROWS = 5_880, 2_048

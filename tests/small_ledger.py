@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.discovery import discover
-from jobs.job import Job
 from jobs.ledger.plans import Plan
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.manifest import Manifest, StoredArtifact, StoredObject, to_json

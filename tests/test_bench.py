@@ -21,9 +21,9 @@ from jobs.arguments import parser
 from jobs.bench import bench_command
 from jobs.bench_input import Files, images_of
 from jobs.errors import BAD_SPEC, SpecError
-from jobs.job import Job
 from jobs.ladder import Rung
 from jobs.pictures import check_can_draw, draw_ladder
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.benchmarks.arena import same_work
 from tests.benchmarks.peers.scoring import lists

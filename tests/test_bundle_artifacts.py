@@ -20,8 +20,8 @@ import safetensors.numpy
 import yaml
 
 from jobs.cli import main
-from jobs.discovery import discover
-from jobs.job import Job
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
@@ -409,7 +409,7 @@ def test_predictions_and_report_say_what_made_them(
 
 _CHILD = """
 import json, sys
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from dataclasses import replace
 from workers.score.scorer import Scorer

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests import poison
 from tests.digits_job import PYTHON, ROOT, Digits

@@ -9,9 +9,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.claims import Wanted, wanted
 from jobs.ledger.plans import dead_versions
 from jobs.ledger.slices import Source
+from jobs.plan.claims import Wanted, wanted
 from workers.contract import Slice
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from jobs import coverage
 from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Slices, Source
+from jobs.plan import coverage
 from workers.contract import Slice
 
 

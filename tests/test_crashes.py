@@ -22,7 +22,7 @@ from jobs.ledger.crashes import CrashLog, parsed
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.progress.costs import Price
-from jobs.report import Report, summary
+from jobs.report.report import Report, summary
 from jobs.running import count
 from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore

@@ -15,7 +15,7 @@ from torch import nn
 
 from jobs.cli import main
 from jobs.errors import SpecError
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.pool.local import LocalCluster
 from jobs.running import Run
 from jobs.spec.load import load_spec

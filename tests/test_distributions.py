@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs import distributions
-from jobs.distributions import Distributions, of_object
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
-from jobs.planning import Bounds, cut
+from jobs.plan.sharding import Bounds, cut
+from jobs.report import distributions
+from jobs.report.distributions import Distributions, of_object
 from tests.fakes import RESULT, MemoryStore, object_of, opened
 from workers.contract import Shard
 from workers.counted import SCORE_BINS, by_class, by_score

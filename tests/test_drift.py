@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.drift import class_distance, compare, distance
+from jobs.report.drift import class_distance, compare, distance
 
 LIMITS = {"max_psi": 0.2, "max_js": 0.1}
 

@@ -14,9 +14,9 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import SpecError
-from jobs.journal import Journal
 from jobs.ledger.crashes import CrashLog
 from jobs.progress.snapshot import Snapshot
+from jobs.report.journal import Journal
 from jobs.row_names import ByKeys, ByPlace, parse
 from tests import tars
 from tests.fakes import INFO, RESULT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import figures, journal
-from jobs.journal import Told
+from jobs.report import figures, journal
+from jobs.report.journal import Told
 from tests.fakes import MemoryStore
 from tests.journals import BEGAN, RUN, write_journal
 

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.history import LOG_WIDTH, Night, nights, table
-from jobs.history_page import SECTIONS, history_page
-from jobs.job import Job
-from jobs.journal import Journal
+from jobs.pages.history import LOG_WIDTH, Night, nights, table
+from jobs.pages.history_page import SECTIONS, history_page
+from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
+from jobs.report.journal import Journal
 from jobs.spec.load import load_spec
 from tests.browser import VIEWS, shown
 from tests.report_examples import (

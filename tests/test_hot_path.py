@@ -19,7 +19,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import main
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.digits_job import Digits
 from tests.images import encode, photo, photographs

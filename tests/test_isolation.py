@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests import poison
 from tests.digits_job import ROOT, Digits

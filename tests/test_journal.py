@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs import journal
-from jobs.journal import PART_EVERY_MOST_S, PART_EVERY_S, Journal
+from jobs.report import journal
+from jobs.report.journal import PART_EVERY_MOST_S, PART_EVERY_S, Journal
 from tests.fakes import MemoryStore
 from tests.journals import RUN, snapshot, write_journal
 from workers.storage.errors import StoreError

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.backlog import Backlog
-from jobs.claims import wanted
 from jobs.errors import RunFailed
 from jobs.input.footers import Opened
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
-from jobs.planning import Bounds, cut
+from jobs.plan.claims import wanted
+from jobs.plan.sharding import Bounds, cut
 from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore, object_of, opened
 from workers.output import NotOurs

@@ -15,7 +15,7 @@ from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.loop import Loop
-from jobs.planning import Bounds, cut
+from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.pool.local import LocalPool
 from jobs.progress.progress import Progress

@@ -28,7 +28,7 @@ import yaml
 from PIL import Image
 
 from jobs.cli import main
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests import poison
 from tests.crafted import png, with_jpeg_size

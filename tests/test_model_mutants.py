@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-import jobs.job
+import jobs.plan.job
 from tests.model.explore import Explorer
 from tests.model.mutants import MUTANTS, Mutant, creating, overwrite
 from tests.model.scenario import Scenario, Stage
@@ -23,7 +23,7 @@ def explored(mutant: Mutant, *, mistaken: bool, most: int) -> Figures:
     explorer = Explorer(stage, mutant.bounds, immutable=mutant.immutable)
     if not mistaken:
         return explorer.exhaust(most=most)
-    with mutant.mistake(stage), mock.patch.object(jobs.job, "probe"):  # the probe would refuse the worst of them
+    with mutant.mistake(stage), mock.patch.object(jobs.plan.job, "probe"):  # the probe would refuse the worst of them
         return explorer.exhaust(until=mutant.told, most=most)
 
 
@@ -43,6 +43,6 @@ def test_a_store_that_overwrites_is_refused_before_anything_is_claimed() -> None
         run = world.start("A", stage.body())
         while not run.ended:
             world.step(run)
-    assert isinstance(run.error, jobs.job.SpecError)
+    assert isinstance(run.error, jobs.plan.job.SpecError)
     assert isinstance(run.error.__cause__, StoreDenied)
     assert not any("/plans/" in path for path in world.bucket.objects)

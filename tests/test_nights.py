@@ -14,10 +14,10 @@ import pytest
 
 from jobs.cli import main
 from jobs.demo import load_digits, train_weights
-from jobs.discovery import Discovery, discover
 from jobs.errors import RunFailed, SpecError
-from jobs.job import Job
 from jobs.loop import Loop
+from jobs.plan.discovery import Discovery, discover
+from jobs.plan.job import Job
 from jobs.reader import Predictions, done
 from tests.digits_job import Digits
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
-from jobs import page
-from jobs.axes import Axis
-from jobs.charts import Bar, Line, bars, histogram, over_time, trend
+from jobs.pages import page
+from jobs.pages.axes import Axis
+from jobs.pages.charts import Bar, Line, bars, histogram, over_time, trend
 from jobs.progress.readable import NONE, moment, money, number, percent, points, seconds, significant, size
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def test_a_name_that_is_not_unicode_can_be_written(template: Path) -> None:
 
 
 def test_pages_are_made_wherever_the_process_works(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jobs.page import render; print(render('base.html.j2'))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jobs.pages.page import render; print(render('base.html.j2'))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "<!doctype html>" in shown.stdout
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.input.footers import Opened, RowGroup
 from jobs.ledger.slices import Source
-from jobs.planning import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
+from jobs.plan.sharding import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
 
 MIB = 2**20
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.prior import rate_before
+from jobs.report.prior import rate_before
 from tests.fakes import MemoryStore
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.widths import choose_width, given_width, kept_share, told, worker_rate
+from jobs.plan.worker_width import choose_width, given_width, kept_share, told, worker_rate
 from tests.fakes import MemoryStore
 from workers.bundle.profiles import (
     Candidate,

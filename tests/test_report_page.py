@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs.report_page import SECTIONS, filled, report_page
+from jobs.pages.run_page import SECTIONS, filled, report_page
 from tests import browser as looking
 from tests.browser import VIEWS, shown
 from tests.report_examples import (

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import journal
-from jobs.bad_examples import with_pictures
 from jobs.cli import main
-from jobs.job import Job
+from jobs.plan.job import Job
+from jobs.report import journal
+from jobs.report.bad_examples import with_pictures
 from jobs.spec.load import load_spec
 from tests.digits_job import DEAR, PYTHON, ROOT, Digits, predictions, stint
 from tests.ray_heads import await_true

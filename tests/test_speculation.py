@@ -14,7 +14,7 @@ from jobs.fleet.speculation import Running, Second, left_s, pays, seconds, spare
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.costs import Price
-from jobs.report import Report, summary
+from jobs.report.report import Report, summary
 from jobs.running import count
 from jobs.spec.schema import Limits
 from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated

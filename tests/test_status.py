@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.job import Job
-from jobs.journal import Journal
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
-from jobs.planning import Bounds, cut
+from jobs.plan.job import Job
+from jobs.plan.sharding import Bounds, cut
 from jobs.progress.snapshot import Snapshot, UnderWay
+from jobs.report.journal import Journal
 from jobs.spec.days import Days
 from jobs.spec.fingerprint import Fingerprints
 from jobs.spec.schema import JobSpec

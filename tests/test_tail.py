@@ -15,7 +15,7 @@ import pytest
 
 from jobs import loop, relisting
 from jobs.fleet import speculation
-from jobs.planning import Bounds, cut
+from jobs.plan.sharding import Bounds, cut
 from jobs.spec.schema import Workers
 from tests.fakes import opened
 from tests.night import RATE, Kind, Morning, Night, simulate

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import thumbnails
-from jobs.thumbnails import CHANGED, GONE, Fetched, RowAt, fetch, thumbnail
+from jobs.report import row_images
+from jobs.report.row_images import CHANGED, GONE, Fetched, RowAt, fetch, thumbnail
 from tests import images, tars
 from workers.contract import InputSpec
 from workers.storage.filesystems import open_filesystem, version_of
@@ -74,13 +74,13 @@ def test_uris_are_followed_below_the_roots_only_and_those_of_other_rows_not_at_a
     file = parquet_of(tmp_path / "in/a.parquet", cells, pa.string())
     how = InputSpec(format="parquet", image="image", uri_roots=(str(tmp_path / "in"),))
     followed: list[str | None] = []
-    image_at = thumbnails.parquet_rows.image_at
+    image_at = row_images.parquet_rows.image_at
 
     def watched(value: str | None, source: str, roots: tuple[str, ...]) -> object:
         followed.append(value)
         return image_at(value, source, roots)
 
-    monkeypatch.setattr(thumbnails.parquet_rows, "image_at", watched)
+    monkeypatch.setattr(row_images.parquet_rows, "image_at", watched)
     b, refused, none, null = fetch(how, [at(file, row) for row in (0, 2, 3, 4)])
     assert b == Fetched(b"b")
     assert (refused.data, none, null) == (
@@ -93,8 +93,8 @@ def test_uris_are_followed_below_the_roots_only_and_those_of_other_rows_not_at_a
 def test_a_hundred_rows_of_a_row_group_are_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet_of(tmp_path / "a.parquet", [b"%d" % n for n in range(300)], pa.binary())
     passes = []
-    taken = thumbnails._taken
-    monkeypatch.setattr(thumbnails, "_taken", lambda *args: passes.append(args) or taken(*args))
+    taken = row_images._taken
+    monkeypatch.setattr(row_images, "_taken", lambda *args: passes.append(args) or taken(*args))
     found = fetch(PARQUET, [at(file, row) for row in range(299, 0, -3)])
     assert [fetched.data for fetched in found] == [b"%d" % n for n in range(299, 0, -3)]
     assert len(passes) == 1

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from jobs.arguments import parser
-from jobs.discovery import discover
 from jobs.errors import SpecError
 from jobs.halving import Choice, Standing
-from jobs.job import Job
 from jobs.layouts import BATCHES, by_rule, candidates, effort, layouts
+from jobs.plan.discovery import discover
+from jobs.plan.job import Job
+from jobs.plan.sample import choose_sample
 from jobs.pool.local import LocalCluster
-from jobs.sampling import choose_sample
 from jobs.spec.days import today
 from jobs.spec.load import load_spec
 from jobs.tuned import NOT_REACHED, explained, rows, table

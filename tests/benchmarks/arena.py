@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.bench_rates import completions
-from jobs.job import Job
 from jobs.ladder import steady_rate, steady_rate_of
 from jobs.photographs import photographs
+from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps
 from workers.bundle.bundle import read_manifest

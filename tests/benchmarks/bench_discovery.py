@@ -14,11 +14,11 @@ import resource
 import tempfile
 import time
 
-from jobs.claims import wanted
 from jobs.ledger.done import DoneRecord, DoneShard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Cut, encode_plan
 from jobs.ledger.slices import Slices, Source
+from jobs.plan.claims import wanted
 from workers.contract import Slice
 from workers.storage.store import LocalStore
 

@@ -21,17 +21,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.journal import Journal
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.known_objects import KnownObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.loop import Loop
-from jobs.planning import Bounds, cut
+from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress.displays import LineDisplay
 from jobs.progress.outlet import Outlet
 from jobs.progress.progress import Progress
+from jobs.report.journal import Journal
 from jobs.spec.schema import Limits, Workers
 from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore, opened

@@ -23,17 +23,17 @@ from typing import Any, cast
 import numpy as np
 
 from jobs.backlog import Backlog
-from jobs.claims import wanted
-from jobs.discovery import Discovery
 from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
-from jobs.job import Job
 from jobs.ledger.known_objects import KnownObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan
 from jobs.ledger.slices import Source
-from jobs.planning import bounds, cut
+from jobs.plan.claims import wanted
+from jobs.plan.discovery import Discovery
+from jobs.plan.job import Job
+from jobs.plan.sharding import bounds, cut
 from jobs.spec.schema import Limits
 from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record

@@ -32,8 +32,9 @@ def told(step: str, owner: Any, name: str) -> None:
 
 
 def main() -> None:
-    from jobs import cli, job, running
+    from jobs import cli, running
     from jobs.ledger.ledger import Ledger
+    from jobs.plan import job
     from workers.host.without_pandas import without_pandas
 
     without_pandas()  # as jobs.cli.entrypoint does

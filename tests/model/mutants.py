@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import jobs.discovery
+import jobs.plan.discovery
 from jobs.backlog import Backlog
 from jobs.casualties import Casualties
-from jobs.claims import Wanted
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
+from jobs.plan.claims import Wanted
 from jobs.running import Run
 from tests.model.faults import Fault
 from tests.model.pool import Slow
@@ -91,7 +91,7 @@ def streaming_write(self: ObjectStore, key: str, data: bytes) -> bool:
 
 def watermark(stage: Stage) -> AbstractContextManager[Any]:
     """New is what is younger than the youngest file claimed so far."""
-    right = jobs.discovery.wanted
+    right = jobs.plan.discovery.wanted
 
     def wanted(sources: Sequence[Source], plans: Sequence[Plan], *arguments: Any, **options: Any) -> Wanted:
         modified = stage.world.bucket.modified
@@ -100,7 +100,7 @@ def watermark(stage: Stage) -> AbstractContextManager[Any]:
         young = [s for s in sources if s.uri in claimed or modified[s.uri.removeprefix("s3://")] > mark]
         return right(young, plans, *arguments, **options)
 
-    return mock.patch.object(jobs.discovery, "wanted", wanted)
+    return mock.patch.object(jobs.plan.discovery, "wanted", wanted)
 
 
 def done_too_early(self: Run) -> None:

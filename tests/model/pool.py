@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from jobs.job import Job
+from jobs.plan.job import Job
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress.snapshot import Snapshot
 from tests.fakes import INFO, RESULT

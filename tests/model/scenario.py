@@ -16,13 +16,13 @@ from functools import cache, partial
 from typing import Any
 from unittest import mock
 
-import jobs.job
 import jobs.ledger.ledger
-import jobs.report_files
+import jobs.pages.save
+import jobs.plan.job
 import jobs.running
-from jobs.job import Job
 from jobs.ledger.plans import decode_plan
 from jobs.loop import Loop
+from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.progress import Progress
 from jobs.spec.days import Days, today
@@ -136,9 +136,9 @@ class Stage:
             progress = partial(Progress, clock=lambda: self.world.current.now_s)
             stack.enter_context(mock.patch.object(jobs.running, "Progress", progress))
             stack.enter_context(mock.patch.object(jobs.running, "display_for", display))
-            stack.enter_context(mock.patch.object(jobs.job, "code_version", return_value="code"))
+            stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
             # Nothing but a page of its own depends on how long a template takes.
-            stack.enter_context(mock.patch.object(jobs.report_files, "page_of", return_value="a page"))
+            stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))
             stack.enter_context(mock.patch.object(jobs.ledger.ledger, "decode_plan", _decode_plan))
             yield
 

@@ -16,8 +16,8 @@ import numpy as np
 
 
 def main() -> None:
-    from jobs.job import Job
     from jobs.photographs import photographs
+    from jobs.plan.job import Job
     from jobs.spec.load import load_spec
     from workers.host.cpu import isa_class
     from workers.image.resize import decode_into

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.charts import Bar, bars, histogram, over_time
+from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.progress.readable import seconds
 from jobs.progress.snapshot import bottleneck
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.journal import ATTEMPTS, STAGES, Told
+from jobs.report.journal import ATTEMPTS, STAGES, Told
 
 COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "message", "isolated")]
 """Of the journal, that these functions read."""

@@ -106,7 +106,7 @@ class Report:
     distribution_rows: int = 0
     """Rows that `classes` and `scores` count."""
     drift: dict[str, Any] = field(default_factory=dict)
-    """Against previous nights, see jobs.drift.Drift; empty without any."""
+    """Against previous nights, see jobs.report.drift.Drift; empty without any."""
     bad_examples: list[dict[str, Any]] = field(default_factory=list)
     """A few error rows by code, see jobs.ledger.error_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION

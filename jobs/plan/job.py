@@ -12,16 +12,16 @@ import pyarrow as pa
 
 import jobs
 import workers
-from jobs import planning
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
 from jobs.ledger import plans
 from jobs.ledger.ledger import Ledger
-from jobs.sampling import choose_sample
+from jobs.plan import sharding
+from jobs.plan.sample import choose_sample
+from jobs.plan.worker_width import Width, choose_width, given_width
 from jobs.spec.days import AS_OF, Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
-from jobs.widths import Width, choose_width, given_width
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import HostKind, Profile, read_profiles
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
@@ -184,8 +184,8 @@ class Job:
         given = self.spec.input
         slices = tuple(again)
         total = sum(group.rows for o in opened for group in o.groups) + sum(piece.rows for piece in slices)
-        within = planning.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
-        return planning.cut(opened, within, slices)
+        within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
+        return sharding.cut(opened, within, slices)
 
 
 def _is_file(url: str) -> bool:

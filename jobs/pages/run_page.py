@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.endings import ending
-from jobs.page import render
-from jobs.report import Report
-from jobs.report_model import accuracy, predictions
-from jobs.report_work import failures, shards, stages, throughput, workers
+from jobs.pages.page import render
+from jobs.pages.report_model import accuracy, predictions
+from jobs.pages.report_work import failures, shards, stages, throughput, workers
+from jobs.report.endings import ending
+from jobs.report.report import Report
 from workers.redaction import redacted_values
 
 SECTIONS = (

@@ -1,4 +1,4 @@
-"""What the charts of `jobs.charts` are put together from: an axis in round steps, a frame, and shapes within it.
+"""What the charts of `jobs.pages.charts` are put together from: an axis in round steps, a frame, and shapes within it.
 
 A shape lives in a square of 100 by 100 that the page stretches to its width, so lines keep their own width
 (`vector-effect`) and everything that is read stands outside of the square, as text of the page.

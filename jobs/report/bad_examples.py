@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.figures import settled
-from jobs.job import Job
-from jobs.journal import Told
 from jobs.ledger.error_rows import error_rows
 from jobs.ledger.ledger import Ledger
-from jobs.thumbnails import RowAt, fetch, thumbnail
+from jobs.plan.job import Job
+from jobs.report.figures import settled
+from jobs.report.journal import Told
+from jobs.report.row_images import RowAt, fetch, thumbnail
 from workers.contract import Shard, Slice
 from workers.image.errors import ErrorCode
 from workers.storage.lookahead import ahead

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from jobs.job import Job
-from jobs.report import Report
+from jobs.plan.job import Job
+from jobs.report.report import Report
 from workers.redaction import redacted_values
 from workers.storage.errors import StoreDenied, StoreError
 
@@ -36,8 +36,8 @@ def save(job: Job, report: Report, say: Say, *, pictures: bool) -> None:
 def page_of(job: Job, report: dict[str, Any], *, pictures: bool = True) -> str:
     """The page of a report, with `pictures` of its bad rows as far as the input still has them."""
     # Templates and pictures are nothing that a run waits for when it begins.
-    from jobs.bad_examples import with_pictures
-    from jobs.report_page import report_page
+    from jobs.pages.run_page import report_page
+    from jobs.report.bad_examples import with_pictures
 
     examples = report.get("bad_examples") or []
     return report_page({**report, "bad_examples": with_pictures(job, examples)} if pictures and examples else report)

@@ -11,13 +11,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from jobs.endings import COMPLETE, UNFINISHED, title_of
-from jobs.journal import run_ids
+from jobs.pages.run_page import per_million
 from jobs.progress.readable import money, number, percent, seconds, significant
 from jobs.progress.snapshot import Snapshot
 from jobs.progress.words import printable
-from jobs.report_page import per_million
-from jobs.runs import RunSeen, read_run
+from jobs.report.endings import COMPLETE, UNFINISHED, title_of
+from jobs.report.journal import run_ids
+from jobs.report.runs import RunSeen, read_run
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
@@ -51,7 +51,7 @@ class Night:
     psi_scores: float | None = None
     max_psi: float | None = None
     flags: tuple[str, ...] = ()
-    """Of drift, see jobs.drift.Drift."""
+    """Of drift, see jobs.report.drift.Drift."""
 
     @property
     def title(self) -> str:

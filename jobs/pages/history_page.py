@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.charts import Line, trend
-from jobs.endings import tone_of
-from jobs.history import Night
-from jobs.page import render
+from jobs.pages.charts import Line, trend
+from jobs.pages.history import Night
+from jobs.pages.page import render
 from jobs.progress.readable import money, significant
+from jobs.report.endings import tone_of
 
 SECTIONS = (("trends", "Trends"), ("nights", "Nights"))
 """Ids and titles."""

@@ -51,7 +51,7 @@ def tone_of(outcome: str) -> str:
 
 
 def ending(report: Mapping[str, Any]) -> Ending:
-    """Of a report with all its fields, see jobs.report_page.filled."""
+    """Of a report with all its fields, see jobs.pages.run_page.filled."""
     title, tone = title_of(report["outcome"]), tone_of(report["outcome"])
     first, _, details = report["error"].strip().partition("\n")
     if report["outcome"] == COMPLETE:

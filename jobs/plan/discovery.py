@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.claims import Wanted, wanted
 from jobs.errors import SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
-from jobs.job import Job
 from jobs.ledger.plans import Content, Cut, Plan, latest_versions
 from jobs.ledger.slices import Source
+from jobs.plan.claims import Wanted, wanted
+from jobs.plan.job import Job
 from workers.contract import Slice
 
 SHOWN = 5

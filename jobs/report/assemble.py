@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs import drift, figures, journal, prior
-from jobs.distributions import Distribution, Distributions
 from jobs.errors import SpecError
-from jobs.job import Job
-from jobs.journal import Told
 from jobs.ledger.plans import Plan
+from jobs.plan.job import Job
 from jobs.progress.costs import Price
-from jobs.report import Report
+from jobs.report import drift, figures, journal, prior
+from jobs.report.distributions import Distribution, Distributions
+from jobs.report.journal import Told
+from jobs.report.report import Report
 from workers.storage.errors import NotFound
 
 REPORTS_READ = 40
@@ -102,7 +102,7 @@ def add_predictions(
 
 def add_examples(report: Report, job: Job, told: Told) -> None:
     """Some of the bad rows."""
-    from jobs import bad_examples  # with all that reads pictures, which a run does not wait for when it begins
+    from jobs.report import bad_examples  # with all that reads pictures, which a run does not wait for when it begins
 
     if report.bad_by_code:
         report.bad_examples = bad_examples.find(job, told, report.bad_by_code)

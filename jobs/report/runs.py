@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jobs.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
 from jobs.progress.displays import line
 from jobs.progress.format import duration
 from jobs.progress.snapshot import Snapshot
 from jobs.progress.words import amount
+from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store

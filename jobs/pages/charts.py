@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from jobs.axes import Axis, columns, dots, frame, legend, line, short, steps, y
+from jobs.pages.axes import Axis, columns, dots, frame, legend, line, short, steps, y
 from jobs.progress.readable import seconds
 
 MOST_COLUMNS = 120

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.job import Job
-from jobs.widths import worker_rate
+from jobs.plan.job import Job
+from jobs.plan.worker_width import worker_rate
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
 

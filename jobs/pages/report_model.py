@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.charts import Bar, bars, histogram
+from jobs.pages.charts import Bar, bars, histogram
 from jobs.progress.readable import percent
 
 CLASSES_SHOWN = 20
