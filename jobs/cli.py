@@ -26,7 +26,7 @@ from jobs.plan.job import Job
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
 from jobs.report.report import summary
-from jobs.running import Run
+from jobs.run.run import Run
 from jobs.spec.days import Days, runs
 from jobs.spec.load import load_spec
 from jobs.spec.schema import JobSpec

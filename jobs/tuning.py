@@ -16,7 +16,6 @@ from functools import cache, partial
 from typing import Protocol
 
 from jobs import tuned
-from jobs.bundling import Bundling
 from jobs.errors import Interrupted, RunFailed, SpecError, StintError
 from jobs.halving import Out, choose, halve
 from jobs.input.footers import Opened, open_sources
@@ -26,6 +25,7 @@ from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import CORES_BY_RULE
 from jobs.pool.contract import Cluster
+from jobs.run.ensure_bundle import Bundling
 from workers.bundle.batches import BATCH
 from workers.bundle.profiles import Candidate, Profile, store_profile
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable

@@ -14,9 +14,9 @@ from unittest import mock
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.loop import Loop
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
+from jobs.run.loop import Loop
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import INFO, RESULT, object_of
 from workers.contract import Shard

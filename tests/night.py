@@ -17,11 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from jobs.ledger.crashes import CrashLog
-from jobs.loop import Loop
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
+from jobs.run.loop import Loop
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureCode, FailureKind

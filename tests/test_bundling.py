@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from jobs import bundling, policy
-from jobs.bundling import Bundling
 from jobs.errors import RunFailed
-from jobs.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
+from jobs.run import ensure_bundle, policy
+from jobs.run.ensure_bundle import Bundling
+from jobs.run.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
 from jobs.spec.schema import Workers
 from tests.fakes import MemoryStore
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
@@ -55,7 +55,7 @@ class Nodes:
 
 
 def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> BundleOutcome:
-    monkeypatch.setattr(bundling, "PAUSE_S", 0.0)
+    monkeypatch.setattr(ensure_bundle, "PAUSE_S", 0.0)
     groups = [{"labels": SPOT, "patience_s": 0.01}, {"labels": ON_DEMAND, "patience_s": 0.01}]
     request = BundleRequest(
         fingerprint="f",

@@ -15,15 +15,15 @@ from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from jobs import loop as loop_module
-from jobs import policy
 from jobs.errors import Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog, parsed
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.progress.costs import Price
 from jobs.report.report import Report, summary
-from jobs.running import count
+from jobs.run import loop as loop_module
+from jobs.run import policy
+from jobs.run.run import count
 from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore
 from tests.fates import (

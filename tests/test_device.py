@@ -17,7 +17,7 @@ from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.plan.job import Job
 from jobs.pool.local import LocalCluster
-from jobs.running import Run
+from jobs.run.run import Run
 from jobs.spec.load import load_spec
 from jobs.spec.schema import Model
 from tests.digits_job import Digits, stint

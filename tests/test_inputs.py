@@ -198,7 +198,7 @@ def test_a_file_of_a_manifest_without_versions_that_changed_before_its_turn_is_s
         monkeypatch.undo()
         return loop.run()
 
-    monkeypatch.setattr("jobs.loop.Loop.run", changed)
+    monkeypatch.setattr("jobs.run.loop.Loop.run", changed)
     assert main(["run", spec, "--pool=local"]) == 0
     assert "gone: " in capsys.readouterr().out
     assert main(["run", spec, "--pool=local"]) == 0

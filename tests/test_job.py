@@ -80,10 +80,10 @@ class Killed(BaseException):
     [
         ("workers.bundle.bundle.write_bundle", False),
         ("jobs.ledger.ledger.Ledger.claim", False),
-        ("jobs.loop.Loop.run", True),
+        ("jobs.run.loop.Loop.run", True),
         ("jobs.ledger.ledger.Ledger.finish", True),
         ("jobs.ledger.ledger.Ledger.record_done", True),
-        ("jobs.running.Run._write_report", False),
+        ("jobs.run.run.Run._write_report", False),
     ],
 )
 def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_done_twice(
@@ -129,13 +129,13 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.loop.Loop.run", killed)
+        patch.setattr("jobs.run.loop.Loop.run", killed)
         with pytest.raises(Killed):
             run(spec)
     (data / "lost.parquet").unlink()
     pq.write_table(table.slice(200, 40), data / "replaced.parquet")
     # The bundle is there: nothing of the input is opened again to sample from.
-    monkeypatch.setattr("jobs.running.open_sources", lambda *_: pytest.fail("the input was opened for a sample"))
+    monkeypatch.setattr("jobs.run.run.open_sources", lambda *_: pytest.fail("the input was opened for a sample"))
     assert run(spec) == 0
     assert "gone: 60 rows" in capsys.readouterr().out
     assert main(["verify", spec]) == 0
@@ -294,7 +294,7 @@ def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
     spec = write_spec(digits.spec(tmp_path / "out"))
     assert main(["quantize", spec, "--pool=local"]) == 0
     monkeypatch.setattr("workers.score.loading.isa_class", lambda: "arm64")
-    monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
+    monkeypatch.setattr("jobs.run.policy.START_PAUSE_S", 0.01)
     assert run(spec) == 1
     shown = capsys.readouterr().err
     assert "no worker can start: bundle" in shown

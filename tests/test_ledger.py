@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.backlog import Backlog
 from jobs.errors import RunFailed
 from jobs.input.footers import Opened
 from jobs.ledger.done import DoneRecord
@@ -19,6 +18,7 @@ from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
 from jobs.plan.claims import wanted
 from jobs.plan.sharding import Bounds, cut
+from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from tests.fakes import MemoryStore, object_of, opened
 from workers.output import NotOurs

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from jobs import loop as loop_module
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
-from jobs.loop import Loop
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.pool.local import LocalPool
 from jobs.progress.progress import Progress
+from jobs.run import loop as loop_module
+from jobs.run.loop import Loop
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard
@@ -30,9 +30,9 @@ ROOT = "model=net-0"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "POLL_S", 0.01)
-    monkeypatch.setattr("jobs.relisting.RELIST_S", 0.05)
-    monkeypatch.setattr("jobs.policy.START_PAUSE_S", 0.01)
-    monkeypatch.setattr("jobs.policy.FAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr("jobs.run.other_runs.RELIST_S", 0.05)
+    monkeypatch.setattr("jobs.run.policy.START_PAUSE_S", 0.01)
+    monkeypatch.setattr("jobs.run.policy.FAULT_PAUSE_S", 0.01)
 
 
 def setup(shards: int = 12) -> tuple[Ledger, Plan]:

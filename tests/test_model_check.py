@@ -18,10 +18,10 @@ import fsspec
 import pytest
 
 import jobs.ledger.ledger
-import jobs.running
+import jobs.run.run
 import workers.storage.lookahead
 import workers.storage.retries
-from jobs.backlog import Backlog
+from jobs.run.backlog import Backlog
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
 from tests.model.pool import Slow
@@ -128,8 +128,8 @@ def test_an_execution_repeats_itself_bit_for_bit_whatever_the_time_of_day() -> N
 def test_what_is_taken_over_from_a_process_is_given_back() -> None:
     def taken() -> list[object]:
         names = [time.sleep, time.monotonic, uuid.uuid4, random.random, random.uniform]
-        names += [workers.storage.lookahead.ThreadPoolExecutor, workers.storage.retries.sleep, jobs.running.datetime]
-        return [*names, jobs.running.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
+        names += [workers.storage.lookahead.ThreadPoolExecutor, workers.storage.retries.sleep, jobs.run.run.datetime]
+        return [*names, jobs.run.run.Loop, fsspec.get_filesystem_class("s3"), dict(os.environ)]
 
     before = taken()
     with Stage(Scenario("one run", A)).played():

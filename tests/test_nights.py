@@ -15,10 +15,10 @@ import pytest
 from jobs.cli import main
 from jobs.demo import load_digits, train_weights
 from jobs.errors import RunFailed, SpecError
-from jobs.loop import Loop
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.reader import Predictions, done
+from jobs.run.loop import Loop
 from tests.digits_job import Digits
 
 WriteSpec = Callable[[dict[str, Any]], str]
@@ -245,7 +245,7 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
         monkeypatch.undo()
         return loop.run()
 
-    monkeypatch.setattr("jobs.loop.Loop.run", moved_away)
+    monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
     assert "gone: 40 rows" in nights.run(1)
     nights.verify(1)
     shutil.move(nights.folder / "away", file)
@@ -268,7 +268,7 @@ def test_an_input_that_is_gone_altogether_at_the_end_of_a_run_is_told_and_fails_
         monkeypatch.undo()
         return loop.run()
 
-    monkeypatch.setattr("jobs.loop.Loop.run", moved_away)
+    monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
     told = "could not be looked for again: "
     assert told in nights.run(1)
     assert told not in nights.run(1, code=2)
@@ -291,7 +291,7 @@ def test_a_file_that_is_back_before_its_plan_is_done_is_scored_by_the_run_that_f
         raise RunFailed("the driver died after the last shard")
 
     monkeypatch.setattr(Loop, "run", moved_away)
-    monkeypatch.setattr("jobs.running.Run._finish", died)
+    monkeypatch.setattr("jobs.run.run.Run._finish", died)
     nights.run(1, code=1)
     shutil.move(nights.folder / "away", file)
     assert "back again after they were gone" in nights.run(2)
@@ -316,7 +316,7 @@ def test_a_missing_delivery_does_not_keep_what_an_earlier_night_left_from_being_
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.loop.Loop.run", killed)
+        patch.setattr("jobs.run.loop.Loop.run", killed)
         with pytest.raises(Killed):
             nights.run(1)
     assert "there is nothing at" in nights.run(2, code=2)
@@ -339,7 +339,7 @@ def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_tha
         nights.run(1)
         return found
 
-    monkeypatch.setattr("jobs.running.discover", look_and_wait)
+    monkeypatch.setattr("jobs.run.run.discover", look_and_wait)
     nights.run(1)
     nights.verify(1)
     nights.check_readers()
@@ -365,7 +365,7 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
         monkeypatch.undo()
         return loop.run()
 
-    monkeypatch.setattr("jobs.loop.Loop.run", vanish)
+    monkeypatch.setattr("jobs.run.loop.Loop.run", vanish)
     assert "gone: 40 rows" in nights.run(1)
     nights.verify(1)
     nights.check_readers()
@@ -434,7 +434,7 @@ def test_an_open_plan_of_an_earlier_day_may_follow_the_uris_in_its_own_folder(
         raise RunFailed("killed", "")
 
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.loop.Loop.run", killed)
+        patched.setattr("jobs.run.loop.Loop.run", killed)
         nights.run(1, code=1)
     nights.run(2)
     nights.check_readers()
@@ -455,7 +455,7 @@ def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
         monkeypatch.undo()
         return loop.run()
 
-    monkeypatch.setattr("jobs.loop.Loop.run", vanished)
+    monkeypatch.setattr("jobs.run.loop.Loop.run", vanished)
     assert "gone: 40 rows" in nights.run(1)
     nights.capsys.readouterr()
     assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 1

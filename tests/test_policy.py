@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobs.fleet.sizing import pool_target
-from jobs.policy import (
+from jobs.run.policy import (
     Attempts,
     Budget,
     Manner,

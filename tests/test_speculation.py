@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import loop as loop_module
-from jobs import policy
-from jobs.backlog import Backlog
 from jobs.fleet.speculation import Running, Second, left_s, pays, seconds, spares
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.costs import Price
 from jobs.report.report import Report, summary
-from jobs.running import count
+from jobs.run import loop as loop_module
+from jobs.run import policy
+from jobs.run.backlog import Backlog
+from jobs.run.run import count
 from jobs.spec.schema import Limits
 from tests.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
 from tests.test_loop import ROOT, setup

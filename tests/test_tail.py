@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 
-from jobs import loop, relisting
 from jobs.fleet import speculation
 from jobs.plan.sharding import Bounds, cut
+from jobs.run import loop, other_runs
 from jobs.spec.schema import Workers
 from tests.fakes import opened
 from tests.night import RATE, Kind, Morning, Night, simulate
@@ -32,7 +32,7 @@ GROUPS = [100] * (ROWS // 100)
 
 @pytest.fixture(autouse=True)
 def _no_listings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relisting, "RELIST_S", 1e9)
+    monkeypatch.setattr(other_runs, "RELIST_S", 1e9)
     monkeypatch.setattr(loop, "POLL_S", 1.0)
     monkeypatch.setattr(loop, "random", SimpleNamespace(randrange=lambda shards: 0))  # where the run begins
 
@@ -58,7 +58,7 @@ def night(shards: list[int], **changes: object) -> Night:
 def told(name: str, made: Night, *, largest_first: bool = True, second_attempts: bool = True) -> Morning:
     with ExitStack() as without:
         if not largest_first:
-            without.enter_context(mock.patch("jobs.backlog.size_class", return_value=0))
+            without.enter_context(mock.patch("jobs.run.backlog.size_class", return_value=0))
         if not second_attempts:
             without.enter_context(mock.patch.object(speculation, "WORTH_TIMES", 1e9))
         morning = simulate(made)

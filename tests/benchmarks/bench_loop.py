@@ -25,15 +25,15 @@ from jobs.ledger.crashes import CrashLog
 from jobs.ledger.known_objects import KnownObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
-from jobs.loop import Loop
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress.displays import LineDisplay
 from jobs.progress.outlet import Outlet
 from jobs.progress.progress import Progress
 from jobs.report.journal import Journal
+from jobs.run.loop import Loop
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from jobs.tally import Tally
 from tests.fakes import INFO, RESULT, MemoryStore, opened
 from workers.contract import Shard
 from workers.storage.store import ObjectInfo

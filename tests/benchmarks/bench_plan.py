@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from jobs.backlog import Backlog
 from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
 from jobs.ledger.known_objects import KnownObjects
@@ -34,6 +33,7 @@ from jobs.plan.claims import wanted
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.plan.sharding import bounds, cut
+from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from jobs.status import describe_status
 from jobs.verify import Verdict, _check_shard, _check_strays, _done_record

@@ -32,19 +32,20 @@ def told(step: str, owner: Any, name: str) -> None:
 
 
 def main() -> None:
-    from jobs import cli, running
+    from jobs import cli
     from jobs.ledger.ledger import Ledger
     from jobs.plan import job
+    from jobs.run import run
     from workers.host.without_pandas import without_pandas
 
     without_pandas()  # as jobs.cli.entrypoint does
     MOMENTS["import jobs.cli"] = time.time()
     told("job opened", job.Job, "open")
-    told("input discovered", running, "discover")
+    told("input discovered", run, "discover")
     told("Ray is up", cli, "connect")
-    told("bundle judged", running.Run, "_ensure_bundle")
+    told("bundle judged", run.Run, "_ensure_bundle")
     told("plan claimed", Ledger, "claim")
-    original_ready = running.Loop.__init__
+    original_ready = run.Loop.__init__
 
     @functools.wraps(original_ready)
     def starting(*args: Any, **kwargs: Any) -> None:
@@ -52,7 +53,7 @@ def main() -> None:
         original_ready(*args, **kwargs)
         _watch(args[0].pool)
 
-    running.Loop.__init__ = starting  # type: ignore[method-assign]
+    run.Loop.__init__ = starting  # type: ignore[method-assign]
     try:
         code = cli.main(sys.argv[1:])
     finally:

@@ -13,14 +13,14 @@ from typing import Any
 from unittest import mock
 
 import jobs.plan.discovery
-from jobs.backlog import Backlog
-from jobs.casualties import Casualties
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
 from jobs.plan.claims import Wanted
-from jobs.running import Run
+from jobs.run.backlog import Backlog
+from jobs.run.failed_attempts import Casualties
+from jobs.run.run import Run
 from tests.model.faults import Fault
 from tests.model.pool import Slow
 from tests.model.scenario import Change, Scenario, Stage

@@ -19,12 +19,12 @@ from unittest import mock
 import jobs.ledger.ledger
 import jobs.pages.save
 import jobs.plan.job
-import jobs.running
+import jobs.run.run
 from jobs.ledger.plans import decode_plan
-from jobs.loop import Loop
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.progress import Progress
+from jobs.run.loop import Loop
 from jobs.spec.days import Days, today
 from jobs.spec.schema import JobSpec
 from tests.model.model_fs import IN, OUT, Bucket
@@ -109,7 +109,7 @@ class Stage:
         def run() -> None:
             world = self.world
             job = Job.open(self.spec, self.days)
-            jobs.running.Run(
+            jobs.run.run.Run(
                 job, lambda: ModelCluster(world, job, self.scenario.slow), lambda: False, lambda line: None
             ).complete()
 
@@ -132,10 +132,10 @@ class Stage:
 
         with ExitStack() as stack:
             stack.enter_context(taken_over(lambda: self.world))
-            stack.enter_context(mock.patch.object(jobs.running, "Loop", loop))
+            stack.enter_context(mock.patch.object(jobs.run.run, "Loop", loop))
             progress = partial(Progress, clock=lambda: self.world.current.now_s)
-            stack.enter_context(mock.patch.object(jobs.running, "Progress", progress))
-            stack.enter_context(mock.patch.object(jobs.running, "display_for", display))
+            stack.enter_context(mock.patch.object(jobs.run.run, "Progress", progress))
+            stack.enter_context(mock.patch.object(jobs.run.run, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
             # Nothing but a page of its own depends on how long a template takes.
             stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))

@@ -9,7 +9,7 @@ from jobs.ledger.background import Errands
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import Present
-from jobs.policy import LISTING_FAILURES
+from jobs.run.policy import LISTING_FAILURES
 from workers.storage.errors import StoreDenied, StoreError
 
 RELIST_S = 5.0

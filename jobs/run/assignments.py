@@ -11,10 +11,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
-from jobs import policy
 from jobs.fleet.speculation import Running, left_s
-from jobs.policy import Manner
 from jobs.pool.contract import SHARDS_A_WORKER
+from jobs.run import policy
+from jobs.run.policy import Manner
 from jobs.spec.schema import Limits
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from jobs import policy
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
 from jobs.fleet.fleet import GroupTerms, terms_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
 from jobs.pool.contract import Cluster
+from jobs.run import policy
 from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest
 from workers.maker import judged_in, lacks_labels, outcome_of

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from jobs import policy
-from jobs.backlog import Backlog, Retry
 from jobs.errors import RunFailed
 from jobs.ledger.background import Errands
 from jobs.ledger.crashes import CrashLog
-from jobs.policy import Attempts, Budget, Manner, Step
 from jobs.progress.progress import Progress
+from jobs.run import policy
+from jobs.run.backlog import Backlog, Retry
+from jobs.run.policy import Attempts, Budget, Manner, Step
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits
-from jobs.tally import Tally
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode
 

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from jobs.pool.contract import Pool
 from jobs.progress.progress import Look
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
-from jobs.tally import Tally
-from jobs.watch import Watch
+from jobs.run.assignments import Watch
+from jobs.run.tally import Tally
 
 
 def look(tally: Tally, watch: Watch, pool: Pool, released: AbstractSet[int], now: float) -> Look:

@@ -15,21 +15,17 @@ from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
-from jobs.bundling import Bundling
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
-from jobs.fitting import fitting, waits_for_gpus
 from jobs.input.footers import Opened, open_sources
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Content, Missing, Plan
-from jobs.loop import Loop
 from jobs.pages.save import save, save_spec
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import told
-from jobs.policy import bad_rows_exceeded, deadline
 from jobs.pool.contract import Cluster
 from jobs.progress.costs import Price
 from jobs.progress.displays import display_for
@@ -38,7 +34,11 @@ from jobs.report.assemble import compose
 from jobs.report.journal import Journal
 from jobs.report.prior import rate_of_worker
 from jobs.report.report import Report
-from jobs.tally import Tally
+from jobs.run.ensure_bundle import Bundling
+from jobs.run.fitting import fitting, waits_for_gpus
+from jobs.run.loop import Loop
+from jobs.run.policy import bad_rows_exceeded, deadline
+from jobs.run.tally import Tally
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
 

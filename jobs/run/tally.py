@@ -32,7 +32,7 @@ class FailureRecord:
     kind: str
     code: str
     budget: str
-    """What it was charged to, see jobs.policy.Budget; `start` for a worker that did not start."""
+    """What it was charged to, see jobs.run.policy.Budget; `start` for a worker that did not start."""
     message: str
     traceback: str
     shard: str = ""

@@ -14,9 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
-from jobs import policy
-from jobs.backlog import Backlog
-from jobs.casualties import Casualties
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
 from jobs.fleet.fleet import Fleet, terms_of
@@ -24,8 +21,6 @@ from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.looking import look
-from jobs.policy import Manner
 from jobs.pool.contract import (
     SHARDS_A_WORKER,
     Event,
@@ -37,11 +32,16 @@ from jobs.pool.contract import (
     WorkerReady,
 )
 from jobs.progress.progress import Look, Progress
-from jobs.relisting import Relisting
+from jobs.run import policy
+from jobs.run.assignments import Watch
+from jobs.run.backlog import Backlog
+from jobs.run.failed_attempts import Casualties
+from jobs.run.looking import look
+from jobs.run.other_runs import Relisting
+from jobs.run.policy import Manner
+from jobs.run.takers import Takers
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from jobs.takers import Takers
-from jobs.tally import Tally
-from jobs.watch import Watch
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult, WorkerInfo
 

@@ -19,10 +19,10 @@ from operator import attrgetter
 
 import numpy as np
 
-from jobs import policy
 from jobs.ledger.presence import plan_of
 from jobs.ledger.slices import Ints, picked
-from jobs.policy import Attempts, Manner
+from jobs.run import policy
+from jobs.run.policy import Attempts, Manner
 from jobs.spec.schema import Limits
 from workers.contract import Shard
 from workers.outcomes import Failure
