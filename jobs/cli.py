@@ -36,7 +36,7 @@ from workers.redaction import redacted
 from workers.storage.errors import StoreDenied, StoreError
 
 if TYPE_CHECKING:
-    from jobs.tuning import Nodes
+    from jobs.measure.tune import Nodes
 
 
 def entrypoint() -> None:
@@ -80,13 +80,13 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from jobs.tuning import Tuning
+    from jobs.measure.tune import Tuning
 
     flag = _interrupts()
     job = Job.open(_spec(arguments), _runs(arguments)[-1])
 
     def nodes(_: Cluster) -> Nodes:
-        from jobs.ray_tuning import RayNodes
+        from jobs.measure.tune_ray import RayNodes
 
         return RayNodes(job.spec.workers.groups, flag, _say)
 
@@ -104,13 +104,13 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from jobs.planned import describe_plan
+    from jobs.queries.dry_run import describe_plan
 
     return _each(arguments, lambda days: _show(describe_plan(_job(arguments, days))))
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from jobs.status import describe_status, watch
+    from jobs.queries.status import describe_status, watch
 
     if arguments.watch:
         job = _job(arguments, _runs(arguments)[-1])
@@ -121,7 +121,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from jobs.verify import verify
+    from jobs.queries.verify import verify
 
     verdicts = []
 
@@ -139,20 +139,20 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from jobs.reporting import report_command
+    from jobs.queries.report import report_command
 
     job = _job(arguments, _runs(arguments)[-1])
     return report_command(job, run_id=arguments.run, history=arguments.history, html=arguments.html, show=_show)
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from jobs.gallery import sample_command
+    from jobs.queries.contact_sheet import sample_command
 
     return sample_command(arguments, _job(arguments, _runs(arguments)[-1]), _show)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from jobs.explain import explain_command
+    from jobs.queries.explain import explain_command
 
     return explain_command(_job(arguments, _runs(arguments)[-1]), arguments.key, as_json=arguments.json, show=_show)
 
@@ -204,13 +204,13 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from jobs.bench import bench_command
+    from jobs.measure.bench import bench_command
 
     return bench_command(arguments, _say)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from jobs.comparing import compare_command
+    from jobs.measure.compare import compare_command
 
     return compare_command(arguments, _job(arguments, _runs(arguments)[-1]), _interrupts(), show=_show, say=_say)
 

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from jobs import photographs
 from jobs.arguments import parser
-from jobs.bench import bench_command
-from jobs.bench_input import Files, images_of
 from jobs.errors import BAD_SPEC, SpecError
-from jobs.ladder import Rung
-from jobs.pictures import check_can_draw, draw_ladder
+from jobs.measure import photographs
+from jobs.measure.bench import bench_command
+from jobs.measure.bench_images import Files, images_of
+from jobs.measure.plots import check_can_draw, draw_ladder
+from jobs.measure.rates import Rung
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.benchmarks.arena import same_work

@@ -24,7 +24,7 @@ RAY_ALLOWED = {
     "jobs/pool/ray_cluster.py",
     "jobs/pool/ray_metrics.py",
     "jobs/pool/ray_pool.py",
-    "jobs/ray_tuning.py",
+    "jobs/measure/tune_ray.py",
     "jobs/job_server.py",
 }
 

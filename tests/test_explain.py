@@ -16,8 +16,8 @@ from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.ledger.crashes import CrashLog
 from jobs.progress.snapshot import Snapshot
+from jobs.queries.find_rows import ByKeys, ByPlace, parse
 from jobs.report.journal import Journal
-from jobs.row_names import ByKeys, ByPlace, parse
 from tests import tars
 from tests.fakes import INFO, RESULT
 from tests.small_ledger import SmallLedger

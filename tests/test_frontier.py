@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.contestants import candidate_model, models_of, overrides
 from jobs.errors import SpecError
-from jobs.frontier import (
+from jobs.measure.contestants import candidate_model, models_of, overrides
+from jobs.measure.frontier import (
     Compared,
     Prices,
     Weighed,

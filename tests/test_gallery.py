@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.cli import main
-from jobs.conditions import Chosen, choose
 from jobs.errors import RunFailed, SpecError
-from jobs.gallery import KILLER
+from jobs.queries.contact_sheet import KILLER
+from jobs.queries.query import Chosen, choose
 from tests import images
 from tests.digits_job import ROOT, Digits
 from tests.small_ledger import SmallLedger
@@ -122,7 +122,7 @@ def test_an_image_that_kills_is_not_decoded_here(tmp_path: Path, monkeypatch: py
     made = SmallLedger(tmp_path)
     made.put("a.parquet", [1], lambda n: PHOTO)
     made.score(lambda n: ErrorCode.CRASHED_WORKER)
-    monkeypatch.setattr("jobs.gallery.thumbnail", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr("jobs.queries.contact_sheet.thumbnail", lambda *_: pytest.fail("it was decoded"))
     assert main(["sample", str(made.spec), f"--html={tmp_path / 'a.html'}"]) == 0
     assert f"no picture: {KILLER}" in (tmp_path / "a.html").read_text()
 
@@ -198,7 +198,7 @@ def test_fp32_is_asked_and_what_differs_is_marked(
 
 
 def test_looking_and_explaining_need_no_torch() -> None:
-    code = "import sys, jobs.gallery, jobs.explain, jobs.report.row_images; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    code = "import sys, jobs.queries.contact_sheet, jobs.queries.explain, jobs.report.row_images; print(sorted({'torch', 'ray'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
 

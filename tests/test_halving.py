@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.halving import (
+from jobs.measure.halving import (
     FINALISTS,
     LAST_TURNS,
     TURNS,

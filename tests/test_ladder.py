@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ladder import Step, climb, ratio, steady_rate, steady_rate_of, table
+from jobs.measure.rates import Step, climb, ratio, steady_rate, steady_rate_of, table
 
 
 def step(name: str, cores: int = 1) -> Step:

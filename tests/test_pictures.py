@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 
-from jobs import pictures
-from jobs.frontier import Compared, Prices, Weighed
-from jobs.pictures import draw_frontier
+from jobs.measure import plots
+from jobs.measure.frontier import Compared, Prices, Weighed
+from jobs.measure.plots import draw_frontier
 
 pytest.importorskip("matplotlib")
 
@@ -46,7 +46,7 @@ def test_labels_cover_neither_each_other_nor_leave_the_axes(tmp_path: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation, Text
 
-    with mock.patch.object(pictures, "save") as saved:
+    with mock.patch.object(plots, "save") as saved:
         draw_frontier(crowd(), tmp_path / "frontier.png")
     figure = saved.call_args.args[0]
     renderer = FigureCanvasAgg(figure).get_renderer()

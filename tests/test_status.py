@@ -18,11 +18,11 @@ from jobs.ledger.plans import Content, Plan
 from jobs.plan.job import Job
 from jobs.plan.sharding import Bounds, cut
 from jobs.progress.snapshot import Snapshot, UnderWay
+from jobs.queries.status import aged, describe_status, watch, with_ledger
 from jobs.report.journal import Journal
 from jobs.spec.days import Days
 from jobs.spec.fingerprint import Fingerprints
 from jobs.spec.schema import JobSpec
-from jobs.status import aged, describe_status, watch, with_ledger
 from tests.fakes import MemoryStore, object_of, opened
 from tests.journals import BEGAN, RUN, snapshot
 from workers.storage.errors import StoreError

@@ -17,16 +17,16 @@ import yaml
 
 from jobs.arguments import parser
 from jobs.errors import SpecError
-from jobs.halving import Choice, Standing
-from jobs.layouts import BATCHES, by_rule, candidates, effort, layouts
+from jobs.measure.halving import Choice, Standing
+from jobs.measure.layouts import BATCHES, by_rule, candidates, effort, layouts
+from jobs.measure.tune import Tuning
+from jobs.measure.tuned import NOT_REACHED, explained, rows, table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
 from jobs.pool.local import LocalCluster
 from jobs.spec.days import today
 from jobs.spec.load import load_spec
-from jobs.tuned import NOT_REACHED, explained, rows, table
-from jobs.tuning import Tuning
 from tests.digits_job import PYTHON, ROOT, Digits, stint
 from tests.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile

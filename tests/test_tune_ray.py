@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.ray_tuning import Kind, kinds
+from jobs.measure.tune_ray import Kind, kinds
 from tests.digits_job import Digits, stint
 from tests.ray_heads import Head
 from workers.bundle.profiles import HostKind

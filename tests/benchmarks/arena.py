@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.bench_rates import completions
-from jobs.ladder import steady_rate, steady_rate_of
-from jobs.photographs import photographs
+from jobs.measure.bench_rates import completions
+from jobs.measure.photographs import photographs
+from jobs.measure.rates import steady_rate, steady_rate_of
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.benchmarks.peers.scoring import Work, read_stamps

@@ -37,7 +37,7 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.ladder import ratio
+from jobs.measure.rates import ratio
 from tests.images import photographs
 from tests.networks import loaded, quantize, settled
 from workers.engines.artifact import Artifact, open_artifact

@@ -13,7 +13,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from jobs.ladder import ratio
+from jobs.measure.rates import ratio
 from tests.benchmarks.arena import BARE, STINT, Arena, make_input, same_work
 
 

@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.ladder import ratio
-from jobs.photographs import photographs
+from jobs.measure.photographs import photographs
+from jobs.measure.rates import ratio
 from tests.benchmarks.arena import DISTINCT, STINT, Arena, make_input
 from workers.host.cores import thread_environment
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs.ladder import ratio
+from jobs.measure.rates import ratio
 from tests.benchmarks.arena import (
     CANDIDATES,
     DAFT,

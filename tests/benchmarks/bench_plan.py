@@ -33,10 +33,10 @@ from jobs.plan.claims import wanted
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.plan.sharding import bounds, cut
+from jobs.queries.status import describe_status
+from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
-from jobs.status import describe_status
-from jobs.verify import Verdict, _check_shard, _check_strays, _done_record
 from tests.fakes import RESULT, object_of
 from workers.storage.store import LocalStore, ObjectInfo
 

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.ladder import ratio
+from jobs.measure.rates import ratio
 from tests.benchmarks.arena import Arena, make_input
 from tests.benchmarks.peers.scoring import Work
 from workers.host.cores import thread_environment

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from jobs.verify import verify
+from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.scenario import Stage
 

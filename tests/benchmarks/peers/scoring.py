@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.ladder import Completion
+from jobs.measure.rates import Completion
 
 TOPK = 5
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from jobs.explained import Explanation
-from jobs.found_rows import Found
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
+from jobs.queries.explanation import Explanation
+from jobs.queries.find_rows import place_told
+from jobs.queries.found_rows import Found
+from jobs.queries.row_history import Open, attempts_at, crashes_of
+from jobs.queries.row_object import Held, held
 from jobs.report.row_images import CHANGED, GONE, RowAt
-from jobs.row_history import Open, attempts_at, crashes_of
-from jobs.row_names import place_told
-from jobs.row_object import Held, held
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
 from workers.output import object_facts

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ladder import Completion, Turn, steady_rate
+from jobs.measure.rates import Completion, Turn, steady_rate
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.measure import rungs
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import yaml
 
 from jobs.errors import SpecError
-from jobs.frontier import short_names
+from jobs.measure.frontier import short_names
 from jobs.spec.schema import Model
 from workers.contract import ModelSpec
 from workers.measure.messages import Made

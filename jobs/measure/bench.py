@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.bench_input import Files, images_of, made_images
-from jobs.bench_rates import Processes, WholeJob, answer_of, stint, turns_of
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.ladder import Climbed, Step, Turn, climb
-from jobs.pictures import check_can_draw, draw_ladder
+from jobs.measure.bench_images import Files, images_of, made_images
+from jobs.measure.bench_rates import Processes, WholeJob, answer_of, stint, turns_of
+from jobs.measure.plots import check_can_draw, draw_ladder
+from jobs.measure.rates import Climbed, Step, Turn, climb
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
 from jobs.spec.schema import Gate, JobSpec, Limits, Output, Schedule, Workers

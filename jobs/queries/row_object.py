@@ -38,7 +38,7 @@ class Held:
         return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.there else {}
 
     def prediction(self, manifest: Manifest | None) -> dict[str, Any] | None:
-        """As `jobs.explained.Explanation` has it; class names come from the manifest, where it is there."""
+        """As `jobs.queries.explanation.Explanation` has it; class names come from the manifest, where it is there."""
         if not self.there:
             return None
         keys = set(key_names(self.row.schema))

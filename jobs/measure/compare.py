@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.contestants import candidate_model, models_of, overrides
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
-from jobs.frontier import Compared, Prices, Weighed, as_json, lines
 from jobs.input.footers import open_sources
-from jobs.ladder import ratio
-from jobs.pictures import check_can_draw, draw_frontier
+from jobs.measure.contestants import candidate_model, models_of, overrides
+from jobs.measure.frontier import Compared, Prices, Weighed, as_json, lines
+from jobs.measure.plots import check_can_draw, draw_frontier
+from jobs.measure.rates import ratio
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan

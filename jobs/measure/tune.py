@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Protocol
 
-from jobs import tuned
 from jobs.errors import Interrupted, RunFailed, SpecError, StintError
-from jobs.halving import Out, choose, halve
 from jobs.input.footers import Opened, open_sources
-from jobs.layouts import by_rule, candidates, effort
+from jobs.measure import tuned
+from jobs.measure.halving import Out, choose, halve
+from jobs.measure.layouts import by_rule, candidates, effort
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample

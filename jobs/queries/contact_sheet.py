@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from jobs.conditions import Chosen, choose
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.found_rows import pieces_of
 from jobs.pages.page import render
 from jobs.plan.job import Job
+from jobs.queries.find_rows import place_told
+from jobs.queries.found_rows import pieces_of
+from jobs.queries.query import Chosen, choose
+from jobs.queries.row_object import class_name
 from jobs.reader import Predictions, done
 from jobs.report.row_images import Fetched, RowAt, fetch, thumbnail
-from jobs.row_names import place_told
-from jobs.row_object import class_name
 from workers.bundle.bundle import BundleRefused, read_manifest
 from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jobs.halving import Choice, Standing
+from jobs.measure.halving import Choice, Standing
 from workers.bundle.profiles import Candidate, Row
 from workers.measure.tune_node import Trialled
 

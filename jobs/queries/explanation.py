@@ -42,7 +42,7 @@ class Explanation:
     object: Mapping[str, Any] | None
     """`key`, `size`, `sha256`, `as_recorded` (None before there is a done record), `metadata`."""
     attempts: Sequence[Mapping[str, Any]]
-    """As jobs.row_history."""
+    """As jobs.queries.row_history."""
     crashes: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
     """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of that, see workers.bundle.accuracy."""

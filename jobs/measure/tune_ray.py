@@ -13,8 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.errors import Interrupted, RunFailed
+from jobs.measure.tune import NodeBench
 from jobs.spec.schema import Group
-from jobs.tuning import NodeBench
 from workers.bundle.profiles import Candidate
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from jobs.errors import COMPLETE, SpecError, StintError
-from jobs.explained import told
-from jobs.explaining import Explainer
-from jobs.found_rows import Found, by_keys, by_place, shards_of
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
-from jobs.row_names import ByKeys, ByPlace, parse, place_told
+from jobs.queries.explanation import told
+from jobs.queries.find_rows import ByKeys, ByPlace, parse, place_told
+from jobs.queries.found_rows import Found, by_keys, by_place, shards_of
+from jobs.queries.trace import Explainer
 from workers.redaction import redacted_values
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem, version_of

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
 from jobs.input.footers import open_sources
-from jobs.photographs import photographs
+from jobs.measure.photographs import photographs
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import SpecError
-from jobs.frontier import Compared, Weighed, on_frontier, recommended, wilson
-from jobs.ladder import Rung
+from jobs.measure.frontier import Compared, Weighed, on_frontier, recommended, wilson
+from jobs.measure.rates import Rung
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
