@@ -158,7 +158,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    from jobs.promotion import promote
+    from jobs.promote import promote
 
     def move(days: Days | None) -> None:
         print(promote(_job(arguments, days), arguments.to, allow_fewer=arguments.allow_fewer))
@@ -167,7 +167,7 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _nightly(arguments: argparse.Namespace) -> int:
-    from jobs.nightly import nightly
+    from jobs.launch.nightly import nightly
 
     return nightly(
         template=arguments.template,
@@ -182,7 +182,7 @@ def _nightly(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from jobs.submit import prepare, submit
+    from jobs.launch.submit import prepare, submit
 
     # Interrupted, code 5, also before there is a job to wait for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -25,7 +25,7 @@ RAY_ALLOWED = {
     "jobs/pool/ray_metrics.py",
     "jobs/pool/ray_pool.py",
     "jobs/measure/tune_ray.py",
-    "jobs/job_server.py",
+    "jobs/launch/job_server.py",
 }
 
 

@@ -18,9 +18,9 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.scripts.scripts import drain_node
 
 from jobs.arguments import parser
-from jobs.attempts import MEANING
 from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED
-from jobs.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
+from jobs.launch.attempts import MEANING
+from jobs.launch.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec
 from tests.k8s_network import Peer, passes

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import Interrupted, RunFailed, SpecError
-from jobs.kube_api import SCHEDULED_AT, KubeApi, KubeRefused, connect
-from jobs.nightly import Night, Pauses, night_of
-from jobs.ray_dashboard import token_from
-from jobs.rayjob import MAX_TEMPLATE_CHARS, QUEUE_LABEL, attempt_name
+from jobs.launch.head import token_from
+from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused, connect
+from jobs.launch.nightly import Night, Pauses, night_of
+from jobs.launch.rayjob import MAX_TEMPLATE_CHARS, QUEUE_LABEL, attempt_name
 from tests.kube_double import GONE, LOST, NAMESPACE, RAYJOBS, RESET, KubeDouble
 
 ROOT = Path(__file__).parent.parent
@@ -621,7 +621,7 @@ def test_in_a_pod_it_uses_the_service_account_and_its_namespace(
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr("jobs.kube_api.SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr("jobs.launch.kubernetes_api.SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
     # The authority is read when the first connection is set up, and there is none in a test.
     monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda *_: None)
     api = connect(None, pause=lambda _: None, say=lambda _: None)
@@ -643,6 +643,6 @@ def test_without_the_client_or_a_cluster_it_says_what_to_do(tmp_path: Path, monk
 
 
 def test_the_client_is_imported_by_nobody_who_does_not_connect() -> None:
-    code = "import sys, jobs.cli, jobs.nightly; print({'kubernetes', 'ray', 'torch'} & set(sys.modules))"
+    code = "import sys, jobs.cli, jobs.launch.nightly; print({'kubernetes', 'ray', 'torch'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"

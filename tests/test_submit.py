@@ -30,15 +30,25 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import job_server, upload
-from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
 from jobs.errors import RunFailed, SpecError
-from jobs.following import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
-from jobs.job_server import JobServer
+from jobs.launch import job_server
+from jobs.launch import package as upload
+from jobs.launch.attempts import (
+    Attempt,
+    Night,
+    attempts_of,
+    describe_end,
+    exit_code,
+    live_attempt,
+    next_number,
+    next_step,
+)
+from jobs.launch.follow import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.job_server import JobServer
+from jobs.launch.package import check_goes_along, find_files
+from jobs.launch.submit import choose_address, prepare, use_token
+from jobs.launch.submit import submit as submit_here
 from jobs.spec.days import Days
-from jobs.submit import choose_address, prepare, use_token
-from jobs.submit import submit as submit_here
-from jobs.upload import check_goes_along, find_files
 from tests.digits_job import PYTHON, ROOT, Digits, stint
 from tests.ray_heads import Head, await_job_server, await_true, started_head
 

@@ -18,18 +18,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
 from jobs.errors import COMPLETE, SpecError
-from jobs.following import Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.attempts import (
+    Attempt,
+    Night,
+    attempts_of,
+    describe_end,
+    exit_code,
+    live_attempt,
+    next_number,
+    next_step,
+)
+from jobs.launch.follow import Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import Days, runs, today
 from jobs.spec.load import load_spec
 from jobs.spec.schema import Model
-from jobs.upload import Upload, check_goes_along, find_files, local_path
 from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name
 
 if TYPE_CHECKING:
-    from jobs.job_server import JobServer
+    from jobs.launch.job_server import JobServer
 
 STOP_WAIT_S = 30
 """Seconds from Ray's SIGTERM to its SIGKILL, in place of 3: the run needs 1.5, a node under load may need more."""
@@ -96,7 +105,7 @@ def submit(submission: Submission, *, wait: bool, say: Say, patience: Patience |
     Raises StintError.
     """
     os.environ.update(use_token(os.environ))
-    from jobs.job_server import JobServer
+    from jobs.launch.job_server import JobServer
 
     server = JobServer(submission.address)
     attempt_id = _start_or_join(server, submission, say)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from jobs.errors import RunFailed, SpecError, StintError
-from jobs.rayjob import TEMPLATE_LABEL, RayJob
+from jobs.launch.rayjob import TEMPLATE_LABEL, RayJob
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

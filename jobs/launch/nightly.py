@@ -29,9 +29,9 @@ from jobs.errors import (
     RunFailed,
     SpecError,
 )
-from jobs.kube_api import KubeApi, KubeRefused, connect
-from jobs.ray_dashboard import DashboardSilent, driver_end, token_from
-from jobs.rayjob import (
+from jobs.launch.head import DashboardSilent, driver_end, token_from
+from jobs.launch.kubernetes_api import KubeApi, KubeRefused, connect
+from jobs.launch.rayjob import (
     JOB_ENDED,
     MAX_ATTEMPTS,
     STOPPED,

@@ -14,14 +14,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from jobs.attempts import Attempt
 from jobs.errors import Interrupted, RunFailed
+from jobs.launch.attempts import Attempt
 
 Say = Callable[[str], None]
 
 
 class Server(Protocol):
-    """What following asks of a job server; jobs.job_server.JobServer is one."""
+    """What following asks of a job server; jobs.launch.job_server.JobServer is one."""
 
     def attempt(self, submission_id: str) -> Attempt: ...
     def logs(self, submission_id: str) -> str: ...

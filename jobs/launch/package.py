@@ -17,7 +17,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from jobs.errors import SpecError
-from jobs.secret_files import is_secret
+from jobs.launch.secret_files import is_secret
 from jobs.spec.days import AS_OF
 
 ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")

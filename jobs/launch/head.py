@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from jobs.rayjob import DriverEnd
+from jobs.launch.rayjob import DriverEnd
 
 TIMEOUT_S = 5.0
 

@@ -23,9 +23,9 @@ from pydantic import ValidationError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from jobs.attempts import Attempt
 from jobs.errors import RunFailed
-from jobs.following import UnknownJob, Unreachable
+from jobs.launch.attempts import Attempt
+from jobs.launch.follow import UnknownJob, Unreachable
 
 CONNECT_S = 5.0
 ANSWER_S = 10.0
