@@ -54,8 +54,8 @@ class Processes:
 
     def __call__(self, seconds: float) -> float:
         for child in self.children:
-            child.put(rungs.Ask(batch=self.batch, seconds=seconds))
-        laps: list[rungs.Lap] = [answer_of(child) for child in self.children]
+            child.put(rungs.AskBatch(batch=self.batch, seconds=seconds))
+        laps: list[rungs.BatchLap] = [answer_of(child) for child in self.children]
         return sum(lap.images / lap.seconds for lap in laps)
 
     def close(self) -> None:

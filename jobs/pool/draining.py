@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
-ASK_S = 1.0
+DRAIN_ASK_S = 1.0
 """Between two looks at the cluster; a node has tens of seconds, and a look takes about a millisecond."""
 EARLIER_S = 1.0
 """A deadline that moved up by less is no news."""
@@ -74,4 +74,4 @@ class DrainWatch:
                 if not self._failing and not self._closed.is_set():
                     logger.warning("draining nodes are not known, their workers are lost without notice: %r", error)
                 self._failing = True
-            self._closed.wait(ASK_S)
+            self._closed.wait(DRAIN_ASK_S)

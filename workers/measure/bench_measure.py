@@ -22,8 +22,8 @@ from workers.measure.rungs import (
     EAGER,
     INT8_DEFAULT,
     INT8_FUSED,
-    Ask,
-    Lap,
+    AskBatch,
+    BatchLap,
     Loaded,
     NotPossible,
     RandomWeights,
@@ -47,7 +47,7 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """`python -m workers.measure.bench_measure FD PARENT`: a Variant in, Loaded or NotPossible out; then a Lap for every Ask."""
+    """`python -m workers.measure.bench_measure FD PARENT`: a Variant in, Loaded or NotPossible out; then a BatchLap for every AskBatch."""
     pipe = to_parent()
     asked: Variant | RandomWeights = pipe.recv()
     try:
@@ -63,7 +63,7 @@ def main() -> None:
     pipe.send(rung.loaded)
     while True:
         try:
-            ask: Ask = pipe.recv()
+            ask: AskBatch = pipe.recv()
         except EOFError:
             return
         pipe.send(rung.measure(ask))
@@ -110,7 +110,7 @@ class _Rung:
         self._batches: dict[int, Pixels] = {}
         self.loaded = Loaded(threads=torch.get_num_threads(), what=what)
 
-    def measure(self, ask: Ask) -> Lap:
+    def measure(self, ask: AskBatch) -> BatchLap:
         pixels_NHWC = self._batches.get(ask.batch)
         if pixels_NHWC is None:
             pixels_NHWC = self._batches[ask.batch] = self._filled(ask.batch)
@@ -121,7 +121,7 @@ class _Rung:
         while (took_s := time.perf_counter() - began) < ask.seconds:
             self._predict(pixels_NHWC)
             images += ask.batch
-        return Lap(images=images, seconds=took_s)
+        return BatchLap(images=images, seconds=took_s)
 
     def _filled(self, batch: int) -> Pixels:
         import numpy as np

@@ -60,7 +60,7 @@ class NotPossible:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class AskBatch:
     """Measure with this batch for so long."""
 
     batch: int
@@ -68,6 +68,6 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lap:
+class BatchLap:
     images: int
     seconds: float
