@@ -26,11 +26,10 @@ from jobs.spec.load import load_spec
 from tests.digits_job import ROOT, Digits, predictions
 from tests.networks import digits_artifacts, one_thread
 from workers.build import artifacts
-from workers.bundle.batches import BATCH, GPU_BATCH, batch_by_rule
 from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.bundle.gate import Judged
 from workers.bundle.manifest import Manifest, to_json
-from workers.bundle.profiles import Candidate, HostKind, Profile, Row, store_profile
+from workers.bundle.profiles import BATCH, GPU_BATCH, Candidate, HostKind, Profile, Row, batch_by_rule, store_profile
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, ArtifactInfo, EngineUnusable, open_artifact
 from workers.engines.base import Engine, Logits, Pixels

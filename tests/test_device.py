@@ -31,7 +31,7 @@ from workers.engines.base import InputLayout, score_crops
 from workers.engines.torch_float import NoGpu, NormalizedInput, TorchFloatEngine, float_archive
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
-from workers.host import gpus
+from workers.host import cpu as gpus
 from workers.outcomes import Failure, FailureCode, FailureKind
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -14,7 +14,7 @@ from jobs.report import distributions
 from jobs.report.distributions import Distributions, of_object
 from tests.fakes import RESULT, MemoryStore, object_of, opened
 from workers.contract import Shard
-from workers.counted import SCORE_BINS, by_class, by_score
+from workers.output import SCORE_BINS, by_class, by_score
 
 SURE = (0,) * (SCORE_BINS - 1) + (1,)
 """Of one row, with a score of 1."""

@@ -20,7 +20,7 @@ from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.onnx_int8 import OnnxEngine
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
-from workers.quantize.pixel_network import pixel_network
+from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
 from workers.quantize.quiet import quiet
 from workers.quantize.with_onnx import OPSET, export, quantize_onnx

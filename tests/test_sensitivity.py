@@ -15,8 +15,7 @@ from workers.digits import DIGITS
 from workers.engines.torchscript import deprecations_silenced
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize.fallback import by_sensitivity
-from workers.quantize.float_layers import LogitErrors
+from workers.quantize.float_layers import LogitErrors, by_sensitivity
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.quantizer import float_artifact
 

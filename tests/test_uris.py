@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.source import addresses, local_files, uris
+from workers.source import links, uris
+from workers.source import uris as addresses
 from workers.source.uris import Refused, resolve
 
 S3 = ("s3://bucket/in",)
@@ -198,7 +199,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def read(tree: Path, name: str) -> bytes:
-    return local_files.read_below(str(tree / "in" / name), (str(tree / "in"),))
+    return links.read_below(str(tree / "in" / name), (str(tree / "in"),))
 
 
 def test_links_are_followed_inside_of_a_root_and_not_out_of_it(tree: Path) -> None:
@@ -214,8 +215,8 @@ def test_links_are_followed_inside_of_a_root_and_not_out_of_it(tree: Path) -> No
 
 def test_a_root_that_is_a_link_itself_or_a_file_url_works(tree: Path) -> None:
     (tree / "link").symlink_to("in")
-    assert local_files.read_below(str(tree / "link/deep/a.jpg"), (str(tree / "link"),)) == b"A"
-    assert local_files.read_below(str(tree / "in/deep/a.jpg"), ("s3://x", f"file://{tree}/in")) == b"A"
+    assert links.read_below(str(tree / "link/deep/a.jpg"), (str(tree / "link"),)) == b"A"
+    assert links.read_below(str(tree / "in/deep/a.jpg"), ("s3://x", f"file://{tree}/in")) == b"A"
 
 
 def test_what_is_checked_is_the_file_that_was_opened_and_not_its_name(
@@ -230,7 +231,7 @@ def test_what_is_checked_is_the_file_that_was_opened_and_not_its_name(
         Path(path).symlink_to(tree / "secret" / "key")
         return descriptor
 
-    monkeypatch.setattr(local_files.os, "open", swap_after)
+    monkeypatch.setattr(links.os, "open", swap_after)
     assert read(tree, "deep/a.jpg") == b"A"
     with pytest.raises(Refused):
         read(tree, "deep/a.jpg")
@@ -247,4 +248,4 @@ def test_pipes_devices_and_folders_are_not_read_and_names_that_cannot_be_do_not_
         with pytest.raises(FileNotFoundError):
             read(tree, name)
     with pytest.raises(Refused, match="leads out"):
-        local_files.read_below("/dev/zero", (str(tree / "in"),))
+        links.read_below("/dev/zero", (str(tree / "in"),))

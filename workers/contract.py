@@ -188,7 +188,7 @@ class WorkerSpec:
     threads: int
     """Physical cores a worker takes."""
     batch: int | None
-    """Images a forward pass; None: what a tuning of such a host found best, else workers.bundle.batches' rule."""
+    """Images a forward pass; None: what a tuning of such a host found best, else workers.bundle.profiles' rule."""
     task: str = "classify"
     precision: str = "int8"
     engine: str = "auto"

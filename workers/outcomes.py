@@ -72,7 +72,7 @@ class ShardResult:
     """Rows by predicted class. It and `score_counts` are empty for embeddings, and where another attempt's object
     stands."""
     score_counts: tuple[int, ...] = ()
-    """Rows by score, in bins of workers.counted."""
+    """Rows by score, in bins of workers.output."""
 
 
 class FailureKind(enum.StrEnum):

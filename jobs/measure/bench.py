@@ -27,7 +27,7 @@ from workers.host.child import Child
 from workers.host.cores import Topology, read_topology
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure import rungs
+from workers.measure import messages
 
 BATCHES = (4, 8, 16, 32)
 """Tried where the spec leaves the batch to us."""
@@ -178,31 +178,31 @@ class _Ladder:
 
         whole = Step(name="fp32 eager", change="NCHW, as many threads as torch takes by itself", cores=budget)
         stages = [
-            _Stage(whole, rungs.EAGER, ((),), None),
-            on_one("one core", "the same, one thread on one core", rungs.EAGER),
-            on_one("channels_last", "pixels and weights NHWC in memory", rungs.CHANNELS_LAST),
+            _Stage(whole, messages.EAGER, ((),), None),
+            on_one("one core", "the same, one thread on one core", messages.EAGER),
+            on_one("channels_last", "pixels and weights NHWC in memory", messages.CHANNELS_LAST),
         ]
         if quantized:
             stages += [
-                on_one("int8 default", "static INT8 (FX) by torch's default configuration", rungs.INT8_DEFAULT),
-                on_one("int8 fused add", "by oneDNN's: conv + add + ReLU are one operator", rungs.INT8_FUSED),
-                on_one("uint8 input", "pixels as they are, normalised in the first layer; frozen", rungs.ARTIFACT),
+                on_one("int8 default", "static INT8 (FX) by torch's default configuration", messages.INT8_DEFAULT),
+                on_one("int8 fused add", "by oneDNN's: conv + add + ReLU are one operator", messages.INT8_FUSED),
+                on_one("uint8 input", "pixels as they are, normalised in the first layer; frozen", messages.ARTIFACT),
             ]
         else:
-            stages.append(on_one("bundle", "as workers run it", rungs.ARTIFACT))
-        stages.append(on_one("batch", "", rungs.ARTIFACT))
+            stages.append(on_one("bundle", "as workers run it", messages.ARTIFACT))
+        stages.append(on_one("batch", "", messages.ARTIFACT))
         if budget > 1:
             threads = Step(name="threads", change=f"one process, {budget} threads", cores=budget)
             workers = Step(name="workers", change=f"{budget} processes, a core each", cores=budget)
             together = (tuple(cores) if pin else (),)
             apart = tuple((core,) if pin else () for core in cores)
-            stages += [_Stage(threads, rungs.ARTIFACT, together, budget), _Stage(workers, rungs.ARTIFACT, apart)]
+            stages += [_Stage(threads, messages.ARTIFACT, together, budget), _Stage(workers, messages.ARTIFACT, apart)]
         return stages
 
     def _loaded(self, stage: _Stage, job: Job, before: Processes | None) -> Processes | None:
         """The stage's processes, those of the one before where they are the same; None where there is no such rung."""
         variants = [
-            rungs.Variant(
+            messages.Variant(
                 kind=stage.kind,
                 cpus=cpus,
                 threads=stage.threads,
@@ -217,7 +217,7 @@ class _Ladder:
         processes = Processes(variants, [self._child() for _ in variants], stage.batch)
         reason = processes.load()
         if reason is not None:
-            if stage.kind == rungs.ARTIFACT:
+            if stage.kind == messages.ARTIFACT:
                 raise RunFailed(f"the bundle cannot be run here: {reason}")
             self.left_out[stage.step.name] = reason
             self.say(f"{stage.step.name}: left out, {reason}")
@@ -263,9 +263,9 @@ class _Ladder:
         file = self.folder / "random.safetensors"
         if not file.exists():
             child = self._child()
-            child.put(rungs.RandomWeights(arch=arch.removeprefix("torchvision/"), file=str(file)))
+            child.put(messages.RandomWeights(arch=arch.removeprefix("torchvision/"), file=str(file)))
             answer = answer_of(child)
-            if isinstance(answer, rungs.NotPossible):
+            if isinstance(answer, messages.NotPossible):
                 raise SpecError(f"--arch {arch}: {answer.reason}")
         return str(file)
 

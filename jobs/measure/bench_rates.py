@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jobs.errors import RunFailed
 from jobs.measure.rates import Completion, Turn, steady_rate
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.measure import rungs
+from workers.measure import messages
 
 LOAD_S = 600.0
 """A variant that is not loaded by then is stuck."""
@@ -35,7 +35,7 @@ class Rate(Protocol):
 class Processes:
     """Processes that hold the same variant, each on its own cores."""
 
-    variants: list[rungs.Variant]
+    variants: list[messages.Variant]
     children: list[Child]
     batch: int
     what: str = ""
@@ -45,17 +45,17 @@ class Processes:
         """Why they cannot be, or None."""
         for child, variant in zip(self.children, self.variants, strict=True):
             child.put(variant)
-        answers: list[rungs.Loaded | rungs.NotPossible] = [answer_of(child) for child in self.children]
+        answers: list[messages.Loaded | messages.NotPossible] = [answer_of(child) for child in self.children]
         for answer in answers:
-            if isinstance(answer, rungs.NotPossible):
+            if isinstance(answer, messages.NotPossible):
                 return answer.reason
             self.what = answer.what
         return None
 
     def __call__(self, seconds: float) -> float:
         for child in self.children:
-            child.put(rungs.AskBatch(batch=self.batch, seconds=seconds))
-        laps: list[rungs.BatchLap] = [answer_of(child) for child in self.children]
+            child.put(messages.AskBatch(batch=self.batch, seconds=seconds))
+        laps: list[messages.BatchLap] = [answer_of(child) for child in self.children]
         return sum(lap.images / lap.seconds for lap in laps)
 
     def close(self) -> None:

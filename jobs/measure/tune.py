@@ -26,8 +26,7 @@ from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import CORES_BY_RULE
 from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import Bundling
-from workers.bundle.batches import BATCH
-from workers.bundle.profiles import Candidate, Profile, store_profile
+from workers.bundle.profiles import BATCH, Candidate, Profile, store_profile
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure, FailureCode
 

@@ -22,8 +22,7 @@ from jobs.plan.worker_width import Width, choose_width, given_width
 from jobs.spec.days import AS_OF, Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
-from workers.bundle.batches import BATCH
-from workers.bundle.profiles import HostKind, Profile, read_profiles
+from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url

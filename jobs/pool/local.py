@@ -17,7 +17,7 @@ from jobs.pool.contract import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerG
 from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
-from workers.host import gpus
+from workers.host import cpu as gpus
 from workers.host.cores import read_topology
 from workers.maker import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from jobs.ledger.plans import Plan
 from workers.contract import Shard
-from workers.counted import SCORE_BINS, by_score
 from workers.outcomes import ShardResult
+from workers.output import SCORE_BINS, by_score
 from workers.storage.lookahead import ahead
 
 READ_MOST = 500
@@ -33,7 +33,7 @@ class Distribution:
         self.classes: Counter[str] = Counter()
         """Rows by predicted label."""
         self.scores: Ints = np.zeros(SCORE_BINS, np.int64)
-        """Rows by score, in bins of workers.counted."""
+        """Rows by score, in bins of workers.output."""
 
     @property
     def rows(self) -> int:

@@ -29,7 +29,7 @@ from workers.engines.choice import installed_to_run, ranked
 from workers.host.cores import read_topology
 from workers.host.cpu import isa_class
 from workers.measure.bench_measure import write_weights
-from workers.measure.rungs import RandomWeights
+from workers.measure.messages import RandomWeights
 
 ROW_GROUP = 250
 FILE_ROWS = 1000

@@ -34,7 +34,8 @@ from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.image.resize import decode_into
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
-from workers.quantize import fx_graph, relu6
+from workers.quantize import fx_graph
+from workers.quantize import fx_graph as relu6
 from workers.quantize.observers import weight_observer
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

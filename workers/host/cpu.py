@@ -84,3 +84,17 @@ def _field(cpuinfo: str, name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return ""
+
+
+# ----------------------------------------------------------------------------------------------------
+# How many GPUs this machine has. Imports no torch: the driver asks, too.
+
+
+def count(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
+    """NVIDIA GPUs that a process here may use: those of the driver, within CUDA_VISIBLE_DEVICES where that is set."""
+    environ = os.environ if environ is None else environ
+    there = sum(1 for _ in (root / "proc/driver/nvidia/gpus").glob("*"))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return min(there, sum(1 for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")))

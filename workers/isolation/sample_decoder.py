@@ -1,7 +1,7 @@
 """Images of the sample decoded one by one, where some image may kill whoever decodes it.
 
 `straight` decodes in this process, which an image may kill: most samples hold none, and this costs nothing. `Careful`
-has a process of its own do it (`workers.isolation.decoder`) and tells an image that kills that one, takes all its memory or never
+has a process of its own do it (`workers.isolation.sample_decoder`) and tells an image that kills that one, takes all its memory or never
 ends from the others. Both give the same pixels.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import faulthandler
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import TypeAlias
 
 import numpy as np
 
 from workers.contract import Preprocess
-from workers.host.child import Child, Died, KilledFromOutside, Overdue
+from workers.failures import classify
+from workers.host.child import Child, Died, KilledFromOutside, Overdue, to_parent
 from workers.image.decode import Pixels
 from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import decode_into
@@ -111,7 +114,7 @@ class Careful:
 
     def _started(self) -> Child:
         if self._child is None:
-            self._child = Child("workers.isolation.decoder", self._memory_bytes, "decoded")
+            self._child = Child("workers.isolation.sample_decoder", self._memory_bytes, "decoded")
             self._child.put(self._how)
             try:
                 self._child.take(START_S)
@@ -119,3 +122,29 @@ class Careful:
                 told = f"{error} before it had any" if isinstance(error, Died) else f"is not up after {START_S:g} s"
                 raise DecoderBroken(f"the process that decodes the sample {told}") from error
         return self._child
+
+
+# ----------------------------------------------------------------------------------------------------
+# The process that decodes a sample's images: `python -m workers.isolation.sample_decoder FD PARENT`. It may die of any of
+# them.
+
+
+def serve(parent: Connection) -> None:
+    """For each image its crop, a BadImage, or a Failure, until the parent closes the connection."""
+    how: Preprocess = parent.recv()
+    decode = straight(how)
+    parent.send("ready")
+    while True:
+        image: bytes = parent.recv()
+        try:
+            parent.send(decode(memoryview(image)))
+        except BadImage as bad:
+            parent.send(bad)
+        except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)
+            parent.send(classify(error))
+
+
+if __name__ == "__main__":
+    connection = to_parent()
+    with suppress(EOFError, ConnectionError):
+        serve(connection)

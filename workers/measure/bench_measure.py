@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from workers.contract import Preprocess, WorkerSpec
 from workers.host.child import to_parent
 from workers.host.cores import THREAD_VARIABLES, thread_environment
-from workers.measure.rungs import (
+from workers.measure.messages import (
     ARTIFACT,
     EAGER,
     INT8_DEFAULT,

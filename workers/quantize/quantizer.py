@@ -19,8 +19,7 @@ from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
 from workers.quantize.calibration import Calibration, QuantizedNetwork
-from workers.quantize.fallback import by_sensitivity, fewest, most_layers
-from workers.quantize.float_layers import IMAGES
+from workers.quantize.float_layers import IMAGES, by_sensitivity, fewest, most_layers
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.islands import IslandCalibration
 

@@ -20,7 +20,7 @@ from workers.engines.base import Pixels
 from workers.engines.onnx_int8 import INPUT, OUTPUT, OnnxSession, import_onnxruntime, layers
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
-from workers.quantize.pixel_network import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize.pixel_input import PixelNetwork, calibration_pixels, check_crops, pixel_network
 from workers.quantize.quantizer import QuantizeError
 from workers.quantize.quiet import quiet
 

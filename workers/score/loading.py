@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workers.bundle import bundle
-from workers.bundle.batches import batch_by_rule
 from workers.bundle.manifest import Manifest
-from workers.bundle.profiles import Candidate, HostKind, read_profile
+from workers.bundle.profiles import Candidate, HostKind, batch_by_rule, read_profile
 from workers.contract import WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import Engine

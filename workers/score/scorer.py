@@ -221,7 +221,7 @@ class Scorer:
 
 def _counted(scored: Scored) -> tuple[dict[int, int], tuple[int, ...]]:
     """Of the rows with a prediction: how many by class, how many by score."""
-    from workers.counted import by_class, by_score
+    from workers.output import by_class, by_score
 
     ok = scored.ok
     classes = by_class(scored.label_NK[: scored.rows][ok, 0])

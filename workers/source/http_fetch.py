@@ -18,8 +18,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from workers.redaction import redacted
-from workers.source.addresses import is_allowed
-from workers.source.uris import Refused
+from workers.source.uris import Refused, is_allowed
 from workers.storage.errors import ServerFault
 
 CONNECT_S = 10.0

@@ -2,13 +2,65 @@
 
 from __future__ import annotations
 
-from workers.image.errors import BadImage, ErrorCode
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted, shown
-from workers.source import http_fetch, local_files, uris
+from workers.source import http_fetch, uris
 from workers.source.rows import ImageCell
+from workers.source.uris import Refused, is_web
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
+
+# ----------------------------------------------------------------------------------------------------
+# Files of this machine that data names: read only if what is opened really lies below a root. A path below a root may
+# still lead elsewhere by a symbolic link, and may be replaced between a check and the opening. So the file is opened
+# first, without reading it, then asked where it is, and read through the same descriptor. A hard link cannot be told
+# from the file itself.
+
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
+
+
+def read_below(path: str, roots: Sequence[str]) -> bytes:
+    """A whole file below one of the local folders among `roots`.
+
+    Raises Refused for a file that lies elsewhere or is no regular file, BadImage for one that is too large to be an
+    image, FileNotFoundError, OSError.
+    """
+    try:
+        # O_PATH touches no device and waits for no pipe.
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_SUCH_NAME:
+            raise FileNotFoundError(path) from error
+        raise
+    try:
+        opened = f"/proc/self/fd/{descriptor}"
+        real = Path(opened).readlink()
+        folders = [Path(os.path.realpath(_local(root))) for root in roots if "://" not in root or _is_file_url(root)]
+        if not any(real.is_relative_to(folder) for folder in folders):
+            raise Refused(f"{path!r} is a link that leads out of input.uri_roots")
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Refused(f"{path!r} is not a regular file")
+        if facts.st_size > MAX_IMAGE_BYTES:
+            raise BadImage(ErrorCode.TOO_LARGE, f"{path!r} has {facts.st_size} bytes, more than {MAX_IMAGE_BYTES}")
+        return Path(opened).read_bytes()
+    finally:
+        os.close(descriptor)
+
+
+def _is_file_url(root: str) -> bool:
+    return not is_web(root) and root.partition("://")[0].lower() in ("file", "local")
+
+
+def _local(root: str) -> str:
+    return root.partition("://")[2] if "://" in root else root
 
 
 def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:
@@ -36,7 +88,7 @@ def _read(url: str, roots: tuple[str, ...]) -> bytes:
     if uris.is_web(url):
         return http_fetch.fetch(url)
     if is_local(url):
-        return local_files.read_below(url, roots)
+        return read_below(url, roots)
     fs, path = open_filesystem(url)
     try:
         return bytes(fs.cat_file(path))
