@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -19,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jobs.arguments import parser
-from jobs.connecting import connect, in_cluster
 from jobs.errors import COMPLETE, FAILED, INTERRUPTED, NothingThere, StintError
 from jobs.interrupt import InterruptFlag
 from jobs.plan.job import Job
@@ -37,6 +37,29 @@ from workers.storage.errors import StoreDenied, StoreError
 
 if TYPE_CHECKING:
     from jobs.measure.tune import Nodes
+
+# ----------------------------------------------------------------------------------------------------
+# Where the workers of a command run: a Ray cluster, a Ray of this machine's own, or the command's process.
+
+
+def in_cluster(address: str | None) -> bool:
+    """Whether workers run in a cluster that is there, and not on this machine alone."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def connect(pool: str, address: str | None, flag: InterruptFlag) -> Cluster:
+    """`pool` is `ray` or `local`. Raises what connecting to Ray does, see jobs.pool.ray_cluster."""
+    cluster: Cluster
+    if pool == "local":
+        from jobs.pool.local import LocalCluster
+
+        cluster = LocalCluster()
+    else:
+        from jobs.pool.ray_cluster import RayCluster
+
+        cluster = RayCluster(address)
+    flag.install()  # ray.init puts its own handlers in place
+    return cluster
 
 
 def entrypoint() -> None:

@@ -16,7 +16,7 @@ from jobs.ledger.current import FOLDER, current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import latest_versions
 from jobs.ledger.slices import Source
-from jobs.plan import coverage
+from jobs.plan import claims
 from jobs.plan.discovery import look
 from jobs.plan.job import Job
 from workers.storage.store import Store
@@ -56,7 +56,7 @@ def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     open_plans = [plan.number for plan in plans if plan.number not in done]
     listing = look(job, plans, done)
-    missing = [source.uri for source in coverage.unclaimed(plans, listing.sources)] + list(listing.unreadable)
+    missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
         what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"
         if missing:

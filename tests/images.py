@@ -14,8 +14,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from jobs.measure.photographs import photo
-from jobs.measure.photographs import photographs as photographs
+from jobs.measure.bench_images import photo
+from jobs.measure.bench_images import photographs as photographs
 from tests.crafted import jpeg_410, png, tiff, with_jpeg_size, with_samsung_scan_header, without_adobe_marker
 
 LOSSLESS, LOSSY = 0.0, 6.0

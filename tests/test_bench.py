@@ -18,7 +18,7 @@ import simplejpeg
 
 from jobs.arguments import parser
 from jobs.errors import BAD_SPEC, SpecError
-from jobs.measure import photographs
+from jobs.measure import bench_images
 from jobs.measure.bench import bench_command
 from jobs.measure.bench_images import Files, images_of
 from jobs.measure.plots import check_can_draw, draw_ladder
@@ -89,10 +89,10 @@ def test_a_picture_of_the_same_ladder_is_the_same(ending: str, tmp_path: Path) -
 
 
 def test_photographs_without_scikit_learn_are_about_as_dear_to_decode() -> None:
-    photographs._pictures.cache_clear()
+    bench_images._pictures.cache_clear()
     with mock.patch.dict(sys.modules, {"sklearn.datasets": None}):
-        made = photographs.photographs(4, quality=95)
-    photographs._pictures.cache_clear()
+        made = bench_images.photographs(4, quality=95)
+    bench_images._pictures.cache_clear()
     assert len(set(made)) == 4
     assert all(simplejpeg.decode_jpeg(data).shape == (375, 500, 3) for data in made)
     assert 60_000 < np.mean([len(data) for data in made]) < 120_000

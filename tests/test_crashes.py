@@ -19,7 +19,7 @@ from jobs.errors import Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog, parsed
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.progress.costs import Price
+from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
 from jobs.run import loop as loop_module
 from jobs.run import policy

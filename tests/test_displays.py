@@ -22,9 +22,9 @@ import pytest
 
 from jobs.arguments import parser
 from jobs.progress.displays import JsonDisplay, LineDisplay, LiveDisplay, display_for, line
+from jobs.progress.format import amount, eta_told
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
-from jobs.progress.words import amount, eta_told
 from tests.snapshots import BEGUN, FULL
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import pytest
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.plan.sharding import Bounds, cut
-from jobs.report import distributions
-from jobs.report.distributions import Distributions, of_object
+from jobs.report import drift
+from jobs.report.drift import Distributions, of_object
 from tests.fakes import RESULT, MemoryStore, object_of, opened
 from workers.contract import Shard
 from workers.output import SCORE_BINS, by_class, by_score
@@ -67,7 +67,7 @@ def test_shards_of_which_no_result_tells_are_read(plan: Plan) -> None:
 
 
 def test_of_too_many_such_shards_some_spread_evenly_are_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributions, "READ_MOST", 2)
+    monkeypatch.setattr(drift, "READ_MOST", 2)
     read: list[int] = []
 
     def read_one(shard: Shard) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving
-from jobs.pool.draining import DrainWatch, news
 from jobs.pool.local import LocalPool
+from jobs.pool.nodes import DrainWatch, news
 from jobs.spec.schema import Limits, Workers
 from tests.fakes import FakeWorker
 from tests.ray_heads import await_true
@@ -85,7 +85,7 @@ def test_a_cluster_that_does_not_answer_or_cannot_holds_nobody_up(
         asked["times"] += 1
         raise AttributeError("get_draining_nodes")
 
-    monkeypatch.setattr("jobs.pool.draining.DRAIN_ASK_S", 0.01)
+    monkeypatch.setattr("jobs.pool.nodes.DRAIN_ASK_S", 0.01)
     without = DrainWatch(lacks_it)
     try:
         await_true(lambda: asked["times"] > 2, "asked again", 10)

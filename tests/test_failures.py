@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.ledger.crashes import CrashLog
-from jobs.pool.losses import NodeState, loss_code, node_state
+from jobs.pool.nodes import NodeState, loss_code, node_state
 from tests.digits_job import Digits
 from workers.bundle.bundle import BundleRefused
 from workers.contract import Shard, Slice

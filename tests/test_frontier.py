@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.errors import SpecError
-from jobs.measure.contestants import candidate_model, models_of, overrides
+from jobs.measure.compare import candidate_model, models_of, overrides
 from jobs.measure.frontier import (
     Compared,
     Prices,

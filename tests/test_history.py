@@ -15,8 +15,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.pages.history import LOG_WIDTH, Night, nights, table
-from jobs.pages.history_page import SECTIONS, history_page
+from jobs.pages.history import LOG_WIDTH, SECTIONS, Night, history_page, nights, table
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import Journal

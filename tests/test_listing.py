@@ -15,7 +15,7 @@ from jobs.errors import SpecError
 from jobs.input.listing import Listing, list_input
 from jobs.input.manifest import read_entries
 from jobs.spec.days import Days
-from jobs.spec.spec_input import Input
+from jobs.spec.schema import Input
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 

@@ -1,4 +1,4 @@
-"""Workers and nodes of a real Ray, killed: the facts that `jobs.pool.losses` sorts by. The pool is the real one.
+"""Workers and nodes of a real Ray, killed: the facts that `jobs.pool.nodes` sorts by. The pool is the real one.
 
 `python -m tests.test_losses_ray ADDRESS` is the driver, in a process of its own.
 """

@@ -11,8 +11,7 @@ import pytest
 
 from jobs.ledger import ledger as ledgers
 from jobs.ledger import notes as noting
-from jobs.ledger.done import DoneRecord, DoneShard
-from jobs.ledger.known_objects import KnownObjects, PlanObjects
+from jobs.ledger.done import DoneRecord, DoneShard, KnownObjects, PlanObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import KEY, Noting, recall
 from jobs.ledger.plans import Plan, decode_plan

@@ -17,9 +17,8 @@ from hypothesis import strategies as some
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from jobs.pages import page
-from jobs.pages.axes import Axis
-from jobs.pages.charts import Bar, Line, bars, histogram, over_time, trend
-from jobs.progress.readable import NONE, moment, money, number, percent, points, seconds, significant, size
+from jobs.pages.charts import Axis, Bar, Line, bars, histogram, over_time, trend
+from jobs.progress.format import NONE, moment, money, number, percent, points, seconds, significant, size
 
 ROOT = Path(__file__).parent.parent
 

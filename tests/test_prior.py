@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.report.prior import rate_before
+from jobs.report.runs import rate_before
 from tests.fakes import MemoryStore
 
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.progress.costs import Price
 from jobs.progress.displays import line
 from jobs.progress.format import duration
 from jobs.progress.progress import Look, Progress
-from jobs.progress.snapshot import Snapshot
+from jobs.progress.snapshot import Price, Snapshot
 from tests.fakes import RESULT
 
 

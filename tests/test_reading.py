@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.input.footers import open_sources
 from jobs.input.listing import list_input
 from jobs.spec.days import today
-from jobs.spec.spec_input import Input
+from jobs.spec.schema import Input
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet_rows, source_file

@@ -24,8 +24,7 @@ import yaml
 from jobs.cli import main
 from jobs.errors import SpecError, StintError
 from jobs.input.manifest import read_entries
-from jobs.launch.package import check_goes_along, find_files
-from jobs.launch.secret_files import is_secret
+from jobs.launch.package import check_goes_along, find_files, is_secret
 from jobs.spec.load import load_spec, parse_spec
 from tests.digits_job import Digits, predictions
 from tests.fakes import MemoryStore

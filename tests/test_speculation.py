@@ -10,7 +10,7 @@ import pytest
 from jobs.fleet.speculation import Running, Second, left_s, pays, seconds, spares
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
-from jobs.progress.costs import Price
+from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
 from jobs.run import loop as loop_module
 from jobs.run import policy

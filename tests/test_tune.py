@@ -17,10 +17,8 @@ import yaml
 
 from jobs.arguments import parser
 from jobs.errors import SpecError
-from jobs.measure.halving import Choice, Standing
-from jobs.measure.layouts import BATCHES, by_rule, candidates, effort, layouts
-from jobs.measure.tune import Tuning
-from jobs.measure.tuned import NOT_REACHED, explained, rows, table
+from jobs.measure.halving import BATCHES, Choice, Standing, by_rule, candidates, effort, layouts
+from jobs.measure.tune import NOT_REACHED, Tuning, explained, profile_rows, table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
@@ -127,7 +125,7 @@ def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> N
     unseen = [Standing(replace(A, batch=32))]
     standings = [standing(A, 110), *more, standing(B, 40, rounds=1), *out, *unseen]
     trials = {s.candidate: TRIAL for s in standings[:-2]}
-    made = rows(standings, trials, dict.fromkeys(trials, 5 * 2**20))
+    made = profile_rows(standings, trials, dict.fromkeys(trials, 5 * 2**20))
     text = table(made, A, B)
     assert [row.out for row in made][-2:] == [out[0].out, NOT_REACHED]
     lines = text.splitlines()

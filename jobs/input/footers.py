@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.errors import SpecError
 from jobs.ledger.slices import Source
-from jobs.spec.spec_input import Input
+from jobs.spec.schema import Input
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import blocks

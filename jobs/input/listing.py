@@ -13,7 +13,7 @@ from jobs.errors import NothingThere, SpecError
 from jobs.input.manifest import read_entries, resolve
 from jobs.ledger.slices import Source
 from jobs.spec.days import Days, filled
-from jobs.spec.spec_input import Input
+from jobs.spec.schema import Input
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from jobs.errors import BadRowsExceeded
+from workers.output import describe_row, key_names, shown_keys
 
 
 @dataclass
@@ -29,3 +34,43 @@ def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRo
         "\n".join(lines),
         "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
     )
+
+
+# ----------------------------------------------------------------------------------------------------
+# Error rows of an output object: which input row has no prediction, and why.
+
+COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    code: str
+    message: str
+    uri: str
+    version: str
+    row_group: int
+    row: int
+    keys: dict[str, str]
+    """Values of the job's key columns, for a person."""
+
+    def describe(self) -> str:
+        return f"{describe_row(self.uri, self.row_group, self.row, self.keys)}: {self.message}"
+
+
+def error_rows(data: bytes) -> Iterator[ErrorRow]:
+    """In the order of the object's rows. Raises pyarrow.ArrowException for what is no output object."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    names = key_names(file.schema_arrow)
+    table = file.read(COLUMNS + names)
+    bad = table.filter(pc.is_valid(table["error_code"]))
+    keys = bad.select(names)
+    for number, row in enumerate(bad.select(COLUMNS).to_pylist()):
+        yield ErrorRow(
+            code=row["error_code"],
+            message=row["error_message"],
+            uri=row["source_uri"],
+            version=row["source_version"],
+            row_group=row["row_group"],
+            row=row["row"],
+            keys=shown_keys(keys, number),
+        )

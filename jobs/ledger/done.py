@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.ledger.presence import parsed, shard_key
+from jobs.ledger.slices import Ints
 from workers.contract import Shard
+from workers.outcomes import ShardResult
 from workers.output import ObjectFacts
 
 DONE_SCHEMA = pa.schema(
@@ -92,3 +98,133 @@ class DoneRecord:
 
     def _sum(self, column: str) -> int:
         return int(pc.sum(self.table[column]).as_py() or 0)
+
+
+# ----------------------------------------------------------------------------------------------------
+# What done records say of objects, packed: of a million in about a tenth of a gigabyte.
+
+FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in COUNTS), ("sha256", "S64")])
+
+
+KEY_OF_PLAN = r"^plan={plan:08d}/(?P<index>\d{{8,}})\.parquet$"
+
+
+class PlanObjects:
+    """Of one plan, by the number of the shard."""
+
+    def __init__(self, plan: int, shards: int = 0) -> None:
+        """`shards`, where it is known, is how many may come: room for them need not be found again and again."""
+        self.plan = plan
+        self._facts = np.zeros(shards, FACT)
+        self._gone: dict[int, tuple[str, ...]] = {}
+        """URIs of files with rows that are gone; few have any."""
+        self._doubtful: set[int] = set()
+        """Shards of which two things are told: what holds is what the object says."""
+        self._new = array("q")
+        """Of results, since they were last taken."""
+
+    def add(self, index: int, o: DoneShard) -> None:
+        if index >= len(self._facts):
+            self._grow(index + 1)
+        self._doubtful.discard(index)
+        self._facts[index] = (True, o.rows_ok, o.rows_bad, o.rows_gone, o.size, o.sha256.encode())
+        if o.gone:
+            self._gone[index] = o.gone
+
+    def add_new(self, index: int, o: DoneShard) -> None:
+        """As a result of this run tells."""
+        self.add(index, o)
+        self._new.append(index)
+
+    @property
+    def new(self) -> int:
+        """Objects that were added as new and not taken yet."""
+        return len(self._new)
+
+    def take_new(self) -> DoneRecord:
+        taken, self._new = np.array(self._new), array("q")
+        return self.record(taken)
+
+    def add_noted(self, record: DoneRecord, rows: Ints) -> None:
+        """What runs have noted; `rows` are those that each shard of the plan has.
+
+        Lines of no shard of this plan, and such as cannot be true of it, are passed over. A shard of which something
+        else is known already is unknown from then on.
+        """
+        table = record.table
+        named = pc.struct_field(pc.extract_regex(table["key"], KEY_OF_PLAN.format(plan=self.plan)), "index")
+        table = table.append_column("index", named.cast(pa.int64())).filter(pc.is_valid(named))
+        table = table.filter(pc.less(table["index"], len(rows)))
+        counted = sum(table[name].to_numpy() for name in ("rows_ok", "rows_bad", "rows_gone"))
+        table = table.filter(pa.array(counted == rows[table["index"].to_numpy()]))
+        index = table["index"].to_numpy()
+        if len(self._facts) < len(rows):
+            self._grow(len(rows))
+        facts = np.zeros(len(index), FACT)
+        facts["known"] = True
+        for name in COUNTS:
+            facts[name] = table[name].to_numpy()
+        facts["sha256"] = table["sha256"].to_pylist()
+        before = self._facts[index]
+        self._doubtful.update(index[before["known"] & (before != facts)].tolist())
+        self._facts[index] = facts
+        with_gaps = table.filter(pc.greater(table["rows_gone"], 0))
+        gone = with_gaps["gone"].to_pylist()
+        self._gone.update((i, tuple(uris)) for i, uris in zip(with_gaps["index"].to_pylist(), gone, strict=True))
+
+    def _grow(self, least: int) -> None:
+        more = np.zeros(max(least, 2 * len(self._facts)) - len(self._facts), FACT)
+        self._facts = np.concatenate([self._facts, more])
+
+    def unknown(self, shards: int) -> Ints:
+        """Numbers of those of so many shards of which nothing is known."""
+        if len(self._facts) < shards:
+            self._grow(shards)
+        known = self._known[:shards].copy()
+        known[list(self._doubtful)] = False
+        return np.flatnonzero(~known)
+
+    @property
+    def _known(self) -> npt.NDArray[np.bool_]:
+        known: npt.NDArray[np.bool_] = self._facts["known"]
+        return known
+
+    def record(self, numbers: Ints) -> DoneRecord:
+        """What is known of the shards with these numbers, in their order."""
+        chosen = self._facts[numbers]
+        columns = {
+            "key": pa.array((shard_key(self.plan, index) for index in numbers.tolist()), pa.string()),
+            **{name: pa.array(chosen[name]) for name in COUNTS},
+            "sha256": pa.array(chosen["sha256"]).cast(pa.string()),
+            "gone": pa.array((self._gone.get(index, ()) for index in numbers.tolist()), pa.list_(pa.string())),
+        }
+        return DoneRecord(pa.table(columns, schema=DONE_SCHEMA))
+
+
+class KnownObjects:
+    """Of every plan, as results have told."""
+
+    def __init__(self, shards: Mapping[int, int] | None = None) -> None:
+        """`shards` has how many there are of each plan, as far as that is known."""
+        self._plans = {plan: PlanObjects(plan, number) for plan, number in (shards or {}).items()}
+
+    def of(self, plan: int) -> PlanObjects:
+        if plan not in self._plans:
+            self._plans[plan] = PlanObjects(plan)
+        return self._plans[plan]
+
+    def add(self, key: str, result: ShardResult) -> None:
+        """Of an object none of whose rows are gone: which files those are of, only the object itself tells."""
+        if (found := parsed(key)) is None:
+            raise ValueError(f"{key} is no key of a shard's object")
+        self.of(found[0]).add_new(
+            found[1],
+            DoneShard(
+                key=key,
+                rows_ok=result.rows_ok,
+                rows_bad=result.rows_bad,
+                rows_gone=0,
+                size=result.object_bytes,
+                sha256=result.sha256,
+            ),
+        )

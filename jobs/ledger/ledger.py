@@ -20,10 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ledger.bad_rows import BadRows
-from jobs.ledger.done import DONE_SCHEMA, DoneRecord, done_shard
-from jobs.ledger.error_rows import error_rows
-from jobs.ledger.known_objects import PlanObjects
+from jobs.ledger.bad_rows import BadRows, error_rows
+from jobs.ledger.done import DONE_SCHEMA, DoneRecord, PlanObjects, done_shard
 from jobs.ledger.notes import NOTE_LEAST, recall
 from jobs.ledger.plans import (
     Content,

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
-from jobs.ledger.done import DONE_SCHEMA, DoneRecord
-from jobs.ledger.known_objects import KnownObjects, PlanObjects
+from jobs.ledger.done import DONE_SCHEMA, DoneRecord, KnownObjects, PlanObjects
 from jobs.ledger.plans import Plan, to_bytes
 from workers.outcomes import ShardResult
 from workers.storage.errors import StoreDenied, StoreError

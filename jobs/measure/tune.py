@@ -8,7 +8,7 @@ command; in a cluster one node of each kind is taken whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,18 +17,131 @@ from typing import Protocol
 
 from jobs.errors import Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
-from jobs.measure import tuned
-from jobs.measure.halving import Out, choose, halve
-from jobs.measure.layouts import by_rule, candidates, effort
+from jobs.measure.halving import Choice, Out, Standing, by_rule, candidates, choose, effort, halve
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import CORES_BY_RULE
 from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import Bundling
-from workers.bundle.profiles import BATCH, Candidate, Profile, store_profile
+from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure, FailureCode
+
+# ----------------------------------------------------------------------------------------------------
+# What a person sees of a tuning: the table of candidates, and the choice explained. Pure functions.
+
+SHOWN = 16
+"""Rows of the table on the terminal; the profile has all."""
+BUSY = 0.9
+"""A worker on one core that waits for nothing keeps more of it busy, unless the core is somebody else's, too."""
+NOT_REACHED = "not measured: the time was over before its turn"
+
+
+def profile_rows(
+    standings: Sequence[Standing[Candidate]], trials: Mapping[Candidate, Trialled], peaks: Mapping[Candidate, int]
+) -> tuple[Row, ...]:
+    """Every candidate as the profile keeps it, the best one first."""
+    return tuple(
+        Row(
+            candidate=s.candidate,
+            images_per_s=None if s.rate is None else round(s.rate, 2),
+            spread=None if s.spread is None else round(s.spread, 4),
+            peak_bytes=peaks.get(s.candidate, 0),
+            rounds=s.rounds,
+            out=s.out or ("" if s.candidate in trials else NOT_REACHED),
+        )
+        for s in standings
+    )
+
+
+def table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate) -> str:
+    """The best candidates, the rule's own, and those that are out."""
+    measured = [row for row in all_rows if row.images_per_s and not row.out]
+    shown = [row for at, row in enumerate(measured) if at < SHOWN or row.candidate in (chosen, default)]
+    lines = [
+        ("engine", "workers × cores", "batch", "img/s", "± %", "a core", "peak MiB", "rounds", ""),  # noqa: RUF001
+        *(_cells(row, chosen, default) for row in shown),
+    ]
+    text = _aligned(lines)
+    if more := len(measured) - len(shown):
+        text += f"\n… and {more} slower ones"
+    unused: dict[str, list[str]] = {}
+    for row in all_rows:
+        if row.out:
+            unused.setdefault(row.out, []).append(str(row.candidate))
+    for reason, names in unused.items():
+        text += f"\nout: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") + f": {reason}"
+    return text
+
+
+def explained(
+    choice: Choice[Candidate], default: Standing[Candidate] | None, trials: Mapping[Candidate, Trialled]
+) -> str:
+    """What won, by how much over the rule, and what it is bound by."""
+    chosen, fastest = choice.chosen, choice.fastest
+    assert chosen.rate is not None, "what is chosen was measured"
+    parts = [f"{chosen.candidate} scores {chosen.rate:,.0f} img/s ({_noise(chosen)})"]
+    if default is None or default.rate is None or default.out:
+        parts[0] += "; the rule's own choice could not be measured"
+    elif default.candidate == chosen.candidate:
+        parts[0] += ", and is what the rule takes without a profile"
+    else:
+        parts[0] += f", {chosen.rate / default.rate:.2f} × the {default.rate:,.0f} of the rule's {default.candidate}"  # noqa: RUF001
+    if fastest is not chosen:
+        assert fastest.rate is not None, "the fastest was measured"
+        parts.append(
+            f"{fastest.candidate} measured {fastest.rate / chosen.rate - 1:+.1%} ({_noise(fastest)}), which is "
+            "noise or not worth it: the simpler one is taken"
+        )
+    elif len(choice.tied) > 1:
+        parts.append(f"{len(choice.tied) - 1} more cannot be told from it, and it is the simplest of them")
+    trial = trials[chosen.candidate]
+    bound = "the network" if trial.predict_share >= trial.decode_share else "decoding"
+    parts.append(
+        f"Bound by {bound}: {trial.predict_share:.0%} of the time goes to the network, {trial.decode_share:.0%} to "
+        f"decoding"
+    )
+    if chosen.candidate.threads == 1 and trial.threads_busy < BUSY:
+        parts.append(
+            f"Its workers got {trial.threads_busy:.0%} of their cores: something else ran here, so tune again on an "
+            "idle node"
+        )
+    return ". ".join(parts) + "."
+
+
+def _noise(standing: Standing[Candidate]) -> str:
+    return "one slice" if standing.spread is None else f"±{standing.spread:.1%}"
+
+
+def _cells(row: Row, chosen: Candidate, default: Candidate) -> tuple[str, ...]:
+    candidate, rate = row.candidate, row.images_per_s or 0.0
+    marks = [text for text, of in (("chosen", chosen), ("the rule", default)) if candidate == of]
+    return (
+        candidate.engine,
+        f"{candidate.workers} × {candidate.threads}",  # noqa: RUF001
+        str(candidate.batch),
+        f"{rate:,.1f}",
+        "" if row.spread is None else f"{100 * row.spread:.1f}",
+        f"{rate / candidate.workers / candidate.threads:,.1f}",
+        f"{row.peak_bytes / 2**20:,.0f}",
+        str(row.rounds),
+        ", ".join(marks),
+    )
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Columns: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    last = len(widths) - 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at in (0, last) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
 
 ROWS = 256
 """Images to try candidates on."""
@@ -182,7 +295,7 @@ class Tuning:
             keep=[default],
             told=lambda number, left, slice_s: say(f"round {number}: {left} candidates, {slice_s:.1f} s at a time"),
         )
-        rows = tuned.rows(standings, trials, peaks)
+        rows = profile_rows(standings, trials, peaks)
         choice = choose(standings, effort)
         if choice is None:
             raise RunFailed(
@@ -194,7 +307,7 @@ class Tuning:
             host=facts.host,
             chosen=next(row for row in rows if row.candidate == choice.chosen.candidate),
             table=rows,
-            why=tuned.explained(choice, by_candidate.get(default), trials),
+            why=explained(choice, by_candidate.get(default), trials),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
             rows=facts.rows,
         )
@@ -203,7 +316,7 @@ class Tuning:
     def _stored(self, made: tuple[Profile, Candidate]) -> str:
         profile, default = made
         key = store_profile(self.job.store, self.job.fingerprints.bundle, profile)
-        lines = [tuned.table(profile.table, profile.chosen.candidate, default), profile.why]
+        lines = [table(profile.table, profile.chosen.candidate, default), profile.why]
         given = self.job.spec.workers
         for name, value in (("cpus", given.cpus), ("batch", given.batch)):
             if value != "auto":

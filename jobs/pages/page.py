@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.progress import readable
+from jobs.progress import format
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,13 +34,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "number": readable.number,
-        "money": readable.money,
-        "significant": readable.significant,
-        "percent": readable.percent,
-        "points": readable.points,
-        "seconds": readable.seconds,
-        "size": readable.size,
-        "moment": readable.moment,
+        "number": format.number,
+        "money": format.money,
+        "significant": format.significant,
+        "percent": format.percent,
+        "points": format.points,
+        "seconds": format.seconds,
+        "size": format.size,
+        "moment": format.moment,
     }
     return made

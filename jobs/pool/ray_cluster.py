@@ -15,8 +15,7 @@ from ray.exceptions import RayActorError, RayError
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import ray_local
 from jobs.pool.contract import Pool
-from jobs.pool.losses import NodeState
-from jobs.pool.nodes import NodeWatch
+from jobs.pool.nodes import NodeState, NodeWatch
 from jobs.pool.ray_metrics import RayMetrics
 from jobs.pool.ray_pool import LOST, RayPool, after_death, environment, loss
 from jobs.progress.snapshot import Snapshot

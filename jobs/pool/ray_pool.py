@@ -23,9 +23,7 @@ from ray.exceptions import (
 )
 
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
-from jobs.pool.draining import DrainWatch
-from jobs.pool.losses import HOW_LOST, NodeState, loss_code, node_state
-from jobs.pool.nodes import NodeWatch
+from jobs.pool.nodes import HOW_LOST, DrainWatch, NodeState, NodeWatch, loss_code, node_state
 from workers.actor import Worker
 from workers.contract import Shard, WorkerSpec
 from workers.host import malloc

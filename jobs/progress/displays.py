@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
@@ -17,12 +19,58 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.progress.format import duration
+from jobs.progress.format import amount, deadline_told, duration, eta_told, percent, printable, waiting_told
 from jobs.progress.live_view import view_lines
-from jobs.progress.outlet import Outlet
-from jobs.progress.readable import percent
 from jobs.progress.snapshot import Snapshot
-from jobs.progress.words import amount, deadline_told, eta_told, printable, waiting_told
+
+# ----------------------------------------------------------------------------------------------------
+# A stream that is written to as long as somebody is there to read it.
+
+NO_CURSOR = ("dumb", "unknown")
+"""Values of TERM: a terminal that prints, and can do nothing else."""
+
+
+class Outlet:
+    """A stream that may go away, or not have every character: writing to it raises nothing."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self.gone = False
+
+    @property
+    def can_draw(self) -> bool:
+        utf = (self.encoding or "utf-8").lower().startswith("utf")
+        return self.isatty() and utf and os.environ.get("TERM", "").lower() not in NO_CURSOR
+
+    @property
+    def encoding(self) -> str | None:
+        return getattr(self._out, "encoding", None)
+
+    def isatty(self) -> bool:
+        return self._out.isatty()
+
+    def fileno(self) -> int:
+        return self._out.fileno()
+
+    def write(self, text: str) -> int:
+        try:
+            self._out.write(text)
+        except UnicodeEncodeError:
+            encoding = self.encoding or "ascii"
+            self._try(lambda: self._out.write(text.encode(encoding, "backslashreplace").decode(encoding)))
+        except (OSError, ValueError):  # ValueError: it was closed here
+            self.gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._out.flush)
+
+    def _try(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except (OSError, ValueError):
+            self.gone = True
+
 
 WAYS = ("auto", "live", "lines", "json")
 """As `stint run --progress` names them; auto: live on a terminal, lines elsewhere."""

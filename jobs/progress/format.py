@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
+
+from jobs.progress.snapshot import Snapshot
+
 
 def duration(seconds: float) -> str:
     """`8m33s`, `2h05m`, `12s`."""
@@ -11,3 +16,134 @@ def duration(seconds: float) -> str:
     if whole >= 60:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole}s"
+
+
+# ----------------------------------------------------------------------------------------------------
+# How a run stands, in words that job logs and the live view share.
+
+
+def printable(text: str) -> str:
+    """On one line, and with nothing in it that a terminal would take for a command."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def eta_told(eta_s: tuple[float, float]) -> str:
+    """`40s`; `36–44s` or `8m20s–9m05s` where the ends differ."""
+    low, high = map(duration, eta_s)
+    if low == high:
+        return low
+    if eta_s[1] < 59.5:  # one unit for both
+        low = low.removesuffix("s")
+    return f"{low}\N{EN DASH}{high}"
+
+
+def deadline_told(snapshot: Snapshot) -> str:
+    """How far the likely end is from the deadline; before there is a rate, how far away the deadline is. Empty without
+    one."""
+    if snapshot.late_s is not None:
+        late_s = snapshot.late_s
+        return f"LATE by {duration(late_s)}" if late_s > 0 else f"{duration(-late_s)} to spare"
+    if (left_s := snapshot.deadline_in_s) is not None:
+        return f"deadline in {duration(left_s)}" if left_s > 0 else f"LATE by {duration(-left_s)}"
+    return ""
+
+
+def waiting_told(snapshot: Snapshot) -> str:
+    """What stands in place of an ETA before there are workers; empty once there are."""
+    if snapshot.workers_ready or snapshot.rows_done >= snapshot.rows_total or snapshot.ended:
+        return ""
+    return f"waiting for workers (0 of {snapshot.workers_wanted} ready)"
+
+
+def amount(value: float) -> str:
+    """Costs and core-hours: `0.42`, `0.0042` of little, and never nothing for something."""
+    if 0 < value < 0.0001:
+        return "<0.0001"
+    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:,.2f}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Numbers as pages and tables show them: counts, shares, durations, sizes, moments; a dash for what is not known.
+
+NONE = "\N{EN DASH}"
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between a figure and its unit: they stay on one line."""
+BOUNDLESS = 1e15
+"""What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """`1,234`, or `1,234.50` with two digits."""
+    if value is None or math.isnan(value):
+        return NONE
+    return "boundless" if abs(value) > BOUNDLESS else f"{value:,.{digits}f}"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """With so many digits that count, whatever its size: `0.0123`, `4.56`, `1,230`."""
+    if value is None or not value or not math.isfinite(value) or abs(value) >= 10 ** (digits - 1):
+        return number(value)
+    if abs(value) < 1e-6:
+        return f"{value:.1e}"
+    return f"{value:,.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as `12.3%`; one that is more than nothing is never shown as 0, nor one that is not all as 100."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    least = 10.0 ** -(digits + 2)
+    if 0 < value < least / 2:
+        return f"<{least:.{digits}%}"
+    if 1 - least / 2 <= value < 1:
+        return f">{1 - least:.{digits}%}"
+    return f"{value:,.{digits}%}"
+
+
+def money(value: float | None) -> str:
+    """Costs and core-hours: `2.89`, and `0.0042` of little."""
+    return NONE if value is None or not math.isfinite(value) else amount(value)
+
+
+def seconds(value: float | None) -> str:
+    """`8m33s` from a minute on, `12 s`, `2.5 s` and `45 ms` below."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value >= 60:
+        return duration(value)
+    if value >= 0.9995 or value == 0:
+        return f"{_short(value)}{SPACE}s"
+    return f"{_short(value * 1000)}{SPACE}ms"
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points: `+3.1 pp`."""
+    text = f"{value * 100:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{'0.00' if text[1:] == '0.00' else text}{SPACE}pp"
+
+
+def _short(value: float) -> str:
+    """One place below 10, two below 1, none where they are 0."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:.{1 if value >= 1 else 2}f}".rstrip("0").rstrip(".") or "0"
+
+
+def size(value: float | None) -> str:
+    """Bytes as `3.4 GiB`."""
+    if value is None:
+        return NONE
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f}{SPACE}{unit}" if unit == "B" or value >= 100 else f"{value:.1f}{SPACE}{unit}"
+        value /= 1024
+    return f"{value:,.1f}{SPACE}TiB"
+
+
+def moment(text: str) -> str:
+    """A time of the ledger as `2026-03-01 02:00 UTC`; what is no time stays as it is."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return text or NONE
+    return f"{(at if at.tzinfo is None else at.astimezone(UTC)):%Y-%m-%d %H:%M} UTC"

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
-from jobs.progress.costs import Price
 from jobs.progress.displays import Display, display_for
-from jobs.progress.snapshot import Snapshot, UnderWay
+from jobs.progress.snapshot import Price, Snapshot, UnderWay
 from workers.outcomes import ShardResult
 from workers.redaction import redacted
 

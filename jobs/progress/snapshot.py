@@ -136,3 +136,25 @@ def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
         return Bottleneck(stage="", share=0.0)
     stage = max(shares, key=lambda name: shares[name])
     return Bottleneck(stage=stage, share=shares[stage] / total)
+
+
+# ----------------------------------------------------------------------------------------------------
+# What workers' time costs: one formula, for the live view, metrics and the report.
+
+
+@dataclass(frozen=True)
+class Price:
+    threads: int = 1
+    """Physical cores of a worker."""
+    per_cpu_hour: float | None = None
+    """Of one logical CPU; None where the spec does not say."""
+
+    def core_hours(self, worker_s: float) -> float:
+        """Physical ones, of so many seconds of a worker."""
+        return worker_s * self.threads / 3600
+
+    def cost(self, worker_s: float, threads_per_core: int) -> float | None:
+        """In the price's currency; a worker is charged every logical CPU of its cores."""
+        if self.per_cpu_hour is None:
+            return None
+        return self.core_hours(worker_s) * threads_per_core * self.per_cpu_hour

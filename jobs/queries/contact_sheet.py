@@ -13,10 +13,9 @@ import pyarrow as pa
 from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
 from jobs.plan.job import Job
-from jobs.queries.find_rows import place_told
-from jobs.queries.found_rows import pieces_of
+from jobs.queries.find_rows import pieces_of, place_told
 from jobs.queries.query import Chosen, choose
-from jobs.queries.row_object import class_name
+from jobs.queries.trace import class_name
 from jobs.reader import Predictions, done
 from jobs.report.row_images import Fetched, RowAt, fetch, thumbnail
 from workers.bundle.bundle import BundleRefused, read_manifest

@@ -6,7 +6,7 @@ from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
-from jobs.report.prior import last_report
+from jobs.report.runs import last_report
 from workers.storage.errors import NotFound
 
 

@@ -11,8 +11,7 @@ from jobs.errors import COMPLETE, SpecError, StintError
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.queries.explanation import told
-from jobs.queries.find_rows import ByKeys, ByPlace, parse, place_told
-from jobs.queries.found_rows import Found, by_keys, by_place, shards_of
+from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_told, shards_of
 from jobs.queries.trace import Explainer
 from workers.redaction import redacted_values
 from workers.storage.errors import NotFound

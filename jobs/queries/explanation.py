@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.progress.readable import SPACE, moment, percent, seconds, significant
-from jobs.progress.words import printable
+from jobs.progress.format import SPACE, moment, percent, printable, seconds, significant
 from workers.redaction import redacted
 
 INDENT = 12
@@ -42,7 +41,7 @@ class Explanation:
     object: Mapping[str, Any] | None
     """`key`, `size`, `sha256`, `as_recorded` (None before there is a done record), `metadata`."""
     attempts: Sequence[Mapping[str, Any]]
-    """As jobs.queries.row_history."""
+    """As jobs.queries.trace."""
     crashes: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
     """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of that, see workers.bundle.accuracy."""

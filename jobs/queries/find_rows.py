@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from jobs.errors import SpecError
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from jobs.errors import RunFailed, SpecError
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
+from jobs.ledger.presence import parsed
 from jobs.plan.job import absolute
-from workers.contract import InputSpec
+from jobs.report.row_images import RowAt
+from workers.contract import InputSpec, Shard, Slice
+from workers.output import SOURCE_FIELDS
+from workers.storage.filesystems import open_filesystem
 
 SOURCE = "source_uri"
 PLACE = re.compile(r"(?P<uri>.+)#(?P<row_group>\d{1,9})/(?P<row>\d{1,18})", re.DOTALL)
@@ -65,3 +76,89 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
 
 def _ways(names: Sequence[str]) -> str:
     return f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Rows found again: by their place, through the plans that claim them; by their keys, in the objects.
+
+FILE = "__filename"
+"""Arrow's name for the file that a row is read from."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row in one version of its source, and the shard that it belongs to."""
+
+    plan: Plan
+    shard: Shard
+    at: RowAt
+
+
+def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
+    """Shards of the plan that read any of these sources."""
+    named = pc.is_in(plan.sources["uri"], value_set=pa.array(uris, pa.string())).combine_chunks()
+    return plan.shards.picked(plan.shards_of(named.to_numpy(zero_copy_only=False)))
+
+
+def pieces_of(plans: Iterable[Plan], rows: Iterable[RowAt]) -> list[Slice]:
+    """Every slice of the sources that the rows are of."""
+    sources = {(row.uri, row.version) for row in rows}
+    uris = {uri for uri, _ in sources}
+    slices = (piece for plan in plans for shard in shards_of(plan, uris) for piece in shard.slices)
+    return [piece for piece in slices if (piece.uri, piece.version) in sources]
+
+
+def by_place(plans: Iterable[Plan], uri: str, row_group: int, row: int) -> list[Found]:
+    """The row in every version that a plan claims, in the order of plans.
+
+    Twice in the same version where its source was gone at first and has been claimed again.
+    """
+    return [
+        Found(plan, shard, RowAt(uri, piece.version, row_group, row))
+        for plan in plans
+        for shard in shards_of(plan, [uri])
+        for piece in shard.slices
+        if (piece.uri, piece.row_group) == (uri, row_group) and piece.row_start <= row < piece.row_stop
+    ]
+
+
+def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], most: int) -> list[Found]:
+    """At most `most` rows with these values in key columns, or as `source_uri`, of all plans and versions.
+
+    Reads these columns of the objects, and of those only what may hold the values by Parquet's own statistics. Raises
+    SpecError for a value that the column cannot hold; RunFailed for damaged objects; StoreError, StoreDenied.
+    """
+    of_number = {plan.number: plan for plan in plans}
+    paths, fs = [], None
+    for plan in plans:
+        for key in ledger.present(plan):
+            fs, path = open_filesystem(f"{ledger.store.url}/{ledger.root}/{key}", library_retries=True)
+            paths.append(path)
+    if not paths:
+        return []
+    try:
+        objects = pads.dataset(paths, filesystem=fs, format="parquet")
+        names = [field.name for field in SOURCE_FIELDS]
+        batches = objects.scanner(columns=[*names, FILE], filter=_condition(objects.schema, values)).to_batches()
+        rows = list(islice((row for batch in batches for row in batch.to_pylist()), most))
+    except (pa.ArrowException, OSError) as error:
+        raise RunFailed(
+            f"predictions cannot be read: {error}", "`stint verify` names objects that are damaged"
+        ) from error
+    found = []
+    for *place, path in (row.values() for row in rows):
+        number, index = parsed("/".join(path.split("/")[-2:])) or (0, 0)
+        found.append(Found(of_number[number], of_number[number].shards[index], RowAt(*place)))
+    return sorted(found, key=lambda it: (it.plan.number, it.shard.index, it.at))
+
+
+def _condition(schema: pa.Schema, values: Mapping[str, str]) -> pads.Expression:
+    condition = pads.scalar(True)
+    for name, text in values.items():
+        kind = schema.field(name).type
+        try:
+            value = pa.scalar(text).cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise SpecError(f"{name}={text}: {error}", f"{name} is a column of {kind}") from error
+        condition &= pads.field(name) == value
+    return condition

@@ -14,15 +14,13 @@ from rich.console import Console
 
 from jobs.errors import COMPLETE as DONE
 from jobs.errors import SpecError
-from jobs.pages.history import LOG_WIDTH, nights, table
-from jobs.pages.history_page import history_page
+from jobs.pages.history import LOG_WIDTH, history_page, nights, table
 from jobs.pages.run_page import filled
 from jobs.pages.save import page_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.endings import COMPLETE, ending
-from jobs.report.report import Report, summary
+from jobs.report.report import COMPLETE, Report, ending, summary
 from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]

@@ -2,29 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import cached_property
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from jobs.errors import RunFailed
+from jobs.ledger import crashes
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.queries.explanation import Explanation
-from jobs.queries.find_rows import place_told
-from jobs.queries.found_rows import Found
-from jobs.queries.row_history import Open, attempts_at, crashes_of
-from jobs.queries.row_object import Held, held
+from jobs.queries.find_rows import Found, place_told
+from jobs.report.journal import attempts, run_ids
 from jobs.report.row_images import CHANGED, GONE, RowAt
+from jobs.report.runs import RunSeen, read_run
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
-from workers.output import object_facts
+from workers.contract import Shard
+from workers.output import SOURCE_FIELDS, key_names, object_facts, shown_keys
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
+from workers.storage.store import Store
+
+# ----------------------------------------------------------------------------------------------------
+# One row in its output object: what the object says of itself, and what it predicts for the row.
+
+
+@dataclass(frozen=True)
+class Held:
+    """An output object, and a row in it."""
+
+    data: bytes
+    metadata: Mapping[str, str]
+    """`stint.…`, without the prefix."""
+    row: pa.Table
+    """One row, or none: then its source was gone when it was its turn."""
+
+    @property
+    def there(self) -> bool:
+        return bool(self.row.num_rows)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Values of the key columns, for a person."""
+        return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.there else {}
+
+    def prediction(self, manifest: Manifest | None) -> dict[str, Any] | None:
+        """As `jobs.queries.explanation.Explanation` has it; class names come from the manifest, where it is there."""
+        if not self.there:
+            return None
+        keys = set(key_names(self.row.schema))
+        row = self.row.select([name for name in self.row.column_names if name not in keys]).to_pylist()[0]
+        if row["error_code"] is not None:
+            return {"error_code": row["error_code"], "error_message": row["error_message"]}
+        if "embedding" in row:
+            return {"embedding": len(row["embedding"])}
+        top = zip(row["topk_label"], row["topk_score"], strict=True)
+        return {"label": row["label"], "score": row["score"], "top": [(class_name(manifest, k), s) for k, s in top]}
+
+
+def held(store: Store, key: str, at: RowAt) -> Held | None:
+    """None while there is no object. Raises RunFailed for one that is damaged; StoreError, StoreDenied."""
+    try:
+        data = store.get(key)
+    except NotFound:
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        for column, value in zip(SOURCE_FIELDS, astuple(at), strict=True):
+            table = table.filter(pc.equal(table[column.name], pa.scalar(value, column.type)))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
+    found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    ours = {name.removeprefix("stint."): value for name, value in found.items() if name.startswith("stint.")}
+    return Held(data, ours, table)
+
+
+def class_name(manifest: Manifest | None, index: int) -> str:
+    """As the model's labels call it; its number where they are not known."""
+    labels = None if manifest is None else manifest.labels
+    return labels[index] if labels and 0 <= index < len(labels) else str(index)
+
+
+# ----------------------------------------------------------------------------------------------------
+# What has happened to one shard: every attempt that runs have noted in their journals, and crashes. Both are
+# advisory: what is not there may have happened all the same.
+
+READS_AT_ONCE = 16
+CLOCKS_DIFFER = timedelta(hours=1)
+COLUMNS = ("at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed",
+           "rows_ok", "rows_bad", "rows_gone", "wall_s")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Open:
+    """When a shard could be tried at, by the store's clock; None where that is not known."""
+
+    since: datetime | None
+    """Its plan was made."""
+    until: datetime | None
+    """Its plan was done."""
+
+
+def attempts_at(store: Store, root: str, shard: Shard, when: Open) -> list[dict[str, Any]]:
+    """Each with its `run_id` and COLUMNS, oldest first. Raises StoreError, StoreDenied.
+
+    Looks into the journals of the model's runs that were under way at that time; into all of them where those have
+    nothing: a store that was copied tells other times.
+    """
+    ids = [run_id for run_id in run_ids(store) if when.until is None or _began(run_id) <= when.until + CLOCKS_DIFFER]
+    seen = ahead(partial(read_run, store), ids, READS_AT_ONCE, "runs")
+    runs = [run for run in seen if run.root == root]
+    near = [run for run in runs if when.since is None or _ended(run) >= when.since - CLOCKS_DIFFER]
+    return _noted(store, near, shard) or _noted(store, [run for run in runs if run not in near], shard)
+
+
+def _noted(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[dict[str, Any]]:
+    noted = []
+    for run in runs:
+        table = attempts(store, run.run_id, ("plan", "shard", *COLUMNS))
+        here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
+        noted += [{"run_id": run.run_id, **row} for row in here.select(COLUMNS).to_pylist()]
+    return noted
+
+
+def _began(run_id: str) -> datetime:
+    """Ids begin with their time; one that does not is as old as can be."""
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+
+
+def _ended(run: RunSeen) -> datetime:
+    """When it was last heard of; one that does not tell may be under way."""
+    text = str((run.report or {}).get("ended", "")) or (run.snapshot.at if run.snapshot else "")
+    try:
+        ended = datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC) - CLOCKS_DIFFER
+    return ended if ended.tzinfo is not None else ended.replace(tzinfo=UTC)
+
+
+def crashes_of(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
+    """As jobs.ledger.crashes records them, oldest first. Raises StoreError, StoreDenied."""
+
+    def found() -> Iterator[str]:
+        for info in store.list(f"{root}/{crashes.FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
+            if crashes.parsed(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
+                yield info.key
+
+    read = ahead(store.get, found(), READS_AT_ONCE, "crashes")
+    return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
+
 
 ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
 """What is told of the gate's measurements."""

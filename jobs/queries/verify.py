@@ -24,10 +24,10 @@ from jobs.ledger.done import DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import parsed, shard_key
-from jobs.plan import coverage
+from jobs.plan import claims
 from jobs.plan.discovery import look
 from jobs.plan.job import Job
-from jobs.spec.spec_input import Input
+from jobs.spec.schema import Input
 from workers.contract import Shard, Slice
 from workers.output import NotOurs, ObjectFacts, object_facts
 from workers.source.parquet import open_parquet
@@ -78,16 +78,16 @@ def verify(job: Job) -> Verdict:
     verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
     verdict.problems += [
         f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
-        for s in coverage.unclaimed(plans, listing.sources)
+        for s in claims.unclaimed(plans, listing.sources)
     ]
-    verdict.notes += coverage.notes(plans, listing.sources)
+    verdict.notes += claims.notes(plans, listing.sources)
     gone: list[Slice] = []
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named.none(len(plan.shards))
         gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
-    verdict.problems += coverage.faults(plans, gone, listing.sources)
+    verdict.problems += claims.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.problems.append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from jobs.errors import SpecError
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
-from jobs.progress.costs import Price
-from jobs.report import drift, figures, journal, prior
-from jobs.report.distributions import Distribution, Distributions
+from jobs.progress.snapshot import Price
+from jobs.report import drift, figures, journal
+from jobs.report import runs as prior
+from jobs.report.drift import Distribution, Distributions
 from jobs.report.journal import Told
 from jobs.report.report import Report
 from workers.storage.errors import NotFound

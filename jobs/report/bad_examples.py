@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.ledger.error_rows import error_rows
+from jobs.ledger.bad_rows import error_rows
 from jobs.ledger.ledger import Ledger
 from jobs.plan.job import Job
 from jobs.report.figures import settled
@@ -31,7 +31,7 @@ SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, Er
 
 
 def find(job: Job, told: Told, codes: Collection[str]) -> list[dict[str, Any]]:
-    """Up to EACH rows of each code, as jobs.ledger.error_rows.ErrorRow, and the `shard` of each. Raises StoreError,
+    """Up to EACH rows of each code, as jobs.ledger.bad_rows.ErrorRow, and the `shard` of each. Raises StoreError,
     StoreDenied."""
     table = settled(told)
     table = table.filter(pc.greater(pc.fill_null(table["rows_bad"], 0), 0)).slice(0, READ_MOST)

@@ -6,7 +6,7 @@ loop is then a look at a few of them, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -165,3 +165,38 @@ class Watch:
 
 def _stuck(message: str) -> Failure:
     return Failure(kind=FailureKind.INFRA, code=FailureCode.STUCK, message=message)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The workers that take shards at this moment, with their hosts: asked about a few, and never written out.
+
+
+@dataclass(frozen=True, eq=False)
+class Takers(Mapping[int, str]):
+    ready: Mapping[int, int]
+    """Of the pool."""
+    released: Collection[int]
+    """Ready ones that get no more."""
+    host: Callable[[int], str]
+    busy_for_long: Callable[[int], bool]
+    """One that isolates may do so for hours, too long for others to be waited for."""
+
+    @property
+    def number(self) -> int:
+        """Of those that are ready and not released."""
+        return len(self.ready) - sum(worker in self.ready for worker in self.released)
+
+    def may_have(self, worker: int) -> bool:
+        """It is ready and not released."""
+        return worker in self.ready and worker not in self.released
+
+    def __getitem__(self, worker: int) -> str:
+        if not self.may_have(worker) or self.busy_for_long(worker):
+            raise KeyError(worker)
+        return self.host(worker)
+
+    def __iter__(self) -> Iterator[int]:
+        return (worker for worker in self.ready if self.may_have(worker) and not self.busy_for_long(worker))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

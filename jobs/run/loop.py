@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
@@ -32,18 +33,53 @@ from jobs.pool.contract import (
     WorkerReady,
 )
 from jobs.progress.progress import Look, Progress
+from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
-from jobs.run.assignments import Watch
+from jobs.run.assignments import Takers, Watch
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import Casualties
-from jobs.run.looking import look
 from jobs.run.other_runs import Relisting
 from jobs.run.policy import Manner
-from jobs.run.takers import Takers
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult, WorkerInfo
+
+# ----------------------------------------------------------------------------------------------------
+# What the loop's books say of workers and of the shards that they are with: for a snapshot.
+
+
+def look(tally: Tally, watch: Watch, pool: Pool, released: AbstractSet[int], now: float) -> Look:
+    """Workers that are `released` get no more shards. Time is the loop's."""
+    ready, busy = pool.workers(), watch.busy
+    leaving = released & ready.keys()
+    without = watch.holding[0]
+    pace = tally.s_a_row
+    return Look(
+        workers={
+            "starting": max(0, pool.size() - len(ready)),
+            "scoring": len(busy) - sum(worker in busy for worker in leaving),
+            "idle": len(without) - sum(worker in without for worker in leaving),
+            "leaving": len(leaving),
+        },
+        slowest=tuple(
+            UnderWay(
+                shard=it.shard.name,
+                worker=worker,
+                host=tally.host(worker),
+                rows=it.shard.rows,
+                age_s=now - it.since,
+                expected_s=None if pace is None else pace * it.shard.rows,
+            )
+            for worker, it in watch.longest(SLOWEST_SHOWN)
+        ),
+        worker_s=tally.worker_seconds,
+        idle_s=tally.idle_seconds,
+        stage_s=dict(tally.stage_s),
+        threads_per_core=tally.threads_per_core,
+        failures_by_code=dict(tally.failures.counts),
+    )
+
 
 POLL_S = 0.2
 OVERDUE_S = 5.0

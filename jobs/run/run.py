@@ -27,20 +27,53 @@ from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import told
 from jobs.pool.contract import Cluster
-from jobs.progress.costs import Price
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
+from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
-from jobs.report.prior import rate_of_worker
 from jobs.report.report import Report
+from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import Bundling
-from jobs.run.fitting import fitting, waits_for_gpus
 from jobs.run.loop import Loop
 from jobs.run.policy import bad_rows_exceeded, deadline
 from jobs.run.tally import Tally
+from jobs.spec.schema import Workers
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
+
+# ----------------------------------------------------------------------------------------------------
+# The spec's bounds on workers within what there is to run them on.
+
+
+def fitting(job: Job, cluster: Cluster) -> Workers:
+    """The spec's bounds, within what a machine that cannot grow has; its one node has no labels either.
+
+    Raises SpecError where not one worker fits such a machine.
+    """
+    given = job.spec.workers
+    room = cluster.most_workers(job.threads)
+    if room is None:
+        return given
+    if (tuned := job.width.profile) is not None and given.cpus == "auto" and job.host is not None:
+        room = min(room, tuned.workers)  # fewer than fit, where that was found to be faster
+    if room == 0:
+        raise SpecError(f"workers.cpus: a worker takes {job.threads} cores, which this machine does not grant")
+    if job.spec.model.device == "cuda":
+        room = min(room, cluster.gpus())
+    if room == 0:
+        raise SpecError(
+            "model.device: cuda, but this machine has no GPU that processes here may use",
+            "run on a machine or a cluster with GPUs (see --address), or set model.device: cpu",
+        )
+    return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room), "groups": ()})
+
+
+def waits_for_gpus(job: Job, cluster: Cluster) -> bool:
+    """Whether workers want GPUs of a cluster that has none now: it may grow one."""
+    wants = job.spec.model.device == "cuda"
+    return wants and cluster.most_workers(job.threads) is None and not cluster.gpus()
+
 
 Say = Callable[[str], None]
 

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from jobs.ledger.bad_rows import BadRows
-from jobs.ledger.known_objects import KnownObjects
-from jobs.report.distributions import Distributions
+from jobs.ledger.done import KnownObjects
+from jobs.report.drift import Distributions
 from jobs.report.journal import Journal
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo

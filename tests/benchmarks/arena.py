@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.measure.bench_rates import completions
-from jobs.measure.photographs import photographs
+from jobs.measure.bench import completions
+from jobs.measure.bench_images import photographs
 from jobs.measure.rates import steady_rate, steady_rate_of
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec

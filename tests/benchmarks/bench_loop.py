@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.ledger.crashes import CrashLog
-from jobs.ledger.known_objects import KnownObjects
+from jobs.ledger.done import KnownObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerPlaced, WorkerReady
-from jobs.progress.displays import LineDisplay
-from jobs.progress.outlet import Outlet
+from jobs.progress.displays import LineDisplay, Outlet
 from jobs.progress.progress import Progress
 from jobs.report.journal import Journal
 from jobs.run.loop import Loop

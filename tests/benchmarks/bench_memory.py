@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.measure.photographs import photographs
+from jobs.measure.bench_images import photographs
 from jobs.measure.rates import ratio
 from tests.benchmarks.arena import DISTINCT, STINT, Arena, make_input
 from workers.host.cores import thread_environment

@@ -24,7 +24,7 @@ import numpy as np
 
 from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
-from jobs.ledger.known_objects import KnownObjects
+from jobs.ledger.done import KnownObjects
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def main() -> None:
-    from jobs.measure.photographs import photographs
+    from jobs.measure.bench_images import photographs
     from jobs.plan.job import Job
     from jobs.spec.load import load_spec
     from workers.host.cpu import isa_class
