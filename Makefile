@@ -36,10 +36,10 @@ stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from
 	$(BIN)/python -m tests.objectstore.packages
 
 browser: $(READY) ## install Debian's Chromium, in which the pages are tested, where it is absent
-	$(BIN)/python -m tests.browser
+	$(BIN)/python -m tests.support.browser
 
 pictures: browser ## README's pictures, of real runs of the demo's job, in docs/pictures/
-	$(BIN)/python -m tests.pictures
+	$(BIN)/python -m tests.support.pictures
 
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest $(SPREAD)

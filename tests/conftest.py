@@ -13,7 +13,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # Several OpenMP threads on a machine that runs other tests spin against each other; workers size their own pools.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ["tests.objectstore.servers", "tests.digits_job", "tests.ray_heads", "tests.browser"]
+pytest_plugins = [
+    "tests.objectstore.servers",
+    "tests.support.digits_job",
+    "tests.support.ray_heads",
+    "tests.support.browser",
+]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,7 +5,7 @@ of a second of a core to begin with. Three serve nobody here: the autoscaler's m
 log monitor (nobody is shown the workers' logs), and the API server, for which `ray.init` waits (include_dashboard=False
 leaves out its pages only). And it looks for its node once, too soon, and then a second later. With what is done here
 it is up after 1.3 s in place of 2.3 to 3.3 (`python -m tests.benchmarks.bench_start`). Ray has no options for that, so
-it is done to private parts of it, whose version is pinned; tests/test_local_ray.py says should they change.
+it is done to private parts of it, whose version is pinned; tests/jobs/pool/test_local_ray.py says should they change.
 """
 
 from __future__ import annotations

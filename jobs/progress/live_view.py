@@ -82,7 +82,8 @@ JOB_LEAST = 12
 REASONS_SHOWN = 6
 WORKERS_SHOWN = ("scoring", "idle", "starting", "leaving")
 STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒", "yellow"), ("idle", "░", "magenta"))
-"""Of a worker's time one after the other, see jobs.progress.snapshot.bottleneck; glyphs tell them apart without colours."""
+"""Of a worker's time one after the other, see jobs.progress.snapshot.bottleneck; glyphs tell them apart without
+colours."""
 SLOW_LEAST_S = 1.0
 """Shards that take less come and go too fast to be read."""
 SLOW_TIMES = 3.0

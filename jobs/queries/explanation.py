@@ -44,7 +44,7 @@ class Explanation:
     """As jobs.queries.trace."""
     crashes: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
-    """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of that, see workers.bundle.accuracy."""
+    """`arch`, `weights`, `bundle`, `task`, `artifact`, and the gate's `accuracy` of it (workers.bundle.accuracy)."""
     others: Sequence[Mapping[str, Any]]
     """The row in other versions of its file, newest first: `plan`, `version`, `place`, `prediction`, `standing`."""
 

@@ -16,8 +16,7 @@ from jobs.errors import SpecError
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Price
-from jobs.report import drift, figures, journal
-from jobs.report import runs as prior
+from jobs.report import drift, figures, journal, runs
 from jobs.report.drift import Distribution, Distributions
 from jobs.report.journal import Told
 from jobs.report.report import Report
@@ -91,10 +90,10 @@ def add_predictions(
     report.scores = total.scores.tolist()
     report.distribution_rows = total.rows
     wanted = job.spec.drift
-    runs = prior.reports(job.store, report.root, REPORTS_READ) if wanted.nights else ()
+    read = runs.reports(job.store, report.root, REPORTS_READ) if wanted.nights else ()
     before = [
         (it["run_id"], it["classes"], it["scores"])
-        for it in runs
+        for it in read
         if it.get("scores") and it.get("classes") and it.get("outcome") == "complete"
     ][: wanted.nights]
     found = drift.compare(report.classes, report.scores, before, max_psi=wanted.max_psi, max_js=wanted.max_js)
@@ -121,10 +120,10 @@ def composed(job: Job, run_id: str) -> dict[str, Any]:
         pass
     told = journal.read(job.store, run_id, figures.COLUMNS)
     if told.snapshot is None:
-        runs = journal.run_ids(job.store)
+        known = journal.run_ids(job.store)
         raise SpecError(
-            f"no run {run_id} in {job.store.url}/_stint/runs has left a report or a journal",
-            f"one of these is there: {', '.join(runs[-5:])}" if runs else "run the job first",
+            f"no run {run_id} in {job.store.url}/_stint/known has left a report or a journal",
+            f"one of these is there: {', '.join(known[-5:])}" if known else "run the job first",
         )
     return asdict(_of_journal(job, run_id, told))
 

@@ -108,7 +108,8 @@ class Tally:
     threads_busy: float = 0.0
     """Most threads that a worker kept busy over a shard."""
     speculative_attempts: int = 0
-    """Second attempts at shards that another worker had already, see jobs.fleet.speculation: one of each two is wasted."""
+    """Second attempts at shards that another worker had already, see jobs.fleet.speculation: one of each two is
+    wasted."""
     speculative_wins: int = 0
     """Of those, the ones that were first."""
     workers: dict[int, WorkerInfo] = field(default_factory=dict)

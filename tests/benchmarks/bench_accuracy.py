@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks.bench_recipe import BATCH, HOW, crops
-from tests.networks import digits, loaded
+from tests.support.networks import digits, loaded
 from workers.bundle.accuracy import compare
 from workers.bundle.gate import decide
 from workers.contract import GateSpec

@@ -20,7 +20,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from tests.images import encode, photo, photographs
+from tests.support.images import encode, photo, photographs
 from workers.contract import Preprocess
 from workers.image.resize import Preparer, decode_into
 

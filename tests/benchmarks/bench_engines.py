@@ -38,8 +38,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.measure.rates import ratio
-from tests.images import photographs
-from tests.networks import loaded, quantize, settled
+from tests.support.images import photographs
+from tests.support.networks import loaded, quantize, settled
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels, score_crops
 from workers.host import malloc

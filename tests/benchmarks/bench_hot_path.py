@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tests.images import photographs
-from tests.networks import quantize
+from tests.support.images import photographs
+from tests.support.networks import quantize
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, Engine, InputLayout, Logits, Pixels, new_buffer

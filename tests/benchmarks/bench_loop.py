@@ -33,7 +33,7 @@ from jobs.report.journal import Journal
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from tests.fakes import INFO, RESULT, MemoryStore, opened
+from tests.support.fakes import INFO, RESULT, MemoryStore, opened
 from workers.contract import Shard
 from workers.storage.store import ObjectInfo
 

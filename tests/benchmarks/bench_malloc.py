@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bench_malloc [--arch mobilenet_v2] [--seconds 4] [--rounds 5]
 
 Fresh processes on one core take turns: malloc as it is, in the main thread and in another; one arena for all threads;
-that with huge pages, which is what workers run with (workers/host/malloc.py). Rates are those of the INT8 network alone in
-batches of 16, medians; faults are minor page faults, their mean over the processes and their range.
+that with huge pages, which is what workers run with (workers/host/malloc.py). Rates are those of the INT8 network alone
+in batches of 16, medians; faults are minor page faults, their mean over the processes and their range.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ MAKE = """
 import pickle, sys
 from pathlib import Path
 from tests.benchmarks.bench_engines import CALIBRATION_ROWS, crops, network
-from tests.networks import quantize
+from tests.support.networks import quantize
 from workers.host.cpu import isa_class
 model = network(sys.argv[1], 224)
 Path(sys.argv[2]).write_bytes(pickle.dumps(quantize(model, crops(model, CALIBRATION_ROWS), isa_class()).int8))

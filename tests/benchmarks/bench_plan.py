@@ -37,7 +37,7 @@ from jobs.queries.status import describe_status
 from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
-from tests.fakes import RESULT, object_of
+from tests.support.fakes import RESULT, object_of
 from workers.storage.store import LocalStore, ObjectInfo
 
 ROOT = "model=net-0123456789abcdef"

@@ -24,8 +24,8 @@ import torch
 from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import HistogramObserver
 
-from tests.images import photographs
-from tests.networks import quantize
+from tests.support.images import photographs
+from tests.support.networks import quantize
 from workers.bundle.accuracy import compare
 from workers.contract import Preprocess
 from workers.engines.artifact import open_artifact

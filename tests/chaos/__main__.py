@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.chaos.campaign import campaign, table
 from tests.chaos.faults import FAULTS
 from tests.chaos.oracle import Folder
-from tests.digits_job import make_digits
+from tests.support.digits_job import make_digits
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from tests.chaos.failpoints import Failpoints
 from tests.chaos.faults import FAULTS, schedule
 from tests.chaos.night import Night
 from tests.chaos.oracle import Count, Output, count
-from tests.digits_job import Digits
+from tests.support.digits_job import Digits
 
 COMPLETE_S = 180.0
 """What is left when the last fault has struck must be done after so long."""

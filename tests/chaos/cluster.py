@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.ray_heads import await_true
+from tests.support.ray_heads import await_true
 
 NODES = 2
 START_S = 120.0

@@ -16,7 +16,7 @@ import yaml
 
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.oracle import Output
-from tests.digits_job import DEAR, PYTHON, ROOT, Digits
+from tests.support.digits_job import DEAR, PYTHON, ROOT, Digits
 
 DELIVERY_ROWS = 1600
 SHARD_ROWS = 16

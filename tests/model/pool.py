@@ -11,9 +11,9 @@ import numpy as np
 from jobs.plan.job import Job
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress.snapshot import Snapshot
-from tests.fakes import INFO, RESULT
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
+from tests.support.fakes import INFO, RESULT
 from workers.bundle.manifest import Manifest, StoredObject, to_json
 from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify

@@ -3,8 +3,8 @@
 The reference is torchvision's ImageClassification preset on a Pillow image: Resize on the shorter side, antialiased,
 then CenterCrop. Normalisation is not done here: it is folded into the first convolution.
 
-Against that reference, over photographs made smaller and larger (tests/test_pixels.py holds these): bilinear differs by
-at most 1 level, in under 0.5 % of values; bicubic by at most 2, in under 1 %; nearest not at all.
+Against that reference, over photographs made smaller and larger (tests/workers/image/test_pixels.py holds these):
+bilinear differs by at most 1 level, in under 0.5 % of values; bicubic by at most 2, in under 1 %; nearest not at all.
 
 What the crop does not show is not resized: rows and columns behind it are left out. Those before it are resized
 all the same, because torch's kernel begins to count its sample positions at the first pixel. A picture that is stored

@@ -1,9 +1,9 @@
 """A shard that kills its workers, scored in processes that may die of it.
 
-`workers.isolation.bisection` says which rows to try, a child process (`workers.isolation.isolated`) tries them under the worker's own bound
-of memory and a limit of time, and a new one takes its place whenever it dies. What is scored comes back part by part;
-at the end a child puts the parts together and commits one object like any other, in which the rows that kill are error
-rows. The worker itself keeps its network meanwhile, so its node holds that beside the child.
+`workers.isolation.bisection` says which rows to try, a child process (`workers.isolation.isolated`) tries them under
+the worker's own bound of memory and a limit of time, and a new one takes its place whenever it dies. What is scored
+comes back part by part; at the end a child puts the parts together and commits one object like any other, in which the
+rows that kill are error rows. The worker itself keeps its network meanwhile, so its node holds that beside the child.
 
 What kills a child from outside (the kernel short of memory, a person, a preempted node) says nothing about rows, nor
 does storage that does not answer.

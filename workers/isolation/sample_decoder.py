@@ -1,8 +1,8 @@
 """Images of the sample decoded one by one, where some image may kill whoever decodes it.
 
 `straight` decodes in this process, which an image may kill: most samples hold none, and this costs nothing. `Careful`
-has a process of its own do it (`workers.isolation.sample_decoder`) and tells an image that kills that one, takes all its memory or never
-ends from the others. Both give the same pixels.
+has a process of its own do it (`workers.isolation.sample_decoder`) and tells an image that kills that one, takes all
+its memory or never ends from the others. Both give the same pixels.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Careful:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The process that decodes a sample's images: `python -m workers.isolation.sample_decoder FD PARENT`. It may die of any of
-# them.
+# The process that decodes a sample's images: `python -m workers.isolation.sample_decoder FD PARENT`. It may die of any
+# of them.
 
 
 def serve(parent: Connection) -> None:

@@ -47,7 +47,8 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """`python -m workers.measure.bench_measure FD PARENT`: a Variant in, Loaded or NotPossible out; then a BatchLap for every AskBatch."""
+    """`python -m workers.measure.bench_measure FD PARENT`: a Variant in, Loaded or NotPossible out; then a BatchLap
+    for every AskBatch."""
     pipe = to_parent()
     asked: Variant | RandomWeights = pipe.recv()
     try:

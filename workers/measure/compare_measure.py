@@ -1,4 +1,4 @@
-"""One candidate of `stint compare`, held and measured whenever asked: `python -m workers.measure.compare_measure FD PARENT`.
+"""One candidate of `stint compare`, held and measured on demand: `python -m workers.measure.compare_measure FD PARENT`.
 
 A process of its own, so that its memory is its own and what kills it kills nothing else. All of them are pinned to the
 same core and wait while another one is measured.

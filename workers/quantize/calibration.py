@@ -47,7 +47,8 @@ class Calibration(Protocol):
         ...
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
-        """How much of the logits' error each layer's rounding causes on these crops. See workers.quantize.float_layers."""
+        """How much of the logits' error each layer's rounding causes on these crops. See
+        workers.quantize.float_layers."""
         ...
 
 

@@ -108,8 +108,8 @@ class _Batches:
 def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, module: nn.Module) -> bytes:
     """Static INT8: activations per tensor by their extremes, weights per channel and symmetric.
 
-    Without VNNI weights have 7 bits, as in workers.quantize.fx_graph. Percentiles and entropy gave nothing over extremes.
-    Logit error ÷ spread of extremes / entropy / 99.999th percentile: digits .010 / .010 / .010, ResNet-18
+    Without VNNI weights have 7 bits, as in workers.quantize.fx_graph. Percentiles and entropy gave nothing over
+    extremes. Logit error ÷ spread of extremes / entropy / 99.999th percentile: digits .010 / .010 / .010, ResNet-18
     .031 / .031 / .031, MobileNetV2 .184 / .184 / .185, the last two with random weights.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

@@ -70,8 +70,8 @@ class Block:
 def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
     """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
 
-    `file` is a workers.source.parquet.SourceFile. Only headers are looked at. From an object store small members are read
-    through all the same, because that is quicker than a request for each header; large ones are passed over.
+    `file` is a workers.source.parquet.SourceFile. Only headers are looked at. From an object store small members are
+    read through all the same, because that is quicker than a request for each header; large ones are passed over.
     Raises InputUnreadable for anything but a whole, plain tar (it does not name the file); StoreError.
     """
     starts: list[int] = []

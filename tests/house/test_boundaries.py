@@ -1,0 +1,143 @@
+"""Rules of the house that a reader relies on: who imports whom, and that the documents match the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from jobs.arguments import parser
+from jobs.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/MONITORING.md", "k8s/README.md",
+)  # fmt: skip
+RAY_ALLOWED = {
+    "jobs/pool/ray_local.py",
+    "jobs/pool/ray_cluster.py",
+    "jobs/pool/ray_metrics.py",
+    "jobs/pool/ray_pool.py",
+    "jobs/measure/tune_ray.py",
+    "jobs/launch/job_server.py",
+}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of every import in a module, also those inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_importing_the_command_line_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, jobs.cli; print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_every_command_that_the_parser_knows_does_something() -> None:
+    choices = next(action.choices for action in parser()._actions if action.dest == "command")
+    assert set(choices or ()) == set(COMMANDS)
+
+
+def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:
+    code = "import sys, workers.actor, workers.maker; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("file", modules("workers"), ids=lambda f: f.name)
+def test_workers_never_import_jobs_or_ray(file: Path) -> None:
+    assert not {"jobs", "ray"} & imported(file)
+
+
+@pytest.mark.parametrize("file", modules("jobs"), ids=lambda f: f.name)
+def test_ray_is_imported_only_where_it_is_used_and_its_data_library_nowhere(file: Path) -> None:
+    if str(file.relative_to(ROOT)) not in RAY_ALLOWED:
+        assert "ray" not in imported(file)
+    assert "ray.data" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", [*modules("jobs"), *modules("workers")], ids=lambda f: f.name)
+def test_every_module_says_what_it_is(file: Path) -> None:
+    text = file.read_text()
+    if text:
+        assert ast.get_docstring(ast.parse(text))
+    assert file.name not in ("utils.py", "helpers.py", "common.py")
+    if (lines := len(text.splitlines())) > 500:  # advice: a concept has one file, however long
+        warnings.warn(f"{file.relative_to(ROOT)} has {lines} lines: does it still hold one concept?", stacklevel=1)
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for path in re.findall(r"`((?:jobs|workers|conf|tests|k8s|docs)/[\w./-]*)`", text):
+            assert (ROOT / path).exists(), f"{document} names {path}"
+        for link in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    missing = [
+        str(file.relative_to(ROOT))
+        for folder in ("jobs", "workers")
+        for file in modules(folder)
+        if file.name != "__init__.py" and f"`{file.relative_to(ROOT).as_posix()}`" not in text
+    ]
+    assert missing == []
+
+
+def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    help_text = subprocess.run(
+        [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for document in DOCUMENTS:
+        for command in re.findall(
+            r"(?:^|`)(?:stint|python -m jobs) ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE
+        ):
+            assert re.search(rf"^ +{command} ", help_text, re.MULTILINE), f"{document}: {command}"
+    for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
+        assert (ROOT / spec).exists(), spec
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+def test_the_systemd_units_of_the_documents_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/OPERATIONS.md").read_text()
+    units = dict(re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL))
+    assert set(units) == {"stint-nightly.service", "stint-nightly.timer"}
+    for name, unit in units.items():
+        (tmp_path / name).write_text(unit.replace("/srv/stint/.venv/bin/stint", sys.executable))
+    (tmp_path / "notify-on-call@.service").write_text(f"[Service]\nType=oneshot\nExecStart={sys.executable}\n")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *(str(tmp_path / name) for name in units)], capture_output=True, text=True
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests/benchmarks").glob("bench_*.py")), ids=lambda f: f.stem)
+def test_every_benchmark_starts(file: Path) -> None:
+    module = f"tests.benchmarks.{file.stem}"
+    subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
+    assert all((ROOT / name).is_dir() for name in ("jobs", "workers", "conf", "tests", "k8s"))

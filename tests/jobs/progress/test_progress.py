@@ -1,0 +1,157 @@
+"""The progress of a run: counts, rate, time to the end, and who is shown them when."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+
+from jobs.progress.displays import line
+from jobs.progress.format import duration
+from jobs.progress.progress import Look, Progress
+from jobs.progress.snapshot import Price, Snapshot
+from tests.support.fakes import RESULT
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Seen:
+    """A watcher."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.shown: list[Snapshot] = []
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.shown.append(snapshot)
+
+
+def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_rows() -> None:
+    out, clock = io.StringIO(), Clock()
+    progress = Progress(1000, 10, out=out, clock=clock)
+    progress.tick(0, 4)
+    clock.now = 6.0
+    progress.tick(2, 4)
+    clock.now = 8.0
+    progress.shard_ended(RESULT)
+    progress.shard_ended(replace(RESULT, index=1))
+    progress.tick(2, 4)  # too soon after the last line
+    clock.now = 16.0
+    progress.tick(2, 4)
+    first, second, third = out.getvalue().splitlines()
+    assert first == "0/1,000 rows (0.0%) · waiting for workers (0 of 4 ready) · shards 0/10 · bad 0"
+    assert second.startswith("0/1,000 rows (0.0%) · 0 rows/s · ETA unknown · 2 of 4 workers")
+    # After ten seconds the rate may be off by half; with all four workers it would be twice as high.
+    assert third.startswith("200/1,000 rows (20.0%) · 20 rows/s · ETA 13s\N{EN DASH}1m20s · 2 of 4 workers · ")
+    assert third.endswith(" · shards 2/10 · bad 10 (truncated 10)")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
+    clock = Clock()
+    progress = Progress(1000, 10, finish_in_s=30, out=io.StringIO(), clock=clock)
+    progress.tick(1, 1)
+    clock.now = 10.0
+    progress.shard_ended(RESULT)
+    progress.tick(1, 1)
+    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in line(progress.snapshot())
+
+
+def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
+    clock = Clock()
+    progress = Progress(1000, 10, finish_in_s=3600, out=io.StringIO(), clock=clock)
+    progress.tick(1, 4)
+    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in line(progress.snapshot())
+    clock.now = 10.0
+    progress.shard_ended(RESULT)
+    assert "to spare" in line(progress.snapshot())
+    late_s = progress.snapshot().late_s
+    assert late_s == pytest.approx(90 - 3590)
+
+
+def test_the_rate_is_that_of_the_last_minutes() -> None:
+    clock = Clock()
+    progress = Progress(100_000, 1000, out=io.StringIO(), clock=clock)
+    progress.tick(1, 1)
+    progress.shard_ended(replace(RESULT, rows_ok=10_000))
+    clock.now = 1000.0
+    progress.shard_ended(RESULT)
+    assert progress.rate() == pytest.approx(100 / 120)
+
+
+def test_rows_that_others_scored_count_as_done() -> None:
+    progress = Progress(1000, 10, out=io.StringIO())
+    progress.shards_elsewhere(3, 300)
+    assert line(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
+
+
+def steady(clock: Clock, at: tuple[int, ...]) -> Progress:
+    """Of 1,000 rows, 100 of which end at each of these seconds; the first worker was ready two minutes ago."""
+    progress = Progress(1000, 10, out=io.StringIO(), clock=clock)
+    progress.tick(1, 1)
+    for second in at:
+        clock.now = second
+        progress.shard_ended(RESULT)
+    clock.now = 120.0
+    return progress
+
+
+def test_the_time_to_the_end_is_a_narrow_range_while_the_rate_is_steady() -> None:
+    progress = steady(Clock(), (10, 30, 50, 70, 90, 110))  # 5 rows/s in each sixth of the window; 400 are left
+    assert progress.eta_s() == pytest.approx((400 / (5 * 1.03), 400 / (5 * 0.97)))
+
+
+def test_the_range_is_as_wide_as_the_rate_has_varied() -> None:
+    # Rates of the sixths: 10, 5, 5, 5, 5, 0, so 5 rows/s with a standard deviation of √10 and an error of √(10 / 6).
+    progress = steady(Clock(), (10, 11.5, 30, 50, 70, 90))
+    unsure = 2 * (10 / 6) ** 0.5 / 5
+    assert unsure > 0.5  # more than half is told as half
+    assert progress.eta_s() == pytest.approx((400 / (5 * 1.5), 400 / (5 * 0.5)))
+    progress = steady(Clock(), (10, 30, 50, 70, 71.5, 90, 110))  # one of seven a sixth's second: 5.83 ± 0.83 rows/s
+    rate = 700 / 120
+    spread = (5 * (5 - rate) ** 2 + (10 - rate) ** 2) / 5
+    unsure = 2 * (spread / 6) ** 0.5 / rate
+    assert progress.eta_s() == pytest.approx((300 / (rate * (1 + unsure)), 300 / (rate * (1 - unsure))))
+
+
+def test_cost_and_core_hours_are_those_of_the_workers_time() -> None:
+    progress = Progress(1000, 10, price=Price(threads=2, per_cpu_hour=0.1), out=io.StringIO())
+    progress.tick(1, 1, lambda: Look(worker_s=3600.0, idle_s=36.0, threads_per_core=2))
+    taken = progress.snapshot()
+    assert taken.core_hours == pytest.approx(2.0)
+    assert taken.cost == pytest.approx(2.0 * 2 * 0.1)
+    assert taken.stage_s["idle"] == 36.0
+
+
+def test_each_watcher_is_shown_as_often_as_it_wants_and_the_end_to_all_of_them() -> None:
+    clock, often, seldom = Clock(), Seen(1.0), Seen(10.0)
+    looks: list[float] = []
+
+    def look() -> Look:
+        looks.append(clock.now)
+        return Look()
+
+    progress = Progress(1000, 10, watchers=(often, seldom), out=io.StringIO(), clock=clock)
+    for tenth in range(25):
+        clock.now = tenth / 10
+        progress.tick(1, 1, look)
+    assert (len(often.shown), len(seldom.shown)) == (3, 1)
+    assert looks == [0.0, 1.0, 2.0]  # nothing is looked up while nobody is to be shown anything
+    progress.shard_ended(RESULT)
+    progress.close()
+    progress.close()
+    assert (len(often.shown), len(seldom.shown)) == (4, 2)
+    assert often.shown[-1] == seldom.shown[-1]
+    assert (seldom.shown[-1].ended, seldom.shown[-1].rows_done) == (True, 100)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12s"), (513, "8m33s"), (7500, "2h05m")])
+def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

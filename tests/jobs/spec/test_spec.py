@@ -1,0 +1,140 @@
+"""The spec: what is refused, with which words, and what is filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from jobs.errors import SpecError
+from jobs.spec.load import load_spec, parse_spec
+from jobs.spec.schema import JobSpec
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "name": "job",
+        "input": {"uri": "data/{as_of}"},
+        "model": {"arch": "torchvision/resnet18", "weights": "DEFAULT"},
+        "output": {"uri": "out/{as_of}"},
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            spec.setdefault(section, {})[key] = value
+        else:
+            spec[section] = value
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input__imge": "x"}, r"unknown key 'input.imge': did you mean 'image'\?"),
+        ({"workers__cpu": 2}, r"unknown key 'workers.host.cpu': did you mean 'cpus'\?"),
+        ({"model__preprocess": {"resise": 3}}, r"unknown key 'model.preprocess.resise': did you mean 'resize'\?"),
+        ({"output__zzzz": 1}, r"unknown key 'output.zzzz': valid here: uri, topk, single_writer"),
+        ({"model__arch": "resnet50"}, r"did you mean torchvision/resnet50\?"),
+        ({"workers__min": 9, "workers__max": 3}, r"workers.min 9 is above workers.max 3"),
+        ({"input__keys": ["score"]}, r"score is a name that Stint uses in its output"),
+        ({"input__keys": ["plan"]}, r"plan is a name that Stint uses in its output"),
+        ({"input__keys": ["a", "a"]}, r"named twice"),
+        ({"input__keys": ["image"]}, r"'image' is the image itself"),
+        ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
+        ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
+        ({"input__uri": ""}, r"input: an empty path; write \. for the working directory"),
+        ({"input__uri": ["data/", ""]}, r"an empty path"),
+        ({"input": {"manifest": ""}}, r"an empty path"),
+        ({"input__days": 10**9}, r"input.days: .* less than or equal to 3660"),
+        ({"input__format": "webdataset", "input__image": "jpg;png", "input__keys": ["JPG"]}, r"'JPG' is the image"),
+        ({"input__format": "webdataset", "input__image": ";"}, r"';' names no extension"),
+        ({"input__uri": []}, r"exactly one of uri and manifest is wanted"),
+        ({"input__manifest": "list.txt"}, r"exactly one of uri and manifest is wanted"),
+        ({"input__uri": "data/", "input__days": 3}, r"3 folders are wanted, but no \{as_of\} is in input.uri"),
+        ({"input__days": 3}, r"with \{as_of\} in output.uri every night has a ledger of its own"),
+        ({"model__precision": "int4"}, r"model.precision: .*'int8', 'bf16' or 'fp32'.* got 'int4'"),
+        ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
+        ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_named_with_the_way_out(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(raw(**changes))
+
+
+def test_the_image_has_a_name_in_every_format() -> None:
+    assert parse_spec(raw()).input.image == "image"
+    assert parse_spec(raw(input__format="webdataset")).input.image.startswith("jpg;jpeg;png")
+    assert parse_spec(raw(input__format="webdataset", input__image="webp")).input.image == "webp"
+
+
+def test_input_is_one_place_or_several() -> None:
+    assert parse_spec(raw()).input.uris == ("data/{as_of}",)
+    assert parse_spec(raw(input__uri=["a", "b"])).input.uris == ("a", "b")
+    given = parse_spec({**raw(), "input": {"manifest": "l"}})
+    assert (given.input.uris, given.input.manifest) == ((), "l")
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(SpecError, match=r"(?s)'name' is missing.*'input' is missing"):
+        parse_spec({"modle": {}})
+
+
+def test_set_overrides_a_key_and_makes_sections_as_needed(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(raw()))
+    spec = load_spec(str(file), ["workers.max=3", "model.precision=fp32", "input.keys=[a, b]"])
+    assert (spec.workers.max, spec.model.precision, spec.input.keys) == (3, "fp32", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("workers.max", "section.key=value"), ("name.x=1", "name is a value, not a section")]
+)
+def test_a_malformed_override_is_explained(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(raw()))
+    with pytest.raises(SpecError, match=message):
+        load_spec(str(file), [override])
+
+
+def test_a_spec_file_that_is_not_there_lists_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONF.parent)
+    with pytest.raises(SpecError, match=r"no spec at conf/dmo.yaml \(there is .*conf/demo.yaml"):
+        load_spec("conf/dmo.yaml", [])
+
+
+def test_a_spec_that_is_not_yaml_or_not_a_mapping_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("a: [")
+    with pytest.raises(SpecError, match="not YAML"):
+        load_spec(str(file), [])
+    file.write_text("just text")
+    with pytest.raises(SpecError, match="holds no spec"):
+        load_spec(str(file), [])
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.name)
+def test_every_spec_in_conf_loads(file: Path) -> None:
+    assert load_spec(str(file), []).name
+
+
+def test_conf_holds_the_four_jobs_that_the_readme_names() -> None:
+    names = {file.name for file in CONF.glob("*.yaml")}
+    assert names >= {"demo.yaml", "imagenet-resnet50-s3.yaml", "embeddings.yaml", "image-folder.yaml"}
+
+
+def test_every_field_of_the_spec_is_described() -> None:
+    def fields(section: type[BaseModel]) -> list[tuple[str, str | None]]:
+        found = []
+        for name, field in section.model_fields.items():
+            found.append((f"{section.__name__}.{name}", field.description))
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found += fields(field.annotation)
+        return found
+
+    assert [name for name, description in fields(JobSpec) if not description] == []

@@ -1,0 +1,118 @@
+"""A small real job: digits as JPEG in Parquet, a network trained on the other half, true labels."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jobs.demo import load_digits, train_weights, write_images
+
+ROOT = Path(__file__).parents[2]
+PYTHON = sys.executable
+
+
+DEAR = {
+    "model__preprocess": {"resize": 448, "crop": 448, "mean": [0.3] * 3, "std": [0.35] * 3},
+    "model__calibration": {"rows": 16},
+    "input__shard_rows": 16,
+    "gate__labels_column": None,
+    "gate__min_agreement": 0.0,
+    "gate__rows": 16,
+}
+"""Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Input and weights that all tests share and none changes."""
+
+    images: Path
+    weights: Path
+    rows: int
+
+    def spec(self, output: str | Path, **changes: Any) -> dict[str, Any]:
+        """A spec over them; `section__key=value` changes a key, `section=mapping` a whole section."""
+        spec: dict[str, Any] = {
+            "name": "digits",
+            "input": {"uri": str(self.images), "keys": ["id", "digit"], "shard_rows": 64},
+            "model": {
+                "arch": "workers.digits:digits_cnn",
+                "weights": str(self.weights),
+                "preprocess": {"resize": 32, "crop": 32, "mean": [0.3] * 3, "std": [0.35] * 3},
+                "calibration": {"rows": 64},
+            },
+            "gate": {"labels_column": "digit", "max_top1_drop": 0.01, "rows": 200},
+            "output": {"uri": str(output), "topk": 3},
+            "limits": {"bad_rows": 0.05},
+        }
+        for path, value in changes.items():
+            section, _, key = path.partition("__")
+            if key:
+                spec.setdefault(section, {})[key] = value
+            else:
+                spec[section] = value
+        if not {"precision", "device"} & spec["model"].keys():
+            # What else is installed would take its time in every test that makes a bundle.
+            spec["model"].setdefault("engine", "torch-int8")
+        return spec
+
+    def repeated(self, folder: Path, times: int) -> Digits:
+        """The same rows so many times, in files of other names."""
+        folder.mkdir(exist_ok=True)
+        for file in self.images.glob("*.parquet"):
+            for copy in range(times):
+                (folder / f"{copy}-{file.name}").write_bytes(file.read_bytes())
+        return Digits(folder, self.weights, self.rows * times)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+def make_digits(folder: Path) -> Digits:
+    pictures, labels = load_digits()
+    half = len(labels) // 2
+    train_weights(folder / "digits.safetensors", pictures[:half], labels[:half], copies=2)
+    rows = write_images(folder / "images", pictures[half:], labels[half:], seed=1, copies=1)
+    return Digits(folder / "images", folder / "digits.safetensors", rows)
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    def write(spec: dict[str, Any]) -> str:
+        file = tmp_path / "job.yaml"
+        file.write_text(yaml.safe_dump(spec))
+        return str(file)
+
+    return write
+
+
+def stint(*arguments: str, env: dict[str, str] | None = None, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, from the root of the checkout."""
+    return subprocess.run(
+        [PYTHON, "-m", "jobs", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def predictions(folder: Path) -> pa.Table:
+    """All predictions below an output folder, in the order of the shards."""
+    files = sorted(folder.glob("model=*/plan=*/*.parquet"))
+    return pa.concat_tables(pq.read_table(io.BytesIO(file.read_bytes())) for file in files)

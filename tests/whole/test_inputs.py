@@ -1,0 +1,237 @@
+"""Whole jobs over the other ways in: WebDataset tar shards, and manifests of files too many to list."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from jobs.reader import done
+from tests.support.digits_job import Digits
+from tests.support.tars import write_tar
+
+WriteSpec = Callable[[dict[str, Any]], str]
+SAMPLES_A_TAR = 250
+
+
+def samples(digits: Digits) -> Iterator[dict[str, bytes | str]]:
+    """The digits as samples; those whose cell is null have no image."""
+    for row in pq.read_table(digits.images).to_pylist():
+        image = {} if row["image"] is None else {"jpg": row["image"]}
+        yield {"__key__": f"{row['id']:06d}", **image, "cls": str(row["digit"]), "json": f'{{"id": {row["id"]}}}'}
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.objectstore)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on disk, and one in a bucket."""
+    return str(tmp_path / "place") if request.param == "local" else f"{request.getfixturevalue('s3')}/place"
+
+
+def test_names_of_files_may_hold_anything(digits: Digits, tmp_path: Path, write_spec: WriteSpec, place: str) -> None:
+    files = ["a b+ü%20.parquet", "x#1?.parquet", "[1]*.parquet", "a::b.parquet", "p=1 é'\".parquet"]
+    (tmp_path / "files").mkdir()
+    rows = pq.read_table(digits.images)
+    for number, name in enumerate(files):
+        pq.write_table(rows.slice(40 * number, 40), tmp_path / "files" / name)
+    fs, path = fsspec.core.url_to_fs(place)
+    for folder in ("in", "in-of-others"):  # the second is not below the first
+        fs.makedirs(f"{path}/{folder}", exist_ok=True)
+        for name in files:
+            fs.pipe_file(f"{path}/{folder}/{name}", (tmp_path / "files" / name).read_bytes())
+    spec = write_spec(digits.spec(f"{place}/out", input__uri=f"{place}/in"))
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert main(["verify", spec]) == 0
+    seen = done(f"{place}/out").table(["source_uri"])["source_uri"].unique().to_pylist()
+    assert sorted(uri.rpartition("/")[2] for uri in seen) == sorted(files)
+
+
+def upload(files: Path, url: str) -> None:
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.makedirs(path, exist_ok=True)
+    for file in files.iterdir():
+        fs.put_file(str(file), f"{path}/{file.name}")
+
+
+def test_tar_shards_give_a_row_a_sample_with_key_and_label(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = list(samples(digits))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for start in range(0, len(everything), SAMPLES_A_TAR):
+        write_tar(tars / f"{start:06d}.tar", everything[start : start + SAMPLES_A_TAR])
+    upload(tars, f"{place}/in")
+    keys = ["__key__", "cls", "json"]
+    spec = write_spec(
+        digits.spec(
+            f"{place}/out",
+            input__uri=f"{place}/in", input__format="webdataset", input__keys=keys, gate__labels_column="cls",
+        )
+    )  # fmt: skip
+    assert main(["run", spec, "--pool=local"]) == 0
+    table = done(f"{place}/out").table()
+    assert table["__key__"].to_pylist() == [sample["__key__"] for sample in everything]
+    assert table["cls"].to_pylist() == [sample["cls"] for sample in everything]
+    assert table["row"].to_pylist() == [row % SAMPLES_A_TAR for row in range(len(everything))]
+    shards = len(list(done(f"{place}/out").files))
+    assert shards > 2 * len(list(tars.iterdir()))  # a tar is cut into several
+    good = table.filter(pa.compute.is_null(table["error_code"]))
+    assert pa.compute.mean(pa.compute.equal(good["cls"], good["label"]).cast("float64")).as_py() > 0.97
+    assert set(table["error_code"].unique().to_pylist()) == {None, "truncated", "empty", "null", "unsupported_format"}
+    assert main(["verify", spec]) == 0
+    capsys.readouterr()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+
+
+def test_a_tar_that_is_half_copied_waits_for_its_other_half(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    everything = list(samples(digits))
+    write_tar(folder / "a.tar", everything[:100])
+    whole = write_tar(folder / "b.tar", everything[100:200]).read_bytes()
+    (folder / "b.tar").write_bytes(whole[: len(whole) // 2])
+    spec = write_spec(
+        digits.spec(
+            tmp_path / "out",
+            input__uri=str(folder), input__format="webdataset", input__keys=["__key__"], gate__labels_column=None,
+        )
+    )  # fmt: skip
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert f"unreadable, left unclaimed: {folder}/b.tar: " in capsys.readouterr().err
+    assert done(str(tmp_path / "out")).table().num_rows == 100
+    (folder / "b.tar").write_bytes(whole)
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert done(str(tmp_path / "out")).table().num_rows == 200
+    assert main(["verify", spec]) == 0
+
+
+def test_a_manifest_of_pinned_versions_is_scored_as_it_says(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As made from a storage inventory: the next one names the file that changed with its new version."""
+    upload(digits.images, f"{place}/in")
+    fs, path = fsspec.core.url_to_fs(f"{place}/in", use_listings_cache=False)
+    local = tmp_path / "manifest"
+    local.mkdir()
+
+    def manifest(*skip: str) -> None:
+        infos = [info for info in fs.ls(path, detail=True) if not str(info["name"]).endswith(skip)]
+        columns = {
+            "uri": [fs.unstrip_protocol(info["name"]) for info in infos],
+            "size": [info["size"] for info in infos],
+            "version": [_etag(info) for info in infos],
+        }
+        pq.write_table(pa.table(columns), local / "list.parquet")
+        upload(local, place)
+
+    manifest("digits-3.parquet")
+    spec = write_spec(
+        digits.spec(
+            f"{place}/out", input={"manifest": f"{place}/list.parquet", "keys": ["id", "digit"], "on_change": "rescore"}
+        )
+    )
+    assert main(["run", spec, "--pool=local"]) == 0
+    scored = done(f"{place}/out").table(["id"]).num_rows
+    assert scored == sum(pq.read_metadata(digits.images / f"digits-{n}.parquet").num_rows for n in range(3))
+    assert main(["verify", spec]) == 0
+    with fs.open(f"{path}/digits-0.parquet", "wb") as file:
+        file.write((digits.images / "digits-3.parquet").read_bytes())
+    manifest()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "changed, scored again in place of what was there" in capsys.readouterr().err
+    expected = pa.concat_tables(pq.read_table(digits.images / f"digits-{n}.parquet") for n in (1, 2, 3, 3))
+    seen = done(f"{place}/out").table(["id"])
+    assert sorted(seen["id"].to_pylist()) == sorted(expected["id"].to_pylist())
+    assert main(["verify", spec]) == 0
+
+
+def _etag(info: dict[str, Any]) -> str:
+    """As an inventory has it: in quotes; of a local file what stands for one."""
+    from workers.storage.filesystems import version_of
+
+    return f'"{info["ETag"]}"' if "ETag" in info else version_of(info)
+
+
+def test_a_manifest_of_image_files_needs_no_listing_and_names_what_is_not_there(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for row in pq.read_table(digits.images).slice(0, 40).to_pylist():
+        (folder / f"{row['id']}.jpg").write_bytes(row["image"])
+    (folder / "list.txt").write_text("\n".join([*(f"{n}.jpg" for n in range(40)), "never.jpg"]))
+    spec = write_spec(
+        digits.spec(
+            tmp_path / "out",
+            input={"manifest": str(folder / "list.txt"), "format": "images"}, gate={"rows": 20},
+        )
+    )  # fmt: skip
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert f"unreadable, left unclaimed: {folder}/never.jpg: the manifest names it" in capsys.readouterr().err
+    assert done(str(tmp_path / "out")).table().num_rows == 40
+    (folder / "list.txt").write_text("\n".join(f"{n}.jpg" for n in range(40)))
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert main(["verify", spec]) == 0
+
+
+def test_a_file_of_a_manifest_without_versions_that_changed_before_its_turn_is_scored_by_the_next_run(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    shutil.copytree(digits.images, tmp_path / "in")
+    file = tmp_path / "in/digits-0.parquet"
+    manifest = tmp_path / "in/list.txt"
+    manifest.write_text("digits-0.parquet\ndigits-1.parquet\n")
+    spec = write_spec(digits.spec(tmp_path / "out", input={"manifest": str(manifest), "keys": ["id", "digit"]}))
+
+    def changed(loop: Any) -> Any:
+        shutil.copy(digits.images / "digits-3.parquet", file)
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.run.loop.Loop.run", changed)
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "gone: " in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 0
+    expected = [row for n in (1, 3) for row in pq.read_table(digits.images / f"digits-{n}.parquet")["id"].to_pylist()]
+    assert sorted(done(str(tmp_path / "out")).table()["id"].to_pylist()) == sorted(expected)
+    assert main(["verify", spec]) == 0
+    capsys.readouterr()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+
+
+def test_a_manifest_that_goes_on_to_name_a_version_that_is_not_there_is_told_instead_of_claimed_again(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = digits.images
+    (tmp_path / "list.txt").write_text(f"{folder}/digits-0.parquet\n{folder}/digits-1.parquet\tother\t77\n")
+    spec = write_spec(
+        digits.spec(tmp_path / "out", input={"manifest": str(tmp_path / "list.txt"), "keys": ["id", "digit"]})
+    )
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "gone: " in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert "the manifest says version other, size 77; there is version" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("model=*/_stint/plans/*"))) == 1
+
+
+def test_labels_of_the_gate_need_not_be_keys_of_tar_samples(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_tar(folder / "a.tar", list(samples(digits))[:300])
+    spec = digits.spec(tmp_path / "out", input__uri=str(folder), input__format="webdataset", input__keys=["__key__"])
+    assert main(["run", write_spec({**spec, "gate": {"labels_column": "cls", "rows": 100}}), "--pool=local"]) == 0
+    assert "top-1" in capsys.readouterr().err
+    assert done(str(tmp_path / "out")).schema.names[4:6] == ["__key__", "label"]

@@ -1,0 +1,195 @@
+"""Typical mistakes, each answered on stderr with what is wrong, where, and the way out; and the right exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from tests.support.digits_job import Digits
+
+WriteSpec = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture
+def fails(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run the digits job with changes; assert the exit code and that nothing was committed; return stderr."""
+
+    def check(code: int, **changes: Any) -> str:
+        spec = write_spec(digits.spec(tmp_path / "out", **changes))
+        capsys.readouterr()
+        assert main(["run", spec, "--pool=local"]) == code
+        assert list(tmp_path.glob("out/model=*/plan=*")) == []
+        return capsys.readouterr().err
+
+    return check
+
+
+def test_no_such_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "conf/demos.yaml", "--pool=local"]) == 2
+    assert "no spec at conf/demos.yaml" in capsys.readouterr().err
+
+
+def test_a_typo_in_the_spec(fails: Callable[..., str]) -> None:
+    assert "unknown key 'workers.btch': did you mean 'batch'?" in fails(2, workers__btch=3)
+
+
+def test_no_such_input(fails: Callable[..., str]) -> None:
+    shown = fails(2, input__uri="nowhere/at/all")
+    assert "input.uri: there is nothing at nowhere/at/all" in shown
+    assert "next: check the path" in shown
+
+
+def test_no_such_image_column(fails: Callable[..., str]) -> None:
+    shown = fails(2, input__image="picture")
+    assert "no column 'picture'; the file has id, digit, image" in shown
+
+
+def test_an_image_column_of_the_wrong_type(fails: Callable[..., str]) -> None:
+    assert "column 'id' is int64: images are binary" in fails(2, input__image="id", input__keys=[])
+
+
+def test_no_such_key_column(fails: Callable[..., str]) -> None:
+    assert "has no column 'sku'; it has id, digit, image" in fails(2, input__keys=["sku"])
+
+
+def test_no_such_labels_column(fails: Callable[..., str]) -> None:
+    assert "gate.labels_column: " in fails(2, gate__labels_column="truth")
+
+
+def test_labels_that_are_neither_indices_nor_names(digits: Digits, tmp_path: Path, fails: Callable[..., str]) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "named.parquet"
+    pq.write_table(table.append_column("truth", pa.array(["cat"] * table.num_rows)), data)
+    shown = fails(2, input__uri=str(data), gate__labels_column="truth")
+    assert "'cat' in column 'truth' is neither a class index nor one of the model's labels" in shown
+
+
+def test_labels_that_count_from_1(digits: Digits, tmp_path: Path, fails: Callable[..., str]) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "from-1.parquet"
+    pq.write_table(table.append_column("truth", pc.add(table["digit"], 1)), data)
+    shown = fails(2, input__uri=str(data), gate__labels_column="truth")
+    assert "column 'truth' holds 10, but the model's 10 classes count from 0" in shown
+
+
+def test_no_such_model(fails: Callable[..., str]) -> None:
+    shown = fails(2, model__arch="torchvision/resnet5")
+    assert "torchvision has no classification model 'resnet5'" in shown
+    assert "torchvision/resnet50" in shown
+
+
+def test_no_such_module(fails: Callable[..., str]) -> None:
+    shown = fails(2, model__arch="my_nets:small")
+    assert "there is no module 'my_nets'" in shown
+    assert "working directory" in shown
+
+
+def test_no_such_weights_file(fails: Callable[..., str]) -> None:
+    shown = fails(2, model__weights="weights/none.safetensors")
+    assert "model.weights: there is no file weights/none.safetensors" in shown
+
+
+def test_weights_that_do_not_fit(digits: Digits, fails: Callable[..., str]) -> None:
+    shown = fails(2, model__args={"num_classes": 7})
+    assert "10.weight" in shown
+    assert "num_classes: 10" in shown
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, fails: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "output.uri: cannot write" in fails(2, output__uri=str(tmp_path / "file" / "out"))
+
+
+def test_an_output_without_conditional_writes(fails: Callable[..., str]) -> None:
+    shown = fails(2, output__uri="memory://somewhere")
+    assert "no atomic create-if-absent" in shown
+    assert "output.single_writer: true" in shown
+
+
+def test_an_output_inside_the_input(digits: Digits, fails: Callable[..., str]) -> None:
+    shown = fails(2, output__uri=str(digits.images / "predictions"))
+    assert "lies inside input.uri" in shown
+
+
+def test_an_empty_folder_is_complete_and_says_so(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert (
+        main(["run", write_spec(digits.spec(tmp_path / "out", input__uri=str(tmp_path / "empty"))), "--pool=local"])
+        == 0
+    )
+    shown = capsys.readouterr()
+    assert "0 sources" in shown.err
+    assert "nothing new to score" in shown.out
+
+
+def test_files_without_rows_are_complete_and_claimed(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "hollow.parquet"
+    pq.write_table(pq.read_table(digits.images).slice(0, 0), data)
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert main(["verify", spec]) == 0
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "1 claimed by earlier plans, 0 new" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_parquet_is_named_and_the_others_are_scored(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "good.parquet").write_bytes(next(digits.images.glob("*.parquet")).read_bytes())
+    (data / "half-copied.parquet").write_bytes(b"PAR1 and then the network went away")
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert "half-copied.parquet is not a readable Parquet file" in capsys.readouterr().err
+    assert main(["verify", spec]) == 1
+    assert "half-copied.parquet (version " in capsys.readouterr().out
+    (data / "half-copied.parquet").unlink()
+    assert main(["verify", spec]) == 0
+
+
+def test_key_columns_of_two_types_are_refused_by_name(
+    digits: Digits, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(digits.images)
+    pq.write_table(table, data / "a.parquet")
+    pq.write_table(table.set_column(0, "id", table["id"].cast(pa.string())), data / "b.parquet")
+    shown = fails(2, input__uri=str(data))
+    assert "a.parquet has id: int64" in shown
+    assert "b.parquet has id: string" in shown
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "message"),
+    [
+        ("127.0.0.1:1", 1, "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", 2, "use ray job submit"),
+        ("nonsense", 2, "HOST:PORT of the cluster's GCS is wanted"),
+    ],
+)
+def test_a_cluster_that_is_not_there(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str],
+    address: str, code: int, message: str,
+) -> None:  # fmt: skip
+    assert main(["run", write_spec(digits.spec(tmp_path / "out")), "--address", address]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_wider_than_the_machine(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.pool.local.LocalCluster.most_workers", lambda self, threads: 0)
+    assert "workers.cpus: a worker takes 999 cores" in fails(2, workers__cpus=999)

@@ -1,0 +1,484 @@
+"""Seven nights of one job: what each finds, what it scores, what readers see afterwards; each ends in verify."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from jobs.demo import load_digits, train_weights
+from jobs.errors import RunFailed, SpecError
+from jobs.plan.discovery import Discovery, discover
+from jobs.plan.job import Job
+from jobs.reader import Predictions, done
+from jobs.run.loop import Loop
+from tests.support.digits_job import Digits
+
+WriteSpec = Callable[[dict[str, Any]], str]
+ROWS = 40
+
+
+class Nights:
+    """A job with a folder a day, and what its readers ought to see."""
+
+    def __init__(self, digits: Digits, folder: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys, self.write_spec = folder, capsys, write_spec
+        self.out = folder / "out"
+        self._rows = pq.read_table(digits.images)
+        self._next = 0
+        self.expected: dict[str, list[int]] = {}
+        """By file, the ids of the rows that readers ought to see."""
+        self.raw = digits.spec(
+            self.out, input__uri=str(folder / "in" / "{as_of}"), input__days=3, input__on_change="rescore"
+        )
+        self.spec = write_spec(self.raw)
+
+    def put(self, name: str) -> Path:
+        """A file of rows that no other file has; written over what is there."""
+        file = self.folder / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._rows.slice(self._next, ROWS)
+        self._next += ROWS
+        pq.write_table(rows, file)
+        self.expected[name] = rows["id"].to_pylist()
+        return file
+
+    def run(self, day: int, *more: str, code: int = 0) -> str:
+        """The night's run; returns what it said."""
+        assert main(["run", self.spec, "--pool=local", "--as-of", f"2026-03-{day:02d}", *more]) == code
+        shown = self.capsys.readouterr()
+        return shown.out + shown.err
+
+    def verify(self, day: int, code: int = 0) -> str:
+        assert main(["verify", self.spec, "--as-of", f"2026-03-{day:02d}"]) == code
+        return self.capsys.readouterr().out
+
+    def change_model(self) -> None:
+        """Other weights from here on."""
+        pictures, labels = load_digits()
+        train_weights(self.folder / "new.safetensors", pictures[:600], labels[:600], seed=1, copies=2)
+        self.raw["model"]["weights"] = str(self.folder / "new.safetensors")
+        self.raw["gate"]["max_top1_drop"] = 0.1
+        self.spec = self.write_spec(self.raw)
+
+    def check_readers(self) -> Predictions:
+        """Exactly the rows that ought to be seen, each once."""
+        predictions = done(str(self.out))
+        seen = predictions.table(["id"])["id"].to_pylist()
+        assert sorted(seen) == sorted(row for rows in self.expected.values() for row in rows)
+        return predictions
+
+
+@pytest.fixture
+def nights(digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]) -> Nights:
+    return Nights(digits, tmp_path, write_spec, capsys)
+
+
+def objects(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Predictions, plans and done records, each with what would change if it were written again."""
+    files = [file for file in folder.glob("model=*/**/*.parquet") if file.is_file()]
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+def test_seven_nights(nights: Nights) -> None:
+    before: dict[Path, tuple[int, int]] = {}
+
+    def check(day: int, code: int = 0) -> str:
+        """The end of each night: verified, nothing rewritten, readers see what they ought to."""
+        nonlocal before
+        now = objects(nights.out)
+        assert {file: now[file] for file in before} == before
+        before = now
+        nights.check_readers()
+        return nights.verify(day, code)
+
+    nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    check(1)
+
+    # The second night: a late file is in yesterday's folder, beside today's own.
+    nights.put("2026-03-01/late.parquet")
+    nights.put("2026-03-02/a.parquet")
+    assert "2 new with 80 rows" in nights.run(2)
+    check(2)
+
+    # The third: a file was overwritten. Its old rows stay where they are, and strict readers no longer see them.
+    nights.put("2026-03-01/b.parquet")
+    nights.put("2026-03-03/a.parquet")
+    assert "changed, scored again in place of what was there" in nights.run(3)
+    check(3)
+    assert len(nights.check_readers().superseded) == 1
+
+    # The fourth: a file is half copied. Everything else is scored; the night ends with code 1 and names the file.
+    half = nights.put("2026-03-04/half.parquet")
+    whole = half.read_bytes()
+    half.write_bytes(whole[: len(whole) // 2])
+    rows = nights.expected.pop("2026-03-04/half.parquet")
+    nights.put("2026-03-04/a.parquet")
+    assert f"1 source(s) or shard(s) could not be read or scored and have no predictions: {half}" in nights.run(
+        4, code=1
+    )
+    assert f"{half} (version " in check(4, code=1)
+
+    # The fifth: the copy is whole now; a file that was scored is deleted, and its predictions stay. No folder of today.
+    half.write_bytes(whole)
+    nights.expected["2026-03-04/half.parquet"] = rows
+    (nights.folder / "in/2026-03-03/a.parquet").unlink()
+    assert "not there (yet): " in nights.run(5)
+    assert "are not in the input now; their predictions stay" in check(5)
+
+    # The same night once more: nothing is new.
+    assert "nothing new to score" in nights.run(5)
+    written = objects(nights.out)
+    assert written == before
+    check(5)
+
+    # The sixth is missed entirely; the seventh scores both folders.
+    nights.put("2026-03-06/a.parquet")
+    nights.put("2026-03-07/a.parquet")
+    assert "2 new with 80 rows" in nights.run(7)
+    check(7)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-07"]) == 0
+
+    # And then the model changes: a root of its own, which readers do not see before it is promoted.
+    old = nights.check_readers().root
+    nights.change_model()
+    nights.run(7)
+    check(7)
+    assert nights.check_readers().root == old
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-07"]) == 0
+    assert main(["promote", nights.spec, "--as-of", "2026-03-07", "--allow-fewer"]) == 0  # one file is deleted
+    del nights.expected["2026-03-03/a.parquet"]
+    check(7)
+    assert nights.check_readers().root != old
+
+
+def test_a_new_model_is_scored_beside_the_old_one_and_readers_move_over_when_it_is_whole(
+    nights: Nights,
+) -> None:
+    for day in (1, 2, 5):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+        nights.run(day)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 0
+    old = nights.check_readers().root
+
+    nights.change_model()
+    nights.run(5)
+    nights.verify(5)
+    assert nights.check_readers().root == old  # half of a new model is nobody's business
+
+    assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 1
+    assert "has no predictions for 2 file(s)" in nights.capsys.readouterr().err
+    assert "2 new with 80 rows" in nights.run(5, "--as-of=2026-03-02")  # as --backfill would, day by day
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-05"]) == 0
+    assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 0
+    new = nights.check_readers().root
+    assert new != old
+
+    assert main(["promote", nights.spec, "--to", old]) == 0  # and back
+    assert nights.check_readers().root == old
+    nights.capsys.readouterr()
+    assert main(["status", nights.spec]) == 0
+    assert f"readers follow {old}" in nights.capsys.readouterr().out
+
+
+def test_a_backfill_scores_every_day_in_one_plan(nights: Nights) -> None:
+    for day in (1, 2, 3, 9):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+    nights.raw["input"]["days"] = 1
+    nights.spec = nights.write_spec(nights.raw)
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-09"]) == 0
+    assert len(list(nights.out.glob("model=*/_stint/plans/*"))) == 1
+    nights.check_readers()
+    assert main(["verify", nights.spec, "--backfill", "2026-03-01..2026-03-09"]) == 0
+
+
+def test_a_backfill_into_an_output_a_day_is_one_run_a_day(nights: Nights, tmp_path: Path) -> None:
+    for day in (1, 3):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+    nights.raw["input"]["days"] = 1
+    nights.raw["output"]["uri"] = str(tmp_path / "daily" / "{as_of}")
+    nights.spec = nights.write_spec(nights.raw)
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-02-28..2026-03-03"]) == 0
+    said = nights.capsys.readouterr().err
+    for day in ("2026-02-28", "2026-03-02"):  # nothing was delivered then
+        assert f"{day} is passed over: input.uri: there is nothing at " in said
+    for day in ("2026-03-01", "2026-03-03"):
+        assert done(str(tmp_path / "daily" / day)).table().num_rows == ROWS
+    assert main(["verify", nights.spec, "--backfill", "2026-02-28..2026-03-03"]) == 0
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-02-01..2026-02-03"]) == 2
+
+
+def test_by_default_a_changed_file_is_named_every_night_and_its_predictions_stay(nights: Nights) -> None:
+    nights.raw["input"]["on_change"] = "report"
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    first = dict(nights.expected)
+    nights.put("2026-03-01/a.parquet")
+    nights.expected = first
+    said = nights.run(2)
+    assert "changed since they were scored, predictions kept" in said
+    assert "nothing new to score" in said
+    assert "another content than the one scored" in nights.verify(2)
+    nights.check_readers()
+    reports = [json.loads(file.read_text()) for file in nights.out.glob("_stint/runs/*/report.json")]
+    assert sorted(len(report["changed"]) for report in reports) == [0, 1]
+
+
+def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+
+    def moved_away(loop: Any) -> Any:
+        shutil.move(file, nights.folder / "away")
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
+    assert "gone: 40 rows" in nights.run(1)
+    nights.verify(1)
+    shutil.move(nights.folder / "away", file)
+    assert "rows are back that were gone when it was their turn" in nights.verify(1, code=1)
+    said = nights.run(2)
+    assert "back again after they were gone" in said
+    nights.verify(2)
+    nights.check_readers()
+    assert "nothing new to score" in nights.run(2)
+
+
+def test_an_input_that_is_gone_altogether_at_the_end_of_a_run_is_told_and_fails_the_next_one(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+
+    def moved_away(loop: Any) -> Any:
+        shutil.move(file, nights.folder / "away")
+        file.parent.rmdir()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
+    told = "could not be looked for again: "
+    assert told in nights.run(1)
+    assert told not in nights.run(1, code=2)
+
+
+def test_a_file_that_is_back_before_its_plan_is_done_is_scored_by_the_run_that_finishes_the_plan(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+
+    right = Loop.run
+
+    def moved_away(loop: Loop) -> Any:
+        shutil.move(file, nights.folder / "away")
+        return right(loop)
+
+    def died(run: Any, plans: Any) -> None:
+        monkeypatch.undo()
+        raise RunFailed("the driver died after the last shard")
+
+    monkeypatch.setattr(Loop, "run", moved_away)
+    monkeypatch.setattr("jobs.run.run.Run._finish", died)
+    nights.run(1, code=1)
+    shutil.move(nights.folder / "away", file)
+    assert "back again after they were gone" in nights.run(2)
+    report = json.loads(max(nights.out.glob("_stint/runs/*/report.json")).read_text())
+    assert (report["plans"], report["rows_scored_here"]) == ([1, 2], ROWS)
+    assert report["accuracy"]["rows"]  # whoever scores, however late in a run, does so past the gate
+    nights.verify(2)
+    nights.check_readers()
+
+
+def test_a_missing_delivery_does_not_keep_what_an_earlier_night_left_from_being_finished(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.raw["input"]["days"] = 1
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.run.loop.Loop.run", killed)
+        with pytest.raises(Killed):
+            nights.run(1)
+    assert "there is nothing at" in nights.run(2, code=2)
+    nights.verify(1)
+    nights.check_readers()
+
+
+def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_that_looked_later(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.put("2026-03-01/a.parquet")
+    looked = discover
+
+    def look_and_wait(job: Job) -> Discovery:
+        """Between this run's look and its claim the file is overwritten, and another run scores it."""
+        found = looked(job)
+        monkeypatch.undo()
+        nights.put("2026-03-01/a.parquet")
+        nights.put("2026-03-01/b.parquet")
+        nights.run(1)
+        return found
+
+    monkeypatch.setattr("jobs.run.run.discover", look_and_wait)
+    nights.run(1)
+    nights.verify(1)
+    nights.check_readers()
+    assert "nothing new to score" in nights.run(1)
+
+
+def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that was scored again, one whose new version is not done, and one whose new version vanished."""
+    import duckdb
+
+    nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+    nights.put("2026-03-01/c.parquet")
+    nights.run(1)
+    scored = nights.expected["2026-03-01/c.parquet"]
+    vanishing = nights.put("2026-03-01/c.parquet")
+    nights.expected["2026-03-01/c.parquet"] = scored
+
+    def vanish(loop: Any) -> Any:
+        vanishing.unlink()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.run.loop.Loop.run", vanish)
+    assert "gone: 40 rows" in nights.run(1)
+    nights.verify(1)
+    nights.check_readers()
+    nights.put("2026-03-01/a.parquet")
+    nights.run(2)
+    first = nights.expected["2026-03-01/b.parquet"]
+    nights.put("2026-03-01/b.parquet")
+    nights.expected["2026-03-01/b.parquet"] = first  # its new version is scored, and not done
+    nights.run(3)
+    newest = max(nights.out.glob("model=*/_stint/done/*"))
+    newest.unlink()
+    predictions = nights.check_readers()
+    text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    sql = text.partition("```sql\n")[2].partition("```")[0]
+    root = f"{nights.out}/{predictions.root}"
+    found = duckdb.sql(sql.replace("s3://my-bucket/predictions/model=resnet50-0123456789abcdef", root).strip("; \n"))
+    ids = sorted(predictions.table(["id"])["id"].to_pylist())
+    assert sorted(row[0] for row in found.select("id").fetchall()) == ids
+    assert duckdb.from_arrow(predictions.reader(["label"])).aggregate("count(*)").fetchall() == [(len(ids),)]
+
+
+def test_a_plan_with_too_many_bad_rows_does_not_hold_up_others_and_is_done_once_its_files_are_replaced(
+    nights: Nights,
+) -> None:
+    good = nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    bad = nights.put("2026-03-02/bad.parquet")
+    table = pq.read_table(bad)
+    column = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(column, "image", pa.array([b"no image"] * ROWS)), bad)
+    del nights.expected["2026-03-02/bad.parquet"]
+    assert "40 of 40 rows are bad" in nights.run(2, code=3)
+
+    nights.put("2026-03-03/a.parquet")
+    assert "40 of 40 rows are bad" in nights.run(3, code=3)
+    nights.check_readers()  # of the good delivery too
+
+    shutil.copy(good, bad)  # the bad one is replaced
+    nights.expected["2026-03-02/bad.parquet"] = nights.expected["2026-03-01/a.parquet"]
+    nights.run(3)
+    nights.check_readers()
+    nights.verify(3)
+    assert "nothing new to score" in nights.run(3)
+
+
+def test_an_open_plan_of_an_earlier_day_may_follow_the_uris_in_its_own_folder(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.raw["input"]["days"] = 1
+    nights.raw["input"]["keys"] = ["id"]
+    nights.raw["gate"] = {"rows": 20}
+    nights.raw["model"]["calibration"]["rows"] = 10
+    nights.spec = nights.write_spec(nights.raw)
+    for day in (1, 2):
+        file = nights.put(f"2026-03-{day:02d}/tables/a.parquet")
+        table = pq.read_table(file)
+        images = file.parent.parent / "images"
+        images.mkdir()
+        for row in table.to_pylist():
+            (images / f"{row['id']}.jpg").write_bytes(row["image"] or b"")
+        column = table.schema.get_field_index("image")
+        paths = pa.array([f"{images}/{row['id']}.jpg" for row in table.to_pylist()])
+        pq.write_table(table.set_column(column, "image", paths), file)
+
+    def killed(loop: Any) -> Any:
+        raise RunFailed("killed", "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.run.loop.Loop.run", killed)
+        nights.run(1, code=1)
+    nights.run(2)
+    nights.check_readers()
+    assert set(done(str(nights.out)).table()["error_code"].to_pylist()) <= {None, "empty", "truncated"}
+
+
+def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.put("2026-03-01/a.parquet")
+    file = nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 0
+    nights.change_model()
+
+    def vanished(loop: Any) -> Any:
+        file.unlink()
+        monkeypatch.undo()
+        return loop.run()
+
+    monkeypatch.setattr("jobs.run.loop.Loop.run", vanished)
+    assert "gone: 40 rows" in nights.run(1)
+    nights.capsys.readouterr()
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 1
+    assert f"has no predictions for 1 file(s) that {nights.check_readers().root} has" in nights.capsys.readouterr().err
+
+
+def test_a_root_is_promoted_by_its_plain_name(nights: Nights) -> None:
+    """A shell completes names of folders with a slash."""
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    (root,) = (path.name for path in nights.out.glob("model=*"))
+    assert main(["promote", nights.spec, "--to", f"{root}/"]) == 0
+    assert nights.check_readers().root == root
+
+
+def test_readers_of_files_without_rows_are_told_so(nights: Nights) -> None:
+    file = nights.put("2026-03-01/a.parquet")
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    nights.run(1)
+    nights.verify(1)
+    with pytest.raises(SpecError, match="holds no rows: all files that were scored are empty"):
+        done(str(nights.out))
+    nights.expected.clear()
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    nights.check_readers()
