@@ -11,6 +11,7 @@ It polls. A watch would save nothing at one request in five seconds, and has to 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from jobs.console import Console
 from jobs.errors import (
     BAD_ROWS,
     BAD_SPEC,
@@ -267,3 +269,17 @@ class Night:
 
     def _selector(self) -> str:
         return f"{TEMPLATE_LABEL}={self.template}"
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint nightly`."""
+    return nightly(
+        template=arguments.template,
+        namespace=arguments.namespace,
+        as_of=arguments.as_of,
+        zone=arguments.timezone or None,
+        job=arguments.job or None,
+        keep_nights=arguments.keep,
+        interrupted=console.interrupts(),
+        say=console.say,
+    )

@@ -6,10 +6,12 @@ is joined, never started twice; one that has ended, however it did, is attempted
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import (
     Attempt,
@@ -233,3 +236,19 @@ def _variables(given: Sequence[str], environment: Mapping[str, str], say: Say) -
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint submit`."""
+    # Interrupted, code 5, also before there is a job to wait for.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prepared = prepare(
+        arguments.spec,
+        arguments.overrides,
+        arguments.days,
+        working_dir=arguments.working_dir,
+        env=arguments.env,
+        address=arguments.address,
+        say=console.say,
+    )
+    return submit(prepared, wait=arguments.wait, say=console.say)
