@@ -17,7 +17,8 @@ from jobs.cli import COMMANDS, command
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
-    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/MONITORING.md", "k8s/README.md",
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "k8s/README.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
 )  # fmt: skip
 RAY_ALLOWED = {
     "jobs/pool/ray_local.py",
