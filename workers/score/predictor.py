@@ -19,7 +19,7 @@ from workers.engines.base import Engine
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer
 from workers.output import Floats, Scored
-from workers.source.shard_reader import ImageCell, RowBlock
+from workers.source.rows import ImageCell, RowBlock
 
 BATCHES_A_ROUND = 4
 """With several decode threads: batches decoded before the network runs, so that the last straggler costs little."""

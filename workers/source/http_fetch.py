@@ -20,10 +20,8 @@ from urllib3.exceptions import HTTPError
 from workers.redaction import redacted
 from workers.source.uris import Refused, is_allowed
 from workers.storage.errors import ServerFault
+from workers.storage.filesystems import ACCEPT_S, SILENCE_S
 
-CONNECT_S = 10.0
-READ_S = 30.0
-"""Between two pieces of an answer."""
 TOTAL_S = 120.0
 """For a whole image, from its first byte."""
 MAX_BYTES = 128 * 2**20
@@ -43,7 +41,7 @@ class TooLarge(Exception):
 
 
 def fetch(url: str) -> bytes:
-    """The body of a URL as `workers.source.uris.resolve` returns it.
+    """The body of a URL as `workers.source.uris.resolve_uri` returns it.
 
     Raises Refused where the host's addresses are not allowed, the server redirects, or it does not give the image;
     FileNotFoundError, TooLarge, PermissionError for a certificate that does not hold, and ServerFault, which may pass.
@@ -62,18 +60,15 @@ def fetch(url: str) -> bytes:
             redirect=False,
             preload_content=False,
             decode_content=False,
-            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+            timeout=urllib3.Timeout(connect=ACCEPT_S, read=SILENCE_S),
         )
-        whole = False
         try:
             _check_status(answer, url)
             body = _body(answer, url)
-            whole = True
-        finally:
-            if whole:
-                answer.release_conn()
-            else:
-                answer.close()
+        except BaseException:
+            answer.close()  # what is left of the answer would be taken for the next one
+            raise
+        answer.release_conn()
     except HTTPError as error:
         _found.pop((host, port), None)  # the next try asks anew: the name may lead somewhere else by then
         if isinstance(error.__context__, ssl.SSLCertVerificationError):

@@ -14,14 +14,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.source.rows import ImageCell, RowBlock
-from workers.source.source_file import InputUnreadable
+from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.source.tar import Member, Window, members
 
 KEY_COLUMN = "__key__"
@@ -30,7 +29,6 @@ MAX_TEXT_BYTES = 16 * 2**20
 """Of a member that is a key column."""
 MAX_MEMBERS = 1024
 """Of one sample."""
-BLOCK_BYTES = 4 * 2**20
 BLOCK_ROWS = 1024
 
 _META_FOLDER = re.compile(r"__[^/]*__/")
@@ -67,12 +65,12 @@ class Block:
     """From there to the next block, or to the end of the last sample."""
 
 
-def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
+def blocks(file: SourceFile, rows_a_block: int = 16) -> tuple[Block, ...]:
     """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
 
-    `file` is a workers.source.parquet.SourceFile. Only headers are looked at. From an object store small members are
-    read through all the same, because that is quicker than a request for each header; large ones are passed over.
-    Raises InputUnreadable for anything but a whole, plain tar (it does not name the file); StoreError.
+    Only headers are looked at. From an object store small members are read through all the same, because that is
+    quicker than a request for each header; large ones are passed over. Raises InputUnreadable for anything but a whole,
+    plain tar (it does not name the file); StoreError.
     """
     starts: list[int] = []
     rows = stop = 0
@@ -87,10 +85,10 @@ def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
     )
 
 
-def keys_of(file: Any, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
+def keys_of(file: SourceFile, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
     """Key columns of the `rows` samples from `byte_start` on, as strings, without reading their images.
 
-    `file` is a workers.source.parquet.SourceFile. Raises InputUnreadable, also when there are fewer rows; StoreError.
+    Raises InputUnreadable, also when there are fewer rows; StoreError.
     """
     samples = list(islice(_samples(_sparing(file), byte_start, _Wanted(keys=names)), rows))
     if len(samples) != rows:
@@ -98,7 +96,7 @@ def keys_of(file: Any, byte_start: int, rows: int, names: Sequence[str]) -> pa.T
     return _key_table(samples, names)
 
 
-def _sparing(file: Any) -> Window:
+def _sparing(file: SourceFile) -> Window:
     """For headers with other things between them."""
     if file.remote:
         return Window(file, first_bytes=64 * 2**10, most_bytes=4 * 2**20)
@@ -108,12 +106,12 @@ def _sparing(file: Any) -> Window:
 # -------------------------------------------------------------------------------------------- the rows
 
 
-def streaming(file: Any) -> Window:
-    """For samples that are read whole, one after the other. `file` is a workers.source.parquet.SourceFile."""
+def streaming(file: SourceFile) -> Window:
+    """For samples that are read whole, one after the other."""
     return Window(file, first_bytes=2**19, most_bytes=(8 if file.remote else 2) * 2**20)
 
 
-def slice_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
+def sample_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable, StoreError.
 
     Slices of one file in ascending order share a `streaming` window, and nothing is read twice.

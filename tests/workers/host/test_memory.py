@@ -40,7 +40,7 @@ from workers.host.memory import BoundTooLow, Guard, bound_bytes, check_room, nod
 from workers.host.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, look_again_ms
 from workers.image import resize
 from workers.outcomes import FailureCode, FailureKind
-from workers.source.parquet_rows import BLOCK_BYTES, FETCHES
+from workers.source.rows import BLOCK_BYTES, FETCHES
 from workers.source.shard_reader import ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
 
