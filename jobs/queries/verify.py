@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ledger import crashes
@@ -29,7 +28,7 @@ from jobs.plan.discovery import look
 from jobs.plan.job import Job
 from jobs.spec.schema import Input
 from workers.contract import Shard, Slice
-from workers.output import NotOurs, ObjectFacts, object_facts
+from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.parquet import open_parquet
 from workers.source.source_file import opened
 from workers.source.webdataset import keys_of
@@ -167,8 +166,8 @@ def _check_shard(
         keys = list(given.keys)
         # Without a digest to compare with, only the checksums of the pages tell of a flipped bit: all are read then.
         columns = ROW_COLUMNS + keys if done else None
-        table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
-    except (NotOurs, pa.ArrowException, OSError) as error:
+        table = OutputObject(data).table(columns)
+    except NotOurs as error:
         return [f"{key} cannot be read: {error}"], None
     problems = []
     if done and done.sha256 != facts.sha256:

@@ -53,8 +53,8 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Died:
-    """The process that made the try is dead."""
+class Death:
+    """How a try ended whose process died of it."""
 
     how: str
     """For a person: what the row did to it."""
@@ -62,7 +62,7 @@ class Died:
     """It had scored other rows before."""
 
 
-def search(rows: int) -> Generator[Try, Died | None, dict[int, str]]:
+def search(rows: int) -> Generator[Try, Death | None, dict[int, str]]:
     """Yields tries and is sent how each ended, None if it was scored. Returns the rows that kill, with how they do.
 
     Each row is part of exactly one try that was scored, in ascending order. Raises Hopeless, ReadingKills.
@@ -72,19 +72,19 @@ def search(rows: int) -> Generator[Try, Died | None, dict[int, str]]:
     survived = 0
     while waiting:
         this = waiting.pop()
-        died = yield this
-        if died is None:
+        death = yield this
+        if death is None:
             survived += this.blamed is None
         elif this.blamed is not None:
-            raise ReadingKills(this.first, died.how)
+            raise ReadingKills(this.first, death.how)
         elif this.rows > 1:
             middle = (this.first + this.last) // 2
             waiting += [Try(middle, this.last), Try(this.first, middle)]
-        elif died.used:
+        elif death.used:
             waiting.append(Try(this.first, this.last, fresh=True))
         else:
-            blamed[this.first] = died.how
+            blamed[this.first] = death.how
             if len(blamed) > MOST_BLAMED or (len(blamed) >= NONE_SURVIVED and not survived):
                 raise Hopeless(blamed)
-            waiting.append(Try(this.first, this.last, blamed=died.how))
+            waiting.append(Try(this.first, this.last, blamed=death.how))
     return blamed

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
 
-STAGES = ("read", "decode", "predict", "write", "wait")
+WORKER_STAGES = ("read", "decode", "predict", "write", "wait")
 
 
 @dataclass
@@ -70,15 +70,15 @@ class Scorer:
     ) -> Scorer:
         """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
 
-        `lap` is told of each step that is done; `memory_bytes` is the process's bound, for the size of a batch where
-        the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
+        `lap` is called with the name of each step that is done; `memory_bytes` is the process's bound, for the size of
+        a batch where the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
         """
+        import pyarrow as pa
         import torch
 
         from workers.bundle import bundle
         from workers.host.cpu import isa_class
         from workers.image.resize import decode_into
-        from workers.output import read_schema
         from workers.score.loading import load_best
         from workers.score.predictor import Predictor
         from workers.storage.store import open_store
@@ -117,7 +117,7 @@ class Scorer:
             labels=manifest.labels,
             outputs=manifest.outputs,
             isa=isa_class(),
-            keys=tuple(read_schema(spec.output.key_schema)) if spec.output.key_schema else (),
+            keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.output.key_schema))) if spec.output.key_schema else (),
         )
 
     @property
@@ -134,12 +134,12 @@ class Scorer:
     ) -> Part:
         """Score the at most `rows` rows of `blocks`, which `reader` reads. What the reader raises goes up.
 
-        `between_rounds` is told how many rows are done; what it raises goes up, too.
+        `between_rounds` is called with the number of rows that are done; what it raises goes up, too.
         """
         import torch
 
         wall, cpu = time.perf_counter(), time.process_time()
-        stage = self.predictor.stage_s = dict.fromkeys(STAGES, 0.0)
+        stage = self.predictor.stage_s = dict.fromkeys(WORKER_STAGES, 0.0)
         scored = self.predictor.score(blocks, rows, between_rounds)
         wall_s = time.perf_counter() - wall
         stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])

@@ -181,9 +181,6 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-# ------------------------------------------------------------------------------------------- headers
-
-
 def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:
     """One header block, parsed; None if it is all zeros."""
     if at == 0 and window.size < BLOCK:

@@ -49,9 +49,6 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-# ------------------------------------------------------------------------------------------- the index
-
-
 @dataclass(frozen=True)
 class Block:
     """Consecutive samples of one tar."""
@@ -101,9 +98,6 @@ def _sparing(file: SourceFile) -> Window:
     if file.remote:
         return Window(file, first_bytes=64 * 2**10, most_bytes=4 * 2**20)
     return Window(file, first_bytes=16 * 2**10, most_bytes=16 * 2**10)
-
-
-# -------------------------------------------------------------------------------------------- the rows
 
 
 def streaming(file: SourceFile) -> Window:
@@ -168,9 +162,6 @@ def _key_value(sample: _Sample, name: str) -> str | None:
 
 def _too_few(found: int, planned: int, byte_start: int) -> InputUnreadable:
     return InputUnreadable(f"{found} samples from byte {byte_start} on, {planned} planned")
-
-
-# --------------------------------------------------------------------------------------------- samples
 
 
 class _Wanted:

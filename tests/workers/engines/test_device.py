@@ -216,8 +216,8 @@ def test_gpus_are_counted_within_what_the_process_may_see(tmp_path: Path, visibl
     for name in ("0000:17:00.0", "0000:65:00.0"):
         (tmp_path / "proc/driver/nvidia/gpus" / name).mkdir(parents=True)
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert gpus.count(environ, tmp_path) == count
-    assert gpus.count(environ, tmp_path / "elsewhere") == 0
+    assert gpus.gpu_count(environ, tmp_path) == count
+    assert gpus.gpu_count(environ, tmp_path / "elsewhere") == 0
 
 
 @no_gpu
