@@ -24,7 +24,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 SIGTERM_GRACE_S = 25.0
-"""After SIGTERM. Whoever sends it kills later: Kubernetes after 30 s, if it is not told otherwise; systemd after 90."""
+"""After SIGTERM. Whoever sends it kills later: Kubernetes after 30 s by default, systemd after 90."""
 COMMIT_S = 3.0
 """Kept free for encoding and creating the object, and for the answer to reach the driver."""
 SLACK = 1.25

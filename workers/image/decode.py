@@ -68,7 +68,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 SizeKnown: TypeAlias = Callable[[int], object]
-"""Told of the number of an image's pixels before they are decoded; it may wait."""
+"""Called with the number of an image's pixels before they are decoded; it may wait."""
 
 
 class Stored(NamedTuple):

@@ -19,21 +19,19 @@ NONE_SURVIVED = 8
 """So many rows, each of which killed, and nothing that was scored: then it is not the rows'."""
 
 
+@dataclass(eq=False)
 class Hopeless(Exception):
     """So many rows kill that the reason lies elsewhere."""
 
-    def __init__(self, blamed: dict[int, str]) -> None:
-        super().__init__(blamed)
-        self.blamed = blamed
+    blamed: dict[int, str]
 
 
+@dataclass(eq=False)
 class ReadingKills(Exception):
     """It is not the image that kills: reading the row is enough."""
 
-    def __init__(self, row: int, how: str) -> None:
-        super().__init__(row, how)
-        self.row = row
-        self.how = how
+    row: int
+    how: str
 
 
 @dataclass(frozen=True)

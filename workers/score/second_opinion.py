@@ -13,7 +13,7 @@ import numpy as np
 
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
-from workers.engines.base import Logits, score_crops
+from workers.engines.base import score_crops
 from workers.image.errors import BadImage
 from workers.storage.store import Store
 
@@ -44,14 +44,16 @@ def second_opinion(
 
     torch.set_num_threads(threads)
     engine = bundle.load_engine(store, manifest, _REFERENCE, threads=threads)
-    opinions: list[Opinion | None] = [None] * len(images)
+    labels, opinions = manifest.labels, dict[int, Opinion]()
     for first in range(0, len(images), _CROPS):
         rows, crops_NHWC = _decoded(images[first : first + _CROPS], manifest)
-        if rows:
-            logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(_BATCH, len(rows)))
-            for row, opinion in zip(rows, _opinions(logits_NK, manifest.labels), strict=True):
-                opinions[first + row] = opinion
-    return opinions
+        if not rows:
+            continue
+        logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(_BATCH, len(rows)))
+        scores, classes = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
+        for row, k, score in zip(rows, classes.tolist(), scores.tolist(), strict=True):
+            opinions[first + row] = Opinion(str(labels[k]) if labels else str(k), score)
+    return [opinions.get(row) for row in range(len(images))]
 
 
 def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[int], np.ndarray]:
@@ -70,11 +72,3 @@ def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[i
             continue
         rows.append(row)
     return rows, crops_NHWC
-
-
-def _opinions(logits_NK: Logits, labels: Sequence[str] | None) -> list[Opinion]:
-    import torch
-
-    scores, best = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
-    named = zip(best.tolist(), scores.tolist(), strict=True)
-    return [Opinion(str(labels[k]) if labels else str(k), score) for k, score in named]

@@ -84,13 +84,8 @@ _found: dict[tuple[str, int], tuple[float, str]] = {}
 def _address(host: str, port: int) -> str:
     """An address of the host that may be connected to; every one that it has must be."""
     until, address = _found.get((host, port), (0.0, ""))
-    if time.monotonic() >= until:
-        address = _resolved(host, port)
-        _found[host, port] = time.monotonic() + ADDRESS_S, address
-    return address
-
-
-def _resolved(host: str, port: int) -> str:
+    if time.monotonic() < until:
+        return address
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -99,6 +94,7 @@ def _resolved(host: str, port: int) -> str:
     for address in addresses:
         if not is_allowed(address, host):
             raise Refused(f"{host} is at {address}, where URIs in data may not lead")
+    _found[host, port] = time.monotonic() + ADDRESS_S, addresses[0]
     return addresses[0]
 
 

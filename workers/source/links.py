@@ -25,7 +25,7 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
 
     A path below a root may still lead elsewhere by a symbolic link, and may be replaced between a check and the
     opening. So the file is opened first, without reading it, then asked where it is, and read through the same
-    descriptor. A hard link cannot be told from the file itself.
+    descriptor. A hard link is no different from the file itself.
 
     Raises Refused for a file that lies elsewhere or is no regular file, BadImage for one that is too large to be an
     image, FileNotFoundError, OSError.

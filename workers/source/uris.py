@@ -11,8 +11,8 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from workers.redaction import shown
@@ -35,7 +35,7 @@ _NEVER = [
     )
 ]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_PRIVATE_ENDINGS = ("internal", "local", "localhost", "svc", "home.arpa")
+_PRIVATE_ENDINGS = (".internal", ".local", ".localhost", ".svc", ".home.arpa")
 """Endings of names that the public DNS does not answer (RFC 6761, 6762, 8375; ICANN's .internal; Kubernetes' .svc)."""
 
 
@@ -66,11 +66,8 @@ def is_allowed(address: str, host: str) -> bool:
         return _plain(named) == found
     if found.is_loopback:
         return host == "localhost" or host.endswith(".localhost")
-    return (found.is_global and not found.is_multicast) or (found.is_private and _is_private_name(host))
-
-
-def _is_private_name(host: str) -> bool:
-    return "." not in host or any(host.endswith(f".{ending}") for ending in _PRIVATE_ENDINGS)
+    private_name = "." not in host or host.endswith(_PRIVATE_ENDINGS)
+    return (found.is_global and not found.is_multicast) or (found.is_private and private_name)
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
@@ -116,8 +113,7 @@ class Refused(ValueError):
     """The URI may not be followed."""
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     scheme: str
     """As listings name it; `` for a file of this machine."""
     host: str
@@ -141,7 +137,9 @@ def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
         place = _place(_joined(value, source))
         for root in roots:
             base = _place(root)
-            if (place.scheme, place.host) == (base.scheme, base.host) and _contains(base, place):
+            # Below the root, or the file that the root names.
+            inside = f"{place.path}/".startswith(f"{base.path.rstrip('/')}/")
+            if (place.scheme, place.host) == (base.scheme, base.host) and inside:
                 return place.url(_scheme_of(root) if base.scheme else "")
     except Refused as error:
         raise Refused(f"{shown(value)}: {error}") from error
@@ -153,7 +151,7 @@ def check_root(root: str) -> None:
     place = _place(root)
     if place.scheme not in WEB:
         return
-    host = web_host(place.host)
+    host = place.host.rpartition(":")[0].removeprefix("[").removesuffix("]")  # an IPv6 address stands in brackets
     if place.query or "#" in root:
         raise Refused("a root has no query")
     try:
@@ -166,11 +164,6 @@ def check_root(root: str) -> None:
 
 def is_web(url: str) -> bool:
     return _scheme_of(url) in WEB
-
-
-def web_host(authority: str) -> str:
-    """Host name or address of `host:port`, without the brackets of an IPv6 address."""
-    return authority.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def normalise(url: str) -> str:
@@ -255,9 +248,3 @@ def _without_dots(path: str) -> str:
     if segments[-1] in (".", ".."):
         kept.append("")  # it names a folder
     return "/" + "/".join(kept)
-
-
-def _contains(root: _Place, place: _Place) -> bool:
-    """Whether a place lies below a root, or is the file that the root names."""
-    above = root.path.rstrip("/")
-    return place.path == above or place.path.startswith(f"{above}/")
