@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,9 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
     # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
     slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
     caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
-    with _choosing(folder):
+    with (folder / "choosing").open("a") as choosing:
+        # One at a time, so that two workers that want several cores each do not take half of each other's.
+        fcntl.flock(choosing, fcntl.LOCK_EX)
         held = {slot: d for slot in slots if (d := _try_lock(folder / f"{'cpu' if pin else 'slot'}{slot}")) is not None}
         chosen = choose_slots(list(held), caches, threads)
         for slot in held.keys() - chosen:
@@ -180,17 +182,6 @@ def choose_slots(free: list[int], caches: Mapping[int, int], wanted: int) -> set
         by_cache.setdefault(caches[slot], []).append(slot)
     roomy = [group for group in by_cache.values() if len(group) >= wanted]
     return set(min(roomy, key=len)[:wanted] if roomy else free[:wanted])
-
-
-@contextmanager
-def _choosing(folder: Path) -> Iterator[None]:
-    """One chooser at a time, so that two workers that want several cores each do not take half of each other's."""
-    descriptor = os.open(folder / "choosing", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:

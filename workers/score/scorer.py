@@ -21,6 +21,7 @@ from workers.storage.retries import take_throttled_s
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from workers.bundle.manifest import Manifest
     from workers.engines.artifact import ArtifactInfo
     from workers.output import Scored
     from workers.score.predictor import Predictor
@@ -59,8 +60,7 @@ class Scorer:
     batch: int
     notes: tuple[str, ...]
     """Why it is not the one that should be best here."""
-    labels: tuple[str, ...] | None
-    outputs: int
+    manifest: Manifest
     isa: str
     keys: tuple[pa.Field, ...]
 
@@ -114,8 +114,7 @@ class Scorer:
             info=loaded.info,
             batch=loaded.batch,
             notes=loaded.notes,
-            labels=manifest.labels,
-            outputs=manifest.outputs,
+            manifest=manifest,
             isa=isa_class(),
             keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.output.key_schema))) if spec.output.key_schema else (),
         )
@@ -160,7 +159,7 @@ class Scorer:
         Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
-        from workers.output import encode, object_facts
+        from workers.output import by_class, by_score, encode, object_facts
 
         began = time.perf_counter()
         scored = part.scored
@@ -171,9 +170,9 @@ class Scorer:
             shard,
             scored,
             task=self.spec.task,
-            labels=self.labels,
+            labels=self.manifest.labels,
             keys=self.keys,
-            outputs=self.outputs,
+            outputs=self.manifest.outputs,
             gone=part.gone,
             metadata={
                 "plan_token": shard.plan_token,
@@ -194,7 +193,7 @@ class Scorer:
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
         facts = object_facts(data if committed else self.store.get(key))
-        classes, scores = _counted(scored) if committed and self.spec.task == "classify" else ({}, ())
+        ok = scored.ok if committed and self.spec.task == "classify" else None
         write_s = time.perf_counter() - began
         return ShardResult(
             plan=shard.plan,
@@ -214,18 +213,9 @@ class Scorer:
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
-            class_counts=classes,
-            score_counts=scores,
+            class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
+            score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
         )
-
-
-def _counted(scored: Scored) -> tuple[dict[int, int], tuple[int, ...]]:
-    """Of the rows with a prediction: how many by class, how many by score."""
-    from workers.output import by_class, by_score
-
-    ok = scored.ok
-    classes = by_class(scored.label_NK[: scored.rows][ok, 0])
-    return classes, tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist())
 
 
 def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
