@@ -26,6 +26,7 @@ from jobs.plan.job import Job
 from jobs.report.journal import run_ids
 from jobs.spec.load import load_spec
 from workers.bundle.bundle import read_manifest
+from workers.output import OutputObject
 
 SPEC = "conf/demo.yaml"
 MARKER = ".stint-demo"
@@ -169,7 +170,7 @@ def _accuracy(job: Job) -> str:
     assert report is not None
     columns = ["digit", "label", "error_code"]
     table = pa.concat_tables(
-        pq.read_table(pa.BufferReader(job.store.get(f"{job.ledger.root}/{shard.key}")), columns=columns)
+        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(columns)
         for plan in job.ledger.plans()
         for shard in plan.shards
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from workers.score.scorer import Part, Scorer
     from workers.source.prefetch import ReadAhead
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 SHARDS_AT_ONCE = 2
 """One is predicted; beside it the one before is written, or the next one is read."""
@@ -71,7 +71,7 @@ class Worker:
     def leave(self, left_s: float) -> None:
         """Have everything over in so many seconds: what cannot be finished is handed back, and nothing more begun."""
         logs.leaving(left_s)
-        self._notice.tell(left_s)
+        self._notice.give(left_s)
 
     def stop(self) -> None:
         self._compute.shutdown(wait=True, cancel_futures=True)
@@ -81,7 +81,7 @@ class Worker:
         if self._lease:
             self._lease.release()
 
-    def _guarded(self, action: Callable[[], T | Failure], doing: str) -> T | Failure:
+    def _guarded(self, action: Callable[[], _T | Failure], doing: str) -> _T | Failure:
         try:
             outcome = action()
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
@@ -93,8 +93,6 @@ class Worker:
         else:
             logs.logger.debug("%s: done", doing)
         return outcome
-
-    # ------------------------------------------------------------------------------------------- start
 
     def _start(self) -> WorkerInfo:
         clock = _Stopwatch()
@@ -134,8 +132,6 @@ class Worker:
         cores.apply(self._lease.plan)
         return self._lease.plan
 
-    # ------------------------------------------------------------------------------------------- score
-
     def _score(self, shard: Shard) -> ShardResult:
         from workers.source.prefetch import ReadAhead
         from workers.source.shard_reader import ShardReader
@@ -146,7 +142,7 @@ class Worker:
             part = self._notice.result_of(self._compute.submit(self._predict, shard, ahead), take_back=True)
             return self._notice.result_of(self._write.submit(self._scorer.commit, shard, part), take_back=False)
         finally:
-            if not self._notice.told:  # else nobody waits for what may hang in storage: it goes with the process
+            if not self._notice.given:  # else nobody waits for what may hang in storage: it goes with the process
                 ahead.close()
 
     def _score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure:

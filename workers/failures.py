@@ -47,6 +47,6 @@ def classify(error: Exception) -> Failure:
         kind=kind,
         code=code,
         message=redacted(str(error) if ours else f"{type(error).__name__}: {error}"),
-        # One that was told to go has nothing to explain.
+        # A worker that had to go has nothing to explain.
         traceback="" if code == FailureCode.PREEMPTED else redacted("".join(traceback.format_exception(error))),
     )

@@ -34,7 +34,7 @@ class _Clean(logging.Filter):
 def keep_clean() -> None:
     """Have every line of this process pass the filter. For processes of our own, once Ray has set up logging."""
     for handler in logging.getLogger().handlers:
-        if not any(isinstance(it, _Clean) for it in handler.filters):
+        if not any(isinstance(one, _Clean) for one in handler.filters):
             handler.addFilter(_Clean())
 
 

@@ -1,4 +1,4 @@
-"""The output object of a shard: explicit schema, Parquet in memory, zstd, page checksums."""
+"""The output object of a shard, written and read: explicit schema, Parquet in memory, zstd, page checksums."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from workers.contract import Shard
 from workers.image.errors import BadImage
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+SCORE_BINS = 20
+"""Of the counts by score: equal ones from 0 to 1."""
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Scored:
     For embeddings `score_NK` holds the vectors and `label_NK` is empty.
     """
 
-    label_NK: Ints
-    score_NK: Floats
+    label_NK: npt.NDArray[np.int32]
+    score_NK: npt.NDArray[np.float32]
     slice_index: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     errors: dict[int, BadImage] = field(default_factory=dict)
@@ -104,10 +104,6 @@ def shown_keys(keys: pa.Table, row: int) -> dict[str, str]:
     return shown
 
 
-def read_schema(data: bytes) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(data))
-
-
 def encode(
     shard: Shard, scored: Scored, *, task: str, labels: Sequence[str] | None, keys: Sequence[pa.Field], outputs: int,
     metadata: Mapping[str, str], gone: Sequence[int],
@@ -129,7 +125,10 @@ def encode(
     if keys:
         table = pa.concat_tables(scored.keys) if scored.keys else pa.schema(list(keys)).empty_table()
         columns += [table.column(key.name).cast(key.type) for key in keys]
-    columns += _embeddings(scored, ok, outputs) if task == "embed" else _classes(scored, ok, labels)
+    if task == "embed":
+        columns.append(_lists(scored.score_NK[:rows], ok, outputs, pa.float32()))
+    else:
+        columns += _classes(scored, ok, labels)
     errors = [scored.errors.get(row) for row in range(rows)]
     columns.append(pa.array([bad.code if bad else None for bad in errors], pa.string()))
     columns.append(pa.array([str(bad) if bad else None for bad in errors], pa.string()))
@@ -169,8 +168,30 @@ def _lists(values_NK: np.ndarray, ok: np.ndarray, k: int, item: pa.DataType) -> 
     )
 
 
-def _embeddings(scored: Scored, ok: np.ndarray, outputs: int) -> list[pa.Array]:
-    return [_lists(scored.score_NK[: scored.rows], ok, outputs, pa.float32())]
+class OutputObject:
+    """An output object that is read: its footer at once, its columns when they are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises NotOurs for bytes that are no Parquet file."""
+        try:
+            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise NotOurs(f"not a Parquet file: {error}") from error
+        self.schema = self._file.schema_arrow
+        self.rows = int(self._file.metadata.num_rows)
+        found = (self._file.metadata.metadata or {}).items()
+        self.metadata = {k.decode().removeprefix("stint."): v.decode() for k, v in found if k.startswith(b"stint.")}
+        """What `encode` was given and what it counted, by name."""
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """These columns, all by default. Raises NotOurs where one is missing or the checksum of a page is wrong."""
+        lacking = [name for name in columns or () if name not in self.schema.names]
+        if lacking:
+            raise NotOurs(f"no column {', '.join(lacking)}; the file has {', '.join(self.schema.names)}")
+        try:
+            return self._file.read(columns)
+        except (pa.ArrowException, OSError) as error:
+            raise NotOurs(f"damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -189,33 +210,22 @@ class ObjectFacts:
 
 def object_facts(data: bytes) -> ObjectFacts:
     """Raises NotOurs when the bytes are not a complete object that Stint wrote."""
-    try:
-        footer = pq.read_metadata(pa.BufferReader(data))
-    except pa.ArrowException as error:
-        raise NotOurs(f"not a Parquet file: {error}") from error
-    found = {k.decode(): v.decode() for k, v in (footer.metadata or {}).items() if k.startswith(b"stint.")}
+    opened = OutputObject(data)
     try:
         facts = ObjectFacts(
-            shard=found["stint.shard"],
-            plan_token=found["stint.plan_token"],
-            rows_ok=int(found["stint.rows_ok"]),
-            rows_bad=int(found["stint.rows_bad"]),
-            gone=tuple(json.loads(found["stint.gone"])),
+            shard=opened.metadata["shard"],
+            plan_token=opened.metadata["plan_token"],
+            rows_ok=int(opened.metadata["rows_ok"]),
+            rows_bad=int(opened.metadata["rows_bad"]),
+            gone=tuple(json.loads(opened.metadata["gone"])),
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),
         )
     except KeyError as error:
         raise NotOurs(f"no {error} in the file's metadata") from error
-    if facts.rows_ok + facts.rows_bad != footer.num_rows:
-        raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {footer.num_rows}")
+    if facts.rows_ok + facts.rows_bad != opened.rows:
+        raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {opened.rows}")
     return facts
-
-
-# ----------------------------------------------------------------------------------------------------
-# What a shard's predictions are like, as counts that fit into its result: rows by class and by score.
-
-SCORE_BINS = 20
-"""Equal ones from 0 to 1."""
 
 
 def by_score(scores_N: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

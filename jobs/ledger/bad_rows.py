@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.errors import BadRowsExceeded
-from workers.output import describe_row, key_names, shown_keys
+from workers.output import OutputObject, describe_row, key_names, shown_keys
 
 
 @dataclass
@@ -58,10 +56,10 @@ class ErrorRow:
 
 
 def error_rows(data: bytes) -> Iterator[ErrorRow]:
-    """In the order of the object's rows. Raises pyarrow.ArrowException for what is no output object."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    names = key_names(file.schema_arrow)
-    table = file.read(COLUMNS + names)
+    """In the order of the object's rows. Raises NotOurs for what is no output object."""
+    opened = OutputObject(data)
+    names = key_names(opened.schema)
+    table = opened.table(COLUMNS + names)
     bad = table.filter(pc.is_valid(table["error_code"]))
     keys = bad.select(names)
     for number, row in enumerate(bad.select(COLUMNS).to_pylist()):

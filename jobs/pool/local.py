@@ -142,7 +142,7 @@ class LocalCluster:
         return read_topology().budget
 
     def gpus(self) -> int:
-        return gpus.count()
+        return gpus.gpu_count()
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:  # noqa: ARG002
         self._maker.shutdown(wait=False, cancel_futures=True)  # an attempt that is stuck keeps its thread

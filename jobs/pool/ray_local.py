@@ -30,7 +30,7 @@ LOOK_S, WAIT_S = 0.02, 30.0
 
 def start(cpus: int, **options: Any) -> None:
     """`ray.init` with these options besides. Raises what it does."""
-    with _inherited(malloc.environment()), _lean():
+    with _inherited(malloc.variables()), _lean():
         ray.init(
             "local",
             num_cpus=cpus,

@@ -263,7 +263,7 @@ def environment(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     may have been anybody's before. malloc's must be there when the process starts: whoever starts a Ray for
     `any_process` starts it with them.
     """
-    return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.environment({})}}
+    return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.variables({})}}
 
 
 def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:

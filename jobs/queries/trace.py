@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ledger import crashes
@@ -26,7 +25,7 @@ from jobs.report.runs import RunSeen, read_run
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard
-from workers.output import SOURCE_FIELDS, key_names, object_facts, shown_keys
+from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
@@ -77,14 +76,13 @@ def held(store: Store, key: str, at: RowAt) -> Held | None:
     except NotFound:
         return None
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        opened = OutputObject(data)
+        table = opened.table()
         for column, value in zip(SOURCE_FIELDS, astuple(at), strict=True):
             table = table.filter(pc.equal(table[column.name], pa.scalar(value, column.type)))
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (NotOurs, KeyError) as error:
         raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
-    found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
-    ours = {name.removeprefix("stint."): value for name, value in found.items() if name.startswith("stint.")}
-    return Held(data, ours, table)
+    return Held(data, opened.metadata, table)
 
 
 def class_name(manifest: Manifest | None, index: int) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
@@ -33,7 +32,7 @@ from jobs.plan.job import Job
 from jobs.spec.days import Days
 from jobs.spec.schema import Input
 from workers.contract import Shard, Slice
-from workers.output import NotOurs, ObjectFacts, object_facts
+from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.parquet import open_parquet
 from workers.source.source_file import opened
 from workers.source.webdataset import keys_of
@@ -188,8 +187,8 @@ def _check_shard(
         keys = list(given.keys)
         # Without a digest to compare with, only the checksums of the pages tell of a flipped bit: all are read then.
         columns = ROW_COLUMNS + keys if done else None
-        table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
-    except (NotOurs, pa.ArrowException, OSError) as error:
+        table = OutputObject(data).table(columns)
+    except NotOurs as error:
         return [f"{key} cannot be read: {error}"], None
     problems = []
     if done and done.sha256 != facts.sha256:

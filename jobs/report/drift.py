@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.ledger.plans import Plan
 from workers.contract import Shard
 from workers.outcomes import ShardResult
-from workers.output import SCORE_BINS, by_score
+from workers.output import SCORE_BINS, OutputObject, by_score
 from workers.storage.lookahead import ahead
 
 POOLED_BELOW = 5.0
@@ -253,10 +251,10 @@ class Distributions:
 def of_object(data: bytes) -> Distribution:
     """Of one output object; nothing where it holds embeddings."""
     found = Distribution()
-    file = pq.ParquetFile(pa.BufferReader(data))
-    if "label" not in file.schema_arrow.names:
+    opened = OutputObject(data)
+    if "label" not in opened.schema.names:
         return found
-    table = file.read(["label", "score"])
+    table = opened.table(["label", "score"])
     table = table.filter(pc.is_valid(table["label"]))
     counts = pc.value_counts(table["label"].combine_chunks())
     found.classes.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))

@@ -33,9 +33,6 @@ from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying
 
 SOURCES_AT_ONCE = 8
-BUFFER_BYTES = 8 * 2**20
-"""Column chunks are streamed so much at a time: of a large row group a few rows are wanted."""
-BLOCK_BYTES = 4 * 2**20
 GONE = "the file is gone"
 CHANGED = "the file has changed since it was scored"
 PARTLY_SEEN = frozenset([ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.BAD_SIZE])
@@ -132,7 +129,8 @@ def _whole_file(fs: Any, path: str, uri: str) -> ImageCell:
 
 
 def _parquet_cells(how: InputSpec, file: SourceFile, rows: Sequence[RowAt]) -> Iterator[tuple[RowAt, ImageCell]]:
-    parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
+    # Streamed: of a large row group a few rows are wanted.
+    parquet = open_parquet(file, buffer_size=parquet_rows.BUFFER_BYTES)
     for group, of_group in groupby(rows, lambda row: row.row_group):
         wanted = list(of_group)
         # A file of these rows alone: they are read by what reads shards, and no other row's URI is followed.
@@ -143,14 +141,13 @@ def _parquet_cells(how: InputSpec, file: SourceFile, rows: Sequence[RowAt]) -> I
         pq.write_table(table, taken, compression="none")
         alone = pq.ParquetFile(pa.BufferReader(taken.getvalue()))
         piece = _slice(wanted[0], 0, table.num_rows, 0)
-        cells = _in_order(parquet_rows.slice_blocks(None, alone, 0, piece, how))
+        cells = _in_order(parquet_rows.row_group_blocks(None, alone, 0, piece, how))
         yield from zip(wanted, (cell for _, cell in cells), strict=False)
 
 
 def _taken(parquet: pq.ParquetFile, group: int, rows: Sequence[int], column: str) -> pa.Table:
     """These rows of a row group, in ascending order; those beyond its end are left out."""
-    about = parquet.metadata.row_group(group)
-    together = min(1024, max(16, BLOCK_BYTES // max(1, about.total_byte_size // max(1, about.num_rows))))
+    together = parquet_rows.rows_a_batch(parquet.metadata.row_group(group))
     taken, position = [], 0
     for batch in parquet.iter_batches(together, row_groups=[group], columns=[column], use_threads=False):
         here = [row - position for row in rows if position <= row < position + batch.num_rows]
@@ -174,7 +171,7 @@ def _samples(
     for (row_start, byte_start), together in groupby(rows, lambda row: max(at for at in known if at[0] <= row.row)):
         wanted = {row.row: row for row in together}
         piece = _slice(rows[0], row_start, max(wanted) + 1, byte_start)
-        for number, cell in _in_order(webdataset.slice_blocks(window, 0, piece, how)):
+        for number, cell in _in_order(webdataset.sample_blocks(window, 0, piece, how)):
             if number in wanted:
                 yield wanted[number], cell
 

@@ -285,7 +285,7 @@ def profile(arch: str, side_px: int, batch: int, rounds: int) -> None:
 
 def _as_a_worker() -> None:
     """Start again with what workers' processes have of malloc's settings, unless it is so."""
-    variables = malloc.environment()
+    variables = malloc.variables()
     if os.environ.get(malloc.VARIABLE) != variables[malloc.VARIABLE]:
         again = [sys.executable, "-m", "tests.benchmarks.bench_engines", *sys.argv[1:]]
         os.execve(sys.executable, again, {**os.environ, **variables})

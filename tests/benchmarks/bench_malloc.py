@@ -29,7 +29,7 @@ CANDIDATES = {
     "main thread": ("main", {}),
     "another thread": ("thread", {}),
     "  one arena": ("thread", {malloc.VARIABLE: "glibc.malloc.arena_max=1"}),
-    "  one arena, huge pages": ("thread", malloc.environment({})),
+    "  one arena, huge pages": ("thread", malloc.variables({})),
 }
 
 

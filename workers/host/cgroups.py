@@ -8,7 +8,7 @@ from pathlib import Path
 
 def folders(root: Path, controller: str) -> Iterator[Path]:
     """Folders of our group and its ancestors, innermost first, that may hold the limits of a controller."""
-    for line in (read(root / "proc/self/cgroup") or "").splitlines():
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base = root / "sys/fs/cgroup"
@@ -22,7 +22,7 @@ def folders(root: Path, controller: str) -> Iterator[Path]:
             yield base.joinpath(*parts[:depth])
 
 
-def read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
     """A kernel file's text, None where there is none."""
     try:
         return path.read_text().strip()

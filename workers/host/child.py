@@ -21,9 +21,9 @@ from typing import Any
 
 from workers.host.memory import Guard
 
-OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 """Signals that a process does not give itself."""
-PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1
 """Of prctl(2): a signal to get when the thread that started us ends."""
 
 
@@ -48,7 +48,7 @@ def how_it_died(returncode: int, *, over_memory: bool, memory_bytes: int, did: s
         return f"took more than {memory_bytes / 2**30:.2f} GiB of memory"
     if returncode >= 0:
         return f"ended the process that {did} it, with exit code {returncode}"
-    if -returncode in OUTSIDE:
+    if -returncode in _FROM_OUTSIDE:
         return None
     return f"killed the process that {did} it: {signal.Signals(-returncode).name}"
 
@@ -104,7 +104,7 @@ class Child:
 
 def to_parent() -> Connection:
     """The child's end. Called first of all; from then on this process ends with its parent."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[2]):  # it ended before it was asked for
         sys.exit(1)
     faulthandler.enable()  # where a crash was goes to the worker's log,

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +70,9 @@ def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) ->
     cores: dict[tuple[int, ...], str] = {}
     for cpu in sorted(mask):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-        siblings = cgroups.read(folder / "topology/thread_siblings_list") or str(cpu)
+        siblings = cgroups.read_text(folder / "topology/thread_siblings_list") or str(cpu)
         core = tuple(sorted(set(parse_cpu_list(siblings)) & mask)) or (cpu,)
-        cores[core] = cgroups.read(folder / "cache/index3/shared_cpu_list") or "all"
+        cores[core] = cgroups.read_text(folder / "cache/index3/shared_cpu_list") or "all"
     caches = {cache: ordinal for ordinal, cache in enumerate(dict.fromkeys(cores.values()))}
     ordered = sorted(cores, key=lambda core: (caches[cores[core]], core))
     return Topology(
@@ -94,10 +94,10 @@ def _quota_cpus(root: Path) -> float | None:
 
 
 def _quota_of(folder: Path) -> list[float]:
-    v2 = (cgroups.read(folder / "cpu.max") or "max").split()
+    v2 = (cgroups.read_text(folder / "cpu.max") or "max").split()
     if v2[0] != "max":
         return [int(v2[0]) / int(v2[1])]
-    v1, period = cgroups.read(folder / "cpu.cfs_quota_us"), cgroups.read(folder / "cpu.cfs_period_us")
+    v1, period = cgroups.read_text(folder / "cpu.cfs_quota_us"), cgroups.read_text(folder / "cpu.cfs_period_us")
     if v1 and period and int(v1) > 0:
         return [int(v1) / int(period)]
     return []
@@ -120,9 +120,6 @@ def this_node() -> Node:
         return Node(cores, threads_per_core, bool(pinned))
     topology = read_topology()
     return Node(topology.budget, topology.threads_per_core, topology.may_pin)
-
-
-# -------------------------------------------------------------------------------------------- leases
 
 
 class Lease:
@@ -157,9 +154,11 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
     # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
     slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
     caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
-    with _choosing(folder):
+    with (folder / "choosing").open("a") as choosing:
+        # One at a time, so that two workers that want several cores each do not take half of each other's.
+        fcntl.flock(choosing, fcntl.LOCK_EX)
         held = {slot: d for slot in slots if (d := _try_lock(folder / f"{'cpu' if pin else 'slot'}{slot}")) is not None}
-        chosen = choose(list(held), caches, threads)
+        chosen = choose_slots(list(held), caches, threads)
         for slot in held.keys() - chosen:
             os.close(held[slot])
     if not chosen:
@@ -174,7 +173,7 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
     return Lease(plan, [held[slot] for slot in chosen])
 
 
-def choose(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:
+def choose_slots(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:
     """`wanted` of the free slots: from the fullest L3 that still has room, across caches only if none has. Or none."""
     if len(free) < wanted:
         return set()
@@ -185,17 +184,6 @@ def choose(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:
     return set(min(roomy, key=len)[:wanted] if roomy else free[:wanted])
 
 
-@contextmanager
-def _choosing(folder: Path) -> Iterator[None]:
-    """One chooser at a time, so that two workers that want several cores each do not take half of each other's."""
-    descriptor = os.open(folder / "choosing", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _try_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -204,9 +192,6 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-# ---------------------------------------------------------------------------------------- this process
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -86,11 +86,7 @@ def _field(cpuinfo: str, name: str) -> str:
     return ""
 
 
-# ----------------------------------------------------------------------------------------------------
-# How many GPUs this machine has. Imports no torch: the driver asks, too.
-
-
-def count(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
+def gpu_count(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
     """NVIDIA GPUs that a process here may use: those of the driver, within CUDA_VISIBLE_DEVICES where that is set."""
     environ = os.environ if environ is None else environ
     there = sum(1 for _ in (root / "proc/driver/nvidia/gpus").glob("*"))

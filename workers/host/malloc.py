@@ -17,8 +17,8 @@ TUNABLES = {"glibc.malloc.arena_max": "1", "glibc.malloc.hugetlb": "1"}
 """https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html; unknown ones are ignored."""
 
 
-def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variable for a process that is to be a worker. What `given` sets by itself stays as it is."""
+def variables(given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of the environment of a process that is to be a worker. What `given` sets by itself stays as it is."""
     tunables = dict(TUNABLES)
     for setting in filter(None, given.get(VARIABLE, "").split(":")):
         name, _, value = setting.partition("=")

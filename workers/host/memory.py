@@ -24,7 +24,7 @@ def node_bytes(root: Path = Path("/")) -> int:
     limits = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:")]
     for folder in cgroups.folders(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):  # v2, v1
-            text = cgroups.read(folder / name)
+            text = cgroups.read_text(folder / name)
             if text and text != "max":
                 limits.append(int(text))
     return min(limits)

@@ -13,20 +13,20 @@ import signal
 import sys
 
 EVERY_MS, SELDOM_MS = 20, 500
-"""A process that allocates as fast as a core can gets at most so far beyond its bound as it does in EVERY_MS: some 100
-MB. As long as it is far from there it is looked at less often, down to SELDOM_MS: each look interrupts a worker."""
+"""A process that allocates as fast as a core can gets some 100 MB beyond its bound in EVERY_MS. As long as it is far
+from there it is checked less often, down to SELDOM_MS: each check interrupts a worker."""
 FASTEST_BYTES_A_S = 20e9
 """No process is expected to take memory faster, with all its threads."""
 KILLED = 3
 """Exit code after a kill; 0 when the watch was over before."""
 
 
-def look_again_ms(room_bytes: int) -> int:
-    """When the process is to be looked at again that may take so many bytes more."""
+def next_check_ms(room_bytes: int) -> int:
+    """When to look again at a process that may take so many bytes more."""
     return int(min(max(room_bytes / FASTEST_BYTES_A_S * 1000, EVERY_MS), SELDOM_MS))
 
 
-def watch(pid: int, bound_bytes: int) -> int:
+def guard(pid: int, bound_bytes: int) -> int:
     """Until `pid` holds more than `bound_bytes`, or is gone, or nobody holds our standard input open any more."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     over = select.poll()
@@ -44,11 +44,11 @@ def watch(pid: int, bound_bytes: int) -> int:
                     file=sys.stderr,
                 )
                 return KILLED
-            wait_ms = look_again_ms(bound_bytes - resident_bytes)
+            wait_ms = next_check_ms(bound_bytes - resident_bytes)
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         pass
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(watch(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(guard(int(sys.argv[1]), int(sys.argv[2])))

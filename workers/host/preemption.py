@@ -21,10 +21,10 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-GRACE_S = 25.0
-"""After SIGTERM. Whoever sends it kills later: Kubernetes after 30 s, if it is not told otherwise; systemd after 90."""
+SIGTERM_GRACE_S = 25.0
+"""After SIGTERM. Whoever sends it kills later: Kubernetes after 30 s by default, systemd after 90."""
 COMMIT_S = 3.0
 """Kept free for encoding and creating the object, and for the answer to reach the driver."""
 SLACK = 1.25
@@ -46,23 +46,23 @@ def ends_in_time(rows_done: int, rows: int, took_s: float, left_s: float) -> boo
 
 
 class Notice:
-    """Whether this worker has to go. Any thread may tell and ask."""
+    """Notice that this worker has to go. Any thread may give it and ask for it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deadline = math.inf
-        self._told = False
+        self._given = False
         # Reentrant: the signal handler may interrupt the very thread that holds it.
         self._changed = threading.Condition(threading.RLock())
 
     @property
-    def told(self) -> bool:
-        return self._told
+    def given(self) -> bool:
+        return self._given
 
-    def tell(self, left_s: float) -> None:
-        """Everything has to be over in `left_s` seconds, which may be infinite; the earliest deadline told counts."""
+    def give(self, left_s: float) -> None:
+        """Everything has to be over in `left_s` seconds, which may be infinite; the earliest deadline counts."""
         with self._changed:
-            self._told = True
+            self._given = True
             self._deadline = min(self._deadline, self._clock() + left_s)
             self._changed.notify_all()
 
@@ -71,15 +71,15 @@ class Notice:
 
     def begin(self) -> None:
         """Raises Preempted if nothing is to be begun any more."""
-        if self._told:
+        if self._given:
             raise Preempted("the worker has to go and begins nothing more")
 
     def between_rounds(self, rows_done: int, rows: int, took_s: float) -> None:
         """Raises Preempted if the shard under way is not worth going on with."""
-        if self._told and not ends_in_time(rows_done, rows, took_s, self.left_s()):
+        if self._given and not ends_in_time(rows_done, rows, took_s, self.left_s()):
             raise Preempted(f"{rows_done:,} of {rows:,} rows scored, and the worker has to go in {self.left_s():.0f} s")
 
-    def result_of(self, work: Future[T], *, take_back: bool) -> T:
+    def result_of(self, work: Future[_T], *, take_back: bool) -> _T:
         """Wait for `work`; raises Preempted as soon as it is clear that there is no result before the deadline.
 
         With `take_back`, work that waits for its turn is taken back. Work that runs is left to itself when the time is
@@ -88,7 +88,7 @@ class Notice:
         work.add_done_callback(self._wake)
         with self._changed:
             while not work.done():
-                if not self._told:
+                if not self._given:
                     self._changed.wait()
                 elif take_back and work.cancel():
                     raise Preempted("the worker has to go and had only read ahead")
@@ -98,12 +98,12 @@ class Notice:
                     raise Preempted("the worker has to go now")
         return work.result()
 
-    def _wake(self, _: Future[T]) -> None:
+    def _wake(self, _: Future[_T]) -> None:
         with self._changed:
             self._changed.notify_all()
 
 
-def heed_sigterm(notice: Notice, grace_s: float = GRACE_S) -> None:
+def heed_sigterm(notice: Notice, grace_s: float = SIGTERM_GRACE_S) -> None:
     """Have SIGTERM give notice in place of ending the process at once. For a process of the worker's own, main thread.
 
     Ray's handler, which leaves, gets its turn after the grace, or at a second SIGTERM. Python runs handlers in the main
@@ -113,7 +113,7 @@ def heed_sigterm(notice: Notice, grace_s: float = GRACE_S) -> None:
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        notice.tell(grace_s)
+        notice.give(grace_s)
         timer = threading.Timer(grace_s, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()

@@ -32,10 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
 
-__all__ = ["BadImage", "ErrorCode", "Pixels", "Stored", "decode", "decode_stored", "upright"]
-
 Pixels = npt.NDArray[np.uint8]
-
 
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
@@ -54,19 +51,8 @@ _STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
 # untrusted bytes, so this is the list of what that can raise, and is used around calls into Pillow only. Warning is
 # there for programs run with -W error. MemoryError is not: it says something about this host, not about the image.
 _PILLOW_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Warning,
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, AssertionError, RuntimeError, struct.error, zlib.error, Warning),
 )
 
 # EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the stored picture belong, undone.
@@ -82,7 +68,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 SizeKnown: TypeAlias = Callable[[int], object]
-"""Told of the number of an image's pixels before they are decoded; it may wait."""
+"""Called with the number of an image's pixels before they are decoded; it may wait."""
 
 
 class Stored(NamedTuple):
@@ -154,9 +140,6 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: in
     return BadImage(code, f"{kind}: {reason}")
 
 
-# ------------------------------------------------------------------------------------------------- JPEG
-
-
 def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: Pixels | None) -> Stored:
     """Strict: libjpeg's warnings are errors. Orientation is not asked for."""
     try:
@@ -212,9 +195,6 @@ def _rgb_of_inverted(image_HWK: Pixels) -> Pixels:
         inverted = Image.frombuffer("CMYK", size, image_HWK[rows], "raw", "CMYK;I", 0, 1)
         rgb_HWC[rows] = np.asarray(inverted.convert("RGB"))
     return rgb_HWC
-
-
-# ------------------------------------------------------------------------------------- everything else
 
 
 def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Stored, bytes]:

@@ -72,9 +72,6 @@ def is_cut_short(kind: str, data: bytes | memoryview) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------- JPEG
-
-
 def jpeg_segments(data: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of each segment's payload up to and with the first scan header (ITU T.81, B.1.1)."""
     position = 2
@@ -114,9 +111,6 @@ def with_valid_scan_header(data: bytes | memoryview) -> bytes | None:
         if marker == _SOS and sequential and data[stop - 3 : stop] != b"\0\x3f\0":
             return bytes(data[: stop - 3]) + b"\0\x3f\0" + bytes(data[stop:])
     return None
-
-
-# ------------------------------------------------------------------------------------- EXIF, TIFF, AVIF
 
 
 def exif_orientation(exif: bytes) -> int:

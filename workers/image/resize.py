@@ -59,7 +59,7 @@ class Preparer:
     def put(self, data: bytes | memoryview, out_HWC: Pixels) -> None:
         """As `decode_into`."""
         try:
-            _put(data, self._how, out_HWC, self._size_known, self._room)
+            decode_into(data, self._how, out_HWC, self._size_known, self._room)
         finally:
             self._held.close()
 
@@ -68,18 +68,18 @@ class Preparer:
             self._held.enter_context(self._large)
 
 
-def decode_into(data: bytes | memoryview, how: Preprocess, out_HWC: Pixels) -> None:
-    """Decode one image and write what the network sees of it into `out_HWC`. Raises BadImage as `decode` does."""
-    _put(data, how, out_HWC, lambda _: None, None)
+def decode_into(
+    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, size_known: SizeKnown = lambda _: None,
+    room: Pixels | None = None,
+) -> None:  # fmt: skip
+    """Decode one image and write what the network sees of it, its resized centre crop, into `out_HWC`.
 
-
-def prepare(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:
-    """Write the resized centre crop of an RGB image into `out_HWC`, crop_px x crop_px x 3, uint8.
-
-    `image_HWC` is what `decode` returns. `out_HWC` may be any strided view, say into a padded batch. Where the resized
-    image is smaller than the crop, the rest is zero, as in torchvision. Runs on the threads that torch has been given.
+    That is crop_px x crop_px x 3, uint8, and may be any strided view, say into a padded batch. Where the resized image
+    is smaller than the crop, the rest is zero, as in torchvision. Runs on the threads that torch has been given.
+    `size_known` and `room` are as in `decode_stored`. Raises BadImage as `decode` does.
     """
-    _place(Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1), how, out_HWC)
+    least_px = int(SCALED_MARGIN * how.resize_px) if how.decode == "scaled" else 0
+    place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)
 
 
 def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
@@ -92,14 +92,8 @@ def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
     return resize_px, int(resize_px * width / height)
 
 
-def _put(
-    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, size_known: SizeKnown, room: Pixels | None
-) -> None:
-    least_px = int(SCALED_MARGIN * how.resize_px) if how.decode == "scaled" else 0
-    _place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)
-
-
-def _place(stored: Stored, how: Preprocess, out_HWC: Pixels) -> None:
+def place(stored: Stored, how: Preprocess, out_HWC: Pixels) -> None:
+    """Write the resized centre crop of a decoded picture into `out_HWC`."""
     image_HWC, height, width, shrunk, orientation = stored
     view = _view(height, width, shrunk, orientation, how.resize_px, how.crop_px, how.interpolation)
     if how.interpolation == "nearest":

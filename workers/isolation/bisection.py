@@ -19,21 +19,19 @@ NONE_SURVIVED = 8
 """So many rows, each of which killed, and nothing that was scored: then it is not the rows'."""
 
 
+@dataclass(eq=False)
 class Hopeless(Exception):
     """So many rows kill that the reason lies elsewhere."""
 
-    def __init__(self, blamed: dict[int, str]) -> None:
-        super().__init__(blamed)
-        self.blamed = blamed
+    blamed: dict[int, str]
 
 
+@dataclass(eq=False)
 class ReadingKills(Exception):
     """It is not the image that kills: reading the row is enough."""
 
-    def __init__(self, row: int, how: str) -> None:
-        super().__init__(row, how)
-        self.row = row
-        self.how = how
+    row: int
+    how: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Died:
-    """The process that made the try is dead."""
+class Death:
+    """How a try ended whose process died of it."""
 
     how: str
     """For a person: what the row did to it."""
@@ -62,7 +60,7 @@ class Died:
     """It had scored other rows before."""
 
 
-def search(rows: int) -> Generator[Try, Died | None, dict[int, str]]:
+def search(rows: int) -> Generator[Try, Death | None, dict[int, str]]:
     """Yields tries and is sent how each ended, None if it was scored. Returns the rows that kill, with how they do.
 
     Each row is part of exactly one try that was scored, in ascending order. Raises Hopeless, ReadingKills.
@@ -72,19 +70,19 @@ def search(rows: int) -> Generator[Try, Died | None, dict[int, str]]:
     survived = 0
     while waiting:
         this = waiting.pop()
-        died = yield this
-        if died is None:
+        death = yield this
+        if death is None:
             survived += this.blamed is None
         elif this.blamed is not None:
-            raise ReadingKills(this.first, died.how)
+            raise ReadingKills(this.first, death.how)
         elif this.rows > 1:
             middle = (this.first + this.last) // 2
             waiting += [Try(middle, this.last), Try(this.first, middle)]
-        elif died.used:
+        elif death.used:
             waiting.append(Try(this.first, this.last, fresh=True))
         else:
-            blamed[this.first] = died.how
+            blamed[this.first] = death.how
             if len(blamed) > MOST_BLAMED or (len(blamed) >= NONE_SURVIVED and not survived):
                 raise Hopeless(blamed)
-            waiting.append(Try(this.first, this.last, blamed=died.how))
+            waiting.append(Try(this.first, this.last, blamed=death.how))
     return blamed

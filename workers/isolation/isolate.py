@@ -14,23 +14,22 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workers.contract import Shard, WorkerSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.isolation import bisection
-from workers.isolation.bisection import Hopeless, ReadingKills, Try, search
+from workers.isolation.bisection import Death, Hopeless, ReadingKills, Try, search
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
 
 if TYPE_CHECKING:
     from workers.score.scorer import Part
 
-START_S = 300.0
+_START_S = 300.0
 """To load the bundle. Half a second is usual."""
-READ_S = 600.0
+_READ_S = 600.0
 """For storage to come up with the next block of rows, its own retries included."""
 ROW_S = 60.0
 """Least time for a range of rows, where the caller's limit is not below it."""
@@ -87,18 +86,18 @@ def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes:
 def _scored_parts(children: _Children, shard: Shard, limit_s: float) -> list[Part]:
     """Parts that together are all rows, in their order."""
     parts: list[Part] = []
-    steps = search(shard.rows)
-    try:
-        this = next(steps)
+    tries = search(shard.rows)
+    death: Death | None = None
+    with suppress(StopIteration):
         while True:
-            answer = children.score(this, limit_of(this.rows, shard.rows, limit_s))
-            if isinstance(answer, bisection.Died):
-                this = steps.send(answer)
+            this = tries.send(death)
+            outcome = children.score(this, limit_of(this.rows, shard.rows, limit_s))
+            if isinstance(outcome, Death):
+                death = outcome
             else:
-                parts.append(answer)
-                this = steps.send(None)
-    except StopIteration:
-        return parts
+                death = None
+                parts.append(outcome)
+    return parts
 
 
 def limit_of(rows: int, of_rows: int, limit_s: float) -> float:
@@ -113,31 +112,31 @@ class _Children:
         self._spec = replace(spec, pin=False)  # it inherits the cores of the worker
         self._shard = shard
         self._memory_bytes = memory_bytes
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._used = False
         """The child has been asked for rows."""
 
-    def score(self, this: Try, limit_s: float) -> Part | bisection.Died:
+    def score(self, this: Try, limit_s: float) -> Part | Death:
         """Raises _GivenUp for whatever is not the rows' doing."""
         if this.fresh and self._used:
             self.close()
         child, used = self._started(), self._used
         self._used = True
         try:
-            part: Part = child.ask(this, limit_s)
+            part: Part = _ask(child, this, limit_s)
         except Died as died:
             self.close()
-            return bisection.Died(str(died), used)
+            return Death(str(died), used)
         return part
 
     def commit(self, parts: Sequence[Part]) -> ShardResult:
         """In a child that has nothing else in memory. Raises _GivenUp."""
         self.close()
+        child = self._started()
         try:
-            result: ShardResult = self._started().ask(Commit(parts), READ_S)
+            result: ShardResult = _ask(child, Commit(parts), _READ_S)
         except Died as died:
-            message = f"{self._shard.describe()}: putting its scored rows together {died}"
-            raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
+            raise _crashed(f"{self._shard.describe()}: putting its scored rows together {died}") from died
         return result
 
     def close(self) -> None:
@@ -145,60 +144,47 @@ class _Children:
             self._child.end()
         self._child, self._used = None, False
 
-    def _started(self) -> _Child:
+    def _started(self) -> Child:
         if self._child is None:
-            self._child = _Child(self._memory_bytes)
+            self._child = Child("workers.isolation.isolated", self._memory_bytes, "scored")
             try:
-                self._child.load(self._spec, self._shard)
+                _ask(self._child, (self._spec, self._shard), _START_S)
             except Died as died:
-                message = f"loading the bundle in an isolated process {died}"
-                raise _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED)) from died
+                raise _crashed(f"loading the bundle in an isolated process {died}") from died
         return self._child
 
 
-class _Child:
-    """A process that scores, and what its messages mean."""
+def _ask(child: Child, request: Try | Commit | tuple[WorkerSpec, Shard], limit_s: float) -> Any:
+    """The answer: a Part, a ShardResult, or None from a child that has loaded the bundle.
 
-    def __init__(self, memory_bytes: int) -> None:
-        self._process = Child("workers.isolation.isolated", memory_bytes, "scored")
-        self.end = self._process.end
-
-    def load(self, spec: WorkerSpec, shard: Shard) -> None:
-        """Raises Died, _GivenUp."""
-        self._process.put((spec, shard))
-        self._take(START_S)
-
-    def ask(self, request: Try | Commit, limit_s: float) -> Any:
-        """The answer: a Part or a ShardResult. Raises Died, also when the limit is over; _GivenUp."""
-        self._process.put(request)
-        return self._take(limit_s)
-
-    def _take(self, limit_s: float) -> Any:
-        """The next answer. Time runs only while the child scores; a single block may take READ_S to be read."""
-        phase, left_s = Phase.SCORING, limit_s
-        while True:
-            began = time.monotonic()
-            try:
-                message = self._process.take(left_s if phase is Phase.SCORING else READ_S)
-            except Overdue:
-                raise _overdue(phase, limit_s) from None
-            except KilledFromOutside as killed:
-                told = f"the isolated process was killed from outside ({killed}): the node may be short of memory"
-                raise _GivenUp(_failure(FailureKind.INFRA, told, FailureCode.CRASHED)) from killed
+    Time runs only while the child scores; a single block may take _READ_S to be read. Raises Died, also when the limit
+    is over; _GivenUp.
+    """
+    child.put(request)
+    phase, left_s = Phase.SCORING, limit_s
+    while True:
+        began = time.monotonic()
+        try:
+            message = child.take(left_s if phase is Phase.SCORING else _READ_S)
+        except Overdue:
             if phase is Phase.SCORING:
-                left_s = max(0.0, left_s - (time.monotonic() - began))
-            if message is Phase.READY:
-                return None
-            if isinstance(message, Failure):
-                if message.code == FailureCode.MEMORY:
-                    raise Died("needed more memory than there is")
-                raise _GivenUp(message)
-            if not isinstance(message, Phase):
-                return message
-            phase = message
+                raise Died(f"was not scored within {limit_s:g} s") from None
+            raise _GivenUp(_failure(FailureKind.INFRA, f"storage has given nothing for {_READ_S:g} s")) from None
+        except KilledFromOutside as killed:
+            why = f"the isolated process was killed from outside ({killed}): the node may be short of memory"
+            raise _GivenUp(_failure(FailureKind.INFRA, why, FailureCode.CRASHED)) from killed
+        if phase is Phase.SCORING:
+            left_s = max(0.0, left_s - (time.monotonic() - began))
+        if message is Phase.READY:
+            return None
+        if isinstance(message, Failure):
+            if message.code == FailureCode.MEMORY:
+                raise Died("needed more memory than there is")
+            raise _GivenUp(message)
+        if not isinstance(message, Phase):
+            return message
+        phase = message
 
 
-def _overdue(phase: Phase, limit_s: float) -> Exception:
-    if phase is Phase.SCORING:
-        return Died(f"was not scored within {limit_s:g} s")
-    return _GivenUp(_failure(FailureKind.INFRA, f"storage has given nothing for {READ_S:g} s"))
+def _crashed(message: str) -> _GivenUp:
+    return _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED))

@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from workers.contract import Shard, Slice
 from workers.image.errors import BadImage
+from workers.output import Scored
 from workers.score.scorer import Part
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import SourceChanged
 
 
 @dataclass(frozen=True)
-class Cut:
+class Excerpt:
     """A shard that holds the rows [first, last) of another, and, of tars, perhaps some before them."""
 
     shard: Shard
@@ -25,8 +26,27 @@ class Cut:
     rows_before: int
     """Rows read before the first that is wanted."""
 
+    def wanted(self, blocks: Iterable[RowBlock], blamed: BadImage | None) -> Iterator[RowBlock]:
+        """The rows that are wanted, of all that are read, with their slices named as in the whole shard.
 
-def cut(shard: Shard, first: int, last: int, input_format: str) -> Cut:
+        `blamed`, where there is one, takes the place of the images, so that nothing but keys is left of the rows.
+        """
+        first_row = self.shard.slices[0].row_start + self.rows_before
+        for block in blocks:
+            skip = max(0, first_row - block.row_start) if block.slice_index == 0 else 0
+            images = block.images[skip:]
+            if images:
+                yield RowBlock(
+                    block.slice_index + self.slice_first,
+                    block.row_start + skip,
+                    images if blamed is None else [blamed] * len(images),
+                    # A copy: of a slice all rows around it would travel along between processes.
+                    None if block.keys is None else block.keys.take(pa.array(range(skip, block.keys.num_rows))),
+                    block.bytes_read,
+                )
+
+
+def excerpt(shard: Shard, first: int, last: int, input_format: str) -> Excerpt:
     """The slices that hold rows [first, last) of `shard`, counted over all its slices, and no more of them than needed.
 
     The head of a slice of a tar stays: nobody knows at which byte its rows begin.
@@ -43,34 +63,7 @@ def cut(shard: Shard, first: int, last: int, input_format: str) -> Cut:
                 rows_before, head = rows_before + head, 0
             slices.append(replace(whole, row_start=whole.row_start + head, row_stop=whole.row_stop - tail))
         start = stop
-    return Cut(replace(shard, slices=tuple(slices)), slice_first, rows_before)
-
-
-def wanted(blocks: Iterable[RowBlock], this: Cut, blamed: BadImage | None) -> Iterator[RowBlock]:
-    """The rows of the cut that are wanted, their slices named as in the whole shard.
-
-    Where there is something to blame, nothing but the keys of the rows is left.
-    """
-    wanted_from = this.shard.slices[0].row_start + this.rows_before
-    for block in blocks:
-        skip = max(0, wanted_from - block.row_start) if block.slice_index == 0 else 0
-        images = block.images[skip:]
-        if images:
-            yield RowBlock(
-                block.slice_index + this.slice_first,
-                block.row_start + skip,
-                images if blamed is None else [blamed] * len(images),
-                None if block.keys is None else _compact(block.keys.slice(skip)),
-                block.bytes_read,
-            )
-
-
-def _compact(keys: pa.Table) -> pa.Table:
-    """A copy without the rows around it, which would travel along between processes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, keys.schema) as stream:
-        stream.write_table(keys)
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
+    return Excerpt(replace(shard, slices=tuple(slices)), slice_first, rows_before)
 
 
 def joined(parts: Sequence[Part]) -> Part:
@@ -78,15 +71,9 @@ def joined(parts: Sequence[Part]) -> Part:
 
     Raises SourceChanged where a slice is gone in one part and was read in another.
     """
-    scored = replace(
-        parts[0].scored,
+    scored = Scored(
         label_NK=np.concatenate([part.scored.label_NK[: part.scored.rows] for part in parts]),
         score_NK=np.concatenate([part.scored.score_NK[: part.scored.rows] for part in parts]),
-        slice_index=[],
-        row=[],
-        errors={},
-        keys=[],
-        bytes_read=0,
     )
     gone: set[int] = set()
     stage_s: dict[str, float] = {}

@@ -90,7 +90,7 @@ class Crew:
         self._children: list[Child] = []
         try:
             for setup in setups:
-                child = Child("workers.measure.tune_measure", cap_bytes, "ran", malloc.environment())
+                child = Child("workers.measure.tune_measure", cap_bytes, "ran", malloc.variables())
                 self._children.append(child)
                 child.put(setup)
             self._all(Ready, START_LIMIT_S)

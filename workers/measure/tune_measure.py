@@ -89,11 +89,11 @@ class Trial:
         return Ready()
 
     def _run(self, until: float) -> Ran:
-        from workers.score.scorer import STAGES
+        from workers.score.scorer import WORKER_STAGES
 
         room = self._predictor.room
         rows_a_call = room * max(1, ROWS_A_CALL // room)
-        stage_s = self._predictor.stage_s = dict.fromkeys(STAGES, 0.0)
+        stage_s = self._predictor.stage_s = dict.fromkeys(WORKER_STAGES, 0.0)
         rows, began, cpu = 0, time.monotonic(), time.process_time()
 
         def between_rounds(done: int) -> None:

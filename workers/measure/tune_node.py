@@ -219,7 +219,7 @@ def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int
     free = list(whole.slots)
     plans: list[ThreadPlan] = []
     for _ in range(workers):
-        chosen = tuple(sorted(cores.choose(free, caches, width)))
+        chosen = tuple(sorted(cores.choose_slots(free, caches, width)))
         free = [slot for slot in free if slot not in chosen]
         plans.append(replace(whole, threads=width, cpus=chosen if pin else (), slots=chosen))
     return plans

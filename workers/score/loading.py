@@ -17,11 +17,9 @@ from workers.model.names import ModelError
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.store import Store
 
-Lap = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedArtifact:
     """A network that computes here what it computed where it was made."""
 
     engine: Engine
@@ -38,8 +36,8 @@ def load_best(
     decode_into: bundle.DecodeInto,
     *,
     memory_bytes: int | None = None,
-    lap: Lap = lambda _: None,
-) -> Loaded:
+    lap: Callable[[str], None] = lambda _: None,
+) -> LoadedArtifact:
     """Load the artifacts that fit this host, the best one first, until one computes the golden batch right.
 
     Raises BundleRefused where none fits or works, NoGpu, StoreError, StoreDenied.
@@ -73,7 +71,7 @@ def load_best(
             failed.append(f"{info.name}: {error}")
             continue
         notes = [f"{info.name} is used in place of one that does not work here: {why}" for why in failed]
-        return Loaded(engine=engine, info=info, batch=batch, notes=tuple(notes))
+        return LoadedArtifact(engine=engine, info=info, batch=batch, notes=tuple(notes))
     # Another node may have the library, or the instructions, that this one lacks.
     code = first.code if isinstance(first, bundle.BundleRefused) else "unusable"
     raise bundle.BundleRefused("nothing of the bundle works here: " + "\n".join(failed), code=code) from first
@@ -114,13 +112,13 @@ def _nothing_fits(
             code="no_artifact",
         )
     reasons = {info: unfit(info, isa=isa, installed=installed) for info in held}
-    told = "; ".join(
+    why = "; ".join(
         f"{info.name} {reason or f'is not what model.engine: {spec.engine} names'}" for info, reason in reasons.items()
     )
     others = any(info.isa is not None and not runs_on(info.isa, isa) for info in held)
     return bundle.BundleRefused(
         f"bundle {manifest.fingerprint} holds nothing that can run here ({cpu_model()}, {isa}, workers.cpus: "
-        f"{spec.threads}): {told}. Install what is missing on the workers, schedule them on other nodes, or quantize "
+        f"{spec.threads}): {why}. Install what is missing on the workers, schedule them on other nodes, or quantize "
         "on this kind of node into a new output (one made with VNNI has artifacts for all of x86)",
         code="wrong_isa" if others else "no_artifact",
     )

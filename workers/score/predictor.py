@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from workers.contract import Preprocess
-from workers.engines.base import Engine
+from workers.engines.base import Engine, Logits
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer
-from workers.output import Floats, Scored
-from workers.source.shard_reader import ImageCell, RowBlock
+from workers.output import Scored
+from workers.source.rows import ImageCell, RowBlock
 
 BATCHES_A_ROUND = 4
 """With several decode threads: batches decoded before the network runs, so that the last straggler costs little."""
@@ -63,7 +63,7 @@ class Predictor:
     ) -> Scored:
         """Score at most `rows` rows. A bad image takes an entry of `errors`; it never raises.
 
-        `between_rounds` is told how many rows are done, and may raise to give the rest up.
+        `between_rounds` is called with the number of rows that are done, and may raise to give the rest up.
         """
         width = self._outputs if self._embeds else min(self._topk, self._outputs)
         scored = Scored(
@@ -128,7 +128,7 @@ class Predictor:
             except BadImage as error:
                 bad[number] = error
 
-    def _keep(self, logits_NK: Floats, rows: list[int], scored: Scored) -> None:
+    def _keep(self, logits_NK: Logits, rows: list[int], scored: Scored) -> None:
         if self._embeds:
             scored.score_NK[rows] = logits_NK
             return

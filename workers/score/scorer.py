@@ -21,6 +21,7 @@ from workers.storage.retries import take_throttled_s
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from workers.bundle.manifest import Manifest
     from workers.engines.artifact import ArtifactInfo
     from workers.output import Scored
     from workers.score.predictor import Predictor
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
 
-STAGES = ("read", "decode", "predict", "write", "wait")
+WORKER_STAGES = ("read", "decode", "predict", "write", "wait")
 
 
 @dataclass
@@ -59,8 +60,7 @@ class Scorer:
     batch: int
     notes: tuple[str, ...]
     """Why it is not the one that should be best here."""
-    labels: tuple[str, ...] | None
-    outputs: int
+    manifest: Manifest
     isa: str
     keys: tuple[pa.Field, ...]
 
@@ -70,15 +70,15 @@ class Scorer:
     ) -> Scorer:
         """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
 
-        `lap` is told of each step that is done; `memory_bytes` is the process's bound, for the size of a batch where
-        the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
+        `lap` is called with the name of each step that is done; `memory_bytes` is the process's bound, for the size of
+        a batch where the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
         """
+        import pyarrow as pa
         import torch
 
         from workers.bundle import bundle
         from workers.host.cpu import isa_class
         from workers.image.resize import decode_into
-        from workers.output import read_schema
         from workers.score.loading import load_best
         from workers.score.predictor import Predictor
         from workers.storage.store import open_store
@@ -114,10 +114,9 @@ class Scorer:
             info=loaded.info,
             batch=loaded.batch,
             notes=loaded.notes,
-            labels=manifest.labels,
-            outputs=manifest.outputs,
+            manifest=manifest,
             isa=isa_class(),
-            keys=tuple(read_schema(spec.output.key_schema)) if spec.output.key_schema else (),
+            keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.output.key_schema))) if spec.output.key_schema else (),
         )
 
     @property
@@ -134,12 +133,12 @@ class Scorer:
     ) -> Part:
         """Score the at most `rows` rows of `blocks`, which `reader` reads. What the reader raises goes up.
 
-        `between_rounds` is told how many rows are done; what it raises goes up, too.
+        `between_rounds` is called with the number of rows that are done; what it raises goes up, too.
         """
         import torch
 
         wall, cpu = time.perf_counter(), time.process_time()
-        stage = self.predictor.stage_s = dict.fromkeys(STAGES, 0.0)
+        stage = self.predictor.stage_s = dict.fromkeys(WORKER_STAGES, 0.0)
         scored = self.predictor.score(blocks, rows, between_rounds)
         wall_s = time.perf_counter() - wall
         stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])
@@ -160,7 +159,7 @@ class Scorer:
         Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
-        from workers.output import encode, object_facts
+        from workers.output import by_class, by_score, encode, object_facts
 
         began = time.perf_counter()
         scored = part.scored
@@ -171,9 +170,9 @@ class Scorer:
             shard,
             scored,
             task=self.spec.task,
-            labels=self.labels,
+            labels=self.manifest.labels,
             keys=self.keys,
-            outputs=self.outputs,
+            outputs=self.manifest.outputs,
             gone=part.gone,
             metadata={
                 "plan_token": shard.plan_token,
@@ -194,7 +193,7 @@ class Scorer:
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
         facts = object_facts(data if committed else self.store.get(key))
-        classes, scores = _counted(scored) if committed and self.spec.task == "classify" else ({}, ())
+        ok = scored.ok if committed and self.spec.task == "classify" else None
         write_s = time.perf_counter() - began
         return ShardResult(
             plan=shard.plan,
@@ -214,18 +213,9 @@ class Scorer:
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
-            class_counts=classes,
-            score_counts=scores,
+            class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
+            score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
         )
-
-
-def _counted(scored: Scored) -> tuple[dict[int, int], tuple[int, ...]]:
-    """Of the rows with a prediction: how many by class, how many by score."""
-    from workers.output import by_class, by_score
-
-    ok = scored.ok
-    classes = by_class(scored.label_NK[: scored.rows][ok, 0])
-    return classes, tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist())
 
 
 def _samples(shard: Shard, scored: Scored) -> dict[str, str]:

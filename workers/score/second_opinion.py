@@ -13,13 +13,13 @@ import numpy as np
 
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
-from workers.engines.base import Logits, score_crops
+from workers.engines.base import score_crops
 from workers.image.errors import BadImage
 from workers.storage.store import Store
 
-REFERENCE = "torch-float/fp32"
-BATCH = 8
-TOGETHER = 256
+_REFERENCE = "torch-float/fp32"
+_BATCH = 8
+_CROPS = 256
 """Crops in memory at once."""
 
 
@@ -43,15 +43,17 @@ def second_opinion(
     import torch
 
     torch.set_num_threads(threads)
-    engine = bundle.load_engine(store, manifest, REFERENCE, threads=threads)
-    opinions: list[Opinion | None] = [None] * len(images)
-    for first in range(0, len(images), TOGETHER):
-        rows, crops_NHWC = _decoded(images[first : first + TOGETHER], manifest)
-        if rows:
-            logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(BATCH, len(rows)))
-            for row, opinion in zip(rows, _opinions(logits_NK, manifest.labels), strict=True):
-                opinions[first + row] = opinion
-    return opinions
+    engine = bundle.load_engine(store, manifest, _REFERENCE, threads=threads)
+    labels, opinions = manifest.labels, dict[int, Opinion]()
+    for first in range(0, len(images), _CROPS):
+        rows, crops_NHWC = _decoded(images[first : first + _CROPS], manifest)
+        if not rows:
+            continue
+        logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(_BATCH, len(rows)))
+        scores, classes = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
+        for row, k, score in zip(rows, classes.tolist(), scores.tolist(), strict=True):
+            opinions[first + row] = Opinion(str(labels[k]) if labels else str(k), score)
+    return [opinions.get(row) for row in range(len(images))]
 
 
 def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[int], np.ndarray]:
@@ -70,12 +72,3 @@ def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[i
             continue
         rows.append(row)
     return rows, crops_NHWC
-
-
-def _opinions(logits_NK: Logits, labels: Sequence[str] | None) -> list[Opinion]:
-    # In double precision, so that the greatest logit does not overflow the sum.
-    shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True)
-    share_NK = np.exp(shifted_NK) / np.exp(shifted_NK).sum(axis=1, keepdims=True)
-    best = share_NK.argmax(axis=1)
-    names = [str(labels[k]) if labels else str(k) for k in best.tolist()]
-    return [Opinion(name, float(share_NK[row, k])) for row, (name, k) in enumerate(zip(names, best, strict=True))]

@@ -20,10 +20,8 @@ from urllib3.exceptions import HTTPError
 from workers.redaction import redacted
 from workers.source.uris import Refused, is_allowed
 from workers.storage.errors import ServerFault
+from workers.storage.filesystems import ACCEPT_S, SILENCE_S
 
-CONNECT_S = 10.0
-READ_S = 30.0
-"""Between two pieces of an answer."""
 TOTAL_S = 120.0
 """For a whole image, from its first byte."""
 MAX_BYTES = 128 * 2**20
@@ -43,7 +41,7 @@ class TooLarge(Exception):
 
 
 def fetch(url: str) -> bytes:
-    """The body of a URL as `workers.source.uris.resolve` returns it.
+    """The body of a URL as `workers.source.uris.resolve_uri` returns it.
 
     Raises Refused where the host's addresses are not allowed, the server redirects, or it does not give the image;
     FileNotFoundError, TooLarge, PermissionError for a certificate that does not hold, and ServerFault, which may pass.
@@ -62,18 +60,15 @@ def fetch(url: str) -> bytes:
             redirect=False,
             preload_content=False,
             decode_content=False,
-            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+            timeout=urllib3.Timeout(connect=ACCEPT_S, read=SILENCE_S),
         )
-        whole = False
         try:
             _check_status(answer, url)
             body = _body(answer, url)
-            whole = True
-        finally:
-            if whole:
-                answer.release_conn()
-            else:
-                answer.close()
+        except BaseException:
+            answer.close()  # what is left of the answer would be taken for the next one
+            raise
+        answer.release_conn()
     except HTTPError as error:
         _found.pop((host, port), None)  # the next try asks anew: the name may lead somewhere else by then
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
@@ -89,13 +84,8 @@ _found: dict[tuple[str, int], tuple[float, str]] = {}
 def _address(host: str, port: int) -> str:
     """An address of the host that may be connected to; every one that it has must be."""
     until, address = _found.get((host, port), (0.0, ""))
-    if time.monotonic() >= until:
-        address = _resolved(host, port)
-        _found[host, port] = time.monotonic() + ADDRESS_S, address
-    return address
-
-
-def _resolved(host: str, port: int) -> str:
+    if time.monotonic() < until:
+        return address
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -104,6 +94,7 @@ def _resolved(host: str, port: int) -> str:
     for address in addresses:
         if not is_allowed(address, host):
             raise Refused(f"{host} is at {address}, where URIs in data may not lead")
+    _found[host, port] = time.monotonic() + ADDRESS_S, addresses[0]
     return addresses[0]
 
 

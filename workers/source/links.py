@@ -5,29 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted, shown
-from workers.source import http_fetch, uris
+from workers.source import http_fetch
 from workers.source.rows import ImageCell
-from workers.source.uris import Refused, is_web
+from workers.source.uris import Refused, is_web, resolve_uri
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
-
-# ----------------------------------------------------------------------------------------------------
-# Files of this machine that data names: read only if what is opened really lies below a root. A path below a root may
-# still lead elsewhere by a symbolic link, and may be replaced between a check and the opening. So the file is opened
-# first, without reading it, then asked where it is, and read through the same descriptor. A hard link cannot be told
-# from the file itself.
 
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 
 
 def read_below(path: str, roots: Sequence[str]) -> bytes:
     """A whole file below one of the local folders among `roots`.
+
+    A path below a root may still lead elsewhere by a symbolic link, and may be replaced between a check and the
+    opening. So the file is opened first, without reading it, then asked where it is, and read through the same
+    descriptor. A hard link is no different from the file itself.
 
     Raises Refused for a file that lies elsewhere or is no regular file, BadImage for one that is too large to be an
     image, FileNotFoundError, OSError.
@@ -42,8 +40,7 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
     try:
         opened = f"/proc/self/fd/{descriptor}"
         real = Path(opened).readlink()
-        folders = [Path(os.path.realpath(_local(root))) for root in roots if "://" not in root or _is_file_url(root)]
-        if not any(real.is_relative_to(folder) for folder in folders):
+        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in _local_folders(roots)):
             raise Refused(f"{path!r} is a link that leads out of input.uri_roots")
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -55,12 +52,13 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
         os.close(descriptor)
 
 
-def _is_file_url(root: str) -> bool:
-    return not is_web(root) and root.partition("://")[0].lower() in ("file", "local")
-
-
-def _local(root: str) -> str:
-    return root.partition("://")[2] if "://" in root else root
+def _local_folders(roots: Sequence[str]) -> Iterator[str]:
+    for root in roots:
+        scheme, separator, path = root.partition("://")
+        if not separator:
+            yield root
+        elif scheme.lower() in ("file", "local"):
+            yield path
 
 
 def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:
@@ -71,10 +69,10 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
     if value is None:
         return BadImage(ErrorCode.NULL, "the image cell is null")
     try:
-        url = uris.resolve(value, source, roots)
+        url = resolve_uri(value, source, roots)
         # The URL as it is, an image at a time: credentials leave a message where it leaves the process.
         return retrying(lambda: _read(url, roots), url)
-    except uris.Refused as error:
+    except Refused as error:
         return BadImage(ErrorCode.URI_REFUSED, redacted(str(error), {}))
     except (NotFound, IsADirectoryError):
         return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object")
@@ -85,7 +83,7 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
 
 
 def _read(url: str, roots: tuple[str, ...]) -> bytes:
-    if uris.is_web(url):
+    if is_web(url):
         return http_fetch.fetch(url)
     if is_local(url):
         return read_below(url, roots)

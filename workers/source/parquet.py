@@ -1,4 +1,4 @@
-"""Parquet sources: a fault of storage told apart from damage in the file, and the shapes of an image column."""
+"""Parquet sources: how they are opened, and the shapes of an image column."""
 
 from __future__ import annotations
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,29 +13,25 @@ from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage, ErrorCode
 from workers.source.links import image_at
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
-from workers.source.rows import ImageCell, RowBlock
+from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable
+from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
 """Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
 BUFFER_BYTES = 8 * 2**20
-BLOCK_BYTES = 4 * 2**20
-"""Encoded images that are handed on at once, so that memory is used again while it is in the cache."""
-FETCHES = 16
-"""Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
 
 
-def slice_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
+def row_group_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable and what Arrow raises."""
     schema = parquet.schema_arrow
     kind = image_kind(schema, how.image)
     columns = {"struct": [f"{how.image}.bytes", f"{how.image}.path"], "struct_bytes": [f"{how.image}.bytes"]}
     group = parquet.metadata.row_group(rows.row_group)
-    bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
     if max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=min(1024, max(16, BLOCK_BYTES // bytes_a_row)),
+        batch_size=rows_a_batch(group),
         row_groups=[rows.row_group],
         columns=[*columns.get(kind, [how.image]), *how.keys],
         use_threads=False,
@@ -52,6 +45,12 @@ def slice_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpe
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
+
+
+def rows_a_batch(group: Any) -> int:
+    """Rows of a row group, given its metadata, that are about BLOCK_BYTES."""
+    bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
+    return int(min(1024, max(16, BLOCK_BYTES // bytes_a_row)))
 
 
 def _blocks(
@@ -69,7 +68,7 @@ def _blocks(
 
     for image in _followed(_cells_of(batch.column(how.image), kind), source, how):
         images.append(image)
-        held_bytes += _size(image)
+        held_bytes += 0 if isinstance(image, BadImage) else len(image)
         if held_bytes >= BLOCK_BYTES:
             yield block()
             done, images, held_bytes = done + len(images), [], 0
@@ -77,8 +76,7 @@ def _blocks(
         yield block()
 
 
-@dataclass(frozen=True)
-class _Link:
+class _Link(NamedTuple):
     """In place of an image: where it is."""
 
     value: str | None
@@ -126,24 +124,12 @@ def binary_cells(column: pa.Array) -> list[ImageCell]:
     return cells
 
 
-def _size(cell: ImageCell) -> int:
-    return 0 if isinstance(cell, BadImage) else len(cell)
-
-
 def _followed(cells: Sequence[ImageCell | _Link], source: str, how: InputSpec) -> Iterator[ImageCell]:
     """The cells in order, links replaced by the images that they lead to: FETCHES at a time, and no more in memory."""
-    if not any(isinstance(cell, _Link) for cell in cells):
-        yield from (cell for cell in cells if not isinstance(cell, _Link))
-        return
-    with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-        ahead: deque[Future[ImageCell]] = deque()
-        for cell in cells:
-            ahead.append(pool.submit(_image_of, cell, source, how))
-            if len(ahead) == FETCHES:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
+    def image_of(cell: ImageCell | _Link) -> ImageCell:
+        return image_at(cell.value, source, how.uri_roots) if isinstance(cell, _Link) else cell
 
-def _image_of(cell: ImageCell | _Link, source: str, how: InputSpec) -> ImageCell:
-    return image_at(cell.value, source, how.uri_roots) if isinstance(cell, _Link) else cell
+    if any(isinstance(cell, _Link) for cell in cells):
+        return ahead(image_of, cells, FETCHES, "fetch", a_thread=1)
+    return map(image_of, cells)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from functools import partial
 
-from workers.source.shard_reader import RowBlock, ShardReader
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import ShardReader
 
 READ_AHEAD_BYTES = 64 * 2**20
 """Encoded images waiting to be decoded, a shard."""
@@ -32,8 +34,7 @@ class ReadAhead:
         try:
             for block in self.reader.blocks():
                 with self._room:
-                    while not (self._closed or self._held == 0 or self._held + block.bytes_read <= self._max_bytes):
-                        self._room.wait()
+                    self._room.wait_for(partial(self._may_hold, block.bytes_read))
                     if self._closed:
                         return
                     self._held += block.bytes_read
@@ -42,6 +43,9 @@ class ReadAhead:
             self._queue.put(error)
         else:
             self._queue.put(None)
+
+    def _may_hold(self, more_bytes: int) -> bool:
+        return self._closed or self._held == 0 or self._held + more_bytes <= self._max_bytes
 
     def __iter__(self) -> Iterator[RowBlock]:
         while (item := self._queue.get()) is not None:

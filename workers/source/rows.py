@@ -10,6 +10,11 @@ import pyarrow as pa
 
 from workers.image.errors import BadImage
 
+BLOCK_BYTES = 4 * 2**20
+"""Encoded images that are handed on at once, so that memory is used again while it is in the cache."""
+FETCHES = 16
+"""Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
+
 ImageCell: TypeAlias = memoryview | bytes | BadImage
 """An encoded image, or why the row has none."""
 

@@ -8,9 +8,10 @@ was claimed yields no rows: it is reported as gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -19,16 +20,12 @@ from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source import parquet_rows, webdataset
 from workers.source.parquet import open_parquet
-from workers.source.rows import ImageCell, RowBlock
+from workers.source.rows import FETCHES, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.storage.errors import Cause, NotFound, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
-
-__all__ = ["ImageCell", "RowBlock", "ShardReader", "SourceChanged"]
-
-FETCHES = 16
-"""Requests in flight when each image is an object of its own. Their threads wait; they do not compute."""
 
 
 class SourceChanged(Exception):
@@ -57,16 +54,11 @@ class ShardReader:
             yield block
 
     def _file_blocks(self) -> Iterator[RowBlock]:
-        index = 0
         slices = self.shard.slices
-        while index < len(slices):
-            last = index
-            while last < len(slices) and (slices[last].uri, slices[last].version) == _identity(slices[index]):
-                last += 1
-            yield from self._source_blocks(range(index, last))
-            index = last
+        for _, indices in groupby(range(len(slices)), lambda index: (slices[index].uri, slices[index].version)):
+            yield from self._source_blocks(list(indices))
 
-    def _source_blocks(self, indices: range) -> Iterator[RowBlock]:
+    def _source_blocks(self, indices: Sequence[int]) -> Iterator[RowBlock]:
         """The slices of one file of many rows, which is opened once."""
         source = self.shard.slices[indices[0]]
         fs, path = open_filesystem(source.uri)
@@ -94,37 +86,25 @@ class ShardReader:
         if not _unchanged(fs, path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
 
-    def _rows(self, file: SourceFile, indices: range) -> Iterator[RowBlock]:
+    def _rows(self, file: SourceFile, indices: Sequence[int]) -> Iterator[RowBlock]:
         if self.input.format == "webdataset":
             window = webdataset.streaming(file)
             for index in indices:
-                yield from webdataset.slice_blocks(window, index, self.shard.slices[index], self.input)
+                yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input)
         else:
             parquet = open_parquet(file)
             for index in indices:
-                yield from parquet_rows.slice_blocks(file, parquet, index, self.shard.slices[index], self.input)
+                yield from parquet_rows.row_group_blocks(file, parquet, index, self.shard.slices[index], self.input)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
         fs, _ = open_filesystem(self.shard.slices[0].uri)
-        with ThreadPoolExecutor(FETCHES, "fetch") as pool:
-            ahead: list[Any] = []
-            for index, source in enumerate(self.shard.slices):
-                ahead.append(pool.submit(_fetch_pinned, fs, source))
-                if len(ahead) == FETCHES:
-                    yield from self._fetched(index - FETCHES + 1, ahead.pop(0).result())
-            for offset, future in enumerate(ahead):
-                yield from self._fetched(len(self.shard.slices) - len(ahead) + offset, future.result())
-
-    def _fetched(self, index: int, image: ImageCell | None) -> Iterator[RowBlock]:
-        if image is None:
-            self.gone.add(index)
-        else:
-            yield RowBlock(index, 0, [image], None, 0 if isinstance(image, BadImage) else len(image))
-
-
-def _identity(source: Slice) -> tuple[str, str]:
-    return source.uri, source.version
+        images = ahead(partial(_fetch_pinned, fs), self.shard.slices, FETCHES, "fetch", a_thread=1)
+        for index, image in enumerate(images):
+            if image is None:
+                self.gone.add(index)
+            else:
+                yield RowBlock(index, 0, [image], None, 0 if isinstance(image, BadImage) else len(image))
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:

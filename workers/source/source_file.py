@@ -18,9 +18,10 @@ class SourceFile(io.RawIOBase):
     """A file of any fsspec file system that remembers the fault of its storage, if it had one."""
 
     def __init__(self, fs: Any, path: str) -> None:
-        self._file = fs.open(path, "rb", **_open_options(fs))
         self._path = path
         self.remote = isinstance(fs, AsyncFileSystem)
+        # No cache between Arrow and the object: Arrow asks for what it needs, once.
+        self._file = fs.open(path, "rb", **({"cache_type": "none"} if self.remote else {}))
         self.fault: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
@@ -46,11 +47,6 @@ class SourceFile(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _open_options(fs: Any) -> dict[str, Any]:
-    """No cache between Arrow and the object: Arrow asks for what it needs, once."""
-    return {"cache_type": "none"} if isinstance(fs, AsyncFileSystem) else {}
 
 
 def opened(fs: Any, path: str) -> SourceFile:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE
@@ -71,8 +71,7 @@ class Window:
     """Reads a source forwards through a buffer. The pieces double while they follow each other and start small again
     behind a gap, so that what is read too much stays in proportion to what is read."""
 
-    def __init__(self, file: Any, *, first_bytes: int, most_bytes: int) -> None:
-        """`file` is a workers.source.parquet.SourceFile."""
+    def __init__(self, file: SourceFile, *, first_bytes: int, most_bytes: int) -> None:
         self._file = file
         self._first_bytes = first_bytes
         self._most_bytes = most_bytes
@@ -180,9 +179,6 @@ def _member(
 def padded(size: int) -> int:
     """Bytes that content of `size` takes in a tar."""
     return -(-size // BLOCK) * BLOCK
-
-
-# ------------------------------------------------------------------------------------------- headers
 
 
 def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:

@@ -2,7 +2,7 @@
 
 Data is not trusted to name network addresses (server-side request forgery) or files outside its own data set. A URI is
 followed only below one of the job's roots, which default to the input's own; there is no `::` chaining, no user name,
-no way out by `..` in any spelling, and http only where a root names scheme, host and port. What `resolve` allows is
+no way out by `..` in any spelling, and http only where a root names scheme, host and port. What `resolve_uri` allows is
 a name; where it leads is checked by whoever opens it: `workers.source.links`, `workers.source.http_fetch`.
 """
 
@@ -11,38 +11,31 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from workers.redaction import shown
 
-# ----------------------------------------------------------------------------------------------------
-# Which network addresses a worker may connect to for a URI found in data. Pure functions of names and addresses. The
-# host is one that the spec's author named as a root. What it resolves to is somebody else's word: a name in the
-# public DNS must not lead into the cluster's own network, and nothing ever leads to a cloud's metadata service.
-
-_NEVER = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "0.0.0.0/8",
-            "169.254.0.0/16",  # link-local: metadata of AWS, GCP, Azure, Oracle
-            "224.0.0.0/4",
-            "240.0.0.0/4",
-            "100.100.100.200/32",  # metadata of Alibaba Cloud
-            "168.63.129.16/32",  # Azure's host agent, an address that looks public
-            "192.0.0.192/32",  # metadata of Oracle Cloud, classic
-            "::/128",
-            "fe80::/10",
-            "ff00::/8",
-            "fd00:ec2::/32",  # metadata and other services of AWS instances
-            "fd20:ce::/32",  # metadata of GCP
-        ),
+_NEVER = [
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "169.254.0.0/16",  # link-local: metadata of AWS, GCP, Azure, Oracle
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "100.100.100.200/32",  # metadata of Alibaba Cloud
+        "168.63.129.16/32",  # Azure's host agent, an address that looks public
+        "192.0.0.192/32",  # metadata of Oracle Cloud, classic
+        "::/128",
+        "fe80::/10",
+        "ff00::/8",
+        "fd00:ec2::/32",  # metadata and other services of AWS instances
+        "fd20:ce::/32",  # metadata of GCP
     )
-)
+]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_PRIVATE_ENDINGS = ("internal", "local", "localhost", "svc", "home.arpa")
+_PRIVATE_ENDINGS = (".internal", ".local", ".localhost", ".svc", ".home.arpa")
 """Endings of names that the public DNS does not answer (RFC 6761, 6762, 8375; ICANN's .internal; Kubernetes' .svc)."""
 
 
@@ -60,8 +53,10 @@ def literal(host: str) -> IPv4Address | IPv6Address | None:
 def is_allowed(address: str, host: str) -> bool:
     """Whether `host`, as a root names it, may be reached at `address`, which it is or resolves to.
 
-    An address that the root names itself may be any but those that no image server has. A name leads to public
-    addresses; a name that only a private DNS can answer to private ones too; only `localhost` to this machine.
+    The host is one that the spec's author named. What it resolves to is somebody else's word: a name in the public DNS
+    must not lead into the cluster's own network, and nothing ever leads to a cloud's metadata service. An address that
+    the root names itself may be any but those that no image server has. A name leads to public addresses; a name that
+    only a private DNS can answer to private ones too; only `localhost` to this machine.
     """
     found = _plain(ipaddress.ip_address(address))
     if any(found in network for network in _NEVER if network.version == found.version):
@@ -71,11 +66,8 @@ def is_allowed(address: str, host: str) -> bool:
         return _plain(named) == found
     if found.is_loopback:
         return host == "localhost" or host.endswith(".localhost")
-    return (found.is_global and not found.is_multicast) or (found.is_private and _is_private_name(host))
-
-
-def _is_private_name(host: str) -> bool:
-    return "." not in host or any(host.endswith(f".{ending}") for ending in _PRIVATE_ENDINGS)
+    private_name = "." not in host or host.endswith(_PRIVATE_ENDINGS)
+    return (found.is_global and not found.is_multicast) or (found.is_private and private_name)
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
@@ -101,7 +93,7 @@ STORES = frozenset(
 )
 """Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
 WEB = frozenset(["http", "https"])
-SCHEMES = STORES | WEB | {"file", "local"}
+_SCHEMES = STORES | WEB | {"file", "local"}
 """Schemes that URIs in data and their roots may have."""
 MAX_CHARS = 8192
 MAX_KEY_BYTES = 1024
@@ -121,8 +113,7 @@ class Refused(ValueError):
     """The URI may not be followed."""
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     scheme: str
     """As listings name it; `` for a file of this machine."""
     host: str
@@ -130,17 +121,13 @@ class _Place:
     path: str
     query: str = ""
 
-    @property
-    def segments(self) -> list[str]:
-        return self.path.strip("/").split("/") if self.path.strip("/") else []
-
     def url(self, scheme: str) -> str:
         if not scheme:
             return self.path
         return f"{scheme}://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
 
 
-def resolve(value: str, source: str, roots: tuple[str, ...]) -> str:
+def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
     """The absolute URL or path of `value`, relative values counting from the folder of `source`. Raises Refused."""
     if len(value) > MAX_CHARS:
         raise Refused(f"{shown(value)} has {len(value)} characters")
@@ -150,7 +137,9 @@ def resolve(value: str, source: str, roots: tuple[str, ...]) -> str:
         place = _place(_joined(value, source))
         for root in roots:
             base = _place(root)
-            if (place.scheme, place.host) == (base.scheme, base.host) and _contains(base, place):
+            # Below the root, or the file that the root names.
+            inside = f"{place.path}/".startswith(f"{base.path.rstrip('/')}/")
+            if (place.scheme, place.host) == (base.scheme, base.host) and inside:
                 return place.url(_scheme_of(root) if base.scheme else "")
     except Refused as error:
         raise Refused(f"{shown(value)}: {error}") from error
@@ -162,7 +151,7 @@ def check_root(root: str) -> None:
     place = _place(root)
     if place.scheme not in WEB:
         return
-    host = web_host(place.host)
+    host = place.host.rpartition(":")[0].removeprefix("[").removesuffix("]")  # an IPv6 address stands in brackets
     if place.query or "#" in root:
         raise Refused("a root has no query")
     try:
@@ -175,11 +164,6 @@ def check_root(root: str) -> None:
 
 def is_web(url: str) -> bool:
     return _scheme_of(url) in WEB
-
-
-def web_host(authority: str) -> str:
-    """Host name or address of `host:port`, without the brackets of an IPv6 address."""
-    return authority.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def normalise(url: str) -> str:
@@ -218,8 +202,8 @@ def _place(url: str) -> _Place:
                 raise Refused(f"{scheme}:// names files of this machine, as {scheme}:///path")
             path = f"/{rest}"
         return _Place("", "", posixpath.normpath(path))
-    if scheme not in SCHEMES:
-        raise Refused(f"{scheme}:// is not followed; these are: {', '.join(sorted(SCHEMES))}")
+    if scheme not in _SCHEMES:
+        raise Refused(f"{scheme}:// is not followed; these are: {', '.join(sorted(_SCHEMES))}")
     host, _, path = url.partition("://")[2].partition("/")
     if not host:
         raise Refused("no bucket or host is named")
@@ -254,19 +238,13 @@ def _without_dots(path: str) -> str:
     """An absolute path without `.` and `..`; empty segments stay, because in a store `a//b` is not `a/b`."""
     kept: list[str] = []
     segments = path.split("/")[1:]
-    for place, segment in enumerate(segments):
+    for segment in segments:
         if segment == "..":
             if not kept:
                 raise Refused(".. leads above the bucket or host")
             kept.pop()
         elif segment != ".":
             kept.append(segment)
-        if segment in (".", "..") and place == len(segments) - 1:
-            kept.append("")  # it names a folder
+    if segments[-1] in (".", ".."):
+        kept.append("")  # it names a folder
     return "/" + "/".join(kept)
-
-
-def _contains(root: _Place, place: _Place) -> bool:
-    """Whether a place lies below a root, or is the file that the root names."""
-    above = root.path.rstrip("/")
-    return place.path == above or place.path.startswith(f"{above}/")

@@ -11,17 +11,16 @@ reads rows in the middle without what lies before them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.source.rows import ImageCell, RowBlock
-from workers.source.source_file import InputUnreadable
+from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.source.tar import Member, Window, members
 
 KEY_COLUMN = "__key__"
@@ -30,7 +29,6 @@ MAX_TEXT_BYTES = 16 * 2**20
 """Of a member that is a key column."""
 MAX_MEMBERS = 1024
 """Of one sample."""
-BLOCK_BYTES = 4 * 2**20
 BLOCK_ROWS = 1024
 
 _META_FOLDER = re.compile(r"__[^/]*__/")
@@ -51,9 +49,6 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-# ------------------------------------------------------------------------------------------- the index
-
-
 @dataclass(frozen=True)
 class Block:
     """Consecutive samples of one tar."""
@@ -67,16 +62,16 @@ class Block:
     """From there to the next block, or to the end of the last sample."""
 
 
-def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
+def blocks(file: SourceFile, rows_a_block: int = 16) -> tuple[Block, ...]:
     """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
 
-    `file` is a workers.source.parquet.SourceFile. Only headers are looked at. From an object store small members are
-    read through all the same, because that is quicker than a request for each header; large ones are passed over.
-    Raises InputUnreadable for anything but a whole, plain tar (it does not name the file); StoreError.
+    Only headers are looked at. From an object store small members are read through all the same, because that is
+    quicker than a request for each header; large ones are passed over. Raises InputUnreadable for anything but a whole,
+    plain tar (it does not name the file); StoreError.
     """
     starts: list[int] = []
     rows = stop = 0
-    for sample in _samples(_sparing(file), 0, _Wanted()):
+    for sample in _samples(_sparing(file), 0):
         if rows % rows_a_block == 0:
             starts.append(sample.start)
         rows, stop = rows + 1, sample.stop
@@ -87,41 +82,37 @@ def blocks(file: Any, rows_a_block: int = 16) -> tuple[Block, ...]:
     )
 
 
-def keys_of(file: Any, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
+def keys_of(file: SourceFile, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
     """Key columns of the `rows` samples from `byte_start` on, as strings, without reading their images.
 
-    `file` is a workers.source.parquet.SourceFile. Raises InputUnreadable, also when there are fewer rows; StoreError.
+    Raises InputUnreadable, also when there are fewer rows; StoreError.
     """
-    samples = list(islice(_samples(_sparing(file), byte_start, _Wanted(keys=names)), rows))
+    samples = list(islice(_samples(_sparing(file), byte_start, keys=names), rows))
     if len(samples) != rows:
         raise _too_few(len(samples), rows, byte_start)
     return _key_table(samples, names)
 
 
-def _sparing(file: Any) -> Window:
+def _sparing(file: SourceFile) -> Window:
     """For headers with other things between them."""
     if file.remote:
         return Window(file, first_bytes=64 * 2**10, most_bytes=4 * 2**20)
     return Window(file, first_bytes=16 * 2**10, most_bytes=16 * 2**10)
 
 
-# -------------------------------------------------------------------------------------------- the rows
-
-
-def streaming(file: Any) -> Window:
-    """For samples that are read whole, one after the other. `file` is a workers.source.parquet.SourceFile."""
+def streaming(file: SourceFile) -> Window:
+    """For samples that are read whole, one after the other."""
     return Window(file, first_bytes=2**19, most_bytes=(8 if file.remote else 2) * 2**20)
 
 
-def slice_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
+def sample_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable, StoreError.
 
     Slices of one file in ascending order share a `streaming` window, and nothing is read twice.
     """
-    wanted = _Wanted(extensions(how.image), how.keys)
     held: list[_Sample] = []
     held_bytes = row = 0
-    for sample in islice(_samples(window, rows.byte_start, wanted), rows.rows):
+    for sample in islice(_samples(window, rows.byte_start, extensions(how.image), how.keys), rows.rows):
         held.append(sample)
         held_bytes += sample.bytes_read
         row += 1
@@ -172,17 +163,6 @@ def _too_few(found: int, planned: int, byte_start: int) -> InputUnreadable:
     return InputUnreadable(f"{found} samples from byte {byte_start} on, {planned} planned")
 
 
-# --------------------------------------------------------------------------------------------- samples
-
-
-class _Wanted:
-    """Which members to read."""
-
-    def __init__(self, images: Sequence[str] = (), keys: Sequence[str] = ()) -> None:
-        self.rank = {extension: rank for rank, extension in enumerate(images)}
-        self.texts = {key.lower() for key in keys if key != KEY_COLUMN}
-
-
 @dataclass
 class _Sample:
     key: str
@@ -198,14 +178,13 @@ class _Sample:
     def bytes_read(self) -> int:
         return len(self.image or b"") + sum(map(len, self.texts.values()))
 
-    def take(self, extension: str, member: Member, window: Window, wanted: _Wanted) -> None:
-        """Add a member, and read it if it is wanted."""
+    def take(self, extension: str, member: Member, window: Window, images: Sequence[str], texts: Set[str]) -> None:
+        """Add a member, and read it if it is one of the `texts`, or preferred to the other `images` so far."""
         self.stop = member.stop
-        rank = wanted.rank.get(extension)
-        if rank is not None and all(rank < wanted.rank.get(other, rank + 1) for other in self.members):
+        if extension in images and not self.members.keys() & set(images[: images.index(extension)]):
             fits = member.is_file and member.size <= MAX_IMAGE_BYTES
             self.image = window.at(member.data_start, member.size) if fits else None
-        if extension in wanted.texts and member.is_file:
+        if extension in texts and member.is_file:
             if member.size > MAX_TEXT_BYTES:
                 raise InputUnreadable(
                     f"{member.name} has {member.size} bytes, a value of a key column {MAX_TEXT_BYTES} at most"
@@ -214,8 +193,12 @@ class _Sample:
         self.members[extension] = member
 
 
-def _samples(window: Window, start: int, wanted: _Wanted) -> Iterator[_Sample]:
-    """Samples from the one whose first header is at `start` on, with what is wanted of them read on the way."""
+def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Sequence[str] = ()) -> Iterator[_Sample]:
+    """Samples from the one whose first header is at `start` on, with the members that are wanted read on the way.
+
+    These are the first of the extensions `images` that a sample has, and all of `keys`.
+    """
+    texts = {key.lower() for key in keys if key != KEY_COLUMN}
     sample: _Sample | None = None
     for member in members(window, start):
         if not (member.is_file or member.link_to is not None) or (split := split_name(member.name)) is None:
@@ -227,6 +210,6 @@ def _samples(window: Window, start: int, wanted: _Wanted) -> Iterator[_Sample]:
             sample = _Sample(key, member.start, member.stop)
         elif len(sample.members) == MAX_MEMBERS:
             raise InputUnreadable(f"sample {key} has more than {MAX_MEMBERS} members")
-        sample.take(extension, member, window, wanted)
+        sample.take(extension, member, window, images, texts)
     if sample is not None:
         yield sample

@@ -1,13 +1,11 @@
 """What storage libraries raise, sorted by type (few of them derive from OSError), and what we raise instead.
 
-The libraries are extras, so their types are looked up among the modules that are loaded: a library that is not loaded
-has raised nothing.
+The libraries are extras, so their types are given by name, and none is loaded to sort an error.
 """
 
 from __future__ import annotations
 
 import enum
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +22,15 @@ class NotFound(Exception):
     """No object at the key."""
 
 
+class ServerFault(ConnectionError):
+    """No answer, a broken one, or one that says later: worth a retry."""
+
+    def __init__(self, message: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
 class Cause(enum.Enum):
     MISSING = "missing"
     """There is no such object or bucket."""
@@ -37,17 +44,12 @@ class Cause(enum.Enum):
     """Not storage's doing."""
 
 
-THROTTLED_STATUSES = frozenset({429, 503})
+_THROTTLED_STATUSES = frozenset({429, 503})
 """S3, GCS and Azure all throttle with one of these (S3: SlowDown, Azure: ServerBusy)."""
 _THROTTLED_CODES = frozenset(
     [
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "ThrottledException",
-        "TooManyRequestsException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
+        *("SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException"),
+        *("RequestLimitExceeded", "RequestThrottled"),
     ]
 )
 """Of AWS, whose keys and credentials (KMS, STS) throttle with status 400. Source: botocore's `standard` retries."""
@@ -57,109 +59,90 @@ _CLOCK_CODES = frozenset(["RequestTimeTooSkewed", "RequestExpired"])
 _NO_SUCH_NAME = frozenset(["InvalidUri", "InvalidResourceName"])
 """Of Azure: no object can be called so. Data may name any."""
 
-_MISSING = {
-    "azure.core.exceptions": ("ResourceNotFoundError",),
-    "google.api_core.exceptions": ("NotFound",),
+_AWS_ANSWER = frozenset(["botocore.exceptions.ClientError"])
+_AZURE_ANSWER = frozenset(["azure.core.exceptions.HttpResponseError"])
+_AIOHTTP_ANSWER = frozenset(["aiohttp.client_exceptions.ClientResponseError"])
+_GOOGLE_ANSWER = frozenset(["gcsfs.retry.HttpError", "google.api_core.exceptions.GoogleAPICallError"])
+"""They keep the status, as a number or its digits, and no headers."""
+_RENEWAL = frozenset(["google.auth.exceptions.RefreshError"])
+
+_MISSING = frozenset(["azure.core.exceptions.ResourceNotFoundError", "google.api_core.exceptions.NotFound"])
+_DENIED = _RENEWAL | {
+    "botocore.exceptions.NoCredentialsError",
+    "botocore.exceptions.PartialCredentialsError",
+    "botocore.exceptions.ProfileNotFound",
+    "botocore.exceptions.UnauthorizedSSOTokenError",
+    "google.auth.exceptions.DefaultCredentialsError",
+    "google.api_core.exceptions.Forbidden",
+    "google.api_core.exceptions.Unauthorized",
+    "azure.core.exceptions.ClientAuthenticationError",
 }
-_DENIED = {
-    "botocore.exceptions": (
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "ProfileNotFound",
-        "UnauthorizedSSOTokenError",
-    ),
-    "google.auth.exceptions": ("DefaultCredentialsError", "RefreshError"),
-    "google.api_core.exceptions": ("Forbidden", "Unauthorized"),
-    "azure.core.exceptions": ("ClientAuthenticationError",),
+_FAULTS = _AWS_ANSWER | {
+    "botocore.exceptions.BotoCoreError",
+    "aiohttp.client_exceptions.ClientError",
+    "google.auth.exceptions.GoogleAuthError",
+    "google.api_core.exceptions.GoogleAPIError",
+    "gcsfs.retry.HttpError",
+    "gcsfs.retry.ChecksumError",
+    "azure.core.exceptions.AzureError",
+    "requests.exceptions.RequestException",
 }
-_FAULTS = {
-    "botocore.exceptions": ("BotoCoreError", "ClientError"),
-    "aiohttp": ("ClientError",),
-    "google.auth.exceptions": ("GoogleAuthError",),
-    "google.api_core.exceptions": ("GoogleAPIError",),
-    "gcsfs.retry": ("HttpError", "ChecksumError"),
-    "azure.core.exceptions": ("AzureError",),
-    "requests.exceptions": ("RequestException",),
-}
-_RENEWALS = {"google.auth.exceptions": ("RefreshError",)}
-_WITH_A_CODE = {"gcsfs.retry": ("HttpError",), "google.api_core.exceptions": ("GoogleAPICallError",)}
-"""Google's libraries keep the status, as a number or its digits, and no headers."""
 
 
 def cause_of(error: BaseException) -> Cause:
     """Why a call to a storage library, or to our own functions around one, failed."""
-    if isinstance(error, (FileNotFoundError, NotFound, *_loaded(_MISSING))) or _azure_code(error) in _NO_SUCH_NAME:
+    azure_code = getattr(error, "error_code", None) if _is(error, _AZURE_ANSWER) else None
+    if isinstance(error, (FileNotFoundError, NotFound)) or _is(error, _MISSING) or azure_code in _NO_SUCH_NAME:
         return Cause.MISSING
-    code = _aws_code(error)
-    if code in _THROTTLED_CODES or _answer(error)[0] in THROTTLED_STATUSES:
+    # Without the service that the code is passed on from, as in `KMS.ThrottlingException`.
+    aws_code = str(_aws_answer(error).get("Error", {}).get("Code", "")).rpartition(".")[2]
+    if aws_code in _THROTTLED_CODES or _status_and_headers(error)[0] in _THROTTLED_STATUSES:
         return Cause.THROTTLED
     # Google's library says of its own errors whether they pass: a token may have failed to be renewed in time.
-    if code in _CLOCK_CODES or (isinstance(error, tuple(_loaded(_RENEWALS))) and error.retryable):  # type: ignore[attr-defined]
+    if aws_code in _CLOCK_CODES or (_is(error, _RENEWAL) and error.retryable):  # type: ignore[attr-defined]
         return Cause.FAULT
-    if isinstance(error, (PermissionError, StoreDenied, *_loaded(_DENIED))):
+    if isinstance(error, (PermissionError, StoreDenied)) or _is(error, _DENIED):
         return Cause.DENIED
-    if isinstance(error, (OSError, TimeoutError, StoreError, *_loaded(_FAULTS))):
+    if isinstance(error, (OSError, StoreError)) or _is(error, _FAULTS):
         return Cause.FAULT
     return Cause.OTHER
 
 
 def retry_after_s(error: BaseException) -> float:
     """Seconds that the server asks to wait (`Retry-After`); 0 when it names none, or a date."""
-    headers = {str(name).lower(): value for name, value in _answer(error)[1].items()}
+    headers = {str(name).lower(): value for name, value in _status_and_headers(error)[1].items()}
     try:
         return max(0.0, float(headers.get("retry-after", 0)))
     except ValueError:
         return 0.0
 
 
-def _answer(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
-    """HTTP status and headers of the answer behind an error, where there was one.
-
-    s3fs raises a plain OSError from botocore's ClientError, which has both.
-    """
+def _status_and_headers(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
+    """Of the HTTP answer behind an error, or behind its cause, where there was one."""
+    if aws := _aws_answer(error):
+        about = aws.get("ResponseMetadata", {})
+        return about.get("HTTPStatusCode"), about.get("HTTPHeaders", {})
+    one: Any
     for one in (error, error.__cause__):
-        if isinstance(one, tuple(_loaded({"botocore.exceptions": ("ClientError",)}))):
-            about: Mapping[str, Any] = one.response.get("ResponseMetadata", {})  # type: ignore[union-attr]
-            return about.get("HTTPStatusCode"), about.get("HTTPHeaders", {})
-        if isinstance(one, tuple(_loaded({"azure.core.exceptions": ("HttpResponseError",)}))):
-            return one.status_code, getattr(one.response, "headers", {})  # type: ignore[union-attr]
-        if isinstance(one, tuple(_loaded({"aiohttp": ("ClientResponseError",)}))):
-            return one.status, one.headers or {}  # type: ignore[union-attr]
-        if isinstance(one, tuple(_loaded({"workers.source.http_fetch": ("ServerFault",)}))):
-            return one.status, one.headers  # type: ignore[union-attr]
-        if isinstance(one, tuple(_loaded(_WITH_A_CODE))):
-            return int(one.code or 0), {}  # type: ignore[union-attr]
+        if isinstance(one, ServerFault) or _is(one, _AIOHTTP_ANSWER):
+            return one.status, one.headers or {}
+        if _is(one, _AZURE_ANSWER):
+            return one.status_code, getattr(one.response, "headers", {})
+        if _is(one, _GOOGLE_ANSWER):
+            return int(one.code or 0), {}
     return None, {}
 
 
-def _azure_code(error: BaseException) -> str | None:
-    if isinstance(error, tuple(_loaded({"azure.core.exceptions": ("HttpResponseError",)}))):
-        return getattr(error, "error_code", None)
-    return None
-
-
-def _aws_code(error: BaseException) -> str | None:
-    """The code by which AWS names an error, without the service that it passes on (`KMS.ThrottlingException`)."""
+def _aws_answer(error: BaseException) -> Mapping[str, Any]:
+    """What botocore understood of the answer, or nothing. s3fs raises a plain OSError from botocore's ClientError."""
+    one: Any
     for one in (error, error.__cause__):
-        if isinstance(one, tuple(_loaded({"botocore.exceptions": ("ClientError",)}))):
-            return str(one.response.get("Error", {}).get("Code", "")).rpartition(".")[2]  # type: ignore[union-attr]
-    return None
+        if _is(one, _AWS_ANSWER):
+            answer: Mapping[str, Any] = one.response
+            return answer
+    return {}
 
 
-def _loaded(names: Mapping[str, tuple[str, ...]]) -> list[type[Exception]]:
-    return [
-        getattr(module, name)
-        for module_name, types in names.items()
-        if (module := sys.modules.get(module_name)) is not None
-        for name in types
-        if hasattr(module, name)
-    ]
-
-
-class ServerFault(ConnectionError):
-    """No answer, a broken one, or one that says later: worth a retry."""
-
-    def __init__(self, message: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
+def _is(error: BaseException | None, names: frozenset[str]) -> bool:
+    """Whether an error is of one of the types with these names, or of a type derived from one."""
+    return any(f"{kind.__module__}.{kind.__name__}" in names for kind in type(error).__mro__)

@@ -17,7 +17,7 @@ S3 = frozenset({"s3", "s3a"})
 GCS = frozenset({"gs", "gcs"})
 AZURE = frozenset({"abfs", "abfss", "az"})
 
-CONNECT_S = 10
+ACCEPT_S = 10
 SILENCE_S = 30
 """How long a server may take to accept a connection, and to send the next byte of an answer."""
 
@@ -58,15 +58,15 @@ def _time_limits(protocol: str) -> dict[str, Any]:
     Azure's library waits 60 s for a byte, gcsfs 5 minutes for the whole answer, however large."""
     configured = fsspec.config.conf.get(protocol, {})
     if protocol in S3:
-        ours = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
+        ours = {"connect_timeout": ACCEPT_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
         return {"config_kwargs": {**ours, **configured.get("config_kwargs", {})}}
     options: dict[str, Any] = {}
     if protocol in AZURE:
-        options = {"connection_timeout": CONNECT_S, "read_timeout": SILENCE_S}
+        options = {"connection_timeout": ACCEPT_S, "read_timeout": SILENCE_S}
     elif protocol in GCS:
         import aiohttp
 
-        options = {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)}
+        options = {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=ACCEPT_S, sock_read=SILENCE_S)}
     return {name: value for name, value in options.items() if name not in configured}
 
 

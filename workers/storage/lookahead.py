@@ -10,21 +10,26 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 AHEAD = 4
 """Calls begun or waiting to be read, for each thread."""
 
 
-def ahead(call: Callable[[T], R], items: Iterable[T], at_once: int, name: str) -> Iterator[R]:
-    """`call` of every item, in order, by `at_once` threads called `name`. The first error is raised in its place."""
-    waiting: deque[Future[R]] = deque()
+def ahead(
+    call: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int, name: str, *, a_thread: int = AHEAD
+) -> Iterator[_Result]:
+    """`call` of every item, in order, by `at_once` threads called `name`. The first error is raised in its place.
+
+    At most `a_thread` calls for each thread are begun or wait to be read: 1 where results are large.
+    """
+    waiting: deque[Future[_Result]] = deque()
     threads = ThreadPoolExecutor(at_once, name)
     try:
         for item in items:
             waiting.append(threads.submit(call, item))
-            if len(waiting) == at_once * AHEAD:
+            if len(waiting) == at_once * a_thread:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

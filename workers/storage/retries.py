@@ -9,8 +9,9 @@ refused together do not come back together.
 from __future__ import annotations
 
 import random
-import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -25,7 +26,10 @@ THROTTLED_BACKOFF_S = 0.5
 THROTTLED_BACKOFF_MAX_S = 30.0
 """Also the most of a `Retry-After` that is honoured at a time."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+
+_throttled_s: deque[float] = deque()
+"""The pauses of this process's calls that nobody has asked for yet. Any thread may add and take."""
 
 
 class Patience:
@@ -70,10 +74,10 @@ class Patience:
         pause_s = asked_s + random.uniform(0, most_s)  # noqa: S311  (jitter)
         self._throttles += 1
         sleep(pause_s)
-        _throttled.add(pause_s)
+        _throttled_s.append(pause_s)
 
 
-def retrying(action: Callable[[], T], what: str) -> T:
+def retrying(action: Callable[[], _T], what: str) -> _T:
     """Run `action`, again after each storage fault and for as long as the store throttles.
 
     NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
@@ -86,29 +90,13 @@ def retrying(action: Callable[[], T], what: str) -> T:
             patience.after(error)
 
 
-class _Seconds:
-    """A sum that threads add to."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sum_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self._sum_s += seconds
-
-    def take(self) -> float:
-        with self._lock:
-            taken, self._sum_s = self._sum_s, 0.0
-            return taken
-
-
-_throttled = _Seconds()
-
-
 def take_throttled_s() -> float:
     """Seconds that this process's calls waited because a store throttled them, summed over threads, since last asked.
 
-    Each second is told once, so that the sum over a worker's results is what the worker waited.
+    Each second is counted once, so that the sum over a worker's results is what the worker waited.
     """
-    return _throttled.take()
+    taken_s = 0.0
+    with suppress(IndexError):
+        while True:
+            taken_s += _throttled_s.popleft()
+    return taken_s

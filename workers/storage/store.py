@@ -142,16 +142,10 @@ class LocalStore:
 
 
 _REFUSALS = frozenset(
-    (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ENOTSUP,
-        errno.ENAMETOOLONG,
-    )
+    [
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+        *(errno.EEXIST, errno.EISDIR, errno.ENOTSUP, errno.ENAMETOOLONG),
+    ]
 )
 """EEXIST: a file lies where a folder is wanted."""
 

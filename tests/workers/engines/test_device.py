@@ -144,7 +144,7 @@ def test_a_machine_without_a_gpu_refuses_the_job_before_anything_is_claimed(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(gpus, "count", lambda: 0)
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 0)
     spec = write_spec(digits.spec(tmp_path / "out", model__device="cuda"))
     assert main(["run", spec, "--pool=local"]) == 2
     shown = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_the_same_bundle_runs_in_bf16_on_a_cpu_as_it_would_on_a_gpu(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step of a GPU worker but the device itself, which is a parameter."""
-    monkeypatch.setattr(gpus, "count", lambda: 1)
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 1)
     opened: list[str] = []
     real = torch_float.TorchFloatEngine.__init__
 
@@ -216,8 +216,8 @@ def test_gpus_are_counted_within_what_the_process_may_see(tmp_path: Path, visibl
     for name in ("0000:17:00.0", "0000:65:00.0"):
         (tmp_path / "proc/driver/nvidia/gpus" / name).mkdir(parents=True)
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert gpus.count(environ, tmp_path) == count
-    assert gpus.count(environ, tmp_path / "elsewhere") == 0
+    assert gpus.gpu_count(environ, tmp_path) == count
+    assert gpus.gpu_count(environ, tmp_path / "elsewhere") == 0
 
 
 @no_gpu

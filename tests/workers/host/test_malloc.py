@@ -39,11 +39,11 @@ def arenas(variables: dict[str, str]) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc has another malloc")
 def test_all_threads_of_a_worker_share_one_arena() -> None:
     assert arenas({}) > 1  # what this is about
-    assert arenas(malloc.environment({})) == 1
+    assert arenas(malloc.variables({})) == 1
 
 
 def test_what_somebody_has_set_stays() -> None:
     given = {malloc.VARIABLE: "glibc.malloc.arena_max=4:glibc.malloc.check=3"}
-    tunables = malloc.environment(given)[malloc.VARIABLE].split(":")
+    tunables = malloc.variables(given)[malloc.VARIABLE].split(":")
     assert sorted(tunables) == ["glibc.malloc.arena_max=4", "glibc.malloc.check=3", "glibc.malloc.hugetlb=1"]
-    assert malloc.environment(malloc.environment(given)) == malloc.environment(given)
+    assert malloc.variables(malloc.variables(given)) == malloc.variables(given)

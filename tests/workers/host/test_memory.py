@@ -37,10 +37,10 @@ from tests.support.images import samples
 from workers.contract import InputSpec, Preprocess, Shard, Slice, ThreadPlan, WorkerSpec
 from workers.failures import classify
 from workers.host.memory import BoundTooLow, Guard, bound_bytes, check_room, node_bytes, peak_rss_bytes
-from workers.host.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, look_again_ms
+from workers.host.memory_guard import EVERY_MS, FASTEST_BYTES_A_S, SELDOM_MS, next_check_ms
 from workers.image import resize
 from workers.outcomes import FailureCode, FailureKind
-from workers.source.parquet_rows import BLOCK_BYTES, FETCHES
+from workers.source.rows import BLOCK_BYTES, FETCHES
 from workers.source.shard_reader import ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
 
@@ -52,7 +52,7 @@ PLAN = ThreadPlan(threads=2, cpus=(), slots=(), budget=8, threads_per_core=1)
 
 @pytest.mark.parametrize("room_bytes", [-1, 0, MIB, 300 * MIB, 2**30, 4 * 2**30, 2**40])
 def test_a_guard_looks_again_before_the_room_can_be_gone_and_seldom_where_there_is_plenty(room_bytes: int) -> None:
-    wait_ms = look_again_ms(room_bytes)
+    wait_ms = next_check_ms(room_bytes)
     assert EVERY_MS <= wait_ms <= SELDOM_MS
     assert wait_ms == EVERY_MS or wait_ms / 1000 * FASTEST_BYTES_A_S <= room_bytes
     assert (wait_ms == SELDOM_MS) is (room_bytes >= SELDOM_MS / 1000 * FASTEST_BYTES_A_S)

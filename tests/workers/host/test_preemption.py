@@ -70,12 +70,12 @@ def test_a_worker_that_keeps_its_pace_is_never_cut_off_in_a_shard_that_it_chose_
 
 def test_the_earliest_deadline_counts() -> None:
     notice = Notice(clock=lambda: 100.0)
-    assert not notice.told
+    assert not notice.given
     notice.begin()
-    notice.tell(float("inf"))
+    notice.give(float("inf"))
     assert notice.left_s() == float("inf")
-    notice.tell(20)
-    notice.tell(60)
+    notice.give(20)
+    notice.give(60)
     assert notice.left_s() == 20
     with pytest.raises(Preempted):
         notice.begin()
@@ -94,7 +94,7 @@ def test_work_that_waits_for_its_turn_is_taken_back_and_work_that_runs_is_waited
         running = calls.submit(notice.result_of, compute.submit(first), take_back=True)
         assert begun.wait(10)
         waiting = calls.submit(notice.result_of, compute.submit(lambda: ran.append("second")), take_back=True)
-        notice.tell(60)
+        notice.give(60)
         assert isinstance(waiting.exception(10), Preempted)
         assert not running.done()
         may_end.set()
@@ -106,7 +106,7 @@ def test_an_answer_comes_by_the_deadline_even_if_the_work_hangs() -> None:
     notice: Notice = Notice()
     hanging: Future[None] = Future()
     hanging.set_running_or_notify_cancel()
-    notice.tell(0.05)
+    notice.give(0.05)
     with pytest.raises(Preempted):
         notice.result_of(hanging, take_back=True)
 
@@ -238,7 +238,7 @@ signal.signal(signal.SIGTERM, lambda *_: (print("left", flush=True), os._exit(7)
 notice = Notice()
 heed_sigterm(notice, grace_s=float(sys.argv[1]))
 def watch():
-    while not notice.told:
+    while not notice.given:
         threading.Event().wait(0.01)
     print("told", flush=True)
 threading.Thread(target=watch, daemon=True).start()

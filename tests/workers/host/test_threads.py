@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.host.cores import NoCores, TooWide, Topology, choose, lease, parse_cpu_list, read_topology
+from workers.host.cores import NoCores, TooWide, Topology, choose_slots, lease, parse_cpu_list, read_topology
 
 
 def machine(root: Path, *, cpus: int, siblings: int = 1, l3: int = 64, cgroup: dict[str, str] | None = None) -> Path:
@@ -85,10 +85,10 @@ def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
 
 def test_a_set_of_cores_stays_within_the_fullest_l3_that_has_room() -> None:
     caches = {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1}
-    assert choose([0, 1, 2, 3, 4, 5], caches, 2) == {4, 5}
-    assert choose([1, 2, 3, 4, 5], caches, 3) == {1, 2, 3}
-    assert len(choose([2, 3, 4, 5], caches, 3)) == 3  # no cache has three free: better spanning than none
-    assert choose([4], caches, 2) == set()
+    assert choose_slots([0, 1, 2, 3, 4, 5], caches, 2) == {4, 5}
+    assert choose_slots([1, 2, 3, 4, 5], caches, 3) == {1, 2, 3}
+    assert len(choose_slots([2, 3, 4, 5], caches, 3)) == 3  # no cache has three free: better spanning than none
+    assert choose_slots([4], caches, 2) == set()
 
 
 FOUR = Topology(cores=((0,), (1,), (2,), (3,)), l3=(0, 0, 1, 1), quota_cpus=None)

@@ -175,7 +175,8 @@ def test_memory_errors_are_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPat
 IN_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
-from workers.image.decode import BadImage, decode
+from workers.image.decode import decode
+from workers.image.errors import BadImage
 import PIL.AvifImagePlugin
 data = Path(sys.argv[1]).read_bytes()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

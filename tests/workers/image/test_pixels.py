@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from tests.support.images import encode, photo, samples, stored_as
 from workers.contract import Preprocess
-from workers.image.decode import decode
+from workers.image.decode import Pixels, Stored, decode
 from workers.image.errors import BadImage
-from workers.image.resize import Preparer, decode_into, prepare, resized_px
+from workers.image.resize import Preparer, decode_into, place, resized_px
 from workers.model.torchvision_import import import_torchvision
 
 import_torchvision()
@@ -75,6 +75,11 @@ def assert_close(seen_HWC: np.ndarray, expected_HWC: np.ndarray, interpolation: 
     assert (difference > 0).mean() <= share
 
 
+def prepared(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:
+    """The crop of a picture that is decoded already."""
+    place(Stored(image_HWC, *image_HWC.shape[:2], shrunk=1, orientation=1), how, out_HWC)
+
+
 @pytest.mark.parametrize("interpolation", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pixels_are_those_of_torchvision(shape: str, interpolation: str) -> None:
@@ -82,7 +87,7 @@ def test_pixels_are_those_of_torchvision(shape: str, interpolation: str) -> None
     how = preprocess(resize_px, crop_px, interpolation)
     image_HWC = photo(height, width, which=1, top=0, left=0)
     seen_HWC = np.full((crop_px, crop_px, 3), 99, np.uint8)
-    prepare(image_HWC, how, seen_HWC)
+    prepared(image_HWC, how, seen_HWC)
     assert_close(seen_HWC, reference(image_HWC, how), interpolation)
 
 
@@ -95,7 +100,7 @@ def test_to_resize_what_the_crop_shows_is_to_resize_all_and_crop(interpolation: 
             how = preprocess(32, 28, interpolation)
             image_HWC = photo(height, width)
             seen_HWC = np.empty((28, 28, 3), np.uint8)
-            prepare(image_HWC, how, seen_HWC)
+            prepared(image_HWC, how, seen_HWC)
             rows, columns = resized_px(height, width, 32)
             image_NCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
             all_NCHW = functional.interpolate(image_NCHW, (rows, columns), mode=interpolation, antialias=True)
@@ -111,7 +116,7 @@ def test_only_the_view_in_a_padded_batch_is_written() -> None:
     how = preprocess(256, 224, "bilinear")
     batch_NHWC = np.full((3, 230, 230, 3), 99, np.uint8)
     image_HWC = photo(375, 500)
-    prepare(image_HWC, how, batch_NHWC[1, 3:-3, 3:-3])
+    prepared(image_HWC, how, batch_NHWC[1, 3:-3, 3:-3])
     assert_close(batch_NHWC[1, 3:-3, 3:-3], reference(image_HWC, how), "bilinear")
     batch_NHWC[1, 3:-3, 3:-3] = 99
     assert (batch_NHWC == 99).all()
@@ -121,7 +126,7 @@ def test_the_source_is_left_alone() -> None:
     image_HWC = photo(256, 300)
     before = image_HWC.copy()
     out_HWC = np.empty((224, 224, 3), np.uint8)
-    prepare(image_HWC, preprocess(256, 224, "bilinear"), out_HWC)
+    prepared(image_HWC, preprocess(256, 224, "bilinear"), out_HWC)
     out_HWC[...] = 0
     assert (image_HWC == before).all()
 
@@ -139,7 +144,7 @@ def test_decode_into_is_decode_then_prepare() -> None:
     data = encode(photo(), "JPEG")
     direct_HWC, steps_HWC = np.empty((56, 56, 3), np.uint8), np.empty((56, 56, 3), np.uint8)
     decode_into(data, how, direct_HWC)
-    prepare(decode(data), how, steps_HWC)
+    prepared(decode(data), how, steps_HWC)
     assert (direct_HWC == steps_HWC).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.isolation.bisection import MOST_BLAMED, NONE_SURVIVED, Died, Hopeless, ReadingKills, Try, search
+from workers.isolation.bisection import MOST_BLAMED, NONE_SURVIVED, Death, Hopeless, ReadingKills, Try, search
 
 Kills = Callable[[Try, bool], bool]
 
@@ -25,7 +25,7 @@ def run(rows: int, kills: Kills) -> tuple[dict[int, str], list[Try], int]:
             used = used and not this.fresh
             if kills(this, used):
                 deaths += 1
-                this = steps.send(Died("dies", used))
+                this = steps.send(Death("dies", used))
                 used = False
             else:
                 survived.append(this)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.support.networks import png
 from tests.support.tars import index, shard, write_tar
 from workers.contract import InputSpec, Preprocess, Shard, Slice
-from workers.engines.base import Buffer, InputLayout, Pixels, new_buffer
-from workers.isolation.parts import cut, joined, wanted
-from workers.output import Floats, encode
+from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
+from workers.isolation.parts import excerpt, joined
+from workers.output import encode
 from workers.score.predictor import Predictor
 from workers.score.scorer import Part
 from workers.source.shard_reader import ShardReader
@@ -38,7 +38,7 @@ class Means:
     def buffer(self, batch: int) -> Buffer:
         return new_buffer(self.layout, batch)
 
-    def predict(self, pixels_NHWC: Pixels) -> Floats:
+    def predict(self, pixels_NHWC: Pixels) -> Logits:
         means_NC = pixels_NHWC.mean(axis=(1, 2), dtype=np.float32)
         return np.concatenate([means_NC, means_NC[:, :1] * 2], axis=1) / 64
 
@@ -134,9 +134,9 @@ def test_parts_that_are_joined_are_the_whole(
     expected = Part(predictor.score(reader.blocks(), whole.rows), tuple(sorted(reader.gone)), {}, 0, 0, 0, 1)
     parts = []
     for first, last in zip([0, *cuts], [*cuts, whole.rows], strict=True):
-        this = cut(whole, first, last, how.format)
+        this = excerpt(whole, first, last, how.format)
         reader = ShardReader(this.shard, how)
-        scored = predictor.score(wanted(reader.blocks(), this, None), last - first)
+        scored = predictor.score(this.wanted(reader.blocks(), None), last - first)
         part = Part(scored, tuple(sorted(i + this.slice_first for i in reader.gone)), {}, 0, 0, 0, 1)
         parts.append(pickle.loads(pickle.dumps(part)))
     assert encoded(joined(parts)) == encoded(expected)

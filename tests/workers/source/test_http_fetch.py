@@ -23,7 +23,7 @@ from workers.image.errors import BadImage
 from workers.source import http_fetch
 from workers.source.http_fetch import TooLarge, fetch
 from workers.source.links import image_at
-from workers.source.parquet_rows import FETCHES
+from workers.source.rows import FETCHES
 from workers.source.uris import Refused
 from workers.storage import retries
 from workers.storage.errors import ServerFault, StoreDenied, StoreError
@@ -158,7 +158,7 @@ def test_a_body_without_end_is_cut_off_by_size_and_by_time(web: Web, monkeypatch
 def test_a_server_that_says_nothing_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     web.answers["/in/x"] = lambda handler: over.wait(10) and None
-    monkeypatch.setattr(http_fetch, "READ_S", 0.05)
+    monkeypatch.setattr(http_fetch, "SILENCE_S", 0.05)
     with pytest.raises(ServerFault, match="timed out"):
         fetch(f"{web.url}/in/x")
     over.set()

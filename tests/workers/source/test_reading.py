@@ -22,7 +22,8 @@ from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet_rows, source_file
 from workers.source.parquet import image_kind
 from workers.source.prefetch import ReadAhead
-from workers.source.shard_reader import RowBlock, ShardReader, SourceChanged
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of

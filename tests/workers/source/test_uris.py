@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workers.source import links, uris
 from workers.source import uris as addresses
-from workers.source.uris import Refused, resolve
+from workers.source.uris import Refused, resolve_uri
 
 S3 = ("s3://bucket/in",)
 WEB = ("http://images.example/a/b", "https://cdn.example:8443/")
@@ -47,7 +47,7 @@ HUB = ("hf://datasets/o/r@main",)
     ],
 )
 def test_what_is_followed_and_as_what(value: str, source: str, roots: tuple[str, ...], expected: str) -> None:
-    assert resolve(value, source, roots) == expected
+    assert resolve_uri(value, source, roots) == expected
 
 
 HOSTILE = [
@@ -92,14 +92,14 @@ HOSTILE = [
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_uris_are_refused_with_a_short_reason(value: str) -> None:
     with pytest.raises(Refused) as refused:
-        resolve(value, "s3://bucket/in/t.parquet", (*S3, *LOCAL, *WEB))
+        resolve_uri(value, "s3://bucket/in/t.parquet", (*S3, *LOCAL, *WEB))
     assert len(str(refused.value)) < 600
     assert not any(ord(c) < 32 for c in str(refused.value))
 
 
 def test_nothing_is_followed_without_roots() -> None:
     with pytest.raises(Refused, match="none"):
-        resolve("a.jpg", "s3://bucket/in/t.parquet", ())
+        resolve_uri("a.jpg", "s3://bucket/in/t.parquet", ())
 
 
 SEGMENTS = st.sampled_from(
@@ -113,7 +113,7 @@ SEGMENTS = st.sampled_from(
 def test_whatever_is_allowed_lies_below_a_root_however_it_is_read(segments: list[str], start: str) -> None:
     roots = ("s3://bucket/in", "/data/in", "http://images.example/in")
     try:
-        found = resolve(start + "/".join(segments), "s3://bucket/in/t.parquet", roots)
+        found = resolve_uri(start + "/".join(segments), "s3://bucket/in/t.parquet", roots)
     except Refused:
         return
     assert found.startswith(("s3://bucket/in", "/data/in", "http://images.example:80/in"))

@@ -27,7 +27,7 @@ from workers.build.sample import read_sample
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
 from workers.isolation.sample_decoder import straight
-from workers.source import parquet, tar, webdataset
+from workers.source import source_file, tar, webdataset
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.source.webdataset import Block, keys_of
@@ -55,7 +55,7 @@ class Watched(SourceFile):
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(offset, bytes) of every read of a source."""
     Watched.reads = []
-    monkeypatch.setattr(parquet, "SourceFile", Watched)
+    monkeypatch.setattr(source_file, "SourceFile", Watched)
     return Watched.reads
 
 
