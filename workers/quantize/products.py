@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from workers.quantize.observers import ActivationObserver, fake_quantized, quant
 _MIN_INPUTS = 16
 """Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""
 
-Operator = Callable[[torch.Tensor], torch.Tensor]
 _Function = Callable[..., Any]
 
 
@@ -112,6 +112,17 @@ class _Intercept(TorchFunctionMode):
             return nn.functional.linear(flat, out_weight, out_bias), None
 
 
+@contextmanager
+def attention_unfused() -> Iterator[None]:
+    """Keep nn.MultiheadAttention and nn.TransformerEncoder off their fused kernels, which call no `linear`."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 class Observe(_Intercept):
     """Records every product of a parameter, and changes nothing."""
 
@@ -130,7 +141,7 @@ class Observe(_Intercept):
 class Replace(_Intercept):
     """Puts operators, by the id of the weight they are made from, in the place of the products observed."""
 
-    def __init__(self, operators: Mapping[int, Operator]) -> None:
+    def __init__(self, operators: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]) -> None:
         super().__init__()
         self.operators = operators
 
@@ -178,27 +189,22 @@ def _compute(call: Call, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     """The call as a product that INT8 can take over, or None."""
-    if func is nn.functional.linear:
-        x, weight, bias = _bind(("input", "weight", "bias"), (None, None, None), args, kwargs)
-        conv_args = None
-    elif func is nn.functional.conv2d:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        x, weight, bias, stride, padding, dilation, groups = _bind(names, (None, None, None, 1, 0, 1, 1), args, kwargs)
-        if isinstance(padding, str):
-            return None
-        conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
-    else:
+    if func not in (nn.functional.linear, nn.functional.conv2d):
         return None
-    if not isinstance(weight, nn.Parameter) or weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
+    x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
+    if isinstance(padding, str) or not isinstance(weight, nn.Parameter):
         return None
-    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args)
+    if weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
+        return None
+    conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
+    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args if func is nn.functional.conv2d else None)
 
 
-def _bind(
-    names: tuple[str, ...], defaults: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Any]:
-    given = [*args, *defaults[len(args) :]]
-    return [kwargs.get(name, value) for name, value in zip(names, given, strict=True)]
+def _arguments(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
+) -> tuple[Any, ...]:
+    """What `linear` and `conv2d` are called with; they have no signature that Python could bind."""
+    return input, weight, bias, stride, padding, dilation, groups
 
 
 def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:

@@ -43,7 +43,7 @@ def artifact() -> Artifact:
 
 
 def engine(made: Artifact) -> Pt2eEngine:
-    return Pt2eEngine(made.data, made.info.layout, quantized_ops=made.info.quantized_ops, float_ops=made.info.float_ops)
+    return Pt2eEngine(made.data, made.info.layout, made.info.layers)
 
 
 def test_digits_are_as_good_in_int8_as_in_fp32() -> None:
