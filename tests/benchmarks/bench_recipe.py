@@ -25,8 +25,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import HistogramObserver
 
 from tests.support.images import photographs
-from tests.support.networks import quantize
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, quantize
 from workers.contract import Preprocess
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Engine

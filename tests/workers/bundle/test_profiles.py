@@ -15,6 +15,7 @@ import pytest
 
 from jobs.plan.worker_width import choose_width, given_width, kept_share, told, worker_rate
 from tests.support.fakes import MemoryStore
+from workers.bundle import records
 from workers.bundle.profiles import (
     Candidate,
     HostKind,
@@ -23,7 +24,6 @@ from workers.bundle.profiles import (
     read_profile,
     read_profiles,
     store_profile,
-    to_json,
 )
 from workers.storage.errors import StoreDenied
 from workers.storage.store import ObjectInfo
@@ -84,7 +84,7 @@ def test_of_two_tunings_at_the_same_time_none_is_lost() -> None:
 
 
 def corrupt(**changes: Any) -> bytes:
-    raw = json.loads(to_json(profile()))
+    raw = json.loads(records.to_json(profile()))
     for path, value in changes.items():
         at = raw
         *folders, name = path.split("__")

@@ -13,8 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.support.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
-from tests.support.networks import digits, digits_artifacts, digits_model, one_thread
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops

@@ -13,6 +13,7 @@ from torch import nn
 from tests.support.networks import (
     CALIBRATION_ROWS,
     Artifacts,
+    compare,
     digits,
     digits_artifacts,
     digits_model,
@@ -23,7 +24,7 @@ from tests.support.networks import (
     quantize,
     settled,
 )
-from workers.bundle.accuracy import AccuracyReport, compare
+from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.gate import decide
 from workers.contract import GateSpec, Preprocess
 from workers.digits import DIGITS, train
