@@ -3,8 +3,9 @@
 torch is imported in `make`, after the cores are leased and pinned.
 
 An image of the sample may kill whoever decodes it: by what it does, or because it takes too long or too much memory. So
-images are decoded in a process that may die of them, and what kills it is left out of the sample. That process takes
-{START} s to come up and {EXTRA} s longer for 600 photographs of {PX} than decoding them here ({HERE} s) would.
+images are decoded in a process that may die of them, and what kills it is left out of the sample. On one core that
+process takes 1.3 s of CPU to start, nearly all of it torch's import, and 0.1 s for the pixels of 600 photographs of
+63 KB to come back; to decode them takes 0.65 s, there as here.
 """
 
 from __future__ import annotations

@@ -129,10 +129,6 @@ class Profile:
     schema: int = _SCHEMA
 
     @property
-    def engine(self) -> str:
-        return self.chosen.candidate.engine
-
-    @property
     def threads(self) -> int:
         return self.chosen.candidate.threads
 
@@ -141,20 +137,12 @@ class Profile:
         return self.chosen.candidate.workers
 
     @property
-    def batch(self) -> int:
-        return self.chosen.candidate.batch
-
-    @property
     def images_per_s(self) -> float:
         assert self.chosen.images_per_s is not None, "what is chosen was measured"
         return self.chosen.images_per_s
 
-    def at(self, threads: int) -> Candidate | None:
-        """The best for workers of this width; None where no such width was measured."""
-        row = self.row_at(threads)
-        return None if row is None else row.candidate
-
     def row_at(self, threads: int) -> Row | None:
+        """The best for workers of this width; None where no such width was measured."""
         if threads == self.threads:
             return self.chosen
         wide = (row for row in self.table if row.candidate.threads == threads and row.images_per_s and not row.out)

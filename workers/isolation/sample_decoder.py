@@ -6,18 +6,17 @@ worker sees.
 
 from __future__ import annotations
 
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from workers.contract import Preprocess
-from workers.failures import classify
 from workers.host.child import Child, Died, KilledFromOutside, Overdue, to_parent
 from workers.image.decode import Pixels
 from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import decode_into
-from workers.outcomes import Failure, FailureCode
 
 IMAGE_S = 30.0
 """To decode one image. The largest that are decoded at all take some seconds."""
@@ -76,15 +75,15 @@ class SampleDecoder:
         self._used = True
         child.put((bytes(image), how))
         try:
-            answer: Pixels | BadImage | Failure = child.take(IMAGE_S)
+            answer: Pixels | BadImage | MemoryError | str = child.take(IMAGE_S)
         except Overdue:
             raise Died(f"was not decoded within {IMAGE_S:g} s") from None
         if isinstance(answer, BadImage):
             raise answer
-        if isinstance(answer, Failure):
-            if answer.code == FailureCode.MEMORY:
-                raise Died("needed more memory than there is")
-            raise DecoderBroken(f"{answer.message}\n{answer.traceback}".rstrip())
+        if isinstance(answer, MemoryError):
+            raise Died("needed more memory than there is")
+        if isinstance(answer, str):
+            raise DecoderBroken(answer)
         return answer
 
     def _started(self) -> Child:
@@ -99,7 +98,7 @@ class SampleDecoder:
 
 
 def serve(parent: Connection) -> None:
-    """For each image its crop, a BadImage, or a Failure, until the parent closes the connection.
+    """For each image its crop, BadImage, MemoryError, or the traceback of another error, until the connection closes.
 
     In the process that `python -m workers.isolation.sample_decoder FD PARENT` starts, which may die of any of them.
     """
@@ -108,10 +107,10 @@ def serve(parent: Connection) -> None:
         image, how = parent.recv()
         try:
             parent.send(decode_crop(memoryview(image), how))
-        except BadImage as bad:
-            parent.send(bad)
-        except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)
-            parent.send(classify(error))
+        except (BadImage, MemoryError) as error:
+            parent.send(error)
+        except Exception:  # noqa: BLE001  (whatever it is, the parent raises it)
+            parent.send(traceback.format_exc().rstrip())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ _MIN_INPUTS = 16
 """Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""
 
 _Function = Callable[..., Any]
+_ATTENTION = inspect.signature(nn.functional.multi_head_attention_forward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,40 +78,25 @@ class _Intercept(TorchFunctionMode):
     def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError
 
-    def _self_attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        embed: int,
-        heads: int,
-        in_weight: torch.Tensor,
-        in_bias: torch.Tensor | None,
-        bias_k: torch.Tensor | None,
-        bias_v: torch.Tensor | None,
-        add_zero_attn: bool,
-        dropout: float,
-        out_weight: torch.Tensor,
-        out_bias: torch.Tensor | None,
-        training: bool = True,
-        key_padding_mask: torch.Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: torch.Tensor | None = None,
-        use_separate_proj_weight: bool = False,
-        **_rest: object,
-    ) -> tuple[torch.Tensor, None] | None:
+    def _self_attention(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None] | None:
         """Plain self-attention of sequences L × N × E by two products; None where it is anything more."""
-        plain = query is key and key is value and query.dim() == 3 and not (training and dropout)
-        extras = (bias_k, bias_v, key_padding_mask, attn_mask)
-        if not plain or need_weights or add_zero_attn or use_separate_proj_weight or any(e is not None for e in extras):
+        bound = _ATTENTION.bind(*args, **kwargs)
+        bound.apply_defaults()
+        of = bound.arguments
+        query = of["query"]
+        plain = query is of["key"] and of["key"] is of["value"] and query.dim() == 3
+        more = of["need_weights"] or of["add_zero_attn"] or of["use_separate_proj_weight"]
+        extras = (of["bias_k"], of["bias_v"], of["key_padding_mask"], of["attn_mask"])
+        if not plain or more or (of["training"] and of["dropout_p"]) or any(extra is not None for extra in extras):
             return None
         length, batch, _ = query.shape
+        embed, heads = of["embed_dim_to_check"], of["num_heads"]
         with self:
-            packed = nn.functional.linear(query, in_weight, in_bias)
+            packed = nn.functional.linear(query, of["in_proj_weight"], of["in_proj_bias"])
             q, k, v = packed.view(length, batch, 3, heads, embed // heads).permute(2, 1, 3, 0, 4).unbind(0)
             mixed = nn.functional.scaled_dot_product_attention(q, k, v)
             flat = mixed.permute(2, 0, 1, 3).reshape(length, batch, embed)
-            return nn.functional.linear(flat, out_weight, out_bias), None
+            return nn.functional.linear(flat, of["out_proj_weight"], of["out_proj_bias"]), None
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_a_profile_comes_back_as_it_was_stored() -> None:
     key = store_profile(store, "b", made)
     assert key == f"_stint/bundles/b/profiles/{HOST.key}/000001.json"
     assert read_profile(store, "b", HOST) == made
-    assert (made.engine, made.threads, made.workers, made.batch) == ("torch-int8/x86-vnni", 1, 8, 16)
+    assert (made.threads, made.workers, made.chosen.candidate.batch) == (1, 8, 16)
 
 
 def test_the_newest_profile_of_each_kind_of_node_counts() -> None:
