@@ -1,5 +1,5 @@
-"""A real run on Ray over images that kill whoever decodes them, also in the bundle's sample: it ends, and only these have
-no prediction."""
+"""A real run on Ray over images that kill whoever decodes them, in the bundle's sample as well: it ends, and only these
+have no prediction."""
 
 from __future__ import annotations
 

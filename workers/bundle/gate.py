@@ -74,10 +74,10 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
 
     `notes` tell of artifacts that are not among them, a line each. At least one artifact is needed.
     """
-    verdicts = {one.name: decide(one.report, gate, task) for one in judged}
-    passed = sum(verdict.passed for verdict in verdicts.values())
+    decisions = {one.name: decide(one.report, gate, task) for one in judged}
+    passed = sum(decision.passed for decision in decisions.values())
     blocks = [judged[at : at + ARTIFACTS_ABREAST] for at in range(0, len(judged), ARTIFACTS_ABREAST)]
-    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, verdicts, task))]
+    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, decisions, task))]
     for one in judged:
         if one.float_layers:
             names = ", ".join(one.float_layers[:_FLOAT_LAYERS_NAMED])
@@ -87,15 +87,15 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
                 f"left float in {one.name}: {len(one.float_layers)} {noun}: {names}"
                 + (f", and {more} more" if more > 0 else "")
             )
-    lines += [f"{name} REFUSED: {verdict.reason}" for name, verdict in verdicts.items() if not verdict.passed]
+    lines += [f"{name} REFUSED: {decision.reason}" for name, decision in decisions.items() if not decision.passed]
     lines += notes
     if not passed:
         return "\n".join([*lines, "gate REFUSED", *_ADVICE])
     return "\n".join([*lines, "gate passed" if passed == len(judged) else f"gate passed by {passed} of {len(judged)}"])
 
 
-def _block(judged: Sequence[Judged], verdicts: dict[str, GateDecision], task: str) -> list[str]:
-    checks = [verdicts[one.name].checks for one in judged]
+def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision], task: str) -> list[str]:
+    checks = [decisions[one.name].checks for one in judged]
     rows = [("", *(one.name for one in judged), "wanted")]
     for same in zip(*checks, strict=True):
         found = (check.found if check.passed else f"{check.found} REFUSED" for check in same)

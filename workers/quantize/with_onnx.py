@@ -7,8 +7,9 @@ and pools by ReduceMean, which then stays float, and takes five to twenty times 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,6 @@ def export(network: PixelNetwork, file: str) -> None:
         )
 
 
-class _Batches:
-    """ONNX Runtime's calibration data reader, by shape: `get_next` until None."""
-
-    def __init__(self, batches_NHWC: Iterator[Pixels]) -> None:
-        self._batches_NHWC = batches_NHWC
-
-    def get_next(self) -> dict[str, Pixels] | None:
-        pixels_NHWC = next(self._batches_NHWC, None)
-        return None if pixels_NHWC is None else {INPUT: pixels_NHWC}
-
-
 def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, *, transformer: bool) -> bytes:
     """Static INT8: activations per tensor by their extremes, weights per channel and symmetric.
 
@@ -98,10 +88,11 @@ def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, *,
             extra["TensorQuantOverrides"] = {
                 pixels: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
             }
+        batches = ({INPUT: batch} for batch in full_batches(crops_NHWC, network.layout, _CALIBRATION_BATCH))
         quantize_static(
             simplified,
             quantized,
-            _Batches(full_batches(crops_NHWC, network.layout, _CALIBRATION_BATCH)),
+            SimpleNamespace(get_next=partial(next, batches, None)),  # a calibration data reader
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_PRODUCTS if transformer else None,
             per_channel=True,
