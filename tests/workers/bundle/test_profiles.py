@@ -224,14 +224,14 @@ def test_workers_are_never_wider_than_the_nodes_that_are_there() -> None:
 def test_a_width_of_the_spec_stands_and_takes_what_was_tuned_for_it() -> None:
     tuned = profile(best=1, w1=100.0, w2=90.0)
     assert given_width(2, [tuned]).profile == tuned
-    assert tuned.at(2) == tuned.table[1].candidate
+    assert tuned.row_at(2) == tuned.table[1]
     assert given_width(4, [tuned]).from_profiles is False
-    assert tuned.at(4) is None
+    assert tuned.row_at(4) is None
 
 
 def test_the_best_of_a_width_is_the_one_that_came_furthest() -> None:
     early, late, out = row(2, 95.0, batch=4, rounds=1), row(2, 90.0, batch=8), row(2, 99.0, batch=64, out="no memory")
-    assert replace(profile(), table=(*profile().table, early, late, out)).at(2) == late.candidate
+    assert replace(profile(), table=(*profile().table, early, late, out)).row_at(2) == late
 
 
 def test_the_rate_of_a_worker_is_that_of_the_slowest_kind_of_node() -> None:
