@@ -231,9 +231,8 @@ class BundleRequest:
     """Physical cores that a worker of the job takes."""
     memory_bytes: int | None = None
     """Most resident memory of a worker's process, as in WorkerSpec. The maker may take its cores' share of the node."""
-    careful: bool = False
-    """A maker was lost as if by an image of the sample: have them decoded by a process that may die of it. The bundle
-    is the same, but for images that kill, and for artifacts of extras that `auto` would add."""
+    without_extras: bool = False
+    """A maker was lost, perhaps by a library, or for want of memory: leave out artifacts of extras that `auto` adds."""
     pin: bool = True
 
     def with_threads(self, threads: int) -> BundleRequest:

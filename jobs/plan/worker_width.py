@@ -48,7 +48,7 @@ def choose_width(profiles: Sequence[Profile], host: HostKind | None = None, most
 def given_width(threads: int, profiles: Sequence[Profile], host: HostKind | None = None) -> Width:
     """The width that the spec names; engine and batch may still be as tuned for workers of that width."""
     of = [profile for profile in profiles if host is None or profile.host.key == host.key]
-    fit = [profile for profile in of if profile.at(threads) is not None]
+    fit = [profile for profile in of if profile.row_at(threads) is not None]
     only = fit[0] if len(of) == 1 and fit else None
     reason = f"tuned {only.tuned_at}" if only else f"workers.cpus: {threads}"
     return Width(threads=threads, reason=reason, profile=only, from_profiles=bool(fit))

@@ -84,9 +84,9 @@ class Bundling:
                     self.say(f"waiting to make the bundle: {outcome.message}")
                 case policy.MakerStep.AGAIN:
                     self.say(f"making the bundle again: {outcome.message}")
-                case policy.MakerStep.CAREFULLY:
-                    self.say(f"making the bundle again, each image of the sample in isolation: {outcome.message}")
-                    request = replace(request, careful=True)
+                case policy.MakerStep.WITHOUT_EXTRAS:
+                    self.say(f"making the bundle again, without the engines that auto adds: {outcome.message}")
+                    request = replace(request, without_extras=True)
                 case policy.MakerStep.GIVE_UP:
                     raise _error(outcome, request)
             time.sleep(PAUSE_S)

@@ -160,8 +160,8 @@ class MakerStep(enum.Enum):
     WAIT = "wait"
     """Ask again: nobody's fault."""
     AGAIN = "again"
-    CAREFULLY = "carefully"
-    """Again, and from now on with the images of the sample as suspects."""
+    WITHOUT_EXTRAS = "without extras"
+    """Again, and from now on without libraries that `model.engine: auto` can do without."""
     GIVE_UP = "give up"
 
 
@@ -175,7 +175,7 @@ def maker_step(attempts: Attempts, failure: Failure) -> MakerStep:
         return MakerStep.WAIT
     if budget_of(failure) is Budget.CRASH:
         spent = attempts.crashes > MAKER_CRASHES
-        step = MakerStep.CAREFULLY
+        step = MakerStep.WITHOUT_EXTRAS
     else:
         spent = failure.kind is not FailureKind.INFRA or failure.code not in (FailureCode.OTHER, FailureCode.NODE_LOST)
         step = MakerStep.AGAIN

@@ -29,8 +29,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks.bench_recipe import BATCH, HOW, crops
-from tests.support.networks import digits, loaded
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, digits, loaded
 from workers.bundle.gate import decide
 from workers.contract import GateSpec
 from workers.digits import DIGITS, train

@@ -25,8 +25,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.observer import HistogramObserver
 
 from tests.support.images import photographs
-from tests.support.networks import quantize
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, quantize
 from workers.contract import Preprocess
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Engine
@@ -35,7 +34,6 @@ from workers.image.resize import decode_into
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize import fx_graph
-from workers.quantize import fx_graph as relu6
 from workers.quantize.observers import weight_observer
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -91,7 +89,7 @@ def seconds(engine: Engine) -> float:
 
 
 def relu6_rates(calibration_NHWC: np.ndarray, rounds: int) -> tuple[float, float]:
-    with mock.patch.object(relu6, "absorb", return_value=set()):
+    with mock.patch.object(fx_graph, "absorb_relu6", return_value=set()):
         apart = quantize(model("mobilenet_v2"), calibration_NHWC, X86_VNNI)
     within = quantize(model("mobilenet_v2"), calibration_NHWC, X86_VNNI)
     assert apart.int8 is not None

@@ -14,7 +14,7 @@ from jobs.progress.snapshot import Snapshot
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
 from tests.support.fakes import INFO, RESULT
-from workers.bundle.manifest import Manifest, StoredObject, to_json
+from workers.bundle.manifest import Manifest, StoredObject
 from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
@@ -197,7 +197,7 @@ class ModelCluster:
         )  # fmt: skip
         key = f"_stint/bundles/{request.fingerprint}/manifest.json"
         try:
-            created = self._job.store.create(key, to_json(manifest))
+            created = self._job.store.create(key, manifest.to_json())
         except Exception as error:  # noqa: BLE001  (as workers.maker does)
             self._outcome = classify(error)
             return

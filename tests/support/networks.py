@@ -6,7 +6,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.contract import Preprocess
 from workers.digits import DIGITS, digits_cnn, train
 from workers.engines.artifact import Artifact, open_artifact
-from workers.engines.base import Engine, Pixels
+from workers.engines.base import Engine, Pixels, score_crops
 from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import Quantizer, float_artifact
@@ -103,6 +104,19 @@ def engines(artifacts: Artifacts) -> tuple[Engine, Engine]:
     """The fp32 and the INT8 engine."""
     assert artifacts.int8 is not None
     return open_artifact(artifacts.fp32), open_artifact(artifacts.int8)
+
+
+def compare(
+    fp32: Engine,
+    judged: Engine,
+    pixels_NHWC: Pixels,
+    labels: npt.NDArray[np.int64] | None = None,
+    batch: int = 16,
+    **counts: int,
+) -> AccuracyReport:
+    """Score the same uint8 crops with both engines and compare; `counts` are further fields of the report."""
+    reference_NK, judged_NK = (score_crops(engine, pixels_NHWC, batch) for engine in (fp32, judged))
+    return replace(compare_logits(reference_NK, judged_NK, labels), **counts)  # type: ignore[arg-type]
 
 
 def loaded(

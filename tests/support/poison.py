@@ -43,6 +43,11 @@ def _hang() -> None:
         time.sleep(3600)
 
 
+def _hold() -> None:
+    """Nor lets go of the interpreter meanwhile."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
 def _exit() -> None:
     os._exit(0)
 
@@ -63,6 +68,7 @@ ACTIONS: dict[str, Callable[[], None]] = {
     "hog": _hog,
     "ask too much": _ask_too_much,
     "hang": _hang,
+    "hold": _hold,
     "exit": _exit,
     "killed from outside": _killed_from_outside,
     "leak": _leak,

@@ -17,7 +17,7 @@ from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from workers.bundle.accuracy import AccuracyReport
-from workers.bundle.manifest import Manifest, StoredArtifact, StoredObject, to_json
+from workers.bundle.manifest import Manifest, StoredArtifact, StoredObject
 from workers.contract import Preprocess, Shard
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
@@ -132,7 +132,7 @@ class SmallLedger:
             calibration=None,
             golden=nothing,
         )
-        assert job.store.create(f"_stint/bundles/{manifest.fingerprint}/manifest.json", to_json(manifest))
+        assert job.store.create(f"_stint/bundles/{manifest.fingerprint}/manifest.json", manifest.to_json())
 
     def finish(self, plan: Plan) -> None:
         ledger = self.job.ledger

@@ -33,7 +33,7 @@ from tests.support.networks import digits_artifacts, digits_model, only_float, p
 from tests.support.tars import JPG, archive, index, read
 from workers.bundle import bundle
 from workers.bundle.bundle import BundleRefused
-from workers.bundle.manifest import StoredObject, from_json, to_json
+from workers.bundle.manifest import Manifest, StoredObject
 from workers.contract import ModelSpec
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
@@ -203,11 +203,11 @@ def test_not_even_whoever_rewrites_the_manifest_too_gets_a_pickle_run(tmp_path: 
     mark = tmp_path / "was-here"
     for pickled in (pickle.dumps(Payload(mark), 2), pickle.dumps(Payload(mark), 4)):
         for data in (zipped(pickled), saved(Payload(mark)), pickled):
-            raw = json.loads(to_json(manifest))
+            raw = json.loads(manifest.to_json())
             digest = hashlib.sha256(data).hexdigest()
             raw["artifacts"][0]["stored"] = {"sha256": digest, "size": len(data), "suffix": "torchscript"}
             raw["golden"] = {"sha256": digest, "size": len(data), "suffix": "safetensors"}
-            forged = from_json(json.dumps(raw).encode())
+            forged = Manifest.from_json(json.dumps(raw).encode())
             store._objects[f"_stint/bundles/f00d/{digest}.torchscript"] = data
             store._objects[f"_stint/bundles/f00d/{digest}.safetensors"] = data
             with pytest.raises(Exception) as refused:  # noqa: PT011  (torch and safetensors raise types of many kinds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from workers.build.sample import Sample, split_rows
 from workers.bundle import gate
@@ -13,20 +14,20 @@ from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Pixels, score_crops
-from workers.engines.choice import NEEDS, Wanted, installed_to_make, wanted_engines
+from workers.engines.choice import NEEDS, WantedArtifact, installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 
 
 @dataclass
-class Made:
+class BundleContents:
     """What a bundle is to hold, and what not."""
 
     calibrated_on: slice
     """Rows of the sample."""
+    fp32: Artifact
     passed: list[tuple[Artifact, AccuracyReport | None]] = field(default_factory=list)
-    """In the order in which they were wanted; the fp32 network, which has no report, is not among them."""
-    fp32: Artifact | None = None
+    """In the order in which they were wanted."""
     judged: list[Judged] = field(default_factory=list)
     """Whether they passed or not."""
     failures: list[str] = field(default_factory=list)
@@ -38,8 +39,7 @@ class Made:
     def artifacts(self) -> list[tuple[Artifact, AccuracyReport | None]]:
         """What the bundle gets, the preferred one first."""
         names = [artifact.info.name for artifact, _ in self.passed]
-        fp32 = [] if self.fp32 is None or self.fp32.info.name in names else [(self.fp32, None)]
-        return [*self.passed, *fp32]
+        return self.passed if self.fp32.info.name in names else [*self.passed, (self.fp32, None)]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Made:
         return {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 
-def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> Made:
+def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> BundleContents:
     """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged.
 
     An artifact that cannot be made is a failure among others. Raises ModelError where that is true of all of them.
@@ -59,45 +59,45 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
     calibrating, comparing = slice(0), slice(min(len(sample), request.gate.rows))
     if spec.precision == "int8":
         calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
-    made = Made(calibrated_on=calibrating, fp32=float_artifact(model))
-    assert made.fp32 is not None
+    fp32 = float_artifact(model)
+    contents = BundleContents(calibrated_on=calibrating, fp32=fp32)
     if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC:
-        made.passed.append((made.fp32, None))  # nothing in it is an approximation
-        return made
-    judge = Judge(made.fp32, sample, calibrating, comparing, request)
-    makers = Makers(model, sample.crops_NHWC[calibrating], judge.accepts, request, made.fp32)
+        contents.passed.append((fp32, None))  # nothing in it is an approximation
+        return contents
+    judge = Judge(fp32, sample, calibrating, comparing, request)
+    builder = ArtifactBuilder(model, sample.crops_NHWC[calibrating], judge.accepts, request, fp32)
     errors: list[Exception] = []
-    for wanted in _wanted(request, isa, made):
+    for wanted in _wanted(request, isa, contents):
         try:
-            artifact = makers.make(wanted)
+            artifact = builder.build(wanted)
             report = judge.report(artifact)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
             errors.append(error)
-            made.failures.append(f"{wanted.name} could not be made: {error}")
+            contents.failures.append(f"{wanted.name} could not be made: {error}")
             continue
-        name, verdict = artifact.info.name, judge.verdict(report)
-        made.judged.append(Judged(name=name, report=report, float_layers=artifact.info.float_layers))
-        if verdict.passed:
-            made.passed.append((artifact, report))
+        name, decision = artifact.info.name, judge.decide(report)
+        contents.judged.append(Judged(name=name, report=report, float_layers=artifact.info.float_layers))
+        if decision.passed:
+            contents.passed.append((artifact, report))
         else:
-            made.notes.append(f"{name} is refused by the gate: {verdict.reason}")
-    if errors and not made.judged:
-        raise errors[0] if len(errors) == 1 else QuantizeError("\n".join(made.failures)) from errors[0]
-    made.notes += [*made.failures, *makers.notes]
-    return made
+            contents.notes.append(f"{name} is refused by the gate: {decision.reason}")
+    if errors and not contents.judged:
+        raise errors[0] if len(errors) == 1 else QuantizeError("\n".join(contents.failures)) from errors[0]
+    contents.notes += [*contents.failures, *builder.notes]
+    return contents
 
 
-def _wanted(request: BundleRequest, isa: str, made: Made) -> list[Wanted]:
+def _wanted(request: BundleRequest, isa: str, contents: BundleContents) -> list[WantedArtifact]:
     """What to make. After a maker was lost nothing that `auto` can do without: a library might have taken it down, or
     more memory than there was."""
     spec = request.model
     wanted = wanted_engines(spec.precision, spec.engine, isa, installed_to_make())
     safe = [one for one in wanted if not NEEDS[one.engine].to_make]
-    if not (request.careful and spec.engine == "auto" and safe):
+    if not (request.without_extras and spec.engine == "auto" and safe):
         return list(wanted)
-    made.failures += [
+    contents.failures += [
         f"{one.name} is left out, because a maker of this bundle was lost; model.engine: {one.engine} makes it alone"
         for one in wanted
         if one not in safe
@@ -115,35 +115,31 @@ class Judge:
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
         self._reference_NK = score_crops(open_artifact(fp32), sample.reference_NHWC[comparing], request.batch)
-        self._calibration_rows = len(sample.crops_NHWC[calibrating])
-        self._bad_rows = sample.bad_rows
-        self._shared_rows = len(sample) if calibrating == comparing else 0
+        self._rows: dict[str, Any] = {
+            "calibration_rows": len(sample.crops_NHWC[calibrating]),
+            "calibration_bad_rows": sample.bad_rows,
+            "shared_rows": len(sample) if calibrating == comparing else 0,
+        }
         self._last: tuple[Artifact, AccuracyReport] | None = None
 
     def report(self, artifact: Artifact) -> AccuracyReport:
         if self._last is not None and self._last[0] is artifact:
             return self._last[1]  # what a search for float layers has just accepted is not scored again
         engine = open_artifact(artifact)
-        report = compare_logits(
-            self._reference_NK,
-            score_crops(engine, self._crops_NHWC, self._request.batch),
-            self._labels,
-            task=self._request.model.task,
-            calibration_rows=self._calibration_rows,
-            calibration_bad_rows=self._bad_rows,
-            shared_rows=self._shared_rows,
-        )
+        logits_NK = score_crops(engine, self._crops_NHWC, self._request.batch)
+        report = compare_logits(self._reference_NK, logits_NK, self._labels, task=self._request.model.task)
+        report = replace(report, **self._rows)
         self._last = artifact, report
         return report
 
-    def verdict(self, report: AccuracyReport) -> gate.Verdict:
+    def decide(self, report: AccuracyReport) -> gate.GateDecision:
         return gate.decide(report, self._request.gate, self._request.model.task)
 
     def accepts(self, artifact: Artifact) -> bool:
-        return self.verdict(self.report(artifact)).passed
+        return self.decide(self.report(artifact)).passed
 
 
-class Makers:
+class ArtifactBuilder:
     """Each engine's way to an artifact. Those of torch-int8 share one calibration."""
 
     def __init__(
@@ -163,7 +159,7 @@ class Makers:
     def notes(self) -> tuple[str, ...]:
         return () if self._torch is None else self._torch.notes
 
-    def make(self, wanted: Wanted) -> Artifact:
+    def build(self, wanted: WantedArtifact) -> Artifact:
         """Raises QuantizeError, and what a library of the engine does."""
         model, crops_NHWC, isa = self._model, self._crops_NHWC, wanted.isa or ""
         match wanted.engine:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.contract import InputSpec, SampleSlice, Shard
+from workers.contract import InputSpec, Preprocess, SampleSlice, Shard
 from workers.image.errors import BadImage, ErrorCode
-from workers.isolation.sample_decoder import Decode
 from workers.model.names import ModelError
 from workers.output import describe_row
 from workers.source.shard_reader import ShardReader
@@ -21,14 +19,14 @@ UNKNOWN = -1
 """Label of a row whose label column is null."""
 MOST_LEFT_OUT = 32
 """More rows of one sample that kill whoever decodes them are not the rows' doing, and each takes up to a minute."""
-TOLD = 8
+_ROWS_NAMED = 8
 """Rows that an error names."""
 
-Labels: TypeAlias = npt.NDArray[np.int64]
+_Labels = npt.NDArray[np.int64]
 
 
-class Hopeless(Exception):
-    """So many rows kill that the reason lies elsewhere."""
+class SampleUnusable(Exception):
+    """So many rows kill whoever decodes them that the reason lies elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Sample:
     """Exactly decoded: what the fp32 network sees that it is judged by. The same array where the job decodes so."""
     encoded: list[bytes]
     """The same images as they lie in the input."""
-    labels: Labels | None
+    labels: _Labels | None
     """Class index a row, UNKNOWN where null; None without a label column."""
     rows: list[tuple[str, int, int]]
     """Source URI, row group and row of each, for the manifest."""
@@ -55,13 +53,22 @@ class Sample:
 
 
 def read_sample(
-    slices: Sequence[SampleSlice], how: InputSpec, decode: Decode, *, labels_column: str | None,
-    class_names: Sequence[str] | None, classes: int, seed: int, exactly: Decode | None = None,
-) -> Sample:  # fmt: skip
-    """Read and decode the rows through the production path, and `exactly` as well where that is another.
+    slices: Sequence[SampleSlice],
+    how: InputSpec,
+    decode: Callable[[memoryview, Preprocess], npt.NDArray[np.uint8]],
+    preprocess: Preprocess,
+    *,
+    labels_column: str | None,
+    class_names: Sequence[str] | None,
+    classes: int,
+    seed: int,
+) -> Sample:
+    """Read and decode the rows through the production path; exactly as well where `preprocess` decodes otherwise.
 
-    Raises ModelError when no row is of use; Hopeless; what the reader raises and, but for BadImage, what `decode` does.
+    Raises ModelError when no row is of use; SampleUnusable; what the reader raises and, but for BadImage, what `decode`
+    does.
     """
+    exact = replace(preprocess, decode="exact")
     encoded: list[bytes] = []
     rows: list[tuple[str, int, int]] = []
     values: list[object] = []
@@ -80,24 +87,24 @@ def read_sample(
                 try:
                     if isinstance(cell, BadImage):
                         raise cell
-                    crop_HWC = decode(memoryview(cell))
-                    if exactly is not None:
-                        exact_crops.append(exactly(memoryview(cell)))
+                    crop_HWC = decode(memoryview(cell), preprocess)
+                    if exact != preprocess:
+                        exact_crops.append(decode(memoryview(cell), exact))
                     crops.append(crop_HWC)
                 except BadImage as bad:
                     bad_rows += 1
                     if bad.code is ErrorCode.CRASHED_WORKER:
                         left_out.append(f"{describe_row(part.rows.uri, part.rows.row_group, row, {})}: {bad}")
                     if len(left_out) > MOST_LEFT_OUT:
-                        told = f"{len(left_out)} rows of the sample kill whoever decodes them"
-                        raise Hopeless(_listed(told, left_out)) from bad
+                        message = f"{len(left_out)} rows of the sample kill whoever decodes them"
+                        raise SampleUnusable(_with_rows(message, left_out)) from bad
                     continue
                 encoded.append(bytes(cell))
                 rows.append((part.rows.uri, part.rows.row_group, row))
                 values.append(_value(block.keys, labels_column, offset))
     if not crops:
-        told = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
-        raise ModelError(_listed(told, left_out))
+        message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
+        raise ModelError(_with_rows(message, left_out))
     order = np.random.default_rng(seed).permutation(len(crops))
     labels = None if labels_column is None else class_indices(values, class_names, classes, labels_column)
     crops_NHWC = np.stack([crops[i] for i in order])
@@ -112,15 +119,15 @@ def read_sample(
     )
 
 
-def _listed(message: str, left_out: Sequence[str]) -> str:
-    return "\n".join([message, *left_out[:TOLD], *(["…"] if len(left_out) > TOLD else [])])
+def _with_rows(message: str, left_out: Sequence[str]) -> str:
+    return "\n".join([message, *left_out[:_ROWS_NAMED], *(["…"] if len(left_out) > _ROWS_NAMED else [])])
 
 
 def _value(keys: pa.Table | None, column: str | None, offset: int) -> object:
     return keys.column(column)[offset].as_py() if keys is not None and column is not None else None
 
 
-def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> Labels:
+def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> _Labels:
     """Class index of each label: a name among the model's labels, or an index. Raises ModelError for anything else."""
     by_name = {name: index for index, name in enumerate(class_names or ())}
     indices = np.full(len(values), UNKNOWN, np.int64)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from workers.engines.base import Engine, Logits, Pixels, score_crops
+from workers.engines.base import Logits
 
-PAIRS_KEPT = 200
+_PAIRS_KEPT = 200
 MATRIX_CLASSES = 12
 
 
@@ -40,50 +40,21 @@ class AccuracyReport:
     shared_rows: int = 0
     """Rows compared on that were also calibrated on, where the input was too small to keep them apart."""
     confusion: tuple[tuple[int, int, int], ...] = ()
-    """True class, class that the judged network says, rows: the most frequent first, at most PAIRS_KEPT. Those where
+    """True class, class that the judged network says, rows: the most frequent first, at most _PAIRS_KEPT. Those where
     both are the same are among them only while there are no more than MATRIX_CLASSES classes."""
     disagreements: tuple[tuple[int, int, int], ...] = ()
     """Class that fp32 says, class that the judged network says, rows; likewise, only where they differ."""
 
 
-def compare(
-    fp32: Engine,
-    judged: Engine,
-    pixels_NHWC: Pixels,
-    labels: npt.NDArray[np.int64] | None = None,
-    batch: int = 16,
-    *,
-    calibration_rows: int = 0,
-    calibration_bad_rows: int = 0,
-    shared_rows: int = 0,
-) -> AccuracyReport:
-    """Score the same uint8 crops with both engines and compare; see compare_logits. Raises ValueError without rows."""
-    if len(pixels_NHWC) == 0:
-        raise ValueError("there are no rows to compare a network with the fp32 one on")
-    return compare_logits(
-        score_crops(fp32, pixels_NHWC, batch),
-        score_crops(judged, pixels_NHWC, batch),
-        labels,
-        calibration_rows=calibration_rows,
-        calibration_bad_rows=calibration_bad_rows,
-        shared_rows=shared_rows,
-    )
-
-
 def compare_logits(
-    reference_NK: Logits,
-    judged_NK: Logits,
-    labels: npt.NDArray[np.int64] | None = None,
-    *,
-    task: str = "classify",
-    calibration_rows: int = 0,
-    calibration_bad_rows: int = 0,
-    shared_rows: int = 0,
+    reference_NK: Logits, judged_NK: Logits, labels: npt.NDArray[np.int64] | None = None, *, task: str = "classify"
 ) -> AccuracyReport:
     """Compare what two networks said of the same rows. Labels are class indices, −1 where unknown.
 
-    `task` is `classify` or `embed`, whose features are no classes. The last three are passed on to the report.
+    `task` is `classify` or `embed`, whose features are no classes. Raises ValueError without rows.
     """
+    if len(reference_NK) == 0:
+        raise ValueError("there are no rows to compare a network with the fp32 one on")
     finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(judged_NK).all(axis=1)
     same = finite & (reference_NK.argmax(axis=1) == judged_NK.argmax(axis=1))
     a, b = reference_NK[finite].astype(np.float64), judged_NK[finite].astype(np.float64)
@@ -96,9 +67,6 @@ def compare_logits(
         logit_error_max=_ratio(float(error.max()) if error.size else 0.0, spread),
         mean_cosine=_mean_cosine(a, b),
         nonfinite_rows=int((~finite).sum()),
-        calibration_rows=calibration_rows,
-        calibration_bad_rows=calibration_bad_rows,
-        shared_rows=shared_rows,
         disagreements=_pairs(a.argmax(axis=1), b.argmax(axis=1), same_too=False) if task == "classify" else (),
     )
     if labels is None or not (labels >= 0).any():
@@ -122,7 +90,7 @@ def _pairs(
 ) -> tuple[tuple[int, int, int], ...]:
     counts = Counter(zip(first_N.tolist(), second_N.tolist(), strict=True))
     pairs = [(a, b, rows) for (a, b), rows in counts.items() if same_too or a != b]
-    return tuple(sorted(pairs, key=lambda pair: (-pair[2], pair))[:PAIRS_KEPT])
+    return tuple(sorted(pairs, key=lambda pair: (-pair[2], pair))[:_PAIRS_KEPT])
 
 
 def _top1(logits_NK: Logits, labels: npt.NDArray[np.int64]) -> float:

@@ -11,19 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
 from workers.bundle.accuracy import AccuracyReport
-from workers.bundle.manifest import Calibration, Manifest, StoredArtifact, StoredObject, from_json, to_json
+from workers.bundle.manifest import CalibrationSample, Manifest, StoredArtifact, StoredObject
 from workers.contract import ModelSpec, Preprocess
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
 from workers.host.cpu import cpu_model, isa_class
 from workers.storage.errors import NotFound
+from workers.storage.store import Store
 
 if TYPE_CHECKING:
     from workers.model.load import LoadedModel
@@ -59,20 +61,8 @@ class BundleRefused(RuntimeError):
         super().__init__(message)
         self.code = code
 
-    def __reduce__(self) -> tuple[Callable[..., BundleRefused], tuple[str, str]]:
-        return _refused, (str(self), self.code)  # exceptions with keyword arguments do not pickle by themselves
-
-
-def _refused(message: str, code: str) -> BundleRefused:
-    return BundleRefused(message, code=code)
-
-
-class Store(Protocol):
-    """The part of workers.storage.store.Store that a bundle needs."""
-
-    def create(self, key: str, data: bytes) -> bool: ...
-
-    def get(self, key: str) -> bytes: ...
+    def __reduce__(self) -> tuple[Callable[..., BundleRefused], tuple[str]]:
+        return partial(BundleRefused, code=self.code), (str(self),)  # pickle passes no keyword arguments by itself
 
 
 def write_bundle(
@@ -84,7 +74,7 @@ def write_bundle(
     artifacts: Sequence[tuple[Artifact, AccuracyReport | None]],
     recipe: str,
     versions: Mapping[str, str],
-    calibration: Calibration | None,
+    calibration: CalibrationSample | None,
     golden_images: Sequence[bytes],
     decode_into: DecodeInto,
     notes: tuple[str, ...] = (),
@@ -120,16 +110,16 @@ def write_bundle(
         golden=_put(store, fingerprint, golden, "safetensors"),
         notes=notes,
     )
-    data = to_json(manifest)
+    data = manifest.to_json()
     key = _key(fingerprint, _MANIFEST)
     # Read back even when ours is there: what is used is what a later reader will see.
-    return from_json(data if store.create(key, data) else store.get(key))
+    return Manifest.from_json(data if store.create(key, data) else store.get(key))
 
 
 def read_manifest(store: Store, fingerprint: str) -> Manifest | None:
     """The manifest of a bundle, None where there is none. Raises ValueError for one that cannot be read."""
     try:
-        return from_json(store.get(_key(fingerprint, _MANIFEST)))
+        return Manifest.from_json(store.get(_key(fingerprint, _MANIFEST)))
     except NotFound:
         return None
 
@@ -156,7 +146,7 @@ def check_golden(
     Raises BundleRefused unless the logits are those recorded when the bundle was made, within GOLDEN_TOLERANCE.
     """
     tensors = safetensors.numpy.load(_fetch(store, manifest, manifest.golden))
-    recorded_NK = tensors[manifest.golden_key(info)]
+    recorded_NK = tensors[f"logits_{info.name}"]
     images = [tensors[f"image_{row}"].tobytes() for row in range(len(recorded_NK))]
     found_NK = _score(engine, images, manifest.preprocess, decode_into, batch)
     spread = max(float(recorded_NK.std()), 1e-6)
@@ -174,12 +164,12 @@ def check_golden(
 
 
 def _golden_file(
-    made: Sequence[Artifact], images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto
+    artifacts: Sequence[Artifact], images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto
 ) -> bytes:
     tensors: dict[str, npt.NDArray[np.generic]] = {
         f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
     }
-    for artifact in made:
+    for artifact in artifacts:
         engine = open_artifact(artifact)
         tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into, len(images))
     data: bytes = safetensors.numpy.save(tensors)

@@ -9,7 +9,7 @@ from workers.bundle.accuracy import AccuracyReport
 from workers.contract import GateSpec
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One line of the gate."""
 
@@ -21,32 +21,32 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class GateDecision:
     passed: bool
     checks: tuple[Check, ...]
     reason: str
     """One line: what failed, and by how much; or that nothing did."""
 
 
-def decide(report: AccuracyReport, gate: GateSpec, task: str) -> Verdict:
+def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
     """Hold the report against the thresholds. `task` is `classify` or `embed`.
 
     Classes are judged by top-1 agreement, and by true accuracy where labels were given; embeddings by mean cosine.
     NaN or infinity in any row refuses, as does a labels_column that gave no labels.
     """
-    checks = [_check("rows with NaN or infinity", str(report.nonfinite_rows), "0", report.nonfinite_rows == 0)]
+    checks = [Check("rows with NaN or infinity", str(report.nonfinite_rows), "0", report.nonfinite_rows == 0)]
     if task == "embed":
         passed = report.mean_cosine >= gate.min_cosine
-        checks.append(_check("mean cosine similarity", _number(report.mean_cosine), f">= {gate.min_cosine:g}", passed))
+        checks.append(Check("mean cosine similarity", _number(report.mean_cosine), f">= {gate.min_cosine:g}", passed))
     else:
         passed = report.top1_agreement >= gate.min_agreement
         found = _percent(report.top1_agreement)
-        checks.append(_check("top-1 agreement", found, f">= {gate.min_agreement:.2%}", passed))
+        checks.append(Check("top-1 agreement", found, f">= {gate.min_agreement:.2%}", passed))
         if gate.labels_column is not None:
             checks.append(_true_accuracy(report, gate))
     failed = [check for check in checks if not check.passed]
     reason = "; ".join(f"{c.name} {c.found}, wanted {c.threshold}" for c in failed)
-    return Verdict(passed=not failed, checks=tuple(checks), reason=reason or "every threshold is met")
+    return GateDecision(passed=not failed, checks=tuple(checks), reason=reason or "every threshold is met")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,41 +59,43 @@ class Judged:
     """Layers that stay float in it because the gate refused it without."""
 
 
-ADVICE = (
+_ADVICE = (
     "what to do: calibrate on more, or more typical, images (model.calibration.rows), let more layers stay float",
     "(model.float_layers), check that the preprocessing is what the weights were trained with, loosen the gate on",
     "purpose, or score with model.precision: bf16 or fp32",
 )
-COLUMNS = 3
+ARTIFACTS_ABREAST = 3
 """Artifacts side by side in the table: as many as fit a line."""
-FLOAT_LAYERS_TOLD = 6
+_FLOAT_LAYERS_NAMED = 6
 
 
-def table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Sequence[str] = ()) -> str:
+def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Sequence[str] = ()) -> str:
     """The decisions for a person: every figure, its threshold and whether it passed, an artifact a column.
 
     `notes` tell of artifacts that are not among them, a line each. At least one artifact is needed.
     """
-    verdicts = {one.name: decide(one.report, gate, task) for one in judged}
-    passed = sum(verdict.passed for verdict in verdicts.values())
-    blocks = [judged[at : at + COLUMNS] for at in range(0, len(judged), COLUMNS)]
-    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, verdicts, task))]
+    decisions = {one.name: decide(one.report, gate, task) for one in judged}
+    passed = sum(decision.passed for decision in decisions.values())
+    blocks = [judged[at : at + ARTIFACTS_ABREAST] for at in range(0, len(judged), ARTIFACTS_ABREAST)]
+    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, decisions, task))]
     for one in judged:
         if one.float_layers:
-            told = ", ".join(one.float_layers[:FLOAT_LAYERS_TOLD])
-            more = len(one.float_layers) - FLOAT_LAYERS_TOLD
-            left = f"{told}, and {more} more" if more > 0 else told
+            names = ", ".join(one.float_layers[:_FLOAT_LAYERS_NAMED])
+            more = len(one.float_layers) - _FLOAT_LAYERS_NAMED
             noun = "layer" if len(one.float_layers) == 1 else "layers"
-            lines.append(f"left float in {one.name}: {len(one.float_layers)} {noun}: {left}")
-    lines += [f"{name} REFUSED: {verdict.reason}" for name, verdict in verdicts.items() if not verdict.passed]
+            lines.append(
+                f"left float in {one.name}: {len(one.float_layers)} {noun}: {names}"
+                + (f", and {more} more" if more > 0 else "")
+            )
+    lines += [f"{name} REFUSED: {decision.reason}" for name, decision in decisions.items() if not decision.passed]
     lines += notes
     if not passed:
-        return "\n".join([*lines, "gate REFUSED", *ADVICE])
+        return "\n".join([*lines, "gate REFUSED", *_ADVICE])
     return "\n".join([*lines, "gate passed" if passed == len(judged) else f"gate passed by {passed} of {len(judged)}"])
 
 
-def _block(judged: Sequence[Judged], verdicts: dict[str, Verdict], task: str) -> list[str]:
-    checks = [verdicts[one.name].checks for one in judged]
+def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision], task: str) -> list[str]:
+    checks = [decisions[one.name].checks for one in judged]
     rows = [("", *(one.name for one in judged), "wanted")]
     for same in zip(*checks, strict=True):
         found = (check.found if check.passed else f"{check.found} REFUSED" for check in same)
@@ -131,14 +133,10 @@ def _compared(report: AccuracyReport) -> str:
 def _true_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
     name, threshold = "fall of true top-1", f"<= {gate.max_top1_drop:.2%}"
     if report.top1_fp32 is None or report.top1 is None:
-        return _check(name, f"no labels in {gate.labels_column}", threshold, passed=False)
+        return Check(name, f"no labels in {gate.labels_column}", threshold, passed=False)
     drop = report.top1_fp32 - report.top1
     # A rounding error of the subtraction must not refuse a fall that is exactly the threshold.
-    return _check(name, _percent(drop), threshold, drop <= gate.max_top1_drop + 1e-9)
-
-
-def _check(name: str, found: str, threshold: str, passed: bool) -> Check:
-    return Check(name=name, found=found, threshold=threshold, passed=passed)
+    return Check(name, _percent(drop), threshold, drop <= gate.max_top1_drop + 1e-9)
 
 
 def _percent(share: float | None) -> str:

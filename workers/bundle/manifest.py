@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from workers.bundle import records
 from workers.bundle.accuracy import AccuracyReport
 from workers.contract import Preprocess
 from workers.engines.artifact import ArtifactInfo
-from workers.engines.base import InputLayout
 
-SCHEMA = 2
-"""1 had at most one INT8 artifact, with the one report of the manifest. Bundles of that schema are still read."""
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class RowRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class CalibrationSample:
     """What the INT8 networks were calibrated on."""
 
     seed: int
@@ -75,12 +73,12 @@ class Manifest:
     versions: Mapping[str, str]
     cpu_model: str
     """The processor that made it."""
-    calibration: Calibration | None
+    calibration: CalibrationSample | None
     golden: StoredObject
     """Encoded images with the logits of each artifact."""
     notes: tuple[str, ...] = ()
     """What is not in the bundle, and why."""
-    schema: int = SCHEMA
+    schema: int = _SCHEMA
 
     @property
     def accuracy(self) -> AccuracyReport | None:
@@ -91,75 +89,11 @@ class Manifest:
         """By its name, as `torch-int8/x86-vnni` or `torch-float/fp32`."""
         return next((a for a in self.artifacts if a.info.name == name), None)
 
-    def golden_key(self, info: ArtifactInfo) -> str:
-        """Under which the golden batch has the logits of an artifact."""
-        return f"logits_{info.name if self.schema > 1 else info.precision}"
+    def to_json(self) -> bytes:
+        """The same bytes for the same manifest. Raises TypeError for a spec that is not plain values."""
+        return records.to_json(self)
 
-
-def to_json(manifest: Manifest) -> bytes:
-    """Readable JSON, the same bytes for the same manifest. Raises TypeError for a spec that is not plain values."""
-    return json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
-
-
-def from_json(data: bytes) -> Manifest:
-    """Raises ValueError for JSON that is no manifest, or one of a later schema."""
-    try:
-        raw: dict[str, Any] = json.loads(data)
-        if raw["schema"] == 1:
-            raw = _of_schema_1(raw)
-        elif raw["schema"] != SCHEMA:
-            raise ValueError(f"the bundle's manifest has schema {raw['schema']}, this code reads {SCHEMA} and 1")
-        calibration = raw["calibration"]
-        return Manifest(
-            **{
-                **raw,
-                "labels": None if raw["labels"] is None else tuple(raw["labels"]),
-                "preprocess": _preprocess(raw["preprocess"]),
-                "artifacts": tuple(_artifact(a) for a in raw["artifacts"]),
-                "calibration": None if calibration is None else _calibration(calibration),
-                "golden": StoredObject(**raw["golden"]),
-                "notes": tuple(raw["notes"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a bundle manifest: {type(error).__name__}: {error}") from error
-
-
-def _of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same in today's form: an artifact had a `kind`, `fp32` or `int8`, and torch was the only engine."""
-    accuracy = raw.pop("accuracy")
-    if accuracy is not None:
-        accuracy["top1"] = accuracy.pop("top1_int8")
-    artifacts = []
-    for artifact in raw["artifacts"]:
-        info = dict(artifact["info"])
-        kind = info.pop("kind")
-        info |= {"precision": kind, "engine": "torch-float" if kind == "fp32" else "torch-int8", "float_layers": []}
-        artifacts.append({**artifact, "info": info, "accuracy": accuracy if kind == "int8" else None})
-    return {**raw, "artifacts": artifacts[::-1]}
-
-
-def _preprocess(raw: dict[str, Any]) -> Preprocess:
-    return Preprocess(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
-
-
-def _artifact(raw: dict[str, Any]) -> StoredArtifact:
-    layout = raw["info"]["layout"]
-    layout = InputLayout(**{**layout, "pad_px": tuple(layout["pad_px"]), "pad_pixel": tuple(layout["pad_pixel"])})
-    info = {**raw["info"], "layout": layout, "float_layers": tuple(raw["info"]["float_layers"])}
-    info.pop("threads", None)  # of artifacts compiled for a number of threads, of which there never was one
-    accuracy = raw["accuracy"]
-    return StoredArtifact(
-        info=ArtifactInfo(**info),
-        stored=StoredObject(**raw["stored"]),
-        accuracy=None if accuracy is None else _accuracy(accuracy),
-    )
-
-
-def _accuracy(raw: dict[str, Any]) -> AccuracyReport:
-    pairs = {name: tuple(map(tuple, raw.get(name, ()))) for name in ("confusion", "disagreements")}
-    return AccuracyReport(**{**raw, **pairs})
-
-
-def _calibration(raw: dict[str, Any]) -> Calibration:
-    return Calibration(**{**raw, "rows": tuple(RowRef(**row) for row in raw["rows"])})
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Raises ValueError for JSON that is no manifest, or one of another schema."""
+        return records.from_json(cls, data, _SCHEMA, "bundle manifest")

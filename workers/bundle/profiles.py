@@ -2,7 +2,7 @@
 
 `_stint/bundles/<fingerprint>/profiles/<kind of node>/<number>.json`, written once each; a newer tuning adds the next
 number, and the highest number counts. Advisory: a profile makes a run faster or slower, never other than right, so one
-that is damaged or of another version is passed over. Imports no torch.
+that is damaged or of another version is passed over. Without one a rule gives the batch. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,32 +13,22 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from types import UnionType
-from typing import Any, Protocol
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 
+from workers.bundle import records
 from workers.host.cores import this_node
 from workers.host.cpu import cpu_model, isa_class
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.store import ObjectInfo
+from workers.storage.store import Store
 
-SCHEMA = 1
-ENGINE_LIBRARIES = ("torch", "openvino", "onnxruntime")
+_SCHEMA = 1
+_ENGINE_LIBRARIES = ("torch", "openvino", "onnxruntime")
 """Another version of one of these may have another optimum."""
-MOST = 4096
+_MOST = 4096
 """Threads, workers or images of a batch that no node ever had: a profile that names more is damaged."""
 
-logger = logging.getLogger(__name__)
-
-
-class Store(Protocol):
-    """The part of workers.storage.store.Store that profiles need."""
-
-    def create(self, key: str, data: bytes) -> bool: ...
-
-    def get(self, key: str) -> bytes: ...
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +44,22 @@ class HostKind:
     pinned: bool
     """Whether workers are pinned to cores of their own; not under a mere quota."""
     versions: Mapping[str, str]
-    """Of ENGINE_LIBRARIES, as far as installed."""
+    """Of _ENGINE_LIBRARIES, as far as installed."""
 
     @classmethod
     def here(cls) -> HostKind:
         """This node's, also inside a worker, whose own affinity shows only the cores that it holds."""
-        node = this_node()
+        node, versions = this_node(), dict[str, str]()
+        for library in _ENGINE_LIBRARIES:
+            with suppress(importlib.metadata.PackageNotFoundError):
+                versions[library] = importlib.metadata.version(library)
         return cls(
             cpu_model=cpu_model(),
             isa=isa_class(),
             cores=node.cores,
             threads_per_core=node.threads_per_core,
             pinned=node.pinned,
-            versions=dict(_versions()),
+            versions=versions,
         )
 
     @property
@@ -133,11 +126,7 @@ class Profile:
     """ISO date and time."""
     rows: int
     """Images in the sample."""
-    schema: int = SCHEMA
-
-    @property
-    def engine(self) -> str:
-        return self.chosen.candidate.engine
+    schema: int = _SCHEMA
 
     @property
     def threads(self) -> int:
@@ -148,20 +137,12 @@ class Profile:
         return self.chosen.candidate.workers
 
     @property
-    def batch(self) -> int:
-        return self.chosen.candidate.batch
-
-    @property
     def images_per_s(self) -> float:
         assert self.chosen.images_per_s is not None, "what is chosen was measured"
         return self.chosen.images_per_s
 
-    def at(self, threads: int) -> Candidate | None:
-        """The best for workers of this width; None where no such width was measured."""
-        row = self.row_at(threads)
-        return None if row is None else row.candidate
-
     def row_at(self, threads: int) -> Row | None:
+        """The best for workers of this width; None where no such width was measured."""
         if threads == self.threads:
             return self.chosen
         wide = (row for row in self.table if row.candidate.threads == threads and row.images_per_s and not row.out)
@@ -178,14 +159,11 @@ class Profile:
         return f"{self.chosen.candidate}: {self.images_per_s:,.0f} img/s a node ({self.host})"
 
 
-# ------------------------------------------------------------------------------------------ in the store
-
-
 def store_profile(store: Store, bundle: str, profile: Profile) -> str:
     """Add a profile to those of its kind of node; its key. Raises StoreError, StoreDenied."""
     folder = f"{_folder(bundle)}/{profile.host.key}"
     number = 1 + max((n for _, n in _numbered(store, folder)), default=0)
-    while not store.create(key := f"{folder}/{number:06d}.json", to_json(profile)):
+    while not store.create(key := f"{folder}/{number:06d}.json", records.to_json(profile)):
         number += 1  # another tuning was first
     return key
 
@@ -210,16 +188,16 @@ def _newest(store: Store, folder: str) -> Iterator[Profile]:
             if (profile := next((p for p in readable if p is not None), None)) is not None:
                 yield profile
     except (StoreError, StoreDenied) as error:
-        logger.warning("profiles of `stint tune` cannot be listed, the run goes by the rule: %s", error)
+        _logger.warning("profiles of `stint tune` cannot be listed, the run goes by the rule: %s", error)
 
 
 def _read(store: Store, key: str) -> Profile | None:
     try:
-        profile = from_json(store.get(key))
+        profile = _parsed(store.get(key))
         if profile.host.key != key.split("/")[-2]:
             raise ValueError(f"it is of another kind of node: {profile.host}")
     except (NotFound, ValueError) as error:
-        logger.warning("profile %s is passed over: %s", key, error)
+        _logger.warning("profile %s is passed over: %s", key, error)
         return None
     return profile
 
@@ -235,86 +213,32 @@ def _folder(bundle: str) -> str:
     return f"_stint/bundles/{bundle}/profiles"
 
 
-def to_json(profile: Profile) -> bytes:
-    return json.dumps(asdict(profile), indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def from_json(data: bytes) -> Profile:
+def _parsed(data: bytes) -> Profile:
     """Raises ValueError for what is no profile, or one of another schema."""
-    try:
-        raw: dict[str, Any] = json.loads(data)
-        if raw["schema"] != SCHEMA:
-            raise ValueError(f"it has schema {raw['schema']}, this code reads {SCHEMA}")
-        profile = Profile(
-            **{
-                **raw,
-                "host": _host(raw["host"]),
-                "chosen": _row(raw["chosen"]),
-                "table": tuple(_row(row) for row in raw["table"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a profile: {type(error).__name__}: {error}") from error
-    _check_type(profile.tuned_at, str)
-    if not profile.chosen.images_per_s:
+    profile = records.from_json(Profile, data, _SCHEMA, "profile")
+    # Workers compare and format these: one damaged file must not end every worker of a run.
+    for row in (profile.chosen, *profile.table):
+        for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
+            if not 1 <= number <= _MOST:
+                raise ValueError(f"not a profile: {number} threads, workers or images a batch")
+        if row.images_per_s is not None and not 0 < row.images_per_s < float("inf"):
+            raise ValueError(f"not a profile: a rate of {row.images_per_s}")
+    if profile.chosen.images_per_s is None:
         raise ValueError("not a profile: what it chose has no rate")
     if profile.threads * profile.workers > profile.host.cores:
         raise ValueError("not a profile: what it chose takes more cores than the node has")
     return profile
 
 
-def _host(raw: dict[str, Any]) -> HostKind:
-    host = HostKind(**raw)
-    _check_type(host.cores, int)
-    _check_type(host.versions, dict)
-    return host
-
-
-def _row(raw: dict[str, Any]) -> Row:
-    row = replace(Row(**raw), candidate=Candidate(**raw["candidate"]))
-    # Workers compare and format these: one damaged file must not end every worker of a run.
-    for value, kind in (
-        (row.candidate.engine, str),
-        (row.spread, int | float | None),
-        (row.peak_bytes, int),
-        (row.rounds, int),
-        (row.out, str),
-    ):
-        _check_type(value, kind)
-    for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
-        if not (isinstance(number, int) and 1 <= number <= MOST):
-            raise ValueError(f"not a profile: {number!r} threads, workers or images a batch")
-    rate = row.images_per_s
-    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < float("inf")):
-        raise ValueError(f"not a profile: a rate of {rate!r}")
-    return row
-
-
-def _check_type(value: object, kind: type | UnionType) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"not a profile: {value!r} in place of {kind}")
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for library in ENGINE_LIBRARIES:
-        try:
-            yield library, importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-
-
-# ----------------------------------------------------------------------------------------------------
-# How many images go through the network at once where neither the spec nor a tuning says. Imports no torch.
-
 BATCH = 16
 """Best of 1 to 64 for ResNet-50 INT8 on one core: small batches stay in the second-level cache."""
 GPU_BATCH = 64
 """A GPU is fed by fewer and larger steps. A guess: set workers.batch to what yours likes best."""
-BYTES_A_PIXEL = {"int8": 128, "bf16": 256, "fp32": 512}
+_BYTES_A_PIXEL = {"int8": 128, "bf16": 256, "fp32": 512}
 """Working memory of one image, by precision, over the pixels of its crop: what the first layers of VGG hold, the widest
 of torchvision's at full resolution: 64 channels in, 64 out."""
-MEMORY_SHARE = 4
-"""A batch may take the MEMORY_SHARE-th part of the memory; weights, read-ahead and libraries need the rest."""
+_MEMORY_SHARE = 4
+"""A batch may take the _MEMORY_SHARE-th part of the memory; weights, read-ahead and libraries need the rest."""
 
 
 def batch_by_rule(crop_px: int, precision: str, memory_bytes: int | None, device: str = "cpu") -> int:
@@ -323,7 +247,7 @@ def batch_by_rule(crop_px: int, precision: str, memory_bytes: int | None, device
     `memory_bytes` is the worker's bound, or what its GPU has free; None where there is none to heed.
     """
     batch = BATCH if device == "cpu" else GPU_BATCH
-    image_bytes = crop_px * crop_px * BYTES_A_PIXEL[precision]
-    while memory_bytes is not None and batch > 1 and batch * image_bytes > memory_bytes // MEMORY_SHARE:
+    image_bytes = crop_px * crop_px * _BYTES_A_PIXEL[precision]
+    while memory_bytes is not None and batch > 1 and batch * image_bytes > memory_bytes // _MEMORY_SHARE:
         batch //= 2
     return batch

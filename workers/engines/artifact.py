@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.engines.base import Engine, InputLayout, SilentFloatError
+from workers.engines.base import Engine, InputLayout, LayerCounts, SilentFloatError
 from workers.model.names import ModelError
 
 
@@ -41,6 +41,10 @@ class ArtifactInfo:
         """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
         return artifact_name(self.engine, self.precision, self.isa)
 
+    @property
+    def layers(self) -> LayerCounts:
+        return LayerCounts(self.quantized_ops, self.float_ops)
+
 
 def artifact_name(engine: str, precision: str, isa: str | None) -> str:
     parts = (engine, precision if engine == "torch-float" else "", isa or "")
@@ -74,28 +78,27 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
 
 def _open(artifact: Artifact, threads: int, device: str) -> Engine:
     # Each imported where it is opened: a worker loads the one engine it runs, and a manifest is read without torch.
-    info = artifact.info
-    counts = {"quantized_ops": info.quantized_ops, "float_ops": info.float_ops}
+    info, data = artifact.info, artifact.data
     match info.engine:
         case "torch-float":
             from workers.engines.torch_float import TorchFloatEngine
 
-            return TorchFloatEngine(artifact.data, info.layout, precision=info.precision, device=device)
+            return TorchFloatEngine(data, info.layout, precision=info.precision, device=device)
         case "torch-int8":
             from workers.engines.torch_int8 import TorchInt8Engine
 
             assert info.backend is not None, "an archive of packed weights names their backend"
-            return TorchInt8Engine(artifact.data, info.layout, backend=info.backend, **counts)
+            return TorchInt8Engine(data, info.layout, info.layers, backend=info.backend)
         case "openvino":
             from workers.engines.openvino_int8 import OpenVinoEngine
 
-            return OpenVinoEngine(artifact.data, info.layout, threads=threads, **counts)
+            return OpenVinoEngine(data, info.layout, info.layers, threads=threads)
         case "onnxruntime":
             from workers.engines.onnx_int8 import OnnxEngine
 
-            return OnnxEngine(artifact.data, info.layout, threads=threads, **counts)
+            return OnnxEngine(data, info.layout, info.layers, threads=threads)
         case "torch-pt2e":
             from workers.engines.pt2e import Pt2eEngine
 
-            return Pt2eEngine(artifact.data, info.layout, **counts)
+            return Pt2eEngine(data, info.layout, info.layers)
     raise EngineUnusable(f"{info.name} is of an engine that this version does not know: bring the worker up to date")

@@ -6,7 +6,7 @@ Shape suffixes: N batch, H height, W width, C channels, K classes (or features, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,35 +60,52 @@ def framed(full_NHWC: Pixels, layout: InputLayout) -> Buffer:
     return Buffer(full_NHWC=full_NHWC, interior_NHWC=interior_NHWC)
 
 
-class Engine(Protocol):
+class LayerCounts(NamedTuple):
+    """Convolutions and linear products of a network, as it is executed."""
+
+    int8: int
+    floats: int
+
+    def check(self, expected: LayerCounts, found_in: str, *, fewer_floats: bool = True) -> None:
+        """Raise SilentFloatError unless these are the layers `expected` of an artifact that is to be INT8.
+
+        `found_in` says who executes them, for a person. With `fewer_floats` a library may compute more in INT8 by other
+        operators than where the artifact was made, and so fewer layers in float.
+        """
+        floats_fit = self.floats <= expected.floats if fewer_floats else self.floats == expected.floats
+        if self.int8 != expected.int8 or not self.int8 or not floats_fit:
+            raise SilentFloatError(
+                f"an artifact of {expected.int8} INT8 and {expected.floats} float layers was expected, "
+                f"but {found_in} {self.int8} INT8 and {self.floats} float ones"
+            )
+
+
+class Engine:
     """One network, loaded and ready. `predict` is called by one thread at a time."""
 
-    @property
-    def precision(self) -> str:
-        """`int8`, `bf16` or `fp32`."""
-        ...
+    precision = "int8"
+    """`int8`, `bf16` or `fp32`."""
 
-    @property
-    def layout(self) -> InputLayout: ...
+    def __init__(self, layout: InputLayout) -> None:
+        self.layout = layout
 
     def buffer(self, batch: int) -> Buffer:
         """New pixels for a batch. Batches of another size than the first cost a recompilation, or more at every call:
         pad the last one of a shard, and load an engine for each size."""
-        ...
+        return new_buffer(self.layout, batch)
 
     def predict(self, pixels_NHWC: Pixels) -> Logits:
         """Logits (or features) N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
-        ...
+        expected = self.layout.shape(len(pixels_NHWC))
+        if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape != expected:
+            raise ValueError(
+                f"the engine takes uint8 pixels of shape {expected}, got {pixels_NHWC.dtype} {pixels_NHWC.shape}: "
+                "write into Engine.buffer(batch).interior_NHWC and pass its full_NHWC"
+            )
+        return self._run(pixels_NHWC)
 
-
-def check_pixels(pixels_NHWC: Pixels, layout: InputLayout) -> None:
-    """Raise ValueError unless the pixels are a full buffer of this layout."""
-    expected = layout.shape(len(pixels_NHWC))
-    if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.shape != expected:
-        raise ValueError(
-            f"the engine takes uint8 pixels of shape {expected}, got {pixels_NHWC.dtype} {pixels_NHWC.shape}: "
-            "write into Engine.buffer(batch).interior_NHWC and pass its full_NHWC"
-        )
+    def _run(self, pixels_NHWC: Pixels) -> Logits:
+        raise NotImplementedError
 
 
 def score_crops(engine: Engine, pixels_NHWC: Pixels, batch: int) -> Logits:

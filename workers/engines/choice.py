@@ -61,7 +61,7 @@ ORDER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WantedArtifact:
     """An artifact to be made."""
 
     engine: str
@@ -93,16 +93,16 @@ def library(engine: str) -> str:
     return f"{name} {importlib.metadata.version(name)}"
 
 
-def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[str]) -> tuple[Wanted, ...]:
+def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[str]) -> tuple[WantedArtifact, ...]:
     """What to make for `model.precision` and `model.engine` on a host of class `isa`, the preferred one first.
 
     `installed` are engines whose artifacts can be made. Raises ModelError where nothing can be, with the way out.
     """
     if precision != "int8":
-        return (Wanted(engine="torch-float", precision=precision, isa=None),)
+        return (WantedArtifact(engine="torch-float", precision=precision, isa=None),)
     by_itself = [e for e in _order(isa) if e in installed and e != "torch-pt2e"]
     engines = by_itself if engine == "auto" else [engine]
-    wanted = [Wanted(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
+    wanted = [WantedArtifact(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
     if not wanted:
         raise ModelError(
             f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: "

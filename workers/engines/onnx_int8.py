@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, SilentFloatError, check_pixels, new_buffer
+from workers.engines.base import Engine, InputLayout, LayerCounts, Logits, Pixels, new_buffer
 
 INPUT, OUTPUT = "pixels", "logits"
 
@@ -39,11 +39,6 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise ImportError("engine: onnxruntime is not installed; pip install 'stint[onnx]'") from error
     return onnxruntime
-
-
-def layers(executed: Counter[str]) -> tuple[int, int]:
-    """How many INT8 products a model executes, and how many float ones, attention's among them."""
-    return sum(executed[kind] for kind in _INT8), sum(executed[kind] for kind in _FLOAT)
 
 
 class OnnxSession:
@@ -73,36 +68,25 @@ class OnnxSession:
         self.executed = Counter(str(event["args"]["op_name"]) for event in events if "op_name" in event.get("args", {}))
         """Kernels by operator: what ran, not what the file says."""
 
+    @property
+    def layers(self) -> LayerCounts:
+        """Products of attention count, too."""
+        return LayerCounts(
+            int8=sum(self.executed[kind] for kind in _INT8), floats=sum(self.executed[kind] for kind in _FLOAT)
+        )
+
     def run(self, pixels_NHWC: Pixels) -> Logits:
         logits_NK: Logits = self._session.run([OUTPUT], {INPUT: pixels_NHWC})[0]
         return logits_NK
 
 
-class OnnxEngine:
-    """Runs an ONNX artifact at any batch size.
+class OnnxEngine(Engine):
+    """Runs an ONNX artifact at any batch size. Raises SilentFloatError unless the layers `expected` are executed."""
 
-    Raises SilentFloatError unless exactly `quantized_ops` products are executed in INT8 and no more than `float_ops` in
-    float.
-    """
-
-    precision = "int8"
-
-    def __init__(
-        self, data: bytes, layout: InputLayout, *, threads: int, quantized_ops: int, float_ops: int = 0
-    ) -> None:
-        self.layout = layout
+    def __init__(self, data: bytes, layout: InputLayout, expected: LayerCounts, *, threads: int) -> None:
+        super().__init__(layout)
         self._session = OnnxSession(data, layout, threads)
-        found = layers(self._session.executed)
-        if found[0] != quantized_ops or found[0] == 0 or found[1] > float_ops:
-            raise SilentFloatError(
-                f"an ONNX model of {quantized_ops} INT8 and {float_ops} float products was expected, "
-                f"but it executes {found[0]} INT8 and {found[1]} float ones"
-            )
+        self._session.layers.check(expected, "the ONNX model executes")
 
-    def buffer(self, batch: int) -> Buffer:
-        return new_buffer(self.layout, batch)
-
-    def predict(self, pixels_NHWC: Pixels) -> Logits:
-        """float32 logits N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
-        check_pixels(pixels_NHWC, self.layout)
+    def _run(self, pixels_NHWC: Pixels) -> Logits:
         return self._session.run(np.ascontiguousarray(pixels_NHWC))

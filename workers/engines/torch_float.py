@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from workers.contract import Preprocess
-from workers.engines.base import Buffer, InputLayout, Logits, Pixels, check_pixels, framed, new_buffer
+from workers.engines.base import Buffer, Engine, InputLayout, Logits, Pixels, framed
 from workers.engines.torchscript import from_archive, to_archive
 from workers.model.names import ModelError
 
@@ -64,16 +64,16 @@ def float_archive(network: nn.Module, preprocess: Preprocess, precision: str = "
     return to_archive(normalized(network, preprocess, precision), InputLayout(crop_px=preprocess.crop_px).shape(1))
 
 
-class TorchFloatEngine:
+class TorchFloatEngine(Engine):
     """Runs an archive made by `float_archive` on a device of torch's, `cpu` or `cuda`.
 
     Raises NoGpu where there is no such device.
     """
 
     def __init__(self, archive: bytes, layout: InputLayout, *, precision: str = "fp32", device: str = "cpu") -> None:
-        check_device(device)
+        _check_device(device)
+        super().__init__(layout)
         self.precision = precision
-        self.layout = layout
         self._device = torch.device(device)
         if self._device.type == "cuda" and precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa instead of 23 is not what was asked for
@@ -81,21 +81,19 @@ class TorchFloatEngine:
 
     def buffer(self, batch: int) -> Buffer:
         if self._device.type == "cpu":
-            return new_buffer(self.layout, batch)
+            return super().buffer(batch)
         # Page-locked, so that the GPU fetches the pixels by itself.
         pixels_NHWC = torch.empty(self.layout.shape(batch), dtype=torch.uint8, pin_memory=True)
         return framed(pixels_NHWC.numpy(), self.layout)
 
-    def predict(self, pixels_NHWC: Pixels) -> Logits:
-        """float32 logits N × K of a full buffer. Raises ValueError for pixels of another shape or type."""
-        check_pixels(pixels_NHWC, self.layout)
+    def _run(self, pixels_NHWC: Pixels) -> Logits:
         with torch.inference_mode():
             there_NHWC = torch.from_numpy(pixels_NHWC).to(self._device, non_blocking=True)
             logits_NK: torch.Tensor = self._module(there_NHWC)
         return logits_NK.cpu().numpy()  # waits for the GPU, so the buffer may be written again
 
 
-def check_device(device: str) -> None:
+def _check_device(device: str) -> None:
     """Raise NoGpu for a CUDA device that torch cannot use here."""
     if torch.device(device).type != "cuda" or torch.cuda.is_available():
         return

@@ -12,13 +12,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.failures import classify
-from workers.host import cores
+from workers.host import cores, memory
 from workers.host.child import to_parent
 from workers.measure.messages import Fell, Finished, Made, Network
 from workers.model.names import ModelError
@@ -62,7 +62,7 @@ class _Candidates:
 
     def __init__(self, asked: Network) -> None:
         from workers.build.sample import read_sample, split_rows
-        from workers.isolation.sample_decoder import IMAGE_S, or_exit, straight
+        from workers.isolation.sample_decoder import SampleDecoder, decode_crop
         from workers.model.load import load_model
         from workers.storage.filesystems import read_url
 
@@ -71,16 +71,17 @@ class _Candidates:
         self._reference: dict[str, Any] = {} if asked.is_reference else json.loads(Path(asked.reference).read_text())
         if not asked.is_reference:
             self._check_classes()
-        decode = or_exit(straight(model.preprocess), IMAGE_S)
-        self._sample = read_sample(
-            request.sample,
-            request.input,
-            decode,
-            labels_column=request.gate.labels_column,
-            class_names=model.labels,
-            classes=model.outputs,
-            seed=request.model.calibration_seed,
-        )
+        with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, asked.plan))) as decoder:
+            self._sample = read_sample(
+                request.sample,
+                request.input,
+                decoder.decode,
+                model.preprocess,
+                labels_column=request.gate.labels_column,
+                class_names=model.labels,
+                classes=model.outputs,
+                seed=request.model.calibration_seed,
+            )
         calibrating, comparing = split_rows(len(self._sample), request.model.calibration_rows, request.gate.rows)
         self._calibration_NHWC = self._sample.crops_NHWC[calibrating]
         self._crops_NHWC = self._sample.crops_NHWC[comparing]
@@ -91,7 +92,7 @@ class _Candidates:
         for _ in range(2):
             began = time.process_time()
             for image in images:
-                decode(memoryview(image))
+                decode_crop(memoryview(image), model.preprocess)
             took_s.append(time.process_time() - began)
         self._decode_s = min(took_s) / len(images)
 
@@ -121,12 +122,12 @@ class _Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
     ) -> Iterator[Made | Fell]:
-        from workers.build.artifacts import Makers
+        from workers.build.artifacts import ArtifactBuilder
         from workers.bundle import gate
         from workers.bundle.accuracy import compare_logits
         from workers.engines.artifact import open_artifact
         from workers.engines.base import score_crops
-        from workers.engines.choice import Wanted, installed_to_make, wanted_engines
+        from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
         from workers.host.cpu import isa_class
         from workers.quantize.quantizer import float_artifact
 
@@ -150,14 +151,14 @@ class _Candidates:
         def accepts(artifact: Artifact) -> bool:
             return gate.decide(judged(artifact), request.gate, request.model.task).passed
 
-        makers = Makers(model, self._calibration_NHWC, accepts, request, fp32)
+        builder = ArtifactBuilder(model, self._calibration_NHWC, accepts, request, fp32)
         for precision in PRECISIONS:
             try:
-                wanted = Wanted(engine="torch-float", precision=precision, isa=None)
+                wanted = WantedArtifact(engine="torch-float", precision=precision, isa=None)
                 if precision == "int8":
                     # The one that a worker would take here; another instruction set's is of no use for figures.
                     wanted = wanted_engines("int8", request.model.engine, isa_class(), installed_to_make())[0]
-                artifact = makers.make(wanted)
+                artifact = builder.build(wanted)
                 verdict = gate.decide(judged(artifact), request.gate, request.model.task)
                 right, rows = self._right(scored[id(artifact)][1])
             except MemoryError:

@@ -22,61 +22,7 @@ from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weight
 from workers.model.state_dict import fit_state_dict, read_state_dict
 from workers.model.torchvision_import import import_torchvision
 
-# ----------------------------------------------------------------------------------------------------
-# Cut the classifier off a network, so that it returns the features its classifier reads.
-
-
-def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
-    """Make `network` return its penultimate features N × D, changing it in place; returns it.
-
-    Its last linear layer is replaced by the identity if the network's output is what that layer returns. A classifier
-    of one 1×1 convolution before pooling (SqueezeNet) is cut likewise. A network that ends in neither is taken for a
-    feature extractor and used as it is. Raises ModelError if what comes out is not 2-D.
-    """
-    called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]] = []
-
-    def remember(name: str, module: nn.Linear | nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
-        # Cloned: an activation behind it may work in place, and would make its own output look like the layer's.
-        return module.register_forward_hook(
-            lambda _module, _args, output: called.append((name, module, output.clone()))
-        )
-
-    handles = [remember(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            output = network(example_NCHW)
-    finally:
-        for handle in handles:
-            handle.remove()
-    classifier = _classifier(called, output)
-    if classifier is not None:
-        network.set_submodule(classifier, nn.Identity())
-        with torch.no_grad():
-            output = network(example_NCHW)
-    if output.dim() != 2:
-        raise ModelError(
-            f"model.task: embed: the network's features have shape {tuple(output.shape)}, not N x D; "
-            "write a `module:function` that returns a network with 2-D output"
-        )
-    return network
-
-
-def _classifier(called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]], output: torch.Tensor) -> str | None:
-    linears = [(name, returned) for name, module, returned in called if isinstance(module, nn.Linear)]
-    if linears:
-        name, returned = linears[-1]
-        return name if returned.shape == output.shape and torch.equal(returned, output) else None
-    if called:
-        name, module, returned = called[-1]
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and returned.dim() == 4:
-            pooled = (returned.mean((2, 3)), returned.relu().mean((2, 3)))
-            if any(p.shape == output.shape and torch.allclose(p, output, rtol=1e-4, atol=1e-5) for p in pooled):
-                return name
-    return None
-
-
-Read = Callable[[str], bytes]
-
+_Read = Callable[[str], bytes]
 _RANDOM_INIT = {"googlenet", "inception_v3"}
 """Architectures that draw their initial weights slowly, and can be told not to."""
 
@@ -96,7 +42,7 @@ class LoadedModel:
     """K classes, or D features of an embedding."""
 
 
-def load_model(spec: ModelSpec, read: Read) -> LoadedModel:
+def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
     """Load what `spec` names; paths and URLs in it are read through `read`.
 
     Raises ModelError for anything wrong with the spec, the weights or the labels. What `read` raises comes through.
@@ -119,7 +65,7 @@ def load_model(spec: ModelSpec, read: Read) -> LoadedModel:
     return LoadedModel(name=spec.arch, module=network, preprocess=preprocess, labels=labels, outputs=outputs)
 
 
-def _from_torchvision(name: str, spec: ModelSpec, read: Read) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
+def _from_torchvision(name: str, spec: ModelSpec, read: _Read) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
     models = import_torchvision().models
     known = models.list_models(module=models)
     if name not in known:
@@ -182,7 +128,7 @@ def _tensors_only() -> Iterator[None]:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
-def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: Read) -> nn.Module:
+def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: _Read) -> nn.Module:
     import_torchvision()  # the function's module will import it in its own way, which alone may fail
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -234,7 +180,7 @@ def _outputs(network: nn.Module, example_NCHW: torch.Tensor, spec: ModelSpec) ->
 
 
 def _labels(
-    spec: ModelSpec, read: Read, *, weights_own: tuple[str, ...] | None, outputs: int
+    spec: ModelSpec, read: _Read, *, weights_own: tuple[str, ...] | None, outputs: int
 ) -> tuple[str, ...] | None:
     labels, source = weights_own, f"the weights {spec.weights}"
     if isinstance(spec.labels, tuple):
@@ -252,7 +198,7 @@ def _labels(
     return labels
 
 
-def _read_labels(url: str, read: Read) -> tuple[str, ...]:
+def _read_labels(url: str, read: _Read) -> tuple[str, ...]:
     try:
         text = read(url).decode("utf-8-sig")
         if not text.lstrip().startswith("["):
@@ -263,3 +209,52 @@ def _read_labels(url: str, read: Read) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise ModelError(f"model.labels: {url} must be a JSON list of strings")
     return tuple(names)
+
+
+def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
+    """Make `network` return its penultimate features N × D, changing it in place; returns it.
+
+    Its last linear layer is replaced by the identity if the network's output is what that layer returns. A classifier
+    of one 1×1 convolution before pooling (SqueezeNet) is cut likewise. A network that ends in neither is taken for a
+    feature extractor and used as it is. Raises ModelError if what comes out is not 2-D.
+    """
+    called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]] = []
+
+    def remember(name: str, module: nn.Linear | nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
+        # Cloned: an activation behind it may work in place, and would make its own output look like the layer's.
+        return module.register_forward_hook(
+            lambda _module, _args, output: called.append((name, module, output.clone()))
+        )
+
+    handles = [remember(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            output = network(example_NCHW)
+    finally:
+        for handle in handles:
+            handle.remove()
+    classifier = _classifier(called, output)
+    if classifier is not None:
+        network.set_submodule(classifier, nn.Identity())
+        with torch.no_grad():
+            output = network(example_NCHW)
+    if output.dim() != 2:
+        raise ModelError(
+            f"model.task: embed: the network's features have shape {tuple(output.shape)}, not N x D; "
+            "write a `module:function` that returns a network with 2-D output"
+        )
+    return network
+
+
+def _classifier(called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]], output: torch.Tensor) -> str | None:
+    linears = [(name, returned) for name, module, returned in called if isinstance(module, nn.Linear)]
+    if linears:
+        name, returned = linears[-1]
+        return name if returned.shape == output.shape and torch.equal(returned, output) else None
+    if called:
+        name, module, returned = called[-1]
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and returned.dim() == 4:
+            pooled = (returned.mean((2, 3)), returned.relu().mean((2, 3)))
+            if any(p.shape == output.shape and torch.allclose(p, output, rtol=1e-4, atol=1e-5) for p in pooled):
+                return name
+    return None

@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
+from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels, new_buffer
 
-CALIBRATION_BATCH = 16
+_BATCH = 16
+_TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class QuantizedNetwork:
     """Value of torch.backends.quantized.engine that its weights are packed for."""
 
 
-class Calibration(Protocol):
+class CalibratedNetwork(Protocol):
     """A float network of which the ranges are known."""
 
     @property
@@ -52,9 +55,19 @@ class Calibration(Protocol):
         ...
 
 
-def calibration_batches(
-    crops_NHWC: Pixels, layout: InputLayout, batch: int = CALIBRATION_BATCH
-) -> Iterator[torch.Tensor]:
+def is_transformer(network: nn.Module) -> bool:
+    """Whether softmax, LayerNorm and GELU, which lose accuracy in INT8, are to stay float in it."""
+    return any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules())
+
+
+def check_crops(crops_NHWC: Pixels, preprocess: Preprocess) -> None:
+    """Raise ValueError unless the crops are what calibration takes."""
+    expected = (preprocess.crop_px, preprocess.crop_px, 3)
+    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
+        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
+
+
+def calibration_batches(crops_NHWC: Pixels, layout: InputLayout, batch: int = _BATCH) -> Iterator[torch.Tensor]:
     """uint8 batches NHWC as an engine would be given them, frame included."""
     for start in range(0, len(crops_NHWC), batch):
         rows = crops_NHWC[start : start + batch]

@@ -1,4 +1,6 @@
-"""Which layers INT8 hurts most: the error that the rounding of each adds to the logits, to first order.
+"""Which layers stay float when the gate refuses a network: as few of the most sensitive ones as make it agree.
+
+A layer is as sensitive as the error that its rounding adds to the logits, to first order.
 
 Let a layer's rounding change its output by e. To first order the logits then change by J·e, where J is the derivative
 of the logits by that output. For a random vector v of independent standard normal entries the mean of (vᵀ·J·e)² is
@@ -15,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-DIRECTIONS = 4
-"""Random vectors for each image. With IMAGES it leaves a spread of about a fourth of a score; scores differ by more."""
-IMAGES = 8
+_DIRECTIONS = 4
+"""Random vectors for each image. They leave a spread of about a fourth of a score; scores differ by more."""
+SENSITIVITY_IMAGES = 8
 
 
 class LogitErrors:
@@ -49,13 +51,9 @@ class LogitErrors:
         with torch.enable_grad():
             for image in images:
                 logits_NK = forward(image)
-                for left in reversed(range(DIRECTIONS)):
+                for left in reversed(range(_DIRECTIONS)):
                     direction = torch.randn(logits_NK.shape, generator=generator)
                     logits_NK.backward(direction, retain_graph=left > 0)  # type: ignore[no-untyped-call]
-
-
-# ----------------------------------------------------------------------------------------------------
-# Which layers stay float when the gate refuses a network: as few of the most sensitive ones as make it agree.
 
 
 def by_sensitivity(errors: Mapping[str, float]) -> tuple[str, ...]:

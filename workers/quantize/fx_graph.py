@@ -8,7 +8,7 @@ convolution + add + ReLU, which is worth a tenth of ResNet-50's throughput over 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -31,100 +31,8 @@ from workers.quantize.calibration import QuantizedNetwork, calibration_batches
 from workers.quantize.float_layers import LogitErrors
 from workers.quantize.fx_layers import GraphLayers
 from workers.quantize.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
-from workers.quantize.pixel_input import find_first_conv, fold
+from workers.quantize.pixel_input import PlainInput, find_first_conv, fold
 from workers.quantize.products import ProductErrors
-
-# ----------------------------------------------------------------------------------------------------
-# ReLU6 as the output range of the INT8 convolution before it. There is no fused convolution + ReLU6, and the clamp at
-# 6 would be another pass over every activation. But an INT8 layer saturates at the top of its output range: if that
-# is calibrated never to exceed 6, ReLU is ReLU6. MobileNetV2, one core, batch 16: 551 to 668 images/s
-# (tests/benchmarks/bench_recipe.py).
-
-
-def absorb(graph: fx.Graph, network: nn.Module) -> set[str]:
-    """Replace each ReLU6 that directly follows a convolution by a ReLU; return the convolutions' names.
-
-    A ReLU6 that follows anything else, too, stays.
-    """
-    modules = dict(network.named_modules())
-    convs: dict[str, set[str | None]] = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU6:
-            convs.setdefault(str(node.target), set()).add(_conv_before(node, modules))
-    found: set[str] = set()
-    for relu6, before in convs.items():
-        names = {name for name in before if name is not None}
-        if len(names) == len(before):
-            network.set_submodule(relu6, nn.ReLU(inplace=False).eval())
-            found |= names
-    return found
-
-
-def observe(observed: fx.GraphModule, convs: set[str]) -> None:
-    """Bound at 6 what is observed behind the given convolutions, now fused with their ReLU."""
-    for node in observed.graph.nodes:
-        if node.op == "call_module" and str(node.target) in convs:
-            for user in node.users:
-                if not isinstance(observed.get_submodule(str(user.target)), ActivationObserver):
-                    raise RuntimeError(f"{node.target}: expected an observer after convolution + ReLU, found {user}")
-                observed.set_submodule(str(user.target), ClampedAtSix())
-
-
-def restore(observed: fx.GraphModule, convs: Collection[str]) -> None:
-    """Give back their ReLU6 to convolutions that stay float, where no range clamps the output."""
-    for name in convs:
-        fused = observed.get_submodule(name)
-        assert isinstance(fused, ConvReLU2d)
-        fused[1] = nn.ReLU6()
-
-
-def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    """The convolution whose output reaches this node through nothing but a batch normalisation."""
-    previous = node.args[0]
-    for wanted in (nn.BatchNorm2d, nn.Conv2d):
-        if not isinstance(previous, fx.Node) or previous.op != "call_module" or len(previous.users) != 1:
-            return None
-        module = modules[str(previous.target)]
-        if wanted is nn.BatchNorm2d and isinstance(module, nn.Conv2d):
-            return str(previous.target)
-        if not isinstance(module, wanted):
-            return None
-        if wanted is nn.Conv2d:
-            return str(previous.target)
-        previous = previous.args[0]
-    return None
-
-
-# ----------------------------------------------------------------------------------------------------
-# Multiplications of a picture by one factor a channel, as in squeeze-and-excitation, made fast in INT8. torch's INT8
-# product of N × C × H × W and N × C × 1 × 1 has an inner loop as long as there are channels, and most of its time
-# goes into starting it: 0.26 to 1.85 ns a value on one core for 480 to 32 channels. With the factors written out
-# first it takes 0.17 to 0.21 ns in all, and the values are the same (EfficientNet-B0: 110 to 124 images/s).
-
-
-def write_out_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
-    """Give both sides of each INT8 multiplication of a converted graph the same shape. `example` is its input."""
-    with torch.no_grad():
-        ShapeProp(quantized).propagate(example)
-    graph = quantized.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.quantized.mul:
-            continue
-        for factors, picture in (node.args[:2], node.args[1::-1]):
-            if _per_channel(factors, picture):
-                with graph.inserting_before(node):
-                    wide = graph.call_method("expand_as", (factors, picture))
-                    full = graph.call_method("contiguous", (wide,), {"memory_format": torch.channels_last})
-                node.replace_input_with(factors, full)
-    quantized.recompile()
-
-
-def _per_channel(factors: fx.node.Argument, picture: fx.node.Argument) -> bool:
-    if not (isinstance(factors, fx.Node) and isinstance(picture, fx.Node)):
-        return False
-    narrow, wide = (node.meta["tensor_meta"].shape for node in (factors, picture))
-    return len(wide) == 4 and narrow == (*wide[:2], 1, 1) and wide[2:] != (1, 1)
-
 
 _ATTRIBUTES = "_observed_graph_module_attrs"
 """Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""
@@ -158,48 +66,43 @@ class GraphCalibration:
         self._layout = InputLayout(crop_px=preprocess.crop_px)
         self._reads_pixels = first_conv is not None
         if first_conv is not None:
-            folded = fold(network, first_conv, preprocess)
-            network, self._layout = folded.network.requires_grad_(False), folded.layout
+            network, self._layout = fold(network, first_conv, preprocess)
             custom.set_input_quantized_indexes([0])
-        self._relu6_convs = set() if _concatenates(graph) else absorb(graph, network)
-        self._to_input: Callable[[torch.Tensor], torch.Tensor]
-        self._to_input = _to_float if self._reads_pixels else NormalizedInput(nn.Identity(), preprocess)
-
-        self._example_NHWC = crops_NHWC[:1]
-        example = self._to_input(next(calibration_batches(self._example_NHWC, self._layout)))
+        concatenates = any(node.target is torch.cat for node in graph.nodes)
+        self._relu6_convs = set() if concatenates else absorb_relu6(graph, network)
+        identity = nn.Identity()
+        self._to_input = PlainInput(identity) if self._reads_pixels else NormalizedInput(identity, preprocess)
+        self._example = self._to_input(next(calibration_batches(crops_NHWC[:1], self._layout)))
         self._observed = prepare_fx(
             network,
             _qconfig(),
-            (example,),
+            (self._example,),
             prepare_custom_config=custom,
             backend_config=get_onednn_backend_config(),
         )
-        observe(self._observed, self._relu6_convs)
+        _clamp_observers(self._observed, self._relu6_convs)
         _share_observers(self._observed)
         self._graph = GraphLayers(self._observed)
+        self.layers: Mapping[str, int] = self._graph.calls
         with torch.no_grad():
             for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
                 self._observed(self._to_input(batch_NHWC))
 
-    @property
-    def layers(self) -> Mapping[str, int]:
-        return self._graph.calls
-
     def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
-        """See Calibration. What serves none but float layers on one of its sides is float as well."""
+        """See CalibratedNetwork. What serves none but float layers on one of its sides is float as well."""
         torch.backends.quantized.engine = "onednn"
         observed = copy.deepcopy(self._observed)
-        restore(observed, self._relu6_convs & set(float_layers))
+        _restore_relu6(observed, self._relu6_convs & set(float_layers))
         _observe_weights(observed, isa)
         attributes = observed.meta[_ATTRIBUTES]
         float_nodes = self._graph.nodes_of(float_layers)
         configs = {**attributes.node_name_to_qconfig, **dict.fromkeys(float_nodes)}
         observed.meta[_ATTRIBUTES] = replace(attributes, node_name_to_qconfig=configs)
         converted = convert_fx(observed, backend_config=get_onednn_backend_config())
-        example = self._to_input(next(calibration_batches(self._example_NHWC, self._layout)))
-        write_out_factors(
-            converted, torch.quantize_per_tensor(example, 1.0, 0, torch.quint8) if self._reads_pixels else example
-        )
+        example = self._example
+        if self._reads_pixels:
+            example = torch.quantize_per_tensor(example, 1.0, 0, torch.quint8)
+        _expand_factors(converted, example)
         module = QuantizedInput(converted) if self._reads_pixels else NormalizedInput(converted, self._preprocess)
         return QuantizedNetwork(
             module=module.eval(),
@@ -210,7 +113,7 @@ class GraphCalibration:
         )
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
-        """See Calibration. The rounding of an activation counts in equal parts for the layers around it.
+        """See CalibratedNetwork. The rounding of an activation counts in equal parts for the layers around it.
 
         For it is only spared when all of them are float.
         """
@@ -245,8 +148,88 @@ class _Probe(nn.Module):
         return self._errors.source(self.name, x, fake_quantized(self._observer[0], x.detach()) - x.detach())
 
 
-def _to_float(pixels_NHWC: torch.Tensor) -> torch.Tensor:
-    return pixels_NHWC.permute(0, 3, 1, 2).float()
+def absorb_relu6(graph: fx.Graph, network: nn.Module) -> set[str]:
+    """Replace each ReLU6 that directly follows a convolution by a ReLU; return the convolutions' names.
+
+    A ReLU6 that follows anything else, too, stays. There is no fused convolution + ReLU6, and the clamp at 6 would be
+    another pass over every activation. But an INT8 layer saturates at the top of its output range: if that is
+    calibrated never to exceed 6, ReLU is ReLU6. MobileNetV2, one core, batch 16: 551 to 668 images/s
+    (tests/benchmarks/bench_recipe.py).
+    """
+    modules = dict(network.named_modules())
+    convs: dict[str, set[str | None]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU6:
+            convs.setdefault(str(node.target), set()).add(_conv_before(node, modules))
+    absorbed: set[str] = set()
+    for relu6, before in convs.items():
+        names = {name for name in before if name is not None}
+        if len(names) == len(before):
+            network.set_submodule(relu6, nn.ReLU(inplace=False).eval())
+            absorbed |= names
+    return absorbed
+
+
+def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """The convolution whose output reaches this node through nothing but a batch normalisation."""
+    for _ in range(2):
+        previous = node.args[0]
+        if not isinstance(previous, fx.Node) or previous.op != "call_module" or len(previous.users) != 1:
+            return None
+        node, module = previous, modules[str(previous.target)]
+        if isinstance(module, nn.Conv2d):
+            return str(node.target)
+        if not isinstance(module, nn.BatchNorm2d):
+            return None
+    return None
+
+
+def _clamp_observers(observed: fx.GraphModule, convs: set[str]) -> None:
+    """Bound at 6 what is observed behind the given convolutions, now fused with their ReLU."""
+    for node in observed.graph.nodes:
+        if node.op == "call_module" and str(node.target) in convs:
+            for user in node.users:
+                if not isinstance(observed.get_submodule(str(user.target)), ActivationObserver):
+                    raise RuntimeError(f"{node.target}: expected an observer after convolution + ReLU, found {user}")
+                observed.set_submodule(str(user.target), ClampedAtSix())
+
+
+def _restore_relu6(observed: fx.GraphModule, convs: Collection[str]) -> None:
+    """Give back their ReLU6 to convolutions that stay float, where no range clamps the output."""
+    for name in convs:
+        fused = observed.get_submodule(name)
+        assert isinstance(fused, ConvReLU2d)
+        fused[1] = nn.ReLU6()
+
+
+def _expand_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
+    """Give both sides of each INT8 multiplication of a converted graph the same shape. `example` is its input.
+
+    In squeeze-and-excitation one side is a factor a channel. torch's INT8 product of N × C × H × W and N × C × 1 × 1
+    has an inner loop as long as there are channels, and most of its time goes into starting it: 0.26 to 1.85 ns a value
+    on one core for 480 to 32 channels. With the factors written out first it takes 0.17 to 0.21 ns in all, and the
+    values are the same (EfficientNet-B0: 110 to 124 images/s).
+    """
+    with torch.no_grad():
+        ShapeProp(quantized).propagate(example)
+    graph = quantized.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.quantized.mul:
+            continue
+        for factors, image in (node.args[:2], node.args[1::-1]):
+            if _is_per_channel(factors, image):
+                with graph.inserting_before(node):
+                    wide = graph.call_method("expand_as", (factors, image))
+                    full = graph.call_method("contiguous", (wide,), {"memory_format": torch.channels_last})
+                node.replace_input_with(factors, full)
+    quantized.recompile()
+
+
+def _is_per_channel(factors: fx.node.Argument, image: fx.node.Argument) -> bool:
+    if not (isinstance(factors, fx.Node) and isinstance(image, fx.Node)):
+        return False
+    narrow, wide = (node.meta["tensor_meta"].shape for node in (factors, image))
+    return len(wide) == 4 and narrow == (*wide[:2], 1, 1) and wide[2:] != (1, 1)
 
 
 def _qconfig() -> QConfigMapping:
@@ -271,10 +254,6 @@ def _observe_weights(observed: fx.GraphModule, isa: str) -> None:
             observer = weight_observer(isa)()
             observer(observed.get_parameter(node.args[0].target))
             observed.set_submodule(node.target, observer)
-
-
-def _concatenates(graph: fx.Graph) -> bool:
-    return any(node.target is torch.cat for node in graph.nodes)
 
 
 def _share_observers(observed: fx.GraphModule) -> None:

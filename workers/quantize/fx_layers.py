@@ -31,11 +31,7 @@ class GraphLayers:
     def __init__(self, observed: fx.GraphModule) -> None:
         self._modules = dict(observed.named_modules(remove_duplicate=False))
         self._nodes = list(observed.graph.nodes)
-        self._layer: dict[fx.Node, str] = {}
-        for node in self._nodes:
-            name = self._name(node)
-            if name is not None:
-                self._layer[node] = name
+        self._layer = {node: name for node in self._nodes if (name := self._name(node)) is not None}
         self.calls = Counter(self._layer.values())
         # The nearest layers before and behind each node, through operations that are none.
         self._before: dict[fx.Node, frozenset[str]] = {}
@@ -82,21 +78,21 @@ class GraphLayers:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
+    def _unfused(self, node: fx.Node) -> nn.Module | None:
+        module = self._module(node)
+        return module[0] if isinstance(module, _FusedModule) else module
+
     def _name(self, node: fx.Node) -> str | None:
         if node.op == "call_function" and node.target in _FUNCTIONS:
             source = self._weight_source(node)
             return node.name if source is None else str(source.target).rpartition(".")[0] or str(source.target)
-        module = self._module(node)
-        inner = module[0] if isinstance(module, _FusedModule) else module
-        return str(node.target) if isinstance(inner, (nn.Linear, _ConvNd)) else None
+        return str(node.target) if isinstance(self._unfused(node), (nn.Linear, _ConvNd)) else None
 
     def _weight(self, node: fx.Node) -> object:
         source = self._weight_source(node) if node.op == "call_function" else None
         if source is not None:
             return source.graph.owning_module.get_parameter(str(source.target))  # type: ignore[union-attr]
-        module = self._module(node)
-        inner = module[0] if isinstance(module, _FusedModule) else module
-        return getattr(inner, "weight", None)
+        return getattr(self._unfused(node), "weight", None)
 
     def _weight_source(self, node: fx.Node) -> fx.Node | None:
         """Where a function's weight comes from, if it is a parameter."""

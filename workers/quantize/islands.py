@@ -16,8 +16,7 @@ a layer at the same speed (one ViT-B linear on one core: fp32 150 ms, oneDNN's w
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import nn
@@ -27,8 +26,8 @@ from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.quantize.calibration import QuantizedNetwork, calibration_batches
 from workers.quantize.float_layers import LogitErrors
-from workers.quantize.observers import ActivationObserver, quantized_weight
-from workers.quantize.products import Observe, Operator, Product, ProductErrors, Replace
+from workers.quantize.observers import quantized_weight
+from workers.quantize.products import Observe, Product, ProductErrors, Replace, attention_unfused
 
 
 class _Int8Linear(nn.Module):
@@ -36,7 +35,7 @@ class _Int8Linear(nn.Module):
 
     def __init__(self, product: Product, isa: str) -> None:
         super().__init__()
-        self.scale, self.zero_point = _qparams(product.seen_in)
+        self.scale, self.zero_point = product.seen_in.scale_and_zero_point()
         self.packed = torch.ops.quantized.linear_prepack(quantized_weight(product.weight, isa), product.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,8 +50,8 @@ class _Int8Conv(nn.Module):
 
     def __init__(self, product: Product, isa: str) -> None:
         super().__init__()
-        self.scale, self.zero_point = _qparams(product.seen_in)
-        self.out_scale, self.out_zero_point = _qparams(product.seen_out)
+        self.scale, self.zero_point = product.seen_in.scale_and_zero_point()
+        self.out_scale, self.out_zero_point = product.seen_out.scale_and_zero_point()
         assert product.conv_args is not None
         weight = quantized_weight(product.weight, isa)
         self.packed = torch.ops.quantized.conv2d_prepack(weight, product.bias, *product.conv_args)
@@ -71,7 +70,7 @@ class _Islands(nn.Module):
         self.network = network
         # Registered as submodules, for tracing to find the packed weights.
         self.islands = nn.ModuleList()
-        operators: dict[int, Operator] = {}
+        operators: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
         for product in products:
             island = _Int8Linear(product, isa) if product.conv_args is None else _Int8Conv(product, isa)
             self.islands.append(island)
@@ -79,7 +78,7 @@ class _Islands(nn.Module):
         self._replace = Replace(operators)
 
     def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        with _every_product_visible(), self._replace:
+        with attention_unfused(), self._replace:
             logits_NK: torch.Tensor = self.network(pixels_NHWC)
         return logits_NK
 
@@ -100,7 +99,7 @@ class IslandCalibration:
         names = {id(weight): _layer_of(name) for name, weight in network.named_parameters()}
         observe = Observe(convolutions=convolutions)
         passes = 0
-        with torch.no_grad(), _every_product_visible(), observe:
+        with torch.no_grad(), attention_unfused(), observe:
             for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
                 self._module(batch_NHWC)
                 passes += 1
@@ -110,7 +109,7 @@ class IslandCalibration:
         self.layers = {name: product.calls // passes for name, product in self._products.items()}
 
     def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
-        """See Calibration."""
+        """See CalibratedNetwork."""
         torch.backends.quantized.engine = "fbgemm"
         products = [product for name, product in self._products.items() if name not in float_layers]
         return QuantizedNetwork(
@@ -122,11 +121,11 @@ class IslandCalibration:
         )
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
-        """See Calibration."""
+        """See CalibratedNetwork."""
         found = LogitErrors()
         weights = {id(product.weight): name for name, product in self._products.items()}
         observed = {id(product.weight): product for product in self._products.values()}
-        with _every_product_visible(), ProductErrors(found, weights, isa, observed):
+        with attention_unfused(), ProductErrors(found, weights, isa, observed):
             found.run(self._module, calibration_batches(crops_NHWC, self._layout, batch=1))
         return {name: found.squares[name] for name in self._products}
 
@@ -134,19 +133,3 @@ class IslandCalibration:
 def _layer_of(parameter: str) -> str:
     """`encoder.0.mlp.weight` → `encoder.0.mlp`; nn.MultiheadAttention's `in_proj_weight` → `in_proj`."""
     return parameter.removesuffix("weight").rstrip("._") or parameter
-
-
-@contextmanager
-def _every_product_visible() -> Iterator[None]:
-    """Keep nn.MultiheadAttention and nn.TransformerEncoder off their fused kernels, which call no `linear`."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _qparams(observer: ActivationObserver) -> tuple[float, int]:
-    scale, zero_point = observer.calculate_qparams()
-    return float(scale), int(zero_point)

@@ -47,6 +47,10 @@ class ActivationObserver(HistogramObserver):
             self._qparams = super().calculate_qparams()
         return self._qparams
 
+    def scale_and_zero_point(self) -> tuple[float, int]:
+        scale, zero_point = self.calculate_qparams()
+        return float(scale), int(zero_point)
+
 
 class ClampedAtSix(ActivationObserver):
     """Observes a ReLU as if it were a ReLU6."""

@@ -8,28 +8,15 @@ pixel, rounded; that rounding is the only difference from the original, at most 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
 from workers.contract import Preprocess
-from workers.engines.base import InputLayout, Pixels, new_buffer
+from workers.engines.base import InputLayout
 from workers.engines.torch_float import NormalizedInput
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folded:
-    """A network of which the first convolution takes raw pixels."""
-
-    network: nn.Module
-    """Takes float NCHW of pixel values 0 … 255, frame included."""
-    layout: InputLayout
-    conv: str
-    """Name of the convolution folded into."""
 
 
 def find_first_conv(graph: fx.Graph, network: nn.Module) -> str | None:
@@ -53,44 +40,31 @@ def find_first_conv(graph: fx.Graph, network: nn.Module) -> str | None:
     return name
 
 
-def fold(network: nn.Module, conv_name: str, preprocess: Preprocess) -> Folded:
-    """A copy of `network` with the normalisation folded into the convolution named."""
+def fold(network: nn.Module, conv_name: str, preprocess: Preprocess) -> tuple[nn.Module, InputLayout]:
+    """A copy of `network` with the normalisation folded into the convolution named, and the layout of its pixels.
+
+    It takes float NCHW of pixel values 0 … 255, frame included.
+    """
     network = copy.deepcopy(network)
     conv = network.get_submodule(conv_name)
     assert isinstance(conv, nn.Conv2d)
     assert not isinstance(conv.padding, str)
-    pad_px = (int(conv.padding[0]), int(conv.padding[1]))
-    network.set_submodule(conv_name, _folded_conv(conv, preprocess))
     red, green, blue = (min(255, max(0, round(255 * m))) for m in preprocess.mean)
+    pad_px = (int(conv.padding[0]), int(conv.padding[1]))
     layout = InputLayout(crop_px=preprocess.crop_px, pad_px=pad_px, pad_pixel=(red, green, blue))
-    return Folded(network=network, layout=layout, conv=conv_name)
-
-
-def _folded_conv(conv: nn.Conv2d, preprocess: Preprocess) -> nn.Conv2d:
     mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(1, 3, 1, 1)
     std = torch.tensor(preprocess.std, dtype=torch.float64).view(1, 3, 1, 1)
-    kernel_size = (conv.kernel_size[0], conv.kernel_size[1])
-    stride = (conv.stride[0], conv.stride[1])
-    dilation = (conv.dilation[0], conv.dilation[1])
-    folded = nn.Conv2d(3, conv.out_channels, kernel_size, stride, padding=0, dilation=dilation, bias=True)
-    weight = conv.weight.detach().double()
+    weight = conv.weight.detach().double().contiguous()
     bias = 0.0 if conv.bias is None else conv.bias.detach().double()
-    assert folded.bias is not None
-    with torch.no_grad():
-        folded.weight.copy_(weight / (255 * std))
-        folded.bias.copy_(bias - (weight * (mean / std)).sum(dim=(1, 2, 3)))
-    return folded.eval()
-
-
-# ----------------------------------------------------------------------------------------------------
-# A float network that takes the pixels an engine is given, for the runtimes that quantize such a network themselves.
-# Where the first convolution can take the normalisation (workers.quantize.pixel_input) it does, so that uint8 pixels
-# are its INT8 input as they are; else the network begins with the normalisation in float.
+    conv.weight = nn.Parameter((weight / (255 * std)).float(), requires_grad=False)
+    conv.bias = nn.Parameter((bias - (weight * (mean / std)).sum(dim=(1, 2, 3))).float(), requires_grad=False)
+    conv.padding = (0, 0)
+    return network, layout
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelNetwork:
-    """Not yet quantized."""
+    """A float network that takes the pixels an engine is given, for the runtimes that quantize such a network."""
 
     module: nn.Module
     """Takes uint8 pixels NHWC of the layout, returns float logits N by K."""
@@ -116,27 +90,10 @@ def pixel_network(network: nn.Module, preprocess: Preprocess) -> PixelNetwork:
     first_conv = _first_conv(network)
     if first_conv is None:
         module: nn.Module = NormalizedInput(network, preprocess)
-        return PixelNetwork(
-            module=module.eval(), layout=InputLayout(crop_px=preprocess.crop_px), input_mode="normalized"
-        )
-    folded = fold(network, first_conv, preprocess)
-    return PixelNetwork(module=PlainInput(folded.network).eval(), layout=folded.layout, input_mode="uint8")
-
-
-def calibration_pixels(crops_NHWC: Pixels, layout: InputLayout, batch: int) -> Iterator[Pixels]:
-    """The crops in full buffers of one size: `batch` rows, or all where those are fewer. A rest is left out."""
-    batch = min(batch, len(crops_NHWC))
-    for start in range(0, len(crops_NHWC) - batch + 1, batch):
-        buffer = new_buffer(layout, batch)
-        buffer.interior_NHWC[:] = crops_NHWC[start : start + batch]
-        yield buffer.full_NHWC
-
-
-def check_crops(crops_NHWC: Pixels, preprocess: Preprocess) -> None:
-    """Raise ValueError unless the crops are what calibration takes."""
-    expected = (preprocess.crop_px, preprocess.crop_px, 3)
-    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
-        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
+        layout = InputLayout(crop_px=preprocess.crop_px)
+        return PixelNetwork(module=module.eval(), layout=layout, input_mode="normalized")
+    folded, layout = fold(network, first_conv, preprocess)
+    return PixelNetwork(module=PlainInput(folded).eval(), layout=layout, input_mode="uint8")
 
 
 def _first_conv(network: nn.Module) -> str | None:

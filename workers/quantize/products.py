@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,8 @@ from workers.quantize.observers import ActivationObserver, fake_quantized, quant
 _MIN_INPUTS = 16
 """Products over fewer inputs gain nothing, e.g. the position tables of Swin V2."""
 
-Operator = Callable[[torch.Tensor], torch.Tensor]
 _Function = Callable[..., Any]
+_ATTENTION = inspect.signature(nn.functional.multi_head_attention_forward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,40 +78,36 @@ class _Intercept(TorchFunctionMode):
     def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError
 
-    def _self_attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        embed: int,
-        heads: int,
-        in_weight: torch.Tensor,
-        in_bias: torch.Tensor | None,
-        bias_k: torch.Tensor | None,
-        bias_v: torch.Tensor | None,
-        add_zero_attn: bool,
-        dropout: float,
-        out_weight: torch.Tensor,
-        out_bias: torch.Tensor | None,
-        training: bool = True,
-        key_padding_mask: torch.Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: torch.Tensor | None = None,
-        use_separate_proj_weight: bool = False,
-        **_rest: object,
-    ) -> tuple[torch.Tensor, None] | None:
+    def _self_attention(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None] | None:
         """Plain self-attention of sequences L × N × E by two products; None where it is anything more."""
-        plain = query is key and key is value and query.dim() == 3 and not (training and dropout)
-        extras = (bias_k, bias_v, key_padding_mask, attn_mask)
-        if not plain or need_weights or add_zero_attn or use_separate_proj_weight or any(e is not None for e in extras):
+        bound = _ATTENTION.bind(*args, **kwargs)
+        bound.apply_defaults()
+        of = bound.arguments
+        query = of["query"]
+        plain = query is of["key"] and of["key"] is of["value"] and query.dim() == 3
+        more = of["need_weights"] or of["add_zero_attn"] or of["use_separate_proj_weight"]
+        extras = (of["bias_k"], of["bias_v"], of["key_padding_mask"], of["attn_mask"])
+        if not plain or more or (of["training"] and of["dropout_p"]) or any(extra is not None for extra in extras):
             return None
         length, batch, _ = query.shape
+        embed, heads = of["embed_dim_to_check"], of["num_heads"]
         with self:
-            packed = nn.functional.linear(query, in_weight, in_bias)
+            packed = nn.functional.linear(query, of["in_proj_weight"], of["in_proj_bias"])
             q, k, v = packed.view(length, batch, 3, heads, embed // heads).permute(2, 1, 3, 0, 4).unbind(0)
             mixed = nn.functional.scaled_dot_product_attention(q, k, v)
             flat = mixed.permute(2, 0, 1, 3).reshape(length, batch, embed)
-            return nn.functional.linear(flat, out_weight, out_bias), None
+            return nn.functional.linear(flat, of["out_proj_weight"], of["out_proj_bias"]), None
+
+
+@contextmanager
+def attention_unfused() -> Iterator[None]:
+    """Keep nn.MultiheadAttention and nn.TransformerEncoder off their fused kernels, which call no `linear`."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class Observe(_Intercept):
@@ -130,7 +128,7 @@ class Observe(_Intercept):
 class Replace(_Intercept):
     """Puts operators, by the id of the weight they are made from, in the place of the products observed."""
 
-    def __init__(self, operators: Mapping[int, Operator]) -> None:
+    def __init__(self, operators: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]) -> None:
         super().__init__()
         self.operators = operators
 
@@ -178,27 +176,22 @@ def _compute(call: Call, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     """The call as a product that INT8 can take over, or None."""
-    if func is nn.functional.linear:
-        x, weight, bias = _bind(("input", "weight", "bias"), (None, None, None), args, kwargs)
-        conv_args = None
-    elif func is nn.functional.conv2d:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        x, weight, bias, stride, padding, dilation, groups = _bind(names, (None, None, None, 1, 0, 1, 1), args, kwargs)
-        if isinstance(padding, str):
-            return None
-        conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
-    else:
+    if func not in (nn.functional.linear, nn.functional.conv2d):
         return None
-    if not isinstance(weight, nn.Parameter) or weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
+    x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
+    if isinstance(padding, str) or not isinstance(weight, nn.Parameter):
         return None
-    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args)
+    if weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
+        return None
+    conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
+    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args if func is nn.functional.conv2d else None)
 
 
-def _bind(
-    names: tuple[str, ...], defaults: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Any]:
-    given = [*args, *defaults[len(args) :]]
-    return [kwargs.get(name, value) for name, value in zip(names, given, strict=True)]
+def _arguments(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
+) -> tuple[Any, ...]:
+    """What `linear` and `conv2d` are called with; they have no signature that Python could bind."""
+    return input, weight, bias, stride, padding, dilation, groups
 
 
 def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:

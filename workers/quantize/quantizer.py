@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
-from workers.engines.base import Engine, InputLayout, Pixels, score_crops
+from workers.engines.base import Engine, InputLayout, LayerCounts, Pixels, score_crops
 from workers.engines.torch_float import float_archive, normalized
-from workers.engines.torch_int8 import float_layers as count_float_layers
-from workers.engines.torch_int8 import quantized_layers
-from workers.engines.torchscript import deprecations_silenced, from_archive, operators, to_archive
+from workers.engines.torch_int8 import graph_layers
+from workers.engines.torchscript import deprecations_silenced, from_archive, to_archive
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
-from workers.quantize.calibration import Calibration, QuantizedNetwork
-from workers.quantize.float_layers import IMAGES, by_sensitivity, fewest, most_layers
+from workers.quantize.calibration import CalibratedNetwork, QuantizedNetwork, check_crops, is_transformer
+from workers.quantize.float_layers import SENSITIVITY_IMAGES, by_sensitivity, fewest, most_layers
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.islands import IslandCalibration
 
-_TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 _TRACE_CHECK_ROWS = 3
 """Another batch than the one traced with, so that a batch size frozen into the trace is found."""
 _TRACE_TOLERANCE = 0.05
 """Of the logits' standard deviation: far above what folding does to rounding, far below another network."""
-
-_Recipe = Callable[[], Calibration]
 
 
 class QuantizeError(ModelError):
@@ -44,15 +40,17 @@ class Quantizer:
     """
 
     def __init__(self, model: LoadedModel, crops_NHWC: Pixels) -> None:
-        expected = (model.preprocess.crop_px, model.preprocess.crop_px, 3)
-        if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
-            raise ValueError(
-                f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}"
-            )
+        check_crops(crops_NHWC, model.preprocess)
         self._model = model
         self._crops_NHWC = crops_NHWC
-        self._recipes = _recipes(model, crops_NHWC)
-        self._calibration: Calibration | None = None
+        given = (model.module, model.preprocess, crops_NHWC)
+        self._recipes: list[tuple[str, Callable[[], CalibratedNetwork]]] = [
+            ("linear products", partial(IslandCalibration, *given, convolutions=False))
+            if is_transformer(model.module)
+            else ("whole graph", partial(GraphCalibration, *given)),
+            ("all products", partial(IslandCalibration, *given, convolutions=True)),
+        ]
+        self._calibration: CalibratedNetwork | None = None
         self._failures: list[str] = []
 
     @property
@@ -89,7 +87,7 @@ class Quantizer:
 
         try:
             with deprecations_silenced():
-                errors = calibration.errors(self._crops_NHWC[:IMAGES], isa)
+                errors = calibration.errors(self._crops_NHWC[:SENSITIVITY_IMAGES], isa)
         except Exception as error:  # noqa: BLE001 - the model's own code, which may forbid or break gradients
             self._failures.append(
                 "no layer was left float to satisfy the gate, because INT8's error could not be told apart by layers: "
@@ -98,7 +96,7 @@ class Quantizer:
             return artifact
         return tried[fewest(by_sensitivity(errors), most, accepted)]
 
-    def _all_int8(self, isa: str) -> tuple[Artifact, Calibration]:
+    def _all_int8(self, isa: str) -> tuple[Artifact, CalibratedNetwork]:
         """By the first recipe that does it, which is kept with its calibration."""
         while self._recipes:
             name, recipe = self._recipes[0]
@@ -106,7 +104,8 @@ class Quantizer:
                 with deprecations_silenced():
                     self._calibration = self._calibration or recipe()
                     quantized = self._calibration.quantized(isa)
-                return self._artifact(quantized, isa, _expected(self._calibration)), self._calibration
+                expected = LayerCounts(sum(self._calibration.layers.values()), 0)
+                return self._artifact(quantized, isa, expected, self._calibration.others_float), self._calibration
             except Exception as error:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
                 self._failures.append(f"{name}: {type(error).__name__}: {error}")
             self._calibration = None
@@ -117,15 +116,15 @@ class Quantizer:
         )
 
     def _some_float(
-        self, calibration: Calibration, isa: str, float_layers: tuple[str, ...], whole: ArtifactInfo
+        self, calibration: CalibratedNetwork, isa: str, float_layers: tuple[str, ...], whole: ArtifactInfo
     ) -> Artifact:
         """Raises QuantizeError unless exactly the calls of these layers are float beyond those of the `whole`."""
         calls = sum(calibration.layers[name] for name in float_layers)
-        expected = _Counts(int8=whole.quantized_ops - calls, floats=whole.float_ops + calls)
+        expected = LayerCounts(whole.quantized_ops - calls, whole.float_ops + calls)
         try:
             with deprecations_silenced():
                 quantized = calibration.quantized(isa, float_layers)
-            return self._artifact(quantized, isa, expected, float_layers)
+            return self._artifact(quantized, isa, expected, float_layers=float_layers)
         except Exception as error:
             raise QuantizeError(
                 f"model.float_layers: {self._model.name} cannot be made INT8 with {', '.join(float_layers)} in float "
@@ -133,15 +132,19 @@ class Quantizer:
             ) from error
 
     def _artifact(
-        self, quantized: QuantizedNetwork, isa: str, expected: _Counts, float_layers: tuple[str, ...] = ()
+        self,
+        quantized: QuantizedNetwork,
+        isa: str,
+        expected: LayerCounts,
+        any_floats: bool = False,
+        float_layers: tuple[str, ...] = (),
     ) -> Artifact:
         archive = to_archive(quantized.module, quantized.layout.shape(1))
-        counts = operators(from_archive(archive, quantized.backend))
-        found = _Counts(int8=quantized_layers(counts), floats=count_float_layers(counts))
-        if found.int8 != expected.int8 or (expected.floats is not None and found.floats != expected.floats):
+        found = graph_layers(from_archive(archive, quantized.backend))
+        if found.int8 != expected.int8 or not (any_floats or found.floats == expected.floats):
             raise RuntimeError(
                 f"of its convolutions and linear products {found.int8} became INT8 ({expected.int8} expected) and "
-                f"{found.floats} stayed float ({'any number' if expected.floats is None else expected.floats} expected)"
+                f"{found.floats} stayed float ({'any number' if any_floats else expected.floats} expected)"
             )
         info = ArtifactInfo(
             engine="torch-int8",
@@ -152,25 +155,12 @@ class Quantizer:
             recipe=quantized.recipe,
             backend=quantized.backend,
             quantized_ops=found.int8,
-            float_ops=found.floats or 0,
+            float_ops=found.floats,
             float_layers=float_layers,
         )
         artifact = Artifact(info=info, data=archive)
         _check_trace(open_artifact(artifact), quantized.module, self._crops_NHWC[:_TRACE_CHECK_ROWS])
         return artifact
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Counts:
-    """Convolutions and linear products of a graph."""
-
-    int8: int
-    floats: int | None
-    """None: any number."""
-
-
-def _expected(calibration: Calibration) -> _Counts:
-    return _Counts(int8=sum(calibration.layers.values()), floats=None if calibration.others_float else 0)
 
 
 def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
@@ -195,23 +185,6 @@ def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
             "must not branch on the values or the number of images"
         ) from error
     return artifact
-
-
-def _recipes(model: LoadedModel, crops_NHWC: Pixels) -> list[tuple[str, _Recipe]]:
-    network, preprocess = model.module, model.preprocess
-
-    def graph() -> Calibration:
-        return GraphCalibration(network, preprocess, crops_NHWC)
-
-    def linears() -> Calibration:
-        return IslandCalibration(network, preprocess, crops_NHWC, convolutions=False)
-
-    def products() -> Calibration:
-        return IslandCalibration(network, preprocess, crops_NHWC, convolutions=True)
-
-    if any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules()):
-        return [("linear products", linears), ("all products", products)]
-    return [("whole graph", graph), ("all products", products)]
 
 
 def _check_trace(engine: Engine, module: nn.Module, crops_NHWC: Pixels) -> None:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import fx
 
-from workers.engines.artifact import Artifact, ArtifactInfo
-from workers.engines.base import Pixels
-from workers.engines.pt2e import BATCH, calls, layers
+from workers.engines.artifact import Artifact
+from workers.engines.base import LayerCounts, Pixels
+from workers.engines.pt2e import BATCH_ENTRY, called_layers, calls
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
-from workers.quantize.pixel_input import PixelNetwork, calibration_pixels, check_crops, pixel_network
+from workers.quantize.pixel_input import PixelNetwork
 from workers.quantize.quantizer import QuantizeError
-from workers.quantize.quiet import quiet
+from workers.quantize.runtime import full_batches, make_int8
 
 _INDUCTOR = {
     # Without freezing the code would dequantize and compute in float.
@@ -39,48 +39,23 @@ def quantize_pt2e(model: LoadedModel, crops_NHWC: Pixels, isa: str, batch: int) 
     """Calibrate on uint8 crops N by crop by crop by 3 and compile the INT8 package for CPUs of class `isa` and a batch.
 
     Takes a C++ compiler and, for ResNet-50, half a minute. Deterministic for the same crops in the same order. Raises
-    QuantizeError where torchao or the compiler is not installed, or the network cannot be exported or would not run in
-    INT8; ValueError for crops of another shape.
+    as workers.quantize.runtime.make_int8 does, and QuantizeError without a compiler.
     """
-    if isa not in (X86_VNNI, X86_NO_VNNI):
-        raise QuantizeError(f"model.engine: torch-pt2e has no INT8 recipe for {isa} CPUs; use engine: onnxruntime")
-    check_crops(crops_NHWC, model.preprocess)
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise QuantizeError(
-            f"model.engine: torch-pt2e compiles its artifact, and there is no C++ compiler {compiler!r} here; install "
-            "g++ where bundles are made (workers need none), or use engine: torch-int8"
-        )
-    try:
-        with quiet():
-            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
-    except ImportError as error:
-        raise QuantizeError("model.engine: torch-pt2e needs torchao; pip install 'stint[pt2e]'") from error
-    network = pixel_network(model.module, model.preprocess)
-    try:
-        with quiet(), torch.no_grad():
-            quantized = _quantize(x86_inductor_quantizer, network, crops_NHWC, isa, batch)
-            data = _compile(quantized, _example(network, batch), batch)
-        int8_ops, float_ops = layers(calls(data))
-    except Exception as error:  # the export runs the model's own code, which may raise anything
-        raise QuantizeError(
-            f"model.engine: torch-pt2e cannot make {model.name} INT8 ({type(error).__name__}: {error}); "
-            "use engine: torch-int8, or precision: fp32"
-        ) from error
-    if not int8_ops:
-        raise QuantizeError(f"model.engine: torch-pt2e runs nothing of {model.name} in INT8; use engine: torch-int8")
-    info = ArtifactInfo(
-        engine="torch-pt2e",
-        precision="int8",
-        isa=isa,
-        layout=network.layout,
-        input_mode=network.input_mode,
-        recipe="pt2e",
-        backend=None,
-        quantized_ops=int8_ops,
-        float_ops=float_ops,
-    )
-    return Artifact(info=info, data=data)
+
+    def quantize(network: PixelNetwork) -> tuple[bytes, LayerCounts]:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise QuantizeError(
+                f"model.engine: torch-pt2e compiles its artifact, and there is no C++ compiler {compiler!r} here; "
+                "install g++ where bundles are made (workers need none), or use engine: torch-int8"
+            )
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+
+        quantized = _quantize(x86_inductor_quantizer, network, crops_NHWC, isa, batch)
+        data = _compile(quantized, _example(network, batch), batch)
+        return data, called_layers(calls(data))
+
+    return make_int8("torch-pt2e", "pt2e", model, crops_NHWC, isa, (X86_VNNI, X86_NO_VNNI), quantize)
 
 
 def _example(network: PixelNetwork, batch: int) -> tuple[torch.Tensor]:
@@ -102,7 +77,7 @@ def _quantize(quantizer: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: st
     observed = prepare_pt2e(exported, quantizer.X86InductorQuantizer().set_global(config))
     rows = max(len(crops_NHWC), batch)  # the exported network takes full batches only: too few crops are repeated
     enough_NHWC = crops_NHWC[np.arange(rows) % len(crops_NHWC)]
-    for pixels_NHWC in calibration_pixels(enough_NHWC, network.layout, batch):
+    for pixels_NHWC in full_batches(enough_NHWC, network.layout, batch):
         observed(torch.from_numpy(pixels_NHWC))
     converted: fx.GraphModule = convert_pt2e(observed)
     if network.input_mode == "uint8":
@@ -131,6 +106,6 @@ def _compile(quantized: fx.GraphModule, example: tuple[torch.Tensor], batch: int
     program = torch.export.export(quantized, example, strict=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
-        configs = {**_INDUCTOR, "aot_inductor.metadata": {BATCH: str(batch)}}
+        configs = {**_INDUCTOR, "aot_inductor.metadata": {BATCH_ENTRY: str(batch)}}
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
         return path.read_bytes()

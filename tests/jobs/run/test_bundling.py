@@ -32,7 +32,7 @@ class Nodes:
 
     def __init__(self, most_workers: int | None = None, **ends: Sequence[BundleOutcome | Failure]) -> None:
         self.asked: list[dict[str, str]] = []
-        self.careful: list[bool] = []
+        self.without_extras: list[bool] = []
         self._most_workers = most_workers
         self._ends = {key: list(of) for key, of in ends.items()}
 
@@ -41,7 +41,7 @@ class Nodes:
 
     def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
         self.asked.append(dict(labels))
-        self.careful.append(request.careful)
+        self.without_extras.append(request.without_extras)
 
     def bundle_has_node(self) -> bool:
         return bool(self._here)
@@ -103,7 +103,7 @@ def test_a_node_that_is_lost_while_the_bundle_is_made_does_not_end_the_run(monke
     assert ensure(monkeypatch, nodes, said) is MADE
     assert [line for line in said if "again" in line] == [
         "making the bundle again: preempted",
-        "making the bundle again, each image of the sample in isolation: MemoryError",
+        "making the bundle again, without the engines that auto adds: MemoryError",
     ]
 
 
@@ -124,46 +124,48 @@ def test_one_machine_is_asked_without_labels(monkeypatch: pytest.MonkeyPatch) ->
     assert nodes.asked == [{}]
 
 
-# ---------------------------------------------------------------------------- an image that kills the maker
+# ---------------------------------------------------------------------------- something kills the maker
 
 
 @pytest.mark.parametrize("code", [FailureCode.CRASHED, FailureCode.MEMORY, FailureCode.STUCK])
-def test_after_a_crash_the_maker_is_careful_and_stays_so(monkeypatch: pytest.MonkeyPatch, code: FailureCode) -> None:
+def test_after_a_crash_the_maker_does_without_extras_and_stays_so(
+    monkeypatch: pytest.MonkeyPatch, code: FailureCode
+) -> None:
     left_out = tuple(f"row {n}: killed" for n in range(10))
     made = replace(MADE, left_out=left_out)
     nodes, said = Nodes(spot=[LOST, LOST], od=[replace(CRASHED, code=code), made]), list[str]()
     assert ensure(monkeypatch, nodes, said) is made
-    assert nodes.careful == [False, False, True, True]
+    assert nodes.without_extras == [False, False, True, True]
     warnings = [line for line in said if line.startswith("warning")]
     assert warnings[0] == "warning: left out of the sample: row 0: killed"
     assert warnings[8:] == ["warning: 2 more rows were left out of the sample"]
 
 
-def test_a_maker_that_crashes_although_it_is_careful_ends_the_run_with_the_rows_sampled(
+def test_a_maker_that_crashes_without_extras_too_ends_the_run_with_the_rows_sampled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nodes = Nodes(spot=[CRASHED] * 9, od=[CRASHED] * 9)
     with pytest.raises(RunFailed) as caught:
         ensure(monkeypatch, nodes, [])
-    assert nodes.careful == [False] + [True] * MAKER_CRASHES
+    assert nodes.without_extras == [False] + [True] * MAKER_CRASHES
     assert "its process died" in str(caught.value)
     assert "the sample was 5 of the rows 0:70 of s3://b/x.parquet row group 3" in str(caught.value)
     assert "workers.memory" in caught.value.next_step
 
 
-def test_a_maker_that_never_ends_is_given_up_and_asked_again_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_maker_that_never_ends_is_given_up_and_asked_again_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Nodes):
         def bundle_has_node(self) -> bool:
             return True
 
         def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-            return MADE if self.careful[-1] else None
+            return MADE if self.without_extras[-1] else None
 
     monkeypatch.setattr(policy, "MAKER_LEAST_S", 0.0)
     monkeypatch.setattr(policy, "MAKER_S_A_ROW", 0.01)
     nodes, said = Endless(), list[str]()
     assert ensure(monkeypatch, nodes, said) is MADE
-    assert nodes.careful == [False, True]
+    assert nodes.without_extras == [False, True]
     assert any("the worker that makes the bundle has not ended in 0 s" in line for line in said)
 
 
@@ -180,7 +182,7 @@ def test_waiting_for_a_node_is_not_taken_for_a_maker_that_is_stuck(monkeypatch: 
     monkeypatch.setattr(policy, "maker_limit_s", lambda rows: 0.0)
     nodes = Late()
     assert ensure(monkeypatch, nodes, []) is MADE
-    assert nodes.careful == [False]
+    assert nodes.without_extras == [False]
 
 
 def failed(code: FailureCode = FailureCode.OTHER, kind: FailureKind = FailureKind.INFRA) -> Failure:
@@ -197,8 +199,8 @@ def failed(code: FailureCode = FailureCode.OTHER, kind: FailureKind = FailureKin
         (Attempts(infra=START_FAILURES + 1), failed(FailureCode.NODE_LOST), MakerStep.GIVE_UP),
         (Attempts(infra=1), failed(FailureCode.TOO_WIDE), MakerStep.GIVE_UP),
         (Attempts(infra=1), failed(FailureCode.WRONG_ISA), MakerStep.GIVE_UP),
-        (Attempts(crashes=1), failed(FailureCode.CRASHED), MakerStep.CAREFULLY),
-        (Attempts(crashes=MAKER_CRASHES), failed(FailureCode.MEMORY), MakerStep.CAREFULLY),
+        (Attempts(crashes=1), failed(FailureCode.CRASHED), MakerStep.WITHOUT_EXTRAS),
+        (Attempts(crashes=MAKER_CRASHES), failed(FailureCode.MEMORY), MakerStep.WITHOUT_EXTRAS),
         (Attempts(crashes=MAKER_CRASHES + 1), failed(FailureCode.STUCK), MakerStep.GIVE_UP),
         (Attempts(infra=START_FAILURES, crashes=1), failed(FailureCode.CRASHED), MakerStep.GIVE_UP),
         (Attempts(task=1), failed(kind=FailureKind.TASK), MakerStep.GIVE_UP),

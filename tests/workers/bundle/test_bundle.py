@@ -17,6 +17,7 @@ import torch
 from tests.support.fakes import MemoryStore
 from tests.support.networks import (
     Artifacts,
+    compare,
     digits,
     digits_artifacts,
     digits_model,
@@ -27,9 +28,9 @@ from tests.support.networks import (
     png,
     quantize,
 )
-from workers.bundle.accuracy import AccuracyReport, compare
+from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest, write_bundle
-from workers.bundle.manifest import Calibration, Manifest, RowRef, from_json, to_json
+from workers.bundle.manifest import CalibrationSample, Manifest, RowRef
 from workers.contract import ModelSpec, Preprocess
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.artifact import Artifact, ArtifactInfo
@@ -41,7 +42,7 @@ from workers.model.names import RECIPE
 FP = "0123abcd"
 FOLDER = f"_stint/bundles/{FP}"
 SPEC = ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors", args={"num_classes": 10})
-CALIBRATION = Calibration(seed=0, size=64, rows=(RowRef(uri="s3://b/a.parquet", row_group=1, row=7),), bad_rows=2)
+CALIBRATION = CalibrationSample(seed=0, size=64, rows=(RowRef(uri="s3://b/a.parquet", row_group=1, row=7),), bad_rows=2)
 
 
 @pytest.fixture(autouse=True)
@@ -103,15 +104,28 @@ def test_bundle_is_read_back_as_it_was_written(store: MemoryStore) -> None:
     assert found.accuracy.rows == 64
     assert [a.info.name for a in found.artifacts] == [INT8, FP32]
     assert [a.accuracy is None for a in found.artifacts] == [False, True]
-    assert from_json(to_json(found)) == found
+    assert Manifest.from_json(found.to_json()) == found
 
 
-def test_a_manifest_that_says_for_how_many_threads_an_artifact_was_compiled_is_read(store: MemoryStore) -> None:
-    written = write(store)
-    earlier = json.loads(to_json(written))
-    for artifact in earlier["artifacts"]:
-        artifact["info"]["threads"] = None  # which was all that was ever written
-    assert from_json(json.dumps(earlier).encode()) == written
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 1}, "it has schema 1, this code reads 2"),
+        ({"outputs": "10"}, "bundle manifest.outputs is '10', where int was expected"),
+        ({"golden": None}, "bundle manifest.golden is None, where StoredObject was expected"),
+        ({"labels": ["zero", 1]}, r"bundle manifest.labels\[1\] is 1, where str was expected"),
+        ({"mood": "good"}, "unexpected keyword argument 'mood'"),
+    ],
+)
+def test_a_manifest_that_is_damaged_or_of_another_version_tells_which_value_is_wrong(
+    store: MemoryStore, change: dict[str, object], message: str
+) -> None:
+    raw = json.loads(write(store).to_json())
+    with pytest.raises(ValueError, match=f"^not a bundle manifest: .*{message}"):
+        Manifest.from_json(json.dumps({**raw, **change}).encode())
+    raw["artifacts"][0]["info"]["layout"]["pad_px"] = [1]
+    with pytest.raises(ValueError, match=r"artifacts\[0\].info.layout.pad_px is \[1\], where"):
+        Manifest.from_json(json.dumps(raw).encode())
 
 
 def test_every_file_is_named_by_its_content_but_the_manifest(store: MemoryStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import safetensors.numpy
 import yaml
 
 from jobs.cli import main
@@ -28,7 +26,7 @@ from tests.support.networks import digits_artifacts, one_thread
 from workers.build import artifacts
 from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest
 from workers.bundle.gate import Judged
-from workers.bundle.manifest import Manifest, to_json
+from workers.bundle.manifest import Manifest
 from workers.bundle.profiles import BATCH, GPU_BATCH, Candidate, HostKind, Profile, Row, batch_by_rule, store_profile
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, ArtifactInfo, EngineUnusable, open_artifact
@@ -159,7 +157,7 @@ def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
         raise AssertionError("it may have been what took the maker down")
 
     monkeypatch.setattr("workers.quantize.with_openvino.quantize_openvino", never)
-    request = replace(make().request, model=replace(make().request.model, engine="auto"), careful=True)
+    request = replace(make().request, model=replace(make().request.model, engine="auto"), without_extras=True)
     outcome = Maker(replace(request, fingerprint="another")).make()
     assert isinstance(outcome, BundleOutcome)
     assert {name.partition("/")[0] for name in outcome.artifacts} == {"torch-int8"}
@@ -236,7 +234,7 @@ def test_labels_are_measured_anew_without_loading_native_code_that_the_spec_does
 ) -> None:
     """Whoever can write a bundle must not be able to run code on the node that judges it."""
     made = make(gate={"min_agreement": 0.5, "labels_column": None, "rows": 32})
-    raw = json.loads(to_json(made.manifest))
+    raw = json.loads(made.manifest.to_json())
     native = json.loads(json.dumps(raw["artifacts"][0]))
     native["info"] |= {"engine": "torch-pt2e", "isa": None}
     raw["artifacts"].insert(0, native)
@@ -450,32 +448,11 @@ def test_a_batch_is_halved_until_it_fits_the_memory_of_a_worker() -> None:
     assert batch_by_rule(1024, "bf16", 8 * 2**30, "cuda") == 8
 
 
-def test_a_bundle_of_the_first_schema_is_still_read_and_scored_with(make: Callable[..., Made]) -> None:
-    """As bundles were written before they held several artifacts: a fp32 job's has the same fingerprint today."""
+def test_a_bundle_of_another_schema_is_refused_before_anything_is_made(make: Callable[..., Made]) -> None:
     made = make(model__precision="fp32")
-    raw = json.loads(to_json(made.manifest))
-    (artifact,) = raw["artifacts"]
-    for key in ("engine", "float_layers"):
-        del artifact["info"][key]
-    artifact["info"]["kind"] = artifact["info"].pop("precision")
-    del artifact["accuracy"]
-    report = {
-        "rows": 4, "top1_agreement": 1.0, "logit_error": 0.0, "logit_error_max": 0.0, "mean_cosine": 1.0,
-        "nonfinite_rows": 0, "top1_fp32": 0.5, "top1_int8": 0.25, "labelled_rows": 4, "calibration_rows": 4,
-        "calibration_bad_rows": 0, "shared_rows": 0,
-    }  # fmt: skip
-    int8 = {**artifact, "info": {**artifact["info"], "kind": "int8", "isa": X86_VNNI, "backend": "onednn"}}
-    raw |= {"schema": 1, "accuracy": report, "artifacts": [artifact, int8]}
+    raw = {**json.loads(made.manifest.to_json()), "schema": 3}
     folder = Path(made.job.store.url) / "_stint/bundles" / made.request.fingerprint
-    tensors = safetensors.numpy.load_file(folder / made.manifest.golden.file_name)
-    golden = safetensors.numpy.save({key.replace(f"logits_{FP32}", "logits_fp32"): t for key, t in tensors.items()})
-    raw["golden"] = {"sha256": hashlib.sha256(golden).hexdigest(), "size": len(golden), "suffix": "safetensors"}
-    (folder / f"{raw['golden']['sha256']}.safetensors").write_bytes(golden)
     (folder / "manifest.json").write_text(json.dumps(raw))
-    found = made.manifest
-    assert names(found) == ["torch-int8/x86-vnni", FP32]
-    assert found.accuracy is not None
-    assert (found.accuracy.top1_fp32, found.accuracy.top1) == (0.5, 0.25)
-    assert [a.accuracy is None for a in found.artifacts] == [False, True]
-    assert [found.golden_key(a.info) for a in found.artifacts] == ["logits_int8", "logits_fp32"]
-    assert made.scorer().info.name == FP32
+    again = Maker(made.request).make()
+    assert isinstance(again, Failure)
+    assert "not a bundle manifest: it has schema 3, this code reads 2" in again.message

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from workers.bundle.accuracy import AccuracyReport
-from workers.bundle.gate import COLUMNS, Judged, decide, table
+from workers.bundle.gate import ARTIFACTS_ABREAST, Judged, decide, format_table
 from workers.contract import GateSpec
 
 GOOD = AccuracyReport(
@@ -63,7 +63,7 @@ def judged(report: AccuracyReport = GOOD, name: str = "torch-int8/x86-vnni", **m
 
 def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:
     report = replace(GOOD, top1_agreement=0.5, calibration_bad_rows=3)
-    shown = table([judged(report)], LABELLED, "classify")
+    shown = format_table([judged(report)], LABELLED, "classify")
     assert shown.splitlines()[0] == (
         "compared with fp32 on 512 rows, calibrated on 256 others; 3 rows could not be decoded and were passed over"
     )
@@ -76,32 +76,32 @@ def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:
 
 
 def test_table_of_a_passed_gate_gives_no_advice() -> None:
-    shown = table([judged()], GateSpec(), "classify")
+    shown = format_table([judged()], GateSpec(), "classify")
     assert shown.endswith("gate passed")
     assert "REFUSED" not in shown
     assert "what to do" not in shown
 
 
 def test_table_owns_up_to_rows_used_twice() -> None:
-    shown = table([judged(replace(GOOD, rows=40, calibration_rows=40, shared_rows=40))], GateSpec(), "classify")
+    shown = format_table([judged(replace(GOOD, rows=40, calibration_rows=40, shared_rows=40))], GateSpec(), "classify")
     assert shown.startswith("compared with fp32 on 40 rows, 40 of them among the 40 calibrated on")
 
 
 def test_table_of_what_was_not_calibrated_says_nothing_of_calibration() -> None:
-    assert "calibrated" not in table([judged(replace(GOOD, calibration_rows=0))], GateSpec(), "classify")
+    assert "calibrated" not in format_table([judged(replace(GOOD, calibration_rows=0))], GateSpec(), "classify")
 
 
 def test_table_shows_an_error_without_bound_in_a_few_characters() -> None:
-    shown = table([judged(replace(GOOD, logit_error=1.7976931348623157e308))], GateSpec(), "classify")
+    shown = format_table([judged(replace(GOOD, logit_error=1.7976931348623157e308))], GateSpec(), "classify")
     assert max(len(line) for line in shown.splitlines()) < 121
 
 
 def test_each_artifact_has_a_column_and_one_that_passes_is_enough() -> None:
     names = [f"torch-int8/x86-{n}" for n in range(5)]
     bad = replace(GOOD, top1_agreement=0.9)
-    shown = table([judged(bad if name.endswith("3") else GOOD, name) for name in names], GateSpec(), "classify")
+    shown = format_table([judged(bad if name.endswith("3") else GOOD, name) for name in names], GateSpec(), "classify")
     heads = [line.split() for line in shown.splitlines() if line.split()[-1] == "wanted"]
-    assert heads == [[*names[:COLUMNS], "wanted"], [*names[COLUMNS:], "wanted"]]
+    assert heads == [[*names[:ARTIFACTS_ABREAST], "wanted"], [*names[ARTIFACTS_ABREAST:], "wanted"]]
     assert max(len(line) for line in shown.splitlines()) < 121
     assert "torch-int8/x86-3 REFUSED: top-1 agreement 90.00%, wanted >= 97.00%" in shown
     assert shown.endswith("gate passed by 4 of 5")
@@ -109,7 +109,9 @@ def test_each_artifact_has_a_column_and_one_that_passes_is_enough() -> None:
 
 def test_table_names_layers_left_float_and_what_could_not_be_made() -> None:
     left = tuple(f"features.{n}" for n in range(9))
-    shown = table([judged(float_layers=left)], GateSpec(), "classify", ["openvino/x86-vnni could not be made: why"])
+    shown = format_table(
+        [judged(float_layers=left)], GateSpec(), "classify", ["openvino/x86-vnni could not be made: why"]
+    )
     assert "left float in torch-int8/x86-vnni: 9 layers: features.0, features.1, " in shown
     assert "features.5, and 3 more\n" in shown
     assert "openvino/x86-vnni could not be made: why\ngate passed" in shown

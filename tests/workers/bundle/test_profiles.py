@@ -15,6 +15,7 @@ import pytest
 
 from jobs.plan.worker_width import choose_width, given_width, kept_share, told, worker_rate
 from tests.support.fakes import MemoryStore
+from workers.bundle import records
 from workers.bundle.profiles import (
     Candidate,
     HostKind,
@@ -23,7 +24,6 @@ from workers.bundle.profiles import (
     read_profile,
     read_profiles,
     store_profile,
-    to_json,
 )
 from workers.storage.errors import StoreDenied
 from workers.storage.store import ObjectInfo
@@ -57,7 +57,7 @@ def test_a_profile_comes_back_as_it_was_stored() -> None:
     key = store_profile(store, "b", made)
     assert key == f"_stint/bundles/b/profiles/{HOST.key}/000001.json"
     assert read_profile(store, "b", HOST) == made
-    assert (made.engine, made.threads, made.workers, made.batch) == ("torch-int8/x86-vnni", 1, 8, 16)
+    assert (made.threads, made.workers, made.chosen.candidate.batch) == (1, 8, 16)
 
 
 def test_the_newest_profile_of_each_kind_of_node_counts() -> None:
@@ -84,7 +84,7 @@ def test_of_two_tunings_at_the_same_time_none_is_lost() -> None:
 
 
 def corrupt(**changes: Any) -> bytes:
-    raw = json.loads(to_json(profile()))
+    raw = json.loads(records.to_json(profile()))
     for path, value in changes.items():
         at = raw
         *folders, name = path.split("__")
@@ -224,14 +224,14 @@ def test_workers_are_never_wider_than_the_nodes_that_are_there() -> None:
 def test_a_width_of_the_spec_stands_and_takes_what_was_tuned_for_it() -> None:
     tuned = profile(best=1, w1=100.0, w2=90.0)
     assert given_width(2, [tuned]).profile == tuned
-    assert tuned.at(2) == tuned.table[1].candidate
+    assert tuned.row_at(2) == tuned.table[1]
     assert given_width(4, [tuned]).from_profiles is False
-    assert tuned.at(4) is None
+    assert tuned.row_at(4) is None
 
 
 def test_the_best_of_a_width_is_the_one_that_came_furthest() -> None:
     early, late, out = row(2, 95.0, batch=4, rounds=1), row(2, 90.0, batch=8), row(2, 99.0, batch=64, out="no memory")
-    assert replace(profile(), table=(*profile().table, early, late, out)).at(2) == late.candidate
+    assert replace(profile(), table=(*profile().table, early, late, out)).row_at(2) == late
 
 
 def test_the_rate_of_a_worker_is_that_of_the_slowest_kind_of_node() -> None:

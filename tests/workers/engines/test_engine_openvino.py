@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from tests.support.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
-from tests.support.networks import digits, digits_artifacts, digits_model, one_thread
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
@@ -24,7 +23,7 @@ from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack,
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
-from workers.quantize.quiet import quiet
+from workers.quantize.runtime import quiet
 from workers.quantize.with_openvino import quantize_openvino
 
 
@@ -41,7 +40,7 @@ def artifact(isa: str = X86_VNNI) -> Artifact:
 
 def engine(made: Artifact) -> OpenVinoEngine:
     info = made.info
-    return OpenVinoEngine(made.data, info.layout, threads=1, quantized_ops=info.quantized_ops, float_ops=info.float_ops)
+    return OpenVinoEngine(made.data, info.layout, info.layers, threads=1)
 
 
 @pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from tests.support.engine_cases import broken, calibration, noise, score_elsewhere
-from tests.support.networks import digits, digits_artifacts, digits_model, one_thread
-from workers.bundle.accuracy import compare
+from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
 from workers.engines import pt2e
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
@@ -43,7 +42,7 @@ def artifact() -> Artifact:
 
 
 def engine(made: Artifact) -> Pt2eEngine:
-    return Pt2eEngine(made.data, made.info.layout, quantized_ops=made.info.quantized_ops, float_ops=made.info.float_ops)
+    return Pt2eEngine(made.data, made.info.layout, made.info.layers)
 
 
 def test_digits_are_as_good_in_int8_as_in_fp32() -> None:

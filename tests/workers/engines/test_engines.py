@@ -18,9 +18,8 @@ from torch import fx, nn
 from tests.support.networks import digits, digits_artifacts, engines, loaded, one_thread, quantize
 from workers.contract import Preprocess
 from workers.engines.artifact import Artifact, open_artifact
-from workers.engines.base import InputLayout, Logits, Pixels, new_buffer, score_crops
+from workers.engines.base import InputLayout, Logits, Pixels, SilentFloatError, new_buffer, score_crops
 from workers.engines.torch_float import NormalizedInput
-from workers.engines.torch_int8 import SilentFloatError
 from workers.engines.torchscript import from_archive, operators
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.preprocess import IMAGENET
@@ -71,13 +70,13 @@ def test_folded_resnet18_computes_what_the_original_does() -> None:
     torch.manual_seed(0)
     network = import_torchvision().models.resnet18(weights=None).eval()
     crops_NHWC = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    folded = fold(network, "conv1", IMAGENET)
-    assert folded.layout == InputLayout(crop_px=224, pad_px=(3, 3), pad_pixel=(124, 116, 104))
-    buffer = new_buffer(folded.layout, 2)
+    folded, layout = fold(network, "conv1", IMAGENET)
+    assert layout == InputLayout(crop_px=224, pad_px=(3, 3), pad_pixel=(124, 116, 104))
+    buffer = new_buffer(layout, 2)
     buffer.interior_NHWC[:] = crops_NHWC
     with torch.no_grad():
         expected = NormalizedInput(network, IMAGENET)(torch.from_numpy(crops_NHWC))
-        found = folded.network(torch.from_numpy(buffer.full_NHWC).permute(0, 3, 1, 2).float())
+        found = folded(torch.from_numpy(buffer.full_NHWC).permute(0, 3, 1, 2).float())
     assert (found - expected).abs().max() < 0.03 * expected.std()
 
 
@@ -119,12 +118,12 @@ def test_fold_is_done_only_where_the_graph_allows_it(network: nn.Module, found: 
     assert find_first_conv(fx.symbolic_trace(network).graph, network) == found
     if found is not None:
         how = Preprocess(resize_px=9, crop_px=9, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
-        folded = fold(network, found, how)
-        buffer = new_buffer(folded.layout, 1)
+        folded, layout = fold(network, found, how)
+        buffer = new_buffer(layout, 1)
         buffer.interior_NHWC[:] = np.random.default_rng(0).integers(0, 256, (1, 9, 9, 3))
         with torch.no_grad():
             expected = NormalizedInput(network, how)(torch.from_numpy(buffer.interior_NHWC))
-            result = folded.network(torch.from_numpy(buffer.full_NHWC).permute(0, 3, 1, 2).float())
+            result = folded(torch.from_numpy(buffer.full_NHWC).permute(0, 3, 1, 2).float())
         torch.testing.assert_close(result, expected, atol=0.03, rtol=0)
 
 
@@ -187,7 +186,7 @@ def test_digits_run_in_int8_from_the_first_convolution_with_the_addition_fused()
 
 @pytest.mark.parametrize("claimed", [6, 8, 0])
 def test_archive_with_another_number_of_int8_layers_is_refused(claimed: int) -> None:
-    with pytest.raises(SilentFloatError, match="7 quantized"):
+    with pytest.raises(SilentFloatError, match="7 INT8"):
         open_artifact(replace(int8(), info=replace(int8().info, quantized_ops=claimed)))
 
 
@@ -195,7 +194,7 @@ def test_float_archive_that_claims_to_be_int8_is_refused() -> None:
     fp32 = digits_artifacts().fp32
     for claimed in (0, 7):
         info = replace(int8().info, layout=fp32.info.layout, quantized_ops=claimed)
-        with pytest.raises(SilentFloatError, match="0 quantized and 7 float"):
+        with pytest.raises(SilentFloatError, match="0 INT8 and 7 float"):
             open_artifact(Artifact(info=info, data=fp32.data))
 
 

@@ -34,7 +34,7 @@ from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.host.cpu import isa_class
 from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import Preparer, decode_into
-from workers.isolation.sample_decoder import straight
+from workers.isolation.sample_decoder import decode_crop
 from workers.model.load import LoadedModel
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
 from workers.source import parquet_rows
@@ -266,12 +266,12 @@ def test_a_sample_keeps_what_the_job_sees_and_what_the_reference_sees(tmp_path: 
     pq.write_table(pa.table({"image": [encode(photo(400, 500, n), "JPEG") for n in (0, 1)]}), file)
     slices = [SampleSlice(rows=rows, take=2) for rows in slices_of(file, (0, 0, 2))]
     options: dict[str, Any] = {"labels_column": None, "class_names": None, "classes": 4, "seed": 0}
-    exact, scaled = straight(HOW), straight(replace(HOW, decode="scaled"))
-    plain = read_sample(slices, PARQUET, exact, **options)
+    scaled = replace(HOW, decode="scaled")
+    plain = read_sample(slices, PARQUET, decode_crop, HOW, **options)
     assert plain.reference_NHWC is plain.crops_NHWC
-    both = read_sample(slices, PARQUET, scaled, exactly=exact, **options)
+    both = read_sample(slices, PARQUET, decode_crop, scaled, **options)
     assert (both.reference_NHWC == plain.crops_NHWC).all()
-    assert (both.crops_NHWC == read_sample(slices, PARQUET, scaled, **options).crops_NHWC).all()
+    assert (both.crops_NHWC == read_sample(slices, PARQUET, decode_crop, scaled, **options).crops_NHWC).all()
     assert (both.crops_NHWC != both.reference_NHWC).any()
 
 

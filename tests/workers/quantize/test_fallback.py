@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.networks import CALIBRATION_ROWS, digits, digits_model, loaded, one_thread
-from workers.bundle.accuracy import AccuracyReport, compare
+from tests.support.networks import CALIBRATION_ROWS, compare, digits, digits_model, loaded, one_thread
+from workers.bundle.accuracy import AccuracyReport
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, SilentFloatError

@@ -13,6 +13,7 @@ from torch import nn
 from tests.support.networks import (
     CALIBRATION_ROWS,
     Artifacts,
+    compare,
     digits,
     digits_artifacts,
     digits_model,
@@ -23,7 +24,7 @@ from tests.support.networks import (
     quantize,
     settled,
 )
-from workers.bundle.accuracy import AccuracyReport, compare
+from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import decide
 from workers.contract import GateSpec, Preprocess
 from workers.digits import DIGITS, train
@@ -416,7 +417,7 @@ def test_compare_counts_agreement_error_and_true_accuracy() -> None:
 
 def test_compare_without_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        compare(_Fixed([]), _Fixed([]), np.zeros((0, 1, 1, 3), dtype=np.uint8))
+        compare_logits(np.zeros((0, 2), dtype=np.float32), np.zeros((0, 2), dtype=np.float32))
 
 
 def test_digits_preprocessing_matches_the_pixels() -> None:

@@ -26,7 +26,7 @@ from tests.support.tars import END, FORMATS, JPG, Row, archive, index, photos, r
 from workers.build.sample import read_sample
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
-from workers.isolation.sample_decoder import straight
+from workers.isolation.sample_decoder import decode_crop
 from workers.source import source_file, tar, webdataset
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
@@ -237,7 +237,7 @@ def test_labels_of_the_gate_are_read_from_class_members(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples)
     slices = [SampleSlice(rows=s, take=2) for s in shard(path, index(path, 2)).slices]
     crop = Preprocess(resize_px=32, crop_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    sample = read_sample(slices, JPG, straight(crop), labels_column="cls", class_names=None, classes=10, seed=0)
+    sample = read_sample(slices, JPG, decode_crop, crop, labels_column="cls", class_names=None, classes=10, seed=0)
     assert sample.labels is not None
     assert sorted(zip(sample.labels.tolist(), sample.rows, strict=True)) == [(i, (str(path), 0, i)) for i in range(4)]
 
