@@ -65,7 +65,7 @@ class _Group:
     placed_at: float = -math.inf
     """When a worker found a node the last time."""
     failures: _StartFailures = field(default_factory=_StartFailures)
-    rate: sizing.Rate = field(default_factory=sizing.Rate)
+    rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
 
     @property
     def oldest_pending(self) -> _Worker | None:
@@ -88,7 +88,7 @@ class _Worker:
     """It finishes what it holds and counts as gone already."""
     since: float = 0.0
     """Since when its time counts as that of the shard it holds."""
-    rate: sizing.Rate = field(default_factory=sizing.Rate)
+    rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
     """Of attempts that ended well."""
 
 
@@ -109,7 +109,7 @@ class Fleet:
         """Nodes that are shared with others, each with the workers of this run that fit it."""
         self._nodes: list[dict[str, int]] | None = None
         """For each group the nodes that this run is on, with the workers that fit; None after a worker has changed."""
-        self._rate = sizing.Rate()
+        self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
         self._losing = False

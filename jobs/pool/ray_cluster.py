@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import ray_local
 from jobs.pool.contract import Pool
-from jobs.pool.nodes import NodeState, NodeWatch
+from jobs.pool.nodes import NodeWatch
 from jobs.pool.ray_metrics import RayMetrics
-from jobs.pool.ray_pool import LOST, RayPool, after_death, loss, start_actor
+from jobs.pool.ray_pool import LOST, RayPool, loss, start_actor
 from jobs.progress.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
@@ -117,13 +117,12 @@ class RayCluster:
             outcome: BundleOutcome | Failure = ray.get(self._bundle)
         except LOST as error:
             self._maker_died_at = self._maker_died_at or time.monotonic()
-            node: NodeState | None = NodeState.ALIVE
-            if isinstance(error, RayActorError):
-                node = after_death(self._maker_died_at, self._maker_node(), self._nodes)
-            if node is None:
+            what = "the worker that makes the bundle was"
+            failure = loss(what, error, self._maker_died_at, self._maker_node(), self._nodes)
+            if failure is None:
                 time.sleep(timeout_s)
                 return None
-            outcome = loss("the worker that makes the bundle was", error, node)
+            outcome = failure
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         self._end_maker()

@@ -6,10 +6,10 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -22,7 +22,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady, drain
 from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notices, loss_code, node_state
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -78,7 +78,7 @@ class RayPool:
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
-        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ended: SimpleQueue[Any] = SimpleQueue()
         """Those that have ended, and are not handled yet."""
         self._holding: dict[int, int] = {}
         """Ready workers that are not lost, with the number of shards that each holds."""
@@ -134,19 +134,13 @@ class RayPool:
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         self._nodes.check()
-        events = [*self._drained(), *self._now_placed(), *self._now_lost()]
-        if not self._waiting:
-            if self._lost and not events:
-                time.sleep(timeout_s)  # only the dead are waited for
-            return events
-        ended = []
-        try:
-            ended.append(self._ended.get(timeout=0 if events else timeout_s))
-            while True:  # take along everything else that has ended meanwhile
-                ended.append(self._ended.get_nowait())
-        except queue.Empty:
-            pass
-        return [*events, *(event for call in ended if (event := self._take(call)) is not None)]
+        events = [*self._drained(), *self._now_placed()]
+        if self._waiting:
+            ended = drain(self._ended, 0 if events else timeout_s)
+            events += [event for call in ended if (event := self._take(call)) is not None]
+        elif self._lost and not events:
+            time.sleep(timeout_s)  # only news of the nodes of those that died is waited for
+        return [*events, *self._now_lost()]
 
     def close(self) -> None:
         for worker in list(self._actors):
@@ -174,7 +168,7 @@ class RayPool:
         return events
 
     def _take(self, call: Any) -> Event | None:
-        """The event that an ended call stands for; None if its worker is already accounted for."""
+        """The event that an ended call stands for, if any."""
         worker = self._waiting.pop(call, None)
         if worker is None:
             return None
@@ -182,7 +176,10 @@ class RayPool:
         try:
             outcome = ray.get(call)
         except LOST as error:
-            return self._died(worker, error)
+            self._lost[worker] = time.monotonic(), error
+            self._placed.pop(worker, None)
+            self._forget_calls(worker, actor)
+            return None
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
@@ -209,25 +206,15 @@ class RayPool:
         self._holding[worker] = len(actor.shards)
         return ShardEnded(worker, shard, outcome)
 
-    def _died(self, worker: int, error: RayError) -> WorkerGone | None:
-        """Sort the death of an actor by facts; None where those of its node are still wanted, see `_now_lost`."""
-        self._forget_calls(worker, self._actors[worker])
-        self._placed.pop(worker, None)
-        leaving = self._actors[worker].leaving
-        if leaving or not isinstance(error, RayActorError):
-            return self._gone(worker, loss("worker", error, NodeState.ALIVE, noticed=leaving))
-        self._lost[worker] = time.monotonic(), error
-        return self._sorted(worker)
-
-    def _sorted(self, worker: int) -> WorkerGone | None:
-        died_at, error = self._lost[worker]
-        node = after_death(died_at, self._actors[worker].node, self._nodes)
-        if node is None:
-            return None
-        return self._gone(worker, loss("worker", error, node, noticed=self._actors[worker].leaving))
-
     def _now_lost(self) -> list[Event]:
-        return [gone for worker in list(self._lost) if (gone := self._sorted(worker)) is not None]
+        """Workers of which it is known by now how they were lost."""
+        events: list[Event] = []
+        for worker, (died_at, error) in list(self._lost.items()):
+            actor = self._actors[worker]
+            failure = loss("worker", error, died_at, actor.node, self._nodes, noticed=actor.leaving)
+            if failure is not None:
+                events.append(self._gone(worker, failure))
+        return events
 
     def _now_placed(self) -> list[Event]:
         events: list[Event] = []
@@ -291,8 +278,32 @@ def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.environment({})}}
 
 
-def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
-    """What became of the node of an actor that died then (time.monotonic); None while that is not known yet."""
+def loss(
+    what: str, error: RayError, died_at: float, node: str | None, nodes: NodeWatch, *, noticed: bool = False
+) -> Failure | None:
+    """What an error that is one of LOST, at a time of time.monotonic, means for an actor, named `what` for a person.
+
+    `node` is where it was, None if nowhere yet; `noticed` says that it was given notice, or said that it has to go.
+    None while it is not known what became of the node.
+    """
+    code = FailureCode.OTHER
+    if not isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
+        died = isinstance(error, RayActorError)
+        state = _state_after(died_at, node, nodes) if died and not noticed else NodeState.ALIVE
+        if state is None:
+            return None
+        code = loss_code(
+            preempted=noticed or (isinstance(error, RayActorError) and error.preempted),
+            out_of_memory=isinstance(error, OutOfMemoryError),
+            unavailable=isinstance(error, ActorUnavailableError),
+            node=state,
+        )
+    message, detail = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
+    return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(detail))
+
+
+def _state_after(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
+    """What became of the node of an actor that died then; None while that is not known yet."""
     dead_s = time.monotonic() - died_at
     settled = dead_s >= SETTLE_S
     listing = nodes.since(died_at + SETTLE_S if settled else died_at)
@@ -300,21 +311,3 @@ def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState
         return None if dead_s < UNKNOWN_S else NodeState.LOST
     state = node_state(node, listing.nodes)
     return None if state is NodeState.ALIVE and not settled else state
-
-
-def loss(what: str, error: RayError, node: NodeState, *, noticed: bool = False) -> Failure:
-    """What an error that is one of LOST means for an actor, named `what` for a person, and its node.
-
-    `noticed` says that it was given notice, or said that it has to go.
-    """
-    if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
-        code = FailureCode.OTHER
-    else:
-        code = loss_code(
-            preempted=noticed or (isinstance(error, RayActorError) and error.preempted),
-            out_of_memory=isinstance(error, OutOfMemoryError),
-            unavailable=isinstance(error, ActorUnavailableError),
-            node=node,
-        )
-    message, detail = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
-    return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(detail))

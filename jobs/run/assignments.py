@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from jobs.fleet.speculation import RunningAttempt, left_s
-from jobs.pool.contract import SHARDS_A_WORKER
+from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.run import policy
 from jobs.run.policy import Manner
 from jobs.spec.schema import Limits
@@ -38,7 +38,7 @@ class Assignments:
         self._limits = limits
         self._held: dict[int, list[HeldShard]] = {}
         """By ready worker, in the order in which they were given."""
-        self._by_number: list[set[int]] = [set() for _ in range(SHARDS_A_WORKER)]
+        self._by_number: list[set[int]] = [set() for _ in range(MAX_HELD_SHARDS)]
         """Workers that hold none, one, and so on up to those with no room; without those that take no more."""
         self._busy: dict[int, None] = {}
         """Workers that hold something: the one that has been longest with what it was given first comes first."""

@@ -43,17 +43,11 @@ class FailedAttempts:
         """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
         self.progress.note(f"worker {worker}: {failure.message}")
         # All are counted, and crashes recorded, before any ends the run: the next run then knows the same suspects.
-        retries = [
-            self._count(
-                worker,
-                shard,
-                policy.suspected(failure, self.backlog.attempts(shard)),
-                manners.get(shard.key, Manner.BESIDE),
-                now,
-            )
-            for shard in shards
-            if shard.key in self.backlog.left
-        ]
+        retries = []
+        for shard in shards:
+            if shard.key in self.backlog.left:
+                suspected = policy.suspected(failure, self.backlog.attempts(shard))
+                retries.append(self._count(worker, shard, suspected, manners[shard.key], now))
         for retry in retries:
             self._follow_up(retry, now)
 

@@ -23,7 +23,7 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import (
-    SHARDS_A_WORKER,
+    MAX_HELD_SHARDS,
     Event,
     Pool,
     ShardEnded,
@@ -123,7 +123,7 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.tick(len(self.pool.workers()), wanted, self._look)
+        self.progress.tick(len(self.pool.workers()), wanted, self._snapshot_facts)
         if not events and not self._assignments.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
@@ -132,7 +132,7 @@ class Loop:
         self.tally.idle_seconds += min(ready, len(self._assignments.holding[0])) * took
         self.tally.scoring_s += took if ready else 0.0
 
-    def _look(self) -> Look:
+    def _snapshot_facts(self) -> Look:
         """What a snapshot tells of workers, and of the shards that they have been with for longest."""
         now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
         leaving = self._released & ready.keys()
@@ -170,7 +170,7 @@ class Loop:
         ready = self.pool.workers()
         able = Candidates(ready, self._released, self._assignments.isolating, self.tally.host)
         number = len(ready) - sum(worker in ready for worker in self._released)
-        for _ in range(SHARDS_A_WORKER):  # to each its first, before any has a second
+        for _ in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
             self._hand_out(able, number, now)
         if self._assignments.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
@@ -343,15 +343,15 @@ class Loop:
         self._resize_after = now
         self._fleet.gone(worker, now, held=0)
         self._failed.not_started(worker, failure)
-        step = policy.start_step(
+        pause_s = policy.start_pause_s(
             failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
-        if step.give_up:
+        if pause_s is None:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
                 "mend the cause, then run the same command",
             )
-        self._start_after = now + step.pause_s
+        self._start_after = now + pause_s
 
     def _drop_done_elsewhere(self, now: float) -> None:
         present = self._relisting.present(lambda: set(self._backlog.plans), now)

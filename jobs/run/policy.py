@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Literal
 
-from jobs.pool.contract import SHARDS_A_WORKER
+from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S
@@ -57,10 +57,10 @@ MISSED = timedelta(hours=3)
 
 
 class Budget(enum.StrEnum):
-    """What a failed attempt at a shard is charged to."""
+    """Which limit of retries a failed attempt counts against."""
 
     NONE = "none"
-    """Taken away with notice: nobody's fault, however often."""
+    """Taken away with notice: it may happen any number of times."""
     INFRA = "infra"
     TASK = "task"
     DATA = "data"
@@ -204,7 +204,7 @@ class Manner(enum.Enum):
     BESIDE = "beside"
     """Together with others, one of which is read ahead."""
     ALONE = "alone"
-    """A suspect: with nothing beside it, so that the next crash convicts it and a commit acquits it."""
+    """With nothing beside it: a worker died of it or of another shard, and the next attempt shows which."""
     ISOLATED = "isolated"
     """Alone, and in processes that may die of it."""
 
@@ -283,7 +283,7 @@ def room(in_flight: int, pending: int, workers: int) -> int:
     """
     if in_flight == 0:
         return 1
-    return SHARDS_A_WORKER - in_flight if pending >= workers else 0
+    return MAX_HELD_SHARDS - in_flight if pending >= workers else 0
 
 
 def deadline(finish_by: str, zone: tzinfo, now: datetime) -> datetime:
@@ -299,25 +299,17 @@ def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:
     return rows_bad > budget * rows_total
 
 
-@dataclass(frozen=True)
-class StartStep:
-    """What to do about workers that do not start."""
+def start_pause_s(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> float | None:
+    """Seconds until workers are asked for again, after the `in_a_row`-th that did not start; None: the run gives up.
 
-    give_up: bool
-    pause_s: float
-
-
-def start_step(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> StartStep:
-    """After the `in_a_row`-th start failure with `ready` workers up; `others_to_try` are groups of other nodes.
-
-    Cores that another run holds come free when it ends, so those are waited for; and a node that was taken away with
-    notice will be followed by another. One that is unfit, or kills what starts on it, does not matter while others
-    serve. What looks like an error of ours will go on repeating, unless others have started: then it is the node's, as
-    with a disk that is full.
+    `ready` workers are up; `others_to_try` are groups of other nodes. Cores that another run holds come free when it
+    ends, so those are waited for; and a node that was taken away with notice will be followed by another. One that is
+    unfit, or kills what starts on it, does not matter while others serve. What looks like an error of ours will go on
+    repeating, unless others have started: then it is the node's, as with a disk that is full.
     """
-    pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
     if failure.kind is not FailureKind.INFRA:
-        return StartStep(give_up=ready == 0, pause_s=pause_s)
-    served = ready > 0 or others_to_try or failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED)
-    hopeless = not served and in_a_row >= START_FAILURES
-    return StartStep(give_up=hopeless, pause_s=pause_s)
+        give_up = ready == 0
+    else:
+        served = ready > 0 or others_to_try or failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED)
+        give_up = not served and in_a_row >= START_FAILURES
+    return None if give_up else min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))

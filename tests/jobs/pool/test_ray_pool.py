@@ -170,8 +170,7 @@ def test_how_a_worker_was_lost_is_told_by_types_and_by_its_node(
     events = list(pool.poll(0.02))
     if not events:  # its node may be going too
         assert (pool.workers(), pool.size()) == ({}, 1)
-        pool.poll(0.02)
-        events = list(pool.poll(0.02))
+        events = [*pool.poll(0.02), *pool.poll(0.02)]
     assert [(type(e), e.failure.code) for e in events if isinstance(e, WorkerGone)] == [(WorkerGone, code)]
     assert (pool.size(), pool.workers(), pool.poll(0.0)) == (0, {}, [])
 
@@ -206,8 +205,7 @@ def test_a_cluster_that_tells_nothing_of_its_nodes_holds_up_neither_the_pool_nor
     monkeypatch.setattr(ray_pool, "UNKNOWN_S", 0.05)
     pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up", nodes=Nodes(answers=False))
     assert pool.poll(0.0) == []
-    pool.poll(0.1)
-    (event,) = pool.poll(0.0)
+    (event,) = pool.poll(0.1)
     assert isinstance(event, WorkerGone)
     assert (event.failure.code, event.shards) == (FailureCode.NODE_LOST, (SHARD,))
 

@@ -23,7 +23,7 @@ from jobs.run.policy import (
     room,
     shard_step,
     stall_after_s,
-    start_step,
+    start_pause_s,
     suspected,
 )
 from jobs.spec.schema import Limits
@@ -208,18 +208,16 @@ def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:
 
 @pytest.mark.parametrize("code", [FailureCode.NO_CORES, FailureCode.PREEMPTED])
 def test_cores_that_others_hold_and_nodes_that_are_taken_away_are_waited_for_without_end(code: str) -> None:
-    step = start_step(infra(code), in_a_row=1000, ready=0)
-    assert not step.give_up
-    assert step.pause_s == 30
+    assert start_pause_s(infra(code), in_a_row=1000, ready=0) == 30
 
 
 @pytest.mark.parametrize("code", ["wrong_isa", ""])
 def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: str) -> None:
-    assert not start_step(infra(code), in_a_row=100, ready=1).give_up
-    assert start_step(infra(code), in_a_row=5, ready=0).give_up
-    assert not start_step(infra(code), in_a_row=5, ready=0, others_to_try=True).give_up
+    assert start_pause_s(infra(code), in_a_row=100, ready=1) is not None
+    assert start_pause_s(infra(code), in_a_row=5, ready=0) is None
+    assert start_pause_s(infra(code), in_a_row=5, ready=0, others_to_try=True) is not None
 
 
 def test_an_error_of_ours_at_start_ends_the_run_at_once_unless_other_workers_have_started() -> None:
-    assert start_step(TASK, in_a_row=1, ready=0, others_to_try=True).give_up
-    assert not start_step(TASK, in_a_row=9, ready=3).give_up
+    assert start_pause_s(TASK, in_a_row=1, ready=0, others_to_try=True) is None
+    assert start_pause_s(TASK, in_a_row=9, ready=3) is not None
