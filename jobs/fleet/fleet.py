@@ -107,8 +107,9 @@ class Fleet:
         """Ready workers that stay, by node; the empty name is for those of which none is known."""
         self._crowded: Counter[str] = Counter()
         """Nodes that are shared with others, each with the workers of this run that fit it."""
-        self._nodes: list[dict[str, int]] | None = None
-        """For each group the nodes that this run is on, with the workers that fit; None after a worker has changed."""
+        self._node_holds, self._nodes_hold = 1, [0] * len(self._groups)
+        """As sizing.Outlook has them, unless a worker has changed since."""
+        self._nodes_changed = False
         self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
@@ -203,7 +204,7 @@ class Fleet:
     def _count(self, worker: _Worker, change: int) -> None:
         if worker.ready and not worker.leaving:
             self._ready_on[worker.node or ""] += change
-        self._nodes = None
+        self._nodes_changed = True
 
     # --------------------------------------------------------------------------------------- questions
 
@@ -281,7 +282,7 @@ class Fleet:
                 group.closed_until = now + groups.REOPEN_S
             if now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
                 self._crowded |= Counter(node for node, _ in group.on_nodes())
-                self._nodes = None
+                self._nodes_changed = True
 
     def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:
         mean = self._rate.value or self._rate_before
@@ -289,8 +290,11 @@ class Fleet:
         ready = [len(group.ready) for group in self._groups]
         asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
         on_their_way = (w for g in self._groups for w in (*g.pending.values(), *g.starting.values()))
-        if self._nodes is None:
-            self._nodes = [dict(group.on_nodes()) for group in self._groups]
+        if self._nodes_changed:
+            nodes = [dict(group.on_nodes()) for group in self._groups]
+            self._node_holds = max((holds for group in nodes for holds in group.values()), default=1)
+            self._nodes_hold = [sum(self._crowded.get(n, holds) for n, holds in group.items()) for group in nodes]
+            self._nodes_changed = False
         return sizing.Outlook(
             rows_left=rows_left,
             shards_left=shards_left,
@@ -301,8 +305,8 @@ class Fleet:
             pending_s=self._delay.still_s(now - worker.asked_at for worker in on_their_way),
             rate=rates[asked_next],
             start_delay_s=self._delay.value_s,
-            node_holds=max((holds for nodes in self._nodes for holds in nodes.values()), default=1),
-            nodes_hold=[sum(self._crowded.get(node, holds) for node, holds in nodes.items()) for nodes in self._nodes],
+            node_holds=self._node_holds,
+            nodes_hold=self._nodes_hold,
             losing=self._losing,
         )
 

@@ -116,8 +116,6 @@ class Backlog:
             retry = heapq.heappop(self._later)[2]
             if retry.waiting:
                 insort(self._due(retry), retry, key=_order)
-        while self._next_fresh and self._next_fresh.key not in self.left:  # another run has committed it meanwhile
-            self._next_fresh = next(self._fresh, None)
         return bool(self._next_fresh or self._suspects or self._others)
 
     def take(
@@ -137,8 +135,12 @@ class Backlog:
         shard = self._next_fresh
         if shard is None:
             return None
-        self._next_fresh = next(self._fresh, None)
+        self._next_fresh = self._left_fresh()
         return self._given(shard, Manner.BESIDE)
+
+    def _left_fresh(self) -> Shard | None:
+        """The next one that no other run has committed meanwhile."""
+        return next((shard for shard in self._fresh if shard.key in self.left), None)
 
     def suspects_beyond(
         self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
@@ -235,6 +237,8 @@ class Backlog:
             if retry := self._retries.get(key):
                 retry.waiting = False
             self.settle(key)
+        if self._next_fresh and self._next_fresh.key not in self.left:
+            self._next_fresh = self._left_fresh()
         for due in (self._suspects, self._others):
             due[:] = [retry for retry in due if retry.waiting]
         return len(found), rows_before - self.rows_left
