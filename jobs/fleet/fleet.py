@@ -1,185 +1,30 @@
-"""The books on workers: who was asked for when and where, what is measured, and what that means for their number.
+"""The fleet: who was asked for when and where, what has been measured, and how many workers that makes.
 
 Time comes in as a number; nothing here waits, and nothing knows what a worker is made of. The loop reports events and
-carries out what `decide` says; the decisions themselves are the pure functions of `sizing` and `groups`.
+carries out what `decide` says; the decisions themselves are the pure functions of `sizing` and `groups`. Ten thousand
+workers are asked about many times a second, so what is asked often is counted when a worker changes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from jobs.fleet import groups, sizing
-from jobs.fleet.sizing import pool_target
-from jobs.spec.schema import Workers
-
-# ----------------------------------------------------------------------------------------------------
-# The fleet's list of workers: how many of each group are asked for, starting and ready, and on which nodes.
-# Everything that is asked often is counted when a worker changes rather than when it is asked, because ten thousand
-# workers are asked about many times a second. Time comes in as a number.
-
-
-@dataclass
-class Member:
-    """One worker."""
-
-    group: int
-    asked_at: float
-    node: str | None = None
-    ready: bool = False
-    node_holds: int = 1
-    since: float = 0.0
-    """Since when its time counts as that of the shard it holds."""
-    rate: sizing.Rate = field(default_factory=sizing.Rate)
-    """Of attempts that ended well."""
-
-
-@dataclass
-class Crew:
-    """The workers of one group, each in one of three states; the one asked for first comes first."""
-
-    pending: dict[int, Member] = field(default_factory=dict)
-    """Asked for, without a node."""
-    starting: dict[int, Member] = field(default_factory=dict)
-    """On a node, not yet ready."""
-    ready: dict[int, Member] = field(default_factory=dict)
-
-    def of(self, it: Member) -> dict[int, Member]:
-        """Where a worker in this state belongs."""
-        if it.ready:
-            return self.ready
-        return self.pending if it.node is None else self.starting
-
-
-@dataclass(frozen=True)
-class Places:
-    """What the nodes hold on which this run has workers."""
-
-    node_holds: int
-    """Workers that fit the largest of them."""
-    rooms: tuple[int, ...]
-    """For each group, workers that fit its nodes; of a crowded node those count that this run has there."""
-
-
-class Roster:
-    """Workers that are asked for or up, but for those that are told to go."""
-
-    def __init__(self, number_of_groups: int) -> None:
-        self.crews = [Crew() for _ in range(number_of_groups)]
-        self._members: dict[int, Member] = {}
-        self._on_node: Counter[str] = Counter()
-        """Ready workers by node, the empty name for those of which none is known."""
-        self._crowded: Counter[str] = Counter()
-        """Nodes that are shared with others, each with the workers of this run that fit it."""
-        self._places: Places | None = None
-
-    def __contains__(self, worker: int) -> bool:
-        return worker in self._members
-
-    def __getitem__(self, worker: int) -> Member:
-        return self._members[worker]
-
-    def get(self, worker: int) -> Member | None:
-        return self._members.get(worker)
-
-    # ------------------------------------------------------------------------------------------ changes
-
-    def add(self, worker: int, it: Member) -> None:
-        self._members[worker] = it
-        self._enter(worker, it)
-
-    def placed(self, worker: int, node: str, node_holds: int) -> None:
-        it = self._members[worker]
-        self._leave(worker, it)
-        it.node, it.node_holds = node, node_holds
-        self._enter(worker, it)
-        self._crowded.pop(node, None)
-
-    def ready(self, worker: int, now: float) -> None:
-        it = self._members[worker]
-        self._leave(worker, it)
-        it.ready, it.since = True, now
-        self._enter(worker, it)
-
-    def remove(self, worker: int) -> Member:
-        it = self._members.pop(worker)
-        self._leave(worker, it)
-        return it
-
-    def crowd(self, group: int) -> None:
-        """Others have the room that is left on the group's nodes."""
-        self._crowded |= Counter(it.node for it in self._placed(group) if it.node is not None)
-        self._places = None
-
-    def _enter(self, worker: int, it: Member) -> None:
-        self.crews[it.group].of(it)[worker] = it
-        if it.ready:
-            self._on_node[it.node or ""] += 1
-        self._places = None
-
-    def _leave(self, worker: int, it: Member) -> None:
-        del self.crews[it.group].of(it)[worker]
-        if it.ready:
-            self._on_node[it.node or ""] -= 1
-        self._places = None
-
-    # ---------------------------------------------------------------------------------------- questions
-
-    @property
-    def places(self) -> Places:
-        if self._places is None:
-            nodes = [
-                {it.node: it.node_holds for it in self._placed(group) if it.node is not None}
-                for group in range(len(self.crews))
-            ]
-            self._places = Places(
-                node_holds=max((holds for held in nodes for holds in held.values()), default=1),
-                rooms=tuple(sum(self._crowded.get(node, holds) for node, holds in held.items()) for held in nodes),
-            )
-        return self._places
-
-    def emptiest_first(self, workers: Collection[int]) -> list[int]:
-        """See groups.emptiest_first; of ready workers."""
-        node_of = {worker: self._members[worker].node or "" for worker in workers}
-        return groups.emptiest_first(list(workers), node_of, self._on_node)
-
-    def in_order(self, holding: Mapping[int, int]) -> list[int]:
-        """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
-        fullest_first = self.emptiest_first(holding.keys())[::-1]
-        return sorted(fullest_first, key=lambda worker: holding[worker])
-
-    def _placed(self, group: int) -> list[Member]:
-        crew = self.crews[group]
-        return [*crew.starting.values(), *crew.ready.values()]
-
+from jobs.spec.schema import Group, Workers
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
+ANY_NODE = Group.model_construct(labels={})
+"""The group of a spec that names none; a spec cannot name a group without labels itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the spec asks of the fleet."""
-
-    least: int
-    most: int
-    groups: Sequence[GroupTerms]
-    """In the order of preference; one without labels where the spec names none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupTerms:
-    labels: Mapping[str, str] = field(default_factory=dict)
-    most: int | None = None
-    patience_s: float | None = None
-
-
-def terms_of(workers: Workers) -> Terms:
-    """What the spec's section says, for the fleet. Without groups there is one, of any node."""
-    groups = [GroupTerms(labels=g.labels, most=g.max, patience_s=g.patience_s) for g in workers.groups]
-    return Terms(least=workers.min, most=workers.max, groups=groups or [GroupTerms()])
+def groups_of(workers: Workers) -> Sequence[Group]:
+    """The spec's groups of nodes in the order of preference; without any there is one, of any node."""
+    return workers.groups or (ANY_NODE,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,29 +51,66 @@ class _StartFailures:
             self.count, self.last_at = self.count + 1, now
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
-    terms: GroupTerms
+    """A group of nodes, and its workers but for those that are leaving; the one asked for first comes first."""
+
+    spec: Group
+    pending: dict[int, _Worker] = field(default_factory=dict)
+    """Asked for, without a node."""
+    starting: dict[int, _Worker] = field(default_factory=dict)
+    """On a node, not yet ready."""
+    ready: dict[int, _Worker] = field(default_factory=dict)
     closed_until: float = 0.0
     placed_at: float = -math.inf
     """When a worker found a node the last time."""
     failures: _StartFailures = field(default_factory=_StartFailures)
-    rate: sizing.Rate = field(default_factory=sizing.Rate)
+    rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
+
+    @property
+    def oldest_pending(self) -> _Worker | None:
+        return next(iter(self.pending.values()), None)
+
+    def on_nodes(self) -> list[tuple[str, int]]:
+        """For each worker of which it is known: its node, and how many workers fit that."""
+        placed = (*self.starting.values(), *self.ready.values())
+        return [(worker.node, worker.node_holds) for worker in placed if worker.node is not None]
+
+
+@dataclass(eq=False)
+class _Worker:
+    group: _Group
+    asked_at: float
+    node: str | None = None
+    node_holds: int = 1
+    ready: bool = False
+    leaving: bool = False
+    """It finishes what it holds and counts as gone already."""
+    since: float = 0.0
+    """Since when its time counts as that of the shard it holds."""
+    rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
+    """Of attempts that ended well."""
 
 
 class Fleet:
     def __init__(
-        self, terms: Terms, *, now: float, finish_at: float | None = None, rate_before: float | None = None
+        self, workers: Workers, *, now: float, finish_at: float | None = None, rate_before: float | None = None
     ) -> None:
         """`rate_before` is that of a worker in an earlier run, in rows a second; all times are of one clock."""
-        self._terms = terms
+        self._bounds = workers
         self._began, self._finish_at = now, finish_at
         self._rate_before = rate_before
-        self._roster = Roster(len(terms.groups))
-        self._leaving: dict[int, Member] = {}
-        """Told to go: they finish what they hold and count as gone already."""
-        self._groups = [_Group(group) for group in terms.groups]
-        self._rate = sizing.Rate()
+        self._groups = [_Group(group) for group in groups_of(workers)]
+        self._workers: dict[int, _Worker] = {}
+        self._leaving: dict[int, _Worker] = {}
+        self._ready_on: Counter[str] = Counter()
+        """Ready workers that stay, by node; the empty name is for those of which none is known."""
+        self._crowded: Counter[str] = Counter()
+        """Nodes that are shared with others, each with the workers of this run that fit it."""
+        self._node_holds, self._nodes_hold = 1, [0] * len(self._groups)
+        """As sizing.Outlook has them, unless a worker has changed since."""
+        self._nodes_changed = False
+        self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
         self._losing = False
@@ -237,71 +119,101 @@ class Fleet:
     # ------------------------------------------------------------------------------------------ events
 
     def asked(self, worker: int, group: int, now: float) -> None:
-        self._roster.add(worker, Member(group, now))
+        self._workers[worker] = _Worker(self._groups[group], now)
+        self._list(worker)
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
         """It has a node, with room for so many workers in all; its start is under way."""
-        self._groups[self._known(worker).group].placed_at = now
-        if worker in self._roster:
-            self._roster.placed(worker, node, node_holds)
+        self._workers[worker].group.placed_at = now
+        if self.stays(worker):
+            with self._changing(worker) as changed:
+                changed.node, changed.node_holds = node, node_holds
+            self._crowded.pop(node, None)
 
     def ready(self, worker: int, now: float) -> None:
-        it = self._known(worker)
-        if worker in self._roster:
-            self._roster.ready(worker, now)
-        else:
-            it.ready, it.since = True, now
+        with self._changing(worker) as changed:
+            changed.ready, changed.since = True, now
         self._failures = _StartFailures()
-        self._groups[it.group].failures = _StartFailures()
-        self._delay.add(now - it.asked_at)
+        changed.group.failures = _StartFailures()
+        self._delay.add(now - changed.asked_at)
 
     def assigned(self, worker: int, held: int, now: float) -> None:
         """`held` shards it had before."""
         if not held:
-            self._roster[worker].since = now
+            self._workers[worker].since = now
 
     def shard_ended(self, worker: int, rows: int, now: float) -> None:
         """An attempt came to its end, with so many rows committed."""
-        it = self._known(worker)
-        for rate in (self._rate, self._groups[it.group].rate):
-            rate.add(rows, now - it.since)
+        by = self._workers[worker]
+        for rate in (self._rate, by.group.rate):
+            rate.add(rows, now - by.since)
         if rows:
-            it.rate.add(rows, now - it.since)
-        it.since = now
+            by.rate.add(rows, now - by.since)
+        by.since = now
 
     def leaving(self, worker: int) -> None:
         """Its node is about to be taken away, or it is itself: no more shards for it, and another in its place."""
-        if worker in self._roster:
-            self._leaving[worker] = self._roster.remove(worker)
-            self._losing |= self._leaving[worker].ready
+        if self.stays(worker):
+            with self._changing(worker) as changed:
+                changed.leaving = True
+            self._losing |= changed.ready
 
     def gone(self, worker: int, now: float, *, held: int) -> None:
         """It failed to start, or died with `held` shards."""
         if held:
             self.shard_ended(worker, 0, now)
-        if self._leaving.pop(worker, None):
+        lost = self._workers[worker]
+        self.ended(worker)
+        if lost.leaving:
             return
-        it = self._roster.remove(worker)
-        self._losing |= it.ready
-        if not it.ready:
-            group = self._groups[it.group]
-            for failures in (group.failures, self._failures):
-                failures.add(it.asked_at, now)
-            if group.failures.count >= groups.START_FAILURES:
-                group.closed_until = now + groups.REOPEN_S
+        self._losing |= lost.ready
+        if not lost.ready:
+            for failures in (lost.group.failures, self._failures):
+                failures.add(lost.asked_at, now)
+            if lost.group.failures.count >= groups.GROUP_START_FAILURES:
+                lost.group.closed_until = now + groups.REOPEN_S
 
     def ended(self, worker: int) -> None:
-        if not self._leaving.pop(worker, None):
-            self._roster.remove(worker)
+        """The loop has ended it."""
+        self._unlist(worker)
+        del self._workers[worker]
+
+    @contextmanager
+    def _changing(self, worker: int) -> Iterator[_Worker]:
+        self._unlist(worker)
+        yield self._workers[worker]
+        self._list(worker)
+
+    def _list(self, number: int) -> None:
+        worker = self._workers[number]
+        self._list_of(worker)[number] = worker
+        self._count(worker, 1)
+
+    def _unlist(self, number: int) -> None:
+        worker = self._workers[number]
+        del self._list_of(worker)[number]
+        self._count(worker, -1)
+
+    def _list_of(self, worker: _Worker) -> dict[int, _Worker]:
+        if worker.leaving:
+            return self._leaving
+        if worker.ready:
+            return worker.group.ready
+        return worker.group.pending if worker.node is None else worker.group.starting
+
+    def _count(self, worker: _Worker, change: int) -> None:
+        if worker.ready and not worker.leaving:
+            self._ready_on[worker.node or ""] += change
+        self._nodes_changed = True
 
     # --------------------------------------------------------------------------------------- questions
 
     def labels(self, group: int) -> Mapping[str, str]:
-        return self._groups[group].terms.labels
+        return self._groups[group].spec.labels
 
     def others_to_try(self) -> bool:
         """Whether a group that is asked next may start workers where another could not."""
-        return any(g.failures.count < groups.START_FAILURES for g in self._groups) and len(self._groups) > 1
+        return any(g.failures.count < groups.GROUP_START_FAILURES for g in self._groups) and len(self._groups) > 1
 
     @property
     def start_failures(self) -> int:
@@ -309,101 +221,101 @@ class Fleet:
         return self._failures.count
 
     def stays(self, worker: int) -> bool:
-        """It is not told to go."""
-        return worker in self._roster
+        """It is not leaving."""
+        return not self._workers[worker].leaving
 
     def s_a_row(self, worker: int) -> float | None:
         """Seconds that a worker takes for a row: as it has shown, or else its group, or all; None if nobody knows."""
-        it = self._known(worker)
-        rate = it.rate.value or self._groups[it.group].rate.value or self._rate.value or self._rate_before
+        of = self._workers[worker]
+        rate = of.rate.value or of.group.rate.value or self._rate.value or self._rate_before
         return 1 / rate if rate else None
 
     def in_order(self, holding: Mapping[int, int]) -> list[int]:
         """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
-        return self._roster.in_order(holding)
+        fullest_first = self._emptiest_first(holding.keys())[::-1]
+        return sorted(fullest_first, key=lambda worker: holding[worker])
 
     def to_let_go(self, idle: Collection[int], ready: int, shards: int) -> list[int]:
         """Which of the workers that hold nothing to let go, of so many that are ready and stay, for so many shards."""
-        surplus = ready - pool_target(shards, least=self._terms.least, most=self._terms.most)
-        return self._roster.emptiest_first(idle)[:surplus] if idle and surplus > 0 else []
+        surplus = ready - sizing.pool_target(shards, least=self._bounds.min, most=self._bounds.max)
+        return self._emptiest_first(idle)[:surplus] if idle and surplus > 0 else []
+
+    def _emptiest_first(self, workers: Collection[int]) -> list[int]:
+        """See groups.emptiest_first; of ready workers."""
+        node_of = {worker: self._workers[worker].node or "" for worker in workers}
+        return groups.emptiest_first(list(workers), node_of, self._ready_on)
 
     # ---------------------------------------------------------------------------------------- decision
 
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""
-        self._close_groups(now)
-        self._notice_crowds(now)
+        self._check_pending(now)
         outlook = self._outlook(now, rows_left, shards_left)
-        self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._terms.least, most=self._terms.most)
-        states = [self._state(index, now) for index in range(len(self._groups))]
+        self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._bounds.min, most=self._bounds.max)
+        states = [_state(group, now) for group in self._groups]
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
         asked = groups.requests(self._wanted, states, replace=lasts_s > 4 * outlook.start_delay_s)
         start, end = [], []
         for index, number in enumerate(asked):
-            pending = list(self._roster.crews[index].pending)
+            pending = list(self._groups[index].pending)
             start += [index] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
-        release = self._released(states, holding)
+        release: list[int] = []
+        for group, number in zip(self._groups, groups.surplus(self._wanted, states), strict=True):
+            if number:
+                emptiest = self._emptiest_first([worker for worker in group.ready if worker in holding])
+                release += sorted(emptiest, key=lambda worker: holding[worker])[:number]
         end += [worker for worker in release if not holding[worker]]
         end += [worker for worker in self._leaving if not holding.get(worker)]
         return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release) | self._leaving.keys())
 
-    def _known(self, worker: int) -> Member:
-        return self._roster.get(worker) or self._leaving[worker]
+    def _check_pending(self, now: float) -> None:
+        """Close groups whose nodes do not come, and notice another run's workers on our nodes.
 
-    # ----------------------------------------------------------------------------------------- figures
-
-    def _close_groups(self, now: float) -> None:
-        for group, crew in zip(self._groups, self._roster.crews, strict=True):
-            oldest, patience_s = next(iter(crew.pending.values()), None), group.terms.patience_s
-            if oldest is not None and patience_s is not None and now - oldest.asked_at > patience_s:
+        To count on the places of those others would bring up node after node to fill.
+        """
+        for group in self._groups:
+            if (oldest := group.oldest_pending) is None:
+                continue
+            if now - oldest.asked_at > group.spec.patience_s:
                 group.closed_until = now + groups.REOPEN_S
-
-    def _notice_crowds(self, now: float) -> None:
-        """Another run's workers on our nodes: to count on their places would bring up node after node to fill."""
-        for index, group in enumerate(self._groups):
-            oldest = next(iter(self._roster.crews[index].pending.values()), None)
-            if oldest is not None and now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
-                self._roster.crowd(index)
-
-    def _state(self, index: int, now: float) -> groups.GroupState:
-        group, crew = self._groups[index], self._roster.crews[index]
-        return groups.GroupState(
-            most=group.terms.most,
-            ready=len(crew.ready),
-            starting=len(crew.starting),
-            open=now >= group.closed_until,
-            unfit=group.failures.count >= groups.START_FAILURES,
-        )
+            if now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
+                self._crowded |= Counter(node for node, _ in group.on_nodes())
+                self._nodes_changed = True
 
     def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:
         mean = self._rate.value or self._rate_before
         rates = [group.rate.value or mean for group in self._groups]
-        crews, places = self._roster.crews, self._roster.places
+        ready = [len(group.ready) for group in self._groups]
         asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
-        on_their_way = (it for crew in crews for state in (crew.pending, crew.starting) for it in state.values())
+        on_their_way = (w for g in self._groups for w in (*g.pending.values(), *g.starting.values()))
+        if self._nodes_changed:
+            nodes = [dict(group.on_nodes()) for group in self._groups]
+            self._node_holds = max((holds for group in nodes for holds in group.values()), default=1)
+            self._nodes_hold = [sum(self._crowded.get(n, holds) for n, holds in group.items()) for group in nodes]
+            self._nodes_changed = False
         return sizing.Outlook(
             rows_left=rows_left,
             shards_left=shards_left,
             time_left_s=None if self._finish_at is None else self._finish_at - now,
             waited_s=now - self._began,
-            ready=sum(len(crew.ready) for crew in crews),
-            ready_rate=sum(len(crew.ready) * (rate or 0.0) for crew, rate in zip(crews, rates, strict=True)),
-            pending_s=self._delay.still_s(now - it.asked_at for it in on_their_way),
+            ready=sum(ready),
+            ready_rate=sum(number * (rate or 0.0) for number, rate in zip(ready, rates, strict=True)),
+            pending_s=self._delay.still_s(now - worker.asked_at for worker in on_their_way),
             rate=rates[asked_next],
             start_delay_s=self._delay.value_s,
-            node_holds=places.node_holds,
-            nodes_hold=places.rooms,
+            node_holds=self._node_holds,
+            nodes_hold=self._nodes_hold,
             losing=self._losing,
         )
 
-    def _released(self, states: Sequence[groups.GroupState], holding: Mapping[int, int]) -> list[int]:
-        assert self._wanted is not None, "decided before"
-        released: list[int] = []
-        for index, number in enumerate(groups.surplus(self._wanted, states)):
-            if number:
-                members = [worker for worker in self._roster.crews[index].ready if worker in holding]
-                emptiest = self._roster.emptiest_first(members)
-                released += sorted(emptiest, key=lambda w: holding[w])[:number]
-        return released
+
+def _state(group: _Group, now: float) -> groups.GroupState:
+    return groups.GroupState(
+        most=group.spec.max,
+        ready=len(group.ready),
+        starting=len(group.starting),
+        open=now >= group.closed_until,
+        unfit=group.failures.count >= groups.GROUP_START_FAILURES,
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 REOPEN_S = 900.0
 """After this a group that had no nodes is asked again."""
-START_FAILURES = 3
+GROUP_START_FAILURES = 3
 """Workers that may fail to start in a row in one group before the next is asked."""
 
 

@@ -140,11 +140,8 @@ def _useful(outlook: Outlook) -> int:
     return outlook.ready + sum(pending_s < help_ends_s for pending_s in outlook.pending_s)
 
 
-# --------------------------------------------------------------------------------------- measurement
-
-
 @dataclass
-class Rate:
+class RecentRate:
     """Rows that a worker commits in a second in which it holds a shard; lost attempts count as time without rows."""
 
     _rows: float = 0.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from workers.contract import Shard
 
-LOOK_S = 1.0
-"""How often idle workers are looked at, for second attempts and for who may go."""
+CHECK_IDLE_S = 1.0
+"""How often idle workers are checked, for second attempts and for who may go."""
 WORTH_TIMES = 1.5
 """How much longer than the second attempt the first must be expected to take yet. Shards of one size on equal workers
 differ by less, so that without a slow worker there are no second attempts."""
@@ -24,7 +24,7 @@ SHARDS_A_SPARE = 50
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningAttempt:
     """An attempt that is under way."""
 
     worker: int
@@ -34,7 +34,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Second:
+class SecondAttempt:
     """A shard that a second worker should try."""
 
     shard: Shard
@@ -48,19 +48,19 @@ def left_s(rows: int, s_a_row: float, elapsed_s: float) -> float:
     return abs(rows * s_a_row - elapsed_s)
 
 
-def seconds(running: Iterable[Running], idle: Mapping[int, float]) -> list[Second]:
+def second_attempts(running: Iterable[RunningAttempt], idle: Mapping[int, float]) -> list[SecondAttempt]:
     """Which idle workers should try which shards: the ones that end last go to the fastest worker that is idle.
 
     `idle` has the seconds that each takes for a row.
     """
     fastest = sorted(idle, key=lambda worker: (idle[worker], worker), reverse=True)
-    found: list[Second] = []
-    for attempt in sorted(running, key=lambda it: (-it.ends_in_s, it.shard.plan, it.shard.index)):
+    found: list[SecondAttempt] = []
+    for attempt in sorted(running, key=lambda a: (-a.ends_in_s, a.shard.plan, a.shard.index)):
         if not fastest:
             break
         takes_s = attempt.shard.rows * idle[fastest[-1]]
         if pays(attempt.ends_in_s, takes_s):
-            found.append(Second(attempt.shard, fastest.pop(), attempt.ends_in_s - takes_s))
+            found.append(SecondAttempt(attempt.shard, fastest.pop(), attempt.ends_in_s - takes_s))
     return found
 
 

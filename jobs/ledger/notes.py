@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from jobs.ledger.background import Errands
 from jobs.ledger.done import DONE_SCHEMA, DoneRecord, KnownObjects, PlanObjects
 from jobs.ledger.plans import Plan, to_bytes
-from workers.outcomes import ShardResult
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
@@ -36,7 +35,7 @@ WAIT_S = 2.0
 
 
 class Noting(KnownObjects):
-    """What results tell of the objects of plans, noted every so often in a thread of its own."""
+    """What results tell of the objects of plans. It is noted in a thread of its own, when `note_due` is called."""
 
     def __init__(self, store: Store, root: str, plans: Sequence[Plan], say: Callable[[str], None]) -> None:
         super().__init__({plan.number: len(plan.shards) for plan in plans})
@@ -44,10 +43,10 @@ class Noting(KnownObjects):
         self._tokens = {plan.number: plan.token for plan in plans}
         self._writes: Errands[None] = Errands("noting")
 
-    def add(self, key: str, result: ShardResult) -> None:
-        super().add(key, result)
-        if self.of(result.plan).new >= NOTE_EVERY:
-            self._note(result.plan)
+    def note_due(self, plan: int) -> None:
+        """Note what has been added of the plan since the last time, once it is enough. Does not wait."""
+        if self.of(plan).new >= NOTE_EVERY:
+            self._note(plan)
             self._tell(0.0)
 
     def close(self) -> None:

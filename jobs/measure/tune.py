@@ -23,7 +23,7 @@ from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import CORES_BY_RULE
 from jobs.pool.contract import Cluster
-from jobs.run.ensure_bundle import Bundling
+from jobs.run.ensure_bundle import ensure_bundle
 from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
 from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
 from workers.outcomes import Failure, FailureCode
@@ -216,7 +216,7 @@ class Tuning:
         def opened() -> Sequence[Opened]:
             return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
 
-        outcome = Bundling(self.job, opened, connected, self.interrupted, self.say).ensure()
+        outcome = ensure_bundle(self.job, opened, connected, self.interrupted, self.say)
         sample = choose_sample(opened(), ROWS, self.job.spec.model.calibration.seed)
         if not sample:
             raise SpecError("input holds no rows to try candidates on")

@@ -6,15 +6,18 @@ A pool only keeps workers and passes shards and outcomes; every decision is in `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar
 
 from jobs.progress.snapshot import Snapshot
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 
-SHARDS_A_WORKER = 2
-"""One that predicts and one that is read ahead."""
+_T = TypeVar("_T")
+MAX_HELD_SHARDS = 2
+"""By a worker: one that predicts and one that is read ahead."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,16 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End every worker, busy or not."""
+
+
+def drain(events: SimpleQueue[_T], timeout_s: float) -> list[_T]:
+    """Everything in a queue; waits up to `timeout_s` for something to be there."""
+    found: list[_T] = []
+    with suppress(Empty):
+        found.append(events.get(timeout=timeout_s))
+        while True:
+            found.append(events.get_nowait())
+    return found
 
 
 class Cluster(Protocol):

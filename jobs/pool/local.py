@@ -6,14 +6,14 @@ Cores are neither leased nor pinned, because the process may be anybody's; one w
 from __future__ import annotations
 
 import os
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
-from jobs.pool.contract import SHARDS_A_WORKER, Event, Pool, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import MAX_HELD_SHARDS, Event, Pool, ShardEnded, WorkerGone, WorkerReady, drain
 from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -22,8 +22,12 @@ from workers.host.cores import read_topology
 from workers.maker import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo
 
+_T = TypeVar("_T")
+
 
 class AnyWorker(Protocol):
+    """What `workers.actor.Worker` offers to whoever runs it."""
+
     def start(self) -> WorkerInfo | Failure: ...
     def score(self, shard: Shard) -> ShardResult | Failure: ...
     def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure: ...
@@ -36,7 +40,7 @@ class LocalPool:
     def __init__(self, factory: Callable[[], AnyWorker]) -> None:
         self._factory = factory
         self._next = 0
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: SimpleQueue[Event] = SimpleQueue()
         self._workers: dict[int, AnyWorker] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._ready: dict[int, list[Shard]] = {}
@@ -53,7 +57,7 @@ class LocalPool:
     def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
         worker, self._next = self._next, self._next + 1
         self._workers[worker] = self._factory()
-        self._threads[worker] = ThreadPoolExecutor(SHARDS_A_WORKER, f"worker-{worker}")
+        self._threads[worker] = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
         future = self._threads[worker].submit(self._workers[worker].start)
         future.add_done_callback(lambda f: self._events.put(_started(worker, f)))
         return worker
@@ -66,35 +70,28 @@ class LocalPool:
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         self._ready[worker].append(shard)
-        it, thread = self._workers[worker], self._threads[worker]
+        actor, thread = self._workers[worker], self._threads[worker]
         if isolated_s is None:
-            future = thread.submit(it.score, shard)
+            future = thread.submit(actor.score, shard)
         else:
-            future = thread.submit(it.score_isolated, shard, isolated_s)
+            future = thread.submit(actor.score_isolated, shard, isolated_s)
         future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
-        events: list[Event] = []
-        try:
-            events.append(self._events.get(timeout=timeout_s))
-            while True:
-                events.append(self._events.get_nowait())
-        except queue.Empty:
-            pass
-        return [e for event in events for e in self._take(event)]
+        return [event for event in drain(self._events, timeout_s) if self._take(event)]
 
     def close(self) -> None:
         self._closing = True
         for worker in list(self._workers):
             self._retire(worker)
 
-    def _take(self, event: Event) -> Sequence[Event]:
-        """Bring the books up to date with an event that is about to be handed out."""
+    def _take(self, event: Event) -> bool:
+        """Note what an event changes here; whether it is handed out."""
         if event.worker not in self._workers:
-            return []  # what a worker that was ended had under way
+            return False  # what a worker that was ended had under way
         if event.worker in self._unwanted:
             self._retire(event.worker)
-            return []
+            return False
         match event:
             case WorkerReady():
                 self._ready[event.worker] = []
@@ -102,7 +99,7 @@ class LocalPool:
                 self._retire(event.worker)
             case ShardEnded():
                 self._ready[event.worker].remove(event.shard)
-        return [event]
+        return True
 
     def _retire(self, worker: int) -> None:
         self._unwanted.discard(worker)
@@ -114,14 +111,13 @@ class LocalPool:
             stop()
 
 
-def _outcome(future: Future[ShardResult | Failure]) -> ShardResult | Failure:
+def _outcome(future: Future[_T]) -> _T | Failure:
     error = future.exception()
     return Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
 
 
 def _started(worker: int, future: Future[WorkerInfo | Failure]) -> Event:
-    error = future.exception()
-    outcome = Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
+    outcome = _outcome(future)
     if isinstance(outcome, Failure):
         return WorkerGone(worker, outcome, (), started=False)
     return WorkerReady(worker, outcome)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import ray_local
 from jobs.pool.contract import Pool
-from jobs.pool.nodes import NodeState, NodeWatch
+from jobs.pool.nodes import NodeWatch
 from jobs.pool.ray_metrics import RayMetrics
-from jobs.pool.ray_pool import LOST, RayPool, after_death, environment, loss
+from jobs.pool.ray_pool import LOST, RayPool, loss, start_actor
 from jobs.progress.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
@@ -25,7 +25,7 @@ from workers.host.cores import read_topology
 from workers.maker import Maker
 from workers.outcomes import BundleOutcome, Failure, FailureKind
 
-CONNECT_S = 10.0
+GCS_CONNECT_S = 10.0
 MAKER_CORES = 8
 """More would wait longer for a node with room than they save."""
 
@@ -41,7 +41,7 @@ def _check_reachable(address: str) -> None:
             "the driver must run in the cluster: from outside, use ray job submit",
         )
     try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
+        socket.create_connection((host, int(port)), GCS_CONNECT_S).close()
     except OSError as error:
         raise RunFailed(
             f"no Ray cluster answers at {address}: {error}",
@@ -71,7 +71,7 @@ class RayCluster:
             ) from error
         logs.keep_clean()
         self._metrics = RayMetrics()
-        self._nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
+        self._nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes, _draining_nodes)
         self._maker: Any = None
         self._bundle: Any = None
         self._bundle_placing: Any = None
@@ -82,8 +82,8 @@ class RayCluster:
         return None if self._address else read_topology().budget // threads
 
     def most_threads(self) -> int | None:
-        look = self._nodes.since(0.0)
-        nodes = ray.nodes() if look is None else look.nodes  # it answers: this process has only just connected
+        listing = self._nodes.since(0.0)
+        nodes = ray.nodes() if listing is None else listing.nodes  # it answers: this process has only just connected
         cpus = max((int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]), default=0)
         return max(1, cpus // self._threads_per_core) if cpus else None
 
@@ -94,19 +94,14 @@ class RayCluster:
         """Calibration in float is the slow part of making a bundle, so the maker takes several cores of a node."""
         self._end_maker()
         threads = min(MAKER_CORES, self.most_threads() or 1)
-        self._maker = (
-            ray.remote(Maker)
-            .options(
-                num_cpus=threads * self._threads_per_core,
-                memory=request.memory_bytes,
-                label_selector=dict(labels) or None,
-                max_restarts=0,
-                runtime_env=environment(threads, any_process=self._address is None),
-            )
-            .remote(request.with_threads(threads))
+        self._maker, self._bundle_placing = start_actor(
+            ray.remote(Maker),
+            request.with_threads(threads),
+            cpus=threads * self._threads_per_core,
+            threads=threads,
+            labels=labels,
+            any_process=self._address is None,
         )
-        # Ends as soon as its process runs.
-        self._bundle_placing = self._maker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         self._maker_died_at = None
         self._bundle = self._maker.make.remote()
 
@@ -122,13 +117,12 @@ class RayCluster:
             outcome: BundleOutcome | Failure = ray.get(self._bundle)
         except LOST as error:
             self._maker_died_at = self._maker_died_at or time.monotonic()
-            node: NodeState | None = NodeState.ALIVE
-            if isinstance(error, RayActorError):
-                node = after_death(self._maker_died_at, self._maker_node(), self._nodes)
-            if node is None:
+            what = "the worker that makes the bundle was"
+            failure = loss(what, error, self._maker_died_at, self._maker_node(), self._nodes)
+            if failure is None:
                 time.sleep(timeout_s)
                 return None
-            outcome = loss("the worker that makes the bundle was", error, node)
+            outcome = failure
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         self._end_maker()
@@ -164,3 +158,10 @@ class RayCluster:
     def close(self) -> None:
         self._nodes.close()
         ray.shutdown()
+
+
+def _draining_nodes() -> Mapping[str, int]:
+    from ray._private.state import state  # Ray offers it nowhere else
+
+    deadlines_ms: Mapping[str, int] = state.get_draining_nodes()
+    return deadlines_ms

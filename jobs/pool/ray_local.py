@@ -25,7 +25,7 @@ from workers.host import malloc
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Only shard descriptions and counts pass through it."""
-LOOK_S, WAIT_S = 0.02, 30.0
+_ASK_S, _WAIT_S = 0.02, 30.0
 
 
 def start(cpus: int, **options: Any) -> None:
@@ -80,8 +80,8 @@ def _no_api_server(this: Any, **_: Any) -> None:
 
 
 def _once_registered(get_node: Any, gcs_address: str, node_id: str) -> Any:
-    """As soon as the GCS knows the node; after WAIT_S it is Ray's to say that it does not."""
-    gcs, wanted, until = GcsClient(address=gcs_address), NodeID.from_hex(node_id), time.monotonic() + WAIT_S
-    while wanted not in gcs.get_all_node_info(timeout=WAIT_S) and time.monotonic() < until:
-        time.sleep(LOOK_S)
+    """As soon as the GCS knows the node; after _WAIT_S it is Ray's to say that it does not."""
+    gcs, wanted, until = GcsClient(address=gcs_address), NodeID.from_hex(node_id), time.monotonic() + _WAIT_S
+    while wanted not in gcs.get_all_node_info(timeout=_WAIT_S) and time.monotonic() < until:
+        time.sleep(_ASK_S)
     return get_node(gcs_address, node_id)

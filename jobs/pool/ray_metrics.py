@@ -16,24 +16,25 @@ from ray.util.metrics import Counter, Gauge
 from jobs.progress.metrics import JOB, METRICS, Kind, Metric
 from jobs.progress.snapshot import Snapshot
 
-logger = logging.getLogger("stint")
+_logger = logging.getLogger("stint")
 
 
 class RayMetrics:
-    """Of this process. Made when the first snapshot comes."""
+    """Those of this process; they exist from the first snapshot on."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+        """Of Ray, by name."""
         self._run_id = ""
         self._counted: dict[tuple[str, str], float] = {}
-        """What the counters have been told of the run so far, by metric and label."""
+        """What the counters have counted of the run so far, by metric and label."""
 
     def publish(self, snapshot: Snapshot) -> None:
         """Note how the run stands, in this process's memory. Raises nothing: a run goes on, watched or not."""
         try:
             self._publish(snapshot)
         except Exception as error:  # noqa: BLE001  (whatever Ray's metrics may raise)
-            logger.warning("metrics could not be published: %s", error)
+            _logger.warning("metrics could not be published: %s", error)
 
     def _publish(self, snapshot: Snapshot) -> None:
         if snapshot.run_id != self._run_id:  # whose counts begin at zero again
@@ -58,7 +59,7 @@ class RayMetrics:
         self._counted[key] = max(number, before or 0.0)
 
     def _of(self, metric: Metric) -> Any:
-        if metric.name not in self._made:
-            made = Gauge if metric.kind is Kind.GAUGE else Counter
-            self._made[metric.name] = made(metric.name, metric.meaning, metric.labels)
-        return self._made[metric.name]
+        if metric.name not in self._metrics:
+            kind = Gauge if metric.kind is Kind.GAUGE else Counter
+            self._metrics[metric.name] = kind(metric.name, metric.meaning, metric.labels)
+        return self._metrics[metric.name]

@@ -6,10 +6,10 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -22,10 +22,10 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady
-from jobs.pool.nodes import HOW_LOST, DrainWatch, NodeState, NodeWatch, loss_code, node_state
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady, drain
+from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notices, loss_code, node_state
 from workers.actor import Worker
-from workers.contract import Shard, WorkerSpec
+from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import malloc
 from workers.host.cores import thread_environment
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -34,7 +34,7 @@ from workers.redaction import redacted
 CONCURRENCY = 3
 """Calls an actor runs at once: one shard that predicts, one that is read ahead, and a spare."""
 SETTLE_S = 2.0
-"""After a worker's death its node is looked at again this much later: it may be going too."""
+"""After a worker's death its node's state is asked for again this much later: it may be going too."""
 UNKNOWN_S = 30.0
 """A cluster that says nothing of a dead worker's node for so long is not waited for: others may score its shards."""
 LOST = (RayActorError, OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
@@ -56,14 +56,14 @@ class _Actor:
     """Its id, once the actor is placed."""
     ready: bool = False
     leaving: bool = False
-    """It was told to go, or said so."""
+    """It was given notice, or said that it has to go."""
     shards: dict[Any, Shard] = field(default_factory=dict)
     """Shards under way, by the object reference of the call."""
 
 
 class RayPool:
     def __init__(self, spec: WorkerSpec, threads_per_core: int, nodes: NodeWatch, *, any_process: bool = False) -> None:
-        """`any_process`: workers may take processes that Ray has started before anybody asked, see `environment`."""
+        """`any_process`: workers may take processes that Ray has started before anybody asked, see `runtime_env`."""
         self._nodes = nodes
         self._spec = spec
         self._any_process = any_process
@@ -78,17 +78,16 @@ class RayPool:
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
-        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        """Those that are not under way any more, and nobody has looked at."""
+        self._ended: SimpleQueue[Any] = SimpleQueue()
+        """Those that have ended, and are not handled yet."""
         self._holding: dict[int, int] = {}
         """Ready workers that are not lost, with the number of shards that each holds."""
-        self._node_of: dict[int, str] = {}
-        """Of workers that have one, by its id."""
         self._placed: dict[int, float] = {}
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
-        self._drains = DrainWatch(_draining_nodes)
+        self._leave_by_ms: dict[int, float] = {}
+        """Workers that were given notice, each with the deadline that it knows of, in Unix time."""
 
     def workers(self) -> Mapping[int, int]:
         return self._holding
@@ -99,18 +98,17 @@ class RayPool:
     def start(self, labels: Mapping[str, str]) -> int:
         worker, self._next = self._next, self._next + 1
         cpus = self._spec.threads * self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
-        handle = self._actor_class.options(
-            num_cpus=cpus,
+        handle, placing = start_actor(
+            self._actor_class,
+            self._spec,
+            cpus=cpus,
+            threads=self._spec.threads,
+            labels=labels,
+            any_process=self._any_process,
             num_gpus=self._gpus or None,
-            memory=self._spec.memory_bytes,
-            label_selector=dict(labels) or None,
-            max_restarts=0,
             max_task_retries=0,
             max_concurrency=CONCURRENCY,
-            runtime_env=environment(self._spec.threads, any_process=self._any_process),
-        ).remote(self._spec)
-        # A lambda, so that it travels by value: nodes need not import this module.
-        placing = handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        )
         starting = handle.start.remote()
         self._actors[worker] = _Actor(handle, cpus, labels, placing, starting)
         for call in (placing, starting):
@@ -122,7 +120,6 @@ class RayPool:
         ray.kill(actor.handle, no_restart=True)
         self._lost.pop(worker, None)
         self._placed.pop(worker, None)
-        self._node_of.pop(worker, None)
         self._forget_calls(worker, actor)
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
@@ -137,42 +134,41 @@ class RayPool:
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         self._nodes.check()
-        events = [*self._tell_drained(), *self._tell_placed(), *self._tell_lost()]
-        if not self._waiting:
-            if self._lost and not events:
-                time.sleep(timeout_s)  # only the dead are waited for
-            return events
-        ended = []
-        try:
-            ended.append(self._ended.get(timeout=0 if events else timeout_s))
-            while True:  # take along everything else that has ended meanwhile
-                ended.append(self._ended.get_nowait())
-        except queue.Empty:
-            pass
-        return [*events, *(event for call in ended if (event := self._take(call)) is not None)]
+        events = [*self._drained(), *self._now_placed()]
+        if self._waiting:
+            ended = drain(self._ended, 0 if events else timeout_s)
+            events += [event for call in ended if (event := self._take(call)) is not None]
+        elif self._lost and not events:
+            time.sleep(timeout_s)  # only news of the nodes of those that died is waited for
+        return [*events, *self._now_lost()]
 
     def close(self) -> None:
-        self._drains.close()
         for worker in list(self._actors):
             self.end(worker)
 
     def _wait_for(self, call: Any, worker: int) -> None:
-        """Have Ray tell when the call ends: `ray.wait` looks at all that are under way, 6 ms of them for 20,000."""
+        """Have Ray report the call's end: `ray.wait` goes through all that are under way, 6 ms for 20,000 of them."""
         self._waiting[call] = worker
         call.future().add_done_callback(lambda _: self._ended.put(call))
 
-    def _tell_drained(self) -> list[Event]:
-        """Ray tells actors nothing of the drain of their node, so we do."""
-        news = self._drains.news(self._node_of)
-        for worker, left_s in news.items():
+    def _drained(self) -> list[Event]:
+        """Give notice to workers whose node drains: Ray does not."""
+        if not self._nodes.draining:
+            return []  # as nearly always
+        events: list[Event] = []
+        nodes = {worker: actor.node for worker, actor in self._actors.items()}
+        notices = drain_notices(self._nodes.draining, nodes, self._leave_by_ms, time.time() * 1000)
+        for worker, (deadline_ms, left_s) in notices.items():
+            self._leave_by_ms[worker] = deadline_ms
             actor = self._actors[worker]
             actor.leaving = True
             if actor.ready:
                 actor.handle.leave.remote(left_s)
-        return [WorkerLeaving(worker, left_s) for worker, left_s in news.items()]
+            events.append(WorkerLeaving(worker, left_s))
+        return events
 
     def _take(self, call: Any) -> Event | None:
-        """The event that an ended call stands for; None if its worker is already accounted for."""
+        """The event that an ended call stands for, if any."""
         worker = self._waiting.pop(call, None)
         if worker is None:
             return None
@@ -180,12 +176,15 @@ class RayPool:
         try:
             outcome = ray.get(call)
         except LOST as error:
-            return self._died(worker, error)
+            self._lost[worker] = time.monotonic(), error
+            self._placed.pop(worker, None)
+            self._forget_calls(worker, actor)
+            return None
         except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
             if not isinstance(outcome, Failure):
-                actor.node = self._node_of[worker] = outcome
+                actor.node = outcome
                 self._placed[worker] = time.monotonic()
             return None
         if not actor.ready:
@@ -198,8 +197,8 @@ class RayPool:
             if actor.cpus < self._spec.threads * here:
                 # Ray takes its node for emptier than it is, and would place one after another there for whom no core
                 # is left; so this one makes room for another that asks for what it takes.
-                told = f"asked for {actor.cpus} CPUs, and its cores are {self._spec.threads * here}: asking again"
-                return self._gone(worker, Failure(kind=FailureKind.INFRA, message=told))
+                message = f"asked for {actor.cpus} CPUs, and its cores are {self._spec.threads * here}: asking again"
+                return self._gone(worker, Failure(kind=FailureKind.INFRA, message=message))
             actor.ready, self._holding[worker] = True, 0
             return WorkerReady(worker, outcome)
         actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
@@ -207,34 +206,24 @@ class RayPool:
         self._holding[worker] = len(actor.shards)
         return ShardEnded(worker, shard, outcome)
 
-    def _died(self, worker: int, error: RayError) -> WorkerGone | None:
-        """Sort the death of an actor by facts; None where those of its node are still wanted, see `_tell_lost`."""
-        self._forget_calls(worker, self._actors[worker])
-        self._placed.pop(worker, None)
-        leaving = self._actors[worker].leaving
-        if leaving or not isinstance(error, RayActorError):
-            return self._gone(worker, loss("worker", error, NodeState.ALIVE, noticed=leaving))
-        self._lost[worker] = time.monotonic(), error
-        return self._sorted(worker)
+    def _now_lost(self) -> list[Event]:
+        """Workers of which it is known by now how they were lost."""
+        events: list[Event] = []
+        for worker, (died_at, error) in list(self._lost.items()):
+            actor = self._actors[worker]
+            failure = loss("worker", error, died_at, actor.node, self._nodes, noticed=actor.leaving)
+            if failure is not None:
+                events.append(self._gone(worker, failure))
+        return events
 
-    def _sorted(self, worker: int) -> WorkerGone | None:
-        died_at, error = self._lost[worker]
-        node = after_death(died_at, self._actors[worker].node, self._nodes)
-        if node is None:
-            return None
-        return self._gone(worker, loss("worker", error, node, noticed=self._actors[worker].leaving))
-
-    def _tell_lost(self) -> list[Event]:
-        return [gone for worker in list(self._lost) if (gone := self._sorted(worker)) is not None]
-
-    def _tell_placed(self) -> list[Event]:
+    def _now_placed(self) -> list[Event]:
         events: list[Event] = []
         for worker, at in list(self._placed.items()):
-            if (look := self._nodes.since(at)) is not None:
+            if (listing := self._nodes.since(at)) is not None:
                 actor = self._actors[worker]
-                holds = (look.cpus(actor.node) or 0) // actor.cpus  # none if it is gone already
+                holds = (listing.resource(actor.node, "CPU") or 0) // actor.cpus  # none if it is gone already
                 if self._gpus:
-                    holds = min(holds, look.gpus(actor.node) or 0)
+                    holds = min(holds, listing.resource(actor.node, "GPU") or 0)
                 events.append(WorkerPlaced(worker, actor.node, max(1, int(holds))))
                 del self._placed[worker]
         return events
@@ -254,7 +243,30 @@ class RayPool:
         return event
 
 
-def environment(threads: int, *, any_process: bool) -> dict[str, Any] | None:
+def start_actor(
+    actor_class: Any,
+    spec: WorkerSpec | BundleRequest,
+    *,
+    cpus: int,
+    threads: int,
+    labels: Mapping[str, str],
+    any_process: bool,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """An actor on a node with these labels, and the call that ends with that node's id once its process runs."""
+    handle = actor_class.options(
+        num_cpus=cpus,
+        memory=spec.memory_bytes,
+        label_selector=dict(labels) or None,
+        max_restarts=0,
+        runtime_env=runtime_env(threads, any_process=any_process),
+        **options,
+    ).remote(spec)
+    # A lambda, so that it travels by value: nodes need not import this module.
+    return handle, handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+
+
+def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     """What an actor asks of its process: thread and malloc variables, but None for `any_process`.
 
     A Ray that starts makes processes ready that actors can have at once, if they ask for nothing: two actors answered
@@ -266,38 +278,36 @@ def environment(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.variables({})}}
 
 
-def after_death(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
-    """What became of the node of an actor that died then (time.monotonic); None while that is not known yet."""
-    dead_s = time.monotonic() - died_at
-    settled = dead_s >= SETTLE_S
-    look = nodes.since(died_at + SETTLE_S if settled else died_at)
-    if look is None:
-        return None if dead_s < UNKNOWN_S else NodeState.LOST
-    state = node_state(node, look.nodes)
-    return None if state is NodeState.ALIVE and not settled else state
+def loss(
+    what: str, error: RayError, died_at: float, node: str | None, nodes: NodeWatch, *, noticed: bool = False
+) -> Failure | None:
+    """What an error that is one of LOST, at a time of time.monotonic, means for an actor, named `what` for a person.
 
-
-def loss(what: str, error: RayError, node: NodeState, *, noticed: bool = False) -> Failure:
-    """What an error that is one of LOST means for an actor, named `what` for a person, and its node.
-
-    `noticed` says that it was told to go, or said so.
+    `node` is where it was, None if nowhere yet; `noticed` says that it was given notice, or said that it has to go.
+    None while it is not known what became of the node.
     """
-    if isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
-        code = FailureCode.OTHER
-    else:
+    code = FailureCode.OTHER
+    if not isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
+        died = isinstance(error, RayActorError)
+        state = _state_after(died_at, node, nodes) if died and not noticed else NodeState.ALIVE
+        if state is None:
+            return None
         code = loss_code(
             preempted=noticed or (isinstance(error, RayActorError) and error.preempted),
             out_of_memory=isinstance(error, OutOfMemoryError),
             unavailable=isinstance(error, ActorUnavailableError),
-            node=node,
+            node=state,
         )
-    message, told = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
-    return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(told))
+    message, detail = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"
+    return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(detail))
 
 
-def _draining_nodes() -> Mapping[str, int]:
-    """Ids of nodes that are drained, each with its deadline in Unix milliseconds, 0 for none."""
-    from ray._private.state import state  # Ray offers it nowhere else
-
-    deadlines_ms: Mapping[str, int] = state.get_draining_nodes()
-    return deadlines_ms
+def _state_after(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
+    """What became of the node of an actor that died then; None while that is not known yet."""
+    dead_s = time.monotonic() - died_at
+    settled = dead_s >= SETTLE_S
+    listing = nodes.since(died_at + SETTLE_S if settled else died_at)
+    if listing is None:
+        return None if dead_s < UNKNOWN_S else NodeState.LOST
+    state = node_state(node, listing.nodes)
+    return None if state is NodeState.ALIVE and not settled else state

@@ -1,4 +1,4 @@
-"""The books on shards: what is left, what waits for a worker and in which manner, how often each has failed.
+"""Shards that are not committed yet: which wait for a worker and in which manner, and how often each has failed.
 
 Time comes in as a number; nothing here waits. What has failed goes before what is new, so that an error that repeats is
 known after a few attempts rather than after a pass over all input, and a suspect is convicted or acquitted soon. Of
@@ -20,9 +20,9 @@ from operator import attrgetter
 import numpy as np
 
 from jobs.ledger.presence import plan_of
-from jobs.ledger.slices import Ints, picked
+from jobs.ledger.slices import picked
 from jobs.run import policy
-from jobs.run.policy import Attempts, Manner
+from jobs.run.policy import Attempts, Budget, Manner
 from jobs.spec.schema import Limits
 from workers.contract import Shard
 from workers.outcomes import Failure
@@ -35,14 +35,18 @@ class Retry:
     """A shard that failed, or that an earlier run left with crashes."""
 
     shard: Shard
-    attempts: Attempts
     order: int
     """Which of them failed first."""
+    attempts: Attempts = field(default_factory=Attempts)
     failed_on: set[int] = field(default_factory=set)
     """Workers that had it."""
     failed_hosts: set[str] = field(default_factory=set)
     history: list[str] = field(default_factory=list)
-    """A line for each failure, for a person."""
+    """A line for each failure in this run, for a person."""
+    failure: Failure = field(init=False)
+    """The last one in this run."""
+    budget: Budget = field(init=False)
+    """What that one was charged to."""
     failed_at: float = 0.0
     waiting: bool = False
 
@@ -82,14 +86,17 @@ class Backlog:
             self.left[shard.key] = rows
             self._plans[shard.plan] += 1
             if shard.key in crashes:
-                retry = self._retry(shard, Attempts(crashes=crashes[shard.key]))
+                retry = self._retry(shard)
+                retry.attempts = Attempts(crashes=crashes[shard.key])
                 retry.failed_at, retry.waiting = now, True
-                self._now_due(retry)
+                insort(self._due(retry), retry, key=_order)
             else:
                 classes[size_class(rows)].append(place)
         self.rows_left = sum(self.left.values())
-        self._fresh = [_Fresh(missing, np.array(classes[size])) for size in sorted(classes)]
-        """By size, the largest last. Some may have been committed by another run meanwhile."""
+        largest_first = [np.array(classes[size]) for size in sorted(classes, reverse=True)]
+        self._fresh = picked(missing, np.concatenate(largest_first)) if largest_first else iter(())
+        """Shards that nobody has had, made into objects when it is about to be their turn."""
+        self._next_fresh = next(self._fresh, None)
 
     # --------------------------------------------------------------------------------------- hand out
 
@@ -108,10 +115,8 @@ class Backlog:
         while self._later and self._later[0][0] <= now:
             retry = heapq.heappop(self._later)[2]
             if retry.waiting:
-                self._now_due(retry)
-        while self._fresh and not self._fresh[-1]:
-            self._fresh.pop()
-        return bool(self._fresh or self._suspects or self._others)
+                insort(self._due(retry), retry, key=_order)
+        return bool(self._next_fresh or self._suspects or self._others)
 
     def take(
         self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
@@ -127,8 +132,15 @@ class Backlog:
                 retry.waiting = False
                 self._due(retry).remove(retry)
                 return self._given(retry.shard, policy.manner(retry.attempts, self._limits))
-        shard = self._next_fresh()
-        return self._given(shard, Manner.BESIDE) if shard else None
+        shard = self._next_fresh
+        if shard is None:
+            return None
+        self._next_fresh = self._left_fresh()
+        return self._given(shard, Manner.BESIDE)
+
+    def _left_fresh(self) -> Shard | None:
+        """The next one that no other run has committed meanwhile."""
+        return next((shard for shard in self._fresh if shard.key in self.left), None)
 
     def suspects_beyond(
         self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
@@ -156,15 +168,6 @@ class Backlog:
         self._doubled.pop(shard.key, None)
         return Assignment(shard, manner)
 
-    def _next_fresh(self) -> Shard | None:
-        while self._fresh:
-            while self._fresh[-1]:
-                shard = self._fresh[-1].pop()
-                if shard.key in self.left:
-                    return shard
-            self._fresh.pop()
-        return None
-
     # --------------------------------------------------------------------------------------- outcomes
 
     def returned(self, shard: Shard) -> None:
@@ -178,7 +181,7 @@ class Backlog:
         return shard.key in self._under_way
 
     def settle(self, key: str) -> bool:
-        """The shard is nobody's business any more; False if it was not before either."""
+        """The shard is committed or set aside; False if it was so before."""
         rows = self.left.pop(key, None)
         if rows is None:
             return False
@@ -187,8 +190,8 @@ class Backlog:
         self._plans[plan] -= 1
         if not self._plans[plan]:
             del self._plans[plan]
-        for books in (self._under_way, self._doubled, self._retries):
-            books.pop(key, None)
+        for by_key in (self._under_way, self._doubled, self._retries):
+            by_key.pop(key, None)
         return True
 
     def attempts(self, shard: Shard) -> Attempts:
@@ -201,10 +204,13 @@ class Backlog:
         retry = self._retries.get(shard.key)
         return (len(retry.history) if retry else 0) + 1 + second
 
-    def failed(self, shard: Shard, worker: int, failure: Failure, *, host: str, isolated: bool, now: float) -> Retry:
+    def failed(
+        self, shard: Shard, worker: int, failure: Failure, budget: Budget, *, host: str, isolated: bool, now: float
+    ) -> Retry:
         """Count a failure of a shard that is left; an empty `host` is not known. The caller decides what follows."""
-        retry = self._retries.get(shard.key) or self._retry(shard, Attempts())
-        retry.attempts = retry.attempts.after(failure, isolated=isolated)
+        retry = self._retry(shard)
+        retry.failure, retry.budget = failure, budget
+        retry.attempts = retry.attempts.after(failure, budget, isolated=isolated)
         retry.failed_on.add(worker)
         retry.failed_hosts |= {host} - {""}
         retry.failed_at = now
@@ -215,7 +221,7 @@ class Backlog:
         """Let a shard wait for a worker once more, not before `due_at`, if it is left and no attempt goes on."""
         if shard.key not in self.left or shard.key in self._under_way:
             return
-        retry = self._retries.get(shard.key) or self._retry(shard, Attempts())
+        retry = self._retry(shard)
         retry.waiting = True
         heapq.heappush(self._later, (due_at, retry.order, retry))
 
@@ -225,42 +231,27 @@ class Backlog:
         How many they are, and their rows.
         """
         fewer, more = sorted((self.left.keys(), present), key=len)
-        there = [key for key in fewer if key in more and key not in self._under_way]
+        found = [key for key in fewer if key in more and key not in self._under_way]
         rows_before = self.rows_left
-        for key in there:
+        for key in found:
             if retry := self._retries.get(key):
                 retry.waiting = False
             self.settle(key)
+        if self._next_fresh and self._next_fresh.key not in self.left:
+            self._next_fresh = self._left_fresh()
         for due in (self._suspects, self._others):
             due[:] = [retry for retry in due if retry.waiting]
-        return len(there), rows_before - self.rows_left
+        return len(found), rows_before - self.rows_left
 
     # ----------------------------------------------------------------------------------------- retries
 
-    def _retry(self, shard: Shard, attempts: Attempts) -> Retry:
-        retry = self._retries[shard.key] = Retry(shard, attempts, next(self._orders))
-        return retry
+    def _retry(self, shard: Shard) -> Retry:
+        if shard.key not in self._retries:
+            self._retries[shard.key] = Retry(shard, next(self._orders))
+        return self._retries[shard.key]
 
     def _due(self, retry: Retry) -> list[Retry]:
         return self._others if policy.manner(retry.attempts, self._limits) is Manner.BESIDE else self._suspects
-
-    def _now_due(self, retry: Retry) -> None:
-        insort(self._due(retry), retry, key=_order)
-
-
-class _Fresh:
-    """Shards that nobody has had, made into objects when it is about to be their turn."""
-
-    def __init__(self, missing: Sequence[Shard], places: Ints) -> None:
-        self._number, self._shards = len(places), picked(missing, places)
-
-    def __len__(self) -> int:
-        return self._number
-
-    def pop(self) -> Shard:
-        """The next one, of those that are left."""
-        self._number -= 1
-        return next(self._shards)
 
 
 def _may_have(retry: Retry, worker: int, ready: Mapping[int, str], starting: bool, now: float) -> bool:

@@ -1,8 +1,8 @@
 """The run loop: missing shards in, committed shards out. It holds no state that the ledger does not have.
 
-Everything that may go wrong comes back as an event; `policy` says what to do about it, `backlog` and `watch` keep the
-books. When a budget is spent the run ends at once: what is committed stays, what is under way is given up, and the next
-run does it.
+Everything that may go wrong comes back as an event. `policy` says what to do about it; `backlog` knows the shards,
+`assignments` and `fleet` the workers. When a shard has no attempts left the run ends at once: what is committed stays,
+what is under way is given up, and the next run does it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
-from jobs.fleet.fleet import Fleet, terms_of
+from jobs.fleet.fleet import Fleet
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
+from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import (
-    SHARDS_A_WORKER,
+    MAX_HELD_SHARDS,
     Event,
     Pool,
     ShardEnded,
@@ -35,64 +35,28 @@ from jobs.pool.contract import (
 from jobs.progress.progress import Look, Progress
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
-from jobs.run.assignments import Takers, Watch
+from jobs.run.assignments import Assignments, Candidates
 from jobs.run.backlog import Backlog
-from jobs.run.failed_attempts import Casualties
+from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.other_runs import Relisting
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
-from workers.outcomes import Failure, FailureCode, ShardResult, WorkerInfo
-
-# ----------------------------------------------------------------------------------------------------
-# What the loop's books say of workers and of the shards that they are with: for a snapshot.
-
-
-def look(tally: Tally, watch: Watch, pool: Pool, released: AbstractSet[int], now: float) -> Look:
-    """Workers that are `released` get no more shards. Time is the loop's."""
-    ready, busy = pool.workers(), watch.busy
-    leaving = released & ready.keys()
-    without = watch.holding[0]
-    pace = tally.s_a_row
-    return Look(
-        workers={
-            "starting": max(0, pool.size() - len(ready)),
-            "scoring": len(busy) - sum(worker in busy for worker in leaving),
-            "idle": len(without) - sum(worker in without for worker in leaving),
-            "leaving": len(leaving),
-        },
-        slowest=tuple(
-            UnderWay(
-                shard=it.shard.name,
-                worker=worker,
-                host=tally.host(worker),
-                rows=it.shard.rows,
-                age_s=now - it.since,
-                expected_s=None if pace is None else pace * it.shard.rows,
-            )
-            for worker, it in watch.longest(SLOWEST_SHOWN)
-        ),
-        worker_s=tally.worker_seconds,
-        idle_s=tally.idle_seconds,
-        stage_s=dict(tally.stage_s),
-        threads_per_core=tally.threads_per_core,
-        failures_by_code=dict(tally.failures.counts),
-    )
-
+from workers.outcomes import Failure, FailureCode, ShardResult
 
 POLL_S = 0.2
 OVERDUE_S = 5.0
-"""How often is looked for workers that are stuck."""
+"""How often the loop checks for workers that are stuck."""
 ASLEEP_S = 60.0
-"""A driver that was held up for so long (stopped, moved to another machine) first hears what has happened meanwhile."""
+"""A driver that was held up for so long (stopped, moved to another machine) handles first what has happened since."""
 RECORDS_WAIT_S = 10.0
 """At the end of a run, for crashes that are still being recorded."""
 
 
 @dataclass
 class Loop:
-    """Runs the missing shards of `plans` on `pool` until none is left, or until a budget is spent."""
+    """Runs the missing shards of `plans` on `pool` until none is left, or until one has no attempts left."""
 
     ledger: Ledger
     pool: Pool
@@ -111,6 +75,8 @@ class Loop:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
+    noting: Noting | None = None
+    """Writes down what results say of objects, now and then, for the run that finishes the plan."""
 
     def __post_init__(self, missing: Sequence[Shard]) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
@@ -124,21 +90,21 @@ class Loop:
             raise
         now = self.clock()
         self._backlog = Backlog(missing, crashes, self.limits, begin=begin, now=now)
-        self._watch = Watch(self.limits)
-        self._casualties = Casualties(self._backlog, self.limits, self.crashes, self.tally, self.progress)
+        self._assignments = Assignments(self.limits)
+        self._failed = FailedAttempts(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
         self._start_after = 0.0
         self._resize_after = self._idle_after = self._overdue_after = now
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
-        self._fleet = Fleet(terms_of(self.workers), now=now, finish_at=finish_at, rate_before=self.rate_before)
+        self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
         self._wanted, self._released = 0, frozenset[int]()
 
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
         with ExitStack() as closing:  # the last one first
-            closing.callback(self._casualties.close, RECORDS_WAIT_S)
+            closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._relisting.close)
             closing.callback(self.pool.close)
             closing.callback(self.progress.close)
@@ -151,36 +117,65 @@ class Loop:
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
         self._drop_done_elsewhere(began)
-        self._casualties.tell_unrecorded()
+        self._failed.note_unrecorded()
         wanted = self._staff(began)
         events = self.pool.poll(POLL_S)
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.tick(len(self.pool.workers()), wanted, self._look)
-        if not events and self._watch.quiet() and self.pool.size() == len(self.pool.workers()):
+        self.progress.tick(len(self.pool.workers()), wanted, self._snapshot_facts)
+        if not events and not self._assignments.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
         self.tally.worker_seconds += ready * took
-        self.tally.idle_seconds += min(ready, len(self._watch.holding[0])) * took
+        self.tally.idle_seconds += min(ready, len(self._assignments.holding[0])) * took
         self.tally.scoring_s += took if ready else 0.0
 
-    def _look(self) -> Look:
-        return look(self.tally, self._watch, self.pool, self._released, self.clock())
+    def _snapshot_facts(self) -> Look:
+        """What a snapshot tells of workers, and of the shards that they have been with for longest."""
+        now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
+        leaving = self._released & ready.keys()
+        pace = self.tally.s_a_row
+        return Look(
+            workers={
+                "starting": max(0, self.pool.size() - len(ready)),
+                "scoring": len(busy) - sum(worker in busy for worker in leaving),
+                "idle": len(idle) - sum(worker in idle for worker in leaving),
+                "leaving": len(leaving),
+            },
+            slowest=tuple(
+                UnderWay(
+                    shard=held.shard.name,
+                    worker=worker,
+                    host=self.tally.host(worker),
+                    rows=held.shard.rows,
+                    age_s=now - held.since,
+                    expected_s=None if pace is None else pace * held.shard.rows,
+                )
+                for worker, held in self._assignments.longest(SLOWEST_SHOWN)
+            ),
+            worker_s=self.tally.worker_seconds,
+            idle_s=self.tally.idle_seconds,
+            stage_s=dict(self.tally.stage_s),
+            threads_per_core=self.tally.threads_per_core,
+            failures_by_code=dict(self.tally.failures.counts),
+        )
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
         if now >= self._resize_after:
             self._resize_after = now + POLL_S
             self._resize(now)
-        takers = Takers(self.pool.workers(), self._released, self.tally.host, self._watch.isolates)
-        for _ in range(SHARDS_A_WORKER):  # to each its first, before any has a second
-            self._hand_out(takers, now)
-        if self._watch.holding[0] and now >= self._idle_after:
-            self._idle_after = now + speculation.LOOK_S
-            self._mind_idle(now)
-        return max(self._wanted, takers.number)
+        ready = self.pool.workers()
+        able = Candidates(ready, self._released, self._assignments.isolating, self.tally.host)
+        number = len(ready) - sum(worker in ready for worker in self._released)
+        for _ in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
+            self._hand_out(able, number, now)
+        if self._assignments.holding[0] and now >= self._idle_after:
+            self._idle_after = now + speculation.CHECK_IDLE_S
+            self._use_idle(now)
+        return max(self._wanted, number)
 
     def _resize(self, now: float) -> None:
         decision = self._fleet.decide(
@@ -193,17 +188,17 @@ class Loop:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
         self._wanted, self._released = decision.wanted, decision.release
 
-    def _hand_out(self, takers: Takers, now: float) -> None:
-        """Give shards to workers that have room. Where suspects wait, busy workers run empty for them."""
-        waiting, number = self._backlog.waiting, takers.number
+    def _hand_out(self, able: Candidates, number: int, now: float) -> None:
+        """Give shards to workers that have room, of `number` that stay. Where suspects wait, busy ones run empty."""
+        waiting = self._backlog.waiting
         if not self._backlog.any_to_go(now):
             return
         roomy = {
             worker: held
-            for held, workers in enumerate(self._watch.holding)
+            for held, workers in enumerate(self._assignments.holding)
             if policy.room(held, waiting, number)
             for worker in workers
-            if takers.may_have(worker)
+            if worker in able
         }
         if not roomy:
             return
@@ -213,49 +208,49 @@ class Loop:
             held = roomy[worker]
             if not policy.room(held, waiting, number):
                 continue
-            if held and self._backlog.suspects_beyond(reserved, worker, ready=takers, starting=starting, now=now):
+            if held and self._backlog.suspects_beyond(reserved, worker, ready=able, starting=starting, now=now):
                 reserved += 1
-            elif self._give(worker, held, takers, starting=starting, now=now):
-                waiting -= 1
+                continue
+            taken = self._backlog.take(worker, held=held, ready=able, starting=starting, now=now)
+            if taken is None:
+                continue
+            self._assign(worker, taken.shard, taken.manner, now, held=held)
+            waiting -= 1
             if not waiting:
                 return
 
-    def _give(self, worker: int, held: int, takers: Takers, *, starting: bool, now: float) -> bool:
-        taken = self._backlog.take(worker, held=held, ready=takers, starting=starting, now=now)
-        if taken is None:
-            return False
+    def _assign(
+        self, worker: int, shard: Shard, manner: Manner, now: float, *, held: int, second: bool = False
+    ) -> None:
+        """`held` shards the worker has; `second` says that another has this one, too."""
         isolated_s = None
-        if taken.manner is Manner.ISOLATED:
-            isolated_s = policy.isolated_after_s(self.limits.stall_s, self._s_a_row, taken.shard.rows)
-            self.progress.note(f"in isolation: {taken.shard.describe()}, which its workers died of")
-        self.pool.assign(worker, taken.shard, isolated_s=isolated_s)
-        self._watch.assigned(worker, taken.shard, taken.manner, now, isolated_s=isolated_s or 0.0)
+        if manner is Manner.ISOLATED:
+            isolated_s = policy.isolated_after_s(self.limits.stall_s, self._s_a_row, shard.rows)
+            self.progress.note(f"in isolation: {shard.describe()}, which its workers died of")
+        self.pool.assign(worker, shard, isolated_s=isolated_s)
+        self._assignments.assigned(worker, shard, manner, now, isolated_s=isolated_s or 0.0, second=second)
         self._fleet.assigned(worker, held, now)
-        return True
 
-    def _mind_idle(self, now: float) -> None:
+    def _use_idle(self, now: float) -> None:
         """When nothing waits: second attempts of what ends last; who is not needed for that either may go."""
         ready = self.pool.workers()
-        idle = {worker for worker in self._watch.holding[0] if worker in ready and self._fleet.stays(worker)}
+        idle = {worker for worker in self._assignments.holding[0] if worker in ready and self._fleet.stays(worker)}
         if not self._backlog.waiting:
-            running = self._watch.running(now, self._fleet.s_a_row)
+            running = self._assignments.running(now, self._fleet.s_a_row)
+            running = (attempt for attempt in running if self._backlog.may_double(attempt.shard))
             paces = {worker: pace for worker in idle if (pace := self._fleet.s_a_row(worker)) is not None}
-            for second in speculation.seconds((it for it in running if self._backlog.may_double(it.shard)), paces):
-                self._try_too(second, now)
-                idle.remove(second.worker)
+            for second in speculation.second_attempts(running, paces):
+                worker, shard = second.worker, second.shard
+                sooner = f"to end {second.saves_s:.0f} s sooner"
+                self.progress.note(f"worker {worker} tries {shard.describe()} too, {sooner}")
+                self._backlog.double(shard)
+                self._assign(worker, shard, Manner.BESIDE, now, held=0, second=True)
+                self.tally.speculative_attempts += 1
+                idle.remove(worker)
         left = len(self._backlog.left)
         staying = sum(self._fleet.stays(worker) for worker in ready) if idle else 0
         for worker in self._fleet.to_let_go(idle, staying, left + speculation.spares(left)):
             self._end(worker)
-
-    def _try_too(self, second: speculation.Second, now: float) -> None:
-        worker, shard = second.worker, second.shard
-        self.progress.note(f"worker {worker} tries {shard.describe()} too, to end {second.saves_s:.0f} s sooner")
-        self.pool.assign(worker, shard)
-        self._backlog.double(shard)
-        self._watch.assigned(worker, shard, Manner.BESIDE, now, second=True)
-        self._fleet.assigned(worker, 0, now)
-        self.tally.speculative_attempts += 1
 
     def _end_overdue(self, now: float) -> None:
         if now < self._overdue_after:
@@ -264,9 +259,9 @@ class Loop:
         self._overdue_after = now + (ASLEEP_S if asleep else OVERDUE_S)
         if asleep:
             return
-        for worker, failure in list(self._watch.overdue(now, self._s_a_row)):
+        for worker, failure in list(self._assignments.overdue(now, self._s_a_row)):
             started = worker in self.tally.workers
-            shards = self._watch.shards(worker)
+            shards = self._assignments.shards(worker)
             self.pool.end(worker)
             self._handle(WorkerGone(worker, failure, shards, started=started))
 
@@ -276,10 +271,10 @@ class Loop:
         return self.tally.s_a_row or (1 / self.rate_before if self.rate_before else None)
 
     def _end(self, worker: int) -> None:
-        held = self._watch.shards(worker)
+        held = self._assignments.shards(worker)
         self.pool.end(worker)
         self._fleet.ended(worker)
-        self._watch.gone(worker)
+        self._assignments.gone(worker)
         for shard in held:  # whoever is ended is idle, as far as is known
             self._backlog.returned(shard)
             self._backlog.again(shard, due_at=self.clock())
@@ -291,28 +286,31 @@ class Loop:
         match event:
             case WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
-                self._watch.placed(event.worker, now)
+                self._assignments.placed(event.worker, now)
             case WorkerReady():
                 self._fleet.ready(event.worker, now)
-                self._watch.ready(event.worker)
+                self._assignments.ready(event.worker)
                 self.tally.ready(event.worker, event.info)
-                self._tell_notes(event.info)
+                for note in event.info.notes:  # what workers say of themselves, once each
+                    if note not in self._noted:
+                        self._noted.add(note)
+                        self.progress.note(note)
             case WorkerLeaving(left_s=left_s):
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
                 self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
                 self._leaving(event.worker, now)
             case WorkerGone(started=False):
-                self._watch.gone(event.worker)
+                self._assignments.gone(event.worker)
                 self._not_started(event.worker, event.failure, now)
             case WorkerGone():
                 self._resize_after = now
                 self._fleet.gone(event.worker, now, held=len(event.shards))
-                manners = self._watch.gone(event.worker)
+                manners = self._assignments.gone(event.worker)
                 for shard in event.shards:
                     self._backlog.returned(shard)
-                self._casualties.worker_lost(event.worker, event.failure, event.shards, manners, now)
+                self._failed.worker_lost(event.worker, event.failure, event.shards, manners, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
-                held = self._watch.ended(event.worker, shard, now)
+                held = self._assignments.ended(event.worker, shard, now)
                 attempt, alone = self._backlog.attempt(shard, second=held.second), held.manner is Manner.ISOLATED
                 first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
                 self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad if first else 0, now)
@@ -322,19 +320,12 @@ class Loop:
                 if first:
                     self._committed(result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
-                manner = self._watch.ended(event.worker, shard, now).manner
+                manner = self._assignments.ended(event.worker, shard, now).manner
                 self._fleet.shard_ended(event.worker, 0, now)
                 self._backlog.returned(shard)
                 if failure.code == FailureCode.PREEMPTED:
                     self._leaving(event.worker, now)
-                self._casualties.shard_failed(event.worker, shard, failure, manner, now)
-
-    def _tell_notes(self, info: WorkerInfo) -> None:
-        """What workers have to say of themselves, once each."""
-        for note in info.notes:
-            if note not in self._told:
-                self._told.add(note)
-                self.progress.note(note)
+                self._failed.shard_failed(event.worker, shard, failure, manner, now)
 
     def _leaving(self, worker: int, now: float) -> None:
         self._fleet.leaving(worker)
@@ -343,22 +334,24 @@ class Loop:
 
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result)
+        if self.noting:
+            self.noting.note_due(result.plan)
         if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
             raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, self.tally.reasons)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._resize_after = now
         self._fleet.gone(worker, now, held=0)
-        self._casualties.not_started(worker, failure)
-        step = policy.start_step(
+        self._failed.not_started(worker, failure)
+        pause_s = policy.start_pause_s(
             failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
-        if step.give_up:
+        if pause_s is None:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
                 "mend the cause, then run the same command",
             )
-        self._start_after = now + step.pause_s
+        self._start_after = now + pause_s
 
     def _drop_done_elsewhere(self, now: float) -> None:
         present = self._relisting.present(lambda: set(self._backlog.plans), now)

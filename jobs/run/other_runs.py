@@ -1,4 +1,4 @@
-"""What other runs commit meanwhile, from looking again and again. Time comes in as a number; nothing here waits."""
+"""What other runs commit meanwhile, from listing again and again. Time comes in as a number; nothing here waits."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ RELIST_SHARE = 0.05
 class Relisting:
     def __init__(self, ledger: Ledger, plans: Sequence[Plan], say: Callable[[str], None], *, now: float) -> None:
         self._ledger, self._plans, self._say = ledger, plans, say
-        self._looks: Errands[Present] = Errands("listing")
+        self._listings: Errands[Present] = Errands("listing")
         self._began = now
         self._again_after = now + RELIST_S
         self._failures = 0
 
     def present(self, open_plans: Callable[[], Collection[int]], now: float) -> Collection[str]:
-        """Keys that the last look has found, once; empty until the next is over.
+        """Keys that the last listing has found, once; empty until the next is over.
 
-        Raises StoreDenied, and RunFailed when looks keep failing.
+        Raises StoreDenied, and RunFailed when listing keeps failing.
         """
-        if not self._looks.under_way and now >= self._again_after:
+        if not self._listings.under_way and now >= self._again_after:
             numbers = open_plans()
             plans = [plan for plan in self._plans if plan.number in numbers]
-            self._looks.send(lambda: Present.of_all(self._ledger.present(plan) for plan in plans))
+            self._listings.send(lambda: Present.of_all(self._ledger.present(plan) for plan in plans))
             self._began = now
         found: Collection[str] = ()
-        for outcome in self._looks.ended():
+        for outcome in self._listings.ended():
             self._again_after = now + max(RELIST_S, (now - self._began) / RELIST_SHARE)
             if isinstance(outcome, StoreDenied):
                 raise outcome
@@ -48,7 +48,7 @@ class Relisting:
         return found
 
     def close(self) -> None:
-        self._looks.close()
+        self._listings.close()
 
     def _failed(self, error: StoreError) -> None:
         self._failures += 1

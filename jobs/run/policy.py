@@ -1,6 +1,6 @@
 """Decisions, as pure functions of plain values. No cluster, no clock, no store.
 
-`attempts` and `failures` below count one shard's, or one pool's, since the run began, unless said otherwise.
+`attempts` below count those at one shard, or of one maker of bundles, since the run began, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Literal
 
-from jobs.pool.contract import SHARDS_A_WORKER
+from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S
@@ -57,10 +57,10 @@ MISSED = timedelta(hours=3)
 
 
 class Budget(enum.StrEnum):
-    """What a failed attempt at a shard is charged to."""
+    """Which limit of retries a failed attempt counts against."""
 
     NONE = "none"
-    """Taken away with notice: nobody's fault, however often."""
+    """Taken away with notice: it may happen any number of times."""
     INFRA = "infra"
     TASK = "task"
     DATA = "data"
@@ -69,7 +69,10 @@ class Budget(enum.StrEnum):
 
 
 def budget_of(failure: Failure) -> Budget:
-    """By kind; of what is nobody's error the code tells more. (That of an isolated attempt comes with its kind.)"""
+    """By kind; for what is nobody's error the code tells more. (A failure of an isolated attempt comes with its kind.)
+
+    Decisions below take the budget beside the failure: it is asked for once, when the failure is counted.
+    """
     if failure.kind is FailureKind.INFRA:
         match failure.code:
             case FailureCode.PREEMPTED:
@@ -91,17 +94,17 @@ class Attempts:
     isolated_crashes: int = 0
     """In this run."""
     nodes_lost: int = 0
-    free: int = 0
 
     @property
     def by_itself(self) -> int:
         """Those in which neither the worker nor its node was taken away."""
         return self.infra - self.nodes_lost + self.task + self.data + self.crashes
 
-    def after(self, failure: Failure, *, isolated: bool = False) -> Attempts:
-        match budget_of(failure):
+    def after(self, failure: Failure, budget: Budget, *, isolated: bool = False) -> Attempts:
+        """With one failure more. What is taken away with notice counts nowhere."""
+        match budget:
             case Budget.NONE:
-                return replace(self, free=self.free + 1)
+                return self
             case Budget.INFRA:
                 nodes_lost = self.nodes_lost + (failure.code == FailureCode.NODE_LOST)
                 return replace(self, infra=self.infra + 1, nodes_lost=nodes_lost)
@@ -122,22 +125,30 @@ def suspected(failure: Failure, before: Attempts) -> Failure:
     return replace(failure, code=FailureCode.CRASHED, message=message)
 
 
-class Step(enum.Enum):
+class ShardStep(enum.Enum):
+    """What a failed attempt at a shard comes to."""
+
     RETRY = "retry"
     SET_ASIDE = "set aside"
     """The others go on without it; the run ends with code 1."""
     STOP = "stop"
 
 
-def next_step(
-    attempts: Attempts, failure: Failure, limits: Limits, crashed_aside: int = 0, *, worked: bool = False
-) -> Step:
+def shard_step(
+    attempts: Attempts,
+    failure: Failure,
+    budget: Budget,
+    limits: Limits,
+    crashed_aside: int = 0,
+    *,
+    worked: bool = False,
+) -> ShardStep:
     """After a failure that `attempts` already counts: another attempt, or what it comes to.
 
     `crashed_aside` shards were set aside before because they kept crashing. One such shard does not hold up a night.
     Where other shards have been scored in this run (`worked`), a refusal may be one node's, that has no credentials.
     """
-    match budget_of(failure):
+    match budget:
         case Budget.NONE:
             spent = False
         case Budget.INFRA:
@@ -146,12 +157,12 @@ def next_step(
             refused = failure.code == FailureCode.DENIED and not worked
             spent = attempts.task > limits.task_retries or refused
         case Budget.DATA:
-            return Step.SET_ASIDE if attempts.data > limits.task_retries else Step.RETRY
+            return ShardStep.SET_ASIDE if attempts.data > limits.task_retries else ShardStep.RETRY
         case Budget.CRASH:
             spent = attempts.isolated_crashes > ISOLATED_RETRIES
             if spent and crashed_aside < CRASHED_ASIDE:
-                return Step.SET_ASIDE
-    return Step.STOP if spent else Step.RETRY
+                return ShardStep.SET_ASIDE
+    return ShardStep.STOP if spent else ShardStep.RETRY
 
 
 class MakerStep(enum.Enum):
@@ -165,7 +176,7 @@ class MakerStep(enum.Enum):
     GIVE_UP = "give up"
 
 
-def maker_step(attempts: Attempts, failure: Failure) -> MakerStep:
+def maker_step(attempts: Attempts, failure: Failure, budget: Budget) -> MakerStep:
     """After a failure that `attempts`, those of the maker in this run, already counts.
 
     A node that was taken away, or has no room now, is followed by another. One that will never do, and an error of
@@ -173,7 +184,7 @@ def maker_step(attempts: Attempts, failure: Failure) -> MakerStep:
     """
     if failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED):
         return MakerStep.WAIT
-    if budget_of(failure) is Budget.CRASH:
+    if budget is Budget.CRASH:
         spent = attempts.crashes > MAKER_CRASHES
         step = MakerStep.WITHOUT_EXTRAS
     else:
@@ -193,7 +204,7 @@ class Manner(enum.Enum):
     BESIDE = "beside"
     """Together with others, one of which is read ahead."""
     ALONE = "alone"
-    """A suspect: with nothing beside it, so that the next crash convicts it and a commit acquits it."""
+    """With nothing beside it: a worker died of it or of another shard, and the next attempt shows which."""
     ISOLATED = "isolated"
     """Alone, and in processes that may die of it."""
 
@@ -204,13 +215,13 @@ def manner(attempts: Attempts, limits: Limits) -> Manner:
     return Manner.ALONE if attempts.crashes else Manner.BESIDE
 
 
-def pause_s(attempts: Attempts, failure: Failure, jitter: float) -> float:
+def pause_s(attempts: Attempts, failure: Failure, budget: Budget, jitter: float) -> float:
     """Before the next attempt, after a failure that `attempts` counts; `jitter` is a random number in [0, 1).
 
     A storage fault that outlasted the store's own retries is likely to last: 20 retries span a quarter of an hour. A
     lost worker says nothing about the next.
     """
-    if budget_of(failure) is not Budget.INFRA or failure.code == FailureCode.NODE_LOST:
+    if budget is not Budget.INFRA or failure.code == FailureCode.NODE_LOST:
         return 0.0
     longest = min(FAULT_PAUSE_MAX_S, FAULT_PAUSE_S * 2.0 ** min(attempts.infra - 1, 10))
     return longest * (1 + jitter) / 2
@@ -227,8 +238,8 @@ def may_go(
 ) -> bool:
     """Whether a shard that failed on some workers goes to this one: best to another host, else to another worker.
 
-    A node that is broken would otherwise spend a shard's budget with its several workers, which are the first to be
-    idle. `ready` are the workers that take shards, with their hosts; for one that is `starting` only a while is waited.
+    The several workers of a broken node are the first to be idle, and would otherwise use up all of a shard's retries.
+    `ready` are the workers that take shards, with their hosts; for one that is `starting` only a while is waited.
     """
 
     def tried(other: int) -> int:
@@ -240,6 +251,10 @@ def may_go(
     if any(tried(other) < here for other in ready):
         return False
     return here == 1 or not (starting and waited_s < ELSEWHERE_S)
+
+
+def stuck(message: str) -> Failure:
+    return Failure(kind=FailureKind.INFRA, code=FailureCode.STUCK, message=message)
 
 
 def stall_after_s(setting: float | Literal["auto"], s_a_row: float | None, rows: int) -> float | None:
@@ -268,7 +283,7 @@ def room(in_flight: int, pending: int, workers: int) -> int:
     """
     if in_flight == 0:
         return 1
-    return SHARDS_A_WORKER - in_flight if pending >= workers else 0
+    return MAX_HELD_SHARDS - in_flight if pending >= workers else 0
 
 
 def deadline(finish_by: str, zone: tzinfo, now: datetime) -> datetime:
@@ -284,25 +299,17 @@ def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:
     return rows_bad > budget * rows_total
 
 
-@dataclass(frozen=True)
-class StartStep:
-    """What to do about workers that do not start."""
+def start_pause_s(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> float | None:
+    """Seconds until workers are asked for again, after the `in_a_row`-th that did not start; None: the run gives up.
 
-    give_up: bool
-    pause_s: float
-
-
-def start_step(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> StartStep:
-    """After the `in_a_row`-th start failure with `ready` workers up; `others_to_try` are groups of other nodes.
-
-    Cores that another run holds come free when it ends, so those are waited for; and a node that was taken away with
-    notice will be followed by another. One that is unfit, or kills what starts on it, does not matter while others
-    serve. What looks like an error of ours will go on repeating, unless others have started: then it is the node's, as
-    with a disk that is full.
+    `ready` workers are up; `others_to_try` are groups of other nodes. Cores that another run holds come free when it
+    ends, so those are waited for; and a node that was taken away with notice will be followed by another. One that is
+    unfit, or kills what starts on it, does not matter while others serve. What looks like an error of ours will go on
+    repeating, unless others have started: then it is the node's, as with a disk that is full.
     """
-    pause_s = min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))
     if failure.kind is not FailureKind.INFRA:
-        return StartStep(give_up=ready == 0, pause_s=pause_s)
-    served = ready > 0 or others_to_try or failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED)
-    hopeless = not served and in_a_row >= START_FAILURES
-    return StartStep(give_up=hopeless, pause_s=pause_s)
+        give_up = ready == 0
+    else:
+        served = ready > 0 or others_to_try or failure.code in (FailureCode.NO_CORES, FailureCode.PREEMPTED)
+        give_up = not served and in_a_row >= START_FAILURES
+    return None if give_up else min(START_PAUSE_MAX_S, START_PAUSE_S * 2 ** min(in_a_row - 1, 10))

@@ -34,7 +34,7 @@ from jobs.report.assemble import compose
 from jobs.report.journal import Journal
 from jobs.report.report import Report
 from jobs.report.runs import rate_of_worker
-from jobs.run.ensure_bundle import Bundling
+from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.loop import Loop
 from jobs.run.policy import bad_rows_exceeded, deadline
 from jobs.run.tally import Tally
@@ -42,12 +42,9 @@ from jobs.spec.schema import Workers
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
 
-# ----------------------------------------------------------------------------------------------------
-# The spec's bounds on workers within what there is to run them on.
 
-
-def fitting(job: Job, cluster: Cluster) -> Workers:
-    """The spec's bounds, within what a machine that cannot grow has; its one node has no labels either.
+def workers_that_fit(job: Job, cluster: Cluster) -> Workers:
+    """The spec's section, its bounds within what a machine that cannot grow has; its one node has no labels either.
 
     Raises SpecError where not one worker fits such a machine.
     """
@@ -75,16 +72,10 @@ def waits_for_gpus(job: Job, cluster: Cluster) -> bool:
     return wants and cluster.most_workers(job.threads) is None and not cluster.gpus()
 
 
-Say = Callable[[str], None]
+class _Publisher:
+    """Makes it known to whoever monitors the cluster how the run stands."""
 
-
-PUBLISH_EVERY_S = 5.0
-
-
-class Published:
-    """The watcher that makes it known to whoever monitors the cluster."""
-
-    every_s = PUBLISH_EVERY_S
+    every_s = 5.0
 
     def __init__(self, cluster: Cluster) -> None:
         self.show = cluster.publish
@@ -97,7 +88,7 @@ class Run:
     job: Job
     connect: Callable[[], Cluster]
     interrupted: Callable[[], bool]
-    say: Say
+    say: Callable[[str], None]
     progress: str = "auto"
     """How the run is shown, see jobs.progress.displays.display_for."""
     cluster: Cluster | None = None
@@ -171,9 +162,9 @@ class Run:
 
     def _take(self, found: Discovery) -> None:
         """Have workers and a model that may score what was found, and claim it."""
-        self._tell(found)
+        self._say_found(found)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
-            fitting(self.job, self._connected())  # refused here, before anything is claimed
+            workers_that_fit(self.job, self._connected())  # refused here, before anything is claimed
             if waits_for_gpus(self.job, self._connected()):
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
@@ -193,7 +184,7 @@ class Run:
             self._take(found)
             self._finish_open()
 
-    def _tell(self, found: Discovery) -> None:
+    def _say_found(self, found: Discovery) -> None:
         for line in found.lines():
             self.say(line)
         self.report.as_of = str(self.job.days.last)
@@ -205,16 +196,16 @@ class Run:
         """Claim what is new as the next plan, less what another run claims first."""
         if not found.fresh and not found.wanted.again:
             return
-        made: Content | None = None
+        claimed: Content | None = None
 
         def content(plans: Sequence[Plan]) -> Content | None:
-            nonlocal made
-            made = found.content(plans)
-            return made
+            nonlocal claimed
+            claimed = found.content(plans)
+            return claimed
 
         plan = self.job.ledger.claim(content)
-        if plan is not None and made is not None:
-            for warning in made.cut.warnings:
+        if plan is not None and claimed is not None:
+            for warning in claimed.cut.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
 
@@ -242,14 +233,14 @@ class Run:
         self._finish(plans)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
-        outcome = Bundling(self.job, opened, self._connected, self.interrupted, self.say).ensure()
+        outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say)
         self._artifacts = outcome.artifacts
         return outcome
 
     def _score(self, plans: Sequence[Plan], missing: Missing) -> None:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
-        self._tell_profile()
+        self._say_profile()
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
@@ -264,7 +255,7 @@ class Run:
             price=price,
             finish_in_s=finish_in_s,
             display=display_for(sys.stderr, self.progress),
-            watchers=(self._journal, Published(self._connected())),
+            watchers=(self._journal, _Publisher(self._connected())),
         )
         progress.shards_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
@@ -274,9 +265,10 @@ class Run:
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
-            workers=fitting(self.job, self._connected()),
+            workers=workers_that_fit(self.job, self._connected()),
             progress=progress,
             tally=self._tally,
+            noting=noting,
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,
@@ -286,7 +278,7 @@ class Run:
             loop.run()
         finally:
             noting.close()
-            count(self.report, self._tally, price)
+            fill_in(self.report, self._tally, price)
 
     @property
     def _price(self) -> Price:
@@ -299,7 +291,7 @@ class Run:
         now = datetime.now(UTC)
         return (deadline(schedule.finish_by, ZoneInfo(schedule.timezone), now) - now).total_seconds()
 
-    def _tell_profile(self) -> None:
+    def _say_profile(self) -> None:
         """What `stint tune` has found of such nodes, where the spec leaves something to it."""
         given, width = self.job.spec.workers, self.job.width
         if self.job.spec.model.device == "cpu" and "auto" in (given.cpus, given.batch):
@@ -362,7 +354,7 @@ class Run:
         save(self.job, report, self.say, pictures=not hurry)
 
 
-def count(report: Report, tally: Tally, price: Price) -> None:
+def fill_in(report: Report, tally: Tally, price: Price) -> None:
     """Put what the loop did into the report."""
     report.rows_scored_here = tally.rows
     report.shards_scored_here, report.shards_committed_here = tally.shards, tally.committed

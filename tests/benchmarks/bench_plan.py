@@ -26,7 +26,7 @@ from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
 from jobs.ledger.done import KnownObjects
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import Noting
+from jobs.ledger.notes import NOTE_EVERY, Noting
 from jobs.ledger.plans import Plan
 from jobs.ledger.slices import Source
 from jobs.plan.claims import wanted
@@ -199,7 +199,9 @@ def note(it: Step) -> str:
     (open_plan,) = it.ledger.plans()
     with it:
         noting = Noting(it.store, ROOT, [open_plan], print)
-        _results(noting, done)
+        for part in np.array_split(done, max(1, len(done) // NOTE_EVERY)):
+            _results(noting, part)
+            noting.note_due(1)
         noting.close()
     return f"{len(done):,} results"
 

@@ -19,7 +19,7 @@ from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
 from jobs.plan.claims import Wanted
 from jobs.run.backlog import Backlog
-from jobs.run.failed_attempts import Casualties
+from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
 from tests.model.faults import Fault
 from tests.model.pool import Slow
@@ -145,7 +145,7 @@ def settled_early(self: Backlog, shard: Shard, right: Callable[[Backlog, Shard],
     self.settle(shard.key)
 
 
-def dropped(self: Casualties, retry: Any, failure: Any, now: float) -> None:
+def dropped(self: FailedAttempts, retry: Any, now: float) -> None:
     """A failure is left to the other attempt, also where there is none any more."""
 
 
@@ -196,7 +196,7 @@ MUTANTS = (
         BOTH_DIE, "ended with NotFound",
     ),
     Mutant(
-        "the other attempt is relied on too long", method(Casualties, "_follow_up", dropped), TWO_ATTEMPTS,
+        "the other attempt is relied on too long", method(FailedAttempts, "_follow_up", dropped), TWO_ATTEMPTS,
         ONE_DIES, "does not come to an end",
     ),
 )  # fmt: skip

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping
 
 from jobs.fleet import groups
-from jobs.fleet.fleet import Decision, Fleet, GroupTerms, Terms
+from jobs.fleet.fleet import Decision, Fleet
+from jobs.spec.schema import Group, Workers
 
 SPOT, ON_DEMAND = 0, 1
 
@@ -14,8 +15,8 @@ SPOT, ON_DEMAND = 0, 1
 class Books:
     """A fleet whose decisions are carried out at once."""
 
-    def __init__(self, *terms: GroupTerms, most: int = 4, finish_at: float | None = None) -> None:
-        self.fleet = Fleet(Terms(least=0, most=most, groups=terms or [GroupTerms()]), now=0.0, finish_at=finish_at)
+    def __init__(self, *given: Group, most: int = 4, finish_at: float | None = None) -> None:
+        self.fleet = Fleet(Workers(max=most, groups=given), now=0.0, finish_at=finish_at)
         self.numbers = itertools.count()
         self.group_of: dict[int, int] = {}
         self.holding: dict[int, int] = {}
@@ -48,7 +49,7 @@ class Books:
 
 
 def spot_and_on_demand(**changes: int) -> Books:
-    return Books(GroupTerms(labels={"m": "spot"}, patience_s=300), GroupTerms(labels={"m": "od"}), **changes)
+    return Books(Group(labels={"m": "spot"}, patience_s=300), Group(labels={"m": "od"}), **changes)
 
 
 def test_workers_that_found_no_node_in_time_are_asked_for_in_the_next_group() -> None:

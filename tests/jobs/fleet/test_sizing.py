@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.fleet.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, Rate, StartDelay, workers_wanted
+from jobs.fleet.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, RecentRate, StartDelay, workers_wanted
 
 RATE = 10.0
 HOUR_S = 3600.0
@@ -86,7 +86,7 @@ def test_when_workers_are_being_lost_time_to_replace_the_last_of_them_is_kept() 
 
 
 def test_the_rate_counts_lost_attempts_as_time_without_rows_and_forgets_what_is_long_past() -> None:
-    rate = Rate()
+    rate = RecentRate()
     assert rate.value is None
     rate.add(0, 10.0)
     assert rate.value is None

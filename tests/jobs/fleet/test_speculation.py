@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.fleet.speculation import Running, Second, left_s, pays, seconds, spares
+from jobs.fleet.speculation import RunningAttempt, SecondAttempt, left_s, pays, second_attempts, spares
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.snapshot import Price
@@ -15,7 +15,8 @@ from jobs.report.report import Report, summary
 from jobs.run import loop as loop_module
 from jobs.run import policy
 from jobs.run.backlog import Backlog
-from jobs.run.run import count
+from jobs.run.policy import Budget
+from jobs.run.run import fill_in
 from jobs.spec.schema import Limits
 from tests.jobs.run.test_loop import ROOT, setup
 from tests.support.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
@@ -61,11 +62,14 @@ def test_a_second_attempt_must_end_well_before_the_first(
 
 def test_what_ends_last_goes_to_the_fastest_idle_worker() -> None:
     small, large, soon = shard(1, 100), shard(2, 400), shard(3, 100)
-    running = [Running(7, soon, 20.0), Running(8, small, 900.0), Running(9, large, 1000.0)]
-    assert seconds(running, {4: 1.0, 5: 0.5, 6: 1.0}) == [Second(large, 5, 800.0), Second(small, 4, 800.0)]
-    assert seconds(running, {4: 1.0}) == [Second(large, 4, 600.0)]
-    assert seconds(running, {4: 10.0}) == []  # itself too slow
-    assert seconds(running, {}) == seconds([], {4: 1.0}) == []
+    running = [RunningAttempt(7, soon, 20.0), RunningAttempt(8, small, 900.0), RunningAttempt(9, large, 1000.0)]
+    assert second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0}) == [
+        SecondAttempt(large, 5, 800.0),
+        SecondAttempt(small, 4, 800.0),
+    ]
+    assert second_attempts(running, {4: 1.0}) == [SecondAttempt(large, 4, 600.0)]
+    assert second_attempts(running, {4: 10.0}) == []  # itself too slow
+    assert second_attempts(running, {}) == second_attempts([], {4: 1.0}) == []
 
 
 def test_one_idle_worker_is_kept_for_every_so_many_shards_that_are_under_way() -> None:
@@ -119,7 +123,7 @@ def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_r
     assert first.worker != second.worker
     assert "tries shard 00000001/00000011" in run.told.getvalue()
     report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    count(report, tally, Price())
+    fill_in(report, tally, Price())
     assert (report.shards_scored_here, report.speculative_attempts, report.speculative_wins) == (12, 1, 1)
     assert "second attempts of slow shards: 1, 1 of which ended first" in summary(report)
 
@@ -181,21 +185,21 @@ def test_a_second_attempt_that_fails_is_the_only_one_so_that_a_broken_node_does_
 
 @pytest.mark.parametrize(("failure", "another"), [(PREEMPTED, True), (NODE, True), (STORAGE, False), (TASK, False)])
 def test_only_a_second_attempt_that_was_taken_away_is_followed_by_another(failure: Failure, another: bool) -> None:
-    books = Backlog([shard(0, 10)], {}, Limits(), now=0.0)
+    backlog = Backlog([shard(0, 10)], {}, Limits(), now=0.0)
     ready = {1: "here", 2: "there"}
-    given = books.take(1, held=0, ready=ready, starting=False, now=0.0)
+    given = backlog.take(1, held=0, ready=ready, starting=False, now=0.0)
     assert given is not None
-    assert books.may_double(given.shard)
-    books.double(given.shard)
-    assert not books.may_double(given.shard)
-    books.returned(given.shard)
-    books.failed(given.shard, 2, failure, host="there", isolated=False, now=1.0)
-    assert books.may_double(given.shard) is another
-    books.returned(given.shard)
-    books.failed(given.shard, 1, PREEMPTED, host="here", isolated=False, now=2.0)
-    books.again(given.shard, due_at=2.0)
-    assert books.take(2, held=0, ready=ready, starting=False, now=3.0) == given
-    assert books.may_double(given.shard)  # it has begun anew
+    assert backlog.may_double(given.shard)
+    backlog.double(given.shard)
+    assert not backlog.may_double(given.shard)
+    backlog.returned(given.shard)
+    backlog.failed(given.shard, 2, failure, policy.budget_of(failure), host="there", isolated=False, now=1.0)
+    assert backlog.may_double(given.shard) is another
+    backlog.returned(given.shard)
+    backlog.failed(given.shard, 1, PREEMPTED, Budget.NONE, host="here", isolated=False, now=2.0)
+    backlog.again(given.shard, due_at=2.0)
+    assert backlog.take(2, held=0, ready=ready, starting=False, now=3.0) == given
+    assert backlog.may_double(given.shard)  # it has begun anew
 
 
 def test_a_shard_that_was_committed_here_counts_as_such_whichever_attempt_is_heard_of_first() -> None:

@@ -65,6 +65,7 @@ def killed_after(here: Ledger, plan: Plan, numbers: range) -> None:
     run = Noting(here.store, ROOT, [plan], pytest.fail)
     for index in numbers:
         run.add(*result(here, plan, index))
+        run.note_due(plan.number)
     run._tell(10.0)
     run._writes.close()
 
@@ -90,6 +91,7 @@ def test_a_run_that_ends_notes_the_rest_where_it_is_worth_it() -> None:
     run = Noting(here.store, ROOT, [plan], pytest.fail)
     for index in range(6):
         run.add(*result(here, plan, index))
+        run.note_due(plan.number)
     run.close()
     assert len(notes(here)) == 2
     assert all(KEY.fullmatch(key.removeprefix(f"{ROOT}/")) for key in notes(here))
@@ -121,6 +123,7 @@ def test_where_a_note_and_a_result_differ_the_object_tells() -> None:
     for index in range(4):
         key, told = result(here, plan, index)
         former.add(key, replace(told, sha256="0" * 64) if index == 2 else told)
+        former.note_due(plan.number)
         latest.add(key, told)
     former._tell(10.0)
     store.read.clear()
@@ -151,6 +154,7 @@ def test_a_note_that_cannot_be_written_is_told_and_fails_nothing(tmp_path: Path)
     run = Noting(Full(str(tmp_path)), ROOT, [plan], told.append)
     for index in range(5):
         run.add(*result(here, plan, index))
+        run.note_due(plan.number)
     run.close()
     assert told == ["could not note what is done, so those objects will be read at the end: no space left on device"]
     assert run.of(plan.number).unknown(10).tolist() == [5, 6, 7, 8, 9]

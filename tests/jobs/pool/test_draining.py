@@ -1,4 +1,4 @@
-"""Which workers are told that their node drains, when, and how much time they are said to have."""
+"""Which workers get notice that their node drains, when, and how much time they are said to have."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from jobs.pool import ray_pool
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving
 from jobs.pool.local import LocalPool
-from jobs.pool.nodes import DrainWatch, news
+from jobs.pool.nodes import NodeWatch, drain_notices
 from jobs.spec.schema import Limits, Workers
-from tests.jobs.pool.test_ray_pool import SHARD, pool_with_one_actor
+from tests.jobs.pool.test_ray_pool import SHARD, Nodes, pool_with_one_actor
 from tests.jobs.run.test_loop import ROOT, loop, setup
-from tests.support.fakes import FakeWorker
+from tests.support.fakes import RESULT, FakeWorker
 from tests.support.ray_heads import await_true
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, FailureKind
@@ -25,42 +26,53 @@ from workers.outcomes import Failure, FailureCode, FailureKind
 INF = float("inf")
 
 
-def test_workers_on_a_draining_node_are_told_the_seconds_they_have_left() -> None:
+def test_workers_on_a_draining_node_get_notice_of_the_seconds_they_have_left() -> None:
     nodes = {1: "a", 2: "b", 3: "a"}
-    assert news({"a": 70_000}, nodes, {}, now_ms=40_000) == {1: (70_000, 30.0), 3: (70_000, 30.0)}
-    assert news({}, nodes, {}, now_ms=40_000) == {}
+    assert drain_notices({"a": 70_000}, nodes, {}, now_ms=40_000) == {1: (70_000, 30.0), 3: (70_000, 30.0)}
+    assert drain_notices({}, nodes, {}, now_ms=40_000) == {}
 
 
 def test_a_drain_without_a_deadline_leaves_all_the_time_and_one_that_is_over_none() -> None:
-    assert news({"a": 0}, {1: "a"}, {}, now_ms=40_000) == {1: (INF, INF)}
-    assert news({"a": 30_000}, {1: "a"}, {}, now_ms=40_000) == {1: (30_000, 0.0)}
+    assert drain_notices({"a": 0}, {1: "a"}, {}, now_ms=40_000) == {1: (INF, INF)}
+    assert drain_notices({"a": 30_000}, {1: "a"}, {}, now_ms=40_000) == {1: (30_000, 0.0)}
 
 
-def test_a_worker_is_told_once_and_again_only_if_its_time_becomes_shorter() -> None:
+def test_a_worker_gets_notice_once_and_again_only_if_its_time_becomes_shorter() -> None:
     nodes = {1: "a"}
-    assert news({"a": 70_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert news({"a": 69_500}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert news({"a": 90_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert news({"a": 0}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert news({"a": 50_000}, nodes, {1: 70_000}, now_ms=40_000) == {1: (50_000, 10.0)}
-    assert news({"a": 50_000}, nodes, {1: INF}, now_ms=40_000) == {1: (50_000, 10.0)}
+    assert drain_notices({"a": 70_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
+    assert drain_notices({"a": 69_500}, nodes, {1: 70_000}, now_ms=40_000) == {}
+    assert drain_notices({"a": 90_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
+    assert drain_notices({"a": 0}, nodes, {1: 70_000}, now_ms=40_000) == {}
+    assert drain_notices({"a": 50_000}, nodes, {1: 70_000}, now_ms=40_000) == {1: (50_000, 10.0)}
+    assert drain_notices({"a": 50_000}, nodes, {1: INF}, now_ms=40_000) == {1: (50_000, 10.0)}
 
 
-def test_the_watch_remembers_whom_it_told() -> None:
-    asked = threading.Semaphore(0)
+HOME = [{"NodeID": "home", "Alive": True}]
 
-    def ask() -> Mapping[str, int]:
-        asked.release()
-        return {"a": 100_000}
 
-    watch = DrainWatch(ask, wall=lambda: 90.0)
+def test_the_watch_has_the_nodes_that_drain() -> None:
+    watch = NodeWatch("home", lambda: HOME, lambda: {"a": 100_000})
     try:
-        assert asked.acquire(timeout=10)
-        assert await_true(lambda: watch.news({1: "a", 2: "b"}), "the drain is seen", 10) == {1: 10.0}
-        assert watch.news({1: "a", 2: "b"}) == {}
-        assert watch.news({1: "a", 3: "a"}) == {3: 10.0}  # one that came since
+        assert await_true(lambda: watch.draining, "the drain is seen", 10) == {"a": 100_000}
     finally:
         watch.close()
+
+
+def test_the_pool_remembers_whom_it_gave_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes()
+    pool = pool_with_one_actor(monkeypatch, RESULT, ready=True, node="a", nodes=nodes)
+    monkeypatch.setattr(ray_pool.time, "time", lambda: 90.0)
+    notices: list[float] = []
+    pool._actors[0].handle.leave = SimpleNamespace(remote=notices.append)
+    assert [type(event) for event in pool.poll(1.0)] == [ShardEnded]
+    nodes.draining = {"a": 100_000}
+    assert pool.poll(0.0) == [WorkerLeaving(0, 10.0)]
+    assert pool.poll(0.0) == []
+    later = pool.start({})
+    pool._waiting.clear()  # it is still starting
+    pool._actors[later].node = "a"
+    assert [event for event in pool.poll(0.0) if isinstance(event, WorkerLeaving)] == [WorkerLeaving(later, 10.0)]
+    assert notices == [10.0]  # one that starts is only ended
 
 
 def test_a_cluster_that_does_not_answer_or_cannot_holds_nobody_up(
@@ -73,9 +85,10 @@ def test_a_cluster_that_does_not_answer_or_cannot_holds_nobody_up(
         stuck.wait(30)
         return {}
 
-    watch = DrainWatch(hang)
+    watch = NodeWatch("home", lambda: HOME, hang)
     assert entered.wait(10)
-    assert watch.news({1: "a"}) == {}
+    assert watch.draining == {}
+    watch.check()
     stuck.set()
     watch.close()
 
@@ -85,14 +98,13 @@ def test_a_cluster_that_does_not_answer_or_cannot_holds_nobody_up(
         asked["times"] += 1
         raise AttributeError("get_draining_nodes")
 
-    monkeypatch.setattr("jobs.pool.nodes.DRAIN_ASK_S", 0.01)
-    without = DrainWatch(lacks_it)
+    without = NodeWatch("home", lambda: HOME, lacks_it, every_s=0.01)
     try:
         await_true(lambda: asked["times"] > 2, "asked again", 10)
-        assert without.news({1: "a"}) == {}
+        assert without.draining == {}
     finally:
         without.close()
-    assert [record.levelname for record in caplog.records] == ["WARNING"]  # told once
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # once
 
 
 # ---------------------------------------------------------------------------------------- in the loop
@@ -150,12 +162,15 @@ def test_a_run_without_any_budget_outlives_a_drain_whose_worker_hands_back_what_
 def test_the_pool_tells_its_worker_and_the_loop_and_takes_its_later_death_for_what_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up")  # a death that says nothing
-    told: list[float] = []
-    pool._actors[0].handle.leave = SimpleNamespace(remote=told.append)
-    monkeypatch.setattr(pool._drains, "news", lambda nodes: {0: 20.0} if nodes == {0: "up"} and not told else {})
+    nodes = Nodes()
+    nodes.draining = {"up": 120_000}
+    monkeypatch.setattr(ray_pool.time, "time", lambda: 100.0)
+    death = ActorDiedError()  # it says nothing of the drain
+    pool = pool_with_one_actor(monkeypatch, death, ready=True, node="up", nodes=nodes)
+    notices: list[float] = []
+    pool._actors[0].handle.leave = SimpleNamespace(remote=notices.append)
     leaving, gone = pool.poll(1.0)
-    assert (leaving, told) == (WorkerLeaving(0, 20.0), [20.0])
+    assert (leaving, notices) == (WorkerLeaving(0, 20.0), [20.0])
     assert isinstance(gone, WorkerGone)
     assert (gone.failure.kind, gone.failure.code) == (FailureKind.INFRA, FailureCode.PREEMPTED)
     assert gone.shards == (SHARD,)

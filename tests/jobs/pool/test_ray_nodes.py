@@ -31,7 +31,7 @@ class Cluster:
             raise answer
         return answer
 
-    def await_looks(self, number: int) -> None:
+    def await_answers(self, number: int) -> None:
         for _ in range(number):
             assert self.asked.acquire(timeout=10)
 
@@ -39,8 +39,8 @@ class Cluster:
 def test_a_run_ends_when_the_node_that_it_is_connected_to_is_given_up() -> None:
     cluster = Cluster(UP, ConnectionError("no answer"), GIVEN_UP)
     watch = NodeWatch("home", cluster.nodes, every_s=0.01)
-    cluster.await_looks(3)
-    watch.close()  # returns when the look that found it has been taken in
+    cluster.await_answers(3)
+    watch.close()  # returns when the answer that says so has been taken in
     with pytest.raises(RunFailed, match="connected to is lost") as raised:
         watch.check()
     assert raised.value.exit_code == 1
@@ -50,28 +50,28 @@ def test_a_run_ends_when_the_node_that_it_is_connected_to_is_given_up() -> None:
 def test_other_nodes_that_die_and_a_cluster_that_does_not_answer_do_not_end_a_run() -> None:
     cluster = Cluster(ConnectionError("no answer"), UP)
     watch = NodeWatch("home", cluster.nodes, every_s=0.01)
-    cluster.await_looks(3)
+    cluster.await_answers(3)
     watch.check()
     watch.close()
 
 
-def test_a_look_counts_only_for_what_happened_before_it_and_one_is_taken_soon_when_it_is_wanted() -> None:
+def test_a_listing_counts_only_for_what_happened_before_it_and_one_is_made_soon_when_it_is_wanted() -> None:
     cluster = Cluster(UP)
     watch = NodeWatch("home", cluster.nodes, every_s=60)
-    cluster.await_looks(1)
+    cluster.await_answers(1)
     at = time.monotonic()
-    assert watch.since(at) is None  # and a look is asked for
-    cluster.await_looks(1)
+    assert watch.since(at) is None  # and another one is asked for
+    cluster.await_answers(1)
     watch.close()  # returns when it has been taken in
-    look = watch.since(at)
-    assert look is not None
-    assert look.nodes == UP
+    listing = watch.since(at)
+    assert listing is not None
+    assert listing.nodes == UP
 
 
-def test_a_cluster_that_does_not_answer_is_not_waited_for_and_told_of_once(
+def test_a_cluster_that_does_not_answer_is_not_waited_for_and_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ray_nodes, "SILENT_S", 0.05)
+    monkeypatch.setattr(ray_nodes, "CLUSTER_SILENT_S", 0.05)
     frozen, asked = threading.Event(), threading.Event()
 
     def ask() -> Sequence[dict[str, Any]]:

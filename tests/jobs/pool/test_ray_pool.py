@@ -19,7 +19,7 @@ from ray.exceptions import (
 
 from jobs.pool import ray_pool
 from jobs.pool.contract import ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
-from jobs.pool.nodes import Look
+from jobs.pool.nodes import NodeListing
 from jobs.pool.ray_pool import RayPool
 from tests.support.fakes import INFO
 from workers.contract import Shard, Slice
@@ -48,17 +48,19 @@ CLASSES: list[Any] = []
 """That were made actor classes, each of which Ray sends to the whole cluster."""
 
 
-class Looks:
+class Nodes:
     """A NodeWatch that answers at once, or never."""
 
     def __init__(self, *, answers: bool = True) -> None:
         self._answers = answers
+        self.draining: dict[str, int] = {}
 
     def check(self) -> None:
         pass
 
-    def since(self, at: float) -> Look | None:
-        return Look(time.monotonic(), ray_pool.ray.nodes()) if self._answers and time.monotonic() >= at else None
+    def since(self, at: float) -> NodeListing | None:
+        now = time.monotonic()
+        return NodeListing(now, ray_pool.ray.nodes()) if self._answers and now >= at else None
 
 
 class Call:
@@ -70,21 +72,13 @@ class Call:
         return future
 
 
-class NoDrains:
-    def __init__(self, _: Any) -> None:
-        pass
-
-    def news(self, _: Any) -> dict[int, float]:
-        return {}
-
-
 def pool_with_one_actor(
     monkeypatch: pytest.MonkeyPatch,
     outcome: Any,
     *,
     ready: bool = False,
     node: str = "gone",
-    nodes: Looks | None = None,
+    nodes: Nodes | None = None,
     device: str = "cpu",
 ) -> RayPool:
     """One actor, every call of which ends with the outcome, which may be an error."""
@@ -114,15 +108,14 @@ def pool_with_one_actor(
     monkeypatch.setattr(ray_pool.ray, "remote", remote)
     monkeypatch.setattr(ray_pool.ray, "get", get)
     monkeypatch.setattr(ray_pool.ray, "kill", lambda _, no_restart: None)
-    monkeypatch.setattr(ray_pool, "DrainWatch", NoDrains)
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
     spec: Any = SimpleNamespace(threads=1, memory_bytes=None, device=device)
-    pool = RayPool(spec, 1, nodes or Looks())  # type: ignore[arg-type]
+    pool = RayPool(spec, 1, nodes or Nodes())  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:
         pool._actors[worker].ready = True
-        pool._actors[worker].node = pool._node_of[worker] = node
+        pool._actors[worker].node = node
         pool._waiting.clear()
         pool.assign(worker, SHARD)
     return pool
@@ -177,8 +170,7 @@ def test_how_a_worker_was_lost_is_told_by_types_and_by_its_node(
     events = list(pool.poll(0.02))
     if not events:  # its node may be going too
         assert (pool.workers(), pool.size()) == ({}, 1)
-        pool.poll(0.02)
-        events = list(pool.poll(0.02))
+        events = [*pool.poll(0.02), *pool.poll(0.02)]
     assert [(type(e), e.failure.code) for e in events if isinstance(e, WorkerGone)] == [(WorkerGone, code)]
     assert (pool.size(), pool.workers(), pool.poll(0.0)) == (0, {}, [])
 
@@ -211,10 +203,9 @@ def test_a_cluster_that_tells_nothing_of_its_nodes_holds_up_neither_the_pool_nor
 ) -> None:
     """`ray.nodes()` waits without end for a GCS that is frozen."""
     monkeypatch.setattr(ray_pool, "UNKNOWN_S", 0.05)
-    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up", nodes=Looks(answers=False))
+    pool = pool_with_one_actor(monkeypatch, ActorDiedError(), ready=True, node="up", nodes=Nodes(answers=False))
     assert pool.poll(0.0) == []
-    pool.poll(0.1)
-    (event,) = pool.poll(0.0)
+    (event,) = pool.poll(0.1)
     assert isinstance(event, WorkerGone)
     assert (event.failure.code, event.shards) == (FailureCode.NODE_LOST, (SHARD,))
 

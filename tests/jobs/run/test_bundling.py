@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from jobs.errors import RunFailed
-from jobs.run import ensure_bundle, policy
-from jobs.run.ensure_bundle import Bundling
+from jobs.run import ensure_bundle as module
+from jobs.run import policy
+from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
 from jobs.spec.schema import Workers
 from tests.support.fakes import MemoryStore
@@ -55,7 +56,7 @@ class Nodes:
 
 
 def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> BundleOutcome:
-    monkeypatch.setattr(ensure_bundle, "PAUSE_S", 0.0)
+    monkeypatch.setattr(module, "PAUSE_S", 0.0)
     groups = [{"labels": SPOT, "patience_s": 0.01}, {"labels": ON_DEMAND, "patience_s": 0.01}]
     request = BundleRequest(
         fingerprint="f",
@@ -75,7 +76,7 @@ def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> Bu
         sample=lambda opened: (SampleSlice(rows=ROWS, take=5),),
     )
     connected: Any = lambda: nodes  # noqa: E731
-    return Bundling(job, lambda: [], connected, lambda: False, said.append).ensure()
+    return ensure_bundle(job, lambda: [], connected, lambda: False, said.append)
 
 
 def test_a_group_that_has_no_node_for_the_bundle_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +194,7 @@ def failed(code: FailureCode = FailureCode.OTHER, kind: FailureKind = FailureKin
     ("attempts", "failure", "step"),
     [
         (Attempts(infra=99), failed(FailureCode.NO_CORES), MakerStep.WAIT),
-        (Attempts(free=99), failed(FailureCode.PREEMPTED), MakerStep.WAIT),
+        (Attempts(infra=99, crashes=99), failed(FailureCode.PREEMPTED), MakerStep.WAIT),
         (Attempts(infra=1), failed(), MakerStep.AGAIN),
         (Attempts(infra=START_FAILURES), failed(FailureCode.NODE_LOST), MakerStep.AGAIN),
         (Attempts(infra=START_FAILURES + 1), failed(FailureCode.NODE_LOST), MakerStep.GIVE_UP),
@@ -208,7 +209,7 @@ def failed(code: FailureCode = FailureCode.OTHER, kind: FailureKind = FailureKin
     ],
 )
 def test_what_a_failure_of_the_maker_comes_to(attempts: Attempts, failure: Failure, step: MakerStep) -> None:
-    assert maker_step(attempts, failure) is step
+    assert maker_step(attempts, failure, policy.budget_of(failure)) is step
 
 
 def test_a_maker_of_a_larger_sample_may_take_longer() -> None:

@@ -286,8 +286,8 @@ class LosesItsFirstWorker(LocalPool):
             events.append(WorkerGone(0, Failure(kind=FailureKind.INFRA, message="killed"), shards, started=True))
         return [e for e in events if e.worker != 0 or isinstance(e, WorkerGone)]
 
-    def _take(self, event: Event) -> list[Event]:
-        return list(super()._take(event)) if event.worker in self._workers else []
+    def _take(self, event: Event) -> bool:
+        return event.worker in self._workers and super()._take(event)
 
 
 def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:

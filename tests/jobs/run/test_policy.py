@@ -12,18 +12,18 @@ from jobs.run.policy import (
     Attempts,
     Budget,
     Manner,
-    Step,
+    ShardStep,
     bad_rows_exceeded,
     budget_of,
     deadline,
     isolated_after_s,
     manner,
     may_go,
-    next_step,
     pause_s,
     room,
+    shard_step,
     stall_after_s,
-    start_step,
+    start_pause_s,
     suspected,
 )
 from jobs.spec.schema import Limits
@@ -34,6 +34,10 @@ INFRA = Failure(kind=FailureKind.INFRA, message="lost")
 TASK = Failure(kind=FailureKind.TASK, message="bug")
 DATA = Failure(kind=FailureKind.DATA, message="no such column")
 DENIED = Failure(kind=FailureKind.TASK, code=FailureCode.DENIED, message="403")
+
+
+def charged(failure: Failure) -> tuple[Failure, Budget]:
+    return failure, budget_of(failure)
 
 
 def infra(code: str) -> Failure:
@@ -62,37 +66,37 @@ def test_the_budgets_are_apart() -> None:
     attempts = Attempts()
     crashed, preempted = infra(FailureCode.CRASHED), infra(FailureCode.PREEMPTED)
     for failure in (INFRA, TASK, INFRA, DATA, crashed, preempted):
-        attempts = attempts.after(failure)
-    attempts = attempts.after(crashed, isolated=True)
-    assert attempts == Attempts(infra=2, task=1, data=1, crashes=2, isolated_crashes=1, free=1)
+        attempts = attempts.after(*charged(failure))
+    attempts = attempts.after(*charged(crashed), isolated=True)
+    assert attempts == Attempts(infra=2, task=1, data=1, crashes=2, isolated_crashes=1)
 
 
 @pytest.mark.parametrize(
     ("attempts", "failure", "step"),
     [
-        (Attempts(task=3), TASK, Step.RETRY),
-        (Attempts(task=4), TASK, Step.STOP),
-        (Attempts(task=1), DENIED, Step.STOP),
-        (Attempts(infra=20), INFRA, Step.RETRY),
-        (Attempts(infra=21), INFRA, Step.STOP),
-        (Attempts(data=3), DATA, Step.RETRY),
-        (Attempts(data=4), DATA, Step.SET_ASIDE),
-        (Attempts(crashes=1000), infra(FailureCode.CRASHED), Step.RETRY),
-        (Attempts(crashes=9, isolated_crashes=2), infra(FailureCode.MEMORY), Step.RETRY),
-        (Attempts(crashes=9, isolated_crashes=3), infra(FailureCode.MEMORY), Step.SET_ASIDE),
-        (Attempts(free=10_000, infra=20), infra(FailureCode.PREEMPTED), Step.RETRY),
-        (Attempts(infra=20, task=3), TASK, Step.RETRY),
+        (Attempts(task=3), TASK, ShardStep.RETRY),
+        (Attempts(task=4), TASK, ShardStep.STOP),
+        (Attempts(task=1), DENIED, ShardStep.STOP),
+        (Attempts(infra=20), INFRA, ShardStep.RETRY),
+        (Attempts(infra=21), INFRA, ShardStep.STOP),
+        (Attempts(data=3), DATA, ShardStep.RETRY),
+        (Attempts(data=4), DATA, ShardStep.SET_ASIDE),
+        (Attempts(crashes=1000), infra(FailureCode.CRASHED), ShardStep.RETRY),
+        (Attempts(crashes=9, isolated_crashes=2), infra(FailureCode.MEMORY), ShardStep.RETRY),
+        (Attempts(crashes=9, isolated_crashes=3), infra(FailureCode.MEMORY), ShardStep.SET_ASIDE),
+        (Attempts(infra=20), infra(FailureCode.PREEMPTED), ShardStep.RETRY),
+        (Attempts(infra=20, task=3), TASK, ShardStep.RETRY),
     ],
 )
-def test_a_shard_is_tried_again_until_a_budget_is_spent(attempts: Attempts, failure: Failure, step: Step) -> None:
-    assert next_step(attempts, failure, Limits(task_retries=3, infra_retries=20)) is step
+def test_a_shard_is_tried_again_until_a_budget_is_spent(attempts: Attempts, failure: Failure, step: ShardStep) -> None:
+    assert shard_step(attempts, *charged(failure), Limits(task_retries=3, infra_retries=20)) is step
 
 
 def test_a_refusal_ends_the_run_at_once_unless_others_were_scored_and_one_node_may_lack_credentials() -> None:
     limits = Limits(task_retries=3)
-    assert next_step(Attempts(task=1), DENIED, limits, worked=False) is Step.STOP
-    assert next_step(Attempts(task=3), DENIED, limits, worked=True) is Step.RETRY
-    assert next_step(Attempts(task=4), DENIED, limits, worked=True) is Step.STOP
+    assert shard_step(Attempts(task=1), *charged(DENIED), limits, worked=False) is ShardStep.STOP
+    assert shard_step(Attempts(task=3), *charged(DENIED), limits, worked=True) is ShardStep.RETRY
+    assert shard_step(Attempts(task=4), *charged(DENIED), limits, worked=True) is ShardStep.STOP
 
 
 @pytest.mark.parametrize(
@@ -105,15 +109,15 @@ def test_a_shard_whose_worker_died_is_scored_alone_and_then_in_isolation(crashes
 
 
 def test_after_storage_faults_the_pauses_double_up_to_a_minute_and_after_lost_workers_there_are_none() -> None:
-    shortest = [pause_s(Attempts(infra=n), INFRA, jitter=0.0) for n in (1, 2, 3, 7, 20)]
+    shortest = [pause_s(Attempts(infra=n), *charged(INFRA), jitter=0.0) for n in (1, 2, 3, 7, 20)]
     assert shortest == [0.5, 1.0, 2.0, 30.0, 30.0]
-    assert pause_s(Attempts(infra=20), INFRA, jitter=1.0) == 60.0
+    assert pause_s(Attempts(infra=20), *charged(INFRA), jitter=1.0) == 60.0
     for free in (infra(FailureCode.NODE_LOST), infra(FailureCode.CRASHED), TASK, infra(FailureCode.PREEMPTED)):
-        assert pause_s(Attempts(infra=5), free, jitter=1.0) == 0.0
+        assert pause_s(Attempts(infra=5), *charged(free), jitter=1.0) == 0.0
 
 
 def test_a_storm_that_a_shards_whole_budget_meets_may_last_a_quarter_of_an_hour() -> None:
-    assert sum(pause_s(Attempts(infra=n), INFRA, jitter=0.5) for n in range(1, 21)) > 600
+    assert sum(pause_s(Attempts(infra=n), *charged(INFRA), jitter=0.5) for n in range(1, 21)) > 600
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_a_shard_under_which_node_after_node_vanishes_is_suspected() -> None:
     attempts, codes = Attempts(), []
     for _ in range(5):
         failure = suspected(infra(FailureCode.NODE_LOST), attempts)
-        attempts = attempts.after(failure)
+        attempts = attempts.after(*charged(failure))
         codes.append(failure.code)
     assert codes == ["node_lost"] * 2 + ["crashed"] * 3
     assert (attempts.infra, attempts.crashes) == (2, 3)
@@ -152,8 +156,8 @@ def test_a_shard_under_which_node_after_node_vanishes_is_suspected() -> None:
 
 def test_a_few_shards_that_crash_for_ever_are_set_aside_and_with_one_more_the_run_ends() -> None:
     spent, crash = Attempts(isolated_crashes=3), infra(FailureCode.CRASHED)
-    steps = [next_step(spent, crash, Limits(), aside) for aside in range(5)]
-    assert steps == [Step.SET_ASIDE] * 3 + [Step.STOP] * 2
+    steps = [shard_step(spent, *charged(crash), Limits(), aside) for aside in range(5)]
+    assert steps == [ShardStep.SET_ASIDE] * 3 + [ShardStep.STOP] * 2
 
 
 def test_a_worker_is_stuck_after_many_times_what_its_shards_should_take_or_what_the_spec_says() -> None:
@@ -204,18 +208,16 @@ def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:
 
 @pytest.mark.parametrize("code", [FailureCode.NO_CORES, FailureCode.PREEMPTED])
 def test_cores_that_others_hold_and_nodes_that_are_taken_away_are_waited_for_without_end(code: str) -> None:
-    step = start_step(infra(code), in_a_row=1000, ready=0)
-    assert not step.give_up
-    assert step.pause_s == 30
+    assert start_pause_s(infra(code), in_a_row=1000, ready=0) == 30
 
 
 @pytest.mark.parametrize("code", ["wrong_isa", ""])
 def test_a_node_on_which_nothing_starts_matters_only_when_no_other_serves(code: str) -> None:
-    assert not start_step(infra(code), in_a_row=100, ready=1).give_up
-    assert start_step(infra(code), in_a_row=5, ready=0).give_up
-    assert not start_step(infra(code), in_a_row=5, ready=0, others_to_try=True).give_up
+    assert start_pause_s(infra(code), in_a_row=100, ready=1) is not None
+    assert start_pause_s(infra(code), in_a_row=5, ready=0) is None
+    assert start_pause_s(infra(code), in_a_row=5, ready=0, others_to_try=True) is not None
 
 
 def test_an_error_of_ours_at_start_ends_the_run_at_once_unless_other_workers_have_started() -> None:
-    assert start_step(TASK, in_a_row=1, ready=0, others_to_try=True).give_up
-    assert not start_step(TASK, in_a_row=9, ready=3).give_up
+    assert start_pause_s(TASK, in_a_row=1, ready=0, others_to_try=True) is None
+    assert start_pause_s(TASK, in_a_row=9, ready=3) is not None
