@@ -24,17 +24,16 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.errors import RunFailed
-from jobs.launch.attempts import Attempt
-from jobs.launch.follow import UnknownJob, Unreachable
+from jobs.launch.attempts import Attempt, UnknownJob, Unreachable
 
-CONNECT_S = 5.0
+_CONNECT_S = 5.0
 ANSWER_S = 10.0
 """To a question, from when it is asked."""
 SUBMIT_S = 60.0
 """To an upload or a submission, from when it is sent: the head's agent may be busy with other jobs."""
 SUBMITTER_KEY = "stint_submitter"
 """Metadata of a submission: a random word that tells submitters apart."""
-HINT = "check --address and that the cluster is up; a port-forward or VPN may be wanted"
+_HINT = "check --address and that the cluster is up; a port-forward or VPN may be wanted"
 
 
 class _StatusError(Exception):
@@ -47,7 +46,7 @@ class _StatusError(Exception):
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # ray ships no types that mypy follows here
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:
         answer_s = ANSWER_S if method == "GET" else SUBMIT_S
-        response: requests.Response = super()._do_request(method, endpoint, timeout=(CONNECT_S, answer_s), **kwargs)
+        response: requests.Response = super()._do_request(method, endpoint, timeout=(_CONNECT_S, answer_s), **kwargs)
         return response
 
     def _raise_error(self, r: requests.Response) -> None:
@@ -68,7 +67,7 @@ class JobServer:
             try:
                 self._client = _Client(address)
             except (RuntimeError, KeyError) as error:  # an answer, but not that of a job server
-                raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", HINT) from error
+                raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", _HINT) from error
 
     def attempts(self) -> list[Attempt]:
         """Everything that was ever submitted to this cluster."""
@@ -102,7 +101,7 @@ class JobServer:
             async for chunk in self._client.tail_job_logs(submission_id):
                 yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError) as error:  # RuntimeError: an abnormal close
-            raise Unreachable(f"the log stream of {submission_id} was lost: {error}", HINT) from error
+            raise Unreachable(f"the log stream of {submission_id} was lost: {error}", _HINT) from error
 
     @contextmanager
     def _errors(self, what: str = "what was asked for") -> Iterator[None]:
@@ -121,10 +120,12 @@ class JobServer:
                     "check --address, then submit again; what was committed stays",
                 ) from error
             if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
-            raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
+                raise Unreachable(f"the job server at {self.shown} failed: {error}", _HINT) from error
+            raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", _HINT) from error
         except (requests.RequestException, ConnectionError) as error:
-            raise Unreachable(f"no job server of Ray answers at {self.shown} ({type(error).__name__})", HINT) from error
+            raise Unreachable(
+                f"no job server of Ray answers at {self.shown} ({type(error).__name__})", _HINT
+            ) from error
         except (ValidationError, TypeError) as error:  # Ray reads an answer into classes of its own version
             raise RunFailed(
                 f"{self.shown} answers otherwise than a job server of Ray {ray.__version__} ({type(error).__name__})",

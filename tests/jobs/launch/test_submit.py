@@ -35,15 +35,17 @@ from jobs.launch import job_server
 from jobs.launch import package as upload
 from jobs.launch.attempts import (
     Attempt,
-    Night,
+    DatedJob,
+    UnknownJob,
+    Unreachable,
     attempts_of,
     describe_end,
     exit_code,
     live_attempt,
     next_number,
-    next_step,
+    remedy,
 )
-from jobs.launch.follow import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.follow import LogCopy, Lost, Timing, wait_for_end
 from jobs.launch.job_server import JobServer
 from jobs.launch.package import check_goes_along, find_files
 from jobs.launch.submit import choose_address, prepare, use_token
@@ -53,7 +55,7 @@ from tests.support.digits_job import PYTHON, ROOT, Digits, stint
 from tests.support.ray_heads import Head, await_job_server, await_true, started_head
 
 NIGHT = Days(date(2026, 3, 1), date(2026, 3, 1))
-PATIENT = Patience(poll_s=0.2, retry_s=0.1, retry_most_s=0.5, lost_after_s=30)
+TIMING = Timing(poll_s=0.2, retry_s=0.1, retry_most_s=0.5, lost_after_s=30)
 SECRET = "hunter2-never-shown"
 HERE = {"PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}", "STINT_TEST_SECRET": SECRET}
 """`python` of the head node is that of these tests."""
@@ -62,33 +64,33 @@ HERE = {"PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}", "STINT_TEST_SECRE
 # ------------------------------------------------------------------------------------------------ attempts
 
 
-def night(**changes: Any) -> Night:
-    return replace(Night(job="products", days=NIGHT, spec="conf/job.yaml"), **changes)
+def job(**changes: Any) -> DatedJob:
+    return replace(DatedJob(name="products", days=NIGHT, spec="conf/job.yaml"), **changes)
 
 
 def attempt(number: int = 1, status: str = "RUNNING", code: int | None = None, **changes: Any) -> Attempt:
     given: dict[str, Any] = {
-        "submission_id": night().submission_id(number),
+        "submission_id": job().submission_id(number),
         "status": status,
-        "entrypoint": night().entrypoint,
+        "entrypoint": job().entrypoint,
         "exit_code": code,
     }
     return Attempt(**{**given, **changes})
 
 
 def test_ids_and_entrypoint_follow_from_job_and_night_alone() -> None:
-    assert night().submission_id(3) == "products-2026-03-01-a3"
-    assert night().entrypoint == "python -m jobs run conf/job.yaml --as-of 2026-03-01"
+    assert job().submission_id(3) == "products-2026-03-01-a3"
+    assert job().entrypoint == "python -m jobs run conf/job.yaml --as-of 2026-03-01"
 
 
 def test_a_backfill_passes_its_days_on() -> None:
-    week = night(days=Days(date(2026, 3, 1), date(2026, 3, 7)))
+    week = job(days=Days(date(2026, 3, 1), date(2026, 3, 7)))
     assert week.submission_id(1) == "products-2026-03-01-to-2026-03-07-a1"
     assert week.entrypoint.endswith(" --backfill 2026-03-01..2026-03-07")
 
 
 def test_the_entrypoint_survives_the_shell_that_ray_runs_it_in() -> None:
-    asked = night(spec="conf/my job.yaml", overrides=("input.uri=s3://b/$HOME; rm *", "input.keys=['a', \"b\"]"))
+    asked = job(spec="conf/my job.yaml", overrides=("input.uri=s3://b/$HOME; rm *", "input.keys=['a', \"b\"]"))
     words = shlex.split(asked.entrypoint)
     assert words[4:] == ["conf/my job.yaml", "--set", asked.overrides[0], "--set", asked.overrides[1], *words[-2:]]
 
@@ -96,7 +98,7 @@ def test_the_entrypoint_survives_the_shell_that_ray_runs_it_in() -> None:
 def test_attempts_of_other_jobs_and_nights_do_not_count() -> None:
     others = ["products-2026-03-01", "products-2026-03-02-a7", "more-products-2026-03-01-a7", "raysubmit_abc"]
     seen = [attempt(submission_id=name) for name in others] + [attempt(2, "FAILED"), attempt(10, "STOPPED")]
-    found = attempts_of(night(), seen)
+    found = attempts_of(job(), seen)
     assert sorted(found) == [2, 10]
     assert live_attempt(found) is None
     assert next_number(found) == 11
@@ -105,7 +107,7 @@ def test_attempts_of_other_jobs_and_nights_do_not_count() -> None:
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
 def test_an_attempt_under_way_is_joined_also_when_later_ones_have_ended(status: str) -> None:
-    found = attempts_of(night(), [attempt(1, "FAILED"), attempt(2, status), attempt(3, "STOPPED")])
+    found = attempts_of(job(), [attempt(1, "FAILED"), attempt(2, status), attempt(3, "STOPPED")])
     live = live_attempt(found)
     assert live is not None
     assert live.submission_id == "products-2026-03-01-a2"
@@ -120,7 +122,7 @@ def test_an_attempt_under_way_is_joined_also_when_later_ones_have_ended(status: 
     ],
 )  # fmt: skip
 def test_every_end_has_one_of_our_exit_codes(status: str, driver: int | None, ours: int) -> None:
-    assert exit_code(attempt(1, status, driver)) == ours
+    assert exit_code(status, driver) == ours
 
 
 def test_an_end_is_told_with_its_cause_and_the_way_out() -> None:
@@ -129,9 +131,9 @@ def test_an_end_is_told_with_its_cause_and_the_way_out() -> None:
     assert "SIGKILL (code 137)" in describe_end(attempt(1, "FAILED", 137))
     lost = attempt(1, "FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="several lines\nnode was terminated\n")
     assert "lost by Ray (JOB_SUPERVISOR_ACTOR_DIED): node was terminated: exit code 1" in describe_end(lost)
-    assert "submit again" in next_step(lost)
-    assert "--env PATH" in next_step(attempt(1, "FAILED", 127))
-    assert next_step(attempt(1, "SUCCEEDED", 0)) == ""
+    assert "submit again" in remedy(lost)
+    assert "--env PATH" in remedy(attempt(1, "FAILED", 127))
+    assert remedy(attempt(1, "SUCCEEDED", 0)) == ""
 
 
 # -------------------------------------------------------------------------------------------------- upload
@@ -267,7 +269,7 @@ def prepared(root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str
 
 def test_what_is_submitted_counts_from_the_working_directory(project: Path) -> None:
     made, told = prepared(project, "workers.max=3")
-    assert made.night.entrypoint == "python -m jobs run job.yaml --set workers.max=3 --as-of 2026-03-01"
+    assert made.job.entrypoint == "python -m jobs run job.yaml --set workers.max=3 --as-of 2026-03-01"
     assert made.upload.files == ("job.yaml", "nets.py")
     assert made.env == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
     assert told == []
@@ -286,7 +288,7 @@ def test_a_working_directory_may_be_named_by_a_link(project: Path) -> None:
         made = prepare(
             str(spec / "job.yaml"), (), NIGHT, working_dir=str(working_dir), env=(), address="http://h:8265", say=print
         )
-        assert made.night.spec == "job.yaml"
+        assert made.job.spec == "job.yaml"
 
 
 @pytest.mark.parametrize("key", ["input.uri", "output.uri"])
@@ -509,12 +511,12 @@ def test_lines_are_neither_lost_nor_doubled_when_connections_are_cut(
     try:
         server = JobServer(proxy.url)
         with talking(server, tmp_path, "talk-cut") as name:
-            ended = wait_for_end(server, name, write=write, say=told.append, again="", patience=PATIENT)
+            ended = wait_for_end(server, name, write=write, say=told.append, again="", timing=TIMING)
     finally:
         proxy.close()
     assert proxy.cuts >= 4
     assert ended.status == "FAILED"
-    assert exit_code(ended) == 4
+    assert exit_code(ended.status, ended.exit_code) == 4
     assert written.getvalue().endswith(SAID)
     assert written.getvalue() == JobServer(ray_head.dashboard).logs(name) + "\n"
 
@@ -534,7 +536,7 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while_and_the_job_goes_on
         told: list[str] = []
         with pytest.raises(Lost, match="lost contact") as raised:
             wait_for_end(
-                behind, name, write=write, say=told.append, again="again", patience=replace(PATIENT, lost_after_s=0.5)
+                behind, name, write=write, say=told.append, again="again", timing=replace(TIMING, lost_after_s=0.5)
             )
         assert raised.value.exit_code == 1
         assert raised.value.next_step == "again"
@@ -553,15 +555,15 @@ def test_who_finds_the_id_taken_joins_whoever_took_it(
     made = replace(made, address=ray_head.dashboard)
     server = JobServer(ray_head.dashboard)
     find_files(project).write(project.parent / "package.zip")
-    winner = made.night.submission_id(1)
-    server.submit(winner, made.night.entrypoint, project.parent / "package.zip", {}, "the winner", "raced")
+    winner = made.job.submission_id(1)
+    server.submit(winner, made.job.entrypoint, project.parent / "package.zip", {}, "the winner", "raced")
     monkeypatch.setattr(JobServer, "attempts", lambda _: [])
     assert submit_here(made, wait=False, say=told.append) == 0
     assert capsys.readouterr().out == f"{winner}\n"
     assert any(f"{winner} is " in line and line.endswith(" already; no other is started") for line in told)
     assert server.attempt(winner).submitter == "the winner"
     with pytest.raises(SpecError, match=f"{winner} is under way with another command"):
-        submit_here(replace(made, night=replace(made.night, overrides=())), wait=False, say=told.append)
+        submit_here(replace(made, job=replace(made.job, overrides=())), wait=False, say=told.append)
 
 
 @pytest.fixture(scope="module")
