@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused
@@ -28,6 +30,7 @@ NIGHT = date(2026, 3, 1)
 NAME = "stint-nightly-20260301"
 CLOSED = "127.0.0.1:1"
 """Where no dashboard listens."""
+TOKEN = "0123456789abcdef" * 2
 
 
 @dataclass
@@ -197,6 +200,75 @@ def test_the_exit_code_is_asked_for_before_the_cluster_is_gone(
     server.courses["*"] = course(server, status(server, "Running", "FAILED"), gone)
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 4}
     assert creator().complete() == 4
+
+
+@pytest.fixture
+def guarded(server: KubeDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeDouble]:
+    """A head with RAY_AUTH_MODE=token, and a night whose result only it can give."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    server.courses["*"] = course(server, failed(server))
+    server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
+    server.token = TOKEN
+    yield server
+    monkeypatch.undo()
+    reset_auth_token_state()
+
+
+@pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_head_with_token_authentication_is_asked_with_the_token_where_ray_looks_for_it(
+    guarded: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv(given, str(tmp_path / "token") if given.endswith("PATH") else TOKEN)
+    reset_auth_token_state()
+    one = creator()
+    assert one.complete() == 3
+    assert TOKEN not in one.log()
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "value"),
+    [
+        ("token", "RAY_AUTH_TOKEN", "w" * 32),
+        ("token", "RAY_AUTH_TOKEN_PATH", "/none"),
+        ("disabled", "RAY_AUTH_TOKEN", TOKEN),
+    ],
+    ids=["wrong", "none", "not in use"],
+)
+def test_without_the_right_token_it_says_so_and_goes_by_the_state(
+    guarded: KubeDouble,
+    creator: Callable[[], Creator],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    given: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv(given, value)
+    reset_auth_token_state()
+    one = creator()
+    assert one.complete() == 1
+    assert f"the token for the cluster at http://{guarded.address} is missing or wrong" in one.log()
+    assert "going by the RayJob's state" in one.log()
+
+
+# ------------------------------------------------------------------------------------ what is asked
+
+
+def test_nothing_is_discovered_and_no_file_keeps_what_was(
+    server: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DynamicClient would ask without a time limit, and believe a file of the temporary folder for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
+    one = creator()
+    assert one.complete() == 0
+    one.night().prune(3)
+    assert {path for _, path in server.seen} == {RAYJOBS, f"{RAYJOBS}/{TEMPLATE}", f"{RAYJOBS}/{NAME}"}
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------------ never a second one
@@ -531,8 +603,8 @@ def test_a_history_that_may_not_be_deleted_is_only_mentioned(
 
 @pytest.fixture
 def command(server: KubeDouble, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"KUBECONFIG": str(server.kubeconfig(tmp_path)), "PYTHONPATH": str(ROOT)} | variables
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"KUBECONFIG": str(server.kubeconfig(tmp_path)), "PYTHONPATH": str(ROOT)}
         environment.pop("TZ", None)
         return subprocess.Popen(
             [sys.executable, "-m", "jobs", "nightly", "--template", TEMPLATE, *arguments],
@@ -556,45 +628,6 @@ def test_the_process_exits_with_the_nights_code(
     assert process.returncode == 3, log
     assert server.created == [NAME]
     assert f"kubectl -n stint logs job/{NAME}" in log
-
-
-@pytest.fixture
-def guarded(server: KubeDouble) -> KubeDouble:
-    """A head with RAY_AUTH_MODE=token, and a night whose result only it can give."""
-    server.courses["*"] = [failed(server)]
-    server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
-    server.token = "secret-of-the-head"
-    return server
-
-
-@pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_head_with_token_authentication_is_asked_with_the_token_where_ray_looks_for_it(
-    guarded: KubeDouble, command: Callable[..., subprocess.Popen[str]], tmp_path: Path, given: str
-) -> None:
-    file = tmp_path / "token"
-    file.write_text("secret-of-the-head\n")
-    token = {given: str(file) if given.endswith("PATH") else "secret-of-the-head"}
-    _, log = (process := command("--as-of", "2026-03-01", RAY_AUTH_MODE="token", **token)).communicate(timeout=60)
-    assert process.returncode == 3, log
-    assert "secret-of-the-head" not in log
-
-
-@pytest.mark.parametrize(
-    ("mode", "given"),
-    [
-        ("token", {"RAY_AUTH_TOKEN": "another"}),
-        ("token", {"RAY_AUTH_TOKEN_PATH": "no-such-file"}),
-        ("disabled", {"RAY_AUTH_TOKEN": "secret-of-the-head"}),
-    ],
-    ids=["wrong", "none", "not in use"],
-)
-def test_without_the_right_token_it_says_so_and_goes_by_the_state(
-    guarded: KubeDouble, command: Callable[..., subprocess.Popen[str]], mode: str, given: dict[str, str]
-) -> None:
-    _, log = (process := command("--as-of", "2026-03-01", RAY_AUTH_MODE=mode, **given)).communicate(timeout=60)
-    assert process.returncode == 1, log
-    assert f"the token for the cluster at http://{guarded.address} is missing or wrong" in log
-    assert "going by the RayJob's state" in log
 
 
 def test_sigterm_ends_the_process_with_code_5_and_leaves_the_rayjob(
