@@ -24,6 +24,14 @@ MEANING = {
     GATE_REFUSED: "accuracy gate refused",
     INTERRUPTED: "interrupted, safe to resume",
 }
+REMEDIES = {
+    FAILED: "read the end of the log; run again, or let the next night catch up",
+    BAD_SPEC: "mend what the log names; run again",
+    BAD_ROWS: "look at the table of reasons in the log; raise limits.bad_rows knowingly; run again",
+    GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32",
+    INTERRUPTED: "run again; it goes on where it stopped, nothing is lost",
+}
+"""What to do next, by exit code."""
 
 
 class Unreachable(RunFailed):
@@ -84,19 +92,10 @@ class DatedJob:
 
 
 def attempts_of(job: DatedJob, submitted: Iterable[Attempt]) -> dict[int, Attempt]:
-    """Attempts at this job and these days among everything on the cluster, by number."""
+    """Attempts at this job and these days among everything on the cluster, by number, in order."""
     pattern = re.compile(re.escape(job.stem) + r"-a([1-9]\d*)")
-    return {int(match[1]): each for each in submitted if (match := pattern.fullmatch(each.submission_id))}
-
-
-def live_attempt(attempts: dict[int, Attempt]) -> Attempt | None:
-    """The attempt to join: the latest that has not ended."""
-    return next((attempts[n] for n in sorted(attempts, reverse=True) if not attempts[n].ended), None)
-
-
-def next_number(attempts: dict[int, Attempt]) -> int:
-    """After any end the next attempt may start, a success included: it finds nothing to do, or what came in late."""
-    return max(attempts, default=0) + 1
+    found = ((pattern.fullmatch(attempt.submission_id), attempt) for attempt in submitted)
+    return dict(sorted((int(match[1]), attempt) for match, attempt in found if match))
 
 
 def exit_code(status: str, driver_code: int | None) -> int:
@@ -126,15 +125,11 @@ def describe_end(attempt: Attempt) -> str:
 def remedy(attempt: Attempt) -> str:
     """What to do about the end of an attempt; empty when all is well."""
     code = exit_code(attempt.status, attempt.exit_code)
-    if code == COMPLETE:
-        return ""
-    if code == INTERRUPTED:
-        return "submit again; it goes on where it stopped"
     if attempt.exit_code == 127:
         return "the head node has no `python` on its PATH: use an image that has, or pass --env PATH=…"
     if code == FAILED and attempt.exit_code != FAILED:
         return "nothing committed is lost: look at the head node's memory and events, then submit again"
-    return "see the last lines of its log, mend, and submit again"
+    return REMEDIES.get(code, "")
 
 
 def _describe_code(code: int) -> str:

@@ -33,14 +33,7 @@ SUBMIT_S = 60.0
 """To an upload or a submission, from when it is sent: the head's agent may be busy with other jobs."""
 SUBMITTER_KEY = "stint_submitter"
 """Metadata of a submission: a random word that tells submitters apart."""
-_HINT = "check --address and that the cluster is up; a port-forward or VPN may be wanted"
-
-
-class _StatusError(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        lines = [line for line in text.splitlines() if re.search(r"\w", line)]  # a traceback's last line tells most
-        super().__init__(f"HTTP {status}: {lines[-1][:300] if lines else 'no text'}")
-        self.status = status
+HINT = "check --address and that the cluster is up; a port-forward or VPN may be wanted"
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # ray ships no types that mypy follows here
@@ -50,7 +43,9 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]  # ray ships no types 
         return response
 
     def _raise_error(self, r: requests.Response) -> None:
-        raise _StatusError(r.status_code, r.text)
+        lines = [line for line in r.text.splitlines() if re.search(r"\w", line)]  # a traceback's last line tells most
+        text = lines[-1][:300] if lines else "no text"
+        raise requests.HTTPError(f"HTTP {r.status_code}: {text}", response=r)
 
 
 class JobServer:
@@ -58,7 +53,9 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         """`address` is http(s)://HOST:PORT of the dashboard."""
-        self.shown = _without_password(address)
+        parts = urlsplit(address)
+        self.shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        """The address without a password in it."""
         # Ray lets its variables override the argument: without this, --address would lose against RAY_ADDRESS.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         for handler in logging.getLogger("ray").handlers:
@@ -67,7 +64,7 @@ class JobServer:
             try:
                 self._client = _Client(address)
             except (RuntimeError, KeyError) as error:  # an answer, but not that of a job server
-                raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", _HINT) from error
+                raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", HINT) from error
 
     def attempts(self) -> list[Attempt]:
         """Everything that was ever submitted to this cluster."""
@@ -101,7 +98,7 @@ class JobServer:
             async for chunk in self._client.tail_job_logs(submission_id):
                 yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError) as error:  # RuntimeError: an abnormal close
-            raise Unreachable(f"the log stream of {submission_id} was lost: {error}", _HINT) from error
+            raise Unreachable(f"the log stream of {submission_id} was lost: {error}", HINT) from error
 
     @contextmanager
     def _errors(self, what: str = "what was asked for") -> Iterator[None]:
@@ -113,19 +110,18 @@ class JobServer:
                 f"the token for the cluster at {self.shown} is missing or wrong",
                 "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's token, and RAY_AUTH_MODE=token",
             ) from error
-        except _StatusError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+        except requests.HTTPError as error:
+            assert error.response is not None
+            if error.response.status_code == HTTPStatus.NOT_FOUND:
                 raise UnknownJob(
                     f"the cluster at {self.shown} does not know {what}: it forgets its jobs when it is made anew",
                     "check --address, then submit again; what was committed stays",
                 ) from error
-            if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise Unreachable(f"the job server at {self.shown} failed: {error}", _HINT) from error
-            raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", _HINT) from error
+            if error.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
+            raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
         except (requests.RequestException, ConnectionError) as error:
-            raise Unreachable(
-                f"no job server of Ray answers at {self.shown} ({type(error).__name__})", _HINT
-            ) from error
+            raise Unreachable(f"no job server of Ray answers at {self.shown} ({type(error).__name__})", HINT) from error
         except (ValidationError, TypeError) as error:  # Ray reads an answer into classes of its own version
             raise RunFailed(
                 f"{self.shown} answers otherwise than a job server of Ray {ray.__version__} ({type(error).__name__})",
@@ -143,8 +139,3 @@ def _attempt(job: JobDetails) -> Attempt:
         message=job.message or "",
         submitter=(job.metadata or {}).get(SUBMITTER_KEY),
     )
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -140,7 +140,8 @@ class KubeApi:
         group, plural = KINDS[kind]
         known = {"prefix": "apis", "group": group, "api_version": "v1", "kind": kind, "name": plural}
         request = getattr(Resource(**known, namespaced=True, client=self.client), verb)
-        arguments |= {"serializer": _plain, "_request_timeout": REQUEST_TIMEOUT_S}
+        # Plain fields in place of the client's ResourceInstance, which reads absent ones as None.
+        arguments |= {"serializer": lambda _, fields: fields, "_request_timeout": REQUEST_TIMEOUT_S}
         started_s, pause_s = time.monotonic(), self.first_pause_s
         while True:
             try:
@@ -151,11 +152,11 @@ class KubeApi:
             except ConflictError:
                 raise
             except DynamicApiError as error:
-                if not _passes(error.status):
+                if error.status not in (408, 429) and error.status < 500:
                     raise self._refused(what, error) from error
-                trouble, asked_s = f"HTTP {error.status}", _retry_after_s(error)
+                trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")
             except HTTPError as error:
-                trouble, asked_s = f"{type(error).__name__}: {error}", 0.0
+                trouble, asked = f"{type(error).__name__}: {error}", ""
             away_s = time.monotonic() - started_s
             if away_s >= self.patience_s:
                 raise RunFailed(
@@ -163,7 +164,7 @@ class KubeApi:
                     "a RayJob that was created goes on by itself; run again to follow it",
                 )
             self.say(f"{what}: {trouble}; trying again")
-            self.pause(max(asked_s, pause_s))
+            self.pause(max(pause_s, min(float(asked), LONGEST_PAUSE_S) if asked.isdigit() else 0.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _refused(self, what: str, error: Any) -> KubeRefused:
@@ -182,18 +183,3 @@ class KubeApi:
             f"{what} in namespace {self.namespace}: the API server refused with {error.status}: {reason}",
             next_steps.get(error.status, "mend what the message names in the RayJob template, then run again"),
         )
-
-
-def _plain(_client: Any, answer: dict[str, Any]) -> dict[str, Any]:
-    """In place of the client's ResourceInstance, whose attributes hide the difference between absent and empty."""
-    return answer
-
-
-def _passes(status: int | None) -> bool:
-    return status in (408, 429) or (status or 0) >= 500
-
-
-def _retry_after_s(error: Any) -> float:
-    """The server's Retry-After, at most the longest pause; 0 without one."""
-    asked = (error.headers or {}).get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE_S) if asked.isdigit() else 0.0

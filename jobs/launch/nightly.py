@@ -19,18 +19,8 @@ from datetime import UTC, date, datetime
 from functools import partial
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from jobs.errors import (
-    BAD_ROWS,
-    BAD_SPEC,
-    COMPLETE,
-    FAILED,
-    GATE_REFUSED,
-    INTERRUPTED,
-    Interrupted,
-    RunFailed,
-    SpecError,
-)
-from jobs.launch.attempts import Attempt, Unreachable, exit_code
+from jobs.errors import BAD_SPEC, COMPLETE, Interrupted, RunFailed, SpecError
+from jobs.launch.attempts import REMEDIES, Attempt, Unreachable, exit_code
 from jobs.launch.kubernetes_api import KubeApi, KubeRefused
 from jobs.launch.rayjob import (
     MAX_ATTEMPTS,
@@ -39,20 +29,13 @@ from jobs.launch.rayjob import (
     RayJob,
     State,
     attempt_name,
+    labels_of,
     loses_exit_codes,
-    made_from,
     nightly_copy,
     outdated,
 )
 
 LOG_LINES = 20
-NEXT_STEPS = {
-    FAILED: "read the log; run again, or let the next night catch up",
-    BAD_SPEC: "mend what the log names in the spec or the template; run again",
-    BAD_ROWS: "look at the table of reasons in the log; raise limits.bad_rows knowingly; run again",
-    GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32",
-    INTERRUPTED: "run again; nothing is lost",
-}
 
 
 def nightly(
@@ -130,7 +113,7 @@ class NightlyRun:
             if not state.ended:
                 self.api.say(f"RayJob {name} exists; following it")
                 return self._follow(name)
-            if state.succeeded:
+            if state.job == "SUCCEEDED":
                 self.api.say(f"RayJob {name} has succeeded already: nothing to do")
                 self.api.say(f"to score that night once more: kubectl -n {self.api.namespace} delete rayjob {name}")
                 return COMPLETE
@@ -151,12 +134,12 @@ class NightlyRun:
 
     def _undeleted(self, name: str) -> RayJob | None:
         """The RayJob of that name once it is not being deleted any more; None: the name is free."""
-        announced = False
-        while (found := self.api.rayjob(name)) is not None and State.of(found).deleting:
-            if not announced:
-                self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
-                announced = True
+        found = self.api.rayjob(name)
+        if found and State.of(found).deleting:
+            self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
+        while found and State.of(found).deleting:
             self.api.pause(self.poll_s)
+            found = self.api.rayjob(name)
         return found
 
     def _create(self, name: str) -> None:
@@ -182,7 +165,11 @@ class NightlyRun:
         while True:
             found = self.api.rayjob(name)
             if found is None:
-                if state and state.driver_ended:  # deleted together with its cluster, by a deletion rule
+                if state and state.job in (
+                    "SUCCEEDED",
+                    "STOPPED",
+                    "FAILED",
+                ):  # deleted together with its cluster, by a deletion rule
                     break
                 raise RunFailed(
                     f"RayJob {name} was deleted before its end",
@@ -194,14 +181,14 @@ class NightlyRun:
                 self.api.say(f"RayJob {name}: {shown}")
             if state.ended:
                 break
-            if state.driver_failed:
+            if state.job == "FAILED":
                 with suppress(RunFailed):
                     self._ask_driver(state)  # the sooner the better: the cluster goes soon after the end
             self.api.pause(self.poll_s)
         return self._conclude(name, state, found)
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
-        driver = None if state.driver_ended and not state.driver_failed else self._driver(state)
+        driver = None if state.job in ("SUCCEEDED", "STOPPED") else self._driver(state)
         # What Ray says of its driver goes before what KubeRay says of the RayJob.
         if driver:
             code = exit_code(driver.status, driver.exit_code)
@@ -217,7 +204,7 @@ class NightlyRun:
             commands.append(f"kubectl -n {self.api.namespace} logs job/{name}")
         self.api.say(f"look: {'; '.join(commands)}")
         if code != COMPLETE:
-            self.api.say(f"next: {NEXT_STEPS[code]}")
+            self.api.say(f"next: {REMEDIES[code]}")
         return code
 
     def _driver(self, state: State) -> Attempt | None:
@@ -247,7 +234,7 @@ class NightlyRun:
         return self._drivers[state.job_id]
 
     def _state(self, rayjob: RayJob) -> State:
-        if not made_from(rayjob, self.template):
+        if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:
             name = rayjob["metadata"]["name"]
             raise SpecError(
                 f"RayJob {name} exists, but was not made from {self.template} (no label {self._selector()})",

@@ -68,7 +68,7 @@ def nightly_copy(template: RayJob, name: str, as_of: date) -> RayJob:
             f"RayJob {source} is not suspended, so it is a job rather than a template",
             f"set spec.suspend: true in {source}, or name another template",
         )
-    if QUEUE_LABEL in _labels(template):
+    if QUEUE_LABEL in labels_of(template):
         raise SpecError(
             f"RayJob {source} has the label {QUEUE_LABEL}, so Kueue would start the template itself",
             f"move the label into its annotation {COPY_LABELS}",
@@ -98,13 +98,9 @@ def loses_exit_codes(spec: Mapping[str, Any]) -> bool:
     return bool(spec.get("shutdownAfterJobFinishes")) and (spec.get("ttlSecondsAfterFinished") or 0) < 60
 
 
-def made_from(rayjob: RayJob, template: str) -> bool:
-    return _labels(rayjob).get(TEMPLATE_LABEL) == template
-
-
 def outdated(rayjobs: Iterable[RayJob], keep_nights: int) -> list[str]:
     """Names of the ended RayJobs that do not belong to the newest `keep_nights` nights, oldest first."""
-    dated = [(night, rayjob) for rayjob in rayjobs if (night := _labels(rayjob).get(AS_OF_LABEL))]
+    dated = [(night, rayjob) for rayjob in rayjobs if (night := labels_of(rayjob).get(AS_OF_LABEL))]
     kept = sorted({night for night, _ in dated})[-keep_nights:]
     old = [(night, each["metadata"]["name"]) for night, each in dated if night not in kept and State.of(each).ended]
     return [name for _, name in sorted(old)]
@@ -135,24 +131,12 @@ class State(BaseModel, frozen=True):
         """Nothing more will happen. (`Failed` with retries left is never shown: KubeRay writes `Retrying`.)"""
         return self.deployment in ("Complete", "Failed", REFUSED)
 
-    @property
-    def succeeded(self) -> bool:
-        return self.ended and self.job == "SUCCEEDED"
-
-    @property
-    def driver_ended(self) -> bool:
-        return self.job in ("SUCCEEDED", "STOPPED") or self.driver_failed
-
-    @property
-    def driver_failed(self) -> bool:
-        return self.job == "FAILED"
-
     def __str__(self) -> str:
         words = [self.deployment or "new", self.job and f"driver {self.job}", self.reason and f"({self.reason})"]
         return " ".join(filter(None, words)) + (", being deleted" if self.deleting else "")
 
 
-def _labels(rayjob: RayJob) -> Mapping[str, str]:
+def labels_of(rayjob: RayJob) -> Mapping[str, str]:
     return rayjob["metadata"].get("labels") or {}
 
 

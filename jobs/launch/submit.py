@@ -12,7 +12,7 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +27,9 @@ from jobs.launch.attempts import (
     attempts_of,
     describe_end,
     exit_code,
-    live_attempt,
-    next_number,
     remedy,
 )
-from jobs.launch.follow import wait_for_end
+from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import Days, runs, today
 from jobs.spec.load import load_spec
@@ -95,8 +93,9 @@ def prepare(
     if upload.secrets:
         say(f"left out of the upload, because they look like credentials: {', '.join(upload.secrets)}")
     check_goes_along(upload, inside, "SPEC")
-    for key, name in _files_that_the_model_needs(spec.model, root):
-        check_goes_along(upload, name, key)
+    for key, name in _files_of(spec.model, root):
+        if (path := local_path(name)) and not Path(path).is_absolute():
+            check_goes_along(upload, path, key)
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(env, os.environ, say)}
     job = DatedJob(name=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(overrides))
     return Submission(job=job, upload=upload, env=variables, address=address)
@@ -119,7 +118,9 @@ def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) ->
         print(attempt_id)
         say(again)
         return COMPLETE
-    attempt = wait_for_end(server, attempt_id, write=_write, say=say, again=again)
+    attempt = Follower(
+        server=server, submission_id=attempt_id, log=LogCopy(_write), say=say, again=again
+    ).wait_for_end()
     say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := remedy(attempt)) else ""))
     return exit_code(attempt.status, attempt.exit_code)
 
@@ -128,11 +129,12 @@ def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str
     """The submission id of the attempt that runs then."""
     job = submission.job
     attempts = attempts_of(job, server.attempts())
-    if live := live_attempt(attempts):
-        return _join(live, job, say)
-    if attempts:
-        say(describe_end(attempts[max(attempts)]))
-    attempt_id = job.submission_id(next_number(attempts))
+    if live := [attempt for attempt in attempts.values() if not attempt.ended]:
+        return _join(live[-1], job, say)
+    # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
+    if last := max(attempts, default=0):
+        say(describe_end(attempts[last]))
+    attempt_id = job.submission_id(last + 1)
     submitter = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="stint-") as folder:
         package = Path(folder) / "package.zip"
@@ -186,18 +188,16 @@ def use_token(environment: Mapping[str, str]) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token"} if given and "RAY_AUTH_MODE" not in environment else {}
 
 
-def _files_that_the_model_needs(model: Model, root: Path) -> list[tuple[str, str]]:
-    """Relative files that must go along, each with the key that names it."""
-    needed = []
+def _files_of(model: Model, root: Path) -> Iterator[tuple[str, str]]:
+    """The key of the spec and the file, for each file that the model needs; the working directory's and others."""
     if model.weights and weights_enum_or_path(model.weights) == "file":
-        needed.append(("model.weights", model.weights))
+        yield "model.weights", model.weights
     if isinstance(model.labels, str) and (root / model.labels).is_file():
-        needed.append(("model.labels", model.labels))
+        yield "model.labels", model.labels
     module = Path(*model.arch.partition(":")[0].split("."))
     for name in (module.with_suffix(".py"), module / "__init__.py"):
         if ":" in model.arch and (root / name).is_file():
-            needed.append(("model.arch", str(name)))
-    return [(key, path) for key, name in needed if (path := local_path(name)) and not Path(path).is_absolute()]
+            yield "model.arch", str(name)
 
 
 def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]) -> dict[str, str]:

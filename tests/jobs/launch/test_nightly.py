@@ -442,7 +442,7 @@ def test_sigterm_during_trouble_ends_the_wait(server: KubeDouble, creator: Calla
 
 
 @pytest.mark.parametrize(("method", "code"), [("GET", 401), ("GET", 403), ("POST", 403), ("POST", 422)])
-def test_a_refusal_is_told_at_once_with_what_the_server_said(
+def test_a_refusal_is_reported_at_once_with_what_the_server_said(
     server: KubeDouble, creator: Callable[[], Creator], method: str, code: int
 ) -> None:
     server.denied[method] = code
@@ -543,13 +543,13 @@ def test_an_unknown_zone_is_named() -> None:
 
 
 def test_a_pod_learns_its_night_from_the_cronjobs_job(server: KubeDouble, creator: Callable[[], Creator]) -> None:
-    made = "2026-03-02T00:10:00Z"
+    created = "2026-03-02T00:10:00Z"
     server.jobs["scheduled"] = {"metadata": {"annotations": {SCHEDULED_AT: "2026-03-01T23:55:00+01:00"}}}
-    server.jobs["by-hand"] = {"metadata": {"creationTimestamp": made}}
+    server.jobs["by-hand"] = {"metadata": {"creationTimestamp": created}}
     api = creator().api
     assert api.scheduled_at("scheduled") == datetime.fromisoformat("2026-03-01T23:55:00+01:00")
     assert str(night_of(None, api.scheduled_at("scheduled"))) == "2026-03-01"
-    assert api.scheduled_at("by-hand") == datetime.fromisoformat(made)
+    assert api.scheduled_at("by-hand") == datetime.fromisoformat(created)
     with pytest.raises(KubeRefused, match="no Job elsewhere"):
         api.scheduled_at("elsewhere")
 
