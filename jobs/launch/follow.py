@@ -135,12 +135,12 @@ class Follower:
         while True:
             self.log.restart()
             with suppress(Unreachable, TimeoutError):
-                async with aclosing(self.server.tail(self.submission_id)) as stream:  # type: ignore[type-var]
-                    while True:
-                        async with asyncio.timeout(self.silence_s):
-                            chunk = await anext(stream, None)
-                        if chunk is None:
-                            break
+                async with (
+                    aclosing(self.server.tail(self.submission_id)) as stream,
+                    asyncio.timeout(self.silence_s) as limit,
+                ):
+                    async for chunk in stream:
+                        limit.reschedule(asyncio.get_running_loop().time() + self.silence_s)
                         if self.log.take(chunk):
                             failures = 0
             failures += 1

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -92,7 +92,7 @@ class JobServer:
         with self._errors(submission_id):
             return str(self._client.get_job_logs(submission_id))
 
-    async def tail(self, submission_id: str) -> AsyncIterator[str]:
+    async def tail(self, submission_id: str) -> AsyncGenerator[str, None]:
         """The log from its beginning, in chunks, until the job ends. A lost stream may also just end."""
         try:
             async for chunk in self._client.tail_job_logs(submission_id):
@@ -111,13 +111,13 @@ class JobServer:
                 "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's token, and RAY_AUTH_MODE=token",
             ) from error
         except requests.HTTPError as error:
-            assert error.response is not None
-            if error.response.status_code == HTTPStatus.NOT_FOUND:
+            status = cast(requests.Response, error.response).status_code
+            if status == HTTPStatus.NOT_FOUND:
                 raise UnknownJob(
                     f"the cluster at {self.shown} does not know {what}: it forgets its jobs when it is made anew",
                     "check --address, then submit again; what was committed stays",
                 ) from error
-            if error.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
             raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
         except (requests.RequestException, ConnectionError) as error:

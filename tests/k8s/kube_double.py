@@ -99,6 +99,8 @@ class KubeDouble:
             self._changed.notify_all()
             if url.path.startswith("/api/"):
                 return self._head(url.path, headers.get("authorization"))
+            if headers.get("authorization") != "Bearer t":  # as `kubeconfig` has it
+                return _status(401, "Unauthorized")
             if method in self.denied:
                 return _status(self.denied[method], "refused by the test")
             collection, _, name = url.path.partition(RAYJOBS)[2].partition("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
@@ -439,6 +440,45 @@ def test_a_log_that_comes_in_several_streams_is_written_once(chunks: list[str], 
         copy.take(chunk)
     copy.finish()
     assert written.getvalue() == log + ("" if log.endswith("\n") or not log else "\n")
+
+
+class StallingServer:
+    """A job server whose first log stream stops in silence; the job ends when a second one has brought the log."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.ended = False
+
+    def attempt(self, _: str) -> Attempt:
+        return attempt(1, "SUCCEEDED" if self.ended else "RUNNING", 0)
+
+    async def tail(self, _: str) -> AsyncGenerator[str, None]:
+        self.streams += 1
+        yield "one\n"
+        if self.streams == 1:
+            await asyncio.Event().wait()
+        yield "two\n"
+        self.ended = True
+
+    def logs(self, _: str) -> str:
+        return "one\ntwo\nthree"
+
+
+def test_a_log_stream_that_is_silent_is_opened_again() -> None:
+    written, messages, server = io.StringIO(), [], StallingServer()
+    times = TIMING | {"silence_s": 0.05, "retry_s": 0.01, "poll_s": 0.01}
+    follower = Follower(
+        server=server,
+        submission_id="a",
+        log=LogCopy(lambda text: written.write(text) and None),
+        say=messages.append,
+        again="",
+        **times,
+    )
+    assert follower.wait_for_end().status == "SUCCEEDED"
+    assert server.streams >= 2
+    assert written.getvalue() == "one\ntwo\nthree\n"
+    assert messages == ["a: running"]
 
 
 # ------------------------------------------------------------------------------------- with a real cluster
