@@ -32,6 +32,8 @@ REMEDIES = {
     INTERRUPTED: "run again; it goes on where it stopped, nothing is lost",
 }
 """What to do next, by exit code."""
+ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+"""Statuses of a job in Ray that do not change any more."""
 
 
 class Unreachable(RunFailed):
@@ -59,7 +61,7 @@ class Attempt:
 
     @property
     def ended(self) -> bool:
-        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+        return self.status in ENDED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class LogCopy:
             self._line = ""
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Follower:
     """Copies the log of an attempt, and waits for its end."""
 

@@ -173,11 +173,10 @@ class KubeApi:
             reason = json.loads(error.body or "")["message"]
         except (ValueError, KeyError, TypeError):
             reason = error.reason
-        allowed = f"kubectl auth can-i --list --namespace {self.namespace}"
         next_steps = {
             0: "check the certificate authority and the address of the API server",
             401: "check the service account's token, or KUBECONFIG",
-            403: f"grant it: {allowed} shows what the service account may do",
+            403: f"grant it: kubectl auth can-i --list --namespace {self.namespace} shows what the account may do",
         }
         return KubeRefused(
             f"{what} in namespace {self.namespace}: the API server refused with {error.status}: {reason}",

@@ -20,7 +20,7 @@ from functools import partial
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jobs.errors import BAD_SPEC, COMPLETE, Interrupted, RunFailed, SpecError
-from jobs.launch.attempts import REMEDIES, Attempt, Unreachable, exit_code
+from jobs.launch.attempts import ENDED, REMEDIES, Attempt, Unreachable, exit_code
 from jobs.launch.kubernetes_api import KubeApi, KubeRefused
 from jobs.launch.rayjob import (
     MAX_ATTEMPTS,
@@ -165,11 +165,7 @@ class NightlyRun:
         while True:
             found = self.api.rayjob(name)
             if found is None:
-                if state and state.job in (
-                    "SUCCEEDED",
-                    "STOPPED",
-                    "FAILED",
-                ):  # deleted together with its cluster, by a deletion rule
+                if state and state.job in ENDED:  # deleted together with its cluster, by a deletion rule
                     break
                 raise RunFailed(
                     f"RayJob {name} was deleted before its end",
@@ -189,8 +185,7 @@ class NightlyRun:
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
         driver = None if state.job in ("SUCCEEDED", "STOPPED") else self._driver(state)
-        # What Ray says of its driver goes before what KubeRay says of the RayJob.
-        if driver:
+        if driver:  # what Ray says of its driver goes before what KubeRay says of the RayJob
             code = exit_code(driver.status, driver.exit_code)
         else:
             code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)

@@ -118,9 +118,7 @@ def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) ->
         print(attempt_id)
         say(again)
         return COMPLETE
-    attempt = Follower(
-        server=server, submission_id=attempt_id, log=LogCopy(_write), say=say, again=again
-    ).wait_for_end()
+    attempt = Follower(server, attempt_id, LogCopy(_write), say, again).wait_for_end()
     say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := remedy(attempt)) else ""))
     return exit_code(attempt.status, attempt.exit_code)
 

@@ -467,15 +467,8 @@ class StallingServer:
 def test_a_log_stream_that_is_silent_is_opened_again() -> None:
     written, messages, server = io.StringIO(), [], StallingServer()
     times = TIMING | {"silence_s": 0.05, "retry_s": 0.01, "poll_s": 0.01}
-    follower = Follower(
-        server=server,
-        submission_id="a",
-        log=LogCopy(lambda text: written.write(text) and None),
-        say=messages.append,
-        again="",
-        **times,
-    )
-    assert follower.wait_for_end().status == "SUCCEEDED"
+    log = LogCopy(lambda text: written.write(text) and None)
+    assert Follower(server, "a", log, messages.append, "", **times).wait_for_end().status == "SUCCEEDED"
     assert server.streams >= 2
     assert written.getvalue() == "one\ntwo\nthree\n"
     assert messages == ["a: running"]
@@ -591,10 +584,7 @@ def test_lines_are_neither_lost_nor_doubled_when_connections_are_cut(
     try:
         server = JobServer(proxy.url)
         with talking(server, tmp_path, "talk-cut") as name:
-            follower = Follower(
-                server=server, submission_id=name, log=LogCopy(write), say=messages.append, again="", **TIMING
-            )
-            ended = follower.wait_for_end()
+            ended = Follower(server, name, LogCopy(write), messages.append, "", **TIMING).wait_for_end()
     finally:
         proxy.close()
     assert proxy.cuts >= 4
@@ -617,14 +607,8 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while_and_the_job_goes_on
 
     with talking(direct, tmp_path, "talk-lost") as name:
         messages: list[str] = []
-        follower = Follower(
-            server=behind,
-            submission_id=name,
-            log=LogCopy(write),
-            say=messages.append,
-            again="again",
-            **(TIMING | {"lost_after_s": 0.5}),
-        )
+        times = TIMING | {"lost_after_s": 0.5}
+        follower = Follower(behind, name, LogCopy(write), messages.append, "again", **times)
         with pytest.raises(RunFailed, match="lost contact") as raised:
             follower.wait_for_end()
         assert raised.value.exit_code == 1
