@@ -8,13 +8,14 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from jobs.progress.displays import WAYS
 from jobs.spec.days import Days, parse_day, parse_days
 
 EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
 4 accuracy gate refused · 5 interrupted, safe to resume"""
 
 MOST_MINUTES = 24 * 60
+WAYS = ("auto", "live", "lines", "json")
+"""How a run may be shown (jobs.progress.displays); auto: live on a terminal, lines elsewhere."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ half of the digits; then the ordinary job runs on a local Ray: quantize, gate on
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import sys
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs.console import Console
 from jobs.errors import SpecError
 from jobs.plan.job import Job
 from jobs.report.journal import run_ids
@@ -39,10 +41,15 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
-def demo(folder: Path, command: Callable[[Sequence[str]], int]) -> int:
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint demo`."""
+    return demo(Path(arguments.folder), console.run)
+
+
+def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
     """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code.
 
-    `command` runs one command of the command line and returns its exit code.
+    `run` runs one command of the command line and returns its exit code.
     """
     overrides = [
         f"input.uri={folder / 'images'}",
@@ -63,10 +70,10 @@ def demo(folder: Path, command: Callable[[Sequence[str]], int]) -> int:
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
     arguments = [SPEC, *(f"--set={override}" for override in overrides)]
     _say(f"\n$ stint run {' '.join(arguments)}")
-    if code := command(["run", *arguments]):
+    if code := run(["run", *arguments]):
         return code
     _say(f"\n$ stint verify {' '.join(arguments)}")
-    code = command(["verify", *arguments])
+    code = run(["verify", *arguments])
     job = Job.open(spec, writing=False)
     print(f"\n{_accuracy(job)}\n{_look_at(job)}")
     return code

@@ -8,18 +8,31 @@ step, once the new root is whole, and back again in the same way. Nothing is rew
 
 from __future__ import annotations
 
+import argparse
 import json
 from datetime import UTC, datetime
 
+from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.current import FOLDER, current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import latest_versions
 from jobs.ledger.slices import Source
 from jobs.plan import claims
+from jobs.plan.command_line import for_each_day, job_of
 from jobs.plan.discovery import look
 from jobs.plan.job import Job
+from jobs.spec.days import Days
 from workers.storage.store import Store
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint promote`."""
+
+    def move(days: Days | None) -> None:
+        console.show(promote(job_of(arguments, days), arguments.to, allow_fewer=arguments.allow_fewer))
+
+    return for_each_day(arguments, console, move)
 
 
 def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> str:

@@ -11,6 +11,7 @@ It polls. A watch would save nothing at one request in five seconds, and has to 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from datetime import UTC, date, datetime
 from functools import partial
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from jobs.console import Console
 from jobs.errors import BAD_SPEC, COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.launch.attempts import ENDED, REMEDIES, Attempt, Unreachable, exit_code
 from jobs.launch.kubernetes_api import KubeApi, KubeRefused
@@ -36,30 +38,6 @@ from jobs.launch.rayjob import (
 )
 
 LOG_LINES = 20
-
-
-def nightly(
-    *,
-    template: str,
-    namespace: str | None,
-    as_of: date | None,
-    zone: str | None,
-    job: str | None,
-    keep_nights: int,
-    interrupted: Callable[[], bool],
-    say: Callable[[str], None],
-) -> int:
-    """The whole command; returns the night's exit code. Raises StintError.
-
-    `job`: the CronJob's Job that this pod belongs to, which says what night it is when `as_of` does not.
-    """
-    api = KubeApi.connect(namespace, partial(pause, interrupted=interrupted), say)
-    as_of = as_of or night_of(zone, api.scheduled_at(job) if job else None)
-    night = NightlyRun(api=api, template=template, as_of=as_of)
-    code = night.complete()
-    if keep_nights > 0:
-        night.prune(keep_nights)
-    return code
 
 
 def night_of(zone: str | None, scheduled: datetime | None, now: datetime | None = None) -> date:
@@ -239,3 +217,18 @@ class NightlyRun:
 
     def _selector(self) -> str:
         return f"{TEMPLATE_LABEL}={self.template}"
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint nightly`; returns the night's exit code. Raises StintError.
+
+    `--job`, the CronJob's Job that this pod belongs to, says what night it is when `--as-of` does not.
+    """
+    api = KubeApi.connect(arguments.namespace, partial(pause, interrupted=console.interrupts()), console.say)
+    scheduled = api.scheduled_at(arguments.job) if arguments.job and not arguments.as_of else None
+    as_of = arguments.as_of or night_of(arguments.timezone or None, scheduled)
+    night = NightlyRun(api=api, template=arguments.template, as_of=as_of)
+    code = night.complete()
+    if arguments.keep > 0:
+        night.prune(arguments.keep)
+    return code

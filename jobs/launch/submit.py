@@ -6,10 +6,12 @@ is joined, never started twice; one that has ended, however it did, is attempted
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import (
     Attempt,
@@ -55,7 +58,7 @@ class Submission:
     address: str
 
 
-def prepare(
+def prepare_submission(
     spec_path: str,
     overrides: Sequence[str],
     days: Days | None,
@@ -223,3 +226,19 @@ def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callab
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint submit`."""
+    # Interrupted, code 5, also before there is a job to wait for.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prepared = prepare_submission(
+        arguments.spec,
+        arguments.overrides,
+        arguments.days,
+        working_dir=arguments.working_dir,
+        env=arguments.env,
+        address=arguments.address,
+        say=console.say,
+    )
+    return submit(prepared, wait=arguments.wait, say=console.say)

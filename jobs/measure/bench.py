@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.measure.bench_images import Files, images_of, made_images
 from jobs.measure.plots import check_can_draw, draw_ladder
@@ -151,7 +152,7 @@ DECODED_A_SECOND = 600
 Say = Callable[[str], None]
 
 
-def bench_command(arguments: argparse.Namespace, say: Say) -> int:
+def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint bench`, see jobs.arguments. Raises StintError."""
     if arguments.spec is not None and arguments.arch is not None:
         raise SpecError("--arch names a network to measure without a SPEC; with one, its own is measured")
@@ -160,11 +161,11 @@ def bench_command(arguments: argparse.Namespace, say: Say) -> int:
     given = None if arguments.spec is None else load_spec(arguments.spec, arguments.overrides)
     if given is not None and given.model.device != "cpu":
         raise SpecError(f"model.device: {given.model.device}: stint bench climbs by the cores of CPUs", "set it to cpu")
-    climbed = bench(given, arguments.arch or "resnet50", arguments.minutes, say)
-    print(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
+    climbed = bench(given, arguments.arch or "resnet50", arguments.minutes, console.say)
+    console.show(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
     if arguments.picture is not None:
         draw_ladder(climbed.rungs, f"{climbed.model} on {climbed.cpu}", arguments.picture)
-        say(f"picture: {arguments.picture}")
+        console.say(f"picture: {arguments.picture}")
     return COMPLETE
 
 

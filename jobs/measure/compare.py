@@ -18,11 +18,13 @@ from typing import Any
 
 import yaml
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.input.footers import open_sources
 from jobs.measure.frontier import Compared, Prices, Weighed, as_json, lines, short_names
 from jobs.measure.plots import check_can_draw, draw_frontier
 from jobs.measure.rates import ratio
+from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.spec.schema import Model
@@ -109,10 +111,9 @@ SILENT_S = 1800.0
 Say = Callable[[str], None]
 
 
-def compare_command(
-    arguments: argparse.Namespace, job: Job, interrupted: Callable[[], bool], *, show: Say, say: Say
-) -> int:
+def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint compare`, see jobs.arguments. Raises StintError."""
+    job, say = last_job_of(arguments), console.say
     if arguments.seconds <= 0:
         raise SpecError("--seconds must be above 0")
     if arguments.json is not None and not arguments.json.parent.is_dir():
@@ -133,10 +134,10 @@ def compare_command(
         shares=arguments.prune,
         seconds=arguments.seconds,
         save=arguments.save_pruned,
-        interrupted=interrupted,
+        interrupted=console.interrupts(),
         say=say,
     ).complete()
-    show("\n".join(lines(compared)))
+    console.show("\n".join(lines(compared)))
     if arguments.json is not None:
         arguments.json.write_text(as_json(compared) + "\n")
     if picture is not None:

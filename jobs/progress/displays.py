@@ -72,8 +72,6 @@ class Outlet:
             self.gone = True
 
 
-WAYS = ("auto", "live", "lines", "json")
-"""As `stint run --progress` names them; auto: live on a terminal, lines elsewhere."""
 LINE_EVERY_S = 5.0
 VIEW_EVERY_S = 0.5
 CODES_SHOWN = 3
@@ -99,7 +97,7 @@ class Display(Protocol):
 
 
 def display_for(out: TextIO, how: str = "auto") -> Display:
-    """What shows a run on `out`, by one of WAYS."""
+    """What shows a run on `out`, by one of jobs.arguments.WAYS."""
     outlet = Outlet(out)
     match how:
         case "json":
@@ -110,7 +108,7 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
             return LiveDisplay(outlet)
         case "auto" | "lines":
             return LineDisplay(outlet)
-    raise ValueError(f"{how!r} is none of {', '.join(WAYS)}")
+    raise ValueError(f"a run cannot be shown as {how!r}")
 
 
 def line(snapshot: Snapshot) -> str:

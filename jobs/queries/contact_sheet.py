@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
+from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.queries.find_rows import pieces_of, place_told
 from jobs.queries.query import Chosen, choose
@@ -64,8 +66,9 @@ class Tile:
         return self.second is not None and self.second.label != self.label
 
 
-def sample_command(arguments: argparse.Namespace, job: Job, show: Callable[[str], None]) -> int:
-    """Write the page, and show where it is. Raises SpecError, RunFailed, StoreError, StoreDenied."""
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint sample`: write the page, and show where it is. Raises SpecError, RunFailed, StoreError, StoreDenied."""
+    job, show = last_job_of(arguments), console.show
     predictions = _predictions(job, with_open=arguments.open)
     columns = [name for name in predictions.schema.names if name != VECTOR or VECTOR in (arguments.where or "").lower()]
     reader = predictions.reader(columns)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+
+from jobs.console import Console
+from jobs.plan.command_line import for_each_day, job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
 from workers.storage.errors import NotFound
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint plan`."""
+    return for_each_day(arguments, console, lambda days: console.show(describe_plan(job_of(arguments, days))))
 
 
 def describe_plan(job: Job) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError, StintError
 from jobs.ledger.plans import Plan
+from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.queries.explanation import told
 from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_told, shards_of
@@ -24,12 +27,13 @@ READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
 
 
-def explain_command(job: Job, key: str, *, as_json: bool, show: Callable[[str], None]) -> int:
-    """Show what there is to tell of the row that `key` names.
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint explain`: show what there is to tell of the row that a key names.
 
     Raises SpecError for a key that names no row or several, which are shown; StintError where there is no such row;
     RunFailed, StoreError, StoreDenied.
     """
+    job, key, show = last_job_of(arguments), arguments.key, console.show
     named = parse(key, job.input_spec())
     plans = job.ledger.plans()
     explainer = Explainer(job, plans)
@@ -43,7 +47,7 @@ def explain_command(job: Job, key: str, *, as_json: bool, show: Callable[[str], 
             raise _not_scored(job, plans, key)
         _check_one(job, explainer.alive(claims) or claims, named, key, show)
     explanation = explainer.explain(claims)
-    if as_json:
+    if arguments.json:
         show(json.dumps(redacted_values(asdict(explanation)), indent=2, ensure_ascii=False))
     else:
         show(told(explanation))

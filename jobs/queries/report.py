@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import sys
@@ -10,13 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console as Terminal
 
+from jobs.console import Console
 from jobs.errors import COMPLETE as DONE
 from jobs.errors import SpecError
 from jobs.pages.history import LOG_WIDTH, history_page, nights, table
 from jobs.pages.run_page import filled
 from jobs.pages.save import page_of
+from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
@@ -26,19 +29,20 @@ from workers.storage.errors import NotFound
 Show = Callable[[str], None]
 
 
-def report_command(job: Job, *, run_id: str | None, history: bool, html: Path | None, show: Show) -> int:
-    """Show the last run with the job's model, or the one of `run_id`, or with `history` all nights.
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint report`: the last run with the job's model, or the one of `--run`, or with `--history` all nights.
 
-    `html` is a local file that gets the page instead. Raises SpecError where there is no such run, StoreError.
+    `--html` names a local file that gets the page instead. Raises SpecError where there is no such run, StoreError.
     """
-    if history:
-        _history(job, html, show)
+    job = last_job_of(arguments)
+    if arguments.history:
+        _history(job, arguments.html, console.show)
         return DONE
-    report = composed(job, run_id or _last(job))
-    if html is not None:
-        _write(html, page_of(job, report), show)
+    report = composed(job, arguments.run or _last(job))
+    if arguments.html is not None:
+        _write(arguments.html, page_of(job, report), console.show)
     else:
-        show(_told(job, report))
+        console.show(_told(job, report))
     return DONE
 
 
@@ -63,7 +67,7 @@ def _history(job: Job, html: Path | None, show: Show) -> None:
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else LOG_WIDTH
     text = io.StringIO()
-    Console(file=text, width=width, force_terminal=terminal).print(table(found, width))
+    Terminal(file=text, width=width, force_terminal=terminal).print(table(found, width))
     show(text.getvalue().rstrip("\n"))
 
 

@@ -5,17 +5,22 @@ Nothing but the ledger is read, so it does not matter where a run is, or whether
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from jobs.console import Console
+from jobs.errors import COMPLETE
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Missing
+from jobs.plan.command_line import for_each_day, job_of, last_job_of
 from jobs.plan.job import Job
-from jobs.progress.displays import Display
+from jobs.progress.displays import Display, display_for
 from jobs.progress.snapshot import Snapshot
 from jobs.report.runs import RunSeen, newest_runs, read_run
 from workers.redaction import redacted
@@ -25,6 +30,15 @@ RECENT = timedelta(days=1)
 EVERY_S = 5.0
 LOOK_SHARE = 0.05
 """Time spent on looking while a run is watched, as a share of all: listing a million shards takes a while."""
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint status`."""
+    if not arguments.watch:
+        return for_each_day(arguments, console, lambda days: console.show(describe_status(job_of(arguments, days))))
+    if ended := watch(last_job_of(arguments), display_for(sys.stdout), every_s=arguments.every):
+        console.show(ended)
+    return COMPLETE
 
 
 def utc_now() -> datetime:

@@ -7,6 +7,7 @@ that nothing lies in the output that no plan explains.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.errors import RunFailed
+from jobs.console import Console
+from jobs.errors import COMPLETE, FAILED, RunFailed
 from jobs.ledger import crashes
 from jobs.ledger import notes as noting
 from jobs.ledger.done import DoneRecord, DoneShard, done_shard
@@ -25,8 +27,10 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import parsed, shard_key
 from jobs.plan import claims
+from jobs.plan.command_line import for_each_day, job_of
 from jobs.plan.discovery import look
 from jobs.plan.job import Job
+from jobs.spec.days import Days
 from jobs.spec.schema import Input
 from workers.contract import Shard, Slice
 from workers.output import NotOurs, ObjectFacts, object_facts
@@ -65,6 +69,23 @@ class Verdict:
             f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows_out:,} rows out "
             f"({self.rows_ok:,} ok + {self.rows_bad:,} bad) + {self.rows_gone:,} whose source is gone"
         )
+
+
+def command(arguments: argparse.Namespace, console: Console) -> int:
+    """`stint verify`: 0 if there is no problem."""
+    verdicts = []
+
+    def check(days: Days | None) -> None:
+        verdict = verify(job_of(arguments, days))
+        for note in verdict.notes:
+            console.show(f"note: {note}")
+        for problem in verdict.problems:
+            console.show(f"PROBLEM: {problem}")
+        console.show(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
+        verdicts.append(verdict)
+
+    for_each_day(arguments, console, check)
+    return COMPLETE if all(verdict.ok for verdict in verdicts) else FAILED
 
 
 def verify(job: Job) -> Verdict:

@@ -122,7 +122,7 @@ def composed(job: Job, run_id: str) -> dict[str, Any]:
     if told.snapshot is None:
         known = journal.run_ids(job.store)
         raise SpecError(
-            f"no run {run_id} in {job.store.url}/_stint/known has left a report or a journal",
+            f"no run {run_id} in {job.store.url}/_stint/runs has left a report or a journal",
             f"one of these is there: {', '.join(known[-5:])}" if known else "run the job first",
         )
     return asdict(_of_journal(job, run_id, told))

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from jobs.console import Console
+from jobs.errors import COMPLETE
 from jobs.spec.days import AS_OF, MOST_DAYS
 from workers.redaction import credential_in
 from workers.source import uris
@@ -407,3 +411,9 @@ class JobSpec(Section):
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
         return self
+
+
+def command(_: argparse.Namespace, console: Console) -> int:
+    """`stint schema`."""
+    console.show(json.dumps(JobSpec.model_json_schema(), indent=2))
+    return COMPLETE

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs.arguments import parser
-from jobs.cli import COMMANDS
+from jobs.cli import COMMANDS, command
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
-    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/MONITORING.md", "k8s/README.md",
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "k8s/README.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
 )  # fmt: skip
 RAY_ALLOWED = {
     "jobs/pool/ray_local.py",
@@ -53,6 +54,7 @@ def test_importing_the_command_line_imports_neither_torch_nor_ray() -> None:
 def test_every_command_that_the_parser_knows_does_something() -> None:
     choices = next(action.choices for action in parser()._actions if action.dest == "command")
     assert set(choices or ()) == set(COMMANDS)
+    assert all(callable(command(name)) for name in COMMANDS)
 
 
 def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:
@@ -111,10 +113,10 @@ def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
         [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for document in DOCUMENTS:
-        for command in re.findall(
+        for named in re.findall(
             r"(?:^|`)(?:stint|python -m jobs) ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE
         ):
-            assert re.search(rf"^ +{command} ", help_text, re.MULTILINE), f"{document}: {command}"
+            assert re.search(rf"^ +{named} ", help_text, re.MULTILINE), f"{document}: {named}"
     for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
         assert (ROOT / spec).exists(), spec
 

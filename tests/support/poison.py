@@ -76,7 +76,7 @@ def mark(action: str) -> bytes:
 def hooked(folder: Path) -> Path:
     """`folder`, with what makes a process on whose path it comes first heed the marks."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text("import tests.support.poison\ntests.poison.hook()\n")
+    (folder / "sitecustomize.py").write_text("import tests.support.poison\ntests.support.poison.hook()\n")
     return folder
 
 

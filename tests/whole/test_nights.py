@@ -378,7 +378,7 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
     newest = max(nights.out.glob("model=*/_stint/done/*"))
     newest.unlink()
     predictions = nights.check_readers()
-    text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
     sql = text.partition("```sql\n")[2].partition("```")[0]
     root = f"{nights.out}/{predictions.root}"
     found = duckdb.sql(sql.replace("s3://my-bucket/predictions/model=resnet50-0123456789abcdef", root).strip("; \n"))

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
-import pyarrow as pa
-
 
 class _NoPandas(MetaPathFinder):
     def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> None:
@@ -27,6 +25,8 @@ def without_pandas() -> None:
     """
     if "pandas" in sys.modules:
         return
+    import pyarrow as pa  # here, so that importing this module, as jobs.cli does, takes no time
+
     finder = _NoPandas()
     sys.meta_path.insert(0, finder)
     try:

@@ -1,0 +1,4 @@
+"""Processes that measure networks and layouts, for `jobs.measure`.
+
+Never here: anything that a run imports.
+"""

@@ -1,0 +1,4 @@
+"""Make INT8 artifacts of a float network, one module for each runtime.
+
+Never here: whether they are good enough, which is the gate's to say.
+"""

@@ -47,7 +47,7 @@ from jobs.launch.attempts import (
 from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.job_server import JobServer
 from jobs.launch.package import check_goes_along, find_files
-from jobs.launch.submit import Submission, choose_address, prepare, use_token
+from jobs.launch.submit import Submission, choose_address, prepare_submission, use_token
 from jobs.launch.submit import submit as submit_here
 from jobs.spec.days import Days
 from tests.support.digits_job import PYTHON, ROOT, Digits, stint
@@ -296,7 +296,7 @@ def project(tmp_path: Path, digits: Digits) -> Path:
 
 def prepared(root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str, ...] = ()) -> Any:
     messages: list[str] = []
-    submission = prepare(
+    submission = prepare_submission(
         str(root / spec),
         overrides,
         NIGHT,
@@ -326,7 +326,7 @@ def test_a_working_directory_may_be_named_by_a_link(project: Path) -> None:
     link = project.parent / "current"
     link.symlink_to(project)
     for working_dir, spec in ((link, project), (project, link)):
-        submission = prepare(
+        submission = prepare_submission(
             str(spec / "job.yaml"), (), NIGHT, working_dir=str(working_dir), env=(), address="http://h:8265", say=print
         )
         assert submission.job.spec == "job.yaml"

@@ -17,9 +17,11 @@ import pytest
 import simplejpeg
 
 from jobs.arguments import parser
+from jobs.cli import main
+from jobs.console import Console
 from jobs.errors import BAD_SPEC, SpecError
 from jobs.measure import bench_images
-from jobs.measure.bench import bench_command
+from jobs.measure.bench import command
 from jobs.measure.bench_images import Files, images_of
 from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Rung
@@ -62,7 +64,7 @@ def test_a_network_with_weights_of_its_own_is_not_given_random_ones(tmp_path: Pa
 def test_a_job_for_gpus_has_no_ladder_of_cores(digits: Digits, write_spec: WriteSpec) -> None:
     spec = digits.spec("out", model__device="cuda")
     with pytest.raises(SpecError, match=r"model\.device"):
-        bench_command(parser().parse_args(["bench", write_spec(spec)]), print)
+        command(parser().parse_args(["bench", write_spec(spec)]), Console(main))
 
 
 def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

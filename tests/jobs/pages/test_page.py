@@ -60,14 +60,13 @@ def test_pages_are_made_wherever_the_process_works(tmp_path: Path) -> None:
 
 
 def test_every_template_goes_into_a_wheel() -> None:
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["jobs"]
-    found = (ROOT / "jobs/templates").rglob("*")
-    files = [file.relative_to(ROOT / "jobs").as_posix() for file in found if file.is_file()]
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    files = [file.relative_to(ROOT / "jobs/pages").as_posix() for file in (ROOT / "jobs/pages/templates").iterdir()]
     assert files
-    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in packaged)] == []
+    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "jobs/templates").iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs/pages/templates").iterdir()), ids=lambda file: file.name)
 def test_templates_escape_everything_run_nothing_and_load_nothing(file: Path) -> None:
     text = file.read_text()
     assert not re.search(r"\|\s*safe|autoescape|<script|\son\w+=|@import|url\(", text)

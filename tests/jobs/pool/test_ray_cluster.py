@@ -78,7 +78,7 @@ def _call(name: str) -> Any:
 def ends(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> Any:
     """How the cluster tells the end of its maker."""
     monkeypatch.setattr(ray_cluster, "ray", fake)
-    monkeypatch.setattr(ray_cluster.local_ray, "start", lambda *_, **__: None)
+    monkeypatch.setattr(ray_cluster.ray_local, "start", lambda *_, **__: None)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.05)
     cluster = RayCluster(None)
     try:

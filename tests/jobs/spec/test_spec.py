@@ -36,7 +36,7 @@ def raw(**changes: Any) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"input__imge": "x"}, r"unknown key 'input.imge': did you mean 'image'\?"),
-        ({"workers__cpu": 2}, r"unknown key 'workers.host.cpu': did you mean 'cpus'\?"),
+        ({"workers__cpu": 2}, r"unknown key 'workers.cpu': did you mean 'cpus'\?"),
         ({"model__preprocess": {"resise": 3}}, r"unknown key 'model.preprocess.resise': did you mean 'resize'\?"),
         ({"output__zzzz": 1}, r"unknown key 'output.zzzz': valid here: uri, topk, single_writer"),
         ({"model__arch": "resnet50"}, r"did you mean torchvision/resnet50\?"),
