@@ -1,4 +1,4 @@
-"""Attempts at a night: how they are numbered, which one a submission starts or joins, and what their ends mean.
+"""Attempts at a job of certain days: how they are numbered, which one to start or to join, and what their ends mean.
 
 An attempt's submission id is `<job>-<as_of>-a<N>`. Ray refuses an id that it has seen, so of two submitters of the same
 attempt one starts it, and the other finds it started.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED
+from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED, RunFailed
 from jobs.spec.days import Days
-
-Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 MEANING = {
     COMPLETE: "complete",
@@ -26,6 +24,24 @@ MEANING = {
     GATE_REFUSED: "accuracy gate refused",
     INTERRUPTED: "interrupted, safe to resume",
 }
+REMEDIES = {
+    FAILED: "read the end of the log; run again, or let the next night catch up",
+    BAD_SPEC: "mend what the log names; run again",
+    BAD_ROWS: "look at the table of reasons in the log; raise limits.bad_rows knowingly; run again",
+    GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32",
+    INTERRUPTED: "run again; it goes on where it stopped, nothing is lost",
+}
+"""What to do next, by exit code."""
+ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+"""Statuses of a job in Ray that do not change any more."""
+
+
+class Unreachable(RunFailed):
+    """The job server gave no answer, or one that may be another a moment later: worth another try."""
+
+
+class UnknownJob(RunFailed):
+    """The job server answers, and knows no such job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +49,7 @@ class Attempt:
     """One submission as the cluster knows it."""
 
     submission_id: str
-    status: Status
+    status: Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
     entrypoint: str
     exit_code: int | None = None
     """Of the driver process, where it ended by itself."""
@@ -45,31 +61,31 @@ class Attempt:
 
     @property
     def ended(self) -> bool:
-        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+        return self.status in ENDED
 
 
 @dataclass(frozen=True, kw_only=True)
-class Night:
+class DatedJob:
     """What is submitted: a job for certain days. `spec` is relative to the working directory."""
 
-    job: str
+    name: str
     days: Days
     spec: str
     overrides: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
-        return f"{self.job}-{str(self.days).replace('..', '-to-')}"
+        """What the submission ids of all attempts begin with."""
+        return f"{self.name}-{str(self.days).replace('..', '-to-')}"
 
     def submission_id(self, number: int) -> str:
         return f"{self.stem}-a{number}"
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Options of the command line that name the same night, today being spelled out."""
+        """Options of the command line that name the same job and days, today being spelled out."""
         sets = [word for override in self.overrides for word in ("--set", override)]
-        single = len(self.days) == 1
-        return (*sets, *(("--as-of", str(self.days)) if single else ("--backfill", str(self.days))))
+        return (*sets, "--as-of" if len(self.days) == 1 else "--backfill", str(self.days))
 
     @property
     def entrypoint(self) -> str:
@@ -77,70 +93,50 @@ class Night:
         return shlex.join(["python", "-m", "jobs", "run", self.spec, *self.options])
 
 
-def attempts_of(night: Night, seen: Iterable[Attempt]) -> dict[int, Attempt]:
-    """Attempts at this night among everything on the cluster, by number."""
-    pattern = re.compile(re.escape(night.stem) + r"-a([1-9]\d*)")
-    found = ((pattern.fullmatch(attempt.submission_id), attempt) for attempt in seen)
-    return {int(match[1]): attempt for match, attempt in found if match}
+def attempts_of(job: DatedJob, submitted: Iterable[Attempt]) -> dict[int, Attempt]:
+    """Attempts at this job and these days among everything on the cluster, by number, in order."""
+    pattern = re.compile(re.escape(job.stem) + r"-a([1-9]\d*)")
+    found = ((pattern.fullmatch(attempt.submission_id), attempt) for attempt in submitted)
+    return dict(sorted((int(match[1]), attempt) for match, attempt in found if match))
 
 
-def live_attempt(attempts: dict[int, Attempt]) -> Attempt | None:
-    """The attempt to join: the latest that has not ended."""
-    return next((attempts[n] for n in sorted(attempts, reverse=True) if not attempts[n].ended), None)
-
-
-def next_number(attempts: dict[int, Attempt]) -> int:
-    """After any end the next attempt may start, a success included: it finds nothing to do, or what came in late."""
-    return max(attempts, default=0) + 1
-
-
-def exit_code(attempt: Attempt) -> int:
-    """Ours for an attempt that has ended: the driver's own, 5 when it was stopped, 1 for anything else."""
-    if attempt.status == "SUCCEEDED":
+def exit_code(status: str, driver_code: int | None) -> int:
+    """Ours for a job that Ray says has ended: the driver's own, 5 when it was stopped, 1 for anything else."""
+    if status == "SUCCEEDED":
         return COMPLETE
-    if attempt.status == "STOPPED":
+    if status == "STOPPED":
         return INTERRUPTED
-    if attempt.exit_code in MEANING and attempt.exit_code != COMPLETE:
-        return attempt.exit_code
-    return FAILED
+    return driver_code if driver_code in MEANING and driver_code != COMPLETE else FAILED
 
 
 def describe_end(attempt: Attempt) -> str:
     """One line: what became of an attempt that has ended."""
-    code = exit_code(attempt)
+    code = exit_code(attempt.status, attempt.exit_code)
     if attempt.status == "STOPPED":
         how = "was stopped"
     elif attempt.status == "SUCCEEDED" or attempt.exit_code == code:
         how = "ended"
     elif attempt.exit_code is None:
-        how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {_last_line(attempt.message)}"
+        reason = (attempt.message.strip() or "no message").splitlines()[-1].strip()
+        how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {reason}"
     else:
-        how = f"ended with {_foreign(attempt.exit_code)}"
+        how = f"ended with {_describe_code(attempt.exit_code)}"
     return f"{attempt.submission_id} {how}: exit code {code}, {MEANING[code]}"
 
 
-def next_step(attempt: Attempt) -> str:
-    """What to do about it; empty when all is well."""
-    code = exit_code(attempt)
-    if code == COMPLETE:
-        return ""
-    if code == INTERRUPTED:
-        return "submit again; it goes on where it stopped"
+def remedy(attempt: Attempt) -> str:
+    """What to do about the end of an attempt; empty when all is well."""
+    code = exit_code(attempt.status, attempt.exit_code)
     if attempt.exit_code == 127:
         return "the head node has no `python` on its PATH: use an image that has, or pass --env PATH=…"
     if code == FAILED and attempt.exit_code != FAILED:
         return "nothing committed is lost: look at the head node's memory and events, then submit again"
-    return "see the last lines of its log, mend, and submit again"
+    return REMEDIES.get(code, "")
 
 
-def _foreign(code: int) -> str:
-    """An exit code that is none of ours; a shell tells a signal as 128 + its number."""
+def _describe_code(code: int) -> str:
+    """An exit code that is none of ours; a shell reports a signal as 128 + its number."""
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
         return f"{signal.Signals(number).name} (code {code})"
     return f"code {code}"
-
-
-def _last_line(text: str) -> str:
-    lines: Sequence[str] = text.strip().splitlines()
-    return lines[-1].strip() if lines else "no message"

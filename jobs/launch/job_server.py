@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,10 +24,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.errors import RunFailed
-from jobs.launch.attempts import Attempt
-from jobs.launch.follow import UnknownJob, Unreachable
+from jobs.launch.attempts import Attempt, UnknownJob, Unreachable
 
-CONNECT_S = 5.0
+_CONNECT_S = 5.0
 ANSWER_S = 10.0
 """To a question, from when it is asked."""
 SUBMIT_S = 60.0
@@ -37,21 +36,16 @@ SUBMITTER_KEY = "stint_submitter"
 HINT = "check --address and that the cluster is up; a port-forward or VPN may be wanted"
 
 
-class _StatusError(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        lines = [line for line in text.splitlines() if re.search(r"\w", line)]  # a traceback's last line tells most
-        super().__init__(f"HTTP {status}: {lines[-1][:300] if lines else 'no text'}")
-        self.status = status
-
-
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # ray ships no types that mypy follows here
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:
         answer_s = ANSWER_S if method == "GET" else SUBMIT_S
-        response: requests.Response = super()._do_request(method, endpoint, timeout=(CONNECT_S, answer_s), **kwargs)
+        response: requests.Response = super()._do_request(method, endpoint, timeout=(_CONNECT_S, answer_s), **kwargs)
         return response
 
     def _raise_error(self, r: requests.Response) -> None:
-        raise _StatusError(r.status_code, r.text)
+        lines = [line for line in r.text.splitlines() if re.search(r"\w", line)]  # a traceback's last line tells most
+        text = lines[-1][:300] if lines else "no text"
+        raise requests.HTTPError(f"HTTP {r.status_code}: {text}", response=r)
 
 
 class JobServer:
@@ -59,7 +53,9 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         """`address` is http(s)://HOST:PORT of the dashboard."""
-        self.shown = _without_password(address)
+        parts = urlsplit(address)
+        self.shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        """The address without a password in it."""
         # Ray lets its variables override the argument: without this, --address would lose against RAY_ADDRESS.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         for handler in logging.getLogger("ray").handlers:
@@ -96,7 +92,7 @@ class JobServer:
         with self._errors(submission_id):
             return str(self._client.get_job_logs(submission_id))
 
-    async def tail(self, submission_id: str) -> AsyncIterator[str]:
+    async def tail(self, submission_id: str) -> AsyncGenerator[str, None]:
         """The log from its beginning, in chunks, until the job ends. A lost stream may also just end."""
         try:
             async for chunk in self._client.tail_job_logs(submission_id):
@@ -114,13 +110,14 @@ class JobServer:
                 f"the token for the cluster at {self.shown} is missing or wrong",
                 "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's token, and RAY_AUTH_MODE=token",
             ) from error
-        except _StatusError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+        except requests.HTTPError as error:
+            status = cast(requests.Response, error.response).status_code
+            if status == HTTPStatus.NOT_FOUND:
                 raise UnknownJob(
                     f"the cluster at {self.shown} does not know {what}: it forgets its jobs when it is made anew",
                     "check --address, then submit again; what was committed stays",
                 ) from error
-            if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
             raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
         except (requests.RequestException, ConnectionError) as error:
@@ -142,8 +139,3 @@ def _attempt(job: JobDetails) -> Attempt:
         message=job.message or "",
         submitter=(job.metadata or {}).get(SUBMITTER_KEY),
     )
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,7 +1,10 @@
-"""The few calls to the Kubernetes API server that a night needs, through the official client.
+"""The few calls to the Kubernetes API server that a night needs, through the official client's DynamicClient.
 
 Trouble that passes (429, 5xx, resets, timeouts) is retried with growing pauses; what stays is a StintError that says
-what to change. The client is an extra (`pip install 'stint[k8s]'`) and imported by `connect` alone.
+what to change. The client is an extra (`pip install 'stint[k8s]'`) and imported by `KubeApi.connect` alone.
+
+The kinds are known beforehand, so nothing is discovered. DynamicClient's own discovery would ask for `/version` and
+`/apis` without a time limit, and would keep the answers in a file of the temporary folder that is never out of date.
 """
 
 from __future__ import annotations
@@ -13,25 +16,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from jobs.errors import RunFailed, SpecError, StintError
+from jobs.errors import RunFailed, SpecError
 from jobs.launch.rayjob import TEMPLATE_LABEL, RayJob
 
-if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
-
-PATIENCE_S = 600.0
-"""How long an API server may be away, at one stretch, before a night gives up on it."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+LONGEST_PAUSE_S = 30.0
 REQUEST_TIMEOUT_S = 30
 SCHEDULED_AT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
 """Annotation that the CronJob controller puts on each Job, RFC 3339 in the CronJob's own time zone."""
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-RAYJOBS = ("ray.io", "v1", "rayjobs")
-
-T = TypeVar("T")
+KINDS = {"RayJob": ("ray.io", "rayjobs"), "Job": ("batch", "jobs"), "CronJob": ("batch", "cronjobs")}
+"""Kind → (API group, plural); all of version v1."""
 
 
 class KubeRefused(SpecError):
@@ -42,161 +40,123 @@ class KubeRefused(SpecError):
 class KubeApi:
     """RayJobs and Jobs of one namespace. Every call may raise KubeRefused, RunFailed, or what `pause` raises."""
 
-    client: ApiClient
+    client: Any
+    """The DynamicClient; the package has no types for it."""
     namespace: str
     pause: Callable[[float], None]
     """Waits that many seconds; may raise to end everything."""
     say: Callable[[str], None]
-    patience_s: float = PATIENCE_S
-    first_pause_s: float = FIRST_PAUSE_S
+    patience_s: float = 600.0
+    """How long an API server may be away, at one stretch, before a night gives up on it."""
+    first_pause_s: float = 1.0
+
+    @classmethod
+    def connect(cls, namespace: str | None, pause: Callable[[float], None], say: Callable[[str], None]) -> KubeApi:
+        """The API server of the pod's service account, or of KUBECONFIG where that is set, or of ~/.kube/config.
+
+        `namespace` None: the pod's own, or the one of the current context. Raises StintError.
+        """
+        try:
+            from kubernetes import client, config, dynamic
+        except ImportError as error:
+            raise SpecError("the Kubernetes client is not installed", "pip install 'stint[k8s]'") from error
+
+        settings = client.Configuration()
+        try:
+            if SERVICE_ACCOUNT_NAMESPACE.exists() and "KUBECONFIG" not in os.environ:
+                config.load_incluster_config(client_configuration=settings)
+                own_namespace = SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
+            else:
+                file = os.environ.get("KUBECONFIG")
+                config.load_kube_config(config_file=file, client_configuration=settings)
+                own_namespace = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
+        except config.ConfigException as error:
+            raise SpecError(
+                f"no way to a Kubernetes API server: {error}", "run in a pod with a service account, or set KUBECONFIG"
+            ) from error
+        settings.retries = False  # urllib3's own retries would sit in a pause that SIGTERM cannot end
+        dynamic_client = dynamic.DynamicClient(client.ApiClient(settings), discoverer=lambda *_: None)
+        return cls(client=dynamic_client, namespace=namespace or own_namespace, pause=pause, say=say)
 
     def rayjob(self, name: str) -> RayJob | None:
         """None: there is no such RayJob (or KubeRay's CRD is not installed, which answers alike)."""
-        from kubernetes.client import CustomObjectsApi
-        from kubernetes.client.exceptions import NotFoundException
-
-        group, version, plural = RAYJOBS
-        api = CustomObjectsApi(self.client)
-        try:
-            return self._call(
-                f"get RayJob {name}",
-                lambda: _fields(
-                    api.get_namespaced_custom_object(
-                        group, version, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
-                    )
-                ),
-            )
-        except NotFoundException:
-            return None
+        return self._get("RayJob", name)
 
     def create_rayjob(self, rayjob: RayJob) -> bool:
         """False: one of that name exists, created by somebody else, or by a request of ours whose answer was lost."""
-        from kubernetes.client import CustomObjectsApi
-        from kubernetes.client.exceptions import ConflictException, NotFoundException
+        from kubernetes.dynamic.exceptions import ConflictError
 
-        group, version, plural = RAYJOBS
-        api = CustomObjectsApi(self.client)
         name = rayjob["metadata"]["name"]
         try:
-            self._call(
-                f"create RayJob {name}",
-                lambda: api.create_namespaced_custom_object(
-                    group,
-                    version,
-                    self.namespace,
-                    plural,
-                    rayjob,
-                    field_manager="stint-nightly",
-                    _request_timeout=REQUEST_TIMEOUT_S,
-                ),
+            created = self._call(
+                f"create RayJob {name}", "create", "RayJob", body=rayjob, field_manager="stint-nightly"
             )
-        except ConflictException:
+        except ConflictError:
             return False
-        except NotFoundException as error:
+        if created is None:
             raise KubeRefused(
                 f"namespace {self.namespace} or the kind RayJob (ray.io/v1) went away while {name} was created",
                 "install KubeRay's CRDs and create the namespace, then run again",
-            ) from error
+            )
         return True
 
     def rayjobs_of(self, template: str) -> list[RayJob]:
         """Every RayJob that was made from a template."""
-        from kubernetes.client import CustomObjectsApi
-
-        group, version, plural = RAYJOBS
-        api = CustomObjectsApi(self.client)
-        listed = self._call(
-            "list RayJobs",
-            lambda: _fields(
-                api.list_namespaced_custom_object(
-                    group,
-                    version,
-                    self.namespace,
-                    plural,
-                    label_selector=f"{TEMPLATE_LABEL}={template}",
-                    _request_timeout=REQUEST_TIMEOUT_S,
-                )
-            ),
-        )
-        items: list[RayJob] = listed["items"]
-        return items
+        answer = self._call("list RayJobs", "get", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
+        return list(answer["items"]) if answer else []
 
     def delete_rayjob(self, name: str) -> None:
         """Its submitter Job and pods go with it. No error if it is gone already."""
-        from kubernetes.client import CustomObjectsApi
-        from kubernetes.client.exceptions import NotFoundException
-
-        group, version, plural = RAYJOBS
-        api = CustomObjectsApi(self.client)
-        try:
-            self._call(
-                f"delete RayJob {name}",
-                lambda: api.delete_namespaced_custom_object(
-                    group, version, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
-                ),
-            )
-        except NotFoundException:
-            return
+        self._call(f"delete RayJob {name}", "delete", "RayJob", name=name)
 
     def scheduled_at(self, job: str) -> datetime:
         """When a CronJob meant its Job to start, or else when the Job was made; in the CronJob's zone.
 
         A Job that somebody made of a CronJob by hand is owned by it, but has no scheduled time.
         """
-        from kubernetes.client import BatchV1Api
-        from kubernetes.client.exceptions import NotFoundException
-
-        api = BatchV1Api(self.client)
-        try:
-            found = self._call(
-                f"get Job {job}",
-                lambda: api.read_namespaced_job(job, self.namespace, _request_timeout=REQUEST_TIMEOUT_S),
-            )
-        except NotFoundException as error:
+        found = self._get("Job", job)
+        if found is None:
             raise KubeRefused(
                 f"no Job {job} in namespace {self.namespace}, so the night is not known", "give --as-of DATE"
-            ) from error
-        metadata: Any = found.metadata  # all optional in the client's types; a stored Job has them
-        if written := (metadata.annotations or {}).get(SCHEDULED_AT):
-            return datetime.fromisoformat(written)
-        made = cast(datetime, metadata.creation_timestamp)
-        owners = [owner.name for owner in metadata.owner_references or () if owner.kind == "CronJob"]
-        zone = self._zone_of(owners[0]) if owners else None
-        return made.astimezone(ZoneInfo(zone)) if zone else made
-
-    def _zone_of(self, cronjob: str) -> str | None:
-        """The zone that a CronJob's schedule is in; None where it names none."""
-        from kubernetes.client import BatchV1Api
-        from kubernetes.client.exceptions import NotFoundException
-
-        api = BatchV1Api(self.client)
-        try:
-            found = self._call(
-                f"get CronJob {cronjob}",
-                lambda: api.read_namespaced_cron_job(cronjob, self.namespace, _request_timeout=REQUEST_TIMEOUT_S),
             )
-        except NotFoundException:
-            return None  # deleted since, with its Jobs to follow
-        spec: Any = found.spec
-        return cast("str | None", spec.time_zone)
+        metadata = found["metadata"]
+        if scheduled := (metadata.get("annotations") or {}).get(SCHEDULED_AT):
+            return datetime.fromisoformat(scheduled)
+        created = datetime.fromisoformat(metadata["creationTimestamp"])
+        owners = [owner["name"] for owner in metadata.get("ownerReferences") or () if owner["kind"] == "CronJob"]
+        cronjob = self._get("CronJob", owners[0]) if owners else None  # it may be deleted, its Jobs soon to follow
+        zone = cronjob["spec"].get("timeZone") if cronjob else None
+        return created.astimezone(ZoneInfo(zone)) if zone else created
 
-    def _call(self, what: str, request: Callable[[], T]) -> T:
-        """Raises NotFoundException and ConflictException as they are; they are answers rather than trouble."""
-        from kubernetes.client.exceptions import ApiException, ConflictException, NotFoundException
+    def _get(self, kind: str, name: str) -> dict[str, Any] | None:
+        return self._call(f"get {kind} {name}", "get", kind, name=quote(name, safe=""))
+
+    def _call(self, what: str, verb: str, kind: str, **arguments: Any) -> dict[str, Any] | None:
+        """The answer as plain fields; None for 404. Raises ConflictError as it is: an answer rather than trouble."""
+        from kubernetes.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+        from kubernetes.dynamic.resource import Resource
         from urllib3.exceptions import HTTPError
 
+        group, plural = KINDS[kind]
+        known = {"prefix": "apis", "group": group, "api_version": "v1", "kind": kind, "name": plural}
+        request = getattr(Resource(**known, namespaced=True, client=self.client), verb)
+        # Plain fields in place of the client's ResourceInstance, which reads absent ones as None.
+        arguments |= {"serializer": lambda _, fields: fields, "_request_timeout": REQUEST_TIMEOUT_S}
         started_s, pause_s = time.monotonic(), self.first_pause_s
         while True:
             try:
-                return request()
-            except (NotFoundException, ConflictException):
+                answer: dict[str, Any] = request(namespace=self.namespace, **arguments)
+                return answer
+            except NotFoundError:
+                return None
+            except ConflictError:
                 raise
-            except ApiException as error:
-                if not _passes(error.status):
-                    raise _refused(what, self.namespace, error) from error
-                trouble, asked_s = f"HTTP {error.status}", _retry_after_s(error)
+            except DynamicApiError as error:
+                if error.status not in (408, 429) and error.status < 500:
+                    raise self._refused(what, error) from error
+                trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")
             except HTTPError as error:
-                trouble, asked_s = f"{type(error).__name__}: {error}", 0.0
+                trouble, asked = f"{type(error).__name__}: {error}", ""
             away_s = time.monotonic() - started_s
             if away_s >= self.patience_s:
                 raise RunFailed(
@@ -204,66 +164,21 @@ class KubeApi:
                     "a RayJob that was created goes on by itself; run again to follow it",
                 )
             self.say(f"{what}: {trouble}; trying again")
-            self.pause(max(asked_s, pause_s))
+            self.pause(max(pause_s, min(float(asked), LONGEST_PAUSE_S) if asked.isdigit() else 0.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-
-def connect(namespace: str | None, pause: Callable[[float], None], say: Callable[[str], None]) -> KubeApi:
-    """The API server of the pod's service account, or of KUBECONFIG where that is set, or of ~/.kube/config.
-
-    `namespace` None: the pod's own, or the one of the current context. Raises StintError.
-    """
-    try:
-        from kubernetes import client
-        from kubernetes import config as untyped_config
-    except ImportError as error:
-        raise SpecError("the Kubernetes client is not installed", "pip install 'stint[k8s]'") from error
-
-    config: Any = untyped_config
-    settings = client.Configuration()
-    try:
-        if SERVICE_ACCOUNT_NAMESPACE.exists() and "KUBECONFIG" not in os.environ:
-            config.load_incluster_config(client_configuration=settings)
-            own_namespace = SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
-        else:
-            file = os.environ.get("KUBECONFIG")
-            config.load_kube_config(config_file=file, client_configuration=settings)
-            own_namespace = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
-    except config.ConfigException as error:
-        raise SpecError(
-            f"no way to a Kubernetes API server: {error}", "run in a pod with a service account, or set KUBECONFIG"
-        ) from error
-    settings.retries = False  # urllib3's own retries would sit in a pause that SIGTERM cannot end
-    return KubeApi(client=client.ApiClient(settings), namespace=namespace or own_namespace, pause=pause, say=say)
-
-
-def _passes(status: int | None) -> bool:
-    return status in (408, 429) or (status or 0) >= 500
-
-
-def _retry_after_s(error: Any) -> float:
-    """The server's Retry-After, at most the longest pause; 0 without one."""
-    asked = (error.headers or {}).get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE_S) if asked.isdigit() else 0.0
-
-
-def _refused(what: str, namespace: str, error: Any) -> StintError:
-    """An ApiException that trying again would not change, in words. Status 0: TLS (see the client's rest.py)."""
-    try:
-        told = json.loads(error.body or "")["message"]
-    except (ValueError, KeyError, TypeError):
-        told = error.reason
-    next_steps = {
-        0: "check the certificate authority and the address of the API server",
-        401: "check the service account's token, or KUBECONFIG",
-        403: f"grant it: kubectl auth can-i --list --namespace {namespace} shows what the service account may do",
-    }
-    return KubeRefused(
-        f"{what} in namespace {namespace}: the API server refused with {error.status}: {told}",
-        next_steps.get(error.status, "mend what the message names in the RayJob template, then run again"),
-    )
-
-
-def _fields(answer: object) -> dict[str, Any]:
-    assert isinstance(answer, dict)
-    return answer
+    def _refused(self, what: str, error: Any) -> KubeRefused:
+        """An error that trying again would not change, in words. Status 0: TLS (see the client's rest.py)."""
+        try:
+            reason = json.loads(error.body or "")["message"]
+        except (ValueError, KeyError, TypeError):
+            reason = error.reason
+        next_steps = {
+            0: "check the certificate authority and the address of the API server",
+            401: "check the service account's token, or KUBECONFIG",
+            403: f"grant it: kubectl auth can-i --list --namespace {self.namespace} shows what the account may do",
+        }
+        return KubeRefused(
+            f"{what} in namespace {self.namespace}: the API server refused with {error.status}: {reason}",
+            next_steps.get(error.status, "mend what the message names in the RayJob template, then run again"),
+        )

@@ -19,49 +19,19 @@ from pathspec import GitIgnoreSpec
 from jobs.errors import SpecError
 from jobs.spec.days import AS_OF
 
-# ----------------------------------------------------------------------------------------------------
-# Files that hold credentials, by their usual names: a working directory is uploaded without them. Whoever may ask the
-# cluster's job server can download a package, so a credential in it is given to all of them.
-
-_NAMES = GitIgnoreSpec.from_lines(
+_CREDENTIALS = GitIgnoreSpec.from_lines(
     [
-        ".env",
-        ".env.*",
-        "!.env.example",
-        "!.env.template",
-        ".envrc",
-        ".netrc",
-        "_netrc",
-        ".pgpass",
-        ".pypirc",
-        ".npmrc",
-        ".git-credentials",
-        ".aws/",
-        ".azure/",
-        ".boto",
-        ".s3cfg",
-        ".config/gcloud/",
-        ".docker/config.json",
-        ".kube/",
-        "kubeconfig",
-        "*.kubeconfig",
-        ".ssh/",
-        "id_rsa",
-        "id_dsa",
-        "id_ecdsa",
-        "id_ed25519",
-        "*.p12",
-        "*.pfx",
-        "*.jks",
-        "*.keystore",
-        "*.ppk",
-        "application_default_credentials.json",
-        "credentials.json",
-        "client_secret*.json",
-        "service[-_]account*.json",
-        "rclone.conf",
+        ".env", ".env.*", "!.env.example", "!.env.template", ".envrc",
+        ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".git-credentials",
+        ".aws/", ".azure/", ".boto", ".s3cfg", "rclone.conf", ".config/gcloud/",
+        "application_default_credentials.json", "credentials.json", "client_secret*.json", "service[-_]account*.json",
+        ".docker/config.json", ".kube/", "kubeconfig", "*.kubeconfig",
+        ".ssh/", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "*.ppk",
+        "*.p12", "*.pfx", "*.jks", "*.keystore",
     ]
-)
+)  # fmt: skip
+"""Usual names of files that hold credentials. Whoever may ask the cluster's job server can download a package, so a
+credential in it would be given to all of them."""
 _MAY_HOLD_A_KEY = (".pem", ".key", ".json")
 _KEY_MARK = b"PRIVATE KEY-----"
 _KEY_BYTES = 64 * 2**10
@@ -73,7 +43,7 @@ def is_secret(name: str, file: Path) -> bool:
 
     Certificates and JSON files count only if a private key is in them, as in a service account's of Google Cloud.
     """
-    if _NAMES.match_file(name):
+    if _CREDENTIALS.match_file(name):
         return True
     if file.suffix.lower() not in _MAY_HOLD_A_KEY or file.stat().st_size > _KEY_BYTES:
         return False

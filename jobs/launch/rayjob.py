@@ -7,14 +7,14 @@ The template is a suspended RayJob of the cluster; the copy is what runs. Field 
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 
-from jobs.errors import BAD_SPEC, COMPLETE, FAILED, INTERRUPTED, SpecError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from jobs.errors import SpecError
 
 RayJob = dict[str, Any]
 
@@ -31,11 +31,7 @@ PASSED_ON_DOMAINS = ("ray.io", "kueue.x-k8s.io")
 """Annotations of these domains and their subdomains are copied. Those of whatever deployed the template are not: a
 deployment tool would take the copy for a stray of its own and delete it."""
 
-SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
-JOB_ENDED = frozenset([SUCCEEDED, "FAILED", STOPPED])
 REFUSED = "ValidationFailed"
-DEPLOYMENT_ENDED = frozenset(["Complete", "Failed", REFUSED])
-DRIVER_CODES = range(COMPLETE, INTERRUPTED + 1)
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -72,7 +68,7 @@ def nightly_copy(template: RayJob, name: str, as_of: date) -> RayJob:
             f"RayJob {source} is not suspended, so it is a job rather than a template",
             f"set spec.suspend: true in {source}, or name another template",
         )
-    if QUEUE_LABEL in (metadata.get("labels") or {}):
+    if QUEUE_LABEL in labels_of(template):
         raise SpecError(
             f"RayJob {source} has the label {QUEUE_LABEL}, so Kueue would start the template itself",
             f"move the label into its annotation {COPY_LABELS}",
@@ -80,7 +76,7 @@ def nightly_copy(template: RayJob, name: str, as_of: date) -> RayJob:
     if not spec.get("entrypoint"):
         raise SpecError(f"RayJob {source} has no entrypoint", "set spec.entrypoint: python -m jobs run SPEC")
     annotations = metadata.get("annotations") or {}
-    labels = _copy_labels(source, annotations.get(COPY_LABELS))
+    labels = _copy_labels(source, annotations.get(COPY_LABELS) or "{}")
     spec["entrypoint"] += f" --as-of {as_of.isoformat()}"
     spec["suspend"] = QUEUE_LABEL in labels
     passed_on = {key: value for key, value in annotations.items() if _passed_on(key)}
@@ -102,100 +98,56 @@ def loses_exit_codes(spec: Mapping[str, Any]) -> bool:
     return bool(spec.get("shutdownAfterJobFinishes")) and (spec.get("ttlSecondsAfterFinished") or 0) < 60
 
 
-def made_from(rayjob: RayJob, template: str) -> bool:
-    labels: Mapping[str, str] = rayjob["metadata"].get("labels") or {}
-    return labels.get(TEMPLATE_LABEL) == template
-
-
-def outdated(rayjobs: Sequence[RayJob], keep_nights: int) -> list[str]:
+def outdated(rayjobs: Iterable[RayJob], keep_nights: int) -> list[str]:
     """Names of the ended RayJobs that do not belong to the newest `keep_nights` nights, oldest first."""
-    labels = {rayjob["metadata"]["name"]: rayjob["metadata"].get("labels") or {} for rayjob in rayjobs}
-    nights = {name: of_job[AS_OF_LABEL] for name, of_job in labels.items() if AS_OF_LABEL in of_job}
-    kept = sorted(set(nights.values()))[-keep_nights:]
-    ended = {rayjob["metadata"]["name"] for rayjob in rayjobs if State.of(rayjob).ended}
-    return sorted(
-        (name for name, night in nights.items() if name in ended and night not in kept),
-        key=lambda name: (nights[name], name),
-    )
+    dated = [(night, rayjob) for rayjob in rayjobs if (night := labels_of(rayjob).get(AS_OF_LABEL))]
+    kept = sorted({night for night, _ in dated})[-keep_nights:]
+    old = [(night, each["metadata"]["name"]) for night, each in dated if night not in kept and State.of(each).ended]
+    return [name for _, name in sorted(old)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
+class State(BaseModel, frozen=True):
     """What a RayJob's status says. Empty strings: KubeRay has not said it yet."""
 
-    deployment: str
-    """`jobDeploymentStatus`: cluster and submission."""
-    job: str
-    """`jobStatus`: the driver, as Ray has it."""
-    reason: str
-    message: str
+    deployment: str = Field("", alias="jobDeploymentStatus")
+    """Cluster and submission."""
+    job: str = Field("", alias="jobStatus")
+    """The driver, as Ray has it."""
+    reason: str = ""
+    message: str = ""
     """KubeRay's explanation, or the tail of a failed driver's log: up to 20,000 characters."""
-    job_id: str
-    dashboard: str
+    job_id: str = Field("", alias="jobId")
+    dashboard: str = Field("", alias="dashboardURL")
     """host:port of the head's dashboard."""
     deleting: bool
 
     @classmethod
     def of(cls, rayjob: RayJob) -> State:
-        status: Mapping[str, str] = rayjob.get("status") or {}
-        return cls(
-            deployment=status.get("jobDeploymentStatus", ""),
-            job=status.get("jobStatus", ""),
-            reason=status.get("reason", ""),
-            message=status.get("message", ""),
-            job_id=status.get("jobId", ""),
-            dashboard=status.get("dashboardURL", ""),
-            deleting="deletionTimestamp" in rayjob["metadata"],
-        )
+        deleting = "deletionTimestamp" in rayjob["metadata"]
+        return cls.model_validate({**(rayjob.get("status") or {}), "deleting": deleting})
 
     @property
     def ended(self) -> bool:
         """Nothing more will happen. (`Failed` with retries left is never shown: KubeRay writes `Retrying`.)"""
-        return self.deployment in DEPLOYMENT_ENDED
-
-    @property
-    def succeeded(self) -> bool:
-        return self.ended and self.job == SUCCEEDED
+        return self.deployment in ("Complete", "Failed", REFUSED)
 
     def __str__(self) -> str:
         words = [self.deployment or "new", self.job and f"driver {self.job}", self.reason and f"({self.reason})"]
         return " ".join(filter(None, words)) + (", being deleted" if self.deleting else "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DriverEnd:
-    """A driver as Ray's job API tells of it."""
-
-    status: str
-    exit_code: int | None
+def labels_of(rayjob: RayJob) -> Mapping[str, str]:
+    return rayjob["metadata"].get("labels") or {}
 
 
-def exit_code(state: State, driver: DriverEnd | None) -> int:
-    """The night's exit code (`jobs.errors`). What Ray says of its driver goes before what KubeRay says of the RayJob.
-
-    Without the driver's own code: succeeded 0, stopped 5, refused by KubeRay 2, everything else 1.
-    """
-    ended_as = driver.status if driver and driver.status in JOB_ENDED else state.job
-    if ended_as == SUCCEEDED:
-        return COMPLETE
-    if ended_as == STOPPED:
-        return INTERRUPTED
-    if driver and driver.exit_code and driver.exit_code in DRIVER_CODES:
-        return driver.exit_code
-    return BAD_SPEC if state.deployment == REFUSED else FAILED
-
-
-def _copy_labels(source: str, text: str | None) -> dict[str, str]:
+def _copy_labels(source: str, text: str) -> dict[str, str]:
     try:
-        labels = json.loads(text or "{}")
-    except ValueError:
-        labels = None
-    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        return TypeAdapter(dict[str, str]).validate_json(text)
+    except ValidationError as error:
         raise SpecError(
             f"the annotation {COPY_LABELS} of RayJob {source} is not a JSON object of strings: {text}",
             f'write it as {{"{QUEUE_LABEL}": "nightly"}}',
-        )
-    return labels
+        ) from error
 
 
 def _passed_on(annotation: str) -> bool:

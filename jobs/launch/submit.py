@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +24,15 @@ from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import (
     Attempt,
-    Night,
+    DatedJob,
+    UnknownJob,
+    Unreachable,
     attempts_of,
     describe_end,
     exit_code,
-    live_attempt,
-    next_number,
-    next_step,
+    remedy,
 )
-from jobs.launch.follow import Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import Days, runs, today
 from jobs.spec.load import load_spec
@@ -46,21 +46,19 @@ if TYPE_CHECKING:
 STOP_WAIT_S = 30
 """Seconds from Ray's SIGTERM to its SIGKILL, in place of 3: the run needs 1.5, a node under load may need more."""
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A night ready to be sent, checked as far as it can be from here."""
+    """A job ready to be sent, checked as far as it can be from here."""
 
-    night: Night
+    job: DatedJob
     upload: Upload
     env: Mapping[str, str]
     """Variables of the job. Their values are shown nowhere; whoever may ask the job server can read them."""
     address: str
 
 
-def prepare(
+def prepare_submission(
     spec_path: str,
     overrides: Sequence[str],
     days: Days | None,
@@ -68,7 +66,7 @@ def prepare(
     working_dir: str,
     env: Sequence[str],
     address: str | None,
-    say: Say,
+    say: Callable[[str], None],
 ) -> Submission:
     """Check everything that needs no cluster. `days` is today in the spec's time zone when not given.
 
@@ -77,7 +75,7 @@ def prepare(
     spec = load_spec(spec_path, list(overrides))
     days = days or today(spec.schedule.timezone)
     runs(days, spec.input.by_date, spec.output.uri)  # refuses days that the job has no use for
-    where = choose_address(address, os.environ)
+    address = choose_address(address, os.environ)
     root = Path(working_dir).expanduser().absolute()
     inside = os.path.relpath(Path(spec_path).absolute(), root)
     if inside.startswith(".."):  # by their names: where the working directory is a link, the spec may still lie in it
@@ -89,20 +87,25 @@ def prepare(
         )
     data = [uri for uri in (*spec.input.uris, spec.input.manifest, spec.output.uri) if uri]
     for uri in data:
-        _check_not_relative(uri, root)
+        if (path := local_path(uri)) is not None and not Path(path).is_absolute():
+            raise SpecError(
+                f"{uri} counts from the working directory, of which every node gets a copy of its own, without data",
+                f"give a bucket's URL, or {root / path} where all nodes share that file system",
+            )
     upload = find_files(root, data)
     if upload.secrets:
         say(f"left out of the upload, because they look like credentials: {', '.join(upload.secrets)}")
     check_goes_along(upload, inside, "SPEC")
-    for key, name in _files_that_the_model_needs(spec.model, root):
-        check_goes_along(upload, name, key)
+    for key, name in _files_of(spec.model, root):
+        if (path := local_path(name)) and not Path(path).is_absolute():
+            check_goes_along(upload, path, key)
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(env, os.environ, say)}
-    night = Night(job=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(overrides))
-    return Submission(night=night, upload=upload, env=variables, address=where)
+    job = DatedJob(name=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(overrides))
+    return Submission(job=job, upload=upload, env=variables, address=address)
 
 
-def submit(submission: Submission, *, wait: bool, say: Say, patience: Patience | None = None) -> int:
-    """Start the night's next attempt or join the one under way; returns the exit code of the command.
+def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) -> int:
+    """Start the job's next attempt or join the one under way; returns the exit code of the command.
 
     With `wait` the log goes to stdout and the code is the run's own; without, the submission id does and it is 0.
     Raises StintError.
@@ -112,57 +115,55 @@ def submit(submission: Submission, *, wait: bool, say: Say, patience: Patience |
 
     server = JobServer(submission.address)
     attempt_id = _start_or_join(server, submission, say)
-    night = submission.night
-    again = f"the same command with {shlex.join(night.options[-2:])} --wait follows it to its end"
+    again = f"the same command with {shlex.join(submission.job.options[-2:])} --wait follows it to its end"
     again += f"; ray job stop --address {server.shown} {attempt_id} stops it"
     if not wait:
         print(attempt_id)
         say(again)
         return COMPLETE
-    attempt = wait_for_end(server, attempt_id, write=_write, say=say, again=again, patience=patience or Patience())
-    say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := next_step(attempt)) else ""))
-    return exit_code(attempt)
+    attempt = Follower(server, attempt_id, LogCopy(_write), say, again).wait_for_end()
+    say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := remedy(attempt)) else ""))
+    return exit_code(attempt.status, attempt.exit_code)
 
 
-def _start_or_join(server: JobServer, submission: Submission, say: Say) -> str:
-    night = submission.night
-    attempts = attempts_of(night, server.attempts())
-    if live := live_attempt(attempts):
-        return _join(live, night, say)
-    if attempts:
-        say(describe_end(attempts[max(attempts)]))
-    attempt_id = night.submission_id(next_number(attempts))
+def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str], None]) -> str:
+    """The submission id of the attempt that runs then."""
+    job = submission.job
+    attempts = attempts_of(job, server.attempts())
+    if live := [attempt for attempt in attempts.values() if not attempt.ended]:
+        return _join(live[-1], job, say)
+    # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
+    if last := max(attempts, default=0):
+        say(describe_end(attempts[last]))
+    attempt_id = job.submission_id(last + 1)
     submitter = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="stint-") as folder:
         package = Path(folder) / "package.zip"
         size = submission.upload.write(package)
         say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
         try:
-            server.submit(attempt_id, night.entrypoint, package, submission.env, submitter, night.job)
+            server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
         except Unreachable as error:
-            # Refused because another submitter was first, or accepted with the answer lost: the job list tells.
+            # Refused because another submitter was first, or accepted with the answer lost: the job list says which.
             try:
                 there = server.attempt(attempt_id)
             except UnknownJob:
                 raise error from None
             if there.submitter != submitter:
-                return _join(there, night, say)
-    say(f"submitted {attempt_id} to {server.shown}: {night.entrypoint}")
+                return _join(there, job, say)
+    say(f"submitted {attempt_id} to {server.shown}: {job.entrypoint}")
     return attempt_id
 
 
-def _join(attempt: Attempt, night: Night, say: Say) -> str:
+def _join(attempt: Attempt, job: DatedJob, say: Callable[[str], None]) -> str:
     """Raises SpecError where the attempt under way does something else than is asked for."""
-    if attempt.entrypoint != night.entrypoint:
+    if attempt.entrypoint != job.entrypoint:
         raise SpecError(
             f"{attempt.submission_id} is under way with another command: {attempt.entrypoint}",
             "wait for its end, stop it, or give this one a name of its own with --set name=…",
         )
     say(f"{attempt.submission_id} is {attempt.status.lower()} already; no other is started")
     return attempt.submission_id
-
-
-# ------------------------------------------------------------------------------------------------ checks
 
 
 def choose_address(given: str | None, environment: Mapping[str, str]) -> str:
@@ -188,30 +189,19 @@ def use_token(environment: Mapping[str, str]) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token"} if given and "RAY_AUTH_MODE" not in environment else {}
 
 
-def _check_not_relative(uri: str, root: Path) -> None:
-    path = local_path(uri)
-    if path is not None and not Path(path).is_absolute():
-        raise SpecError(
-            f"{uri} counts from the working directory, of which every node gets a copy of its own, without data",
-            f"give a bucket's URL, or {root / path} where all nodes share that file system",
-        )
-
-
-def _files_that_the_model_needs(model: Model, root: Path) -> list[tuple[str, str]]:
-    """Relative files that must go along, each with the key that names it."""
-    needed = []
+def _files_of(model: Model, root: Path) -> Iterator[tuple[str, str]]:
+    """The key of the spec and the file, for each file that the model needs; the working directory's and others."""
     if model.weights and weights_enum_or_path(model.weights) == "file":
-        needed.append(("model.weights", model.weights))
+        yield "model.weights", model.weights
     if isinstance(model.labels, str) and (root / model.labels).is_file():
-        needed.append(("model.labels", model.labels))
+        yield "model.labels", model.labels
     module = Path(*model.arch.partition(":")[0].split("."))
     for name in (module.with_suffix(".py"), module / "__init__.py"):
         if ":" in model.arch and (root / name).is_file():
-            needed.append(("model.arch", str(name)))
-    return [(key, path) for key, name in needed if (path := local_path(name)) and not Path(path).is_absolute()]
+            yield "model.arch", str(name)
 
 
-def _variables(given: Sequence[str], environment: Mapping[str, str], say: Say) -> dict[str, str]:
+def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]) -> dict[str, str]:
     """`NAME=VALUE`, or `NAME` with the value that it has here. Raises SpecError, without any value in it."""
     variables = {}
     for item in given:
@@ -242,7 +232,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint submit`."""
     # Interrupted, code 5, also before there is a job to wait for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    prepared = prepare(
+    prepared = prepare_submission(
         arguments.spec,
         arguments.overrides,
         arguments.days,

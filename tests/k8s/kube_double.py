@@ -97,8 +97,10 @@ class KubeDouble:
         with self._changed:
             self.seen.append((method, url.path))
             self._changed.notify_all()
-            if url.path.startswith("/api/jobs/"):
-                return self._head(url.path.rpartition("/")[2], headers.get("authorization"))
+            if url.path.startswith("/api/"):
+                return self._head(url.path, headers.get("authorization"))
+            if headers.get("authorization") != "Bearer t":  # as `kubeconfig` has it
+                return _status(401, "Unauthorized")
             if method in self.denied:
                 return _status(self.denied[method], "refused by the test")
             collection, _, name = url.path.partition(RAYJOBS)[2].partition("/")
@@ -145,11 +147,15 @@ class KubeDouble:
             rayjob["status"] = step
         return 200, copy.deepcopy(rayjob)
 
-    def _head(self, job_id: str, authorization: str | None) -> tuple[int, dict[str, Any]]:
+    def _head(self, path: str, authorization: str | None) -> tuple[int, dict[str, Any]]:
         if self.token and authorization != f"Bearer {self.token}":
             return (403 if authorization else 401), {}
-        driver = self.drivers.get(job_id, 404)
-        return (driver, {}) if isinstance(driver, int) else (200, driver)
+        if path == "/api/version":
+            return 200, {"version": "5", "ray_version": "2.60.0"}
+        driver = self.drivers.get(path.removeprefix("/api/jobs/"), 404)
+        if isinstance(driver, int):
+            return driver, {}
+        return 200, {"type": "SUBMISSION", "entrypoint": "python -m jobs run job.yaml"} | driver
 
     def _handler(double: KubeDouble) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
@@ -158,7 +164,7 @@ class KubeDouble:
             def handle_one(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = {key.lower(): value for key, value in self.headers.items()}
-                to_head = self.path.startswith("/api/jobs/")
+                to_head = self.path.startswith("/api/")
                 fault = double.faults.popleft() if double.faults and not to_head else None
                 if fault == RESET:
                     self.close_connection = True

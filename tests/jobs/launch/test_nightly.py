@@ -6,19 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from jobs.errors import Interrupted, RunFailed, SpecError
-from jobs.launch.head import token_from
-from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused, connect
-from jobs.launch.nightly import Night, Pauses, night_of
+from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused
+from jobs.launch.nightly import NightlyRun, night_of, pause
 from jobs.launch.rayjob import MAX_TEMPLATE_CHARS, QUEUE_LABEL, attempt_name
 from tests.k8s.kube_double import GONE, LOST, NAMESPACE, RAYJOBS, RESET, KubeDouble
 
@@ -28,6 +30,7 @@ NIGHT = date(2026, 3, 1)
 NAME = "stint-nightly-20260301"
 CLOSED = "127.0.0.1:1"
 """Where no dashboard listens."""
+TOKEN = "0123456789abcdef" * 2
 
 
 @dataclass
@@ -37,26 +40,16 @@ class Creator:
     api: KubeApi
     stop: threading.Event = field(default_factory=threading.Event)
     said: list[str] = field(default_factory=list)
-    token: str | None = None
-    template: str = TEMPLATE
 
-    def night(self) -> Night:
-        pause = Pauses(interrupted=self.stop.is_set, look_s=0.005)
-        return Night(
-            api=replace(self.api, pause=pause, say=self.said.append),
-            template=self.template,
-            as_of=NIGHT,
-            token=self.token,
-            pause=pause,
-            say=self.said.append,
-            poll_s=0.01,
-            driver_patience_s=0.05,
-        )
+    def night(self) -> NightlyRun:
+        until_stopped = partial(pause, interrupted=self.stop.is_set, check_s=0.005)
+        api = replace(self.api, pause=until_stopped, say=self.said.append)
+        return NightlyRun(api=api, template=TEMPLATE, as_of=NIGHT, poll_s=0.01, driver_patience_s=0.05)
 
     def complete(self) -> int:
         return self.night().complete()
 
-    def told(self) -> str:
+    def log(self) -> str:
         return "\n".join(self.said)
 
 
@@ -68,14 +61,19 @@ def server() -> Iterator[KubeDouble]:
 
 
 @pytest.fixture
-def creator(server: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Creator]:
+def creator(server: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Creator]:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # JobServer sets it; restored after the test
 
-    def make(**changes: Any) -> Creator:
-        api = connect(None, pause=lambda _: None, say=lambda _: None)
-        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.2), **changes)
+    def make() -> Creator:
+        api = connect()
+        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.2))
 
     return make
+
+
+def connect(namespace: str | None = None) -> KubeApi:
+    return KubeApi.connect(namespace, pause=lambda _: None, say=lambda _: None)
 
 
 def template(**spec: Any) -> dict[str, Any]:
@@ -128,7 +126,7 @@ def failed(server: KubeDouble, **more: str) -> dict[str, str]:
 
 
 def test_the_night_is_copied_from_the_template_and_followed_to_its_end(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
     one = creator()
@@ -158,14 +156,14 @@ def test_the_night_is_copied_from_the_template_and_followed_to_its_end(
 
 @pytest.mark.parametrize(("driver_code", "exit_code"), [(c, c) for c in range(1, 6)] + [(137, 1), (-9, 1), (127, 1)])
 def test_the_drivers_exit_code_becomes_the_nights(
-    server: KubeDouble, creator: Callable[..., Creator], driver_code: int, exit_code: int
+    server: KubeDouble, creator: Callable[[], Creator], driver_code: int, exit_code: int
 ) -> None:
     server.courses["*"] = course(server, failed(server, message="one\nstint: more bad rows than the budget"))
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": driver_code}
     one = creator()
     assert one.complete() == exit_code
-    assert "stint: more bad rows than the budget" in one.told()
-    assert f"driver's exit code {driver_code}; exit code {exit_code}" in one.told()
+    assert "stint: more bad rows than the budget" in one.log()
+    assert f"driver's exit code {driver_code}; exit code {exit_code}" in one.log()
 
 
 @pytest.mark.parametrize(
@@ -181,14 +179,14 @@ def test_the_drivers_exit_code_becomes_the_nights(
     ids=["succeeded", "stopped", "failed", "deadline", "not-submitted", "refused-by-kuberay"],
 )
 def test_without_the_head_the_rayjobs_state_decides(
-    server: KubeDouble, creator: Callable[..., Creator], end: dict[str, str], exit_code: int
+    server: KubeDouble, creator: Callable[[], Creator], end: dict[str, str], exit_code: int
 ) -> None:
     server.courses["*"] = course(server, {"jobId": "night-x", "dashboardURL": CLOSED} | end)
     assert creator().complete() == exit_code
 
 
 def test_a_driver_that_ended_well_goes_before_a_state_that_the_operator_could_not_see(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.courses["*"] = course(server, status(server, "Failed", "RUNNING", reason="DeadlineExceeded"))
     server.drivers["night-x"] = {"status": "SUCCEEDED", "driver_exit_code": 0}
@@ -196,7 +194,7 @@ def test_a_driver_that_ended_well_goes_before_a_state_that_the_operator_could_no
 
 
 def test_the_exit_code_is_asked_for_before_the_cluster_is_gone(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     gone = failed(server) | {"dashboardURL": CLOSED}
     server.courses["*"] = course(server, status(server, "Running", "FAILED"), gone)
@@ -204,38 +202,79 @@ def test_the_exit_code_is_asked_for_before_the_cluster_is_gone(
     assert creator().complete() == 4
 
 
-def test_a_head_with_token_authentication_is_asked_with_the_token(
-    server: KubeDouble, creator: Callable[..., Creator]
-) -> None:
+@pytest.fixture
+def guarded(server: KubeDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeDouble]:
+    """A head with RAY_AUTH_MODE=token, and a night whose result only it can give."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     server.courses["*"] = course(server, failed(server))
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
-    server.token = "secret"
-    assert creator(token="secret").complete() == 3
+    server.token = TOKEN
+    yield server
+    monkeypatch.undo()
+    reset_auth_token_state()
 
 
-def test_without_the_right_token_it_says_so_and_goes_by_the_state(
-    server: KubeDouble, creator: Callable[..., Creator]
+@pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_head_with_token_authentication_is_asked_with_the_token_where_ray_looks_for_it(
+    guarded: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    server.courses["*"] = course(server, failed(server))
-    server.token = "secret"
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv(given, str(tmp_path / "token") if given.endswith("PATH") else TOKEN)
+    reset_auth_token_state()
+    one = creator()
+    assert one.complete() == 3
+    assert TOKEN not in one.log()
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "value"),
+    [
+        ("token", "RAY_AUTH_TOKEN", "w" * 32),
+        ("token", "RAY_AUTH_TOKEN_PATH", "/none"),
+        ("disabled", "RAY_AUTH_TOKEN", TOKEN),
+    ],
+    ids=["wrong", "none", "not in use"],
+)
+def test_without_the_right_token_it_says_so_and_goes_by_the_state(
+    guarded: KubeDouble,
+    creator: Callable[[], Creator],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    given: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv(given, value)
+    reset_auth_token_state()
     one = creator()
     assert one.complete() == 1
-    assert "HTTP 401; is the token right?" in one.told()
+    assert f"the token for the cluster at http://{guarded.address} is missing or wrong" in one.log()
+    assert "going by the RayJob's state" in one.log()
 
 
-def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path) -> None:
-    file = tmp_path / "token"
-    file.write_text("from the file\n")
-    assert token_from({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "t"}) is None
-    assert token_from({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}) == "t"
-    assert token_from({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}) == "from the file"
-    assert token_from({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}) is None
+# ------------------------------------------------------------------------------------ what is asked
+
+
+def test_nothing_is_discovered_and_no_file_keeps_what_was(
+    server: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DynamicClient would ask without a time limit, and believe a file of the temporary folder for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
+    one = creator()
+    assert one.complete() == 0
+    one.night().prune(3)
+    assert {path for _, path in server.seen} == {RAYJOBS, f"{RAYJOBS}/{TEMPLATE}", f"{RAYJOBS}/{NAME}"}
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------------ never a second one
 
 
-def test_a_rayjob_that_runs_already_is_followed(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_a_rayjob_that_runs_already_is_followed(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.rayjobs[NAME] = night_job(NAME, jobDeploymentStatus="Running")
     server.courses[NAME] = course(server, failed(server))
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
@@ -244,18 +283,18 @@ def test_a_rayjob_that_runs_already_is_followed(server: KubeDouble, creator: Cal
 
 
 def test_a_rayjob_that_somebody_creates_in_the_same_moment_is_followed(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.before_create = lambda _: server.rayjobs.setdefault(NAME, night_job(NAME))
     server.courses[NAME] = course(server, status(server, "Complete", "SUCCEEDED"))
     one = creator()
     assert one.complete() == 0
     assert server.created == []
-    assert "created by somebody else" in one.told()
+    assert "created by somebody else" in one.log()
 
 
 def test_a_lost_answer_to_the_creation_makes_no_second_rayjob(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
     server.faults.extend([None, None, LOST])  # two GETs come before the creation: is it there, and the template
@@ -266,7 +305,7 @@ def test_a_lost_answer_to_the_creation_makes_no_second_rayjob(
 
 
 def test_a_creator_restarted_in_the_middle_follows_the_same_rayjob(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.courses["*"] = [status(server, "Running", "RUNNING")]
     first = creator()
@@ -291,7 +330,7 @@ def test_a_creator_restarted_in_the_middle_follows_the_same_rayjob(
 
 
 def test_creators_at_once_make_one_rayjob_and_return_the_same(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 4}
     # Kept running until both have come to the RayJob: one that has ended would be a reason for another attempt.
@@ -301,7 +340,7 @@ def test_creators_at_once_make_one_rayjob_and_return_the_same(
     threads = [threading.Thread(target=lambda one=one: codes.append(one.complete())) for one in both]
     for thread in threads:
         thread.start()
-    server.wait_for(lambda: all(f"RayJob {NAME}: Running" in one.told() for one in both))
+    server.wait_for(lambda: all(f"RayJob {NAME}: Running" in one.log() for one in both))
     server.courses[NAME] = [failed(server)]
     for thread in threads:
         thread.join()
@@ -309,14 +348,14 @@ def test_creators_at_once_make_one_rayjob_and_return_the_same(
     assert server.created == [NAME]
 
 
-def test_what_has_succeeded_is_not_run_again(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_what_has_succeeded_is_not_run_again(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.rayjobs[NAME] = night_job(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert creator().complete() == 0
     assert server.created == []
 
 
 def test_after_failures_the_next_attempt_is_made_and_only_one(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     for name in (NAME, f"{NAME}-a2"):
         server.rayjobs[name] = night_job(name, jobDeploymentStatus="Failed", jobStatus="FAILED")
@@ -326,7 +365,7 @@ def test_after_failures_the_next_attempt_is_made_and_only_one(
     assert server.created == [f"{NAME}-a3"]
 
 
-def test_a_second_attempt_that_runs_is_followed(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_a_second_attempt_that_runs_is_followed(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.rayjobs[NAME] = night_job(NAME, jobDeploymentStatus="Complete", jobStatus="STOPPED")
     server.rayjobs[f"{NAME}-a2"] = night_job(f"{NAME}-a2", jobDeploymentStatus="Running", jobStatus="RUNNING")
     server.courses[f"{NAME}-a2"] = course(server, status(server, "Complete", "SUCCEEDED"))
@@ -335,7 +374,7 @@ def test_a_second_attempt_that_runs_is_followed(server: KubeDouble, creator: Cal
 
 
 def test_a_rayjob_that_is_being_deleted_is_waited_for_and_replaced(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     dying = night_job(NAME)
     dying["metadata"]["deletionTimestamp"] = "2026-03-01T01:00:00Z"
@@ -344,26 +383,24 @@ def test_a_rayjob_that_is_being_deleted_is_waited_for_and_replaced(
     one = creator()
     assert one.complete() == 0
     assert server.created == [NAME]
-    assert one.told().count("is being deleted") == 1
+    assert one.log().count("is being deleted") == 1
 
 
-def test_a_rayjob_deleted_before_its_end_is_a_failure(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_a_rayjob_deleted_before_its_end_is_a_failure(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.courses["*"] = course(server, GONE)
     with pytest.raises(RunFailed, match="was deleted before its end"):
         creator().complete()
 
 
 def test_a_rayjob_deleted_after_its_drivers_end_keeps_its_result(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.courses["*"] = course(server, status(server, "Running", "FAILED"), GONE)
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
     assert creator().complete() == 3
 
 
-def test_a_rayjob_of_that_name_from_elsewhere_is_left_alone(
-    server: KubeDouble, creator: Callable[..., Creator]
-) -> None:
+def test_a_rayjob_of_that_name_from_elsewhere_is_left_alone(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.rayjobs[NAME] = night_job(NAME, of="another")
     with pytest.raises(SpecError, match="was not made from stint-nightly"):
         creator().complete()
@@ -372,18 +409,16 @@ def test_a_rayjob_of_that_name_from_elsewhere_is_left_alone(
 # ------------------------------------------------------------------------------------ trouble with the API server
 
 
-def test_trouble_that_passes_is_waited_out(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_trouble_that_passes_is_waited_out(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
     server.faults.extend([(500, {}), RESET, (429, {"Retry-After": "0"}), (503, {}), (504, {})])
     one = creator()
     assert one.complete() == 0
-    assert one.told().count("trying again") == 5
+    assert one.log().count("trying again") == 5
     assert server.created == [NAME]
 
 
-def test_trouble_that_stays_ends_with_code_1_and_the_way_on(
-    server: KubeDouble, creator: Callable[..., Creator]
-) -> None:
+def test_trouble_that_stays_ends_with_code_1_and_the_way_on(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.denied["GET"] = 500
     with pytest.raises(RunFailed, match="has not answered") as failure:
         creator().complete()
@@ -391,14 +426,14 @@ def test_trouble_that_stays_ends_with_code_1_and_the_way_on(
 
 
 def test_a_server_that_is_not_there_ends_with_code_1(
-    server: KubeDouble, creator: Callable[..., Creator], tmp_path: Path
+    server: KubeDouble, creator: Callable[[], Creator], tmp_path: Path
 ) -> None:
     server.kubeconfig(tmp_path, CLOSED)
     with pytest.raises(RunFailed, match="get RayJob"):
         creator().complete()
 
 
-def test_sigterm_during_trouble_ends_the_wait(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_sigterm_during_trouble_ends_the_wait(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.denied["GET"] = 500
     one = creator()
     one.stop.set()
@@ -407,8 +442,8 @@ def test_sigterm_during_trouble_ends_the_wait(server: KubeDouble, creator: Calla
 
 
 @pytest.mark.parametrize(("method", "code"), [("GET", 401), ("GET", 403), ("POST", 403), ("POST", 422)])
-def test_a_refusal_is_told_at_once_with_what_the_server_said(
-    server: KubeDouble, creator: Callable[..., Creator], method: str, code: int
+def test_a_refusal_is_reported_at_once_with_what_the_server_said(
+    server: KubeDouble, creator: Callable[[], Creator], method: str, code: int
 ) -> None:
     server.denied[method] = code
     with pytest.raises(KubeRefused, match=f"refused with {code}: refused by the test") as refusal:
@@ -421,7 +456,7 @@ def test_a_refusal_is_told_at_once_with_what_the_server_said(
 # ------------------------------------------------------------------------------------ the template
 
 
-def test_a_missing_template_is_named(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_a_missing_template_is_named(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     del server.rayjobs[TEMPLATE]
     with pytest.raises(SpecError, match="no RayJob stint-nightly in namespace stint") as refusal:
         creator().complete()
@@ -439,7 +474,7 @@ def test_a_missing_template_is_named(server: KubeDouble, creator: Callable[..., 
     ],
 )
 def test_what_is_no_template_is_refused(
-    server: KubeDouble, creator: Callable[..., Creator], change: dict[str, Any], said: str
+    server: KubeDouble, creator: Callable[[], Creator], change: dict[str, Any], said: str
 ) -> None:
     for part, fields in change.items():
         server.rayjobs[TEMPLATE][part] |= fields
@@ -449,7 +484,7 @@ def test_what_is_no_template_is_refused(
 
 
 def test_with_a_queue_among_the_copied_labels_kueue_starts_the_night(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     labels = '{"kueue.x-k8s.io/queue-name": "nightly", "team": "vision"}'
     server.rayjobs[TEMPLATE]["metadata"]["annotations"]["stint.dev/copy-labels"] = labels
@@ -462,12 +497,12 @@ def test_with_a_queue_among_the_copied_labels_kueue_starts_the_night(
     assert "stint.dev/copy-labels" not in copied["metadata"]["annotations"]
 
 
-def test_a_cluster_that_goes_at_once_is_warned_about(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_a_cluster_that_goes_at_once_is_warned_about(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     server.rayjobs[TEMPLATE] = template(ttlSecondsAfterFinished=0)
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
     one = creator()
     assert one.complete() == 0
-    assert "ttlSecondsAfterFinished is below 60" in one.told()
+    assert "ttlSecondsAfterFinished is below 60" in one.log()
 
 
 def test_names_fit_kuberays_limit_with_every_attempt() -> None:
@@ -507,14 +542,14 @@ def test_an_unknown_zone_is_named() -> None:
         night_of("Europe/Atlantis", None)
 
 
-def test_a_pod_learns_its_night_from_the_cronjobs_job(server: KubeDouble, creator: Callable[..., Creator]) -> None:
-    made = "2026-03-02T00:10:00Z"
+def test_a_pod_learns_its_night_from_the_cronjobs_job(server: KubeDouble, creator: Callable[[], Creator]) -> None:
+    created = "2026-03-02T00:10:00Z"
     server.jobs["scheduled"] = {"metadata": {"annotations": {SCHEDULED_AT: "2026-03-01T23:55:00+01:00"}}}
-    server.jobs["by-hand"] = {"metadata": {"creationTimestamp": made}}
+    server.jobs["by-hand"] = {"metadata": {"creationTimestamp": created}}
     api = creator().api
     assert api.scheduled_at("scheduled") == datetime.fromisoformat("2026-03-01T23:55:00+01:00")
     assert str(night_of(None, api.scheduled_at("scheduled"))) == "2026-03-01"
-    assert api.scheduled_at("by-hand") == datetime.fromisoformat(made)
+    assert api.scheduled_at("by-hand") == datetime.fromisoformat(created)
     with pytest.raises(KubeRefused, match="no Job elsewhere"):
         api.scheduled_at("elsewhere")
 
@@ -523,7 +558,7 @@ def test_a_pod_learns_its_night_from_the_cronjobs_job(server: KubeDouble, creato
     ("zone", "night"), [("America/Los_Angeles", "2026-03-01"), ("Asia/Tokyo", "2026-03-02"), (None, "2026-03-02")]
 )
 def test_the_night_of_a_job_made_by_hand_is_the_date_in_the_zone_of_its_cronjob(
-    server: KubeDouble, creator: Callable[..., Creator], zone: str | None, night: str
+    server: KubeDouble, creator: Callable[[], Creator], zone: str | None, night: str
 ) -> None:
     """At four in the afternoon UTC's date may be tomorrow's, whose own night would then find itself done already."""
     owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "stint-nightly", "uid": "u", "controller": True}
@@ -537,7 +572,7 @@ def test_the_night_of_a_job_made_by_hand_is_the_date_in_the_zone_of_its_cronjob(
 # ------------------------------------------------------------------------------------ history
 
 
-def test_old_nights_are_deleted_but_nothing_that_runs(server: KubeDouble, creator: Callable[..., Creator]) -> None:
+def test_old_nights_are_deleted_but_nothing_that_runs(server: KubeDouble, creator: Callable[[], Creator]) -> None:
     ended = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
     for name, night, now in [
         ("t-20260226", "2026-02-26", {"jobDeploymentStatus": "Running"}),
@@ -553,14 +588,14 @@ def test_old_nights_are_deleted_but_nothing_that_runs(server: KubeDouble, creato
 
 
 def test_a_history_that_may_not_be_deleted_is_only_mentioned(
-    server: KubeDouble, creator: Callable[..., Creator]
+    server: KubeDouble, creator: Callable[[], Creator]
 ) -> None:
     server.rayjobs["t-20200101"] = night_job("t-20200101", as_of="2020-01-01", jobDeploymentStatus="Failed")
     server.rayjobs[NAME] = night_job(NAME, jobDeploymentStatus="Complete")
     server.denied["DELETE"] = 403
     one = creator()
     one.night().prune(1)
-    assert "old RayJobs stay" in one.told()
+    assert "old RayJobs stay" in one.log()
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -589,10 +624,10 @@ def test_the_process_exits_with_the_nights_code(
     server.courses["*"] = [failed(server)]
     server.drivers["night-x"] = {"status": "FAILED", "driver_exit_code": 3}
     process = command("--namespace", NAMESPACE, "--job", "cron-1")
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 3, told
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 3, log
     assert server.created == [NAME]
-    assert f"kubectl -n stint logs job/{NAME}" in told
+    assert f"kubectl -n stint logs job/{NAME}" in log
 
 
 def test_sigterm_ends_the_process_with_code_5_and_leaves_the_rayjob(
@@ -602,9 +637,9 @@ def test_sigterm_ends_the_process_with_code_5_and_leaves_the_rayjob(
     process = command("--as-of", "2026-03-01")
     server.wait_for(lambda: NAME in server.created and server.polls(NAME) >= 2)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 5, told
-    assert "run again to follow it" in told
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 5, log
+    assert "run again to follow it" in log
     assert NAME in server.rayjobs
     assert not [request for request in server.seen if request[0] == "DELETE"]
 
@@ -624,21 +659,21 @@ def test_in_a_pod_it_uses_the_service_account_and_its_namespace(
     monkeypatch.setattr("jobs.launch.kubernetes_api.SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
     # The authority is read when the first connection is set up, and there is none in a test.
     monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda *_: None)
-    api = connect(None, pause=lambda _: None, say=lambda _: None)
+    api = connect()
     settings = api.client.configuration
     assert (settings.host, api.namespace) == ("https://10.0.0.1:443", "nights")
     assert settings.ssl_ca_cert == str(tmp_path / "ca.crt")
     assert settings.auth_settings()["BearerToken"]["value"] == "bearer t0ken"
-    assert connect("other", pause=lambda _: None, say=lambda _: None).namespace == "other"
+    assert connect("other").namespace == "other"
 
 
 def test_without_the_client_or_a_cluster_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(SpecError, match="no way to a Kubernetes API server"):
-        connect(None, pause=lambda _: None, say=lambda _: None)
+        connect()
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(SpecError, match="not installed") as refusal:
-        connect(None, pause=lambda _: None, say=lambda _: None)
+        connect()
     assert "stint[k8s]" in refusal.value.next_step
 
 

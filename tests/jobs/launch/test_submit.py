@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
@@ -35,25 +36,25 @@ from jobs.launch import job_server
 from jobs.launch import package as upload
 from jobs.launch.attempts import (
     Attempt,
-    Night,
+    DatedJob,
+    UnknownJob,
+    Unreachable,
     attempts_of,
     describe_end,
     exit_code,
-    live_attempt,
-    next_number,
-    next_step,
+    remedy,
 )
-from jobs.launch.follow import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
+from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.job_server import JobServer
 from jobs.launch.package import check_goes_along, find_files
-from jobs.launch.submit import choose_address, prepare, use_token
+from jobs.launch.submit import Submission, choose_address, prepare_submission, use_token
 from jobs.launch.submit import submit as submit_here
 from jobs.spec.days import Days
 from tests.support.digits_job import PYTHON, ROOT, Digits, stint
 from tests.support.ray_heads import Head, await_job_server, await_true, started_head
 
 NIGHT = Days(date(2026, 3, 1), date(2026, 3, 1))
-PATIENT = Patience(poll_s=0.2, retry_s=0.1, retry_most_s=0.5, lost_after_s=30)
+TIMING = {"poll_s": 0.2, "retry_s": 0.1, "retry_most_s": 0.5, "lost_after_s": 30}
 SECRET = "hunter2-never-shown"
 HERE = {"PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}", "STINT_TEST_SECRET": SECRET}
 """`python` of the head node is that of these tests."""
@@ -62,33 +63,33 @@ HERE = {"PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}", "STINT_TEST_SECRE
 # ------------------------------------------------------------------------------------------------ attempts
 
 
-def night(**changes: Any) -> Night:
-    return replace(Night(job="products", days=NIGHT, spec="conf/job.yaml"), **changes)
+def job(**changes: Any) -> DatedJob:
+    return replace(DatedJob(name="products", days=NIGHT, spec="conf/job.yaml"), **changes)
 
 
 def attempt(number: int = 1, status: str = "RUNNING", code: int | None = None, **changes: Any) -> Attempt:
     given: dict[str, Any] = {
-        "submission_id": night().submission_id(number),
+        "submission_id": job().submission_id(number),
         "status": status,
-        "entrypoint": night().entrypoint,
+        "entrypoint": job().entrypoint,
         "exit_code": code,
     }
     return Attempt(**{**given, **changes})
 
 
 def test_ids_and_entrypoint_follow_from_job_and_night_alone() -> None:
-    assert night().submission_id(3) == "products-2026-03-01-a3"
-    assert night().entrypoint == "python -m jobs run conf/job.yaml --as-of 2026-03-01"
+    assert job().submission_id(3) == "products-2026-03-01-a3"
+    assert job().entrypoint == "python -m jobs run conf/job.yaml --as-of 2026-03-01"
 
 
 def test_a_backfill_passes_its_days_on() -> None:
-    week = night(days=Days(date(2026, 3, 1), date(2026, 3, 7)))
+    week = job(days=Days(date(2026, 3, 1), date(2026, 3, 7)))
     assert week.submission_id(1) == "products-2026-03-01-to-2026-03-07-a1"
     assert week.entrypoint.endswith(" --backfill 2026-03-01..2026-03-07")
 
 
 def test_the_entrypoint_survives_the_shell_that_ray_runs_it_in() -> None:
-    asked = night(spec="conf/my job.yaml", overrides=("input.uri=s3://b/$HOME; rm *", "input.keys=['a', \"b\"]"))
+    asked = job(spec="conf/my job.yaml", overrides=("input.uri=s3://b/$HOME; rm *", "input.keys=['a', \"b\"]"))
     words = shlex.split(asked.entrypoint)
     assert words[4:] == ["conf/my job.yaml", "--set", asked.overrides[0], "--set", asked.overrides[1], *words[-2:]]
 
@@ -96,19 +97,55 @@ def test_the_entrypoint_survives_the_shell_that_ray_runs_it_in() -> None:
 def test_attempts_of_other_jobs_and_nights_do_not_count() -> None:
     others = ["products-2026-03-01", "products-2026-03-02-a7", "more-products-2026-03-01-a7", "raysubmit_abc"]
     seen = [attempt(submission_id=name) for name in others] + [attempt(2, "FAILED"), attempt(10, "STOPPED")]
-    found = attempts_of(night(), seen)
-    assert sorted(found) == [2, 10]
-    assert live_attempt(found) is None
-    assert next_number(found) == 11
-    assert next_number({}) == 1
+    assert [number for number, _ in attempts_of(job(), seen).items()] == [2, 10]
+
+
+class Server:
+    """In place of a cluster's job server: what was submitted to it before, and is now."""
+
+    shown = "http://head:8265"
+
+    def __init__(self, *before: Attempt) -> None:
+        self._before = list(before)
+        self.submitted: list[str] = []
+
+    def __call__(self, _address: str) -> Server:
+        return self
+
+    def attempts(self) -> list[Attempt]:
+        return self._before
+
+    def submit(self, submission_id: str, *_: object) -> None:
+        self.submitted.append(submission_id)
+
+
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The id that submitting prints, to a server with these attempts before; checked against what it was sent."""
+
+    def send(*before: Attempt) -> str:
+        server = Server(*before)
+        monkeypatch.setattr(job_server, "JobServer", server)
+        package = find_files(tree(tmp_path / "project", {"job.yaml": ""}))
+        submission = Submission(job=job(), upload=package, env={}, address=server.shown)
+        assert submit_here(submission, wait=False, say=lambda _: None) == 0
+        printed = capsys.readouterr().out.strip()
+        assert server.submitted == ([] if printed in {attempt.submission_id for attempt in before} else [printed])
+        return printed
+
+    return send
+
+
+def test_after_attempts_that_have_ended_the_next_is_started(sent: Callable[..., str]) -> None:
+    assert sent() == "products-2026-03-01-a1"
+    assert sent(attempt(10, "STOPPED"), attempt(2, "FAILED")) == "products-2026-03-01-a11"
+    assert sent(attempt(1, "SUCCEEDED")) == "products-2026-03-01-a2"
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
-def test_an_attempt_under_way_is_joined_also_when_later_ones_have_ended(status: str) -> None:
-    found = attempts_of(night(), [attempt(1, "FAILED"), attempt(2, status), attempt(3, "STOPPED")])
-    live = live_attempt(found)
-    assert live is not None
-    assert live.submission_id == "products-2026-03-01-a2"
+def test_an_attempt_under_way_is_joined_also_when_later_ones_have_ended(sent: Callable[..., str], status: str) -> None:
+    assert sent(attempt(1, "FAILED"), attempt(2, status), attempt(3, "STOPPED")) == "products-2026-03-01-a2"
+    assert sent(attempt(2, "RUNNING"), attempt(4, status)) == "products-2026-03-01-a4"
 
 
 @pytest.mark.parametrize(
@@ -120,18 +157,18 @@ def test_an_attempt_under_way_is_joined_also_when_later_ones_have_ended(status: 
     ],
 )  # fmt: skip
 def test_every_end_has_one_of_our_exit_codes(status: str, driver: int | None, ours: int) -> None:
-    assert exit_code(attempt(1, status, driver)) == ours
+    assert exit_code(status, driver) == ours
 
 
-def test_an_end_is_told_with_its_cause_and_the_way_out() -> None:
+def test_an_end_is_described_with_its_cause_and_the_way_out() -> None:
     assert "a1 ended: exit code 3, bad-row budget exceeded" in describe_end(attempt(1, "FAILED", 3))
     assert "SIGKILL (code -9)" in describe_end(attempt(1, "FAILED", -9))
     assert "SIGKILL (code 137)" in describe_end(attempt(1, "FAILED", 137))
     lost = attempt(1, "FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="several lines\nnode was terminated\n")
     assert "lost by Ray (JOB_SUPERVISOR_ACTOR_DIED): node was terminated: exit code 1" in describe_end(lost)
-    assert "submit again" in next_step(lost)
-    assert "--env PATH" in next_step(attempt(1, "FAILED", 127))
-    assert next_step(attempt(1, "SUCCEEDED", 0)) == ""
+    assert "submit again" in remedy(lost)
+    assert "--env PATH" in remedy(attempt(1, "FAILED", 127))
+    assert remedy(attempt(1, "SUCCEEDED", 0)) == ""
 
 
 # -------------------------------------------------------------------------------------------------- upload
@@ -228,7 +265,7 @@ def test_a_file_that_the_job_needs_must_be_part_of_the_upload(tmp_path: Path) ->
 # ------------------------------------------------------------------------------------- checks before sending
 
 
-def test_a_job_server_is_told_from_other_addresses() -> None:
+def test_a_job_server_is_distinguished_from_other_addresses() -> None:
     assert choose_address("http://head:8265/", {}) == "http://head:8265"
     assert choose_address("https://ray.example", {"RAY_ADDRESS": "10.0.0.1:6379"}) == "https://ray.example"
     assert choose_address(None, {"RAY_API_SERVER_ADDRESS": "http://a:1", "RAY_ADDRESS": "http://b:2"}) == "http://a:1"
@@ -258,19 +295,25 @@ def project(tmp_path: Path, digits: Digits) -> Path:
 
 
 def prepared(root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str, ...] = ()) -> Any:
-    told: list[str] = []
-    made = prepare(
-        str(root / spec), overrides, NIGHT, working_dir=str(root), env=env, address="http://head:8265", say=told.append
+    messages: list[str] = []
+    submission = prepare_submission(
+        str(root / spec),
+        overrides,
+        NIGHT,
+        working_dir=str(root),
+        env=env,
+        address="http://head:8265",
+        say=messages.append,
     )
-    return made, told
+    return submission, messages
 
 
 def test_what_is_submitted_counts_from_the_working_directory(project: Path) -> None:
-    made, told = prepared(project, "workers.max=3")
-    assert made.night.entrypoint == "python -m jobs run job.yaml --set workers.max=3 --as-of 2026-03-01"
-    assert made.upload.files == ("job.yaml", "nets.py")
-    assert made.env == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    assert told == []
+    submission, messages = prepared(project, "workers.max=3")
+    assert submission.job.entrypoint == "python -m jobs run job.yaml --set workers.max=3 --as-of 2026-03-01"
+    assert submission.upload.files == ("job.yaml", "nets.py")
+    assert submission.env == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    assert messages == []
 
 
 def test_a_spec_outside_of_the_working_directory_is_refused(project: Path) -> None:
@@ -283,10 +326,10 @@ def test_a_working_directory_may_be_named_by_a_link(project: Path) -> None:
     link = project.parent / "current"
     link.symlink_to(project)
     for working_dir, spec in ((link, project), (project, link)):
-        made = prepare(
+        submission = prepare_submission(
             str(spec / "job.yaml"), (), NIGHT, working_dir=str(working_dir), env=(), address="http://h:8265", say=print
         )
-        assert made.night.spec == "job.yaml"
+        assert submission.job.spec == "job.yaml"
 
 
 @pytest.mark.parametrize("key", ["input.uri", "output.uri"])
@@ -305,15 +348,15 @@ def test_weights_and_modules_that_do_not_go_along_are_named(project: Path) -> No
 
 def test_values_of_variables_are_passed_on_and_never_shown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STINT_TEST_SECRET", f"{SECRET}$X")
-    made, told = prepared(project, env=("STINT_TEST_SECRET", "REGION=eu=1", "RAY_JOB_STOP_WAIT_TIME_S=9"))
-    assert made.env == {
+    submission, messages = prepared(project, env=("STINT_TEST_SECRET", "REGION=eu=1", "RAY_JOB_STOP_WAIT_TIME_S=9"))
+    assert submission.env == {
         "STINT_TEST_SECRET": f"{SECRET}$X", "REGION": "eu=1", "RAY_JOB_STOP_WAIT_TIME_S": "9"
     }  # fmt: skip
-    assert [line[:46] for line in told] == [
+    assert [line[:46] for line in messages] == [
         "warning: --env STINT_TEST_SECRET holds a $, wh",
         "warning: --env STINT_TEST_SECRET looks like a ",
     ]
-    assert SECRET not in "".join(told)
+    assert SECRET not in "".join(messages)
     with pytest.raises(SpecError, match="--env NOT_SET: it is not set here"):
         prepared(project, env=("NOT_SET",))
     with pytest.raises(SpecError) as raised:
@@ -328,7 +371,7 @@ def test_a_bad_spec_ends_with_code_2_before_any_cluster_is_asked(project: Path) 
     assert "did you mean 'uri'" in ended.stderr
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(project: Path) -> None:
+def test_a_cluster_that_is_not_there_is_reported_at_once(project: Path) -> None:
     began = time.monotonic()
     ended = stint(
         "submit", str(project / "job.yaml"), "--working-dir", str(project), "--address", "http://u:pw@127.0.0.1:1"
@@ -397,6 +440,38 @@ def test_a_log_that_comes_in_several_streams_is_written_once(chunks: list[str], 
         copy.take(chunk)
     copy.finish()
     assert written.getvalue() == log + ("" if log.endswith("\n") or not log else "\n")
+
+
+class StallingServer:
+    """A job server whose first log stream stops in silence; the job ends when a second one has brought the log."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.ended = False
+
+    def attempt(self, _: str) -> Attempt:
+        return attempt(1, "SUCCEEDED" if self.ended else "RUNNING", 0)
+
+    async def tail(self, _: str) -> AsyncGenerator[str, None]:
+        self.streams += 1
+        yield "one\n"
+        if self.streams == 1:
+            await asyncio.Event().wait()
+        yield "two\n"
+        self.ended = True
+
+    def logs(self, _: str) -> str:
+        return "one\ntwo\nthree"
+
+
+def test_a_log_stream_that_is_silent_is_opened_again() -> None:
+    written, messages, server = io.StringIO(), [], StallingServer()
+    times = TIMING | {"silence_s": 0.05, "retry_s": 0.01, "poll_s": 0.01}
+    log = LogCopy(lambda text: written.write(text) and None)
+    assert Follower(server, "a", log, messages.append, "", **times).wait_for_end().status == "SUCCEEDED"
+    assert server.streams >= 2
+    assert written.getvalue() == "one\ntwo\nthree\n"
+    assert messages == ["a: running"]
 
 
 # ------------------------------------------------------------------------------------- with a real cluster
@@ -496,7 +571,7 @@ def talking(server: JobServer, tmp_path: Path, name: str) -> Iterator[str]:
 def test_lines_are_neither_lost_nor_doubled_when_connections_are_cut(
     ray_head: Head, tmp_path: Path, here: None
 ) -> None:
-    written, told = io.StringIO(), []
+    written, messages = io.StringIO(), []
     proxy = Proxy(ray_head.dashboard)
 
     def write(text: str) -> None:
@@ -509,12 +584,12 @@ def test_lines_are_neither_lost_nor_doubled_when_connections_are_cut(
     try:
         server = JobServer(proxy.url)
         with talking(server, tmp_path, "talk-cut") as name:
-            ended = wait_for_end(server, name, write=write, say=told.append, again="", patience=PATIENT)
+            ended = Follower(server, name, LogCopy(write), messages.append, "", **TIMING).wait_for_end()
     finally:
         proxy.close()
     assert proxy.cuts >= 4
     assert ended.status == "FAILED"
-    assert exit_code(ended) == 4
+    assert exit_code(ended.status, ended.exit_code) == 4
     assert written.getvalue().endswith(SAID)
     assert written.getvalue() == JobServer(ray_head.dashboard).logs(name) + "\n"
 
@@ -531,14 +606,14 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while_and_the_job_goes_on
             proxy.close()
 
     with talking(direct, tmp_path, "talk-lost") as name:
-        told: list[str] = []
-        with pytest.raises(Lost, match="lost contact") as raised:
-            wait_for_end(
-                behind, name, write=write, say=told.append, again="again", patience=replace(PATIENT, lost_after_s=0.5)
-            )
+        messages: list[str] = []
+        times = TIMING | {"lost_after_s": 0.5}
+        follower = Follower(behind, name, LogCopy(write), messages.append, "again", **times)
+        with pytest.raises(RunFailed, match="lost contact") as raised:
+            follower.wait_for_end()
         assert raised.value.exit_code == 1
         assert raised.value.next_step == "again"
-        assert sum("trying again for" in line for line in told) == 1
+        assert sum("trying again for" in line for line in messages) == 1
         assert not direct.attempt(name).ended
     with pytest.raises(UnknownJob, match="does not know no-such-job"):
         direct.attempt("no-such-job")
@@ -549,19 +624,19 @@ def test_who_finds_the_id_taken_joins_whoever_took_it(
     ray_head: Head, project: Path, here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both submitters listed the cluster's jobs before either had submitted."""
-    made, told = prepared(project, "name=raced")
-    made = replace(made, address=ray_head.dashboard)
+    submission, messages = prepared(project, "name=raced")
+    submission = replace(submission, address=ray_head.dashboard)
     server = JobServer(ray_head.dashboard)
     find_files(project).write(project.parent / "package.zip")
-    winner = made.night.submission_id(1)
-    server.submit(winner, made.night.entrypoint, project.parent / "package.zip", {}, "the winner", "raced")
+    winner = submission.job.submission_id(1)
+    server.submit(winner, submission.job.entrypoint, project.parent / "package.zip", {}, "the winner", "raced")
     monkeypatch.setattr(JobServer, "attempts", lambda _: [])
-    assert submit_here(made, wait=False, say=told.append) == 0
+    assert submit_here(submission, wait=False, say=messages.append) == 0
     assert capsys.readouterr().out == f"{winner}\n"
-    assert any(f"{winner} is " in line and line.endswith(" already; no other is started") for line in told)
+    assert any(f"{winner} is " in line and line.endswith(" already; no other is started") for line in messages)
     assert server.attempt(winner).submitter == "the winner"
     with pytest.raises(SpecError, match=f"{winner} is under way with another command"):
-        submit_here(replace(made, night=replace(made.night, overrides=())), wait=False, say=told.append)
+        submit_here(replace(submission, job=replace(submission.job, overrides=())), wait=False, say=messages.append)
 
 
 @pytest.fixture(scope="module")
@@ -597,7 +672,7 @@ def scored(checkout: Path, ray_head: Head) -> Path:
     out, err = submitted.communicate(timeout=150)
     assert submitted.returncode == 0, out + err
     (checkout / "shown.txt").write_text(out)
-    (checkout / "told.txt").write_text(err)
+    (checkout / "messages.txt").write_text(err)
     return checkout
 
 
@@ -605,12 +680,12 @@ def scored(checkout: Path, ray_head: Head) -> Path:
 def test_a_submitted_job_shows_its_log_once_and_ends_with_its_code(
     scored: Path, ray_head: Head, here: None, digits: Digits
 ) -> None:
-    shown, told = (scored / "shown.txt").read_text(), (scored / "told.txt").read_text()
+    shown, messages = (scored / "shown.txt").read_text(), (scored / "messages.txt").read_text()
     assert shown == JobServer(ray_head.dashboard).logs("digits-2026-03-01-a1")
     assert f"complete: {digits.rows:,} rows" in shown
-    assert "submitted digits-2026-03-01-a1" in told
-    assert "digits-2026-03-01-a1 ended: exit code 0, complete" in told
-    assert SECRET not in shown + told
+    assert "submitted digits-2026-03-01-a1" in messages
+    assert "digits-2026-03-01-a1 ended: exit code 0, complete" in messages
+    assert SECRET not in shown + messages
     verified = stint("verify", str(scored / "job.yaml"))
     assert verified.returncode == 0, verified.stdout
 
@@ -648,25 +723,25 @@ def test_a_night_under_way_is_joined_and_a_stop_ends_every_wait_with_code_5(
     try:
         await_true((tmp_path / "out").is_dir, "the driver to be at work")
         other = submit(scored, ray_head.dashboard, *slow, "--set", "workers.max=1")
-        _, told = other.communicate(timeout=60)
+        _, messages = other.communicate(timeout=60)
         assert other.returncode == 2
-        assert f"{name} is under way with another command" in told
+        assert f"{name} is under way with another command" in messages
         for process in (waiting, leaving):
             assert process.stdout is not None
             assert any("Running entrypoint" in line for line in process.stdout)  # it follows
         leaving.send_signal(signal.SIGTERM)
-        _, told_leaving = leaving.communicate(timeout=30)
+        _, leaving_messages = leaving.communicate(timeout=30)
         assert leaving.returncode == 5
-        assert f"no longer waiting for {name}, which goes on in the cluster" in told_leaving
+        assert f"no longer waiting for {name}, which goes on in the cluster" in leaving_messages
         assert not server.attempt(name).ended
     finally:
         requests.post(f"{ray_head.dashboard}/api/jobs/{name}/stop", timeout=30)
-    out, told = waiting.communicate(timeout=60)
+    out, messages = waiting.communicate(timeout=60)
     assert waiting.returncode == 5
-    assert f"{name} was stopped: exit code 5, interrupted, safe to resume" in told
+    assert f"{name} was stopped: exit code 5, interrupted, safe to resume" in messages
     assert "stint: interrupted" in out
-    assert (told + told_leaving).count(f"submitted {name}") == 1
-    assert (told + told_leaving).count("already; no other is started") == 1
+    assert (messages + leaving_messages).count(f"submitted {name}") == 1
+    assert (messages + leaving_messages).count("already; no other is started") == 1
     assert [a.submission_id for a in server.attempts() if a.submission_id.startswith("slow-")] == [name]
 
 
@@ -690,13 +765,13 @@ def test_a_guarded_cluster_takes_the_token_and_refuses_without(
     (tmp_path / "token").write_text(f"{token}\n")
     tokens = ({"RAY_AUTH_TOKEN": "wrong" * 8, "RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "disabled"})
     for refused in [submit(scored, url, env=env) for env in tokens]:
-        _, told = refused.communicate(timeout=60)
+        _, messages = refused.communicate(timeout=60)
         assert refused.returncode == 1
-        assert f"the token for the cluster at {url} is missing or wrong" in told
-        assert "wrong" * 8 not in told
+        assert f"the token for the cluster at {url} is missing or wrong" in messages
+        assert "wrong" * 8 not in messages
     accepted = submit(scored, url, "--wait", env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/token"})
-    out, told = accepted.communicate(timeout=90)
-    assert accepted.returncode == 0, out + told
+    out, messages = accepted.communicate(timeout=90)
+    assert accepted.returncode == 0, out + messages
     assert "Running entrypoint for job digits-2026-03-01-a1" in out  # the log stream carries the token too
     assert "complete: " in out
-    assert token not in out + told
+    assert token not in out + messages
