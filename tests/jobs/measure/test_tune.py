@@ -17,8 +17,8 @@ import yaml
 
 from jobs.arguments import parser
 from jobs.errors import SpecError
-from jobs.measure.halving import BATCHES, Choice, Standing, by_rule, candidates, effort, layouts
-from jobs.measure.tune import NOT_REACHED, Tuning, explained, profile_rows, table
+from jobs.measure.halving import BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
+from jobs.measure.tune import NOT_REACHED, Tuning, explain_choice, profile_rows, tuning_table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
@@ -99,36 +99,35 @@ C = replace(A, threads=2, workers=1)
 TRIAL = Trialled(images_per_s=1, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
 
 
-def standing(candidate: Candidate, rate: float, **more: Any) -> Standing[Candidate]:
+def standing(candidate: Candidate, rate: float, **more: Any) -> Arm[Candidate]:
     slices = [0.99 * rate, 1.01 * rate]
-    return Standing(candidate, **{"rates": slices, "steady": slices, "rounds": 2, **more})
+    return Arm(candidate, **{"steady": slices, "rounds": 2, **more})
 
 
 def test_the_choice_is_explained_against_the_rule_and_against_what_was_faster_by_noise() -> None:
-    won = explained(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100), {A: TRIAL})
+    won = explain_choice(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100), {A: TRIAL})
     assert "scores 110 img/s (±1.4%)" in won
     assert f"1.10 × the 100 of the rule's {B}" in won  # noqa: RUF001
     assert "Bound by the network: 90%" in won
     simple, fast = standing(A, 100), standing(C, 100.5)
-    tied = explained(Choice(simple, fast, (simple, fast)), simple, {A: TRIAL})
+    tied = explain_choice(Choice(simple, fast, (simple, fast)), simple, {A: TRIAL})
     assert "is what the rule takes" in tied
     assert f"{C} measured +0.5%" in tied
     assert "the simpler one is taken" in tied
-    assert "something else ran here" in explained(
+    assert "something else ran here" in explain_choice(
         Choice(simple, simple, ()), simple, {A: replace(TRIAL, threads_busy=0.5)}
     )
 
 
 def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> None:
     more = [standing(replace(C, batch=n), 50, rounds=1) for n in range(1, 21)]
-    out = [Standing(replace(A, batch=64), out="a worker took more than 0.10 GiB of memory")]
-    unseen = [Standing(replace(A, batch=32))]
+    out = [Arm(replace(A, batch=64), out="a worker took more than 0.10 GiB of memory")]
+    unseen = [Arm(replace(A, batch=32))]
     standings = [standing(A, 110), *more, standing(B, 40, rounds=1), *out, *unseen]
     trials = {s.candidate: TRIAL for s in standings[:-2]}
     made = profile_rows(standings, trials, dict.fromkeys(trials, 5 * 2**20))
-    text = table(made, A, B)
+    lines = tuning_table(made, A, B)
     assert [row.out for row in made][-2:] == [out[0].out, NOT_REACHED]
-    lines = text.splitlines()
     assert lines[1].split() == [INT8, "2", "×", "1", "8", "110.0", "1.4", "55.0", "5", "2", "chosen"]  # noqa: RUF001
     assert sum("the rule" in line for line in lines) == 1
     assert "… and 5 slower ones" in lines
@@ -188,7 +187,7 @@ def children_of(parent: int) -> list[int]:
         if process.name.isdigit():
             try:
                 fields = (process / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == parent and b"workers.measure.tune_measure" in (process / "cmdline").read_bytes():
+                if int(fields[1]) == parent and b"workers.measure.measure" in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
             except OSError:  # it has ended since the listing
                 continue
@@ -328,7 +327,7 @@ def test_a_gpu_is_not_tuned(job: str) -> None:
         Tuning(
             job=Job.open(load_spec(job, gpu), today("UTC")),
             connect=LocalCluster,
-            nodes=None,
+            benches=None,
             seconds=1,
             interrupted=lambda: False,
             say=print,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.measure.tune_ray import Kind, kinds
+from jobs.measure.tune_ray import NodeKind, kinds
 from tests.support.digits_job import Digits, stint
 from tests.support.ray_heads import Head
 from workers.bundle.profiles import HostKind
@@ -35,7 +35,7 @@ def test_one_node_of_every_kind_that_is_there_is_tuned() -> None:
         "8 CPUs, stint/cpu: c7a": "c",
         "16 CPUs, stint/cpu: c7i": "d",
     }
-    assert kinds([{"NodeID": "x", "Alive": True, "Resources": {"CPU": 2.0}}]) == {Kind(2, ()): "x"}
+    assert kinds([{"NodeID": "x", "Alive": True, "Resources": {"CPU": 2.0}}]) == {NodeKind(2, ()): "x"}
 
 
 @pytest.mark.ray
