@@ -28,8 +28,7 @@ from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, ste
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
 from jobs.spec.schema import Gate, Input, JobSpec, Limits, Output, Schedule, Workers
-from workers.contract import ThreadPlan
-from workers.host.cores import Topology, read_topology
+from workers.host.cores import Topology, read_topology, unpinned
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
 from workers.measure.messages import BUNDLE, CHANNELS_LAST, EAGER, INT8_DEFAULT, INT8_FUSED, LoadVariant
@@ -227,7 +226,7 @@ class _Ladder:
         """The rung's processes, those of the one before where they are the same; None where there is no such rung."""
         loads = [
             LoadVariant(
-                plan=self._plan(rung.threads, cpus),
+                plan=None if rung.threads is None else replace(unpinned(rung.threads), cpus=cpus, slots=cpus),
                 kind=rung.kind,
                 worker=replace(job.worker_spec(None), threads=rung.threads or 1),
                 model=job.bundle_request().model,
@@ -251,15 +250,6 @@ class _Ladder:
             return None
         self.running.callback(processes.end)
         return _Running(loads, processes, batch)
-
-    def _plan(self, threads: int | None, cpus: tuple[int, ...]) -> ThreadPlan | None:
-        if threads is None:
-            return None
-        whole = self.topology
-        slots = cpus or tuple(range(threads))
-        return ThreadPlan(
-            threads=threads, cpus=cpus, slots=slots, budget=whole.budget, threads_per_core=whole.threads_per_core
-        )
 
     def _best_batch(self, running: _Running, slice_s: float) -> int:
         given = self.spec.workers.batch

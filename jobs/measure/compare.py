@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure.messages import LoadArtifact, MadeCandidate, Network, NetworkDone, Reference
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, NetworkDone, Reference
 from workers.measure.processes import Processes, ProcessFailed, receive
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
@@ -119,13 +119,8 @@ def overrides(given: Model, own: ModelSpec, model: ModelSpec, candidate: MadeCan
         return ()
     changed = list(candidate.overrides)
     if not candidate.share:
-        for key, value, before in (
-            ("arch", model.arch, own.arch),
-            ("weights", model.weights, own.weights),
-            ("args", dict(model.args), dict(own.args)),
-            ("preprocess", dict(model.preprocess), dict(own.preprocess)),
-        ):
-            if value != before:
+        for key in ("arch", "weights", "args", "preprocess"):
+            if (value := getattr(model, key)) != getattr(own, key):
                 changed.append(f"model.{key}={_flow(value)}")
     if candidate.info.precision != given.precision:
         changed.append(f"model.precision={candidate.info.precision}")
@@ -146,11 +141,11 @@ class _Candidate:
     label: str
     """The network's, for a person."""
     model: ModelSpec
-    made: MadeCandidate
+    facts: MadeCandidate
 
     @property
     def name(self) -> str:
-        return f"{self.label} {self.made.info.precision}"
+        return f"{self.label} {self.facts.info.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +172,18 @@ class Comparing:
             raise SpecError("model.task: embed: stint compare weighs classifiers by the classes that they name")
         if spec.model.device != "cpu":
             raise SpecError(f"model.device: {spec.model.device}: stint compare weighs by what a CPU core does")
-        networks = models_of(self._request().model, self.archs)
+        # As for the job's bundle, but for the precision: candidates have all of them.
+        request = self.job.bundle_request()
+        engine = request.model.engine if request.model.precision == "int8" else "auto"
+        own_model = replace(request.model, precision="int8", engine=engine)
+        networks = models_of(own_model, self.archs)
         with ExitStack() as resources:
             folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-compare-"))
             lease = _cores()
             resources.callback(lease.release)
-            request = replace(self._request(), sample=self._sample())
+            request = replace(request, model=own_model, sample=self._sample())
             candidates = self._make(networks, request, lease.plan, folder)
-            own = candidates[0].made
+            own = candidates[0].facts
             weighed = self._measure(candidates, request.batch, lease.plan)
         if not weighed:
             raise self._nothing()
@@ -199,12 +198,6 @@ class Comparing:
             fell_out=self._failed,
             prices=Prices(per_cpu_hour=spec.cost.per_cpu_hour, threads_per_core=lease.plan.threads_per_core),
         )
-
-    def _request(self) -> BundleRequest:
-        """As for the job's bundle, but for the precision: candidates have all of them."""
-        request = self.job.bundle_request()
-        engine = request.model.engine if request.model.precision == "int8" else "auto"
-        return replace(request, model=replace(request.model, precision="int8", engine=engine))
 
     def _sample(self) -> tuple[SampleSlice, ...]:
         found = discover(self.job)
@@ -221,7 +214,7 @@ class Comparing:
         reference: Reference | None = None
         for number, (name, model) in enumerate(networks.items()):
             if number:
-                model = candidate_model(request.model, model.arch, model.weights, candidates[0].made.classes)
+                model = candidate_model(request.model, model.arch, model.weights, candidates[0].facts.classes)
             self.say(f"{name}: making it ready, {number + 1} of {len(networks)}")
             network = Network(
                 request=replace(request, model=model),
@@ -234,7 +227,7 @@ class Comparing:
             of_network, found = self._make_network(name, network)
             candidates += of_network
             reference = reference or found
-            if not candidates or (candidates[0].made.info.precision, candidates[0].made.share) != ("fp32", 0):
+            if not candidates or (candidates[0].facts.info.precision, candidates[0].facts.share) != ("fp32", 0):
                 raise self._nothing()  # to compare the others with
         return candidates
 
@@ -250,7 +243,7 @@ class Comparing:
                     reference = answer
                 elif isinstance(answer, MadeCandidate):
                     label = _label(name, answer.share)
-                    candidates.append(_Candidate(label=label, model=network.request.model, made=answer))
+                    candidates.append(_Candidate(label=label, model=network.request.model, facts=answer))
                     self.say(f"  {candidates[-1].name}: {answer.right / answer.rows:.2%}")
                 else:
                     self._leave_out(f"{_label(name, answer.share)} {answer.precision}".strip(), answer.reason)
@@ -268,7 +261,7 @@ class Comparing:
         with ExitStack() as resources:
             running: list[tuple[_Candidate, Processes, int]] = []
             for candidate in candidates:
-                load = LoadArtifact(plan=one_core, info=candidate.made.info, path=candidate.made.path)
+                load = LoadArtifact(plan=one_core, info=candidate.facts.info, path=candidate.facts.path)
                 try:
                     process = Processes(
                         [load],
@@ -294,29 +287,24 @@ class Comparing:
                     else:
                         rates[candidate.name].append(measured.rows / measured.cpu_s)
         return [
-            self._weighed(candidate, rates[candidate.name], peak_bytes)
+            self._weighed(candidate, candidates[0].model, rates[candidate.name], peak_bytes)
             for candidate, _, peak_bytes in running
             if candidate.name not in self._failed
         ]
 
-    def _weighed(self, candidate: _Candidate, rates: list[float], peak_bytes: int) -> Weighed:
+    def _weighed(self, candidate: _Candidate, own_model: ModelSpec, rates: list[float], peak_bytes: int) -> Weighed:
         _, spread = ratio([(1.0, rate) for rate in rates])
-        made, own_model = candidate.made, self._request().model
+        facts = candidate.facts
         return Weighed(
             network=candidate.label,
-            precision=made.info.precision,
-            artifact=made.info.name,
-            right=made.right,
-            rows=made.rows,
+            precision=facts.info.precision,
+            artifact=facts.info.name,
             rate=statistics.median(rates),
             spread=spread,
-            decode_s=made.decode_s,
             peak_bytes=peak_bytes,
-            size_bytes=made.size_bytes,
-            macs=made.macs,
-            overrides=overrides(self.job.spec.model, own_model, candidate.model, made),
-            own=candidate.model == own_model and not made.share,
-            refused=made.refused,
+            overrides=overrides(self.job.spec.model, own_model, candidate.model, facts),
+            own=candidate.model == own_model and not facts.share,
+            **{figure.name: getattr(facts, figure.name) for figure in fields(CandidateFigures)},
         )
 
     def _check(self) -> None:
@@ -334,14 +322,12 @@ class Comparing:
 
 def _cores() -> cores.Lease:
     """All cores to make candidates with; one where others are taken."""
-    try:
-        return cores.lease(cores.read_topology().budget)
-    except cores.NoCores:
-        pass
-    try:
-        return cores.lease(1)
-    except cores.NoCores as error:
-        raise RunFailed(f"no core to measure on: {error}", "compare while nothing else runs here") from error
+    for count in (cores.read_topology().budget, 1):
+        try:
+            return cores.lease(count)
+        except cores.NoCores as error:
+            reason = str(error)
+    raise RunFailed(f"no core to measure on: {reason}", "compare while nothing else runs here")
 
 
 def _label(network: str, share: float) -> str:

@@ -1,7 +1,7 @@
 """Which candidates are worth their cost: pure functions over what was measured, and the table a person sees.
 
-A candidate is on the frontier unless another one is at least as accurate and at most as dear, and better in one of the
-two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
+A candidate is on the frontier unless another one is at least as accurate, costs at most as much, and is better in one of
+the two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.measure.text_table import text_table
+from workers.measure.messages import CandidateFigures
 
 Z = 1.96
 """Of a normal distribution, 95 % lie within so many deviations."""
@@ -20,7 +21,7 @@ _MILLION = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighed:
+class Weighed(CandidateFigures):
     """A candidate as it was measured."""
 
     network: str
@@ -28,22 +29,15 @@ class Weighed:
     precision: str
     artifact: str
     """As in a bundle: `torch-int8/x86-vnni`."""
-    right: int
-    rows: int
     rate: float
     """Images a second that one core predicts; decoding not included."""
     spread: float
     """Half the distance between the quartiles of the rounds ÷ the median."""
-    decode_s: float
     peak_bytes: int
-    size_bytes: int
-    macs: int
     overrides: tuple[str, ...]
     """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
     own: bool = False
     """The job's own network, as it is."""
-    refused: str = ""
-    """Why the gate would refuse it."""
 
     @property
     def name(self) -> str:
@@ -162,9 +156,9 @@ def advice(compared: Compared) -> list[str]:
         f"Take {choice.name}: of all that reach the {asked} that the gate asks for it is the cheapest, "
         f"{price:,.3g} {compared.prices.unit}"
     ]
-    dearest = next((one for one in compared.weighed if one.own and one.precision == "fp32"), None)
-    if dearest is not None and dearest is not choice:
-        lines[0] += f", {dearest.core_s / choice.core_s:.1f} times less than {dearest.name}"  # decoding included
+    own_fp32 = next((one for one in compared.weighed if one.own and one.precision == "fp32"), None)
+    if own_fp32 is not None and own_fp32 is not choice:
+        lines[0] += f", {own_fp32.core_s / choice.core_s:.1f} times less than {own_fp32.name}"  # decoding included
     lines[0] += "."
     if low < compared.least:
         lines.append(

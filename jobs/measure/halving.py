@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
+from workers.measure.tune_node import Unusable
 
-C = TypeVar("C", bound=Hashable)
+_C = TypeVar("_C", bound=Hashable)
 
 FINALISTS = 4
 """So many are compared in the last round."""
@@ -36,22 +37,15 @@ SURE = 2.0
 """Standard errors beyond which a difference is no noise."""
 
 
-@dataclass(frozen=True)
-class Out:
-    """A candidate cannot be used, and why."""
-
-    reason: str
-
-
-Measure = Callable[[C, float], float | Out]
+Measure = Callable[[_C, float], float | Unusable]
 """Run a candidate for so many seconds: its rate. What it raises ends the search."""
 
 
 @dataclass
-class Arm(Generic[C]):
+class Arm(Generic[_C]):
     """A candidate and how it fared: the arm of a bandit, as the literature calls it."""
 
-    candidate: C
+    candidate: _C
     steady: list[float] = field(default_factory=list)
     """Rates of its slices in the last round that it took part in, less what the slices of a turn had in common."""
     rounds: int = 0
@@ -68,20 +62,20 @@ class Arm(Generic[C]):
 
 
 def halve(
-    candidates: Sequence[C],
-    measure: Measure[C],
+    candidates: Sequence[_C],
+    measure: Measure[_C],
     *,
     seconds: float,
     clock: Callable[[], float],
-    keep: Collection[C] = (),
+    keep: Collection[_C] = (),
     on_round: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
-) -> list[Arm[C]]:
+) -> list[Arm[_C]]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
     `keep` stay to the end whatever their rate, to be compared with. `clock` tells the time in seconds; with the time
     over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
-    comes last may not be reached. `on_round` is called
-    for each round: with its number, how many take part, and for how long at a time.
+    comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
+    and for how long at a time.
     """
     arms = {candidate: Arm(candidate) for candidate in candidates}
     ends_at = clock() + seconds
@@ -106,7 +100,7 @@ def rounds_to_come(alive: int) -> int:
     return 1 + max(0, math.ceil(math.log2(alive / FINALISTS)))
 
 
-def survivors(rates: Mapping[C, float], keep: Collection[C]) -> list[C]:
+def survivors(rates: Mapping[_C, float], keep: Collection[_C]) -> list[_C]:
     """The better half, in the order given; those to be kept are not counted."""
     kept = [c for c in rates if c in keep]
     others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
@@ -115,8 +109,8 @@ def survivors(rates: Mapping[C, float], keep: Collection[C]) -> list[C]:
 
 
 def _round(
-    arms: Sequence[Arm[C]],
-    measure: Measure[C],
+    arms: Sequence[Arm[_C]],
+    measure: Measure[_C],
     slice_s: float,
     turns: int,
     number: int,
@@ -124,7 +118,7 @@ def _round(
     clock: Callable[[], float],
 ) -> None:
     """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
-    seen: dict[C, list[float]] = {s.candidate: [] for s in arms}
+    rates_of: dict[_C, list[float]] = {s.candidate: [] for s in arms}
     for turn in range(turns):
         for arm in arms if turn % 2 == 0 else reversed(arms):
             if arm.out:
@@ -132,15 +126,15 @@ def _round(
             if clock() >= ends_at:
                 break
             outcome = measure(arm.candidate, slice_s)
-            if isinstance(outcome, Out):
+            if isinstance(outcome, Unusable):
                 arm.out = outcome.reason
             else:
-                seen[arm.candidate].append(outcome)
-    measured = [s for s in arms if not s.out and seen[s.candidate]]
-    whole = min((len(seen[s.candidate]) for s in arms if not s.out), default=0)
+                rates_of[arm.candidate].append(outcome)
+    measured = [s for s in arms if not s.out and rates_of[s.candidate]]
+    whole = min((len(rates_of[s.candidate]) for s in arms if not s.out), default=0)
     if whole == 0 and number > 1:
         return  # what is known from the round before is fairer to all
-    steady = without_drift([seen[s.candidate] for s in measured], whole)
+    steady = without_drift([rates_of[s.candidate] for s in measured], whole)
     for arm, rates in zip(measured, steady, strict=True):
         arm.steady, arm.rounds = rates, number
 
@@ -158,14 +152,14 @@ def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[fl
 
 
 @dataclass(frozen=True)
-class Choice(Generic[C]):
-    chosen: Arm[C]
-    fastest: Arm[C]
-    tied: tuple[Arm[C], ...]
+class Choice(Generic[_C]):
+    chosen: Arm[_C]
+    fastest: Arm[_C]
+    tied: tuple[Arm[_C], ...]
     """Those that cannot be told from the fastest, itself among them."""
 
 
-def pick_simplest(arms: Sequence[Arm[C]], effort: Callable[[C], tuple[int, ...]]) -> Choice[C] | None:
+def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
     """Of those that came furthest the simplest, by `effort`, that cannot be told from the fastest. None without any."""
     measured = [s for s in arms if not s.out and s.rate]
     last = max((s.rounds for s in measured), default=0)
@@ -177,7 +171,7 @@ def pick_simplest(arms: Sequence[Arm[C]], effort: Callable[[C], tuple[int, ...]]
     return Choice(chosen=min(tied, key=lambda s: effort(s.candidate)), fastest=fastest, tied=tied)
 
 
-def same(a: Arm[C], b: Arm[C]) -> bool:
+def same(a: Arm[_C], b: Arm[_C]) -> bool:
     """Whether their rates cannot be told apart, or so little that nobody would care. Slices are compared in pairs."""
     ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
     difference = abs(statistics.fmean(ratios))
@@ -187,7 +181,7 @@ def same(a: Arm[C], b: Arm[C]) -> bool:
     return difference <= max(math.log1p(NOTICEABLE), SURE * error)
 
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SMALL_NODE_CORES = 4
 """On a node of no more cores than this one of them may be worth more to reading and writing than to another worker."""
 SIMPLEST = "torch-int8"
@@ -204,11 +198,9 @@ def candidates(engines: Sequence[str], cores: int, default: Candidate) -> tuple[
         Candidate(engine=engine, threads=threads, workers=workers, batch=batch)
         for threads, workers in layouts(cores)
         for engine in engines
-        for batch in BATCHES
+        for batch in _BATCHES
     ]
-    first = [
-        c for c in combined if (c.engine, c.threads, c.workers) == (default.engine, default.threads, default.workers)
-    ]
+    first = [c for c in combined if replace(c, batch=default.batch) == default]
     return tuple(dict.fromkeys((*first, *combined)))
 
 

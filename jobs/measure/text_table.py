@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 120
+_WIDTH = 120
 """Columns. The last cell of a row is folded there; a table whose figures alone are wider is wider."""
 
 
@@ -23,9 +23,9 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Coll
         table.add_column(Text(name), justify=justify, no_wrap=not last, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
-    narrowest = Measurement.get(console, console.options.update(max_width=10 * WIDTH), table).minimum
-    console.width = max(WIDTH, narrowest)
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
+    narrowest = Measurement.get(console, console.options.update(max_width=10 * _WIDTH), table).minimum
+    console.width = max(_WIDTH, narrowest)
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]

@@ -19,7 +19,7 @@ from typing import Protocol
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
-from jobs.measure.halving import Arm, Choice, Out, by_rule, candidates, effort, halve, pick_simplest
+from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
 from jobs.plan.command_line import days_of, spec_of
 from jobs.plan.discovery import discover
@@ -183,12 +183,12 @@ class Tuning:
         trials: dict[Candidate, Trialled] = {}
         peaks: dict[Candidate, int] = {}
 
-        def measure(candidate: Candidate, slice_s: float) -> float | Out:
+        def measure(candidate: Candidate, slice_s: float) -> float | Unusable:
             if self.interrupted():
                 raise Interrupted("interrupted: no profile is stored", "run the same command again")
             outcome = bench.measure(candidate, slice_s)
             if isinstance(outcome, Unusable):
-                return Out(outcome.reason)
+                return outcome
             trials[candidate] = outcome
             # The first slices of a process have the least of what other batches left in it.
             peaks[candidate] = min(outcome.peak_bytes, peaks.get(candidate, outcome.peak_bytes))
@@ -215,7 +215,7 @@ class Tuning:
             host=facts.host,
             chosen=next(row for row in rows if row.candidate == choice.chosen.candidate),
             table=rows,
-            why=explain_choice(choice, next((arm for arm in arms if arm.candidate == default), None), trials),
+            why=explain_choice(choice, next(arm for arm in arms if arm.candidate == default), trials),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
             rows=facts.rows,
         )
@@ -282,14 +282,12 @@ def _cells(row: Row, chosen: Candidate, default: Candidate) -> tuple[str, ...]:
     )
 
 
-def explain_choice(
-    choice: Choice[Candidate], default: Arm[Candidate] | None, trials: Mapping[Candidate, Trialled]
-) -> str:
+def explain_choice(choice: Choice[Candidate], default: Arm[Candidate], trials: Mapping[Candidate, Trialled]) -> str:
     """What won, by how much over the rule, and what it is bound by."""
     chosen, fastest = choice.chosen, choice.fastest
     assert chosen.rate is not None, "what is chosen was measured"
     parts = [f"{chosen.candidate} scores {chosen.rate:,.0f} img/s ({_noise(chosen)})"]
-    if default is None or default.rate is None or default.out:
+    if default.rate is None or default.out:
         parts[0] += "; the rule's own choice could not be measured"
     elif default.candidate == chosen.candidate:
         parts[0] += ", and is what the rule takes without a profile"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -26,25 +26,17 @@ OF_ONE_NODE = ("ray.io/node-id", "ray.io/availability-zone", "ray.io/availabilit
 """Labels that tell where or which a node is, not of what kind."""
 
 
-@dataclass(frozen=True)
-class NodeKind:
-    """Nodes that are alike, by what Ray knows of them."""
+def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Distinct kinds of nodes that are alive and have CPUs, each with the id of one. `nodes` as from `ray.nodes`.
 
-    cpus: int
-    labels: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        return ", ".join([f"{self.cpus} CPUs", *(f"{name}: {value}" for name, value in self.labels)])
-
-
-def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[NodeKind, str]:
-    """Distinct kinds of nodes that are alive and have CPUs, each with the id of one. `nodes` as from `ray.nodes`."""
-    found: dict[NodeKind, str] = {}
+    Nodes are of one kind that are alike by what Ray knows of them; that is its name.
+    """
+    found: dict[str, str] = {}
     for node in nodes:
         cpus = int(node["Resources"].get("CPU", 0))
-        labels = tuple(sorted((k, v) for k, v in node.get("Labels", {}).items() if k not in OF_ONE_NODE))
+        labels = sorted((k, v) for k, v in node.get("Labels", {}).items() if k not in OF_ONE_NODE)
         if node["Alive"] and cpus:
-            found.setdefault(NodeKind(cpus, labels), node["NodeID"])
+            found.setdefault(", ".join([f"{cpus} CPUs", *(f"{k}: {v}" for k, v in labels)]), node["NodeID"])
     return found
 
 
@@ -56,7 +48,7 @@ def benches(
     Beside them the groups of which no node came, each with the reason. Raises RunFailed, Interrupted.
     """
     if not groups:
-        nodes = {str(kind): node for kind, node in kinds(ray.nodes()).items()}
+        nodes = kinds(ray.nodes())
         if not nodes:
             raise RunFailed("no node of the cluster has CPUs", "name the nodes to bring up in workers.groups")
         return {name: RayBench(node, request, interrupted) for name, node in nodes.items()}, {}
@@ -80,7 +72,7 @@ def _node_of(group: Group, request: TuneRequest, interrupted: Callable[[], bool]
     try:
         placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         node: str = _awaited(placed, interrupted, group.patience_s)
-    except (RayError, TimeoutError):
+    except (RunFailed, TimeoutError):
         return None
     else:
         return node
@@ -110,40 +102,30 @@ class RayBench:
             _awaited(self._actor.__ray_ready__.remote(), self._interrupted, WHOLE_S)
         except TimeoutError as error:
             raise RunFailed(f"its {self._cpus} CPUs were not free within {WHOLE_S:.0f} s") from error
-        except RayError as error:
-            raise _lost(error) from error
-        facts: NodeFacts | Failure = self._call(self._actor.open.remote())
+        facts: NodeFacts | Failure = _awaited(self._actor.open.remote(), self._interrupted)
         return facts
 
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
-        outcome: Trialled | Unusable = self._call(self._actor.measure.remote(candidate, slice_s))
+        outcome: Trialled | Unusable = _awaited(self._actor.measure.remote(candidate, slice_s), self._interrupted)
         return outcome
 
     def close(self) -> None:
-        with suppress(RayError, TimeoutError):
+        with suppress(RunFailed, TimeoutError):
             if not self._interrupted():
                 _awaited(self._actor.close.remote(), lambda: False, _CLOSE_S)
         ray.kill(self._actor)  # and what is left of its processes with it
 
-    def _call(self, reference: Any) -> Any:
-        try:
-            return _awaited(reference, self._interrupted, None)
-        except RayError as error:
-            raise _lost(error) from error
 
-
-def _awaited(reference: Any, interrupted: Callable[[], bool], limit_s: float | None) -> Any:
-    """The result of a call. Raises TimeoutError after `limit_s`, Interrupted, RayError."""
-    began = time.monotonic()
+def _awaited(reference: Any, interrupted: Callable[[], bool], limit_s: float = math.inf) -> Any:
+    """The result of a call. Raises TimeoutError after `limit_s`, Interrupted, RunFailed where the node was lost."""
+    ends_at = time.monotonic() + limit_s
     while True:
         if interrupted():
             raise Interrupted("interrupted: no profile is stored", "run the same command again")
         try:
             return ray.get(reference, timeout=_POLL_S)
         except GetTimeoutError:
-            if limit_s is not None and time.monotonic() - began > limit_s:
+            if time.monotonic() > ends_at:
                 raise TimeoutError from None
-
-
-def _lost(error: RayError) -> RunFailed:
-    return RunFailed(f"the node was lost while it was tuned: {type(error).__name__}: {error}")
+        except RayError as error:
+            raise RunFailed(f"the node was lost while it was tuned: {type(error).__name__}: {error}") from error

@@ -10,26 +10,26 @@ import itertools
 import os
 import signal
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Run
+from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Score
 from workers.measure.sample_file import map_sample
+from workers.outcomes import Failure
 from workers.source.rows import RowBlock
 
 if TYPE_CHECKING:
     from workers.contract import ThreadPlan, WorkerSpec
     from workers.engines.base import Pixels
-    from workers.measure.variants import Network
+    from workers.measure.variants import ForwardPass
     from workers.score.predictor import Predictor
 
 WARM_UP = 2
@@ -39,23 +39,54 @@ ROWS_A_CALL = 256
 NOISE_IMAGES = 16
 
 
+class _Subject(Protocol):
+    """What is measured."""
+
+    description: str
+
+    def prepare(self, batch: int) -> None: ...
+
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage, where it has stages."""
+
+
 def _serve(parent: Connection) -> None:
     load: Load = parent.recv()
     try:
         _take_cores(load.plan)
         subject = _open(load)
-        parent.send(subject.ready())
     except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
         parent.send(classify(error))
         return
+    answer: Ready | Measured | Failure = _ready(subject)
     while True:
-        request: Prepare | Run = parent.recv()
+        parent.send(answer)
+        request: Prepare | Score = parent.recv()
         try:
-            answer = subject.prepared(request.batch) if isinstance(request, Prepare) else subject.run(request.until)
+            if isinstance(request, Prepare):
+                subject.prepare(request.batch)
+                answer = _ready(subject)
+            else:
+                answer = _measured(subject, request.until)
         except Exception as error:  # noqa: BLE001  (as above)
-            parent.send(classify(error))
-        else:
-            parent.send(answer)
+            answer = classify(error)
+
+
+def _ready(subject: _Subject) -> Ready:
+    return Ready(description=subject.description, peak_bytes=memory.peak_rss_bytes())
+
+
+def _measured(subject: _Subject, until: float) -> Measured:
+    began, cpu = time.monotonic(), time.process_time()
+    rows, stage_s = subject.score(until)
+    return Measured(
+        rows=rows,
+        wall_s=time.monotonic() - began,
+        cpu_s=time.process_time() - cpu,
+        stage_s=stage_s,
+        peak_bytes=memory.peak_rss_bytes(),
+        resident_bytes=memory.resident_bytes(),
+    )
 
 
 def _take_cores(plan: ThreadPlan | None) -> None:
@@ -84,7 +115,7 @@ def _open(load: Load) -> _Subject:
     return _Forward(*_open_artifact(load))
 
 
-def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], Network], Pixels, str]:
+def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], ForwardPass], Pixels, str]:
     """The network, and pixels: what they are is all the same to its speed, as long as they are not all alike."""
     import numpy as np
 
@@ -96,44 +127,10 @@ def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], Network], Pixels
     return lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name
 
 
-class _Subject(ABC):
-    """What is measured."""
-
-    description = ""
-    stage_s: dict[str, float]
-
-    @abstractmethod
-    def prepare(self, batch: int) -> None: ...
-
-    @abstractmethod
-    def score(self, until: float) -> int:
-        """Rows scored until then, by time.monotonic; at least one batch."""
-
-    def ready(self) -> Ready:
-        return Ready(description=self.description, peak_bytes=memory.peak_rss_bytes())
-
-    def prepared(self, batch: int) -> Ready:
-        self.prepare(batch)
-        return self.ready()
-
-    def run(self, until: float) -> Measured:
-        self.stage_s = {}
-        began, cpu = time.monotonic(), time.process_time()
-        rows = self.score(until)
-        return Measured(
-            rows=rows,
-            wall_s=time.monotonic() - began,
-            cpu_s=time.process_time() - cpu,
-            stage_s=self.stage_s,
-            peak_bytes=memory.peak_rss_bytes(),
-            resident_bytes=memory.resident_bytes(),
-        )
-
-
-class _Forward(_Subject):
+class _Forward:
     """The network alone, over and over on the same pixels."""
 
-    def __init__(self, network: Callable[[int], Network], crops_NHWC: Pixels, description: str) -> None:
+    def __init__(self, network: Callable[[int], ForwardPass], crops_NHWC: Pixels, description: str) -> None:
         """`network` gives what predicts batches of a size, and a buffer for them."""
         self.description = description
         self._network = network
@@ -152,21 +149,19 @@ class _Forward(_Subject):
         for _ in range(WARM_UP):
             self._forwards[batch]()
 
-    def score(self, until: float) -> int:
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
         rows = 0
         while rows == 0 or time.monotonic() < until:
             self._forwards[self._batch]()
             rows += self._batch
-        return rows
+        return rows, {}
 
 
 class _TimeIsOver(Exception):
-    def __init__(self, rows: int) -> None:
-        super().__init__(rows)
-        self.rows = rows
+    """Its argument is the number of rows that are done."""
 
 
-class _WorkerLoop(_Subject):
+class _WorkerLoop:
     """The bundle as a worker loads it, and a worker's own loop."""
 
     def __init__(self, load: LoadWorker) -> None:
@@ -190,10 +185,10 @@ class _WorkerLoop(_Subject):
         memory.forget_peak()
         self._predictor.score([self._block(batch)], batch)
 
-    def score(self, until: float) -> int:
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
         room = self._predictor.room
         rows_a_call = room * max(1, ROWS_A_CALL // room)
-        self.stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
+        stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
 
         def between_rounds(done: int) -> None:
             if time.monotonic() >= until:
@@ -205,8 +200,8 @@ class _WorkerLoop(_Subject):
                 self._predictor.score([self._block(rows_a_call)], rows_a_call, between_rounds)
                 rows += rows_a_call
         except _TimeIsOver as over:
-            rows += over.rows
-        return rows
+            rows += int(over.args[0])
+        return rows, stage_s
 
     def _block(self, rows: int) -> RowBlock:
         images = list(itertools.islice(itertools.cycle(self._images), rows))

@@ -1,6 +1,6 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Prepare by Ready and Run by Measured, again and again.
+A process is given one Load and answers Ready. Then it answers Prepare by Ready and Score by Measured, again and again.
 Whatever goes wrong is answered by a `workers.outcomes.Failure`.
 """
 
@@ -70,7 +70,7 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Run:
+class Score:
     """Score until then, by time.monotonic, which all processes of a machine share; one batch at least."""
 
     until: float
@@ -88,7 +88,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one process did in one Run."""
+    """What one process did in one Score."""
 
     rows: int
     wall_s: float
@@ -130,7 +130,22 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeCandidate:
+class CandidateFigures:
+    """What is known of a candidate before its speed is."""
+
+    right: int
+    """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
+    rows: int
+    refused: str = ""
+    """Why the gate would refuse it, beside its own network in fp32; empty if it would not."""
+    size_bytes: int
+    macs: int
+    decode_s: float
+    """CPU seconds to decode an image of the sample as the network wants it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeCandidate(CandidateFigures):
     """A candidate of a Network, not measured yet."""
 
     share: float
@@ -138,17 +153,8 @@ class MadeCandidate:
     info: ArtifactInfo
     path: str
     """Of the artifact."""
-    size_bytes: int
-    right: int
-    """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
-    rows: int
     labelled: bool
-    refused: str
-    """Why the gate would refuse it, beside its own network in fp32; empty if it would not."""
     classes: int
-    macs: int
-    decode_s: float
-    """CPU seconds to decode an image of the sample as the network wants it."""
     overrides: tuple[str, ...]
     """`--set` values that make a pruned network that was saved the job's model; empty for others."""
 

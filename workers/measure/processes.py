@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.measure.messages import Load, Measured, Prepare, Ready, Run
+from workers.measure.messages import Load, Measured, Prepare, Ready, Score
 from workers.outcomes import Failure, FailureCode
 
 _POLL_S = 0.1
@@ -88,7 +88,7 @@ class Processes:
         """Have all of them score in batches of this size for so long. Raises ProcessFailed."""
         self.prepare(batch)
         until = time.monotonic() + _START_TOGETHER_S + seconds
-        measured: list[Measured] = self._ask(Run(until), seconds + self._answer_limit_s)
+        measured: list[Measured] = self._ask(Score(until), seconds + self._answer_limit_s)
         self.resident_bytes = sum(one.resident_bytes for one in measured)
         return measured
 

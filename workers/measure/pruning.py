@@ -41,7 +41,7 @@ NARROWEST_PARTS = 8
 STEPS = 30
 """From the whole network to LEAST_LEFT of its channels."""
 MOST_PRUNED = 0.9
-BATCH = 16
+_BATCH = 16
 
 
 class PruningError(ModelError):
@@ -158,7 +158,7 @@ def _recalibrate(network: nn.Module, model: LoadedModel, crops_NHWC: Pixels) -> 
         norm.train()
     scored = NormalizedInput(network, model.preprocess)
     with torch.no_grad():
-        for rows_NHWC in np.array_split(crops_NHWC, max(1, len(crops_NHWC) // BATCH)):  # none of a single row
+        for rows_NHWC in np.array_split(crops_NHWC, max(1, len(crops_NHWC) // _BATCH)):  # none of a single row
             scored(torch.from_numpy(rows_NHWC))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -31,7 +31,7 @@ from workers.storage.store import open_store
 if TYPE_CHECKING:
     from torch import nn
 
-Network: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
+ForwardPass: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
 """What predicts the pixels of a full buffer, and such a buffer."""
 
 DISTINCT_IMAGES = 64
@@ -39,7 +39,7 @@ DISTINCT_IMAGES = 64
 CALIBRATION_IMAGES = 16
 
 
-def open_variant(load: LoadVariant) -> tuple[Callable[[int], Network], Pixels, str]:
+def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixels, str]:
     """The network by size of its batch, pixels N × crop × crop × 3, and a few words. Raises what torch's quantization
     does, which may be anything, for a network that it cannot take."""
     worker = load.worker
@@ -53,14 +53,14 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], Network], Pixels, s
             predict = _float_or_int8(load, manifest.preprocess, crops_NHWC)
         shape = crops_NHWC.shape[1:]
 
-        def plain(batch: int) -> Network:
+        def plain(batch: int) -> ForwardPass:
             pixels_NHWC = np.empty((batch, *shape), np.uint8)
             return predict, Buffer(full_NHWC=pixels_NHWC, interior_NHWC=pixels_NHWC)
 
         return plain, crops_NHWC, load.kind
     first = load_best(store, manifest, worker, decode_into)
 
-    def bundled(batch: int) -> Network:
+    def bundled(batch: int) -> ForwardPass:
         """The engine as workers run it: loaded for each size of batch, since it is quickest at the first one."""
         loaded = first
         if batch != first.batch:

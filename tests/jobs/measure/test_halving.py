@@ -16,7 +16,6 @@ from jobs.measure.halving import (
     LAST_TURNS,
     TURNS,
     Arm,
-    Out,
     halve,
     pick_simplest,
     rounds_to_come,
@@ -24,6 +23,7 @@ from jobs.measure.halving import (
     survivors,
     without_drift,
 )
+from workers.measure.tune_node import Unusable
 
 
 class Machine:
@@ -42,9 +42,9 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def measure(self, name: str, slice_s: float) -> float | Out:
+    def measure(self, name: str, slice_s: float) -> float | Unusable:
         if name in self.out:
-            return Out(self.out[name])
+            return Unusable(self.out[name])
         self.slices.append((name, slice_s))
         rate = self.rates[name] * self._drift(self.now) * math.exp(self._random.gauss(0, self._noise))
         self.now += slice_s
@@ -124,7 +124,7 @@ def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared
     machine = Machine(named(100))
     started: set[str] = set()
 
-    def measure(name: str, slice_s: float) -> float | Out:
+    def measure(name: str, slice_s: float) -> float | Unusable:
         if name not in started:
             started.add(name)
             machine.now += 5  # 100 of them do not fit
@@ -145,7 +145,7 @@ def test_a_round_that_nobody_finished_does_not_count() -> None:
     machine = Machine(named(8))
     slow = machine.measure
 
-    def measure(name: str, slice_s: float) -> float | Out:
+    def measure(name: str, slice_s: float) -> float | Unusable:
         outcome = slow(name, slice_s)
         if len(machine.slices) > 8 * TURNS + 1:  # from the second slice of the second round on
             machine.now += 1000

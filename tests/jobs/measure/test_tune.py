@@ -17,7 +17,7 @@ import yaml
 
 from jobs.arguments import parser
 from jobs.errors import SpecError
-from jobs.measure.halving import BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
+from jobs.measure.halving import _BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
 from jobs.measure.tune import NOT_REACHED, Tuning, explain_choice, profile_rows, tuning_table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
@@ -60,9 +60,9 @@ def test_the_rules_own_way_comes_first_and_what_shares_processes_stays_together(
     default = by_rule([INT8, OPENVINO], 4, 1, 16)
     assert default == Candidate(engine=INT8, threads=1, workers=4, batch=16)
     made = candidates([INT8, OPENVINO], 4, default)
-    assert len(made) == len(set(made)) == 2 * 5 * len(BATCHES)
-    assert [c.batch for c in made[: len(BATCHES)]] == list(BATCHES)
-    assert {(c.engine, c.threads, c.workers) for c in made[: len(BATCHES)]} == {(INT8, 1, 4)}
+    assert len(made) == len(set(made)) == 2 * 5 * len(_BATCHES)
+    assert [c.batch for c in made[: len(_BATCHES)]] == list(_BATCHES)
+    assert {(c.engine, c.threads, c.workers) for c in made[: len(_BATCHES)]} == {(INT8, 1, 4)}
     crews = [(c.engine, c.threads, c.workers) for c in made]
     assert sum(a != b for a, b in itertools.pairwise(crews)) == len(set(crews)) - 1
 
