@@ -1,7 +1,7 @@
 """Which candidates are worth their cost: pure functions over what was measured, and the table a person sees.
 
-A candidate is on the frontier unless another one is at least as accurate, costs at most as much, and is better in one of
-the two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
+A candidate is on the frontier unless another one is at least as accurate, costs at most as much, and is better in one
+of the two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
 """
 
 from __future__ import annotations
