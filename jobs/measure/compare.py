@@ -32,7 +32,7 @@ from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, NetworkDone, Reference
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference
 from workers.measure.processes import Processes, ProcessFailed, receive
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
@@ -238,7 +238,7 @@ class Comparing:
         child = Child("workers.measure.compare_make", node_bytes(), "made")
         try:
             child.put(network)
-            while not isinstance(answer := receive(child, _SILENT_S, self._check), NetworkDone):
+            while (answer := receive(child, _SILENT_S, self._check)) is not None:
                 if isinstance(answer, Reference):
                     reference = answer
                 elif isinstance(answer, MadeCandidate):

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -30,7 +31,7 @@ from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import Bundling
 from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
-from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
+from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest, Unusable
 from workers.outcomes import Failure, FailureCode
 
 ROWS = 256
@@ -42,8 +43,8 @@ BUSY = 0.9
 NOT_REACHED = "not measured: the time was over before its turn"
 
 
-class NodeBench(Protocol):
-    """A node on which candidates are tried: `workers.measure.tune_node.Bench`, here or far away."""
+class NodeToTune(Protocol):
+    """A node on which candidates are tried: `workers.measure.tune_node.TuneNode`, here or far away."""
 
     def open(self) -> NodeFacts | Failure: ...
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable: ...
@@ -55,15 +56,15 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     interrupted = console.interrupts()
     job = Job.open(spec_of(arguments), days_of(arguments)[-1])
 
-    def cluster_benches(request: TuneRequest) -> tuple[Mapping[str, NodeBench], Mapping[str, str]]:
-        from jobs.measure.tune_ray import benches  # with Ray
+    def cluster_nodes(request: TuneRequest) -> tuple[Mapping[str, NodeToTune], Mapping[str, str]]:
+        from jobs.measure.tune_ray import nodes_to_tune  # with Ray
 
-        return benches(job.spec.workers.groups, request, interrupted, console.say)
+        return nodes_to_tune(job.spec.workers.groups, request, interrupted, console.say)
 
     tuning = Tuning(
         job=job,
         connect=lambda: connect("ray", arguments.address, interrupted),
-        benches=cluster_benches if in_cluster(arguments.address) else None,
+        nodes=cluster_nodes if in_cluster(arguments.address) else None,
         seconds=arguments.minutes * 60,
         interrupted=interrupted,
         say=console.say,
@@ -79,7 +80,7 @@ class Tuning:
 
     job: Job
     connect: Callable[[], Cluster]
-    benches: Callable[[TuneRequest], tuple[Mapping[str, NodeBench], Mapping[str, str]]] | None
+    nodes: Callable[[TuneRequest], tuple[Mapping[str, NodeToTune], Mapping[str, str]]] | None
     """Nodes of the cluster to tune, by name, and kinds of which none could be had, each with the reason; None to tune
     this machine."""
     seconds: float
@@ -97,25 +98,20 @@ class Tuning:
                 f"model.device: {self.job.spec.model.device}: stint tune divides the cores of CPU nodes",
                 "set workers.batch by hand for workers with a GPU",
             )
-        cluster: Cluster | None = None
+        with ExitStack() as resources:
 
-        def connected() -> Cluster:
-            nonlocal cluster
-            cluster = cluster or self.connect()
-            return cluster
+            @cache
+            def connected() -> Cluster:
+                cluster = self.connect()
+                resources.callback(cluster.close)
+                return cluster
 
-        try:
             request = self._request(connected)
-            if self.benches is not None:
+            if self.nodes is not None:
                 connected()
-                return self._all_nodes(*self.benches(request))
-            if cluster is not None:  # it has made the bundle, and would only be in the way
-                cluster.close()
-                cluster = None
-            return [self._store(*self._tune(Bench(request)))]
-        finally:
-            if cluster is not None:
-                cluster.close()
+                return self._all_nodes(*self.nodes(request))
+            resources.close()  # a cluster that has made the bundle would only be in the way
+            return [self._store(*self._tune(TuneNode(request)))]
 
     def _request(self, connected: Callable[[], Cluster]) -> TuneRequest:
         """See to it that there is a bundle that may run, and choose the images to try candidates on."""
@@ -132,12 +128,12 @@ class Tuning:
         uris = {part.rows.uri for part in sample}
         return TuneRequest(spec=self.job.worker_spec(None, uris, outcome.artifacts), sample=sample)
 
-    def _all_nodes(self, benches: Mapping[str, NodeBench], missing: Mapping[str, str]) -> list[str]:
+    def _all_nodes(self, nodes: Mapping[str, NodeToTune], missing: Mapping[str, str]) -> list[str]:
         """All kinds of nodes at once; what one gives is kept, whatever becomes of the others."""
         failed = dict(missing)
         texts: list[str] = []
-        with ThreadPoolExecutor(max(1, len(benches)), "tune") as threads:
-            futures = {name: threads.submit(self._tune, bench, prefix=f"{name}: ") for name, bench in benches.items()}
+        with ThreadPoolExecutor(max(1, len(nodes)), "tune") as threads:
+            futures = {name: threads.submit(self._tune, node, prefix=f"{name}: ") for name, node in nodes.items()}
             for name, future in futures.items():
                 try:
                     texts.append(f"{name}\n{self._store(*future.result())}")
@@ -154,15 +150,15 @@ class Tuning:
             )
         return texts
 
-    def _tune(self, bench: NodeBench, prefix: str = "") -> tuple[Profile, Candidate]:
-        """The profile of a node, not stored yet, and what the rule would have taken. Closes the bench."""
+    def _tune(self, node: NodeToTune, prefix: str = "") -> tuple[Profile, Candidate]:
+        """The profile of a node, not stored yet, and what the rule would have taken. Closes the node."""
         try:
-            return self._profile(bench, prefix)
+            return self._profile(node, prefix)
         finally:
-            bench.close()
+            node.close()
 
-    def _profile(self, bench: NodeBench, prefix: str) -> tuple[Profile, Candidate]:
-        facts = bench.open()
+    def _profile(self, node: NodeToTune, prefix: str) -> tuple[Profile, Candidate]:
+        facts = node.open()
         if isinstance(facts, Failure):
             if facts.code == FailureCode.NO_CORES:
                 raise RunFailed(
@@ -186,7 +182,7 @@ class Tuning:
         def measure(candidate: Candidate, slice_s: float) -> float | Unusable:
             if self.interrupted():
                 raise Interrupted("interrupted: no profile is stored", "run the same command again")
-            outcome = bench.measure(candidate, slice_s)
+            outcome = node.measure(candidate, slice_s)
             if isinstance(outcome, Unusable):
                 return outcome
             trials[candidate] = outcome

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.errors import Interrupted, RunFailed
 from jobs.spec.schema import Group
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import Bench, NodeFacts, Trialled, TuneRequest, Unusable
+from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest, Unusable
 from workers.outcomes import Failure
 
 _POLL_S = 0.2
@@ -40,9 +40,9 @@ def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def benches(
+def nodes_to_tune(
     groups: Sequence[Group], request: TuneRequest, interrupted: Callable[[], bool], say: Callable[[str], None]
-) -> tuple[dict[str, RayBench], dict[str, str]]:
+) -> tuple[dict[str, RayTuneNode], dict[str, str]]:
     """One node of each kind by name: by the spec's groups, else by what is alive. A Ray session must be up.
 
     Beside them the groups of which no node came, each with the reason. Raises RunFailed, Interrupted.
@@ -51,8 +51,8 @@ def benches(
         nodes = kinds(ray.nodes())
         if not nodes:
             raise RunFailed("no node of the cluster has CPUs", "name the nodes to bring up in workers.groups")
-        return {name: RayBench(node, request, interrupted) for name, node in nodes.items()}, {}
-    found: dict[str, RayBench] = {}
+        return {name: RayTuneNode(node, request, interrupted) for name, node in nodes.items()}, {}
+    found: dict[str, RayTuneNode] = {}
     missing: dict[str, str] = {}
     for group in groups:
         name = ", ".join(f"{key}: {value}" for key, value in group.labels.items())
@@ -61,14 +61,14 @@ def benches(
         if node is None:
             missing[name] = f"no such node came in {group.patience_s:.0f} s (workers.groups: patience_s)"
         else:
-            found[name] = RayBench(node, request, interrupted)
+            found[name] = RayTuneNode(node, request, interrupted)
     return found, missing
 
 
 def _node_of(group: Group, request: TuneRequest, interrupted: Callable[[], bool]) -> str | None:
     """A node of the group, brought up if there is none; None when none comes in the group's time."""
     # Only its place is of interest: it opens nothing.
-    scout = ray.remote(Bench).options(num_cpus=1, label_selector=dict(group.labels), max_restarts=0).remote(request)
+    scout = ray.remote(TuneNode).options(num_cpus=1, label_selector=dict(group.labels), max_restarts=0).remote(request)
     try:
         placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         node: str = _awaited(placed, interrupted, group.patience_s)
@@ -80,14 +80,14 @@ def _node_of(group: Group, request: TuneRequest, interrupted: Callable[[], bool]
         ray.kill(scout)
 
 
-class RayBench:
-    """`workers.measure.tune_node.Bench` as an actor that holds a whole node."""
+class RayTuneNode:
+    """`workers.measure.tune_node.TuneNode` as an actor that holds a whole node."""
 
     def __init__(self, node: str, request: TuneRequest, interrupted: Callable[[], bool]) -> None:
         self._cpus = next(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["NodeID"] == node)
         self._interrupted = interrupted
         self._actor = (
-            ray.remote(Bench)
+            ray.remote(TuneNode)
             .options(
                 num_cpus=self._cpus,
                 max_restarts=0,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from workers.failures import classify
 from workers.host import cores
 from workers.host.child import to_parent
-from workers.measure.messages import FailedCandidate, MadeCandidate, Network, NetworkDone, Reference
+from workers.measure.messages import FailedCandidate, MadeCandidate, Network, Reference
 from workers.model.names import ModelError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class OtherClasses(ModelError):
 
 
 def _serve(parent: Connection) -> None:
-    """A Network in; its Reference and candidates out as they come, then NetworkDone, or a Failure of all of it."""
+    """Answer one Network, see there, or by a Failure of all of it."""
     network: Network = parent.recv()
     try:
         cores.apply(network.plan)
@@ -50,7 +50,7 @@ def _serve(parent: Connection) -> None:
         torch.set_num_threads(network.plan.threads)
         for message in _Candidates(network).each():
             parent.send(message)
-        parent.send(NetworkDone())
+        parent.send(None)
     except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is the reason why it falls out)
         failure = classify(error)
         if not isinstance(error, ModelError):  # of storage the message is the path alone

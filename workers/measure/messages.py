@@ -104,7 +104,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the job's own network in fp32 says: the others are compared with it. Comes before its candidates."""
+    """What the job's own network in fp32 says: the others are compared with it."""
 
     classes: Mapping[str, int]
     """By row of the sample."""
@@ -114,7 +114,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network for workers.measure.compare_make: in fp32, bf16 and INT8; itself first, then pruned."""
+    """A network for workers.measure.compare_make: in fp32, bf16 and INT8; itself first, then pruned.
+
+    Answered by a Reference for the job's own network, by its candidates as they come, and by None at the end.
+    """
 
     request: BundleRequest
     """As for a bundle of it: model, gate, sample."""
@@ -167,8 +170,3 @@ class FailedCandidate:
     precision: str
     """Empty for all of them."""
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkDone:
-    """Nothing more is made of the network."""

@@ -73,15 +73,15 @@ class Unusable:
     reason: str
 
 
-class Bench:
+class TuneNode:
     """`open` it first, `close` it at last. Use from one thread, whose end is that of all its processes."""
 
     def __init__(self, request: TuneRequest) -> None:
         self._request = request
         self._resources = ExitStack()
-        self._processes: dict[tuple[str, int, int], Processes] = {}
-        """By engine, threads and workers; those that ran last come last."""
-        self._failed: dict[tuple[str, int, int], str] = {}
+        self._processes: dict[Candidate, Processes] = {}
+        """By candidate, whatever its batch (0 here); those that ran last come last."""
+        self._failed: dict[Candidate, str] = {}
         """Those that did not come up, and why."""
         self._worker_bytes = 0
         """Most that a worker has taken so far."""
@@ -124,10 +124,10 @@ class Bench:
                 f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
                 f"do not fit the node's {room / 2**30:.2f} GiB"
             )
-        key = candidate.engine, candidate.threads, candidate.workers
+        key = replace(candidate, batch=0)
         for fresh in (False, True):
             try:
-                processes = self._started(key, candidate, bound_bytes, room)
+                processes = self._started(key, bound_bytes, room)
             except ProcessFailed as failed:
                 return Unusable(str(failed))
             alone = processes.batches <= {candidate.batch}
@@ -158,11 +158,11 @@ class Bench:
             peak_bytes=peak_bytes,
         )
 
-    def _started(self, key: tuple[str, int, int], candidate: Candidate, bound_bytes: int, room: float) -> Processes:
+    def _started(self, candidate: Candidate, bound_bytes: int, room: float) -> Processes:
         """The candidate's workers; those that have not run for longest make room for them. Raises ProcessFailed."""
-        if key in self._failed:
-            raise ProcessFailed(self._failed[key], died=False)
-        processes = self._processes.pop(key, None)
+        if candidate in self._failed:
+            raise ProcessFailed(self._failed[candidate], died=False)
+        processes = self._processes.pop(candidate, None)
         if processes is None:
             wanted = self._worker_bytes * GROWTH * candidate.workers
             while self._processes and wanted + sum(p.resident_bytes for p in self._processes.values()) > room:
@@ -183,9 +183,9 @@ class Bench:
                     environment=malloc.environment(),
                 )
             except ProcessFailed as failed:
-                self._failed[key] = str(failed)
+                self._failed[candidate] = str(failed)
                 raise
-        self._processes[key] = processes
+        self._processes[candidate] = processes
         return processes
 
 

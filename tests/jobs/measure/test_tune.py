@@ -30,7 +30,7 @@ from tests.support.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.measure.tune_node import Bench, Trialled, TuneRequest, Unusable, shares
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, Unusable, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
@@ -158,18 +158,18 @@ def job(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def open_bench(job: str) -> Iterator[Callable[..., Bench]]:
-    benches: list[Bench] = []
+def open_node(job: str) -> Iterator[Callable[..., TuneNode]]:
+    nodes: list[TuneNode] = []
 
-    def opened(**changes: Any) -> Bench:
+    def opened(**changes: Any) -> TuneNode:
         opened_job = Job.open(load_spec(job, []), today("UTC"))
         spec = replace(opened_job.worker_spec(None), **changes)
-        benches.append(Bench(TuneRequest(spec=spec, sample=choose_sample(discover(opened_job).fresh, 64, 0))))
-        return benches[-1]
+        nodes.append(TuneNode(TuneRequest(spec=spec, sample=choose_sample(discover(opened_job).fresh, 64, 0))))
+        return nodes[-1]
 
     yield opened
-    for bench in benches:
-        bench.close()
+    for node in nodes:
+        node.close()
 
 
 def out_folder(job: str) -> Path:
@@ -205,20 +205,20 @@ def gone(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.cores
 def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
-    open_bench: Callable[..., Bench],
+    open_node: Callable[..., TuneNode],
 ) -> None:
-    bench = open_bench()
-    facts = bench.open()
+    node = open_node()
+    facts = node.open()
     assert facts.engines == (INT8,)  # type: ignore[union-attr]
     small = Candidate(engine=INT8, threads=1, workers=1, batch=1)
-    free = bench.measure(small, 0.1)
+    free = node.measure(small, 0.1)
     assert isinstance(free, Trialled)
     assert free.images_per_s > 0
     assert free.decode_share + free.predict_share > 0.5
-    bench.close()
+    node.close()
 
     bound = free.peak_bytes + 40 * 2**20
-    capped = open_bench(memory_bytes=bound)
+    capped = open_node(memory_bytes=bound)
     capped.open()
     assert isinstance(capped.measure(small, 0.1), Trialled)
     large = capped.measure(replace(small, batch=256), 0.1)
@@ -230,28 +230,28 @@ def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
 
 
 @pytest.mark.cores
-def test_what_the_gate_of_this_run_refuses_is_no_candidate(open_bench: Callable[..., Bench]) -> None:
-    facts = open_bench(artifacts=("torch-int8/x86-no-vnni",)).open()
+def test_what_the_gate_of_this_run_refuses_is_no_candidate(open_node: Callable[..., TuneNode]) -> None:
+    facts = open_node(artifacts=("torch-int8/x86-no-vnni",)).open()
     assert facts.engines == ("torch-int8/x86-no-vnni",)  # type: ignore[union-attr]
 
 
 @pytest.mark.cores
-def test_what_cannot_come_up_is_out_and_says_why(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench()
-    bench.open()
-    outcome = bench.measure(Candidate(engine="torch-int8/arm64", threads=1, workers=1, batch=1), 0.1)
+def test_what_cannot_come_up_is_out_and_says_why(open_node: Callable[..., TuneNode]) -> None:
+    node = open_node()
+    node.open()
+    outcome = node.measure(Candidate(engine="torch-int8/arm64", threads=1, workers=1, batch=1), 0.1)
     assert isinstance(outcome, Unusable)
     assert "torch-int8/arm64" in outcome.reason
 
 
 @pytest.mark.cores
-def test_workers_that_together_may_take_more_than_the_node_has_are_out(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench(memory_bytes=2**50)
-    facts = bench.open()
+def test_workers_that_together_may_take_more_than_the_node_has_are_out(open_node: Callable[..., TuneNode]) -> None:
+    node = open_node(memory_bytes=2**50)
+    facts = node.open()
     cores = facts.host.cores  # type: ignore[union-attr]
     if cores == 1:
         pytest.skip("one core, one worker")
-    outcome = bench.measure(Candidate(engine=INT8, threads=1, workers=cores, batch=1), 0.1)
+    outcome = node.measure(Candidate(engine=INT8, threads=1, workers=cores, batch=1), 0.1)
     assert isinstance(outcome, Unusable)
     assert "workers.memory" in outcome.reason
 
@@ -327,7 +327,7 @@ def test_a_gpu_is_not_tuned(job: str) -> None:
         Tuning(
             job=Job.open(load_spec(job, gpu), today("UTC")),
             connect=LocalCluster,
-            benches=None,
+            nodes=None,
             seconds=1,
             interrupted=lambda: False,
             say=print,
