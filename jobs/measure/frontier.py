@@ -145,7 +145,7 @@ def recommended(compared: Compared) -> Weighed | None:
 
 
 def advice(compared: Compared) -> list[str]:
-    """What to take, why, and how a job takes it."""
+    """Which candidate to take, why, and the options with which a job takes it."""
     choice = recommended(compared)
     asked = f"{compared.measure} of {compared.least:.2%}"
     if choice is None:
@@ -162,8 +162,8 @@ def advice(compared: Compared) -> list[str]:
     lines[0] += "."
     if low < compared.least:
         lines.append(
-            f"Its {choice.rows} rows tell its {compared.measure} to be between {low:.1%} and {high:.1%} only; "
-            "a larger gate.rows tells more."
+            f"Of {choice.rows} rows its {compared.measure} is only known to be between {low:.1%} and {high:.1%}; "
+            "a larger gate.rows narrows that."
         )
     if choice.overrides:
         lines.append("stint run SPEC \\\n" + " \\\n".join(f"  --set {_quoted(value)}" for value in choice.overrides))

@@ -24,13 +24,13 @@ FINALISTS = 4
 TURNS = 2
 """Slices a candidate and round: one on the way there, one on the way back."""
 LAST_TURNS = 6
-"""Enough of them to tell a difference from noise."""
+"""Enough of them to distinguish a difference from noise."""
 LEAST_SLICE_S = 0.1
 MOST_OF_TIME = 0.5
 """Of the time that is left a round that is not the last takes no more, however long its candidates take to start: what
 was not reached by then falls out, and the others are still compared well."""
 ROUGH = 0.1
-"""A difference of single slices tells no more than this."""
+"""Single slices that differ by less than this are equal."""
 NOTICEABLE = 0.01
 """A smaller gain is not worth a more complicated way, however sure it is."""
 SURE = 2.0
@@ -72,7 +72,7 @@ def halve(
 ) -> list[Arm[_C]]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
-    `keep` stay to the end whatever their rate, to be compared with. `clock` tells the time in seconds; with the time
+    `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
     over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
     comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
     and for how long at a time.
@@ -156,11 +156,11 @@ class Choice(Generic[_C]):
     chosen: Arm[_C]
     fastest: Arm[_C]
     tied: tuple[Arm[_C], ...]
-    """Those that cannot be told from the fastest, itself among them."""
+    """Those that are as fast as the fastest, as far as can be measured, itself among them."""
 
 
 def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
-    """Of those that came furthest the simplest, by `effort`, that cannot be told from the fastest. None without any."""
+    """Of those that came furthest the simplest, by `effort`, that is as fast as the fastest. None without any."""
     measured = [s for s in arms if not s.out and s.rate]
     last = max((s.rounds for s in measured), default=0)
     final = [s for s in measured if s.rounds == last]
@@ -172,7 +172,7 @@ def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...
 
 
 def same(a: Arm[_C], b: Arm[_C]) -> bool:
-    """Whether their rates cannot be told apart, or so little that nobody would care. Slices are compared in pairs."""
+    """Whether their rates are equal but for noise, or differ by less than NOTICEABLE. Slices are compared in pairs."""
     ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
     difference = abs(statistics.fmean(ratios))
     if len(ratios) < 2:

@@ -296,7 +296,7 @@ def explain_choice(choice: Choice[Candidate], default: Arm[Candidate], trials: M
             "noise or not worth it: the simpler one is taken"
         )
     elif len(choice.tied) > 1:
-        parts.append(f"{len(choice.tied) - 1} more cannot be told from it, and it is the simplest of them")
+        parts.append(f"{len(choice.tied) - 1} more are as fast but for noise, and it is the simplest of them")
     trial = trials[chosen.candidate]
     bound = "the network" if trial.predict_share >= trial.decode_share else "decoding"
     parts.append(

@@ -36,7 +36,7 @@ DECODED = 64
 
 
 class OtherClasses(ModelError):
-    """The network does not tell the classes that the job's own network tells."""
+    """The network has other classes than the job's own network."""
 
 
 def _serve(parent: Connection) -> None:
