@@ -238,7 +238,7 @@ class _Ladder:
         if before is not None and before.loads == loads:
             return replace(before, batch=batch)
         try:
-            processes = Processes(loads, node_bytes(), start_limit_s=LOAD_S, answer_limit_s=LOAD_S)
+            processes = Processes(loads, node_bytes(), limit_s=LOAD_S)
         except ProcessFailed as failed:
             if failed.died:
                 raise

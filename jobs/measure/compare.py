@@ -263,13 +263,7 @@ class Comparing:
             for candidate in candidates:
                 load = LoadArtifact(plan=one_core, info=candidate.facts.info, path=candidate.facts.path)
                 try:
-                    process = Processes(
-                        [load],
-                        node_bytes(),
-                        start_limit_s=_SILENT_S,
-                        answer_limit_s=_SILENT_S,
-                        check=self._check,
-                    )
+                    process = Processes([load], node_bytes(), limit_s=_SILENT_S, check=self._check)
                     resources.callback(process.end)
                     running.append((candidate, process, process.prepare(batch)))
                 except ProcessFailed as failed:

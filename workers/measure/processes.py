@@ -50,13 +50,12 @@ class Processes:
         loads: Sequence[Load],
         memory_bytes: int,
         *,
-        start_limit_s: float,
-        answer_limit_s: float,
+        limit_s: float,
         environment: Mapping[str, str] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`memory_bytes` is the bound of each. `answer_limit_s` is beyond the time measured: a slow network in large
-        batches may take long for one of them. `check` is called while they are waited for, and may raise.
+        """`memory_bytes` is the bound of each. They have `limit_s` to be loaded, and beyond the time measured: a slow
+        network in large batches takes long for one of them. `check` is called meanwhile, and may raise.
 
         Raises ProcessFailed when one of them does not come up.
         """
@@ -64,7 +63,7 @@ class Processes:
         """Sizes that they have run."""
         self.resident_bytes = 0
         """Of all of them, after the last measurement."""
-        self._answer_limit_s = answer_limit_s
+        self._limit_s = limit_s
         self._check = check
         self._children: list[Child] = []
         try:
@@ -72,7 +71,7 @@ class Processes:
                 child = Child("workers.measure.measure", memory_bytes, "measured", environment)
                 self._children.append(child)
                 child.put(load)
-            ready: list[Ready] = self._receive(start_limit_s)
+            ready: list[Ready] = self._receive(limit_s)
         except BaseException:
             self.end()
             raise
@@ -81,14 +80,14 @@ class Processes:
     def prepare(self, batch: int) -> int:
         """Make batches of this size ready; the most memory that one of them has taken. Raises ProcessFailed."""
         self.batches.add(batch)
-        ready: list[Ready] = self._ask(Prepare(batch), self._answer_limit_s)
+        ready: list[Ready] = self._ask(Prepare(batch), self._limit_s)
         return max(one.peak_bytes for one in ready)
 
     def measure(self, batch: int, seconds: float) -> list[Measured]:
         """Have all of them score in batches of this size for so long. Raises ProcessFailed."""
         self.prepare(batch)
         until = time.monotonic() + _START_TOGETHER_S + seconds
-        measured: list[Measured] = self._ask(Score(until), seconds + self._answer_limit_s)
+        measured: list[Measured] = self._ask(Score(until), seconds + self._limit_s)
         self.resident_bytes = sum(one.resident_bytes for one in measured)
         return measured
 

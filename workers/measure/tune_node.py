@@ -29,9 +29,8 @@ from workers.storage.store import open_store
 
 GROWTH = 1.25
 """A candidate is expected to take so much more memory than the largest worker so far, when room is made for it."""
-START_LIMIT_S = 300.0
-ANSWER_LIMIT_S = 120.0
-"""Beyond the slice: one round of a slow network in large batches may take as long."""
+LIMIT_S = 300.0
+"""To start, and beyond a slice: one round of a slow network in large batches may take minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +177,7 @@ class TuneNode:
                         for plan, first in zip(plans, firsts, strict=True)
                     ],
                     bound_bytes,
-                    start_limit_s=START_LIMIT_S,
-                    answer_limit_s=ANSWER_LIMIT_S,
+                    limit_s=LIMIT_S,
                     environment=malloc.environment(),
                 )
             except ProcessFailed as failed:
