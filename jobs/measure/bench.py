@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.measure.bench_images import Files, images_of, made_images
+from jobs.measure.bench_images import images_of, made_images, write_files
 from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, steady_rate
 from jobs.plan.job import Job
@@ -144,7 +144,7 @@ class _Ladder:
 
     def measure(self, until: float, *, slice_s: float, images: str) -> Climbed:
         """All rungs, until about then by time.monotonic. Raises RunFailed, SpecError, ProcessFailed."""
-        Files(self.folder / "sample", self.images).write(len(self.images), len(self.images), groups_a_file=1)
+        write_files(self.folder / "sample", self.images, len(self.images), len(self.images), groups_a_file=1)
         job = Job.open(self._local_spec(self.folder / "sample", batch=1, shard_rows=len(self.images)))
         self._make_bundle(job)
         steps: list[LadderStep] = []
@@ -301,7 +301,7 @@ class _Ladder:
         workers = self.topology.budget
         rows = int(seconds * min(rate, DECODED_A_SECOND * workers))
         shard_rows = max(8, rows // (10 * workers))
-        rows = Files(self.folder / "images", self.images).write(rows, shard_rows)
+        rows = write_files(self.folder / "images", self.images, rows, shard_rows)
         spec = self._local_spec(self.folder / "images", batch=self.batch, shard_rows=shard_rows)
         return _WholeJob(self._written(spec), Path(job.store.url), workers, rows)
 

@@ -12,7 +12,6 @@ import io
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -111,24 +110,20 @@ def _decodes(image: bytes) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Files:
-    """Parquet files of rows that repeat some images; on disk they are one, by hard links."""
+def write_files(folder: Path, images: Sequence[bytes], rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:
+    """Write Parquet files of at least so many rows, in columns `id` and `image`, and return how many there are.
 
-    folder: Path
-    images: Sequence[bytes]
-
-    def write(self, rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:
-        """Make at least so many rows, in columns `id` and `image`, and return how many there are."""
-        self.folder.mkdir(parents=True)
-        rows_a_file = rows_a_group * groups_a_file
-        first = self.folder / "00000.parquet"
-        cells = [self.images[row % len(self.images)] for row in range(rows_a_file)]
-        table = pa.table({"id": pa.array(range(rows_a_file), pa.int64()), "image": pa.array(cells, pa.binary())})
-        # Neither compressed nor as a dictionary: rows that are different images would not shrink either.
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        pq.write_table(table, first, row_group_size=rows_a_group, **options)
-        files = -(-rows // rows_a_file)
-        for number in range(1, files):
-            os.link(first, self.folder / f"{number:05d}.parquet")
-        return files * rows_a_file
+    Rows repeat the images; on disk the files are one, by hard links.
+    """
+    folder.mkdir(parents=True)
+    rows_a_file = rows_a_group * groups_a_file
+    first = folder / "00000.parquet"
+    cells = [images[row % len(images)] for row in range(rows_a_file)]
+    table = pa.table({"id": pa.array(range(rows_a_file), pa.int64()), "image": pa.array(cells, pa.binary())})
+    # Neither compressed nor as a dictionary: rows that are different images would not shrink either.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, first, row_group_size=rows_a_group, **options)
+    files = -(-rows // rows_a_file)
+    for number in range(1, files):
+        os.link(first, folder / f"{number:05d}.parquet")
+    return files * rows_a_file

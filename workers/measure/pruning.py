@@ -50,8 +50,6 @@ class PruningError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    share: float
-    """Of the MACs that were to go."""
     model: LoadedModel
     macs: int
 
@@ -95,7 +93,7 @@ def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> It
             yield PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
         else:
             name = f"{model.name} pruned {share:.0%}"
-            yield Pruned(share=share, model=replace(model, name=name, module=left), macs=macs)
+            yield Pruned(model=replace(model, name=name, module=left), macs=macs)
 
 
 def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any:

@@ -37,7 +37,7 @@ def read_images(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
 def write_sample(path: Path, images: Sequence[bytes]) -> None:
     """An Arrow file, which processes map without copying."""
     table = pa.table({_COLUMN: pa.array(images, pa.large_binary())})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table)
 
 
