@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "jobs.demo:command",
     "run": "jobs.run.commands:run",
     "quantize": "jobs.run.commands:quantize",
-    "tune": "jobs.measure.commands:tune",
+    "tune": "jobs.measure.tune:command",
     "compare": "jobs.measure.compare:command",
     "plan": "jobs.queries.dry_run:command",
     "status": "jobs.queries.status:command",

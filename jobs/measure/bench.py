@@ -13,143 +13,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.measure.bench_images import Files, images_of, made_images
+from jobs.measure.bench_images import images_of, made_images, write_files
 from jobs.measure.plots import check_can_draw, draw_ladder
-from jobs.measure.rates import Climbed, Completion, Step, Turn, climb, steady_rate
+from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
 from jobs.spec.schema import Gate, Input, JobSpec, Limits, Output, Schedule, Workers
-from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.host.cores import Topology, read_topology
+from workers.host.cores import Topology, read_topology, unpinned
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure import messages
-
-# ----------------------------------------------------------------------------------------------------
-# What `stint bench` measures: processes that hold one variant of the network, and the whole job. Each gives a rate.
+from workers.measure.messages import BUNDLE, CHANNELS_LAST, EAGER, INT8_DEFAULT, INT8_FUSED, LoadVariant
+from workers.measure.processes import Processes, ProcessFailed
 
 LOAD_S = 600.0
 """A variant that is not loaded by then is stuck."""
 MOST_TURNS = 9
 LEAST_TURNS = 2
-
-
-class Rate(Protocol):
-    """Something that can be measured again and again, in images a second."""
-
-    def __call__(self, seconds: float) -> float: ...
-
-
-@dataclass
-class Processes:
-    """Processes that hold the same variant, each on its own cores."""
-
-    variants: list[messages.Variant]
-    children: list[Child]
-    batch: int
-    what: str = ""
-    """What they run, as they say once they are loaded."""
-
-    def load(self) -> str | None:
-        """Why they cannot be, or None."""
-        for child, variant in zip(self.children, self.variants, strict=True):
-            child.put(variant)
-        answers: list[messages.Loaded | messages.NotPossible] = [answer_of(child) for child in self.children]
-        for answer in answers:
-            if isinstance(answer, messages.NotPossible):
-                return answer.reason
-            self.what = answer.what
-        return None
-
-    def __call__(self, seconds: float) -> float:
-        for child in self.children:
-            child.put(messages.AskBatch(batch=self.batch, seconds=seconds))
-        laps: list[messages.BatchLap] = [answer_of(child) for child in self.children]
-        return sum(lap.images / lap.seconds for lap in laps)
-
-    def close(self) -> None:
-        for child in self.children:
-            child.end()
-
-
-def turns_of(before: Rate, after: Rate, seconds: float, until: float) -> list[Turn]:
-    turns: list[Turn] = []
-    while len(turns) < LEAST_TURNS or (len(turns) < MOST_TURNS and time.monotonic() + 2 * seconds < until):
-        turns.append((before(seconds), after(seconds)))
-    return turns
-
-
-def answer_of(child: Child) -> Any:
-    try:
-        return child.take(LOAD_S)
-    except (Died, KilledFromOutside) as error:
-        raise RunFailed(f"a process that measures ended: {error}", "mind this machine's memory") from error
-    except Overdue as error:
-        raise RunFailed(f"a process that measures has not answered in {LOAD_S:.0f} s") from error
-
-
-@dataclass
-class WholeJob:
-    """`stint run` into a new output that has the bundle already."""
-
-    spec: Path
-    bundles: Path
-    workers: int
-    rows: int
-    took_s: float = 0.0
-    """From the command to its end, of the last run."""
-
-    def __call__(self, seconds: float) -> float:  # noqa: ARG002  (a run takes what it takes)
-        output = self.spec.parent / "run"
-        shutil.copytree(self.bundles / "_stint" / "bundles", output / "_stint" / "bundles")
-        began = time.monotonic()
-        stint("run", self.spec, f"--set=output.uri={output}")
-        self.took_s = time.monotonic() - began
-        rate = steady_rate(completions(output), self.workers)
-        shutil.rmtree(output)
-        if rate is None:
-            raise RunFailed("the whole job ended too soon for its rate to be told: allow more --minutes")
-        return rate
-
-
-def completions(output: Path) -> list[Completion]:
-    """When each shard below a local output was committed, and its rows."""
-    files = output.glob("model=*/plan=*/*.parquet")
-    return [(file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in files]
-
-
-def stint(command: str, spec: Path, *more: str) -> None:
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # whatever made this process find us
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "jobs", command, str(spec), *more],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last: Sequence[str] = done.stderr.strip().splitlines()[-5:]
-        raise RunFailed(f"stint {command} ended with code {done.returncode}:\n" + "\n".join(last))
-
-
-BATCHES = (4, 8, 16, 32)
-"""Tried where the spec leaves the batch to us."""
 BATCH_TURNS = 2
 JOB_TURNS = 3
+_BATCHES = (4, 8, 16, 32)
+"""Tried where the spec leaves the batch to us."""
 DECODED_A_SECOND = 600
 """By one core, of photographs of middling size: what the whole job is sized by where the network is faster."""
 
-Say = Callable[[str], None]
+_Measure = Callable[[float], float]
+"""Measure for so many seconds, again and again: images a second."""
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -187,7 +84,7 @@ def random_spec(arch: str) -> JobSpec:
     )
 
 
-def bench(given: JobSpec | None, arch: str, minutes: float, say: Say) -> Climbed:
+def bench(given: JobSpec | None, arch: str, minutes: float, say: Callable[[str], None]) -> Climbed:
     """Measure the job's network on its own images; without one, `arch` with random weights on photographs.
 
     Takes about `minutes`, of which a large network may need several to be loaded and quantized. Raises SpecError for
@@ -195,25 +92,41 @@ def bench(given: JobSpec | None, arch: str, minutes: float, say: Say) -> Climbed
     """
     began = time.monotonic()
     say(f"about {minutes:g} minutes of all cores; nothing else should run meanwhile (--minutes bounds it)")
-    with tempfile.TemporaryDirectory(prefix="stint-bench-") as name, ExitStack() as held:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="stint-bench-") as folder, ExitStack() as running:
         if given is None:
-            spec, images, what = random_spec(arch), made_images(), "made, 500 by 375"
+            spec, images, description = random_spec(arch), made_images(), "made, 500 by 375"
         else:
-            spec, images, what = given, images_of(Job.open(given, writing=False)), f"sampled from {given.name}"
-        ladder = _Ladder(spec=spec, given=given, folder=folder, images=images, held=held, say=say)
-        climbed = ladder.measure(until=began + 60 * minutes, slice_s=min(2.0, minutes / 2), images=what)
+            spec, images = given, images_of(Job.open(given, writing=False))
+            description = f"sampled from {given.name}"
+        ladder = _Ladder(spec=spec, given=given, folder=Path(folder), images=images, running=running, say=say)
+        try:
+            climbed = ladder.measure(began + 60 * minutes, slice_s=min(2.0, minutes / 2), images=description)
+        except ProcessFailed as error:
+            raise RunFailed(f"a rung cannot be measured: {error}", "mind this machine's memory") from error
     return replace(climbed, minutes=round((time.monotonic() - began) / 60, 2))
 
 
 @dataclass(frozen=True)
-class _Stage:
-    step: Step
+class _Rung:
+    """What is to be measured."""
+
+    step: LadderStep
     kind: str
-    cpus: tuple[tuple[int, ...], ...] = ()
-    """Of each process."""
+    cpus: tuple[tuple[int, ...], ...]
+    """Of each process; () for one that is not pinned."""
     threads: int | None = 1
-    batch: int = 1
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The processes of a rung, and the batch that they are measured with."""
+
+    loads: list[LoadVariant]
+    processes: Processes
+    batch: int
+
+    def __call__(self, seconds: float) -> float:
+        return sum(one.rows / one.wall_s for one in self.processes.measure(self.batch, seconds))
 
 
 @dataclass(kw_only=True)
@@ -222,50 +135,49 @@ class _Ladder:
     given: JobSpec | None
     folder: Path
     images: list[bytes]
-    held: ExitStack
-    say: Say
+    running: ExitStack
+    """Ends all processes."""
+    say: Callable[[str], None]
     topology: Topology = field(default_factory=read_topology)
     left_out: dict[str, str] = field(default_factory=dict)
     batch: int = 0
 
-    def measure(self, *, until: float, slice_s: float, images: str) -> Climbed:
-        small = Files(self.folder / "sample", self.images)
-        small.write(len(self.images), len(self.images), groups_a_file=1)
+    def measure(self, until: float, *, slice_s: float, images: str) -> Climbed:
+        """All rungs, until about then by time.monotonic. Raises RunFailed, SpecError, ProcessFailed."""
+        write_files(self.folder / "sample", self.images, len(self.images), len(self.images), groups_a_file=1)
         job = Job.open(self._local_spec(self.folder / "sample", batch=1, shard_rows=len(self.images)))
-        self._bundle(job)
-        steps: list[Step] = []
+        self._make_bundle(job)
+        steps: list[LadderStep] = []
         turns: list[list[Turn]] = []
-        before: tuple[_Stage, Processes] | None = None
-        stages = self._stages()
-        for number, stage in enumerate(stages):
-            if stage.step.name == "batch":
+        before: _Running | None = None
+        rungs = self._rungs()
+        for number, rung in enumerate(rungs):
+            step = rung.step
+            if step.name == "batch":
                 assert before is not None, "the artifact without a batch comes first, and always loads"
-                self.batch = self._best_batch(before[1], slice_s / 2)
-                change = f"{self.batch} images a forward pass instead of one"
-                stage = replace(stage, step=replace(stage.step, change=change))
-            stage = replace(stage, batch=self.batch or 1)
-            processes = self._loaded(stage, job, None if before is None else before[1])
-            if processes is None:
+                self.batch = self._best_batch(before, slice_s / 2)
+                step = replace(step, change=f"{self.batch} images a forward pass instead of one")
+            now = self._start(rung, job, before)
+            if now is None:
                 continue
             if before is not None:
                 # What is left is shared by the rungs that are left; the whole job takes as much as three of them.
-                share_s = (until - time.monotonic()) / (len(stages) - number + 3)
-                turns.append(turns_of(before[1], processes, slice_s, time.monotonic() + share_s))
-                if before[1].children is not processes.children:
-                    before[1].close()
-            if stage.step.name in ("uint8 input", "bundle"):
-                stage = replace(stage, step=replace(stage.step, change=f"{processes.what}: {stage.step.change}"))
-            steps.append(stage.step)
-            before = stage, processes
-            self.say(f"{stage.step.name}: {processes(slice_s):.1f} img/s")
+                share_s = (until - time.monotonic()) / (len(rungs) - number + 3)
+                turns.append(_in_turns(before, now, slice_s, time.monotonic() + share_s))
+                if before.processes is not now.processes:
+                    before.processes.end()
+            if step.name in ("uint8 input", "bundle"):
+                step = replace(step, change=f"{now.processes.description}: {step.change}")
+            steps.append(step)
+            before = now
+            self.say(f"{step.name}: {now(slice_s):.1f} img/s")
         assert before is not None
-        workers = before[1]
-        whole = self._whole_job(job, workers(slice_s), seconds=7 * slice_s)
-        turns.append([(workers(slice_s), whole(slice_s))])
+        whole = self._whole_job(job, before(slice_s), seconds=7 * slice_s)
+        turns.append([(before(slice_s), whole.measure())])
         while len(turns[-1]) < JOB_TURNS and time.monotonic() + whole.took_s < until:
-            turns[-1].append((workers(slice_s), whole(slice_s)))
+            turns[-1].append((before(slice_s), whole.measure()))
         cores = self.topology.budget
-        steps.append(Step(name="whole job", change="reading, decoding, writing, and Ray around it", cores=cores))
+        steps.append(LadderStep(name="whole job", change="reading, decoding, writing, and Ray around it", cores=cores))
         return Climbed(
             model=self.spec.model.arch,
             images=images,
@@ -279,81 +191,75 @@ class _Ladder:
             job_rows=whole.rows,
         )
 
-    def _stages(self) -> list[_Stage]:
+    def _rungs(self) -> list[_Rung]:
         """Everything but the whole job. Where all cores are one, there is nothing to divide."""
         pin, budget = self.topology.may_pin, self.topology.budget
         cores = [core[0] for core in self.topology.cores][:budget]
-        one = (tuple(cores[:1]) if pin else (),)
-        quantized = self.spec.model.precision == "int8"
 
-        def on_one(name: str, change: str, kind: str) -> _Stage:
-            return _Stage(Step(name=name, change=change, cores=1), kind, one)
+        def on_one(name: str, change: str, kind: str) -> _Rung:
+            return _Rung(LadderStep(name=name, change=change, cores=1), kind, (tuple(cores[:1]) if pin else (),))
 
-        whole = Step(name="fp32 eager", change="NCHW, as many threads as torch takes by itself", cores=budget)
-        stages = [
-            _Stage(whole, messages.EAGER, ((),), None),
-            on_one("one core", "the same, one thread on one core", messages.EAGER),
-            on_one("channels_last", "pixels and weights NHWC in memory", messages.CHANNELS_LAST),
+        whole = LadderStep(name="fp32 eager", change="NCHW, as many threads as torch takes by itself", cores=budget)
+        rungs = [
+            _Rung(whole, EAGER, ((),), None),
+            on_one("one core", "the same, one thread on one core", EAGER),
+            on_one("channels_last", "pixels and weights NHWC in memory", CHANNELS_LAST),
         ]
-        if quantized:
-            stages += [
-                on_one("int8 default", "static INT8 (FX) by torch's default configuration", messages.INT8_DEFAULT),
-                on_one("int8 fused add", "by oneDNN's: conv + add + ReLU are one operator", messages.INT8_FUSED),
-                on_one("uint8 input", "pixels as they are, normalised in the first layer; frozen", messages.ARTIFACT),
+        if self.spec.model.precision == "int8":
+            rungs += [
+                on_one("int8 default", "static INT8 (FX) by torch's default configuration", INT8_DEFAULT),
+                on_one("int8 fused add", "by oneDNN's: conv + add + ReLU are one operator", INT8_FUSED),
+                on_one("uint8 input", "pixels as they are, normalised in the first layer; frozen", BUNDLE),
             ]
         else:
-            stages.append(on_one("bundle", "as workers run it", messages.ARTIFACT))
-        stages.append(on_one("batch", "", messages.ARTIFACT))
+            rungs.append(on_one("bundle", "as workers run it", BUNDLE))
+        rungs.append(on_one("batch", "", BUNDLE))
         if budget > 1:
-            threads = Step(name="threads", change=f"one process, {budget} threads", cores=budget)
-            workers = Step(name="workers", change=f"{budget} processes, a core each", cores=budget)
+            threads = LadderStep(name="threads", change=f"one process, {budget} threads", cores=budget)
+            workers = LadderStep(name="workers", change=f"{budget} processes, a core each", cores=budget)
             together = (tuple(cores) if pin else (),)
             apart = tuple((core,) if pin else () for core in cores)
-            stages += [_Stage(threads, messages.ARTIFACT, together, budget), _Stage(workers, messages.ARTIFACT, apart)]
-        return stages
+            rungs += [_Rung(threads, BUNDLE, together, budget), _Rung(workers, BUNDLE, apart)]
+        return rungs
 
-    def _loaded(self, stage: _Stage, job: Job, before: Processes | None) -> Processes | None:
-        """The stage's processes, those of the one before where they are the same; None where there is no such rung."""
-        variants = [
-            messages.Variant(
-                kind=stage.kind,
-                cpus=cpus,
-                threads=stage.threads,
-                worker=replace(job.worker_spec(None), threads=stage.threads or 1),
+    def _start(self, rung: _Rung, job: Job, before: _Running | None) -> _Running | None:
+        """The rung's processes, those of the one before where they are the same; None where there is no such rung."""
+        loads = [
+            LoadVariant(
+                plan=None if rung.threads is None else replace(unpinned(rung.threads), cpus=cpus, slots=cpus),
+                kind=rung.kind,
+                worker=replace(job.worker_spec(None), threads=rung.threads or 1),
                 model=job.bundle_request().model,
                 images=str(self.folder / "sample" / "00000.parquet"),
             )
-            for cpus in stage.cpus
+            for cpus in rung.cpus
         ]
-        if before is not None and before.variants == variants:
-            return replace(before, batch=stage.batch)
-        processes = Processes(variants, [self._child() for _ in variants], stage.batch)
-        reason = processes.load()
-        if reason is not None:
-            if stage.kind == messages.ARTIFACT:
-                raise RunFailed(f"the bundle cannot be run here: {reason}")
-            self.left_out[stage.step.name] = reason
-            self.say(f"{stage.step.name}: left out, {reason}")
-            processes.close()
+        batch = self.batch or 1
+        if before is not None and before.loads == loads:
+            return replace(before, batch=batch)
+        try:
+            processes = Processes(loads, node_bytes(), limit_s=LOAD_S)
+        except ProcessFailed as failed:
+            if failed.died:
+                raise
+            reason = (str(failed).splitlines() or [""])[0]
+            if rung.kind == BUNDLE:
+                raise RunFailed(f"the bundle cannot be run here: {reason}") from failed
+            self.left_out[rung.step.name] = reason
+            self.say(f"{rung.step.name}: left out, {reason}")
             return None
-        return processes
+        self.running.callback(processes.end)
+        return _Running(loads, processes, batch)
 
-    def _child(self) -> Child:
-        child = Child("workers.measure.bench_measure", node_bytes(), "measured")
-        self.held.callback(child.end)
-        return child
-
-    def _best_batch(self, processes: Processes, slice_s: float) -> int:
+    def _best_batch(self, running: _Running, slice_s: float) -> int:
         given = self.spec.workers.batch
         if given != "auto":
             return given
-        rates = dict.fromkeys(BATCHES, 0.0)
+        rates = dict.fromkeys(_BATCHES, 0.0)
         for _ in range(BATCH_TURNS):
-            for batch in BATCHES:
-                rates[batch] = max(rates[batch], replace(processes, batch=batch)(slice_s))
+            for batch in _BATCHES:
+                rates[batch] = max(rates[batch], replace(running, batch=batch)(slice_s))
         return max(rates, key=rates.__getitem__)
-
-    # ---------------------------------------------------------------------------------------- the job
 
     def _local_spec(self, images: Path, *, batch: int, shard_rows: int) -> JobSpec:
         """The job on local copies of its images, into a folder of its own, with all cores of this machine."""
@@ -375,14 +281,12 @@ class _Ladder:
     def _random_weights(self, arch: str) -> str:
         file = self.folder / "random.safetensors"
         if not file.exists():
-            child = self._child()
-            child.put(messages.RandomWeights(arch=arch.removeprefix("torchvision/"), file=str(file)))
-            answer = answer_of(child)
-            if isinstance(answer, messages.NotPossible):
-                raise SpecError(f"--arch {arch}: {answer.reason}")
+            done = _run("workers.measure.variants", arch.removeprefix("torchvision/"), str(file))
+            if done.returncode:
+                raise SpecError(f"--arch {arch}: {done.stderr.strip().splitlines()[-1]}")
         return str(file)
 
-    def _bundle(self, job: Job) -> None:
+    def _make_bundle(self, job: Job) -> None:
         """That of the job where it has one, else one made as the job would make it; no gate refuses it here."""
         if self.given is not None:
             theirs = Job.open(self.given, writing=False)
@@ -390,18 +294,74 @@ class _Ladder:
             keys = [info.key for info in theirs.store.list(prefix)]
             for key in sorted(keys, key=lambda key: key.endswith("manifest.json")):  # last: then the others are there
                 job.store.create(key, theirs.store.get(key))
-        stint("quantize", self._written(job.spec))
+        _stint("quantize", self._written(job.spec))
 
-    def _whole_job(self, job: Job, rate: float, seconds: float) -> WholeJob:
-        """Sized to last so long; enough shards for its steady rate to be told from its start and its end."""
+    def _whole_job(self, job: Job, rate: float, seconds: float) -> _WholeJob:
+        """Sized to last so long; enough shards for a steady rate between its start and its end."""
         workers = self.topology.budget
         rows = int(seconds * min(rate, DECODED_A_SECOND * workers))
         shard_rows = max(8, rows // (10 * workers))
-        rows = Files(self.folder / "images", self.images).write(rows, shard_rows)
+        rows = write_files(self.folder / "images", self.images, rows, shard_rows)
         spec = self._local_spec(self.folder / "images", batch=self.batch, shard_rows=shard_rows)
-        return WholeJob(self._written(spec), Path(job.store.url), workers, rows)
+        return _WholeJob(self._written(spec), Path(job.store.url), workers, rows)
 
     def _written(self, spec: JobSpec) -> Path:
         file = self.folder / "bench.yaml"
         file.write_text(spec.model_dump_json(exclude_none=True))  # which is YAML, too
         return file
+
+
+def _in_turns(before: _Measure, after: _Measure, seconds: float, until: float) -> list[Turn]:
+    turns: list[Turn] = []
+    while len(turns) < LEAST_TURNS or (len(turns) < MOST_TURNS and time.monotonic() + 2 * seconds < until):
+        turns.append((before(seconds), after(seconds)))
+    return turns
+
+
+@dataclass
+class _WholeJob:
+    """`stint run` into a new output that has the bundle already."""
+
+    spec: Path
+    bundles: Path
+    workers: int
+    rows: int
+    took_s: float = 0.0
+    """From the command to its end, of the last run."""
+
+    def measure(self) -> float:
+        """The steady rate of one run, in rows a second."""
+        output = self.spec.parent / "run"
+        shutil.copytree(self.bundles / "_stint" / "bundles", output / "_stint" / "bundles")
+        began = time.monotonic()
+        _stint("run", self.spec, f"--set=output.uri={output}")
+        self.took_s = time.monotonic() - began
+        rate = steady_rate(completions(output), self.workers)
+        shutil.rmtree(output)
+        if rate is None:
+            raise RunFailed("the whole job ended before it had a steady rate", "allow more --minutes")
+        return rate
+
+
+def completions(output: Path) -> list[Completion]:
+    """When each shard below a local output was committed, and its rows."""
+    files = output.glob("model=*/plan=*/*.parquet")
+    return [(file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in files]
+
+
+def _stint(command: str, spec: Path, *more: str) -> None:
+    done = _run("jobs", command, str(spec), *more)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-5:]
+        raise RunFailed(f"stint {command} ended with code {done.returncode}:\n" + "\n".join(last))
+
+
+def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # whatever made this process find us
+    return subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

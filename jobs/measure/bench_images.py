@@ -1,4 +1,9 @@
-"""What `stint bench` measures on: a sample of the job's own images or photographs made for it, as local Parquet."""
+"""What `stint bench` measures on: a sample of the job's own images or photographs made for it, as local Parquet.
+
+Photographs are made where nobody has given any: nothing is downloaded. They are crops of scikit-learn's two sample
+photographs; where it is not installed, of two pictures made of noise at several scales, which take as long to decode
+but show nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,7 @@ import functools
 import io
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +25,11 @@ from jobs.input.footers import open_sources
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
-from workers.contract import SampleSlice, Shard
 from workers.image.decode import decode
 from workers.image.errors import BadImage
-from workers.source.shard_reader import ShardReader
+from workers.measure.sample_file import read_images
 
-# ----------------------------------------------------------------------------------------------------
-# Photographs to measure with, where nobody has given any: nothing is downloaded. They are crops of scikit-learn's two
-# sample photographs; where it is not installed, of two pictures made of noise at several scales, which are as dear to
-# decode but show nothing.
-
-Pixels = npt.NDArray[np.uint8]
+_Pixels = npt.NDArray[np.uint8]
 
 HEIGHT_PX, WIDTH_PX = 427, 640
 """Of the two pictures that everything is cut from."""
@@ -45,7 +43,7 @@ def photographs(count: int, height: int = 375, width: int = 500, quality: int = 
     ]
 
 
-def photo(height: int = 120, width: int = 160, which: int = 0, top: int = 150, left: int = 200) -> Pixels:
+def photo(height: int = 120, width: int = 160, which: int = 0, top: int = 150, left: int = 200) -> _Pixels:
     """A crop (HWC, uint8) of one of the pictures, the even or the odd one. Beyond the edge it is mirrored."""
     image_HWC = _pictures()[which % 2]
     rows, columns = (np.arange(start, start + n) for start, n in ((top, height), (left, width)))
@@ -54,7 +52,7 @@ def photo(height: int = 120, width: int = 160, which: int = 0, top: int = 150, l
 
 
 @functools.cache
-def _pictures() -> tuple[Pixels, Pixels]:
+def _pictures() -> tuple[_Pixels, _Pixels]:
     """Each HEIGHT_PX by WIDTH_PX: a temple and a flower, or noise."""
     try:
         from sklearn.datasets import load_sample_images
@@ -64,7 +62,7 @@ def _pictures() -> tuple[Pixels, Pixels]:
     return temple_HWC, flower_HWC
 
 
-def noise(seed: int) -> Pixels:
+def noise(seed: int) -> _Pixels:
     """Noise at six scales, each weaker than the next coarser one, as in pictures of the world."""
     rng = np.random.default_rng(seed)
     sum_HWC = np.zeros((HEIGHT_PX, WIDTH_PX, 3))
@@ -75,70 +73,57 @@ def noise(seed: int) -> Pixels:
     return (127.5 + sum_HWC).clip(0, 255).astype(np.uint8)
 
 
-def _jpeg(image_HWC: Pixels, quality: int) -> bytes:
+def _jpeg(image_HWC: _Pixels, quality: int) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image_HWC).save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 
-IMAGES = 64
+_IMAGES = 64
 """Different ones; a row of them is measured again and again."""
-SOURCES = 64
+_SOURCES = 64
 """Files of the job's input at most whose footers are read."""
 
 
 def made_images() -> list[bytes]:
     """Photographs of 500 by 375, as those of ImageNet are on average: about 85 KB each."""
-    return photographs(IMAGES, quality=95)
+    return photographs(_IMAGES, quality=95)
 
 
 def images_of(job: Job) -> list[bytes]:
-    """About IMAGES images of the job's input that decode, spread over it. Raises SpecError where there are none."""
+    """About 64 images of the job's input that decode, spread over it. Raises SpecError where there are none."""
     found = discover(job)
-    sources = random.Random(0).sample(found.sources, min(SOURCES, len(found.sources)))  # noqa: S311  (reproducible)
+    sources = random.Random(0).sample(found.sources, min(_SOURCES, len(found.sources)))  # noqa: S311  (reproducible)
     opened, _ = open_sources(sources, job.spec.input)
-    how = job.input_spec(uris=[source.uri for source in sources])
-    images: list[bytes] = []
-    for part in choose_sample(opened, IMAGES, seed=0):
-        shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
-        for block in ShardReader(shard, how).blocks():
-            images += _good(block.images, block.row_start, part)
+    input_spec = job.input_spec(uris=[source.uri for source in sources])
+    images = list(filter(_decodes, read_images(choose_sample(opened, _IMAGES, seed=0), input_spec)))
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")
-    return images[:IMAGES]
+    return images[:_IMAGES]
 
 
-def _good(cells: Sequence[object], row_start: int, part: SampleSlice) -> Iterator[bytes]:
-    wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
-    for row, cell in enumerate(cells, row_start):
-        if row not in wanted or isinstance(cell, BadImage):
-            continue
-        image = bytes(memoryview(cell))  # type: ignore[arg-type]
-        try:
-            decode(image)
-        except BadImage:
-            continue
-        yield image
+def _decodes(image: bytes) -> bool:
+    try:
+        decode(image)
+    except BadImage:
+        return False
+    return True
 
 
-@dataclass(frozen=True)
-class Files:
-    """Parquet files of rows that repeat some images; on disk they are one, by hard links."""
+def write_files(folder: Path, images: Sequence[bytes], rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:
+    """Write Parquet files of at least so many rows, in columns `id` and `image`, and return how many there are.
 
-    folder: Path
-    images: Sequence[bytes]
-
-    def write(self, rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:
-        """Make at least so many rows, in columns `id` and `image`, and return how many there are."""
-        self.folder.mkdir(parents=True)
-        rows_a_file = rows_a_group * groups_a_file
-        first = self.folder / "00000.parquet"
-        cells = [self.images[row % len(self.images)] for row in range(rows_a_file)]
-        table = pa.table({"id": pa.array(range(rows_a_file), pa.int64()), "image": pa.array(cells, pa.binary())})
-        # Neither compressed nor as a dictionary: rows that are different images would not shrink either.
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        pq.write_table(table, first, row_group_size=rows_a_group, **options)
-        files = -(-rows // rows_a_file)
-        for number in range(1, files):
-            os.link(first, self.folder / f"{number:05d}.parquet")
-        return files * rows_a_file
+    Rows repeat the images; on disk the files are one, by hard links.
+    """
+    folder.mkdir(parents=True)
+    rows_a_file = rows_a_group * groups_a_file
+    first = folder / "00000.parquet"
+    cells = [images[row % len(images)] for row in range(rows_a_file)]
+    table = pa.table({"id": pa.array(range(rows_a_file), pa.int64()), "image": pa.array(cells, pa.binary())})
+    # Neither compressed nor as a dictionary: rows that are different images would not shrink either.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, first, row_group_size=rows_a_group, **options)
+    files = -(-rows // rows_a_file)
+    for number in range(1, files):
+        os.link(first, folder / f"{number:05d}.parquet")
+    return files * rows_a_file

@@ -1,7 +1,7 @@
 """Which candidates are worth their cost: pure functions over what was measured, and the table a person sees.
 
-A candidate is on the frontier unless another one is at least as accurate and at most as dear, and better in one of the
-two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
+A candidate is on the frontier unless another one is at least as accurate, costs at most as much, and is better in one
+of the two. Cost is that of the whole image: the network's time and that of decoding, which may differ by candidate.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs.measure.text_table import text_table
+from workers.measure.messages import CandidateFigures
+
 Z = 1.96
 """Of a normal distribution, 95 % lie within so many deviations."""
-MILLION = 1e6
+_MILLION = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighed:
+class Weighed(CandidateFigures):
     """A candidate as it was measured."""
 
     network: str
@@ -26,22 +29,15 @@ class Weighed:
     precision: str
     artifact: str
     """As in a bundle: `torch-int8/x86-vnni`."""
-    right: int
-    rows: int
     rate: float
     """Images a second that one core predicts; decoding not included."""
     spread: float
     """Half the distance between the quartiles of the rounds ÷ the median."""
-    decode_s: float
     peak_bytes: int
-    size_bytes: int
-    macs: int
     overrides: tuple[str, ...]
     """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
     own: bool = False
     """The job's own network, as it is."""
-    refused: str = ""
-    """Why the gate would refuse it."""
 
     @property
     def name(self) -> str:
@@ -72,7 +68,7 @@ class Prices:
 
     def of_million(self, core_s: float) -> float:
         """What a million images cost; core-hours where no price is known. A core is all of its logical CPUs."""
-        hours = core_s * MILLION / 3600
+        hours = core_s * _MILLION / 3600
         return hours if self.per_cpu_hour is None else hours * self.threads_per_core * self.per_cpu_hour
 
 
@@ -116,16 +112,16 @@ def dominators(weighed: Sequence[Weighed]) -> list[int | None]:
 
     What the gate refuses dominates nothing. Of candidates that are equal in both the first one is on the frontier.
     """
-    found: list[int | None] = []
     fit = [index for index, one in enumerate(weighed) if not one.refused]
     frontier = [index for index in fit if not any(_dominates(weighed, other, index) for other in fit)]
-    for index in range(len(weighed)):
-        if index in frontier:
-            found.append(None)
-            continue
-        over = [other for other in frontier if _dominates(weighed, other, index)]
-        found.append(min(over, key=lambda other: weighed[other].core_s) if over else None)
-    return found
+    return [
+        min(
+            (other for other in frontier if index not in frontier and _dominates(weighed, other, index)),
+            key=lambda other: weighed[other].core_s,
+            default=None,
+        )
+        for index in range(len(weighed))
+    ]
 
 
 def on_frontier(weighed: Sequence[Weighed]) -> list[Weighed]:
@@ -149,7 +145,7 @@ def recommended(compared: Compared) -> Weighed | None:
 
 
 def advice(compared: Compared) -> list[str]:
-    """What to take, why, and how a job takes it."""
+    """Which candidate to take, why, and the options with which a job takes it."""
     choice = recommended(compared)
     asked = f"{compared.measure} of {compared.least:.2%}"
     if choice is None:
@@ -160,14 +156,14 @@ def advice(compared: Compared) -> list[str]:
         f"Take {choice.name}: of all that reach the {asked} that the gate asks for it is the cheapest, "
         f"{price:,.3g} {compared.prices.unit}"
     ]
-    dearest = next((one for one in compared.weighed if one.own and one.precision == "fp32"), None)
-    if dearest is not None and dearest is not choice:
-        lines[0] += f", {dearest.core_s / choice.core_s:.1f} times less than {dearest.name}"  # decoding included
+    own_fp32 = next((one for one in compared.weighed if one.own and one.precision == "fp32"), None)
+    if own_fp32 is not None and own_fp32 is not choice:
+        lines[0] += f", {own_fp32.core_s / choice.core_s:.1f} times less than {own_fp32.name}"  # decoding included
     lines[0] += "."
     if low < compared.least:
         lines.append(
-            f"Its {choice.rows} rows tell its {compared.measure} to be between {low:.1%} and {high:.1%} only; "
-            "a larger gate.rows tells more."
+            f"Of {choice.rows} rows its {compared.measure} is only known to be between {low:.1%} and {high:.1%}; "
+            "a larger gate.rows narrows that."
         )
     if choice.overrides:
         lines.append("stint run SPEC \\\n" + " \\\n".join(f"  --set {_quoted(value)}" for value in choice.overrides))
@@ -182,17 +178,16 @@ def _quoted(value: str) -> str:
     return value if value.replace("=", "").replace(".", "").isalnum() else "'" + value.replace("'", "'\\''") + "'"
 
 
-def table(compared: Compared) -> list[str]:
+def frontier_table(compared: Compared) -> list[str]:
     """A line a candidate, the cheapest one first."""
-    head = ("#", "candidate", "", compared.measure, "95 %", "img/s a core", "± %", compared.prices.unit, "peak MiB",
-            "size MiB", "GMAC", "")  # fmt: skip
-    cells = [head]
+    price = compared.prices
+    head = ("#", "candidate", "", compared.measure.replace(" with ", "\nwith "), "95 %", "img/s\na core", "± %",
+            price.unit.replace(" a ", "\na "), "peak\nMiB", "size\nMiB", "GMAC", "")  # fmt: skip
+    rows = []
     for number, (one, by) in enumerate(zip(compared.weighed, dominators(compared.weighed), strict=True), 1):
         low, high = wilson(one.right, one.rows)
         place = "frontier" if by is None else f"dominated by {by + 1}"
-        if one.refused:
-            place = f"the gate refuses it: {one.refused}"
-        cells.append(
+        rows.append(
             (
                 str(number),
                 one.network,
@@ -201,22 +196,14 @@ def table(compared: Compared) -> list[str]:
                 f"{low:.1%}–{high:.1%}",  # noqa: RUF001
                 f"{one.rate:,.1f}",
                 f"{100 * one.spread:.1f}",
-                f"{compared.prices.of_million(one.core_s):,.3g}",
+                f"{price.of_million(one.core_s):,.3g}",
                 f"{one.peak_bytes / 2**20:,.0f}",
                 f"{one.size_bytes / 2**20:,.2f}",
                 f"{one.macs / 1e9:.3g}",
-                place,
+                f"the gate refuses it: {one.refused}" if one.refused else place,
             )
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = {1, 2, len(head) - 1}
-    return [
-        "  ".join(
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return text_table(head, rows, left=(1, 2, len(head) - 1))
 
 
 def lines(compared: Compared) -> list[str]:
@@ -234,7 +221,7 @@ def lines(compared: Compared) -> list[str]:
         f"{compared.job}: {len(compared.weighed)} candidates on one core of {compared.cpu} ({compared.isa}), "
         f"{compared.batch} images a forward pass",
         "",
-        *table(compared),
+        *frontier_table(compared),
         "",
         f"{what}; 95 %: Wilson's interval",
         f"img/s a core: the network alone; {price.unit}: with {1000 * decode_s[0]:.2f} to {1000 * decode_s[-1]:.2f} ms "

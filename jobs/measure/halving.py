@@ -11,51 +11,43 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
+from workers.measure.tune_node import Unusable
 
-C = TypeVar("C", bound=Hashable)
+_C = TypeVar("_C", bound=Hashable)
 
 FINALISTS = 4
 """So many are compared in the last round."""
 TURNS = 2
 """Slices a candidate and round: one on the way there, one on the way back."""
 LAST_TURNS = 6
-"""Enough of them to tell a difference from noise."""
+"""Enough of them to distinguish a difference from noise."""
 LEAST_SLICE_S = 0.1
 MOST_OF_TIME = 0.5
 """Of the time that is left a round that is not the last takes no more, however long its candidates take to start: what
 was not reached by then falls out, and the others are still compared well."""
 ROUGH = 0.1
-"""A difference of single slices tells no more than this."""
+"""Single slices that differ by less than this are equal."""
 NOTICEABLE = 0.01
 """A smaller gain is not worth a more complicated way, however sure it is."""
 SURE = 2.0
 """Standard errors beyond which a difference is no noise."""
 
 
-@dataclass(frozen=True)
-class Out:
-    """A candidate cannot be used, and why."""
-
-    reason: str
-
-
-Measure = Callable[[C, float], float | Out]
+Measure = Callable[[_C, float], float | Unusable]
 """Run a candidate for so many seconds: its rate. What it raises ends the search."""
 
 
 @dataclass
-class Standing(Generic[C]):
-    """How a candidate fared."""
+class Arm(Generic[_C]):
+    """A candidate and how it fared: the arm of a bandit, as the literature calls it."""
 
-    candidate: C
-    rates: list[float] = field(default_factory=list)
-    """Of its slices in the last round that it took part in."""
+    candidate: _C
     steady: list[float] = field(default_factory=list)
-    """The same, less what the slices of that turn had in common."""
+    """Rates of its slices in the last round that it took part in, less what the slices of a turn had in common."""
     rounds: int = 0
     out: str = ""
 
@@ -70,21 +62,22 @@ class Standing(Generic[C]):
 
 
 def halve(
-    candidates: Sequence[C],
-    measure: Measure[C],
+    candidates: Sequence[_C],
+    measure: Measure[_C],
     *,
     seconds: float,
     clock: Callable[[], float],
-    keep: Collection[C] = (),
-    told: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
-) -> list[Standing[C]]:
-    """Every candidate's standing, the best one first: by rounds, then by rate; those that are out come last.
+    keep: Collection[_C] = (),
+    on_round: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
+) -> list[Arm[_C]]:
+    """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
-    `keep` stay to the end whatever their rate, to be compared with. `clock` tells the time in seconds; with the time
+    `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
     over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
-    comes last may not be reached. `told` hears of each round: its number, how many take part, for how long at a time.
+    comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
+    and for how long at a time.
     """
-    standings = {candidate: Standing(candidate) for candidate in candidates}
+    arms = {candidate: Arm(candidate) for candidate in candidates}
     ends_at = clock() + seconds
     alive = list(candidates)
     number = 0
@@ -93,21 +86,21 @@ def halve(
         to_come = rounds_to_come(len(alive))
         turns = LAST_TURNS if to_come == 1 else TURNS
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
-        told(number, len(alive), slice_s)
+        on_round(number, len(alive), slice_s)
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
-        _round([standings[c] for c in alive], measure, slice_s, turns, number, round_ends_at, clock)
-        alive = [c for c in alive if not standings[c].out and standings[c].rounds]
+        _round([arms[c] for c in alive], measure, slice_s, turns, number, round_ends_at, clock)
+        alive = [c for c in alive if not arms[c].out and arms[c].rounds]
         if to_come == 1:
             break
-        alive = survivors({c: standings[c].rate or 0.0 for c in alive}, keep)
-    return sorted(standings.values(), key=lambda s: (bool(s.out), -s.rounds, -(s.rate or 0.0)))
+        alive = survivors({c: arms[c].rate or 0.0 for c in alive}, keep)
+    return sorted(arms.values(), key=lambda s: (bool(s.out), -s.rounds, -(s.rate or 0.0)))
 
 
 def rounds_to_come(alive: int) -> int:
     return 1 + max(0, math.ceil(math.log2(alive / FINALISTS)))
 
 
-def survivors(rates: Mapping[C, float], keep: Collection[C]) -> list[C]:
+def survivors(rates: Mapping[_C, float], keep: Collection[_C]) -> list[_C]:
     """The better half, in the order given; those to be kept are not counted."""
     kept = [c for c in rates if c in keep]
     others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
@@ -116,8 +109,8 @@ def survivors(rates: Mapping[C, float], keep: Collection[C]) -> list[C]:
 
 
 def _round(
-    standings: Sequence[Standing[C]],
-    measure: Measure[C],
+    arms: Sequence[Arm[_C]],
+    measure: Measure[_C],
     slice_s: float,
     turns: int,
     number: int,
@@ -125,25 +118,25 @@ def _round(
     clock: Callable[[], float],
 ) -> None:
     """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
-    seen: dict[C, list[float]] = {s.candidate: [] for s in standings}
+    rates_of: dict[_C, list[float]] = {s.candidate: [] for s in arms}
     for turn in range(turns):
-        for standing in standings if turn % 2 == 0 else reversed(standings):
-            if standing.out:
+        for arm in arms if turn % 2 == 0 else reversed(arms):
+            if arm.out:
                 continue
             if clock() >= ends_at:
                 break
-            outcome = measure(standing.candidate, slice_s)
-            if isinstance(outcome, Out):
-                standing.out = outcome.reason
+            outcome = measure(arm.candidate, slice_s)
+            if isinstance(outcome, Unusable):
+                arm.out = outcome.reason
             else:
-                seen[standing.candidate].append(outcome)
-    measured = [s for s in standings if not s.out and seen[s.candidate]]
-    whole = min((len(seen[s.candidate]) for s in standings if not s.out), default=0)
+                rates_of[arm.candidate].append(outcome)
+    measured = [s for s in arms if not s.out and rates_of[s.candidate]]
+    whole = min((len(rates_of[s.candidate]) for s in arms if not s.out), default=0)
     if whole == 0 and number > 1:
         return  # what is known from the round before is fairer to all
-    steady = without_drift([seen[s.candidate] for s in measured], whole)
-    for standing, rates in zip(measured, steady, strict=True):
-        standing.rates, standing.steady, standing.rounds = seen[standing.candidate], rates, number
+    steady = without_drift([rates_of[s.candidate] for s in measured], whole)
+    for arm, rates in zip(measured, steady, strict=True):
+        arm.steady, arm.rounds = rates, number
 
 
 def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[float]]:
@@ -158,20 +151,17 @@ def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[fl
     return [[rates[turn] * math.exp(middle - of_turn[turn]) for turn in range(whole)] for rates in slices]
 
 
-# ---------------------------------------------------------------------------------------------- the choice
-
-
 @dataclass(frozen=True)
-class Choice(Generic[C]):
-    chosen: Standing[C]
-    fastest: Standing[C]
-    tied: tuple[Standing[C], ...]
-    """Those that cannot be told from the fastest, itself among them."""
+class Choice(Generic[_C]):
+    chosen: Arm[_C]
+    fastest: Arm[_C]
+    tied: tuple[Arm[_C], ...]
+    """Those that are as fast as the fastest, as far as can be measured, itself among them."""
 
 
-def choose(standings: Sequence[Standing[C]], effort: Callable[[C], tuple[int, ...]]) -> Choice[C] | None:
-    """Of those that came furthest the simplest, by `effort`, that cannot be told from the fastest. None without any."""
-    measured = [s for s in standings if not s.out and s.rate]
+def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
+    """Of those that came furthest the simplest, by `effort`, that is as fast as the fastest. None without any."""
+    measured = [s for s in arms if not s.out and s.rate]
     last = max((s.rounds for s in measured), default=0)
     final = [s for s in measured if s.rounds == last]
     if not final:
@@ -181,8 +171,8 @@ def choose(standings: Sequence[Standing[C]], effort: Callable[[C], tuple[int, ..
     return Choice(chosen=min(tied, key=lambda s: effort(s.candidate)), fastest=fastest, tied=tied)
 
 
-def same(a: Standing[C], b: Standing[C]) -> bool:
-    """Whether their rates cannot be told apart, or so little that nobody would care. Slices are compared in pairs."""
+def same(a: Arm[_C], b: Arm[_C]) -> bool:
+    """Whether their rates are equal but for noise, or differ by less than NOTICEABLE. Slices are compared in pairs."""
     ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
     difference = abs(statistics.fmean(ratios))
     if len(ratios) < 2:
@@ -191,10 +181,7 @@ def same(a: Standing[C], b: Standing[C]) -> bool:
     return difference <= max(math.log1p(NOTICEABLE), SURE * error)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Ways to use a node, and which of them is the simplest. Pure functions of plain values.
-
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SMALL_NODE_CORES = 4
 """On a node of no more cores than this one of them may be worth more to reading and writing than to another worker."""
 SIMPLEST = "torch-int8"
@@ -207,14 +194,14 @@ def candidates(engines: Sequence[str], cores: int, default: Candidate) -> tuple[
     Those that share processes are neighbours, with batches that grow: what one takes of memory is not covered up by
     what another took before.
     """
-    made = [
+    combined = [
         Candidate(engine=engine, threads=threads, workers=workers, batch=batch)
         for threads, workers in layouts(cores)
         for engine in engines
-        for batch in BATCHES
+        for batch in _BATCHES
     ]
-    first = [c for c in made if (c.engine, c.threads, c.workers) == (default.engine, default.threads, default.workers)]
-    return tuple(dict.fromkeys((*first, *made)))
+    first = [c for c in combined if replace(c, batch=default.batch) == default]
+    return tuple(dict.fromkeys((*first, *combined)))
 
 
 def layouts(cores: int) -> tuple[tuple[int, int], ...]:

@@ -35,7 +35,7 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def save(figure: Figure, file: Path) -> None:
+def write_figure(figure: Figure, file: Path) -> None:
     """Write it, replacing what is there; the same figure gives the same bytes."""
     # Without a date, and with names of shapes that do not change from one time to the next.
     from matplotlib import rc_context
@@ -50,18 +50,18 @@ def draw_ladder(rungs: Sequence[Rung], title: str, file: Path) -> None:
     axes = figure.subplots()
     places = range(len(rungs))
     bars = axes.barh(places, [rung.per_core for rung in rungs], color="#4477aa")
-    told = [
+    labels = [
         f" {rung.per_core:.1f}" + ("" if rung.over_before is None else f"   ÷ above: {rung.over_before:.2f}")
         for rung in rungs
     ]
-    axes.bar_label(bars, told)
+    axes.bar_label(bars, labels)
     axes.set_yticks(places, [rung.name for rung in rungs])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.4 * max(rung.per_core for rung in rungs))
     axes.set_xlabel("images a second a core")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left")
-    save(figure, file)
+    write_figure(figure, file)
 
 
 PRECISION_COLOURS = {"int8": "#4477aa", "bf16": "#ccbb44", "fp32": "#ee6677"}
@@ -95,9 +95,9 @@ def draw_frontier(compared: Compared, file: Path) -> None:
                 axes.vlines(at(one)[0], 100 * low, 100 * high, color=colour, alpha=0.25, linewidth=2, zorder=2)
             if ones:
                 fill = "white" if refused else colour
-                told = f"{precision}, refused by the gate" if refused else precision
+                label = f"{precision}, refused by the gate" if refused else precision
                 xs, ys = [at(one)[0] for one in ones], [at(one)[1] for one in ones]
-                axes.scatter(xs, ys, s=42, color=fill, edgecolors=colour, label=told, zorder=3)
+                axes.scatter(xs, ys, s=42, color=fill, edgecolors=colour, label=label, zorder=3)
     axes.axhline(100 * compared.least, color="#888888", linewidth=0.8, linestyle=":", label="what the gate asks for")
     if (choice := recommended(compared)) is not None:
         axes.scatter(*at(choice), s=150, facecolors="none", edgecolors="black", zorder=4, label="recommended")
@@ -109,7 +109,7 @@ def draw_frontier(compared: Compared, file: Path) -> None:
     axes.set_title(f"{compared.job} on {compared.cpu}", loc="left")
     figure.legend(loc="outside lower center", ncols=7, frameon=False, fontsize=LABEL_PT)
     _label_points(figure, axes, [(at(one), one.name) for one in compared.weighed])
-    save(figure, file)
+    write_figure(figure, file)
 
 
 def _add_rates(axes: Axes, images_per_s: Callable[[Any], Any]) -> None:

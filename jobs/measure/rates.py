@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.measure.text_table import text_table
+
 Turn = tuple[float, float]
 """Rates of two candidates, measured one right after the other."""
 Completion = tuple[float, int]
@@ -18,7 +20,7 @@ Completion = tuple[float, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class LadderStep:
     """A candidate: what is changed against the one before."""
 
     name: str
@@ -28,12 +30,9 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class Rung(LadderStep):
     """A candidate as measured."""
 
-    name: str
-    change: str
-    cores: int
     rate: float
     """Images a second on all its cores: the median."""
     over_before: float | None
@@ -48,7 +47,7 @@ class Rung:
         return self.rate / self.cores
 
 
-def climb(steps: Sequence[Step], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
+def climb(steps: Sequence[LadderStep], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
     """The rungs; `turns[i]` are those of step i with step i + 1, in images a second. Raises ValueError without any."""
     if len(turns) != len(steps) - 1 or not all(turns):
         raise ValueError(f"{len(steps)} steps need {len(steps) - 1} lists of turns, got {[len(t) for t in turns]}")
@@ -62,17 +61,8 @@ def climb(steps: Sequence[Step], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
             over_first = rungs[-1].over_first * over_before
         # In its turns with the one before it, where there is one: the figure beside the ratio is of the same minutes.
         rates = [after for _, after in turns[index - 1]] if index else [before for before, _ in turns[0]]
-        rungs.append(
-            Rung(
-                name=step.name,
-                change=step.change,
-                cores=step.cores,
-                rate=statistics.median(rates),
-                over_before=over_before,
-                spread=spread,
-                over_first=over_first,
-            )
-        )
+        figures = {"rate": statistics.median(rates), "over_before": over_before, "spread": spread}
+        rungs.append(Rung(**vars(step) | figures, over_first=over_first))
     return rungs
 
 
@@ -99,36 +89,22 @@ def steady_rate(completions: Sequence[Completion], workers: int) -> float | None
     return sum(rows for _, rows in done[first + 1 : last + 1]) / (done[last][0] - done[first][0])
 
 
-def steady_rate_of(streams: Sequence[Sequence[Completion]]) -> float | None:
-    """The same where it is known which worker completed what: while all of them score.
-
-    Each worker is measured from its first to its last completion between the last worker's first one and the first
-    worker's last one, and the rates are added. None where a worker has fewer than two there.
-    """
-    ordered = [sorted(stream) for stream in streams]
-    if not ordered or not all(ordered):
-        return None
-    begin, end = max(stream[0][0] for stream in ordered), min(stream[-1][0] for stream in ordered)
-    total = 0.0
-    for stream in ordered:
-        inside = [(at, rows) for at, rows in stream if begin <= at <= end]
-        if len(inside) < 2 or inside[-1][0] <= inside[0][0]:
-            return None
-        total += sum(rows for _, rows in inside[1:]) / (inside[-1][0] - inside[0][0])
-    return total
-
-
-def table(rungs: Sequence[Rung]) -> list[str]:
+def ladder_table(rungs: Sequence[Rung]) -> list[str]:
     """For a person: a line a rung, and one above them."""
-    width = max(len(rung.name) for rung in rungs)
-    lines = [f"{'rung':<{width}}{'img/s':>10}{'cores':>7}{'a core':>9}{'÷ before':>16}{'÷ first':>9}   what changed"]
-    for rung in rungs:
-        before = "" if rung.over_before is None else f"{rung.over_before:.2f} ±{rung.spread or 0.0:.1%}"
-        lines.append(
-            f"{rung.name:<{width}}{rung.rate:>10.1f}{rung.cores:>7}{rung.per_core:>9.1f}{before:>16}"
-            f"{rung.over_first:>9.2f}   {rung.change}"
+    head = ("rung", "img/s", "cores", "a core", "÷ before", "÷ first", "what changed")
+    rows = [
+        (
+            rung.name,
+            f"{rung.rate:.1f}",
+            str(rung.cores),
+            f"{rung.per_core:.1f}",
+            "" if rung.over_before is None else f"{rung.over_before:.2f} ±{rung.spread or 0.0:.1%}",
+            f"{rung.over_first:.2f}",
+            rung.change,
         )
-    return lines
+        for rung in rungs
+    ]
+    return text_table(head, rows, left=(0, len(head) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +131,7 @@ class Climbed:
             f"{self.model}; images: {self.images}; {self.cores} cores of {self.cpu} ({self.isa}); "
             f"{self.minutes:.1f} minutes",
             "",
-            *table(self.rungs),
+            *ladder_table(self.rungs),
             "",
             "÷ before, ÷ first: images a second a core over those of the rung above, and of the first one; ± half the "
             "distance between the quartiles",

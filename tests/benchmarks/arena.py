@@ -20,16 +20,14 @@ import yaml
 
 from jobs.measure.bench import completions
 from jobs.measure.bench_images import photographs
-from jobs.measure.rates import steady_rate, steady_rate_of
+from jobs.measure.rates import steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec
-from tests.benchmarks.peers.scoring import Work, read_stamps
+from tests.benchmarks.peers.scoring import Work, read_stamps, steady_rate_of
 from workers.bundle.bundle import read_manifest
 from workers.engines.choice import installed_to_run, ranked
 from workers.host.cores import read_topology
 from workers.host.cpu import isa_class
-from workers.measure.bench_measure import write_weights
-from workers.measure.messages import RandomWeights
 
 ROW_GROUP = 250
 FILE_ROWS = 1000
@@ -73,7 +71,7 @@ class Arena:
         """Weights and bundle below `folder`; with `others`, OpenVINO's network, too."""
         home = folder / arch
         home.mkdir(parents=True)
-        _in_process(write_weights, RandomWeights(arch=arch, file=str(home / "weights.safetensors")))
+        run("workers.measure.variants", arch, str(home / "weights.safetensors"))  # random ones
         topology = read_topology()
         cores = tuple(core[0] for core in topology.cores)[: topology.budget]
         made = cls(folder=folder, arch=arch, spec=home / "job.yaml", cores=cores, shard_rows=shard_rows)
@@ -228,17 +226,6 @@ def make_input(folder: Path, rows: int, rows_a_group: int = ROW_GROUP) -> None:
         table = pa.table({"id": pa.array(range(start, start + count), pa.int64()), "image": images})
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
         pq.write_table(table, folder / f"{number:03d}.parquet", row_group_size=rows_a_group, **options)
-
-
-def _in_process(function: Any, *arguments: object) -> None:
-    """So that this process stays without torch, and what it holds does not count."""
-    import multiprocessing
-
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{function.__name__} ended with code {process.exitcode}")
 
 
 def run(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:

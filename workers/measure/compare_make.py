@@ -13,14 +13,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import to_parent
-from workers.measure.messages import Fell, Finished, Made, Network
+from workers.measure.messages import FailedCandidate, MadeCandidate, Network, Reference
 from workers.model.names import ModelError
 
 if TYPE_CHECKING:
@@ -35,44 +36,45 @@ DECODED = 64
 
 
 class OtherClasses(ModelError):
-    """The network does not tell the classes that the job's own network tells."""
+    """The network has other classes than the job's own network."""
 
 
-def serve(parent: Connection) -> None:
-    """A Network in; Made and Fell out as they come, then Finished."""
-    asked: Network = parent.recv()
+def _serve(parent: Connection) -> None:
+    """Answer one Network, see there, or by a Failure of all of it."""
+    network: Network = parent.recv()
     try:
-        cores.apply(asked.plan)
+        cores.apply(network.plan)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
 
-        torch.set_num_threads(asked.plan.threads)
-        for one in _Candidates(asked).each():
-            parent.send(one)
-    except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is told as its reason)
+        torch.set_num_threads(network.plan.threads)
+        for message in _Candidates(network).each():
+            parent.send(message)
+        parent.send(None)
+    except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is the reason why it falls out)
         failure = classify(error)
-        # Of storage the message is the path alone.
-        reason = failure.message if isinstance(error, ModelError) else f"{type(error).__name__}: {failure.message}"
-        parent.send(Fell(share=0.0, precision="", reason=reason, code=failure.code))
-    parent.send(Finished())
+        if not isinstance(error, ModelError):  # of storage the message is the path alone
+            failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
+        parent.send(failure)
 
 
 class _Candidates:
     """Of one network."""
 
-    def __init__(self, asked: Network) -> None:
+    def __init__(self, network: Network) -> None:
         from workers.build.sample import read_sample, split_rows
         from workers.isolation.sample_decoder import SampleDecoder, decode_crop
         from workers.model.load import load_model
         from workers.storage.filesystems import read_url
 
-        self._asked, request = asked, asked.request
+        self._network, request = network, network.request
         self._model = model = load_model(request.model, read_url)
-        self._reference: dict[str, Any] = {} if asked.is_reference else json.loads(Path(asked.reference).read_text())
-        if not asked.is_reference:
-            self._check_classes()
-        with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, asked.plan))) as decoder:
-            self._sample = read_sample(
+        self.reference = network.reference
+        """Of the job's own network once its fp32 is made."""
+        if self.reference is not None:
+            self._check_classes(self.reference)
+        with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, network.plan))) as decoder:
+            sample = read_sample(
                 request.sample,
                 request.input,
                 decoder.decode,
@@ -82,12 +84,13 @@ class _Candidates:
                 classes=model.outputs,
                 seed=request.model.calibration_seed,
             )
-        calibrating, comparing = split_rows(len(self._sample), request.model.calibration_rows, request.gate.rows)
-        self._calibration_NHWC = self._sample.crops_NHWC[calibrating]
-        self._crops_NHWC = self._sample.crops_NHWC[comparing]
-        self._labels = None if self._sample.labels is None else self._sample.labels[comparing]
-        self._rows = ["{}#{}#{}".format(*row) for row in self._sample.rows[comparing]]
-        images = self._sample.encoded[:DECODED]
+        calibrating, comparing = split_rows(len(sample), request.model.calibration_rows, request.gate.rows)
+        self._calibration_NHWC = sample.crops_NHWC[calibrating]
+        self._crops_NHWC = sample.crops_NHWC[comparing]
+        self._labels = None if sample.labels is None else sample.labels[comparing]
+        self._has_labels = self._labels is not None and bool((self._labels >= 0).any())
+        self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
+        images = sample.encoded[:DECODED]
         took_s = []
         for _ in range(2):
             began = time.process_time()
@@ -96,32 +99,32 @@ class _Candidates:
             took_s.append(time.process_time() - began)
         self._decode_s = min(took_s) / len(images)
 
-    def each(self) -> Iterator[Made | Fell]:
+    def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
         from workers.measure.pruning import PruningError, macs_of, prune
 
         crop_px = self._model.preprocess.crop_px
         yield from self._in_each_precision(self._model, 0.0, macs_of(self._model.module, crop_px), ())
-        shares = iter(sorted(self._asked.shares))
+        shares = iter(sorted(self._network.shares))
         try:
-            for pruned in prune(self._model, self._asked.shares, self._calibration_NHWC):
+            for pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
                 share = next(shares)
                 if isinstance(pruned, PruningError):
-                    yield Fell(share=share, precision="", reason=str(pruned))
+                    yield FailedCandidate(share=share, precision="", reason=str(pruned))
                     continue
                 overrides: tuple[str, ...] = ()
-                if self._asked.save is not None:
+                if self._network.save is not None:
                     try:
-                        overrides = self._saved(pruned.model, share, Path(self._asked.save))
+                        overrides = self._saved(pruned.model, share, Path(self._network.save))
                     except PruningError as error:
-                        yield Fell(share=share, precision="as a file", reason=str(error))
+                        yield FailedCandidate(share=share, precision="as a file", reason=str(error))
                 yield from self._in_each_precision(pruned.model, share, pruned.macs, overrides)
         except PruningError as error:  # torch-pruning is not there, or cannot follow the network at all
             for share in shares:
-                yield Fell(share=share, precision="", reason=str(error))
+                yield FailedCandidate(share=share, precision="", reason=str(error))
 
     def _in_each_precision(
         self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
-    ) -> Iterator[Made | Fell]:
+    ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
         from workers.build.artifacts import ArtifactBuilder
         from workers.bundle import gate
         from workers.bundle.accuracy import compare_logits
@@ -131,15 +134,17 @@ class _Candidates:
         from workers.host.cpu import isa_class
         from workers.quantize.quantizer import float_artifact
 
-        request = self._asked.request
+        request = self._network.request
         try:
             fp32 = float_artifact(model)
         except ModelError as error:
-            yield Fell(share=share, precision="", reason=str(error))
+            yield FailedCandidate(share=share, precision="", reason=str(error))
             return
         own_NK = score_crops(open_artifact(fp32), self._crops_NHWC, request.batch)
-        if self._asked.is_reference and not share:
-            self._write_reference(own_NK)
+        if self._network.reference is None and not share:
+            classes = {row: int(of) for row, of in zip(self._rows, own_NK.argmax(axis=1), strict=True)}
+            self.reference = Reference(classes=classes, outputs=self._model.outputs, labels=self._model.labels)
+            yield self.reference
         scored: dict[int, tuple[Artifact, Logits]] = {id(fp32): (fp32, own_NK)}
 
         def judged(artifact: Artifact) -> AccuracyReport:
@@ -164,11 +169,11 @@ class _Candidates:
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
-                yield Fell(share=share, precision=precision, reason=classify(error).message)
+                yield FailedCandidate(share=share, precision=precision, reason=classify(error).message)
                 continue
-            path = Path(self._asked.folder) / f"{os.getpid()}-{share}-{precision}"
+            path = Path(self._network.folder) / f"{os.getpid()}-{share}-{precision}"
             path.write_bytes(artifact.data)
-            yield Made(
+            yield MadeCandidate(
                 share=share,
                 info=artifact.info,
                 path=str(path),
@@ -183,39 +188,29 @@ class _Candidates:
                 overrides=overrides,
             )
 
-    @property
-    def _has_labels(self) -> bool:
-        return self._labels is not None and bool((self._labels >= 0).any())
-
     def _right(self, logits_NK: Logits) -> tuple[int, int]:
-        """Rows that it is right on, and how many were looked at."""
-        chosen = logits_NK.argmax(axis=1)
-        if self._has_labels:
-            assert self._labels is not None
+        """Rows that it is right on, and how many were compared."""
+        classes = logits_NK.argmax(axis=1)
+        if self._labels is not None and self._has_labels:
             known = self._labels >= 0
-            return int((chosen == self._labels)[known].sum()), int(known.sum())
-        said = self._reference["says"]
-        both = [(said[row], int(of)) for row, of in zip(self._rows, chosen, strict=True) if row in said]
-        return sum(a == b for a, b in both), len(both)
+            return int((classes == self._labels)[known].sum()), int(known.sum())
+        assert self.reference is not None, "the job's own network is scored in fp32 first"
+        pairs = zip((self.reference.classes.get(row) for row in self._rows), classes.tolist(), strict=True)
+        both = [reference == own for reference, own in pairs if reference is not None]
+        return sum(both), len(both)
 
-    def _write_reference(self, logits_NK: Logits) -> None:
-        said = {row: int(of) for row, of in zip(self._rows, logits_NK.argmax(axis=1), strict=True)}
-        labels = None if self._model.labels is None else list(self._model.labels)
-        self._reference = {"says": said, "outputs": self._model.outputs, "labels": labels}
-        Path(self._asked.reference).write_text(json.dumps(self._reference))
-
-    def _check_classes(self) -> None:
-        theirs, labels = self._reference["outputs"], self._reference["labels"]
-        if self._model.outputs != theirs:
-            raise OtherClasses(f"it has {self._model.outputs} classes, the job's own network {theirs}")
-        if labels is not None and self._model.labels is not None and tuple(labels) != self._model.labels:
+    def _check_classes(self, reference: Reference) -> None:
+        labels = reference.labels
+        if self._model.outputs != reference.outputs:
+            raise OtherClasses(f"it has {self._model.outputs} classes, the job's own network {reference.outputs}")
+        if labels is not None and self._model.labels is not None and labels != self._model.labels:
             raise OtherClasses("its classes have other names than those of the job's own network")
 
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""
         from workers.measure.pruning import save_pruned
 
-        spec = self._asked.request.model
+        spec = self._network.request.model
         stem = f"{spec.arch.rpartition('/')[2].rpartition(':')[2]}-pruned-{share * 100:g}"
         file = folder.absolute() / f"{stem}.safetensors"
         save_pruned(pruned.module, self._model, spec, file)
@@ -224,15 +219,7 @@ class _Candidates:
             names = folder.absolute() / f"{stem}.labels.json"
             names.write_text(json.dumps(self._model.labels))
             labels = str(names)
-        how = pruned.preprocess
-        numbers = {
-            "resize": how.resize_px,
-            "crop": how.crop_px,
-            "mean": how.mean,
-            "std": how.std,
-            "interpolation": how.interpolation,
-            "decode": how.decode,
-        }
+        numbers = {name.removesuffix("_px"): value for name, value in asdict(pruned.preprocess).items()}
         return (
             "model.arch=workers.pruned:build",
             f"model.weights={file}",
@@ -246,4 +233,4 @@ if __name__ == "__main__":
     connection = to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
     with suppress(EOFError, ConnectionError):
-        serve(connection)
+        _serve(connection)

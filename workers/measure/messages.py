@@ -1,16 +1,123 @@
-"""What `stint compare` and the processes that make and measure for it say to each other."""
+"""What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
+
+A process is given one Load and answers Ready. Then it answers Prepare by Ready and Score by Measured, again and again.
+Whatever goes wrong is answered by a `workers.outcomes.Failure`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workers.contract import BundleRequest, ModelSpec, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 
+EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED, BUNDLE = (
+    "eager",
+    "channels-last",
+    "int8-default",
+    "int8-fused",
+    "bundle",
+)
+"""Kinds of LoadVariant: the network as torch runs it in fp32 and in INT8, and the bundle's own artifact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What to measure, and on which cores."""
+
+    plan: ThreadPlan | None
+    """None: wherever the kernel puts the process, with as many threads as torch takes by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadWorker(Load):
+    """A worker's own loop, decoding included, over a sample of the input."""
+
+    spec: WorkerSpec
+    sample: str
+    """Path of the file that workers.measure.sample_file wrote."""
+    first: int
+    """Where in the sample to begin: the workers of a candidate are not to decode the same image at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadArtifact(Load):
+    """The network alone, from a file, on random pixels."""
+
+    info: ArtifactInfo
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadVariant(Load):
+    """The network alone, in one of the ways in which a person may run it, on photographs that are decoded already."""
+
+    kind: str
+    """EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED or BUNDLE."""
+    worker: WorkerSpec
+    """As a worker of the job has it: where the bundle is, and which of its artifacts may be run."""
+    model: ModelSpec
+    images: str
+    """Parquet file with a column `image` of encoded images that decode."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make batches of this size ready. What that takes is not measured."""
+
+    batch: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score until then, by time.monotonic, which all processes of a machine share; one batch at least."""
+
+    until: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What was asked for is done."""
+
+    description: str
+    """What is run, in a few words."""
+    peak_bytes: int
+    """Most resident memory so far, Python and the engine's library included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one process did in one Score."""
+
+    rows: int
+    wall_s: float
+    cpu_s: float
+    """Of the whole process: on a core of its own, what others do on the machine meanwhile counts for little."""
+    stage_s: Mapping[str, float]
+    """Of a worker's loop: seconds by stage, `decode` and `predict`; empty for a network alone."""
+    peak_bytes: int
+    """Most resident memory; of a worker's loop since the last Prepare, which counts."""
+    resident_bytes: int
+    """Now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the job's own network in fp32 says: the others are compared with it."""
+
+    classes: Mapping[str, int]
+    """By row of the sample."""
+    outputs: int
+    labels: tuple[str, ...] | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network to make candidates of: in fp32, bf16 and INT8; itself first, then pruned."""
+    """A network for workers.measure.compare_make: in fp32, bf16 and INT8; itself first, then pruned.
+
+    Answered by a Reference for the job's own network, by its candidates as they come, and by None at the end.
+    """
 
     request: BundleRequest
     """As for a bundle of it: model, gate, sample."""
@@ -19,151 +126,47 @@ class Network:
     plan: ThreadPlan
     folder: str
     """Where artifacts go, for the processes that measure them."""
-    reference: str
-    """File with what the job's own network says of each row. Written by that one, read by the others."""
-    is_reference: bool
+    reference: Reference | None
+    """None for the job's own network."""
     save: str | None
     """Folder for the pruned networks, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A candidate, not measured yet."""
+class CandidateFigures:
+    """What is known of a candidate before its speed is."""
+
+    right: int
+    """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
+    rows: int
+    refused: str = ""
+    """Why the gate would refuse it, beside its own network in fp32; empty if it would not."""
+    size_bytes: int
+    macs: int
+    decode_s: float
+    """CPU seconds to decode an image of the sample as the network wants it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeCandidate(CandidateFigures):
+    """A candidate of a Network, not measured yet."""
 
     share: float
     """Of its MACs that were pruned; 0 for the network itself."""
     info: ArtifactInfo
     path: str
     """Of the artifact."""
-    size_bytes: int
-    right: int
-    """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
-    rows: int
     labelled: bool
-    refused: str
-    """Why the gate would refuse it, beside its own network in fp32; empty if it would not."""
     classes: int
-    macs: int
-    decode_s: float
-    """CPU seconds to decode an image of the sample as the network wants it."""
     overrides: tuple[str, ...]
     """`--set` values that make a pruned network that was saved the job's model; empty for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fell:
+class FailedCandidate:
     """A candidate that cannot be had."""
 
     share: float
     precision: str
     """Empty for all of them."""
     reason: str
-    code: str = ""
-    """Of what was the matter, as in workers.outcomes.Failure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """Nothing more is made of the network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hold:
-    """A candidate to measure, in batches of so many images."""
-
-    info: ArtifactInfo
-    path: str
-    plan: ThreadPlan
-    batch: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """It is loaded and has run."""
-
-    peak_bytes: int
-    """Most resident memory of the process until then, Python and the engine's library included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """Measure for so long."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lap:
-    images: int
-    cpu_s: float
-    """Of its one core: what others do on this machine meanwhile counts for little."""
-
-
-# ----------------------------------------------------------------------------------------------------
-# What `stint bench` and the processes that measure for it say to each other.
-
-EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED, ARTIFACT = VARIANTS = (
-    "eager",
-    "channels-last",
-    "int8-default",
-    "int8-fused",
-    "artifact",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """What to measure, and on which cores."""
-
-    kind: str
-    """One of VARIANTS."""
-    cpus: tuple[int, ...]
-    """To be pinned to; () for a process that runs wherever the kernel puts it."""
-    threads: int | None
-    """None: as many as torch takes by itself."""
-    worker: WorkerSpec
-    """What a worker of the job is told: where the bundle is, and which of its artifacts may be run."""
-    model: ModelSpec
-    images: str
-    """Parquet file with a column `image` of encoded images that decode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomWeights:
-    """Write weights that mean nothing for a network of torchvision's, the same ones every time; answered by its path.
-
-    Speed does not depend on what they say.
-    """
-
-    arch: str
-    """As torchvision names it."""
-    file: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    threads: int
-    """As torch reports them."""
-    what: str
-    """What is run, in a few words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotPossible:
-    """The network has no such variant."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskBatch:
-    """Measure with this batch for so long."""
-
-    batch: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLap:
-    images: int
-    seconds: float

@@ -41,7 +41,7 @@ NARROWEST_PARTS = 8
 STEPS = 30
 """From the whole network to LEAST_LEFT of its channels."""
 MOST_PRUNED = 0.9
-BATCH = 16
+_BATCH = 16
 
 
 class PruningError(ModelError):
@@ -50,8 +50,6 @@ class PruningError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    share: float
-    """Of the MACs that were to go."""
     model: LoadedModel
     macs: int
 
@@ -95,7 +93,7 @@ def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> It
             yield PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
         else:
             name = f"{model.name} pruned {share:.0%}"
-            yield Pruned(share=share, model=replace(model, name=name, module=left), macs=macs)
+            yield Pruned(model=replace(model, name=name, module=left), macs=macs)
 
 
 def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any:
@@ -158,7 +156,7 @@ def _recalibrate(network: nn.Module, model: LoadedModel, crops_NHWC: Pixels) -> 
         norm.train()
     scored = NormalizedInput(network, model.preprocess)
     with torch.no_grad():
-        for rows_NHWC in np.array_split(crops_NHWC, max(1, len(crops_NHWC) // BATCH)):  # none of a single row
+        for rows_NHWC in np.array_split(crops_NHWC, max(1, len(crops_NHWC) // _BATCH)):  # none of a single row
             scored(torch.from_numpy(rows_NHWC))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -8,7 +8,7 @@ end with the process that holds them, however that one ends. Imports no torch: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +19,18 @@ from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
-from workers.host import cores, memory
+from workers.host import cores, malloc, memory
 from workers.host.cpu import isa_class
-from workers.measure.tune_crew import Crew, Failed, Setup
-from workers.measure.tune_sample import read_sample, write_sample
+from workers.measure.messages import LoadWorker, Measured
+from workers.measure.processes import Processes, ProcessFailed
+from workers.measure.sample_file import read_images, write_sample
 from workers.outcomes import Failure
 from workers.storage.store import open_store
 
 GROWTH = 1.25
 """A candidate is expected to take so much more memory than the largest worker so far, when room is made for it."""
+LIMIT_S = 300.0
+"""To start, and beyond a slice: one round of a slow network in large batches may take minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +72,15 @@ class Unusable:
     reason: str
 
 
-class Bench:
+class TuneNode:
     """`open` it first, `close` it at last. Use from one thread, whose end is that of all its processes."""
 
     def __init__(self, request: TuneRequest) -> None:
         self._request = request
-        self._held = ExitStack()
-        self._crews: dict[tuple[str, int, int], Crew] = {}
-        """By engine, threads and workers; the one that ran last comes last."""
-        self._hopeless: dict[tuple[str, int, int], str] = {}
+        self._resources = ExitStack()
+        self._processes: dict[Candidate, Processes] = {}
+        """By candidate, whatever its batch (0 here); those that ran last come last."""
+        self._failed: dict[Candidate, str] = {}
         """Those that did not come up, and why."""
         self._worker_bytes = 0
         """Most that a worker has taken so far."""
@@ -88,127 +91,100 @@ class Bench:
 
     def open(self) -> NodeFacts | Failure:
         """Lease every core of the node and read the sample."""
+        spec = self._request.spec
         try:
-            return self._open()
+            self._topology = cores.read_topology()
+            self._lease = cores.lease(self._topology.budget, self._topology)
+            self._resources.callback(self._lease.release)
+            store = open_store(spec.output.url, single_writer=spec.output.single_writer)
+            manifest = bundle.read_manifest(store, spec.bundle)
+            if manifest is None:
+                raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.url}", code="no_bundle")
+            folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-"))
+            images = read_images(self._request.sample, spec.input)
+            if not images:
+                raise ValueError("the sample of the input holds no image")
+            self._rows = len(images)
+            self._sample = Path(folder) / "sample.arrow"
+            write_sample(self._sample, images)
+            engines = _engines((artifact.info for artifact in manifest.artifacts), spec)
+            return NodeFacts(host=HostKind.here(), engines=engines, rows=len(images))
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             return classify(error)
 
-    def _open(self) -> NodeFacts:
-        spec = self._request.spec
-        self._topology = cores.read_topology()
-        self._lease = cores.lease(self._topology.budget, self._topology)
-        self._held.callback(self._lease.release)
-        store = open_store(spec.output.url, single_writer=spec.output.single_writer)
-        manifest = bundle.read_manifest(store, spec.bundle)
-        if manifest is None:
-            raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.url}", code="no_bundle")
-        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-")))
-        images = read_sample(self._request.sample, spec.input)
-        self._rows = len(images)
-        self._sample = folder / "sample.arrow"
-        write_sample(self._sample, images)
-        # Those that the gate of this run refuses are none of its workers' engines.
-        engines = _engines(
-            [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts], spec
-        )
-        return NodeFacts(host=HostKind.here(), engines=engines, rows=len(images))
-
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
         """Have a candidate's workers score for so long, all at once."""
-        over = self._over_the_node(candidate)
-        if over is not None:
-            return Unusable(over)
+        bound_bytes = memory.bound_bytes(
+            self._request.spec.memory_bytes, replace(self._lease.plan, threads=candidate.threads)
+        )
+        room = memory.node_bytes() * memory.NODE_SHARE
+        if bound_bytes * candidate.workers > room * 1.001:  # the spec gives workers more than their cores' share
+            return Unusable(
+                f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
+                f"do not fit the node's {room / 2**30:.2f} GiB"
+            )
+        key = replace(candidate, batch=0)
         for fresh in (False, True):
             try:
-                crew = self._crew(candidate)
-            except Failed as failed:
+                processes = self._started(key, bound_bytes, room)
+            except ProcessFailed as failed:
                 return Unusable(str(failed))
-            alone = crew.batches <= {candidate.batch}
+            alone = processes.batches <= {candidate.batch}
             try:
-                return self._ran(crew, candidate, slice_s)
-            except Failed as failed:
-                self._end(candidate)
+                return self._trialled(processes.measure(candidate.batch, slice_s))
+            except ProcessFailed as failed:
+                self._processes.pop(key).end()
                 # What other batches left behind in its process may have been too much, not this one.
                 if alone or fresh or not failed.died:
                     return Unusable(str(failed))
         raise AssertionError("a fresh process has run one batch size only")
 
     def close(self) -> None:
-        for crew in self._crews.values():
-            crew.end()
-        self._crews.clear()
-        self._held.close()
+        for processes in self._processes.values():
+            processes.end()
+        self._processes.clear()
+        self._resources.close()
 
-    def _ran(self, crew: Crew, candidate: Candidate, slice_s: float) -> Trialled:
-        crew.prepare(candidate.batch)
-        runs = crew.run(slice_s)
-        peak_bytes = max(run.peak_bytes for run in runs)
+    def _trialled(self, workers: list[Measured]) -> Trialled:
+        peak_bytes = max(worker.peak_bytes for worker in workers)
         self._worker_bytes = max(self._worker_bytes, peak_bytes)
-        wall_s = sum(run.wall_s for run in runs)
+        wall_s = sum(worker.wall_s for worker in workers)
         return Trialled(
-            images_per_s=sum(run.rows / run.wall_s for run in runs),
-            decode_share=sum(run.decode_s for run in runs) / wall_s,
-            predict_share=sum(run.predict_s for run in runs) / wall_s,
-            threads_busy=sum(run.cpu_s for run in runs) / wall_s,
+            images_per_s=sum(worker.rows / worker.wall_s for worker in workers),
+            decode_share=sum(worker.stage_s["decode"] for worker in workers) / wall_s,
+            predict_share=sum(worker.stage_s["predict"] for worker in workers) / wall_s,
+            threads_busy=sum(worker.cpu_s for worker in workers) / wall_s,
             peak_bytes=peak_bytes,
         )
 
-    # ------------------------------------------------------------------------------------------- crews
-
-    def _crew(self, candidate: Candidate) -> Crew:
-        """The candidate's workers; those that have not run for longest make room for them. Raises Failed."""
-        key = _key(candidate)
-        if key in self._hopeless:
-            raise Failed(self._hopeless[key], died=False)
-        crew = self._crews.pop(key, None)
-        if crew is None:
+    def _started(self, candidate: Candidate, bound_bytes: int, room: float) -> Processes:
+        """The candidate's workers; those that have not run for longest make room for them. Raises ProcessFailed."""
+        if candidate in self._failed:
+            raise ProcessFailed(self._failed[candidate], died=False)
+        processes = self._processes.pop(candidate, None)
+        if processes is None:
             wanted = self._worker_bytes * GROWTH * candidate.workers
-            while self._crews and self._resident() + wanted > memory.node_bytes() * memory.NODE_SHARE:
-                self._crews.pop(next(iter(self._crews))).end()
+            while self._processes and wanted + sum(p.resident_bytes for p in self._processes.values()) > room:
+                self._processes.pop(next(iter(self._processes))).end()
+            # In single images at first: that it can be loaded is one thing, what a batch takes of memory another.
+            spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
+            plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
+            firsts = [number * self._rows // candidate.workers for number in range(candidate.workers)]
             try:
-                crew = self._started(candidate)
-            except Failed as failed:
-                self._hopeless[key] = str(failed)
+                processes = Processes(
+                    [
+                        LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=first)
+                        for plan, first in zip(plans, firsts, strict=True)
+                    ],
+                    bound_bytes,
+                    limit_s=LIMIT_S,
+                    environment=malloc.variables(),
+                )
+            except ProcessFailed as failed:
+                self._failed[candidate] = str(failed)
                 raise
-        self._crews[key] = crew
-        return crew
-
-    def _started(self, candidate: Candidate) -> Crew:
-        # In single images at first: that it can be loaded at all is one thing, what a batch takes of memory another.
-        spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
-        plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
-        setups = [
-            Setup(spec=spec, plan=plan, sample=str(self._sample), first=number * self._rows // candidate.workers)
-            for number, plan in enumerate(plans)
-        ]
-        return Crew(setups, self._cap(candidate))
-
-    def _end(self, candidate: Candidate) -> None:
-        self._crews.pop(_key(candidate)).end()
-
-    def _resident(self) -> int:
-        return sum(crew.resident_bytes for crew in self._crews.values())
-
-    # ------------------------------------------------------------------------------------------- memory
-
-    def _cap(self, candidate: Candidate) -> int:
-        plan = replace(self._lease.plan, threads=candidate.threads)
-        return memory.bound_bytes(self._request.spec.memory_bytes, plan)
-
-    def _over_the_node(self, candidate: Candidate) -> str | None:
-        """Where the spec gives workers more than their cores' share, fewer of them fit a node."""
-        together = self._cap(candidate) * candidate.workers
-        room = memory.node_bytes() * memory.NODE_SHARE
-        if together <= room * 1.001:
-            return None
-        return (
-            f"{candidate.workers} workers that may take {self._cap(candidate) / 2**30:.2f} GiB each (workers.memory) "
-            f"do not fit the node's {room / 2**30:.2f} GiB"
-        )
-
-
-def _key(candidate: Candidate) -> tuple[str, int, int]:
-    return candidate.engine, candidate.threads, candidate.workers
+        self._processes[candidate] = processes
+        return processes
 
 
 def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int) -> list[ThreadPlan]:
@@ -225,9 +201,13 @@ def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int
     return plans
 
 
-def _engines(artifacts: Sequence[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
-    """The best artifact of every engine that runs here, the one that the rule takes first before the others."""
-    fit = ranked(artifacts, precision=spec.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine)
+def _engines(artifacts: Iterable[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
+    """The best artifact of every engine that runs here, the one that the rule takes first before the others.
+
+    Those that the gate of this run refuses are none of its workers' engines.
+    """
+    allowed = [info for info in artifacts if not spec.artifacts or info.name in spec.artifacts]
+    fit = ranked(allowed, precision=spec.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine)
     best: dict[str, str] = {}
     for info in fit:
         best.setdefault(info.engine, info.name)

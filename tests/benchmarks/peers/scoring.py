@@ -10,6 +10,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,22 @@ def read_stamps(folder: Path) -> tuple[list[list[Completion]], int]:
         streams.append([(float(at), int(rows)) for at, rows, _ in lines])
         peak_bytes = max(peak_bytes, *(int(peak) for _, _, peak in lines))
     return streams, peak_bytes
+
+
+def steady_rate_of(streams: Sequence[Sequence[Completion]]) -> float | None:
+    """Rows a second while all workers score, where it is known which worker completed what.
+
+    Each worker is measured from its first to its last completion between the last worker's first one and the first
+    worker's last one, and the rates are added. None where a worker has fewer than two there.
+    """
+    ordered = [sorted(stream) for stream in streams]
+    if not ordered or not all(ordered):
+        return None
+    begin, end = max(stream[0][0] for stream in ordered), min(stream[-1][0] for stream in ordered)
+    total = 0.0
+    for stream in ordered:
+        inside = [(at, rows) for at, rows in stream if begin <= at <= end]
+        if len(inside) < 2 or inside[-1][0] <= inside[0][0]:
+            return None
+        total += sum(rows for _, rows in inside[1:]) / (inside[-1][0] - inside[0][0])
+    return total

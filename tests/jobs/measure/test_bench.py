@@ -22,7 +22,7 @@ from jobs.console import Console
 from jobs.errors import BAD_SPEC, SpecError
 from jobs.measure import bench_images
 from jobs.measure.bench import command
-from jobs.measure.bench_images import Files, images_of
+from jobs.measure.bench_images import images_of, write_files
 from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Rung
 from jobs.plan.job import Job
@@ -109,7 +109,7 @@ def test_images_are_sampled_from_the_job_and_those_that_do_not_decode_are_left_o
 
 
 def test_files_repeat_the_images_and_lie_on_the_disk_once(tmp_path: Path) -> None:
-    rows = Files(tmp_path / "images", [b"a", b"b", b"c"]).write(25, rows_a_group=2)
+    rows = write_files(tmp_path / "images", [b"a", b"b", b"c"], 25, rows_a_group=2)
     files = sorted((tmp_path / "images").iterdir())
     assert rows == 8 * len(files) == 32
     assert len({file.stat().st_ino for file in files}) == 1

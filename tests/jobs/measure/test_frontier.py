@@ -25,7 +25,7 @@ from jobs.spec.schema import Model
 from workers.contract import ModelSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
-from workers.measure.messages import Made
+from workers.measure.messages import MadeCandidate
 
 OWN = Weighed(
     network="own", precision="fp32", artifact="torch-float/fp32", right=90, rows=100, rate=10.0, spread=0.01,
@@ -143,7 +143,7 @@ def test_overrides_are_what_differs_from_the_spec() -> None:
         engine="torch-float", precision="bf16", isa=None, layout=InputLayout(crop_px=32), input_mode="normalized",
         recipe="float", backend=None,
     )  # fmt: skip
-    made = Made(
+    made = MadeCandidate(
         share=0.0, info=info, path="", size_bytes=1, right=1, rows=1, labelled=True, refused="", classes=4, macs=1,
         decode_s=0.1, overrides=(),
     )  # fmt: skip

@@ -15,15 +15,15 @@ from jobs.measure.halving import (
     FINALISTS,
     LAST_TURNS,
     TURNS,
-    Out,
-    Standing,
-    choose,
+    Arm,
     halve,
+    pick_simplest,
     rounds_to_come,
     same,
     survivors,
     without_drift,
 )
+from workers.measure.tune_node import Unusable
 
 
 class Machine:
@@ -42,15 +42,15 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def measure(self, name: str, slice_s: float) -> float | Out:
+    def measure(self, name: str, slice_s: float) -> float | Unusable:
         if name in self.out:
-            return Out(self.out[name])
+            return Unusable(self.out[name])
         self.slices.append((name, slice_s))
         rate = self.rates[name] * self._drift(self.now) * math.exp(self._random.gauss(0, self._noise))
         self.now += slice_s
         return rate
 
-    def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Standing[str]]:
+    def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Arm[str]]:
         return halve(list(self.rates), self.measure, seconds=seconds, clock=self.clock, keep=keep)
 
 
@@ -117,14 +117,14 @@ def test_candidates_that_are_out_take_no_more_time_and_say_why() -> None:
 
 
 def test_with_every_candidate_out_nothing_is_chosen() -> None:
-    assert choose(Machine(named(3), out=dict.fromkeys(named(3), "no")).search(10), effort) is None
+    assert pick_simplest(Machine(named(3), out=dict.fromkeys(named(3), "no")).search(10), effort) is None
 
 
 def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared_well() -> None:
     machine = Machine(named(100))
     started: set[str] = set()
 
-    def measure(name: str, slice_s: float) -> float | Out:
+    def measure(name: str, slice_s: float) -> float | Unusable:
         if name not in started:
             started.add(name)
             machine.now += 5  # 100 of them do not fit
@@ -135,7 +135,7 @@ def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared
     assert known == {f"c{n}" for n in range(len(known))}
     assert 25 <= len(known) <= 30
     assert machine.now < 301
-    choice = choose(standings, effort)
+    choice = pick_simplest(standings, effort)
     assert choice is not None
     assert choice.fastest.candidate == f"c{len(known) - 1}"
     assert len(choice.fastest.steady) == LAST_TURNS
@@ -145,7 +145,7 @@ def test_a_round_that_nobody_finished_does_not_count() -> None:
     machine = Machine(named(8))
     slow = machine.measure
 
-    def measure(name: str, slice_s: float) -> float | Out:
+    def measure(name: str, slice_s: float) -> float | Unusable:
         outcome = slow(name, slice_s)
         if len(machine.slices) > 8 * TURNS + 1:  # from the second slice of the second round on
             machine.now += 1000
@@ -165,7 +165,7 @@ def test_what_is_chosen_is_never_far_from_the_best(seed: int, number: int, keep:
     rates = {f"c{n}": rng.uniform(20, 100) for n in range(number)}
     machine = Machine(rates, noise=0.01, seed=seed)
     standings = machine.search(300, keep=("c0",) if keep else ())
-    choice = choose(standings, effort)
+    choice = pick_simplest(standings, effort)
     assert choice is not None
     assert rates[choice.chosen.candidate] >= 0.93 * max(rates.values())
     assert machine.now <= 301
@@ -193,15 +193,15 @@ def test_what_a_turn_has_in_common_is_taken_out() -> None:
 # ------------------------------------------------------------------------------------------------ ties
 
 
-def standing(name: str, *steady: float, rounds: int = 1) -> Standing[str]:
-    return Standing(name, rates=list(steady), steady=list(steady), rounds=rounds)
+def standing(name: str, *steady: float, rounds: int = 1) -> Arm[str]:
+    return Arm(name, steady=list(steady), rounds=rounds)
 
 
 def test_of_those_that_noise_does_not_tell_apart_the_simplest_is_taken() -> None:
     noisy = standing("c1", 95, 105, 98, 104, 97, 102)
     fastest = standing("c2", 103, 99, 104, 98, 105, 101)
     slower = standing("c0", 80, 81, 80, 79, 80, 81)
-    choice = choose([fastest, noisy, slower], effort)
+    choice = pick_simplest([fastest, noisy, slower], effort)
     assert choice is not None
     assert (choice.chosen, choice.fastest) == (noisy, fastest)
     assert choice.tied == (fastest, noisy)
@@ -213,14 +213,14 @@ def test_a_sure_gain_is_taken_and_one_that_nobody_would_notice_is_not() -> None:
     tiny = standing("c1", *[100.9, 101.0] * 3)
     assert not same(base, sure)
     assert same(base, tiny)
-    assert choose([sure, base], effort).chosen is sure  # type: ignore[union-attr]
-    assert choose([tiny, base], effort).chosen is base  # type: ignore[union-attr]
+    assert pick_simplest([sure, base], effort).chosen is sure  # type: ignore[union-attr]
+    assert pick_simplest([tiny, base], effort).chosen is base  # type: ignore[union-attr]
 
 
 def test_those_that_fell_out_earlier_are_not_compared_with_finalists() -> None:
     early = standing("c0", 200.0, 200.0, rounds=1)
     final = standing("c1", 100.0, 100.0, rounds=2)
-    assert choose([final, early], effort).chosen is final  # type: ignore[union-attr]
+    assert pick_simplest([final, early], effort).chosen is final  # type: ignore[union-attr]
 
 
 def test_a_single_slice_has_no_spread() -> None:

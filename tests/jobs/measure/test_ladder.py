@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.measure.rates import Step, climb, ratio, steady_rate, steady_rate_of, table
+from jobs.measure.rates import LadderStep, climb, ladder_table, ratio, steady_rate
+from tests.benchmarks.peers.scoring import steady_rate_of
 
 
-def step(name: str, cores: int = 1) -> Step:
-    return Step(name=name, change="something", cores=cores)
+def step(name: str, cores: int = 1) -> LadderStep:
+    return LadderStep(name=name, change="something", cores=cores)
 
 
 def test_the_ratio_is_the_median_of_the_turns_and_not_that_of_two_medians() -> None:
@@ -48,7 +49,7 @@ def test_steps_and_turns_must_match() -> None:
 
 
 def test_the_table_has_a_line_a_rung_and_no_ratio_on_the_first() -> None:
-    lines = table(climb([step("first"), step("second")], [[(2, 3)]]))
+    lines = ladder_table(climb([step("first"), step("second")], [[(2, 3)]]))
     assert len(lines) == 3
     assert "1.50 ±0.0%" in lines[2]
     assert "±" not in lines[1]

@@ -46,7 +46,7 @@ def test_labels_cover_neither_each_other_nor_leave_the_axes(tmp_path: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation, Text
 
-    with mock.patch.object(plots, "save") as saved:
+    with mock.patch.object(plots, "write_figure") as saved:
         draw_frontier(crowd(), tmp_path / "frontier.png")
     figure = saved.call_args.args[0]
     renderer = FigureCanvasAgg(figure).get_renderer()

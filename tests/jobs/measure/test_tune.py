@@ -17,8 +17,8 @@ import yaml
 
 from jobs.arguments import parser
 from jobs.errors import SpecError
-from jobs.measure.halving import BATCHES, Choice, Standing, by_rule, candidates, effort, layouts
-from jobs.measure.tune import NOT_REACHED, Tuning, explained, profile_rows, table
+from jobs.measure.halving import _BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
+from jobs.measure.tune import NOT_REACHED, Tuning, explain_choice, profile_rows, tuning_table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
@@ -30,7 +30,7 @@ from tests.support.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.measure.tune_node import Bench, Trialled, TuneRequest, Unusable, shares
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, Unusable, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
@@ -60,9 +60,9 @@ def test_the_rules_own_way_comes_first_and_what_shares_processes_stays_together(
     default = by_rule([INT8, OPENVINO], 4, 1, 16)
     assert default == Candidate(engine=INT8, threads=1, workers=4, batch=16)
     made = candidates([INT8, OPENVINO], 4, default)
-    assert len(made) == len(set(made)) == 2 * 5 * len(BATCHES)
-    assert [c.batch for c in made[: len(BATCHES)]] == list(BATCHES)
-    assert {(c.engine, c.threads, c.workers) for c in made[: len(BATCHES)]} == {(INT8, 1, 4)}
+    assert len(made) == len(set(made)) == 2 * 5 * len(_BATCHES)
+    assert [c.batch for c in made[: len(_BATCHES)]] == list(_BATCHES)
+    assert {(c.engine, c.threads, c.workers) for c in made[: len(_BATCHES)]} == {(INT8, 1, 4)}
     crews = [(c.engine, c.threads, c.workers) for c in made]
     assert sum(a != b for a, b in itertools.pairwise(crews)) == len(set(crews)) - 1
 
@@ -99,36 +99,35 @@ C = replace(A, threads=2, workers=1)
 TRIAL = Trialled(images_per_s=1, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
 
 
-def standing(candidate: Candidate, rate: float, **more: Any) -> Standing[Candidate]:
+def standing(candidate: Candidate, rate: float, **more: Any) -> Arm[Candidate]:
     slices = [0.99 * rate, 1.01 * rate]
-    return Standing(candidate, **{"rates": slices, "steady": slices, "rounds": 2, **more})
+    return Arm(candidate, **{"steady": slices, "rounds": 2, **more})
 
 
 def test_the_choice_is_explained_against_the_rule_and_against_what_was_faster_by_noise() -> None:
-    won = explained(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100), {A: TRIAL})
+    won = explain_choice(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100), {A: TRIAL})
     assert "scores 110 img/s (±1.4%)" in won
     assert f"1.10 × the 100 of the rule's {B}" in won  # noqa: RUF001
     assert "Bound by the network: 90%" in won
     simple, fast = standing(A, 100), standing(C, 100.5)
-    tied = explained(Choice(simple, fast, (simple, fast)), simple, {A: TRIAL})
+    tied = explain_choice(Choice(simple, fast, (simple, fast)), simple, {A: TRIAL})
     assert "is what the rule takes" in tied
     assert f"{C} measured +0.5%" in tied
     assert "the simpler one is taken" in tied
-    assert "something else ran here" in explained(
+    assert "something else ran here" in explain_choice(
         Choice(simple, simple, ()), simple, {A: replace(TRIAL, threads_busy=0.5)}
     )
 
 
 def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> None:
     more = [standing(replace(C, batch=n), 50, rounds=1) for n in range(1, 21)]
-    out = [Standing(replace(A, batch=64), out="a worker took more than 0.10 GiB of memory")]
-    unseen = [Standing(replace(A, batch=32))]
+    out = [Arm(replace(A, batch=64), out="a worker took more than 0.10 GiB of memory")]
+    unseen = [Arm(replace(A, batch=32))]
     standings = [standing(A, 110), *more, standing(B, 40, rounds=1), *out, *unseen]
     trials = {s.candidate: TRIAL for s in standings[:-2]}
     made = profile_rows(standings, trials, dict.fromkeys(trials, 5 * 2**20))
-    text = table(made, A, B)
+    lines = tuning_table(made, A, B)
     assert [row.out for row in made][-2:] == [out[0].out, NOT_REACHED]
-    lines = text.splitlines()
     assert lines[1].split() == [INT8, "2", "×", "1", "8", "110.0", "1.4", "55.0", "5", "2", "chosen"]  # noqa: RUF001
     assert sum("the rule" in line for line in lines) == 1
     assert "… and 5 slower ones" in lines
@@ -159,18 +158,18 @@ def job(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def open_bench(job: str) -> Iterator[Callable[..., Bench]]:
-    benches: list[Bench] = []
+def open_node(job: str) -> Iterator[Callable[..., TuneNode]]:
+    nodes: list[TuneNode] = []
 
-    def opened(**changes: Any) -> Bench:
+    def opened(**changes: Any) -> TuneNode:
         opened_job = Job.open(load_spec(job, []), today("UTC"))
         spec = replace(opened_job.worker_spec(None), **changes)
-        benches.append(Bench(TuneRequest(spec=spec, sample=choose_sample(discover(opened_job).fresh, 64, 0))))
-        return benches[-1]
+        nodes.append(TuneNode(TuneRequest(spec=spec, sample=choose_sample(discover(opened_job).fresh, 64, 0))))
+        return nodes[-1]
 
     yield opened
-    for bench in benches:
-        bench.close()
+    for node in nodes:
+        node.close()
 
 
 def out_folder(job: str) -> Path:
@@ -188,7 +187,7 @@ def children_of(parent: int) -> list[int]:
         if process.name.isdigit():
             try:
                 fields = (process / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == parent and b"workers.measure.tune_measure" in (process / "cmdline").read_bytes():
+                if int(fields[1]) == parent and b"workers.measure.measure" in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
             except OSError:  # it has ended since the listing
                 continue
@@ -206,20 +205,20 @@ def gone(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.cores
 def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
-    open_bench: Callable[..., Bench],
+    open_node: Callable[..., TuneNode],
 ) -> None:
-    bench = open_bench()
-    facts = bench.open()
+    node = open_node()
+    facts = node.open()
     assert facts.engines == (INT8,)  # type: ignore[union-attr]
     small = Candidate(engine=INT8, threads=1, workers=1, batch=1)
-    free = bench.measure(small, 0.1)
+    free = node.measure(small, 0.1)
     assert isinstance(free, Trialled)
     assert free.images_per_s > 0
     assert free.decode_share + free.predict_share > 0.5
-    bench.close()
+    node.close()
 
     bound = free.peak_bytes + 40 * 2**20
-    capped = open_bench(memory_bytes=bound)
+    capped = open_node(memory_bytes=bound)
     capped.open()
     assert isinstance(capped.measure(small, 0.1), Trialled)
     large = capped.measure(replace(small, batch=256), 0.1)
@@ -231,28 +230,28 @@ def test_memory_that_one_batch_takes_beyond_the_bound_excludes_it_and_no_other(
 
 
 @pytest.mark.cores
-def test_what_the_gate_of_this_run_refuses_is_no_candidate(open_bench: Callable[..., Bench]) -> None:
-    facts = open_bench(artifacts=("torch-int8/x86-no-vnni",)).open()
+def test_what_the_gate_of_this_run_refuses_is_no_candidate(open_node: Callable[..., TuneNode]) -> None:
+    facts = open_node(artifacts=("torch-int8/x86-no-vnni",)).open()
     assert facts.engines == ("torch-int8/x86-no-vnni",)  # type: ignore[union-attr]
 
 
 @pytest.mark.cores
-def test_what_cannot_come_up_is_out_and_says_why(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench()
-    bench.open()
-    outcome = bench.measure(Candidate(engine="torch-int8/arm64", threads=1, workers=1, batch=1), 0.1)
+def test_what_cannot_come_up_is_out_and_says_why(open_node: Callable[..., TuneNode]) -> None:
+    node = open_node()
+    node.open()
+    outcome = node.measure(Candidate(engine="torch-int8/arm64", threads=1, workers=1, batch=1), 0.1)
     assert isinstance(outcome, Unusable)
     assert "torch-int8/arm64" in outcome.reason
 
 
 @pytest.mark.cores
-def test_workers_that_together_may_take_more_than_the_node_has_are_out(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench(memory_bytes=2**50)
-    facts = bench.open()
+def test_workers_that_together_may_take_more_than_the_node_has_are_out(open_node: Callable[..., TuneNode]) -> None:
+    node = open_node(memory_bytes=2**50)
+    facts = node.open()
     cores = facts.host.cores  # type: ignore[union-attr]
     if cores == 1:
         pytest.skip("one core, one worker")
-    outcome = bench.measure(Candidate(engine=INT8, threads=1, workers=cores, batch=1), 0.1)
+    outcome = node.measure(Candidate(engine=INT8, threads=1, workers=cores, batch=1), 0.1)
     assert isinstance(outcome, Unusable)
     assert "workers.memory" in outcome.reason
 

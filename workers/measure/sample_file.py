@@ -1,4 +1,4 @@
-"""The images that candidates are tried on: read from storage once, mapped from a file by every process."""
+"""Encoded images of a job's input to measure on: read from storage once, mapped from a file by every process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from workers.source.parquet_rows import binary_cells
 from workers.source.rows import ImageCell
 from workers.source.shard_reader import ShardReader
 
-COLUMN = "image"
-MOST_BYTES = 256 * 2**20
+_COLUMN = "image"
+_MOST_BYTES = 256 * 2**20
 """The sample is cut short where images are so large that it would hold more."""
 
 
-def read_sample(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
-    """Encoded images of the job's own input, as they lie there. Raises what the reader raises; ValueError for none."""
+def read_images(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
+    """Encoded images of the job's own input, as they lie there. Raises what the reader raises."""
     images: list[bytes] = []
     total = 0
     for part in slices:
@@ -28,22 +28,20 @@ def read_sample(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
         wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
         for block in ShardReader(shard, how).blocks():
             for offset, cell in enumerate(block.images):
-                if block.row_start + offset in wanted and not isinstance(cell, BadImage) and total < MOST_BYTES:
+                if block.row_start + offset in wanted and not isinstance(cell, BadImage) and total < _MOST_BYTES:
                     images.append(bytes(cell))
                     total += len(images[-1])
-    if not images:
-        raise ValueError("the sample of the input holds no image")
     return images
 
 
 def write_sample(path: Path, images: Sequence[bytes]) -> None:
     """An Arrow file, which processes map without copying."""
-    table = pa.table({COLUMN: pa.array(images, pa.large_binary())})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    table = pa.table({_COLUMN: pa.array(images, pa.large_binary())})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table)
 
 
 def map_sample(path: str) -> list[ImageCell]:
     with pa.memory_map(path) as file:
-        column = pa.ipc.open_file(file).read_all().column(COLUMN)
+        column = pa.ipc.open_file(file).read_all().column(_COLUMN)
     return [cell for chunk in column.chunks for cell in binary_cells(chunk)]

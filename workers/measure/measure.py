@@ -1,0 +1,215 @@
+"""A process that loads a network and measures it on demand: `python -m workers.measure.measure FD PARENT`.
+
+A process of its own, so that its memory is its own and what kills it kills nothing else. It is pinned to its cores and
+waits while others are measured. See workers.measure.messages for what it is asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from workers.failures import classify
+from workers.host import cores, memory
+from workers.host.child import to_parent
+from workers.host.without_pandas import without_pandas
+from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Score
+from workers.measure.sample_file import map_sample
+from workers.outcomes import Failure
+from workers.source.rows import RowBlock
+
+if TYPE_CHECKING:
+    from workers.contract import ThreadPlan, WorkerSpec
+    from workers.engines.base import Pixels
+    from workers.measure.variants import ForwardPass
+    from workers.score.predictor import Predictor
+
+WARM_UP = 2
+"""Batches of a new size that are not measured: kernels are made for it."""
+ROWS_A_CALL = 256
+"""About as many rows as a worker's loop is given at a time; always whole rounds, so that no batch is padded."""
+NOISE_IMAGES = 16
+
+
+class _Subject(Protocol):
+    """What is measured."""
+
+    description: str
+
+    def prepare(self, batch: int) -> None: ...
+
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage, where it has stages."""
+
+
+def _serve(parent: Connection) -> None:
+    load: Load = parent.recv()
+    try:
+        _take_cores(load.plan)
+        subject = _open(load)
+    except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
+        parent.send(classify(error))
+        return
+    answer: Ready | Measured | Failure = _ready(subject)
+    while True:
+        parent.send(answer)
+        request: Prepare | Score = parent.recv()
+        try:
+            if isinstance(request, Prepare):
+                subject.prepare(request.batch)
+                answer = _ready(subject)
+            else:
+                answer = _measured(subject, request.until)
+        except Exception as error:  # noqa: BLE001  (as above)
+            answer = classify(error)
+
+
+def _ready(subject: _Subject) -> Ready:
+    return Ready(description=subject.description, peak_bytes=memory.peak_rss_bytes())
+
+
+def _measured(subject: _Subject, until: float) -> Measured:
+    began, cpu = time.monotonic(), time.process_time()
+    rows, stage_s = subject.score(until)
+    return Measured(
+        rows=rows,
+        wall_s=time.monotonic() - began,
+        cpu_s=time.process_time() - cpu,
+        stage_s=stage_s,
+        peak_bytes=memory.peak_rss_bytes(),
+        resident_bytes=memory.resident_bytes(),
+    )
+
+
+def _take_cores(plan: ThreadPlan | None) -> None:
+    """Before torch is imported, which sizes its thread pool."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
+    without_pandas()
+    if plan is not None:
+        cores.apply(plan)
+        return
+    for name in cores.THREAD_VARIABLES:
+        os.environ.pop(name, None)
+
+
+def _open(load: Load) -> _Subject:
+    if isinstance(load, LoadWorker):
+        return _WorkerLoop(load)
+    import torch
+
+    if load.plan is not None:
+        torch.set_num_threads(load.plan.threads)
+    if isinstance(load, LoadVariant):
+        from workers.measure.variants import open_variant
+
+        return _Forward(*open_variant(load))
+    assert isinstance(load, LoadArtifact), "there are three kinds"
+    return _Forward(*_open_artifact(load))
+
+
+def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], ForwardPass], Pixels, str]:
+    """The network, and pixels: what they are is all the same to its speed, as long as they are not all alike."""
+    import numpy as np
+
+    from workers.engines.artifact import Artifact, open_artifact
+
+    engine = open_artifact(Artifact(info=load.info, data=Path(load.path).read_bytes()))
+    crop_px = load.info.layout.crop_px
+    noise_NHWC = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, crop_px, crop_px, 3), np.uint8)
+    return lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name
+
+
+class _Forward:
+    """The network alone, over and over on the same pixels."""
+
+    def __init__(self, network: Callable[[int], ForwardPass], crops_NHWC: Pixels, description: str) -> None:
+        """`network` gives what predicts batches of a size, and a buffer for them."""
+        self.description = description
+        self._network = network
+        self._crops_NHWC = crops_NHWC
+        self._forwards: dict[int, Callable[[], object]] = {}
+        """By size of the batch."""
+        self._batch = 0
+
+    def prepare(self, batch: int) -> None:
+        self._batch = batch
+        if batch in self._forwards:
+            return
+        predict, buffer = self._network(batch)
+        buffer.interior_NHWC[:] = self._crops_NHWC.take(range(batch), axis=0, mode="wrap")
+        self._forwards[batch] = lambda: predict(buffer.full_NHWC)
+        for _ in range(WARM_UP):
+            self._forwards[batch]()
+
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        rows = 0
+        while rows == 0 or time.monotonic() < until:
+            self._forwards[self._batch]()
+            rows += self._batch
+        return rows, {}
+
+
+class _TimeIsOver(Exception):
+    """Its argument is the number of rows that are done."""
+
+
+class _WorkerLoop:
+    """The bundle as a worker loads it, and a worker's own loop."""
+
+    def __init__(self, load: LoadWorker) -> None:
+        self._predictor: Predictor
+        self._load(load.spec)
+        images = map_sample(load.sample)
+        first = load.first % len(images)
+        self._images = images[first:] + images[:first]
+
+    def _load(self, spec: WorkerSpec) -> None:
+        from workers.score.scorer import Scorer
+
+        scorer = Scorer.load(spec)
+        assert scorer.info.name == spec.engine, "a candidate names its artifact, and gets it or none"
+        self._spec, self._predictor, self.description = scorer.settled, scorer.predictor, scorer.info.name
+
+    def prepare(self, batch: int) -> None:
+        if batch != self._spec.batch:
+            del self._predictor  # a worker holds one network, and so does this, for its memory is measured, too
+            self._load(replace(self._spec, batch=batch))  # anew: an engine is quickest at the first size it meets
+        memory.forget_peak()
+        self._predictor.score([self._block(batch)], batch)
+
+    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        room = self._predictor.room
+        rows_a_call = room * max(1, ROWS_A_CALL // room)
+        stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
+
+        def between_rounds(done: int) -> None:
+            if time.monotonic() >= until:
+                raise _TimeIsOver(done)
+
+        rows = 0
+        try:
+            while rows == 0 or time.monotonic() < until:
+                self._predictor.score([self._block(rows_a_call)], rows_a_call, between_rounds)
+                rows += rows_a_call
+        except _TimeIsOver as over:
+            rows += int(over.args[0])
+        return rows, stage_s
+
+    def _block(self, rows: int) -> RowBlock:
+        images = list(itertools.islice(itertools.cycle(self._images), rows))
+        return RowBlock(slice_index=0, row_start=0, images=images, keys=None, bytes_read=0)
+
+
+if __name__ == "__main__":
+    connection = to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
+    with suppress(EOFError, ConnectionError):
+        _serve(connection)
