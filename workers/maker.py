@@ -89,8 +89,8 @@ class Maker:
         calibration = None
         if spec.precision == "int8":
             calibration = Calibration(
-                seed=spec.calibration_seed,
-                size=spec.calibration_rows,
+                seed=spec.calibration.seed,
+                size=spec.calibration.rows,
                 rows=tuple(RowRef(uri=u, row_group=g, row=r) for u, g, r in sample.rows[made.calibrated_on]),
                 bad_rows=sample.bad_rows,
             )
@@ -189,7 +189,7 @@ class Maker:
                 labels_column=request.gate.labels_column,
                 class_names=labels,
                 classes=classes,
-                seed=request.model.calibration_seed,
+                seed=request.model.calibration.seed,
             )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.errors import SpecError
 from jobs.ledger.slices import Source
-from jobs.spec.schema import Input
+from workers.contract import InputSpec
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import blocks
@@ -52,7 +52,7 @@ class Opened:
     """Names of every column; None for a tar, whose samples need not be alike."""
 
 
-def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], dict[Source, str]]:
+def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that could not be read, each with the reason.
 
     A source that vanished since the listing is left out. Raises SpecError when the columns are not as the spec says.
@@ -75,7 +75,7 @@ def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], 
     return opened_, {source: outcome for source, outcome in outcomes if isinstance(outcome, str)}
 
 
-def _read_footer(source: Source, spec: Input) -> Opened:
+def _read_footer(source: Source, spec: InputSpec) -> Opened:
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
         try:
@@ -105,7 +105,7 @@ def _row_group(group: Any, number: int, wanted: tuple[str, ...]) -> RowGroup:
     return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)), number)
 
 
-def _read_headers(source: Source, spec: Input) -> Opened:
+def _read_headers(source: Source, spec: InputSpec) -> Opened:
     """The samples of a WebDataset tar file, a few together; every key is text."""
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:

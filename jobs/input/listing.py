@@ -13,7 +13,7 @@ from jobs.errors import NothingThere, SpecError
 from jobs.input.manifest import read_entries, resolve
 from jobs.ledger.slices import Source
 from jobs.spec.days import Days, filled
-from jobs.spec.schema import Input
+from workers.contract import InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying
@@ -38,7 +38,7 @@ class Listing:
     """Manifest entries that cannot be pinned, each with the reason."""
 
 
-def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
+def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
     `doubtful` URIs is looked up.
 

@@ -33,7 +33,7 @@ from jobs.launch.follow import Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import Days, runs, today
 from jobs.spec.load import load_spec
-from jobs.spec.schema import Model
+from workers.contract import ModelSpec
 from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name
 
@@ -194,7 +194,7 @@ def _check_not_relative(uri: str, root: Path) -> None:
         )
 
 
-def _files_that_the_model_needs(model: Model, root: Path) -> list[tuple[str, str]]:
+def _files_that_the_model_needs(model: ModelSpec, root: Path) -> list[tuple[str, str]]:
     """Relative files that must go along, each with the key that names it."""
     needed = []
     if model.weights and weights_enum_or_path(model.weights) == "file":

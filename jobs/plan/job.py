@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from jobs.ledger.ledger import Ledger
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width
-from jobs.spec.days import AS_OF, Days, day_in, filled, today
+from jobs.spec.days import Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
-from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
@@ -71,9 +71,8 @@ class Job:
     def input_spec(self, extra: tuple[str, ...] = (), uris: Iterable[str] = ()) -> InputSpec:
         """`extra` columns are read beside the keys; `uris` are sources that may be of other days than this run's."""
         given = self.spec.input
-        return InputSpec(
-            format=given.format,
-            image=given.image,
+        return replace(
+            given,
             keys=tuple(dict.fromkeys((*given.keys, *extra))),
             uri_roots=self._uri_roots(uris) if given.format == "parquet" else (),
         )
@@ -156,20 +155,8 @@ class Job:
         labels_column = spec.gate.labels_column
         return BundleRequest(
             fingerprint=self.fingerprints.bundle,
-            model=ModelSpec(
-                arch=spec.model.arch,
-                weights=spec.model.weights,
-                args=spec.model.args,
-                labels=spec.model.labels,
-                task=spec.model.task,
-                precision=spec.model.precision,
-                engine=spec.model.engine,
-                float_layers=spec.model.float_layers,
-                preprocess=spec.model.preprocess.model_dump(exclude_none=True),
-                calibration_rows=spec.model.calibration.rows,
-                calibration_seed=spec.model.calibration.seed,
-            ),
-            gate=GateSpec(**spec.gate.model_dump()),
+            model=spec.model,
+            gate=spec.gate,
             input=self.input_spec((labels_column,) if labels_column else ()),
             output=self.output_spec(None),
             sample=(),

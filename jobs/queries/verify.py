@@ -27,8 +27,7 @@ from jobs.ledger.presence import parsed, shard_key
 from jobs.plan import claims
 from jobs.plan.discovery import look
 from jobs.plan.job import Job
-from jobs.spec.schema import Input
-from workers.contract import Shard, Slice
+from workers.contract import InputSpec, Shard, Slice
 from workers.output import NotOurs, ObjectFacts, object_facts
 from workers.source.parquet import open_parquet
 from workers.source.source_file import opened
@@ -133,7 +132,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
     return Named(record, named.line)
 
 
-def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: Input, verdict: Verdict) -> list[Slice]:
+def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone."""
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
@@ -154,7 +153,7 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: Input, verdict
 
 
 def _check_shard(
-    ledger: Ledger, shard: Shard, done: DoneShard | None, given: Input
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec
 ) -> tuple[list[str], ObjectFacts | None]:
     """Problems of one object, and its facts when it is readable."""
     key = f"{ledger.root}/{shard.key}"

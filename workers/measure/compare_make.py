@@ -79,9 +79,9 @@ class _Candidates:
             labels_column=request.gate.labels_column,
             class_names=model.labels,
             classes=model.outputs,
-            seed=request.model.calibration_seed,
+            seed=request.model.calibration.seed,
         )
-        calibrating, comparing = split_rows(len(self._sample), request.model.calibration_rows, request.gate.rows)
+        calibrating, comparing = split_rows(len(self._sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = self._sample.crops_NHWC[calibrating]
         self._crops_NHWC = self._sample.crops_NHWC[comparing]
         self._labels = None if self._sample.labels is None else self._sample.labels[comparing]
