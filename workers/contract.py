@@ -10,6 +10,7 @@ Shape suffixes used throughout the project: N batch, H height, W width, C channe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -26,6 +27,19 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 _KEYS_ARE_CHECKED = {"extra": "forbid", "use_attribute_docstrings": True}
 """How pydantic reads a section of the spec from YAML, in `jobs.spec`; the docstrings are in its JSON Schema. It is not
 imported here: it takes 50 to 70 ms of CPU, annotated_types 7 to 10 ms, torch after them 1.3 s."""
+
+
+def shard_key(plan: int, index: int) -> str:
+    """Key of a shard's output object, below the model's root."""
+    return f"plan={plan:08d}/{index:08d}.parquet"
+
+
+def parse_shard_key(key: str) -> tuple[int, int] | None:
+    """Plan and number of the shard whose object has this key; None for another key."""
+    found = re.fullmatch(r"plan=(\d+)/(\d+)\.parquet", key)
+    if found is None or shard_key(plan := int(found[1]), index := int(found[2])) != key:
+        return None
+    return plan, index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +83,7 @@ class Shard:
     @property
     def key(self) -> str:
         """Key of the output object, below the model's root."""
-        return f"plan={self.plan:08d}/{self.index:08d}.parquet"
+        return shard_key(self.plan, self.index)
 
     @property
     def name(self) -> str:

@@ -18,8 +18,8 @@ from workers.source.webdataset import blocks
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 
-FOOTERS_AT_ONCE = 16
-SAMPLES_TOGETHER = 16
+_FOOTERS_AT_ONCE = 16
+_SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
 
 
@@ -68,7 +68,7 @@ def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opene
         except (InputUnreadable, StoreError, StoreDenied) as error:
             return str(error)
 
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE, "footer") as pool:
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
         outcomes = list(zip(sources, pool.map(read, sources), strict=True))
     opened_ = [outcome for _, outcome in outcomes if isinstance(outcome, Opened)]
     _check_key_types(opened_)
@@ -109,7 +109,7 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
     """The samples of a WebDataset tar file, a few together; every key is text."""
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
-        together = SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(SAMPLES_TOGETHER, spec.shard_rows)
+        together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
         groups = tuple(
             RowGroup(block.rows, block.bytes, row_start=block.row_start, byte_start=block.byte_start, whole=True)
             for block in blocks(file, together)

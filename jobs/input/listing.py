@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.manifest import read_entries, resolve
+from jobs.input.manifest import pin_entries, read_entries
 from jobs.ledger.slices import Source
 from jobs.spec.days import Days, filled
 from workers.contract import InputSpec
@@ -18,7 +18,7 @@ from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying
 
-SUFFIXES = {
+_SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
     # Compressed ones are listed too, so that they are named as unreadable rather than passed over.
@@ -57,7 +57,7 @@ def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful:
                 if spec.manifest is None:
                     found = _list_folder(url, spec.format)
                 else:
-                    found, lost = resolve(read_entries(url), latest, doubtful)
+                    found, lost = pin_entries(read_entries(url), latest, doubtful)
                     unreadable |= lost
             except NotFound:
                 missing.append(url)
@@ -85,7 +85,7 @@ def _list_folder(url: str, format: str) -> list[Source]:
     return [
         Source(full_url(fs, name), int(info["size"]), version_of(info))
         for name, info in found.items()
-        if name.lower().endswith(SUFFIXES[format]) and not _hidden(name.removeprefix(base))
+        if name.lower().endswith(_SUFFIXES[format]) and not _hidden(name.removeprefix(base))
     ]
 
 

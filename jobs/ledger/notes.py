@@ -24,14 +24,14 @@ from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-FOLDER = "_stint/noted"
-KEY = re.compile(rf"{FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.parquet")
+_FOLDER = "_stint/noted"
+NOTE_KEY = re.compile(rf"{_FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.parquet")
 NOTE_EVERY = 10_000
 """Objects of a plan: a note is about a megabyte then."""
 NOTE_LEAST = 1_000
 """Fewer than these are read as quickly as notes."""
-READS_AT_ONCE = 16
-WAIT_S = 2.0
+_READS_AT_ONCE = 16
+_WAIT_S = 2.0
 """At the end of a run, which may have to end soon."""
 
 
@@ -55,12 +55,12 @@ class Noting(KnownObjects):
         for plan in self._tokens:
             if self.of(plan).new >= NOTE_LEAST:
                 self._note(plan)
-        self._tell(WAIT_S)
+        self._tell(_WAIT_S)
         self._writes.close()
 
     def _note(self, plan: int) -> None:
         table = self.of(plan).take_new().table
-        key = f"{self._root}/{FOLDER}/{plan:08d}/{uuid.uuid4().hex}.parquet"
+        key = f"{self._root}/{_FOLDER}/{plan:08d}/{uuid.uuid4().hex}.parquet"
         self._writes.send(partial(self._write, key, table, self._tokens[plan]))
 
     def _write(self, key: str, table: pa.Table, token: str) -> None:
@@ -86,7 +86,7 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
         told = (table.schema.metadata or {}).get(b"stint.token") == plan.token.encode()
         return table if told and table.schema.equals(DONE_SCHEMA) else None
 
-    keys = [info.key for info in store.list(f"{root}/{FOLDER}/{plan.number:08d}")]
-    for table in ahead(read, keys, READS_AT_ONCE, "noted"):
+    keys = [info.key for info in store.list(f"{root}/{_FOLDER}/{plan.number:08d}")]
+    for table in ahead(read, keys, _READS_AT_ONCE, "noted"):
         if table is not None:
             into.add_noted(DoneRecord(table), plan.slices.rows)

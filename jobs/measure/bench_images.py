@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from jobs.input.footers import open_sources
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
-from workers.contract import SampleSlice, Shard
 from workers.image.decode import decode
 from workers.image.errors import BadImage
-from workers.source.shard_reader import ShardReader
+from workers.source.rows import ImageCell
+from workers.source.shard_reader import sample_cells
 
 # ----------------------------------------------------------------------------------------------------
 # Photographs to measure with, where nobody has given any: nothing is downloaded. They are crops of scikit-learn's two
@@ -100,25 +100,20 @@ def images_of(job: Job) -> list[bytes]:
     how = job.input_spec(uris=[source.uri for source in sources])
     images: list[bytes] = []
     for part in choose_sample(opened, IMAGES, seed=0):
-        shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
-        for block in ShardReader(shard, how).blocks():
-            images += _good(block.images, block.row_start, part)
+        images += [bytes(cell) for _, cell, _ in sample_cells(part, how) if _decodes(cell)]
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")
     return images[:IMAGES]
 
 
-def _good(cells: Sequence[object], row_start: int, part: SampleSlice) -> Iterator[bytes]:
-    wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
-    for row, cell in enumerate(cells, row_start):
-        if row not in wanted or isinstance(cell, BadImage):
-            continue
-        image = bytes(memoryview(cell))  # type: ignore[arg-type]
-        try:
-            decode(image)
-        except BadImage:
-            continue
-        yield image
+def _decodes(cell: ImageCell) -> bool:
+    try:
+        if isinstance(cell, BadImage):
+            raise cell
+        decode(bytes(cell))
+    except BadImage:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jobs.ledger.done import DoneRecord, DoneShard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Cut, encode_plan
 from jobs.ledger.slices import Slices, Source
-from jobs.plan.claims import wanted
+from jobs.plan.claims import next_claim
 from workers.contract import Slice
 from workers.storage.store import LocalStore
 
@@ -47,7 +47,7 @@ def main() -> None:
         read = time.process_time()
         lost = ledger.lost(plans, done, sources)
         records = time.process_time()
-        found = wanted([*sources, *late], plans, lost, rescore=True)
+        found = next_claim([*sources, *late], plans, lost, rescore=True)
         ended = time.process_time()
     assert len(found.new) == arguments.files
     rows = len(sources) * ROWS_A_FILE

@@ -13,7 +13,7 @@ from jobs.ledger import ledger as ledgers
 from jobs.ledger import notes as noting
 from jobs.ledger.done import DoneRecord, DoneShard, KnownObjects, PlanObjects
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import KEY, Noting, recall
+from jobs.ledger.notes import NOTE_KEY, Noting, recall
 from jobs.ledger.plans import Plan, decode_plan
 from tests.jobs.ledger.test_ledger import ROOT, claim, opened
 from tests.support.fakes import RESULT, MemoryStore, object_of
@@ -92,7 +92,7 @@ def test_a_run_that_ends_notes_the_rest_where_it_is_worth_it() -> None:
         run.add(*result(here, plan, index))
     run.close()
     assert len(notes(here)) == 2
-    assert all(KEY.fullmatch(key.removeprefix(f"{ROOT}/")) for key in notes(here))
+    assert all(NOTE_KEY.fullmatch(key.removeprefix(f"{ROOT}/")) for key in notes(here))
     run = Noting(here.store, ROOT, [plan], pytest.fail)
     run.add(*result(here, plan, 7))
     run.close()
