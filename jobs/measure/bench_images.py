@@ -23,7 +23,6 @@ from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
 from workers.image.decode import decode
 from workers.image.errors import BadImage
-from workers.source.rows import ImageCell
 from workers.source.shard_reader import sample_cells
 
 # ----------------------------------------------------------------------------------------------------
@@ -100,17 +99,16 @@ def images_of(job: Job) -> list[bytes]:
     how = job.input_spec(uris=[source.uri for source in sources])
     images: list[bytes] = []
     for part in choose_sample(opened, IMAGES, seed=0):
-        images += [bytes(cell) for _, cell, _ in sample_cells(part, how) if _decodes(cell)]
+        cells = (cell for _, cell, _ in sample_cells(part, how))
+        images += filter(_decodes, (bytes(cell) for cell in cells if not isinstance(cell, BadImage)))
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")
     return images[:IMAGES]
 
 
-def _decodes(cell: ImageCell) -> bool:
+def _decodes(image: bytes) -> bool:
     try:
-        if isinstance(cell, BadImage):
-            raise cell
-        decode(bytes(cell))
+        decode(image)
     except BadImage:
         return False
     return True
