@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
@@ -323,6 +323,3 @@ class BundleRequest:
     """A maker was lost as if by an image of the sample: have them decoded by a process that may die of it. The bundle
     is the same, but for images that kill, and for artifacts of extras that `auto` would add."""
     pin: bool = True
-
-    def with_threads(self, threads: int) -> BundleRequest:
-        return replace(self, threads=threads)

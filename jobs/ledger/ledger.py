@@ -70,11 +70,11 @@ class Ledger:
         """
         while True:
             plans = self.plans()
-            made = content(plans)
-            if made is None:
+            claim = content(plans)
+            if claim is None:
                 return None
             number = plans[-1].number + 1 if plans else 1
-            data = encode_plan(made, uuid.uuid4().hex)
+            data = encode_plan(claim, uuid.uuid4().hex)
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
 

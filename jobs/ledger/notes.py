@@ -1,4 +1,4 @@
-"""Notes of what results said of objects, for the run that finishes a plan: it need not be the one that did the work.
+"""Notes of what results say of objects, for the run that finishes a plan: it need not be the one that did the work.
 
     _stint/noted/00000007/<random>.parquet    some lines of plan 7's done record to be, created once
 
@@ -38,7 +38,7 @@ _WAIT_S = 2.0
 
 
 class Noting(KnownObjects):
-    """What results tell of the objects of plans, noted every so often in a thread of its own."""
+    """The objects of plans as results describe them, noted every so often in a thread of its own."""
 
     def __init__(self, store: Store, root: str, plans: Sequence[Plan], say: Callable[[str], None]) -> None:
         super().__init__({plan.number: len(plan.shards) for plan in plans})
@@ -50,14 +50,14 @@ class Noting(KnownObjects):
         super().add(key, result)
         if self.of(result.plan).new >= NOTE_EVERY:
             self._note(result.plan)
-            self._tell(0.0)
+            self._report_failures(0.0)
 
     def close(self) -> None:
         """Note the rest. Raises nothing: a run that ends with an error ends with that one."""
         for plan in self._tokens:
             if self.of(plan).new >= NOTE_LEAST:
                 self._note(plan)
-        self._tell(_WAIT_S)
+        self._report_failures(_WAIT_S)
         self._writes.close()
 
     def _note(self, plan: int) -> None:
@@ -68,7 +68,7 @@ class Noting(KnownObjects):
     def _write(self, key: str, table: pa.Table, token: str) -> None:
         self._store.create(key, to_bytes([table], DONE_SCHEMA, {"token": token}))
 
-    def _tell(self, wait_s: float) -> None:
+    def _report_failures(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):
             if isinstance(outcome, StoreError | StoreDenied):
                 self._say(f"could not note what is done, so those objects will be read at the end: {outcome}")
@@ -77,7 +77,7 @@ class Noting(KnownObjects):
 def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
     """Add what runs have noted of a plan's objects. A note that is damaged, or of another claim, says nothing.
 
-    Where notes, or a note and a result, say different things of an object, it stays unknown.
+    Where notes, or a note and a result, contradict each other about an object, it stays unknown.
     """
 
     def read(key: str) -> pa.Table | None:
@@ -85,8 +85,8 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
             table = pq.read_table(pa.BufferReader(store.get(key)), page_checksum_verification=True)
         except (pa.ArrowException, OSError):
             return None
-        told = (table.schema.metadata or {}).get(b"stint.token") == plan.token.encode()
-        return table if told and table.schema.equals(DONE_SCHEMA) else None
+        ours = (table.schema.metadata or {}).get(b"stint.token") == plan.token.encode()
+        return table if ours and table.schema.equals(DONE_SCHEMA) else None
 
     keys = [info.key for info in store.list(f"{root}/{_FOLDER}/{plan.number:08d}")]
     for table in ahead(read, keys, _READS_AT_ONCE, "noted"):

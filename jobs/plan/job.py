@@ -1,4 +1,4 @@
-"""A spec resolved against the world: its store, ledger, fingerprints, and what workers are told."""
+"""A spec resolved against the world: its store, ledger, fingerprints, and what workers get to know."""
 
 from __future__ import annotations
 

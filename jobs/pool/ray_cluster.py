@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -103,7 +104,7 @@ class RayCluster:
                 max_restarts=0,
                 runtime_env=environment(threads, any_process=self._address is None),
             )
-            .remote(request.with_threads(threads))
+            .remote(replace(request, threads=threads))
         )
         # Ends as soon as its process runs.
         self._bundle_placing = self._maker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())

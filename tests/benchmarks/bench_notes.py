@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_notes --shards 5000 20000 --latency-ms 0 20 50
 
-Objects have 4,096 rows and lie in memory. A request waits for the latency, as at an object store, and moves its bytes in
-no time. Without notes every object is read, 16 at once; with them a note for every 10,000.
+Objects have 4,096 rows and lie in memory. A request waits for the latency, as at an object store, and moves its bytes
+in no time. Without notes every object is read, 16 at once; with them a note for every 10,000.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def killed_after(here: Ledger, plan: Plan, numbers: range) -> None:
     run = Noting(here.store, ROOT, [plan], pytest.fail)
     for index in numbers:
         run.add(*result(here, plan, index))
-    run._tell(10.0)
+    run._report_failures(10.0)
     run._writes.close()
 
 
@@ -122,7 +122,7 @@ def test_where_a_note_and_a_result_differ_the_object_tells() -> None:
         key, told = result(here, plan, index)
         former.add(key, replace(told, sha256="0" * 64) if index == 2 else told)
         latest.add(key, told)
-    former._tell(10.0)
+    former._report_failures(10.0)
     store.read.clear()
     assert list(here.finish(plan, latest.of(plan.number))) == everything
     assert store.read == [f"{ROOT}/{plan.shards[index].key}" for index in (2, *range(4, 10))]
