@@ -239,16 +239,16 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """Where predictions go, and the shape of a row."""
+    """The spec's `output`. For a worker the driver makes `uri` absolute, that of its own day; bundles lie below it."""
 
-    url: str
-    """The output's base URL: the bundle store lives below it."""
-    root: str
-    """Key prefix of the model's root below `url`: `model=<name>-<fp>`."""
-    topk: int
-    key_schema: bytes = b""
-    """Arrow schema of the key columns, in IPC form, in the order of InputSpec.keys."""
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    uri: str
+    """Folder or URL of predictions and ledger, best one for all nights. `{as_of}` is replaced."""
+    topk: AtLeast1 = 5
+    """Classes a row."""
     single_writer: bool = False
+    """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,23 +271,24 @@ class WorkerSpec:
     """Everything a worker needs to score any shard of the job."""
 
     bundle: str
-    """Fingerprint of the bundle, below `<output.url>/_stint/bundles/`."""
+    """Fingerprint of the bundle, below `<output.uri>/_stint/bundles/`."""
     fingerprint: str
     """Fingerprint of the model's root: written into every output object."""
+    root: str
+    """Key prefix of the model's root below `output.uri`: `model=<name>-<fp>`."""
+    model: ModelSpec
     input: InputSpec
     output: OutputSpec
+    key_schema: bytes = b""
+    """Arrow schema of the key columns, in IPC form, in the order of `input.keys`."""
     threads: int
     """Physical cores a worker takes."""
     batch: int | None
     """Images a forward pass; None: what a tuning of such a host found best, else workers.bundle.profiles' rule."""
-    task: str = "classify"
-    precision: str = "int8"
     engine: str = "auto"
-    """`auto`, an engine, or the name of one artifact."""
+    """In place of `model.engine`: `auto`, an engine, or the name of one artifact."""
     artifacts: tuple[str, ...] = ()
     """Names of the artifacts that this run's gate lets pass; (): all that the bundle holds."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
     pin: bool = True

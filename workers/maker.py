@@ -66,7 +66,7 @@ class Maker:
 
         if request.pin:
             torch.set_num_threads(self._plan.threads)
-        store = open_store(request.output.url, single_writer=request.output.single_writer)
+        store = open_store(request.output.uri, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:
             return self._new(store, held)

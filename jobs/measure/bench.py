@@ -27,8 +27,8 @@ from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Climbed, Completion, Step, Turn, climb, steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
-from jobs.spec.schema import JobSpec, Limits, Output, Schedule, Workers
-from workers.contract import GateSpec, InputSpec
+from jobs.spec.schema import JobSpec, Limits, Schedule, Workers
+from workers.contract import GateSpec, InputSpec, OutputSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.host.cores import Topology, read_topology
 from workers.host.cpu import cpu_model, isa_class
@@ -365,7 +365,7 @@ class _Ladder:
                 "model": model,
                 "input": InputSpec(uri=str(images), image="image", keys=("id",), shard_rows=shard_rows),
                 "gate": GateSpec(min_agreement=0.0, min_cosine=-1.0, rows=16),
-                "output": Output(uri=str(self.folder / "output"), topk=self.spec.output.topk),
+                "output": OutputSpec(uri=str(self.folder / "output"), topk=self.spec.output.topk),
                 "workers": Workers(max=self.topology.budget, cpus=1, batch=batch),
                 "limits": Limits(bad_rows=1.0),
                 "schedule": Schedule(),

@@ -93,14 +93,10 @@ class Job:
             folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
         return tuple(dict.fromkeys(folders))
 
-    def output_spec(self, keys: pa.Schema | None) -> OutputSpec:
-        return OutputSpec(
-            url=self.store.url,
-            root=self.fingerprints.root,
-            topk=self.spec.output.topk,
-            key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
-            single_writer=self.spec.output.single_writer,
-        )
+    @property
+    def output(self) -> OutputSpec:
+        """For workers: the output of this run's day, whatever their working directory."""
+        return replace(self.spec.output, uri=self.store.url)
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
@@ -132,14 +128,14 @@ class Job:
             bundle=self.fingerprints.bundle,
             fingerprint=self.fingerprints.model,
             input=self.input_spec(uris=uris),
-            output=self.output_spec(keys),
+            output=self.output,
+            root=self.fingerprints.root,
+            key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
+            model=self.spec.model,
             threads=self.threads,
             batch=self.batch,
             artifacts=artifacts,
-            task=self.spec.model.task,
-            precision=self.spec.model.precision,
             engine=self.spec.model.engine,
-            device=self.spec.model.device,
             memory_bytes=self.spec.workers.memory_bytes,
             code_version=code_version(),
         )
@@ -158,7 +154,7 @@ class Job:
             model=spec.model,
             gate=spec.gate,
             input=self.input_spec((labels_column,) if labels_column else ()),
-            output=self.output_spec(None),
+            output=self.output,
             sample=(),
             batch=self.batch or BATCH,
             worker_threads=self.threads,

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, PreprocessSpec, Share
+from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in
 from workers.source.uris import check_root
@@ -118,22 +118,14 @@ def _check_model(given: ModelSpec) -> ModelSpec:
     return replace(given, preprocess=cast(PreprocessSpec, overrides))
 
 
+def _check_output(given: OutputSpec) -> OutputSpec:
+    _no_credentials("output.uri", given.uri)
+    return given
+
+
 Input = Annotated[InputSpec, AfterValidator(_check_input)]
 Model = Annotated[ModelSpec, BeforeValidator(_precision_of_float_engines), AfterValidator(_check_model)]
-
-
-class Output(Section):
-    uri: str
-    """Folder or URL of predictions and ledger, best one for all nights. `{as_of}` is replaced."""
-    topk: AtLeast1 = 5
-    """Classes a row."""
-    single_writer: bool = False
-    """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
-
-    @model_validator(mode="after")
-    def _url_is_public(self) -> Output:
-        _no_credentials("output.uri", self.uri)
-        return self
+Output = Annotated[OutputSpec, AfterValidator(_check_output)]
 
 
 class Group(Section):
@@ -224,7 +216,7 @@ class Cost(Section):
     """Price of one logical CPU for one hour, in your currency: runs then tell what they cost."""
 
 
-class Drift(Section):
+class DriftSpec(Section):
     nights: Annotated[int, Field(ge=0)] = 7
     """Runs before this one that its predictions are compared with, taken together; 0: none."""
     max_psi: Annotated[float, Field(gt=0)] = 0.2
@@ -260,7 +252,7 @@ class JobSpec(Section):
     """When the night must be done."""
     cost: Cost = Cost()
     """Prices."""
-    drift: Drift = Drift()
+    drift: DriftSpec = DriftSpec()
     """When predictions differ from those of the nights before so much that a person should look."""
 
     @model_validator(mode="after")

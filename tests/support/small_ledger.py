@@ -22,7 +22,7 @@ from workers.contract import Preprocess, Shard
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
 from workers.image.errors import BadImage, ErrorCode
-from workers.output import Scored, encode, read_schema
+from workers.output import Scored, encode
 from workers.source.shard_reader import ShardReader
 
 LABELS = ("cat", "dog", "emu")
@@ -98,7 +98,7 @@ class SmallLedger:
             if block.keys is not None:
                 scored.keys.append(block.keys)
         told = {"plan_token": plan.token, "token": "t", "bundle": job.fingerprints.bundle, "model": "m", **metadata}
-        keys = list(read_schema(job.output_spec(plan.keys).key_schema)) if plan.keys else []
+        keys = list(plan.keys) if plan.keys else []
         data = encode(
             shard, scored, task="classify", labels=LABELS, keys=keys, outputs=len(LABELS), metadata=told,
             gone=sorted(reader.gone),

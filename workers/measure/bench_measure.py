@@ -142,10 +142,10 @@ def _makers(variant: Variant) -> tuple[Callable[[Pixels], _Made], Preprocess]:
     from workers.storage.store import open_store
 
     worker = variant.worker
-    store = open_store(worker.output.url, single_writer=worker.output.single_writer)
+    store = open_store(worker.output.uri, single_writer=worker.output.single_writer)
     manifest = read_manifest(store, worker.bundle)
     if manifest is None:
-        raise ValueError(f"no bundle {worker.bundle} in {worker.output.url}")
+        raise ValueError(f"no bundle {worker.bundle} in {worker.output.uri}")
     if variant.kind == ARTIFACT:
         return lambda _: _artifact(worker, store, manifest), manifest.preprocess
     return lambda crops_NHWC: _float_or_int8(variant, manifest.preprocess, crops_NHWC), manifest.preprocess

@@ -98,10 +98,10 @@ class Bench:
         self._topology = cores.read_topology()
         self._lease = cores.lease(self._topology.budget, self._topology)
         self._held.callback(self._lease.release)
-        store = open_store(spec.output.url, single_writer=spec.output.single_writer)
+        store = open_store(spec.output.uri, single_writer=spec.output.single_writer)
         manifest = bundle.read_manifest(store, spec.bundle)
         if manifest is None:
-            raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.url}", code="no_bundle")
+            raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.uri}", code="no_bundle")
         folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-")))
         images = read_sample(self._request.sample, spec.input)
         self._rows = len(images)
@@ -227,7 +227,9 @@ def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int
 
 def _engines(artifacts: Sequence[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
     """The best artifact of every engine that runs here, the one that the rule takes first before the others."""
-    fit = ranked(artifacts, precision=spec.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine)
+    fit = ranked(
+        artifacts, precision=spec.model.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine
+    )
     best: dict[str, str] = {}
     for info in fit:
         best.setdefault(info.engine, info.name)

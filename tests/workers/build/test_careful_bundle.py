@@ -81,13 +81,13 @@ def made(request: BundleRequest) -> tuple[BundleOutcome, Manifest]:
     outcome = Maker(request).make()
     assert isinstance(outcome, BundleOutcome), outcome
     assert outcome.created
-    manifest = read_manifest(open_store(request.output.url), request.fingerprint)
+    manifest = read_manifest(open_store(request.output.uri), request.fingerprint)
     assert manifest is not None
     return outcome, manifest
 
 
 def objects(request: BundleRequest) -> dict[str, bytes]:
-    folder = Path(request.output.url, "_stint/bundles", request.fingerprint)
+    folder = Path(request.output.uri, "_stint/bundles", request.fingerprint)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -199,7 +199,7 @@ def test_a_sample_in_which_nothing_kills_gives_the_same_bundle_to_the_byte(bench
     for this in (request, plain):  # each in a fresh process, because torch numbers the networks that it has traced
         assert "left_out=()" in made_apart(bench, this).stdout
     assert objects(request) == objects(plain)
-    manifest = read_manifest(open_store(plain.output.url), plain.fingerprint)
+    manifest = read_manifest(open_store(plain.output.uri), plain.fingerprint)
     assert manifest is not None
     assert len(objects(plain)) == len(manifest.artifacts) + 2  # the golden batch, the manifest
 
