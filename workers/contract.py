@@ -292,7 +292,7 @@ class WorkerSpec:
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
     pin: bool = True
-    """Take core leases and set affinity. Off in a LocalPool, which lives in somebody else's process."""
+    """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
     code_version: str = ""
 
 

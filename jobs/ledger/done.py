@@ -42,7 +42,7 @@ class DoneShard:
     size: int
     sha256: str
     gone: tuple[str, ...] = ()
-    """URIs of files with rows that were gone when it was their turn."""
+    """URIs of files with rows that were gone when they were to be scored."""
 
 
 def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
@@ -208,7 +208,7 @@ class KnownObjects:
         return self._plans[plan]
 
     def add(self, key: str, result: ShardResult) -> None:
-        """Of an object none of whose rows are gone: which files those are of, only the object itself tells."""
+        """Only of an object without gone rows: a result does not name the files that are gone, the object does."""
         if (found := parse_shard_key(key)) is None:
             raise ValueError(f"{key} is no key of a shard's object")
         self.of(found[0]).add_new(

@@ -117,7 +117,7 @@ class Ledger:
         return ahead(read, shards, _READS_AT_ONCE, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
-        """Slices of plans that have no rows, because their source was gone when it was their turn.
+        """Slices of plans that have no rows, because their source was gone when they were to be scored.
 
         Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
         yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
@@ -125,14 +125,14 @@ class Ledger:
         """
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, _READS_AT_ONCE, "done"), strict=True))
-        asked = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
-        here = {source.uri: source.version for source in present} if asked else {}
+        relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
+        here = {source.uri: source.version for source in present} if relevant else {}
         lost: set[Slice] = set()
         for plan in plans:
             again = {(piece.uri, piece.version) for piece in lost}
             if again and not again.isdisjoint(plan.claimed):
                 lost.difference_update(piece for shard in _reading(plan, again.__contains__) for piece in shard.slices)
-            if plan.number not in asked:
+            if plan.number not in relevant:
                 continue
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])

@@ -15,7 +15,7 @@ Bits = npt.NDArray[np.bool_]
 PART = 1000
 """Shards that one request lists: object stores answer with a page of so many."""
 PARTS_TOGETHER = 16
-"""Parts that are listed before it is asked whether one of them has a gap."""
+"""Parts that are listed before gaps are looked for."""
 
 
 def plan_of(key: str) -> int:
@@ -67,7 +67,7 @@ class PlanListing:
         return self._bits.copy()
 
     def whole(self) -> bool:
-        """Whether every shard has its object; looks no further than it must. Raises StoreError, StoreDenied."""
+        """Whether every shard has its object; lists no more than it must. Raises StoreError, StoreDenied."""
         while parts := self._with_gaps()[:PARTS_TOGETHER]:
             self._list(parts)
             if not set(parts).isdisjoint(self._with_gaps()):

@@ -59,7 +59,7 @@ class OnDemand(Sequence[_T]):
 
 
 def picked(items: Sequence[_T], numbers: Ints) -> Iterator[_T]:
-    """Those items, in the order of `numbers`; of what is made on demand, many at once."""
+    """The items with these numbers, in the order of `numbers`; those made on demand many at once."""
     return items.picked(numbers) if isinstance(items, OnDemand) else (items[number] for number in numbers.tolist())
 
 

@@ -26,7 +26,7 @@ class NextClaim:
     new: tuple[Source, ...] = ()
     """Sources in a version that no plan claims: to be cut into shards."""
     again: Mapping[Source, tuple[Slice, ...]] = field(default_factory=dict)
-    """Sources in a version that was claimed before, each with the rows that were not there when it was their turn."""
+    """Sources in a version that was claimed before, each with the rows that were gone when they were to be scored."""
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version whose rows are out of date once the plan is done."""
     kept: tuple[Source, ...] = ()
@@ -38,8 +38,8 @@ def next_claim(
 ) -> NextClaim:
     """What to claim of `sources`, each URI of which is listed once.
 
-    `lost` are the slices without rows, because their source was gone when it was their turn. A changed source whose
-    former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
+    `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
+    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
     """
     holes: dict[tuple[str, str], list[Slice]] = {}
     for piece in sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)):
@@ -81,8 +81,8 @@ class _Claims:
         place = pc.index_in(uris, value_set=self._latest_first["uri"])
         before = self._latest_first["version"].take(place).combine_chunks()
         as_it_is = pc.fill_null(pc.equal(before, pa.array([source.version for source in sources], pa.string())), False)
-        asked = pc.is_in(uris, value_set=pa.array(also, pa.string()))
-        chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), asked))
+        named = pc.is_in(uris, value_set=pa.array(also, pa.string()))
+        chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), named))
         for index, version in zip(chosen.to_pylist(), before.take(chosen).to_pylist(), strict=True):
             yield sources[index], version
 
@@ -112,7 +112,7 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
 
 
 def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows of files that are there now and were gone, or had changed, when it was their turn.
+    """Rows scored twice, and rows of files that are there now and were not when they were to be scored.
 
     `gone` are the slices of plans that their objects list as gone.
     """

@@ -30,7 +30,7 @@ class Discovery:
     plans: list[Plan]
     open_plans: list[Plan]
     lost: frozenset[Slice]
-    """Rows of earlier plans whose source was gone when it was their turn."""
+    """Rows of earlier plans whose source was gone when they were to be scored."""
     claim: NextClaim
     fresh: list[Opened]
     """The new sources that can be read, with their row groups."""
@@ -104,7 +104,7 @@ def _some(names: Sequence[str]) -> str:
 def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
     """The input as it is now. Raises SpecError, StoreError.
 
-    What a manifest says is not taken at its word for files that were gone, or had changed, when it was their turn.
+    What a manifest says is checked for files that were gone, or had changed, when they were to be scored.
     """
     latest: Mapping[str, str] = {}
     doubtful: set[str] = set()

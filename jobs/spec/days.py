@@ -1,4 +1,4 @@
-"""Which days a command looks at: `--as-of`, `--backfill` and what `{as_of}` stands for."""
+"""The days that a command is about: `--as-of`, `--backfill` and what `{as_of}` stands for."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$")]
 
 
 def _precision_of_float_engines(given: Any) -> Any:
-    """What runs in float only is not asked for INT8 by a default."""
+    """INT8 is no default for what runs in float only."""
     if not isinstance(given, dict) or "precision" in given:
         return given
     if given.get("device") == "cuda":
