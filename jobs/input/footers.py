@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -92,17 +91,16 @@ def _read_footer(source: Source, spec: InputSpec) -> Opened:
         for key in spec.keys:
             if key not in schema.names:
                 raise SpecError(f"input.keys: {source.uri} has no column {key!r}; it has {', '.join(schema.names)}")
-        wanted = (spec.image, *spec.keys)
+        read = (spec.image, *spec.keys)
         return Opened(
             source=source,
-            groups=tuple(_row_group(parquet.metadata.row_group(i), i, wanted) for i in range(parquet.num_row_groups)),
+            groups=tuple(
+                RowGroup(group.num_rows, sum(chunk_sizes(group, read)), number)
+                for number, group in enumerate(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
+            ),
             keys=pa.schema([schema.field(key).with_nullable(True).remove_metadata() for key in spec.keys]),
             columns=tuple(schema.names),
         )
-
-
-def _row_group(group: Any, number: int, wanted: tuple[str, ...]) -> RowGroup:
-    return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)), number)
 
 
 def _read_headers(source: Source, spec: InputSpec) -> Opened:

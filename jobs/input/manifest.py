@@ -171,11 +171,9 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
     there = Source(uri, int(info["size"]), version_of(info))
     if info["type"] != "file":
         return "the manifest names it, and it is a folder"
-    if claimed == there.version or any(_is(entry, there) for entry in entries):
+    if claimed == there.version or any(
+        e.version in (None, there.version) and e.size in (None, there.size) for e in entries
+    ):
         return there
     said = " and ".join(f"version {entry.version}, size {entry.size}" for entry in entries)
     return f"the manifest says {said}; there is version {there.version}, size {there.size}"
-
-
-def _is(entry: Entry, there: Source) -> bool:
-    return entry.version in (None, there.version) and entry.size in (None, there.size)

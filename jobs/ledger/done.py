@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -174,14 +173,9 @@ class PlanObjects:
         """Numbers of those of so many shards of which nothing is known."""
         if len(self._facts) < shards:
             self._grow(shards)
-        known = self._known[:shards].copy()
+        known = self._facts["known"][:shards].copy()
         known[list(self._doubtful)] = False
         return np.flatnonzero(~known)
-
-    @property
-    def _known(self) -> npt.NDArray[np.bool_]:
-        known: npt.NDArray[np.bool_] = self._facts["known"]
-        return known
 
     def record(self, numbers: Ints) -> DoneRecord:
         """What is known of the shards with these numbers, in their order."""
