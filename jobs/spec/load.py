@@ -70,6 +70,8 @@ def _explain(error: Any) -> str:
         return f"unknown key {where!r}: {hint}"
     if error["type"] == "missing":
         return f"{where!r} is missing"
+    if error["type"] in ("model_type", "dataclass_type", "dict_type"):
+        return f"{where}: a section is wanted, with `key: value` in it, got {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ")
     # A check of a whole section names its key itself.
     return message if isinstance(error["input"], dict) else f"{where}: {message}, got {error['input']!r}"

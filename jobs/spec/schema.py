@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
-from workers.redaction import credential_in
+from workers.redaction import credential_in, shown
 from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 
@@ -32,12 +32,13 @@ class Section(BaseModel):
 
 def _no_credentials(key: str, *urls: str | None) -> None:
     """Raises ValueError where a URL of the spec carries a credential: specs end up in reports and logs."""
-    if kind := next(filter(None, (credential_in(url) for url in urls if url)), None):
-        raise ValueError(
-            f"{key}: the URL carries {kind}, which would end up in logs and reports. Take it out and give credentials "
-            "by the environment, as the store's library finds them (AWS_PROFILE, AZURE_STORAGE_SAS_TOKEN, a role of "
-            "the node)"
-        )
+    for url in urls:
+        if url and (kind := credential_in(url)):
+            raise ValueError(
+                f"{key}: {shown(url)}: the URL carries {kind}, which would end up in logs and reports. Take it out and "
+                "give credentials by the environment, as the store's library finds them (AWS_PROFILE, "
+                "AZURE_STORAGE_SAS_TOKEN, a role of the node)"
+            )
 
 
 def _check_input(given: InputSpec) -> InputSpec:

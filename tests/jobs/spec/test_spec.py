@@ -59,6 +59,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"model__precision": "int4"}, r"model.precision: .*'int8', 'bf16' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
+        ({"gate": 3}, r"gate: a section is wanted, .* got 3"),
+        ({"workers": 3}, r"workers: a section is wanted, .* got 3"),
+        ({"model__preprocess": [1]}, r"model.preprocess: a section is wanted, .* got \[1\]"),
+        ({"model__calibration": {"seeds": 3}}, r"unknown key 'model.calibration.seeds': did you mean 'seed'\?"),
+        ({"workers__groups": [{"label": {}}]}, r"unknown key 'workers.groups.0.label': did you mean 'labels'\?"),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(changes: dict[str, Any], message: str) -> None:
