@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 
 from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
-from jobs.ledger.current import FOLDER, current_root, roots
+from jobs.ledger.current import CURRENT, current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import latest_versions
 from jobs.ledger.slices import Source
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day, job_of
-from jobs.plan.discovery import look
+from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
 from jobs.spec.days import Days
 from workers.storage.store import Store
@@ -60,15 +60,15 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
 def _append(store: Store, root: str) -> None:
     entry = {"root": root, "promoted": datetime.now(UTC).isoformat(timespec="seconds")}
     while True:
-        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(FOLDER)), default=0)
-        if store.create(f"{FOLDER}/{last + 1:08d}.json", json.dumps(entry).encode()):
+        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(CURRENT)), default=0)
+        if store.create(f"{CURRENT}/{last + 1:08d}.json", json.dumps(entry).encode()):
             return
 
 
 def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     open_plans = [plan.number for plan in plans if plan.number not in done]
-    listing = look(job, plans, done)
+    listing = list_job_input(job, plans, done)
     missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
         what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"

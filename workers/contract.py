@@ -1,5 +1,6 @@
 """What crosses between driver and workers: frozen stdlib dataclasses, a few hundred bytes each.
 
+Sections of the spec that workers need are declared here, once: `jobs.spec` checks them and they travel as they are.
 Pixels never cross. A worker reads its shard from storage itself, decodes, predicts, encodes and commits;
 what returns to the driver is a ShardResult or a Failure. This module imports neither torch nor Ray, so that
 the driver (the head node) needs neither to plan.
@@ -9,10 +10,36 @@ Shape suffixes used throughout the project: N batch, H height, W width, C channe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-# ---------------------------------------------------------------------------------------------- the work
+from annotated_types import Ge, Interval
+from typing_extensions import TypedDict
+
+AS_OF = "{as_of}"
+"""Stands in templates of URIs for the day, as 2026-03-01."""
+MOST_DAYS = 3660
+"""A mistyped year should not list folders for an hour."""
+AtLeast1 = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+_KEYS_ARE_CHECKED = {"extra": "forbid", "use_attribute_docstrings": True}
+"""How pydantic reads a section of the spec from YAML, in `jobs.spec`; the docstrings are in its JSON Schema. It is not
+imported here: it takes 50 to 70 ms of CPU, annotated_types 7 to 10 ms, torch after them 1.3 s."""
+
+
+def shard_key(plan: int, index: int) -> str:
+    """Key of a shard's output object, below the model's root."""
+    return f"plan={plan:08d}/{index:08d}.parquet"
+
+
+def parse_shard_key(key: str) -> tuple[int, int] | None:
+    """Plan and number of the shard whose object has this key; None for another key."""
+    found = re.fullmatch(r"plan=(\d+)/(\d+)\.parquet", key)
+    if found is None or shard_key(plan := int(found[1]), index := int(found[2])) != key:
+        return None
+    return plan, index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +83,7 @@ class Shard:
     @property
     def key(self) -> str:
         """Key of the output object, below the model's root."""
-        return f"plan={self.plan:08d}/{self.index:08d}.parquet"
+        return shard_key(self.plan, self.index)
 
     @property
     def name(self) -> str:
@@ -69,9 +96,6 @@ class Shard:
         if len(self.slices) > 1:
             where += f" … {last.uri} row group {last.row_group} rows {last.row_start}:{last.row_stop}"
         return f"shard {self.name} ({self.rows} rows: {where})"
-
-
-# ------------------------------------------------------------------------------------------ what to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,73 +115,140 @@ class Preprocess:
     """`exact`, or `scaled`: JPEGs whose shorter side is 2.8 times `resize_px` or more shrink while they are decoded."""
 
 
+class PreprocessSpec(TypedDict, total=False):
+    """The spec's `model.preprocess`: what it changes in the preprocessing that the weights come with."""
+
+    __pydantic_config__ = _KEYS_ARE_CHECKED  # type: ignore[misc]
+
+    resize: AtLeast1 | None
+    """Pixels of the shorter side after the resize."""
+    crop: AtLeast1 | None
+    """Side of the centre crop in pixels: what the network sees."""
+    mean: tuple[float, float, float] | None
+    """Per channel, for pixels in [0, 1]."""
+    std: tuple[float, float, float] | None
+    """Per channel, for pixels in [0, 1]."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None
+    """Of the resize; bilinear and bicubic are antialiased."""
+    decode: Literal["exact", "scaled"] | None
+    """`exact`, or `scaled`: large JPEGs are made smaller while they are decoded, which is faster and not quite the same
+    picture. The gate compares with fp32 on exactly decoded ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """The spec's `model.calibration`."""
+
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    rows: AtLeast1 = 256
+    """Rows of the job's own input that set the INT8 ranges."""
+    seed: int = 0
+    """Which rows: the same seed on the same input takes the same ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which network, with which weights, how it is made ready. Everything here changes predictions."""
+    """The spec's `model`: which network, with which weights, how it is made ready."""
+
+    __pydantic_config__ = _KEYS_ARE_CHECKED
 
     arch: str
-    """`torchvision/<name>` or `module:function`."""
-    weights: str | None
-    """A torchvision weights enum name, or a path or fsspec URL of a state dict (.safetensors, .pth, .pt)."""
+    """`torchvision/<name>` (any classification model) or `module:function` that returns an nn.Module."""
+    weights: str | None = None
+    """A torchvision weights enum (`DEFAULT`, `IMAGENET1K_V2`), or a path or URL of a .safetensors, .pth or .pt file."""
     args: Mapping[str, object] = field(default_factory=dict)
-    labels: tuple[str, ...] | str | None = None
-    """Class names, `imagenet`, a path or URL of a text (one a line) or JSON list, or None for the weights' own."""
-    task: str = "classify"
-    """`classify` or `embed`."""
-    precision: str = "int8"
-    """`int8`, `bf16` or `fp32`."""
-    engine: str = "auto"
-    """`auto`, `torch-int8`, `torch-pt2e`, `openvino`, `onnxruntime` or `torch-float`."""
-    float_layers: float = 0.25
-    """Greatest share of the layers that may stay float to satisfy the gate."""
-    preprocess: Mapping[str, object] = field(default_factory=dict)
-    """Overrides of the weights' own preprocessing: resize, crop, mean, std, interpolation, decode."""
-    calibration_rows: int = 256
-    calibration_seed: int = 0
+    """Keyword arguments of the architecture, as `{num_classes: 4}`."""
+    labels: str | tuple[str, ...] | None = None
+    """Class names: `imagenet`, a list, or a path or URL (text lines or a JSON list). Default: the weights' own."""
+    task: Literal["classify", "embed"] = "classify"
+    """`classify`: top-k classes. `embed`: the features before the last linear layer."""
+    precision: Literal["int8", "bf16", "fp32"] = "int8"
+    """`int8`: static quantization. `bf16`: float of half the width. Both are gated against fp32, the same path in
+    float."""
+    engine: Literal["auto", "torch-int8", "torch-pt2e", "openvino", "onnxruntime", "torch-float"] = "auto"
+    """What runs the network. `auto`: for int8 each worker takes the best that its CPU and the installed extras run."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cuda`: the float engine, in bf16, on workers that take a GPU each."""
+    float_layers: Share = 0.25
+    """Where the gate refuses an INT8 network: the greatest share of its layers that may stay float to pass."""
+    preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
+    """Overrides of the preprocessing that the weights come with."""
+    calibration: CalibrationSpec = CalibrationSpec()
+    """The sample that sets the INT8 ranges."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateSpec:
-    """When a network in INT8 or bf16 is good enough to ship."""
+    """The spec's `gate`: when a network in INT8 or bf16 is good enough to ship."""
 
-    min_agreement: float = 0.97
-    """Share of rows on which top-1 is that of fp32."""
-    min_cosine: float = 0.98
-    """For embeddings: mean cosine similarity with the fp32 vectors."""
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    min_agreement: Share = 0.97
+    """Least share of rows on which the network in INT8 or bf16 names the same class as in fp32."""
+    min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
+    """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    max_top1_drop: float = 0.01
-    """How much true top-1 accuracy may fall, when labels_column is given."""
-    rows: int = 512
-    """Rows of the job's own input to compare on, none of them used for calibration where there are enough."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too."""
+    max_top1_drop: Share = 0.01
+    """With labels_column: how much true top-1 may fall from that of fp32."""
+    rows: AtLeast1 = 512
+    """Rows to compare on, beside those that calibrate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a worker finds the image in a source."""
+    """The spec's `input`: what to score. For a worker the driver fills in `keys` (the labels too, where the gate wants
+    them) and `uri_roots` (absolute, and never empty where URIs in data may be followed)."""
 
-    format: str
-    """`parquet`, `webdataset` or `images`."""
-    image: str
-    """Image column; its Arrow type (binary, struct<bytes,path>, string URI) is read from each file. For `webdataset`
-    the extensions of images, preferred first, as `jpg;png`."""
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    uri: str | tuple[str, ...] = ()
+    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`."""
+    manifest: str | None = None
+    """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
+    format: Literal["parquet", "images", "webdataset"] = "parquet"
+    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
+    image: str = ""
+    """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
+    `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
     keys: tuple[str, ...] = ()
-    """Columns copied to the output. For `webdataset`: `__key__`, or the extension of a text member, as strings."""
+    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
     uri_roots: tuple[str, ...] = ()
-    """Roots below which URIs found in data may point."""
+    """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
+    stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
+    days: Annotated[int, Interval(ge=1, le=MOST_DAYS)] = 1
+    """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
+    on_change: Literal["report", "rescore"] = "report"
+    """What to do with a file that was scored and has another content now: keep its predictions and say so every
+    night, or score it again under a new plan that supersedes the old rows."""
+    shard_rows: AtLeast1 | Literal["auto"] = "auto"
+    """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
+    shard_mb: AtLeast1 = 256
+    """Encoded bytes a shard, in MiB, at most; a single row group may exceed it."""
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Templates of files and folders to list; none for a manifest."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+    @property
+    def by_date(self) -> bool:
+        return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """Where predictions go, and the shape of a row."""
+    """The spec's `output`. For a worker the driver makes `uri` absolute, that of its own day; bundles lie below it."""
 
-    url: str
-    """The output's base URL: the bundle store lives below it."""
-    root: str
-    """Key prefix of the model's root below `url`: `model=<name>-<fp>`."""
-    topk: int
-    key_schema: bytes = b""
-    """Arrow schema of the key columns, in IPC form, in the order of InputSpec.keys."""
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    uri: str
+    """Folder or URL of predictions and ledger, best one for all nights. `{as_of}` is replaced."""
+    topk: AtLeast1 = 5
+    """Classes a row."""
     single_writer: bool = False
+    """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,31 +271,29 @@ class WorkerSpec:
     """Everything a worker needs to score any shard of the job."""
 
     bundle: str
-    """Fingerprint of the bundle, below `<output.url>/_stint/bundles/`."""
+    """Fingerprint of the bundle, below `<output.uri>/_stint/bundles/`."""
     fingerprint: str
     """Fingerprint of the model's root: written into every output object."""
+    root: str
+    """Key prefix of the model's root below `output.uri`: `model=<name>-<fp>`."""
+    model: ModelSpec
     input: InputSpec
     output: OutputSpec
+    key_schema: bytes = b""
+    """Arrow schema of the key columns, in IPC form, in the order of `input.keys`."""
     threads: int
     """Physical cores a worker takes."""
     batch: int | None
     """Images a forward pass; None: what a tuning of such a host found best, else workers.bundle.profiles' rule."""
-    task: str = "classify"
-    precision: str = "int8"
     engine: str = "auto"
-    """`auto`, an engine, or the name of one artifact."""
+    """In place of `model.engine`: `auto`, an engine, or the name of one artifact."""
     artifacts: tuple[str, ...] = ()
     """Names of the artifacts that this run's gate lets pass; (): all that the bundle holds."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
     pin: bool = True
-    """Take core leases and set affinity. Off in a LocalPool, which lives in somebody else's process."""
+    """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
     code_version: str = ""
-
-
-# ---------------------------------------------------------------------------------------- the bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +323,3 @@ class BundleRequest:
     without_extras: bool = False
     """A maker was lost, perhaps by a library, or for want of memory: leave out artifacts of extras that `auto` adds."""
     pin: bool = True
-
-    def with_threads(self, threads: int) -> BundleRequest:
-        return replace(self, threads=threads)

@@ -66,7 +66,7 @@ class Maker:
 
         if request.pin:
             torch.set_num_threads(self._plan.threads)
-        store = open_store(request.output.url, single_writer=request.output.single_writer)
+        store = open_store(request.output.uri, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:
             return self._new(store, held)
@@ -89,8 +89,8 @@ class Maker:
         calibration = None
         if spec.precision == "int8":
             calibration = CalibrationSample(
-                seed=spec.calibration_seed,
-                size=spec.calibration_rows,
+                seed=spec.calibration.seed,
+                size=spec.calibration.rows,
                 rows=tuple(RowRef(uri=u, row_group=g, row=r) for u, g, r in sample.rows[contents.calibrated_on]),
                 bad_rows=sample.bad_rows,
             )
@@ -178,7 +178,7 @@ class Maker:
                 labels_column=request.gate.labels_column,
                 class_names=labels,
                 classes=classes,
-                seed=request.model.calibration_seed,
+                seed=request.model.calibration.seed,
             )
 
 

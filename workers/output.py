@@ -77,10 +77,13 @@ def output_schema(task: str, keys: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema([*SOURCE_FIELDS, *keys, *middle, *ERROR_FIELDS])
 
 
+OWN_COLUMNS = frozenset(name for task in ("classify", "embed") for name in output_schema(task, ()).names)
+"""Columns of an output object, of any task, that are not keys of the input."""
+
+
 def key_names(schema: pa.Schema) -> list[str]:
     """The key columns of an output object."""
-    ours = {field.name for task in ("classify", "embed") for field in output_schema(task, ())}
-    return [name for name in schema.names if name not in ours]
+    return [name for name in schema.names if name not in OWN_COLUMNS]
 
 
 def describe_row(uri: str, row_group: int, row: int, keys: Mapping[str, object]) -> str:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from jobs.errors import SpecError
 from jobs.ledger.slices import Source
-from jobs.spec.schema import Input
+from workers.contract import InputSpec
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import blocks
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 
-FOOTERS_AT_ONCE = 16
-SAMPLES_TOGETHER = 16
+_FOOTERS_AT_ONCE = 16
+_SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
 
 
@@ -52,7 +51,7 @@ class Opened:
     """Names of every column; None for a tar, whose samples need not be alike."""
 
 
-def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], dict[Source, str]]:
+def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that could not be read, each with the reason.
 
     A source that vanished since the listing is left out. Raises SpecError when the columns are not as the spec says.
@@ -68,14 +67,14 @@ def open_sources(sources: Sequence[Source], spec: Input) -> tuple[list[Opened], 
         except (InputUnreadable, StoreError, StoreDenied) as error:
             return str(error)
 
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE, "footer") as pool:
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
         outcomes = list(zip(sources, pool.map(read, sources), strict=True))
     opened_ = [outcome for _, outcome in outcomes if isinstance(outcome, Opened)]
     _check_key_types(opened_)
     return opened_, {source: outcome for source, outcome in outcomes if isinstance(outcome, str)}
 
 
-def _read_footer(source: Source, spec: Input) -> Opened:
+def _read_footer(source: Source, spec: InputSpec) -> Opened:
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
         try:
@@ -92,24 +91,23 @@ def _read_footer(source: Source, spec: Input) -> Opened:
         for key in spec.keys:
             if key not in schema.names:
                 raise SpecError(f"input.keys: {source.uri} has no column {key!r}; it has {', '.join(schema.names)}")
-        wanted = (spec.image, *spec.keys)
+        read = (spec.image, *spec.keys)
         return Opened(
             source=source,
-            groups=tuple(_row_group(parquet.metadata.row_group(i), i, wanted) for i in range(parquet.num_row_groups)),
+            groups=tuple(
+                RowGroup(group.num_rows, sum(chunk_sizes(group, read)), number)
+                for number, group in enumerate(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
+            ),
             keys=pa.schema([schema.field(key).with_nullable(True).remove_metadata() for key in spec.keys]),
             columns=tuple(schema.names),
         )
 
 
-def _row_group(group: Any, number: int, wanted: tuple[str, ...]) -> RowGroup:
-    return RowGroup(group.num_rows, sum(chunk_sizes(group, wanted)), number)
-
-
-def _read_headers(source: Source, spec: Input) -> Opened:
+def _read_headers(source: Source, spec: InputSpec) -> Opened:
     """The samples of a WebDataset tar file, a few together; every key is text."""
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
-        together = SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(SAMPLES_TOGETHER, spec.shard_rows)
+        together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
         groups = tuple(
             RowGroup(block.rows, block.bytes, row_start=block.row_start, byte_start=block.byte_start, whole=True)
             for block in blocks(file, together)

@@ -10,15 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.manifest import read_entries, resolve
+from jobs.input.manifest import pin_entries, read_entries
 from jobs.ledger.slices import Source
 from jobs.spec.days import Days, filled
-from jobs.spec.schema import Input
+from workers.contract import InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying
 
-SUFFIXES = {
+_SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
     # Compressed ones are listed too, so that they are named as unreadable rather than passed over.
@@ -38,7 +38,7 @@ class Listing:
     """Manifest entries that cannot be pinned, each with the reason."""
 
 
-def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
+def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
     `doubtful` URIs is looked up.
 
@@ -57,7 +57,7 @@ def list_input(spec: Input, days: Days, latest: Mapping[str, str], doubtful: Col
                 if spec.manifest is None:
                     found = _list_folder(url, spec.format)
                 else:
-                    found, lost = resolve(read_entries(url), latest, doubtful)
+                    found, lost = pin_entries(read_entries(url), latest, doubtful)
                     unreadable |= lost
             except NotFound:
                 missing.append(url)
@@ -85,7 +85,7 @@ def _list_folder(url: str, format: str) -> list[Source]:
     return [
         Source(full_url(fs, name), int(info["size"]), version_of(info))
         for name, info in found.items()
-        if name.lower().endswith(SUFFIXES[format]) and not _hidden(name.removeprefix(base))
+        if name.lower().endswith(_SUFFIXES[format]) and not _hidden(name.removeprefix(base))
     ]
 
 

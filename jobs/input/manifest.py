@@ -23,9 +23,9 @@ from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.storage.retries import retrying
 
-LOOKUPS_AT_ONCE = 32
-PARQUET_MAGIC = b"PAR1"
-SCHEMES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
+_LOOKUPS_AT_ONCE = 32
+_PARQUET_MAGIC = b"PAR1"
+_SCHEMES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
 """Other names of schemes, as Spark writes them, with those that listings use."""
 
 
@@ -41,7 +41,7 @@ class Entry:
 def read_entries(url: str) -> list[Entry]:
     """The manifest's entries, each URI absolute. Raises NotFound, StoreError, StoreDenied, SpecError."""
     data = read_url(url)
-    entries = _parquet_entries(data, url) if data[:4] == PARQUET_MAGIC else _text_entries(data, url)
+    entries = _parquet_entries(data, url) if data[:4] == _PARQUET_MAGIC else _text_entries(data, url)
     folder = url.rpartition("/")[0]
     folder = open_filesystem(folder)[1] if is_local(url) else _usual(folder)
     for entry in entries:
@@ -121,10 +121,10 @@ def _absolute(uri: str, folder: str) -> str:
 
 def _usual(url: str) -> str:
     scheme, _, rest = url.partition("://")
-    return f"{SCHEMES.get(scheme, scheme)}://{rest}"
+    return f"{_SCHEMES.get(scheme, scheme)}://{rest}"
 
 
-def resolve(
+def pin_entries(
     entries: Sequence[Entry], latest: Mapping[str, str], doubtful: Collection[str] = ()
 ) -> tuple[list[Source], dict[str, str]]:
     """Entries as sources; and those that cannot be pinned to a version, each with the reason.
@@ -141,7 +141,7 @@ def resolve(
             unknown.setdefault(entry.uri, []).append(entry)
         elif (first := pinned.setdefault(entry.uri, source)) != source:
             unknown.setdefault(entry.uri, [Entry(first.uri, first.version, first.size)]).append(entry)
-    with ThreadPoolExecutor(LOOKUPS_AT_ONCE, "manifest") as pool:
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, "manifest") as pool:
         found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
         looked_up = dict(zip(unknown, found, strict=True))
     sources = [source for uri, source in pinned.items() if uri not in unknown]
@@ -171,11 +171,9 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
     there = Source(uri, int(info["size"]), version_of(info))
     if info["type"] != "file":
         return "the manifest names it, and it is a folder"
-    if claimed == there.version or any(_is(entry, there) for entry in entries):
+    if claimed == there.version or any(
+        e.version in (None, there.version) and e.size in (None, there.size) for e in entries
+    ):
         return there
     said = " and ".join(f"version {entry.version}, size {entry.size}" for entry in entries)
     return f"the manifest says {said}; there is version {there.version}, size {there.size}"
-
-
-def _is(entry: Entry, there: Source) -> bool:
-    return entry.version in (None, there.version) and entry.size in (None, there.size)

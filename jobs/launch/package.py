@@ -17,7 +17,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from jobs.errors import SpecError
-from jobs.spec.days import AS_OF
+from workers.contract import AS_OF
 
 _CREDENTIALS = GitIgnoreSpec.from_lines(
     [

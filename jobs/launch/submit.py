@@ -36,7 +36,7 @@ from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import Days, runs, today
 from jobs.spec.load import load_spec
-from jobs.spec.schema import Model
+from workers.contract import ModelSpec
 from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name
 
@@ -189,7 +189,7 @@ def use_token(environment: Mapping[str, str]) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token"} if given and "RAY_AUTH_MODE" not in environment else {}
 
 
-def _files_of(model: Model, root: Path) -> Iterator[tuple[str, str]]:
+def _files_of(model: ModelSpec, root: Path) -> Iterator[tuple[str, str]]:
     """The key of the spec and the file, for each file that the model needs; the working directory's and others."""
     if model.weights and weights_enum_or_path(model.weights) == "file":
         yield "model.weights", model.weights

@@ -14,28 +14,28 @@ from typing import Generic, TypeVar
 
 from workers.storage.errors import StoreDenied, StoreError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Errands(Generic[T]):
+class Errands(Generic[_T]):
     """Done in threads of their own, `at_once` at a time."""
 
     def __init__(self, name: str, at_once: int = 1) -> None:
         self._threads = ThreadPoolExecutor(at_once, name)
-        self._under_way: deque[Future[T]] = deque()
+        self._under_way: deque[Future[_T]] = deque()
 
     @property
     def under_way(self) -> bool:
         return bool(self._under_way)
 
-    def send(self, action: Callable[[], T]) -> None:
+    def send(self, action: Callable[[], _T]) -> None:
         self._under_way.append(self._threads.submit(action))
 
-    def ended(self, wait_s: float = 0.0) -> Iterator[T | StoreError | StoreDenied]:
+    def ended(self, wait_s: float = 0.0) -> Iterator[_T | StoreError | StoreDenied]:
         """What has come of those that are over, in the order in which they were sent; waits up to `wait_s` in all."""
         until = time.monotonic() + wait_s
         while self._under_way:
-            outcome: T | StoreError | StoreDenied
+            outcome: _T | StoreError | StoreDenied
             try:
                 outcome = self._under_way[0].result(max(0.0, until - time.monotonic()))
             except TimeoutError:

@@ -34,14 +34,13 @@ def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRo
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# Error rows of an output object: which input row has no prediction, and why.
-
-COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
+_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
 
 
 @dataclass(frozen=True)
 class ErrorRow:
+    """An input row without a prediction, as its output object has it."""
+
     code: str
     message: str
     uri: str
@@ -59,10 +58,10 @@ def error_rows(data: bytes) -> Iterator[ErrorRow]:
     """In the order of the object's rows. Raises NotOurs for what is no output object."""
     opened = OutputObject(data)
     names = key_names(opened.schema)
-    table = opened.table(COLUMNS + names)
+    table = opened.table(_COLUMNS + names)
     bad = table.filter(pc.is_valid(table["error_code"]))
     keys = bad.select(names)
-    for number, row in enumerate(bad.select(COLUMNS).to_pylist()):
+    for number, row in enumerate(bad.select(_COLUMNS).to_pylist()):
         yield ErrorRow(
             code=row["error_code"],
             message=row["error_message"],

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from workers.contract import Shard
+from workers.contract import Shard, shard_key
 from workers.outcomes import Failure, WorkerInfo
 from workers.redaction import redacted
 from workers.storage.store import Store
 
-FOLDER = "_stint/crashes"
-KEY = re.compile(rf"{FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
+CRASHES_FOLDER = "_stint/crashes"
+_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,15 @@ class CrashLog:
         self.store.create(key, json.dumps(crash, indent=2).encode())
 
     def _folder(self, plan: int) -> str:
-        return f"{self.root}/{FOLDER}/{plan:08d}"
+        return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"
 
     def _listed(self, plan: int) -> Iterator[tuple[int, int]]:
         for info in self.store.list(self._folder(plan)):
-            if found := parsed(info.key.removeprefix(f"{self.root}/")):
+            if found := parse_crash_key(info.key.removeprefix(f"{self.root}/")):
                 yield found
 
 
-def parsed(key: str) -> tuple[int, int] | None:
+def parse_crash_key(key: str) -> tuple[int, int] | None:
     """Plan and shard index of a crash's key below the root; None for another key."""
-    found = KEY.fullmatch(key)
+    found = _KEY.fullmatch(key)
     return (int(found[1]), int(found[2])) if found else None
-
-
-def shard_key(plan: int, index: int) -> str:
-    return f"plan={plan:08d}/{index:08d}.parquet"

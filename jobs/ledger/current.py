@@ -9,12 +9,12 @@ from workers.storage.filesystems import open_filesystem
 from workers.storage.retries import retrying
 from workers.storage.store import Store
 
-FOLDER = "_stint/current"
+CURRENT = "_stint/current"
 
 
 def current_root(store: Store) -> str | None:
     """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
-    keys = sorted(info.key for info in store.list(FOLDER))
+    keys = sorted(info.key for info in store.list(CURRENT))
     return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
 
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.ledger.presence import parsed, shard_key
 from jobs.ledger.slices import Ints
-from workers.contract import Shard
+from workers.contract import Shard, parse_shard_key, shard_key
 from workers.outcomes import ShardResult
 from workers.output import ObjectFacts
 
@@ -29,7 +27,7 @@ DONE_SCHEMA = pa.schema(
         ("gone", pa.list_(pa.string())),
     ]
 )
-COUNTS = ("rows_ok", "rows_bad", "rows_gone", "size")
+_COUNTS = ("rows_ok", "rows_bad", "rows_gone", "size")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class DoneShard:
     size: int
     sha256: str
     gone: tuple[str, ...] = ()
-    """URIs of files with rows that were gone when it was their turn."""
+    """URIs of files with rows that were gone when they were to be scored."""
 
 
 def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
@@ -100,26 +98,21 @@ class DoneRecord:
         return int(pc.sum(self.table[column]).as_py() or 0)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What done records say of objects, packed: of a million in about a tenth of a gigabyte.
-
-FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in COUNTS), ("sha256", "S64")])
-
-
-KEY_OF_PLAN = r"^plan={plan:08d}/(?P<index>\d{{8,}})\.parquet$"
+_FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in _COUNTS), ("sha256", "S64")])
+_KEY_OF_PLAN = r"^plan={plan:08d}/(?P<index>\d{{8,}})\.parquet$"
 
 
 class PlanObjects:
-    """Of one plan, by the number of the shard."""
+    """What is known of the objects of one plan, by the number of the shard: a million take a tenth of a gigabyte."""
 
     def __init__(self, plan: int, shards: int = 0) -> None:
         """`shards`, where it is known, is how many may come: room for them need not be found again and again."""
         self.plan = plan
-        self._facts = np.zeros(shards, FACT)
+        self._facts = np.zeros(shards, _FACT)
         self._gone: dict[int, tuple[str, ...]] = {}
         """URIs of files with rows that are gone; few have any."""
         self._doubtful: set[int] = set()
-        """Shards of which two things are told: what holds is what the object says."""
+        """Shards with two accounts that differ: what holds is what the object says."""
         self._new = array("q")
         """Of results, since they were last taken."""
 
@@ -132,7 +125,7 @@ class PlanObjects:
             self._gone[index] = o.gone
 
     def add_new(self, index: int, o: DoneShard) -> None:
-        """As a result of this run tells."""
+        """From a result of this run."""
         self.add(index, o)
         self._new.append(index)
 
@@ -152,7 +145,7 @@ class PlanObjects:
         else is known already is unknown from then on.
         """
         table = record.table
-        named = pc.struct_field(pc.extract_regex(table["key"], KEY_OF_PLAN.format(plan=self.plan)), "index")
+        named = pc.struct_field(pc.extract_regex(table["key"], _KEY_OF_PLAN.format(plan=self.plan)), "index")
         table = table.append_column("index", named.cast(pa.int64())).filter(pc.is_valid(named))
         table = table.filter(pc.less(table["index"], len(rows)))
         counted = sum(table[name].to_numpy() for name in ("rows_ok", "rows_bad", "rows_gone"))
@@ -160,9 +153,9 @@ class PlanObjects:
         index = table["index"].to_numpy()
         if len(self._facts) < len(rows):
             self._grow(len(rows))
-        facts = np.zeros(len(index), FACT)
+        facts = np.zeros(len(index), _FACT)
         facts["known"] = True
-        for name in COUNTS:
+        for name in _COUNTS:
             facts[name] = table[name].to_numpy()
         facts["sha256"] = table["sha256"].to_pylist()
         before = self._facts[index]
@@ -173,28 +166,23 @@ class PlanObjects:
         self._gone.update((i, tuple(uris)) for i, uris in zip(with_gaps["index"].to_pylist(), gone, strict=True))
 
     def _grow(self, least: int) -> None:
-        more = np.zeros(max(least, 2 * len(self._facts)) - len(self._facts), FACT)
+        more = np.zeros(max(least, 2 * len(self._facts)) - len(self._facts), _FACT)
         self._facts = np.concatenate([self._facts, more])
 
     def unknown(self, shards: int) -> Ints:
         """Numbers of those of so many shards of which nothing is known."""
         if len(self._facts) < shards:
             self._grow(shards)
-        known = self._known[:shards].copy()
+        known = self._facts["known"][:shards].copy()
         known[list(self._doubtful)] = False
         return np.flatnonzero(~known)
-
-    @property
-    def _known(self) -> npt.NDArray[np.bool_]:
-        known: npt.NDArray[np.bool_] = self._facts["known"]
-        return known
 
     def record(self, numbers: Ints) -> DoneRecord:
         """What is known of the shards with these numbers, in their order."""
         chosen = self._facts[numbers]
         columns = {
             "key": pa.array((shard_key(self.plan, index) for index in numbers.tolist()), pa.string()),
-            **{name: pa.array(chosen[name]) for name in COUNTS},
+            **{name: pa.array(chosen[name]) for name in _COUNTS},
             "sha256": pa.array(chosen["sha256"]).cast(pa.string()),
             "gone": pa.array((self._gone.get(index, ()) for index in numbers.tolist()), pa.list_(pa.string())),
         }
@@ -202,7 +190,7 @@ class PlanObjects:
 
 
 class KnownObjects:
-    """Of every plan, as results have told."""
+    """The objects of every plan, as far as results name them."""
 
     def __init__(self, shards: Mapping[int, int] | None = None) -> None:
         """`shards` has how many there are of each plan, as far as that is known."""
@@ -214,8 +202,8 @@ class KnownObjects:
         return self._plans[plan]
 
     def add(self, key: str, result: ShardResult) -> None:
-        """Of an object none of whose rows are gone: which files those are of, only the object itself tells."""
-        if (found := parsed(key)) is None:
+        """Only of an object without gone rows: a result does not name the files that are gone, the object does."""
+        if (found := parse_shard_key(key)) is None:
             raise ValueError(f"{key} is no key of a shard's object")
         self.of(found[0]).add_new(
             found[1],

@@ -32,17 +32,18 @@ from jobs.ledger.plans import (
     decode_plan,
     disputed,
     encode_plan,
+    identities,
     to_bytes,
 )
-from jobs.ledger.presence import Look, Present, parsed
+from jobs.ledger.presence import PlanListing, Present
 from jobs.ledger.slices import Source
-from workers.contract import Shard, Slice
+from workers.contract import Shard, Slice, parse_shard_key
 from workers.output import ObjectFacts, object_facts
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-READS_AT_ONCE = 16
-DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
+_READS_AT_ONCE = 16
+_DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
 
@@ -53,14 +54,14 @@ class Ledger:
         self.store = store
         self.root = root
         self._plans: dict[int, Plan] = {}
-        self._looks: dict[int, Look] = {}
+        self._listings: dict[int, PlanListing] = {}
 
     # ------------------------------------------------------------------------------------------- plans
 
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
         numbers = self._numbers("_stint/plans")
-        return list(ahead(self.plan, numbers, READS_AT_ONCE, "plan"))
+        return list(ahead(self.plan, numbers, _READS_AT_ONCE, "plan"))
 
     def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
@@ -69,11 +70,11 @@ class Ledger:
         """
         while True:
             plans = self.plans()
-            made = content(plans)
-            if made is None:
+            claim = content(plans)
+            if claim is None:
                 return None
             number = plans[-1].number + 1 if plans else 1
-            data = encode_plan(made, uuid.uuid4().hex)
+            data = encode_plan(claim, uuid.uuid4().hex)
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
 
@@ -83,7 +84,7 @@ class Ledger:
             key = self._plan_key(number)
             try:
                 self._plans[number] = decode_plan(number, self.store.get(key))
-            except DAMAGED as error:
+            except _DAMAGED as error:
                 raise RunFailed(
                     f"{self.store.url}/{key} is damaged: {error}",
                     "restore the object from a copy: it says which rows are claimed",
@@ -98,14 +99,14 @@ class Ledger:
 
     def present(self, plan: Plan) -> Present:
         """Objects of the plan, by one listing, which leaves out what earlier ones have shown to be whole."""
-        return Present({plan.number: self._look(plan).present()})
+        return Present({plan.number: self._listing(plan).present()})
 
     def whole(self, plan: Plan) -> bool:
         """Whether nothing of the plan is missing."""
-        return self._look(plan).whole()
+        return self._listing(plan).whole()
 
-    def _look(self, plan: Plan) -> Look:
-        return self._looks.setdefault(plan.number, Look(self.store, self.root, plan.number, len(plan.shards)))
+    def _listing(self, plan: Plan) -> PlanListing:
+        return self._listings.setdefault(plan.number, PlanListing(self.store, self.root, plan.number, len(plan.shards)))
 
     def facts(self, shards: Iterable[Shard]) -> Iterator[ObjectFacts]:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
@@ -113,25 +114,25 @@ class Ledger:
         def read(shard: Shard) -> ObjectFacts:
             return object_facts(self.store.get(f"{self.root}/{shard.key}"))
 
-        return ahead(read, shards, READS_AT_ONCE, "facts")
+        return ahead(read, shards, _READS_AT_ONCE, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
-        """Slices of plans that have no rows, because their source was gone when it was their turn.
+        """Slices of plans that have no rows, because their source was gone when they were to be scored.
 
         Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
         yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
         is that plan's.
         """
         closed = [plan.number for plan in plans if plan.number in done]
-        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, READS_AT_ONCE, "done"), strict=True))
-        asked = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
-        here = {source.uri: source.version for source in present} if asked else {}
+        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, _READS_AT_ONCE, "done"), strict=True))
+        relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
+        here = {source.uri: source.version for source in present} if relevant else {}
         lost: set[Slice] = set()
         for plan in plans:
             again = {(piece.uri, piece.version) for piece in lost}
             if again and not again.isdisjoint(plan.claimed):
                 lost.difference_update(piece for shard in _reading(plan, again.__contains__) for piece in shard.slices)
-            if plan.number not in asked:
+            if plan.number not in relevant:
                 continue
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
@@ -162,7 +163,7 @@ class Ledger:
             return counts, samples
 
         found = BadRows()
-        for counts, samples in ahead(read, plan.shards, READS_AT_ONCE, "bad rows"):
+        for counts, samples in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
             found.add(counts, samples)
         return found
 
@@ -196,7 +197,7 @@ class Ledger:
 
     def done_keys(self, numbers: Iterable[int]) -> Iterator[str]:
         """Of every object that these done records name, in their order. Raises as `read_done`."""
-        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, READS_AT_ONCE, "done"):
+        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, _READS_AT_ONCE, "done"):
             yield from table["key"].to_pylist()
 
     def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
@@ -206,7 +207,7 @@ class Ledger:
         """
         claims = disputed(plans)
         numbers = sorted({number for number, _, _ in claims} & set(done))
-        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, READS_AT_ONCE, "done")
+        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, _READS_AT_ONCE, "done")
         gaps = {
             (number, uri)
             for number, gone in zip(numbers, records, strict=True)
@@ -218,14 +219,14 @@ class Ledger:
         """Shards of a done plan whose objects list slices as gone."""
         table = self._done_table(number, ["key", "rows_gone"])
         keys = table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist()
-        return [found[1] for found in map(parsed, keys) if found]
+        return [found[1] for found in map(parse_shard_key, keys) if found]
 
     def _done_table(self, number: int, columns: list[str]) -> pa.Table:
         key = self._done_key(number)
         data = pa.BufferReader(self.store.get(key))
         try:
             return pq.read_table(data, columns=columns, page_checksum_verification=True)
-        except DAMAGED as error:
+        except _DAMAGED as error:
             raise RunFailed(
                 f"{self.store.url}/{key} is damaged: {error}",
                 "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan",
@@ -246,5 +247,5 @@ class Ledger:
 
 def _reading(plan: Plan, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
     """Shards of the plan with slices of sources whose (uri, version) is wanted."""
-    identities = zip(plan.sources["uri"].to_pylist(), plan.sources["version"].to_pylist(), strict=True)
-    return plan.shards.picked(plan.shards_of(np.fromiter(map(wanted, identities), bool, len(plan.sources))))
+    chosen = np.fromiter(map(wanted, identities(plan.sources)), bool, len(plan.sources))
+    return plan.shards.picked(plan.shards_of(chosen))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +60,7 @@ class Plan:
     @property
     def claimed(self) -> frozenset[tuple[str, str]]:
         """(uri, version) of every source claimed, made anew each time: a year of nights would be a gigabyte of them."""
-        return frozenset(zip(self.sources["uri"].to_pylist(), self.sources["version"].to_pylist(), strict=True))
+        return frozenset(identities(self.sources))
 
     @cached_property
     def shards(self) -> Shards:
@@ -120,12 +119,7 @@ class Missing(OnDemand[Shard]):
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
     """(plan, uri, version) of files that these plans claim in several versions, in the order of plans."""
-    if not plans:
-        return []
-    claims = pa.concat_tables(
-        plan.sources.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * len(plan.sources)))
-        for plan in plans
-    )
+    claims = claims_of(plans)
     versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
     several = versions.filter(pc.greater(versions["version_count_distinct"], 1))["uri"].combine_chunks()
     found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["plan", "uri", "version"]).aggregate([])
@@ -206,9 +200,8 @@ def _decoded(file: pq.ParquetFile) -> Slices:
         sources.append(rows.select(SOURCES.names).filter(pa.array(new)))
         there = np.zeros(len(rows), PIECE)
         there["source"] = count + np.cumsum(new) - 1
-        for name in PIECE.names or ():
-            if name in rows.column_names:  # a plan from before `byte_start` has none
-                there[name] = rows[name].to_numpy()
+        for name in (PIECE.names or ())[1:]:
+            there[name] = rows[name].to_numpy()
         shard = rows["shard"].to_numpy()
         pieces.append(there[shard != CLAIMED_ONLY])
         shards.append(shard[shard != CLAIMED_ONLY])
@@ -255,21 +248,23 @@ class Cut:
         return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
-class Claiming(Protocol):
-    """A plan, as far as it matters here."""
-
-    @property
-    def sources(self) -> pa.Table:
-        """Every source that the plan claims, with columns `uri` and `version`."""
-
-
-def latest_versions(plans: Iterable[Claiming]) -> dict[str, str]:
+def latest_versions(plans: Iterable[Plan]) -> dict[str, str]:
     """By URI, the version claimed last."""
-    return {uri: version for plan in plans for uri, version in _pairs(plan.sources)}
+    return {uri: version for plan in plans for uri, version in identities(plan.sources)}
 
 
-def _pairs(sources: pa.Table) -> Iterator[tuple[str, str]]:
+def identities(sources: pa.Table) -> Iterator[tuple[str, str]]:
+    """(uri, version) of each."""
     return zip(sources["uri"].to_pylist(), sources["version"].to_pylist(), strict=True)
+
+
+def claims_of(plans: Iterable[Plan]) -> pa.Table:
+    """`uri`, `version` and `plan` of every source that the plans claim, in their order."""
+    tables = [pa.schema([("uri", pa.string()), ("version", pa.string()), ("plan", pa.int64())]).empty_table()]
+    for plan in plans:
+        numbers = pa.array(np.full(len(plan.sources), plan.number, np.int64))
+        tables.append(plan.sources.select(["uri", "version"]).append_column("plan", numbers))
+    return pa.concat_tables(tables)
 
 
 def dead_versions(claims: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from workers.contract import parse_shard_key, shard_key
 from workers.storage.store import Store
 
 Bits = npt.NDArray[np.bool_]
@@ -15,21 +15,7 @@ Bits = npt.NDArray[np.bool_]
 PART = 1000
 """Shards that one request lists: object stores answer with a page of so many."""
 PARTS_TOGETHER = 16
-"""Parts that are listed before it is asked whether one of them has a gap."""
-KEY = re.compile(r"plan=(\d{8,})/(\d{8,})\.parquet")
-
-
-def shard_key(plan: int, index: int) -> str:
-    """As workers.contract.Shard.key, below the model's root."""
-    return f"plan={plan:08d}/{index:08d}.parquet"
-
-
-def parsed(key: str) -> tuple[int, int] | None:
-    """Plan and number of the shard whose object has this key below the root; None for another key."""
-    found = KEY.fullmatch(key)
-    if found is None or shard_key(plan := int(found[1]), index := int(found[2])) != key:
-        return None
-    return plan, index
+"""Parts that are listed before gaps are looked for."""
 
 
 def plan_of(key: str) -> int:
@@ -53,7 +39,7 @@ class Present(Collection[str]):
         return self._bits[plan]
 
     def __contains__(self, key: object) -> bool:
-        found = parsed(key) if isinstance(key, str) else None
+        found = parse_shard_key(key) if isinstance(key, str) else None
         if found is None or found[0] not in self._bits:
             return False
         bits = self._bits[found[0]]
@@ -67,8 +53,8 @@ class Present(Collection[str]):
             yield from (shard_key(plan, index) for index in np.flatnonzero(bits).tolist())
 
 
-class Look:
-    """Looks at the folder of one plan, again and again. Objects never vanish, so what was seen whole is not listed."""
+class PlanListing:
+    """Lists the folder of one plan, again and again. Objects never vanish, so parts that were complete are left out."""
 
     def __init__(self, store: Store, root: str, plan: int, shards: int) -> None:
         self._store, self._root, self._plan = store, root, plan
@@ -81,7 +67,7 @@ class Look:
         return self._bits.copy()
 
     def whole(self) -> bool:
-        """Whether every shard has its object; looks no further than it must. Raises StoreError, StoreDenied."""
+        """Whether every shard has its object; lists no more than it must. Raises StoreError, StoreDenied."""
         while parts := self._with_gaps()[:PARTS_TOGETHER]:
             self._list(parts)
             if not set(parts).isdisjoint(self._with_gaps()):
@@ -95,6 +81,6 @@ class Look:
     def _list(self, parts: list[int]) -> None:
         names = [f"{first:08d}"[:-3] for first in parts] if len(self._bits) > PART else []
         for info in self._store.list(f"{self._root}/plan={self._plan:08d}", names):
-            found = parsed(info.key[len(self._root) + 1 :])
+            found = parse_shard_key(info.key[len(self._root) + 1 :])
             if found and found[1] < len(self._bits):
                 self._bits[found[1]] = True

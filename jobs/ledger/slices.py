@@ -1,4 +1,4 @@
-"""Slices of many shards in columns, and as objects only where somebody looks.
+"""Slices of many shards in columns, and as objects only on demand.
 
 A plan of a million shards is 32 MB this way, and its sources; as objects it would be most of a gigabyte.
 """
@@ -6,7 +6,7 @@ A plan of a million shards is 32 MB this way, and its sources; as objects it wou
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,7 +19,7 @@ import pyarrow as pa
 from workers.contract import Slice
 
 Ints = npt.NDArray[np.int64]
-T = TypeVar("T", covariant=True)
+_T = TypeVar("_T", covariant=True)
 
 PIECE = np.dtype(
     [
@@ -33,33 +33,33 @@ PIECE = np.dtype(
 """A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
 WIDTH = len(PIECE.names or ())
 SOURCES = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())])
-TOGETHER = 4096
+_TOGETHER = 4096
 """Shards that are made into objects at once."""
 
 
-class OnDemand(Sequence[T]):
-    """A sequence whose items are made when somebody asks for them, and belong to whoever asked."""
+class OnDemand(Sequence[_T]):
+    """A sequence that makes its items when they are asked for, and keeps none."""
 
-    def picked(self, numbers: Ints) -> Iterator[T]:
+    def picked(self, numbers: Ints) -> Iterator[_T]:
         """The items with these numbers, in the order of `numbers`."""
         raise NotImplementedError
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[_T]:
         return self.picked(np.arange(len(self)))
 
     @overload
-    def __getitem__(self, at: int) -> T: ...
+    def __getitem__(self, at: int) -> _T: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[T]: ...
-    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+    def __getitem__(self, at: slice) -> Sequence[_T]: ...
+    def __getitem__(self, at: int | slice) -> _T | Sequence[_T]:
         where = range(len(self))[at]
         if isinstance(where, int):
             return next(self.picked(np.array([where])))
         return tuple(self.picked(np.array(where, np.int64)))
 
 
-def picked(items: Sequence[T], numbers: Ints) -> Iterator[T]:
-    """Those items, in the order of `numbers`; of what is made on demand, many at once."""
+def picked(items: Sequence[_T], numbers: Ints) -> Iterator[_T]:
+    """The items with these numbers, in the order of `numbers`; those made on demand many at once."""
     return items.picked(numbers) if isinstance(items, OnDemand) else (items[number] for number in numbers.tolist())
 
 
@@ -74,16 +74,6 @@ class Slices(OnDemand[tuple[Slice, ...]]):
     starts: Ints
     """Where in `pieces` each shard begins, and where the last one ends."""
 
-    @classmethod
-    def of(cls, shards: Iterable[Sequence[Slice]]) -> Slices:
-        made = SlicesBuilder()
-        for slices in shards:
-            for piece in slices:
-                made.source(piece.uri, piece.size, piece.version)
-                made.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
-            made.end_shard()
-        return made.slices()
-
     def __len__(self) -> int:
         return len(self.starts) - 1
 
@@ -94,17 +84,17 @@ class Slices(OnDemand[tuple[Slice, ...]]):
         return np.diff(np.concatenate([[0], np.cumsum(rows)])[self.starts])
 
     def picked(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
-        for first in range(0, len(numbers), TOGETHER):
-            yield from self._made(numbers[first : first + TOGETHER])
+        for first in range(0, len(numbers), _TOGETHER):
+            yield from self._objects(numbers[first : first + _TOGETHER])
 
-    def _made(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
+    def _objects(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
         begins, counts = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
         # Of each slice the place in its shard, added to the place where the shard begins.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         chosen = self.pieces[np.repeat(begins, counts) + within]
         names, source = np.unique(chosen["source"], return_inverse=True)
         uris, sizes, versions = (column.to_pylist() for column in self.sources.take(pa.array(names)).columns)
-        made = (
+        objects = (
             Slice(
                 uri=uris[i],
                 size=sizes[i],
@@ -117,7 +107,7 @@ class Slices(OnDemand[tuple[Slice, ...]]):
             for i, (_, row_group, row_start, row_stop, byte_start) in zip(source.tolist(), chosen.tolist(), strict=True)
         )
         for count in counts.tolist():
-            yield tuple(islice(made, count))
+            yield tuple(islice(objects, count))
 
 
 class SlicesBuilder:

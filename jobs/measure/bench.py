@@ -27,7 +27,8 @@ from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
-from jobs.spec.schema import Gate, Input, JobSpec, Limits, Output, Schedule, Workers
+from jobs.spec.schema import JobSpec, Limits, Schedule, Workers
+from workers.contract import GateSpec, InputSpec, OutputSpec
 from workers.host.cores import Topology, read_topology, unpinned
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
@@ -265,13 +266,13 @@ class _Ladder:
         """The job on local copies of its images, into a folder of its own, with all cores of this machine."""
         model = self.spec.model
         if model.weights is None and model.arch.startswith("torchvision/"):
-            model = model.model_copy(update={"weights": self._random_weights(model.arch)})
+            model = replace(model, weights=self._random_weights(model.arch))
         return self.spec.model_copy(
             update={
                 "model": model,
-                "input": Input(uri=str(images), keys=("id",), shard_rows=shard_rows),
-                "gate": Gate(min_agreement=0.0, min_cosine=-1.0, rows=16),
-                "output": Output(uri=str(self.folder / "output"), topk=self.spec.output.topk),
+                "input": InputSpec(uri=str(images), image="image", keys=("id",), shard_rows=shard_rows),
+                "gate": GateSpec(min_agreement=0.0, min_cosine=-1.0, rows=16),
+                "output": OutputSpec(uri=str(self.folder / "output"), topk=self.spec.output.topk),
                 "workers": Workers(max=self.topology.budget, cpus=1, batch=batch),
                 "limits": Limits(bad_rows=1.0),
                 "schedule": Schedule(),

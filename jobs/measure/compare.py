@@ -26,8 +26,7 @@ from jobs.measure.rates import ratio
 from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
-from jobs.spec.schema import Model
-from workers.contract import BundleRequest, ModelSpec, SampleSlice, ThreadPlan
+from workers.contract import BundleRequest, ModelSpec, PreprocessSpec, SampleSlice, ThreadPlan
 from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
@@ -104,7 +103,7 @@ def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int
     that, those of torchvision's architectures take the `classes` of the job's own network.
     """
     if weights is not None and weights_enum_or_path(weights) == "enum":
-        kept = {key: value for key, value in own.preprocess.items() if key == "decode"}
+        kept: PreprocessSpec = {"decode": own.preprocess["decode"]} if "decode" in own.preprocess else {}
         return replace(own, arch=arch, weights=weights, args={}, preprocess=kept)
     args = {key: value for key, value in own.args.items() if key == "num_classes"}
     if not args and classes is not None and arch.startswith("torchvision/"):
@@ -112,7 +111,7 @@ def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int
     return replace(own, arch=arch, weights=weights, args=args)
 
 
-def overrides(given: Model, own: ModelSpec, model: ModelSpec, candidate: MadeCandidate) -> tuple[str, ...]:
+def overrides(given: ModelSpec, own: ModelSpec, model: ModelSpec, candidate: MadeCandidate) -> tuple[str, ...]:
     """`--set` values with which a spec of `given` takes a candidate of `model`; () where it does already, or where the
     candidate was pruned and not saved."""
     if candidate.share and not candidate.overrides:

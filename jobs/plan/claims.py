@@ -1,4 +1,4 @@
-"""What of the input is still to be claimed: pure functions of the listing and of what plans claim already.
+"""What of the input is still to be claimed, and whether plans cover it: pure functions of the listing and of the plans.
 
 A source is claimed once in each version. The version of a URI that counts is the one claimed last; a claim that
 replaces another version names it as superseded, and strict readers drop the rows of that version.
@@ -14,30 +14,32 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.ledger.plans import Claiming, Plan, _pairs, latest_versions
+from jobs.ledger.plans import Plan, claims_of, identities, latest_versions
 from jobs.ledger.slices import Source
 from workers.contract import Slice
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NextClaim:
     """What the next plan is to claim."""
 
     new: tuple[Source, ...] = ()
     """Sources in a version that no plan claims: to be cut into shards."""
     again: Mapping[Source, tuple[Slice, ...]] = field(default_factory=dict)
-    """Sources in a version that was claimed before, each with the rows that were not there when it was their turn."""
+    """Sources in a version that was claimed before, each with the rows that were gone when they were to be scored."""
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version whose rows are out of date once the plan is done."""
     kept: tuple[Source, ...] = ()
     """Changed sources that are left as they were scored, because the spec says so."""
 
 
-def wanted(sources: Sequence[Source], plans: Sequence[Claiming], lost: Collection[Slice], *, rescore: bool) -> Wanted:
+def next_claim(
+    sources: Sequence[Source], plans: Sequence[Plan], lost: Collection[Slice], *, rescore: bool
+) -> NextClaim:
     """What to claim of `sources`, each URI of which is listed once.
 
-    `lost` are the slices without rows, because their source was gone when it was their turn. A changed source whose
-    former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
+    `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
+    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
     """
     holes: dict[tuple[str, str], list[Slice]] = {}
     for piece in sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)):
@@ -63,17 +65,14 @@ def wanted(sources: Sequence[Source], plans: Sequence[Claiming], lost: Collectio
                 new.append(source)
         else:
             kept.append(source)
-    return Wanted(tuple(new), again, supersedes, tuple(kept))
+    return NextClaim(tuple(new), again, supersedes, tuple(kept))
 
 
 class _Claims:
     """Sources of all plans, as columns: of a year of nights nearly all are claimed as they are listed."""
 
-    def __init__(self, plans: Sequence[Claiming]) -> None:
-        none = pa.schema([("uri", pa.string()), ("version", pa.string())]).empty_table()
-        self._latest_first = pa.concat_tables(
-            [none, *(plan.sources.select(["uri", "version"]) for plan in reversed(plans))]
-        )
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self._latest_first = claims_of(reversed(plans))
 
     def besides_claimed(self, sources: Sequence[Source], also: Collection[str]) -> Iterator[tuple[Source, str | None]]:
         """Each with the version claimed last, if any; but not those claimed as they are, unless `also` has the URI."""
@@ -82,19 +81,15 @@ class _Claims:
         place = pc.index_in(uris, value_set=self._latest_first["uri"])
         before = self._latest_first["version"].take(place).combine_chunks()
         as_it_is = pc.fill_null(pc.equal(before, pa.array([source.version for source in sources], pa.string())), False)
-        asked = pc.is_in(uris, value_set=pa.array(also, pa.string()))
-        chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), asked))
+        named = pc.is_in(uris, value_set=pa.array(also, pa.string()))
+        chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), named))
         for index, version in zip(chosen.to_pylist(), before.take(chosen).to_pylist(), strict=True):
             yield sources[index], version
 
     def of(self, uris: Iterable[str]) -> set[tuple[str, str]]:
         """Identities of every claim of these URIs."""
         named = pc.is_in(self._latest_first["uri"], value_set=pa.array(uris, pa.string()))
-        return set(_pairs(self._latest_first.filter(named)))
-
-
-# ----------------------------------------------------------------------------------------------------
-# Whether plans cover the input: every source has its rows claimed, and no row is scored twice. Pure functions.
+        return set(identities(self._latest_first.filter(named)))
 
 
 def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
@@ -117,7 +112,7 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
 
 
 def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows of files that are there now and were gone, or had changed, when it was their turn.
+    """Rows scored twice, and rows of files that are there now and were not when they were to be scored.
 
     `gone` are the slices of plans that their objects list as gone.
     """
@@ -154,15 +149,8 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:
     """(uri, version) of sources that several plans claim."""
-    claims = [
-        plan.sources.select(["uri", "version"]).append_column("plan", pa.array([plan.number] * len(plan.sources)))
-        for plan in plans
-    ]
-    if not claims:
-        return set()
-    times = pa.concat_tables(claims).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
-    several = times.filter(pc.greater(times["plan_count_distinct"], 1))
-    return set(zip(several["uri"].to_pylist(), several["version"].to_pylist(), strict=True))
+    times = claims_of(plans).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
+    return set(identities(times.filter(pc.greater(times["plan_count_distinct"], 1))))
 
 
 def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:

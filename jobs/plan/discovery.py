@@ -14,24 +14,24 @@ from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
 from jobs.ledger.plans import Content, Cut, Plan, latest_versions
 from jobs.ledger.slices import Source
-from jobs.plan.claims import Wanted, wanted
+from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job
 from workers.contract import Slice
 
-SHOWN = 5
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """One look at input and ledger."""
+    """Input and ledger as they were when they were listed."""
 
     job: Job
     listing: Listing
     plans: list[Plan]
     open_plans: list[Plan]
     lost: frozenset[Slice]
-    """Rows of earlier plans whose source was gone when it was their turn."""
-    wanted: Wanted
+    """Rows of earlier plans whose source was gone when they were to be scored."""
+    claim: NextClaim
     fresh: list[Opened]
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
@@ -45,12 +45,12 @@ class Discovery:
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
         return sum(group.rows for opened in self.fresh for group in opened.groups) + sum(
-            piece.rows for slices in self.wanted.again.values() for piece in slices
+            piece.rows for slices in self.claim.again.values() for piece in slices
         )
 
     def cut(self) -> Cut:
         """How the next plan falls into shards."""
-        return self.job.cut(self.fresh, (piece for slices in self.wanted.again.values() for piece in slices))
+        return self.job.cut(self.fresh, (piece for slices in self.claim.again.values() for piece in slices))
 
     def content(self, plans: Sequence[Plan]) -> Content | None:
         """What of this discovery is still to be claimed after `plans`, some of which may have come since.
@@ -58,7 +58,7 @@ class Discovery:
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
         since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
-        now = _wanted(self.job, [source for source in self.sources if source.uri not in since], plans, self.lost)
+        now = _next_claim(self.job, [source for source in self.sources if source.uri not in since], plans, self.lost)
         new = set(now.new)
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
@@ -75,21 +75,21 @@ class Discovery:
     def lines(self) -> list[str]:
         """What was found, for a person."""
         there = len(self.sources)
-        claimed = there - len(self.wanted.new) - len(self.wanted.again)
+        claimed = there - len(self.claim.new) - len(self.claim.again)
         lines = [
             f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
-            f"{len(self.fresh) + len(self.wanted.again):,} new with {self.fresh_rows:,} rows"
+            f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"
         ]
         if self.listing.absent:
             lines.append(f"not there (yet): {_some(self.listing.absent)}")
-        if self.wanted.kept:
+        if self.claim.kept:
             lines.append(
-                f"changed since they were scored, predictions kept: {_some([s.uri for s in self.wanted.kept])}; "
+                f"changed since they were scored, predictions kept: {_some([s.uri for s in self.claim.kept])}; "
                 "input.on_change: rescore would score them again"
             )
-        if self.wanted.supersedes:
-            lines.append(f"changed, scored again in place of what was there: {_some(sorted(self.wanted.supersedes))}")
-        back = [source.uri for source in self.wanted.again if source.uri not in self.wanted.supersedes]
+        if self.claim.supersedes:
+            lines.append(f"changed, scored again in place of what was there: {_some(sorted(self.claim.supersedes))}")
+        back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
             lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
         lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
@@ -98,13 +98,13 @@ class Discovery:
 
 def _some(names: Sequence[str]) -> str:
     """All of a few names, or the first of many with their count."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
-def look(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
+def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
     """The input as it is now. Raises SpecError, StoreError.
 
-    What a manifest says is not taken at its word for files that were gone, or had changed, when it was their turn.
+    What a manifest says is checked for files that were gone, or had changed, when they were to be scored.
     """
     latest: Mapping[str, str] = {}
     doubtful: set[str] = set()
@@ -120,9 +120,9 @@ def discover(job: Job) -> Discovery:
     """One listing of the input, one of the ledger, and the footers of what is new. Raises SpecError, StoreError."""
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
-    listing = look(job, plans, done)
+    listing = list_job_input(job, plans, done)
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    now = _wanted(job, listing.sources, plans, lost)
+    now = _next_claim(job, listing.sources, plans, lost)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
     _check_labels(opened, job.spec.gate.labels_column)
@@ -132,14 +132,14 @@ def discover(job: Job) -> Discovery:
         plans=plans,
         open_plans=[plan for plan in plans if plan.number not in done],
         lost=lost,
-        wanted=now,
+        claim=now,
         fresh=opened,
         unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
     )
 
 
-def _wanted(job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice]) -> Wanted:
-    return wanted(sources, plans, lost, rescore=job.spec.input.on_change == "rescore")
+def _next_claim(job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice]) -> NextClaim:
+    return next_claim(sources, plans, lost, rescore=job.spec.input.on_change == "rescore")
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

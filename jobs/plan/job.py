@@ -1,10 +1,10 @@
-"""A spec resolved against the world: its store, ledger, fingerprints, and what workers are told."""
+"""A spec resolved against the world: its store, ledger, fingerprints, and what workers get to know."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from jobs.ledger.ledger import Ledger
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width
-from jobs.spec.days import AS_OF, Days, day_in, filled, today
+from jobs.spec.days import Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
-from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
@@ -71,9 +71,8 @@ class Job:
     def input_spec(self, extra: tuple[str, ...] = (), uris: Iterable[str] = ()) -> InputSpec:
         """`extra` columns are read beside the keys; `uris` are sources that may be of other days than this run's."""
         given = self.spec.input
-        return InputSpec(
-            format=given.format,
-            image=given.image,
+        return replace(
+            given,
             keys=tuple(dict.fromkeys((*given.keys, *extra))),
             uri_roots=self._uri_roots(uris) if given.format == "parquet" else (),
         )
@@ -94,14 +93,10 @@ class Job:
             folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
         return tuple(dict.fromkeys(folders))
 
-    def output_spec(self, keys: pa.Schema | None) -> OutputSpec:
-        return OutputSpec(
-            url=self.store.url,
-            root=self.fingerprints.root,
-            topk=self.spec.output.topk,
-            key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
-            single_writer=self.spec.output.single_writer,
-        )
+    @property
+    def output(self) -> OutputSpec:
+        """For workers: the output of this run's day, whatever their working directory."""
+        return replace(self.spec.output, uri=self.store.url)
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
@@ -133,14 +128,14 @@ class Job:
             bundle=self.fingerprints.bundle,
             fingerprint=self.fingerprints.model,
             input=self.input_spec(uris=uris),
-            output=self.output_spec(keys),
+            output=self.output,
+            root=self.fingerprints.root,
+            key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
+            model=self.spec.model,
             threads=self.threads,
             batch=self.batch,
             artifacts=artifacts,
-            task=self.spec.model.task,
-            precision=self.spec.model.precision,
             engine=self.spec.model.engine,
-            device=self.spec.model.device,
             memory_bytes=self.spec.workers.memory_bytes,
             code_version=code_version(),
         )
@@ -156,22 +151,10 @@ class Job:
         labels_column = spec.gate.labels_column
         return BundleRequest(
             fingerprint=self.fingerprints.bundle,
-            model=ModelSpec(
-                arch=spec.model.arch,
-                weights=spec.model.weights,
-                args=spec.model.args,
-                labels=spec.model.labels,
-                task=spec.model.task,
-                precision=spec.model.precision,
-                engine=spec.model.engine,
-                float_layers=spec.model.float_layers,
-                preprocess=spec.model.preprocess.model_dump(exclude_none=True),
-                calibration_rows=spec.model.calibration.rows,
-                calibration_seed=spec.model.calibration.seed,
-            ),
-            gate=GateSpec(**spec.gate.model_dump()),
+            model=spec.model,
+            gate=spec.gate,
             input=self.input_spec((labels_column,) if labels_column else ()),
-            output=self.output_spec(None),
+            output=self.output,
             sample=(),
             batch=self.batch or BATCH,
             worker_threads=self.threads,

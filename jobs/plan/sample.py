@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from jobs.input.footers import Opened
 from workers.contract import SampleSlice, Slice
 
-GROUPS = 16
+_GROUPS = 16
 """Row groups to read from, where there are as many: enough to see a sorted data set, few enough to read quickly."""
-SPARE = 1.25
+_SPARE = 1.25
 """Rows asked for over rows needed, so that bad images do not make the sample short."""
 
 
 def choose_sample(opened: Sequence[Opened], rows: int, seed: int) -> tuple[SampleSlice, ...]:
-    """About `rows` × SPARE rows, spread over row groups drawn without replacement; fewer if the input has fewer."""
+    """About `rows` × _SPARE rows, spread over row groups drawn without replacement; fewer if the input has fewer."""
     groups = [(o.source, group) for o in opened for group in o.groups if group.rows]
     random.Random(seed).shuffle(groups)  # noqa: S311  (reproducible, not secret)
-    wanted = int(rows * SPARE) + 1
-    share = -(-wanted // min(GROUPS, max(1, len(groups))))
+    wanted = int(rows * _SPARE) + 1
+    share = -(-wanted // min(_GROUPS, max(1, len(groups))))
     sizes = [group.rows for _, group in groups]
     takes = [min(size, share) for size in sizes]
     if sum(takes) < wanted:  # uneven groups: the large ones make up for the small ones

@@ -19,15 +19,15 @@ from jobs.ledger.plans import Cut
 from jobs.ledger.slices import SlicesBuilder, Source
 from workers.contract import Slice
 
-MAX_SHARD_ROWS = 4096
-MIN_SHARD_ROWS = 256
-SHARDS_A_WORKER = 4
+_MAX_SHARD_ROWS = 4096
+_MIN_SHARD_ROWS = 256
+_SHARDS_A_WORKER = 4
 """Enough that a slow worker at the end costs little."""
-ROUNDS_LEFT = 2
-"""A shard takes at most 1 / (ROUNDS_LEFT * workers) of the rows that are left: the last two rounds grow smaller."""
-LAST_SHARE = 64
+_ROUNDS_LEFT = 2
+"""A shard takes at most 1 / (_ROUNDS_LEFT * workers) of the rows that are left: the last two rounds grow smaller."""
+_LAST_SHARE = 64
 """The last shards need not be smaller than this part of all that a worker does: what is gained then is below 1 %."""
-LAST_SHARD_ROWS = 64
+_LAST_SHARD_ROWS = 64
 """Nor smaller than this: an object for every few batches costs more than it gains."""
 MIN_SPLIT_ROWS = 1024
 """`auto` does not split a row group into smaller pieces than this: reading past rows would cost more than it gains."""
@@ -52,23 +52,24 @@ class Bounds:
         """Most rows of the shard that begins when so many rows are left."""
         if not self.workers:
             return self.rows
-        return min(self.rows, max(self.last_rows, -(-left // (ROUNDS_LEFT * self.workers))))
+        return min(self.rows, max(self.last_rows, -(-left // (_ROUNDS_LEFT * self.workers))))
 
 
 def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int) -> Bounds:
-    """For `auto`: an even share of several shards a worker, within MIN_SHARD_ROWS and MAX_SHARD_ROWS, finer at the end.
+    """For `auto`: an even share of several shards a worker, within _MIN_SHARD_ROWS and _MAX_SHARD_ROWS, finer at the
+    end.
 
-    Where an even share is below MIN_SHARD_ROWS there are more workers than work, and shards stay at that size.
+    Where an even share is below _MIN_SHARD_ROWS there are more workers than work, and shards stay at that size.
     Rows that the spec names are taken as they are, to the end.
     """
     if shard_rows != "auto":
         return Bounds(shard_rows, shard_rows, max_bytes)
-    share = -(-total_rows // (workers * SHARDS_A_WORKER))
-    rows = max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, share))
+    share = -(-total_rows // (workers * _SHARDS_A_WORKER))
+    rows = max(_MIN_SHARD_ROWS, min(_MAX_SHARD_ROWS, share))
     split_rows = max(rows, MIN_SPLIT_ROWS)
-    if share <= MIN_SHARD_ROWS:
+    if share <= _MIN_SHARD_ROWS:
         return Bounds(rows, split_rows, max_bytes)
-    last = max(LAST_SHARD_ROWS, min(MIN_SHARD_ROWS, total_rows // (workers * LAST_SHARE)))
+    last = max(_LAST_SHARD_ROWS, min(_MIN_SHARD_ROWS, total_rows // (workers * _LAST_SHARE)))
     return Bounds(rows, split_rows, max_bytes, workers, last)
 
 
@@ -96,7 +97,7 @@ class _Filling:
 
 def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Cut:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
-    made = SlicesBuilder()
+    builder = SlicesBuilder()
     split: list[str] = []
     empty: list[Source] = []
     left = sum(group.rows for opened in sources for group in opened.groups) + sum(piece.rows for piece in again)
@@ -107,7 +108,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         if not groups:
             empty.append(source)
             continue
-        made.source(source.uri, source.size, source.version)
+        builder.source(source.uri, source.size, source.version)
         end = 0, -1  # row group and row where the last slice of this shard ends
         for group in groups:
             pieces = _pieces(group, within, left)
@@ -118,27 +119,27 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
             for rows in pieces:
                 new = shard.begins_with(rows, group.bytes // len(pieces))
                 if new:
-                    made.end_shard()
+                    builder.end_shard()
                 if not new and end == (group.number, start):
-                    made.grow(start + rows)
+                    builder.grow(start + rows)
                 else:
-                    made.add(group.number, start, start + rows, group.byte_start)
+                    builder.add(group.number, start, start + rows, group.byte_start)
                 start += rows
                 end = group.number, start
             left -= group.rows
     for piece in again:
         if shard.begins_with(piece.rows, 0):
-            made.end_shard()
-        made.source(piece.uri, piece.size, piece.version)
-        made.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
-    made.end_shard()
+            builder.end_shard()
+        builder.source(piece.uri, piece.size, piece.version)
+        builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
+    builder.end_shard()
     warning = (
         f"{len(split)} huge row group(s) split by rows, and every piece reads past the rows before it; "
         f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
         if split
         else ""
     )
-    return Cut(made.slices(), (warning,) if warning else (), tuple(empty))
+    return Cut(builder.slices(), (warning,) if warning else (), tuple(empty))
 
 
 def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:

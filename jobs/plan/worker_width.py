@@ -69,7 +69,7 @@ def worker_rate(profiles: Sequence[Profile], threads: int, host: HostKind | None
     return min(rates, default=None)
 
 
-def told(width: Width) -> str:
+def describe_width(width: Width) -> str:
     """The line of a run that leaves its workers' cores or batches open."""
     cores = "1 core" if width.threads == 1 else f"{width.threads} cores"
     profile = width.profile

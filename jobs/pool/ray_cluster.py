@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -96,7 +97,7 @@ class RayCluster:
         threads = min(MAKER_CORES, self.most_threads() or 1)
         self._maker, self._bundle_placing = start_actor(
             ray.remote(Maker),
-            request.with_threads(threads),
+            replace(request, threads=threads),
             cpus=threads * self._threads_per_core,
             threads=threads,
             labels=labels,

@@ -69,7 +69,7 @@ class RayPool:
         self._any_process = any_process
         self._actor_class = ray.remote(Worker)
         """Made once: Ray sends each to the cluster, which made a start cost the driver 14 ms and not 1.5."""
-        self._gpus = 1 if spec.device == "cuda" else 0
+        self._gpus = 1 if spec.model.device == "cuda" else 0
         """That a worker takes."""
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}

@@ -14,10 +14,9 @@ import pyarrow.dataset as pads
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.ledger.presence import parsed
 from jobs.plan.job import absolute
 from jobs.report.row_images import RowAt
-from workers.contract import InputSpec, Shard, Slice
+from workers.contract import InputSpec, Shard, Slice, parse_shard_key
 from workers.output import SOURCE_FIELDS
 from workers.storage.filesystems import open_filesystem
 
@@ -147,7 +146,7 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
         ) from error
     found = []
     for *place, path in (row.values() for row in rows):
-        number, index = parsed("/".join(path.split("/")[-2:])) or (0, 0)
+        number, index = parse_shard_key("/".join(path.split("/")[-2:])) or (0, 0)
         found.append(Found(of_number[number], of_number[number].shards[index], RowAt(*place)))
     return sorted(found, key=lambda it: (it.plan.number, it.shard.index, it.at))
 

@@ -155,8 +155,8 @@ def crashes_of(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
     """As jobs.ledger.crashes records them, oldest first. Raises StoreError, StoreDenied."""
 
     def found() -> Iterator[str]:
-        for info in store.list(f"{root}/{crashes.FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
-            if crashes.parsed(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
+        for info in store.list(f"{root}/{crashes.CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
+            if crashes.parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
     read = ahead(store.get, found(), READS_AT_ONCE, "crashes")

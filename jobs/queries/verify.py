@@ -24,14 +24,12 @@ from jobs.ledger import notes as noting
 from jobs.ledger.done import DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.ledger.presence import parsed, shard_key
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day, job_of
-from jobs.plan.discovery import look
+from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
 from jobs.spec.days import Days
-from jobs.spec.schema import Input
-from workers.contract import Shard, Slice
+from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.parquet import open_parquet
 from workers.source.source_file import opened
@@ -94,7 +92,7 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = look(job, plans, done)
+    listing = list_job_input(job, plans, done)
     verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
     verdict.problems += [
         f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
@@ -141,7 +139,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
         return named
     name = f"the done record of plan {plan.number}"
     for line, key in enumerate(record.keys()):
-        found = parsed(key)
+        found = parse_shard_key(key)
         if found is None or found[0] != plan.number or found[1] >= len(named.line):
             verdict.problems.append(f"{name} names {key}, which the plan does not")
         elif named.line[found[1]] >= 0:
@@ -153,7 +151,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
     return Named(record, named.line)
 
 
-def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: Input, verdict: Verdict) -> list[Slice]:
+def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone."""
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
@@ -174,7 +172,7 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: Input, verdict
 
 
 def _check_shard(
-    ledger: Ledger, shard: Shard, done: DoneShard | None, given: Input
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec
 ) -> tuple[list[str], ObjectFacts | None]:
     """Problems of one object, and its facts when it is readable."""
     key = f"{ledger.root}/{shard.key}"
@@ -282,8 +280,8 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
     for info in ledger.store.list(ledger.root):
         key = info.key.removeprefix(f"{ledger.root}/")
         # Records of crashes and notes are advisory, and any number of them may be there for a shard.
-        found = parsed(key) or crashes.parsed(key)
-        if key in explained or ((noted := noting.KEY.fullmatch(key)) and int(noted[1]) in shards_of):
+        found = parse_shard_key(key) or crashes.parse_crash_key(key)
+        if key in explained or ((noted := noting.NOTE_KEY.fullmatch(key)) and int(noted[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

@@ -25,7 +25,7 @@ from jobs.ledger.plans import Content, Missing, Plan
 from jobs.pages.save import save, save_spec
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
-from jobs.plan.worker_width import told
+from jobs.plan.worker_width import describe_width
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
@@ -180,7 +180,7 @@ class Run:
         except SpecError as error:  # the input has become wrong since: this run's rows are done, the next one ends so
             self.say(f"rows were gone when it was their turn, and could not be looked for again: {error}")
             return
-        if found.fresh or found.wanted.again:
+        if found.fresh or found.claim.again:
             self._take(found)
             self._finish_open()
 
@@ -189,12 +189,12 @@ class Run:
             self.say(line)
         self.report.as_of = str(self.job.days.last)
         self.report.unreadable = dict(found.unreadable)
-        self.report.changed = [source.uri for source in found.wanted.kept]
-        self.report.superseded = sorted({*self.report.superseded, *found.wanted.supersedes})
+        self.report.changed = [source.uri for source in found.claim.kept]
+        self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""
-        if not found.fresh and not found.wanted.again:
+        if not found.fresh and not found.claim.again:
             return
         claimed: Content | None = None
 
@@ -295,7 +295,7 @@ class Run:
         """What `stint tune` has found of such nodes, where the spec leaves something to it."""
         given, width = self.job.spec.workers, self.job.width
         if self.job.spec.model.device == "cpu" and "auto" in (given.cpus, given.batch):
-            self.say(told(width))
+            self.say(describe_width(width))
         self.report.profile = {"threads": width.threads, "reason": width.reason, "tuned": width.from_profiles}
         if width.profile is not None:
             self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}

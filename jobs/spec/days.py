@@ -1,4 +1,4 @@
-"""Which days a command looks at: `--as-of`, `--backfill` and what `{as_of}` stands for."""
+"""The days that a command is about: `--as-of`, `--backfill` and what `{as_of}` stands for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from jobs.errors import SpecError
-
-AS_OF = "{as_of}"
-MOST_DAYS = 3660
-"""A mistyped year should not list folders for an hour."""
+from workers.contract import AS_OF, MOST_DAYS
 
 
 @dataclass(frozen=True)

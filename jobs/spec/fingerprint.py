@@ -12,18 +12,23 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import SpecError
-from jobs.spec.schema import JobSpec, Model
+from jobs.spec.schema import JobSpec
 from workers.model.names import RECIPE, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2
 """Raised when the columns of an output row change meaning."""
+_ALWAYS = ("arch", "args", "task", "preprocess", "calibration", "float_layers")
+"""Keys of the spec's `model` that count even at their default. The others count only where they are set, as `engine`
+does: so a key that is new changes no fingerprint of a spec without it."""
+_NEVER = ("precision", "device")
+"""The first counts as the recipe; the second does not change what comes out."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,21 @@ class Fingerprints:
 def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
     model = spec.model
+    content = {
+        f.name: value
+        for f, value in zip(fields(model), asdict(model).values(), strict=True)
+        if f.name in _ALWAYS or (value != f.default and f.name not in _NEVER)
+    }
+    if model.precision != "int8":  # floats have nothing to calibrate or to decide, whatever runs them
+        content = {key: value for key, value in content.items() if key not in ("engine", "float_layers")}
+        content["calibration"] = None
     bundle = _digest(
         {
+            **content,
             "recipe": RECIPE if model.precision == "int8" else model.precision,
-            "arch": model.arch,
             "code": _code(model.arch),
             "weights": _weights(model.weights, read),
-            "args": model.args,
             "labels": _labels(model.labels, read),
-            "task": model.task,
-            "preprocess": model.preprocess.model_dump(exclude_none=True),
-            "calibration": model.calibration.model_dump() if model.precision == "int8" else None,
-            **_engine(model),
         }
     )
     row: dict[str, Any] = {"bundle": bundle, "keys": spec.input.keys, "row_format": ROW_FORMAT}
@@ -57,13 +65,6 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     fp = _digest(row)
     name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
     return Fingerprints(bundle=bundle, model=fp, root=f"model={name}-{fp}")
-
-
-def _engine(model: Model) -> dict[str, object]:
-    """What else decides which artifacts there are; in float there is nothing to decide, whatever runs it."""
-    if model.precision != "int8":
-        return {}
-    return {"float_layers": model.float_layers} | ({} if model.engine == "auto" else {"engine": model.engine})
 
 
 def _digest(content: object) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from jobs.errors import SpecError
 from jobs.spec.schema import JobSpec
@@ -63,25 +63,26 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One validation error for a person: where, what, and the nearest valid key for a typo."""
     where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        valid = list(_section_at(error["loc"][:-1]).model_fields)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = _valid_keys(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
         return f"unknown key {where!r}: {hint}"
     if error["type"] == "missing":
         return f"{where!r} is missing"
+    if error["type"] in ("model_type", "dataclass_type", "dict_type"):
+        return f"{where}: a section is wanted, with `key: value` in it, got {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ")
     # A check of a whole section names its key itself.
     return message if isinstance(error["input"], dict) else f"{where}: {message}, got {error['input']!r}"
 
 
-def _section_at(path: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = JobSpec
+def _valid_keys(path: tuple[int | str, ...]) -> list[str]:
+    """Of the section there. A number in the path is a place in a list of sections."""
+    schema = JobSpec.model_json_schema()
+    section = schema
     for part in path:
-        if isinstance(part, int):
-            continue  # a place in a list of sections
-        annotation = section.model_fields[part].annotation
-        for candidate in (annotation, *get_args(annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                section = candidate
-    return section
+        section = section["items"] if isinstance(part, int) else section["properties"][part]
+        if "$ref" in section:
+            section = schema["$defs"][section["$ref"].rpartition("/")[2]]
+    return list(section["properties"])

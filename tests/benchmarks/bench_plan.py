@@ -29,7 +29,7 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import NOTE_EVERY, Noting
 from jobs.ledger.plans import Plan
 from jobs.ledger.slices import Source
-from jobs.plan.claims import wanted
+from jobs.plan.claims import next_claim
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.plan.sharding import bounds, cut
@@ -173,7 +173,7 @@ def plan(it: Step) -> str:
         plans = it.ledger.plans()
         found = Discovery(
             job=job, listing=Listing(sources), plans=plans, open_plans=[], lost=frozenset(),
-            wanted=wanted(sources, plans, (), rescore=False), fresh=fresh, unreadable={},
+            claim=next_claim(sources, plans, (), rescore=False), fresh=fresh, unreadable={},
         )  # fmt: skip
         made = it.ledger.claim(found.content)
     assert made is not None

@@ -17,7 +17,7 @@ from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
-from jobs.plan.claims import Wanted
+from jobs.plan.claims import NextClaim
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
@@ -91,16 +91,16 @@ def streaming_write(self: ObjectStore, key: str, data: bytes) -> bool:
 
 def watermark(stage: Stage) -> AbstractContextManager[Any]:
     """New is what is younger than the youngest file claimed so far."""
-    right = jobs.plan.discovery.wanted
+    right = jobs.plan.discovery.next_claim
 
-    def wanted(sources: Sequence[Source], plans: Sequence[Plan], *arguments: Any, **options: Any) -> Wanted:
+    def next_claim(sources: Sequence[Source], plans: Sequence[Plan], *arguments: Any, **options: Any) -> NextClaim:
         modified = stage.world.bucket.modified
         claimed = {uri for plan in plans for uri, _ in plan.claimed}
         mark = max((modified[uri.removeprefix("s3://")] for uri in claimed), default=-1)
         young = [s for s in sources if s.uri in claimed or modified[s.uri.removeprefix("s3://")] > mark]
         return right(young, plans, *arguments, **options)
 
-    return mock.patch.object(jobs.plan.discovery, "wanted", wanted)
+    return mock.patch.object(jobs.plan.discovery, "next_claim", next_claim)
 
 
 def done_too_early(self: Run) -> None:

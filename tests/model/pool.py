@@ -38,7 +38,7 @@ class ModelWorker:
         self._world, self._spec = world, spec
 
     def start(self) -> WorkerInfo | Failure:
-        self._store = open_store(self._spec.output.url)
+        self._store = open_store(self._spec.output.uri)
         return INFO
 
     def score(self, shard: Shard) -> ShardResult | Failure:
@@ -57,7 +57,7 @@ class ModelWorker:
         read = [(block.slice_index, block.row_start + n) for block in blocks for n in range(len(block.images))]
         gone = tuple(sorted(reader.gone))
         data = _encoded(shard, tuple(read), gone, self._world.token().hex)
-        key = f"{self._spec.output.root}/{shard.key}"
+        key = f"{self._spec.root}/{shard.key}"
         committed = self._store.create(key, data)
         facts = _facts(data if committed else self._store.get(key))
         return ShardResult(

@@ -58,7 +58,7 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
     # Floats have nothing to calibrate: all rows serve to compare.
     calibrating, comparing = slice(0), slice(min(len(sample), request.gate.rows))
     if spec.precision == "int8":
-        calibrating, comparing = split_rows(len(sample), spec.calibration_rows, request.gate.rows)
+        calibrating, comparing = split_rows(len(sample), spec.calibration.rows, request.gate.rows)
     fp32 = float_artifact(model)
     contents = BundleContents(calibrated_on=calibrating, fp32=fp32)
     if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC:

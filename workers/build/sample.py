@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.contract import InputSpec, Preprocess, SampleSlice, Shard
+from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage, ErrorCode
 from workers.model.names import ModelError
 from workers.output import describe_row
-from workers.source.shard_reader import ShardReader
+from workers.source.shard_reader import sample_cells
 
 UNKNOWN = -1
 """Label of a row whose label column is null."""
@@ -77,31 +77,25 @@ def read_sample(
     bad_rows = 0
     left_out: list[str] = []
     for part in slices:
-        shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
-        wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
-        for block in ShardReader(shard, how).blocks():
-            for offset, cell in enumerate(block.images):
-                row = block.row_start + offset
-                if row not in wanted:
-                    continue
-                try:
-                    if isinstance(cell, BadImage):
-                        raise cell
-                    crop_HWC = decode(memoryview(cell), preprocess)
-                    if exact != preprocess:
-                        exact_crops.append(decode(memoryview(cell), exact))
-                    crops.append(crop_HWC)
-                except BadImage as bad:
-                    bad_rows += 1
-                    if bad.code is ErrorCode.CRASHED_WORKER:
-                        left_out.append(f"{describe_row(part.rows.uri, part.rows.row_group, row, {})}: {bad}")
-                    if len(left_out) > MOST_LEFT_OUT:
-                        message = f"{len(left_out)} rows of the sample kill whoever decodes them"
-                        raise SampleUnusable(_with_rows(message, left_out)) from bad
-                    continue
-                encoded.append(bytes(cell))
-                rows.append((part.rows.uri, part.rows.row_group, row))
-                values.append(_value(block.keys, labels_column, offset))
+        for row, cell, block in sample_cells(part, how):
+            try:
+                if isinstance(cell, BadImage):
+                    raise cell
+                crop_HWC = decode(memoryview(cell), preprocess)
+                if exact != preprocess:
+                    exact_crops.append(decode(memoryview(cell), exact))
+                crops.append(crop_HWC)
+            except BadImage as bad:
+                bad_rows += 1
+                if bad.code is ErrorCode.CRASHED_WORKER:
+                    left_out.append(f"{describe_row(part.rows.uri, part.rows.row_group, row, {})}: {bad}")
+                if len(left_out) > MOST_LEFT_OUT:
+                    message = f"{len(left_out)} rows of the sample kill whoever decodes them"
+                    raise SampleUnusable(_with_rows(message, left_out)) from bad
+                continue
+            encoded.append(bytes(cell))
+            rows.append((part.rows.uri, part.rows.row_group, row))
+            values.append(_value(block.keys, labels_column, row - block.row_start))
     if not crops:
         message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
         raise ModelError(_with_rows(message, left_out))

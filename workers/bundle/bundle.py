@@ -92,7 +92,7 @@ def write_bundle(
     )
     manifest = Manifest(
         fingerprint=fingerprint,
-        spec=asdict(spec),
+        spec=_stored_spec(spec),
         task=spec.task,
         outputs=model.outputs,
         labels=model.labels,
@@ -183,6 +183,15 @@ def _score(
     for row, data in enumerate(images):
         decode_into(data, preprocess, crops_NHWC[row])
     return score_crops(engine, crops_NHWC, batch)
+
+
+def _stored_spec(spec: ModelSpec) -> dict[str, object]:
+    """As manifests have had it since the first release: calibration flat, and nothing of the device, which is no part
+    of a bundle."""
+    stored = asdict(spec)
+    calibration = stored.pop("calibration")
+    del stored["device"]
+    return {**stored, **{f"calibration_{name}": value for name, value in calibration.items()}}
 
 
 def _key(fingerprint: str, file_name: str) -> str:

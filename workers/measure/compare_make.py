@@ -82,9 +82,9 @@ class _Candidates:
                 labels_column=request.gate.labels_column,
                 class_names=model.labels,
                 classes=model.outputs,
-                seed=request.model.calibration_seed,
+                seed=request.model.calibration.seed,
             )
-        calibrating, comparing = split_rows(len(sample), request.model.calibration_rows, request.gate.rows)
+        calibrating, comparing = split_rows(len(sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]

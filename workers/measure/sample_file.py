@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from workers.contract import InputSpec, SampleSlice, Shard
+from workers.contract import InputSpec, SampleSlice
 from workers.image.errors import BadImage
 from workers.source.parquet_rows import binary_cells
 from workers.source.rows import ImageCell
-from workers.source.shard_reader import ShardReader
+from workers.source.shard_reader import sample_cells
 
 _COLUMN = "image"
 _MOST_BYTES = 256 * 2**20
@@ -24,13 +23,10 @@ def read_images(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
     images: list[bytes] = []
     total = 0
     for part in slices:
-        shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
-        wanted = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
-        for block in ShardReader(shard, how).blocks():
-            for offset, cell in enumerate(block.images):
-                if block.row_start + offset in wanted and not isinstance(cell, BadImage) and total < _MOST_BYTES:
-                    images.append(bytes(cell))
-                    total += len(images[-1])
+        for _, cell, _ in sample_cells(part, how):
+            if not isinstance(cell, BadImage) and total < _MOST_BYTES:
+                images.append(bytes(cell))
+                total += len(images[-1])
     return images
 
 

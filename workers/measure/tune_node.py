@@ -96,10 +96,10 @@ class TuneNode:
             self._topology = cores.read_topology()
             self._lease = cores.lease(self._topology.budget, self._topology)
             self._resources.callback(self._lease.release)
-            store = open_store(spec.output.url, single_writer=spec.output.single_writer)
+            store = open_store(spec.output.uri, single_writer=spec.output.single_writer)
             manifest = bundle.read_manifest(store, spec.bundle)
             if manifest is None:
-                raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.url}", code="no_bundle")
+                raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.uri}", code="no_bundle")
             folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-"))
             images = read_images(self._request.sample, spec.input)
             if not images:
@@ -207,7 +207,9 @@ def _engines(artifacts: Iterable[ArtifactInfo], spec: WorkerSpec) -> tuple[str, 
     Those that the gate of this run refuses are none of its workers' engines.
     """
     allowed = [info for info in artifacts if not spec.artifacts or info.name in spec.artifacts]
-    fit = ranked(allowed, precision=spec.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine)
+    fit = ranked(
+        allowed, precision=spec.model.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine
+    )
     best: dict[str, str] = {}
     for info in fit:
         best.setdefault(info.engine, info.name)

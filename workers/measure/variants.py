@@ -43,10 +43,10 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     """The network by size of its batch, pixels N × crop × crop × 3, and a few words. Raises what torch's quantization
     does, which may be anything, for a network that it cannot take."""
     worker = load.worker
-    store = open_store(worker.output.url, single_writer=worker.output.single_writer)
+    store = open_store(worker.output.uri, single_writer=worker.output.single_writer)
     manifest = read_manifest(store, worker.bundle)
     if manifest is None:
-        raise ValueError(f"no bundle {worker.bundle} in {worker.output.url}")
+        raise ValueError(f"no bundle {worker.bundle} in {worker.output.uri}")
     crops_NHWC = _crops(load.images, manifest.preprocess)
     if load.kind != BUNDLE:
         with deprecations_silenced(), torch.no_grad():

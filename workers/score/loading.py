@@ -47,7 +47,7 @@ def load_best(
     allowed = [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
     infos = ranked(
         allowed,
-        precision=spec.precision,
+        precision=spec.model.precision,
         isa=isa,
         installed=installed,
         engine=spec.engine,
@@ -59,7 +59,7 @@ def load_best(
     first: Exception | None = None
     for info in infos:
         try:
-            engine = bundle.load_engine(store, manifest, info.name, threads=spec.threads, device=spec.device)
+            engine = bundle.load_engine(store, manifest, info.name, threads=spec.threads, device=spec.model.device)
             lap("bundle")
             batch = _batch(spec, info, tuned, memory_bytes)
             bundle.check_golden(engine, info, manifest, store, decode_into, batch)
@@ -79,7 +79,7 @@ def load_best(
 
 def _tuned(store: Store, spec: WorkerSpec, memory_bytes: int | None) -> Candidate | None:
     """What a tuning of such a host found best for workers of this width; None where that took more than the bound."""
-    if spec.device != "cpu":
+    if spec.model.device != "cpu":
         return None  # a tuning tries cores
     profile = read_profile(store, spec.bundle, HostKind.here())
     row = None if profile is None else profile.row_at(spec.threads)
@@ -93,22 +93,22 @@ def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory
         return spec.batch
     if tuned is not None and tuned.engine == info.name:
         return tuned.batch
-    if spec.device != "cpu":
+    if spec.model.device != "cpu":
         import torch
 
         memory_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes, spec.device)
+    return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes, spec.model.device)
 
 
 def _nothing_fits(
     manifest: Manifest, spec: WorkerSpec, allowed: list[ArtifactInfo], isa: str, installed: frozenset[str]
 ) -> bundle.BundleRefused:
-    held = [info for info in allowed if info.precision == spec.precision]
+    held = [info for info in allowed if info.precision == spec.model.precision]
     if not held:
         names = ", ".join(a.info.name for a in manifest.artifacts)
         return bundle.BundleRefused(
-            f"bundle {manifest.fingerprint} holds {names}, and nothing in {spec.precision} that the gate of this run "
-            "lets pass: set model.precision to what it holds",
+            f"bundle {manifest.fingerprint} holds {names}, and nothing in {spec.model.precision} that the gate of this "
+            "run lets pass: set model.precision to what it holds",
             code="no_artifact",
         )
     reasons = {info: unfit(info, isa=isa, installed=installed) for info in held}

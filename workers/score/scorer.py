@@ -87,11 +87,11 @@ class Scorer:
         if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
             torch.set_num_interop_threads(1)
         torch.set_num_threads(spec.threads)
-        store = open_store(spec.output.url, single_writer=spec.output.single_writer)
+        store = open_store(spec.output.uri, single_writer=spec.output.single_writer)
         manifest = bundle.read_manifest(store, spec.bundle)
         if manifest is None:
             raise bundle.BundleRefused(
-                f"no bundle {spec.bundle} in {spec.output.url}: run `stint quantize`", code="no_bundle"
+                f"no bundle {spec.bundle} in {spec.output.uri}: run `stint quantize`", code="no_bundle"
             )
         loaded = load_best(store, manifest, spec, decode_into, memory_bytes=memory_bytes, lap=lap)
         predictor = Predictor(
@@ -101,7 +101,7 @@ class Scorer:
             batch=loaded.batch,
             threads=spec.threads,
             topk=spec.output.topk,
-            task=spec.task,
+            task=spec.model.task,
         )
         # Last, because sizing the decode threads leaves its mark on the default of every later thread.
         torch.set_num_threads(spec.threads)
@@ -116,7 +116,7 @@ class Scorer:
             notes=loaded.notes,
             manifest=manifest,
             isa=isa_class(),
-            keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.output.key_schema))) if spec.output.key_schema else (),
+            keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.key_schema))) if spec.key_schema else (),
         )
 
     @property
@@ -169,7 +169,7 @@ class Scorer:
         data = encode(
             shard,
             scored,
-            task=self.spec.task,
+            task=self.spec.model.task,
             labels=self.manifest.labels,
             keys=self.keys,
             outputs=self.manifest.outputs,
@@ -183,17 +183,17 @@ class Scorer:
                 "engine_version": library(self.info.engine),
                 "precision": self.info.precision,
                 "isa": self.isa,
-                "device": self.spec.device,
+                "device": self.spec.model.device,
                 "threads": str(self.spec.threads),
                 "float_layers": str(len(self.info.float_layers)),
                 "code": self.spec.code_version,
             },
         )
-        key = f"{self.spec.output.root}/{shard.key}"
+        key = f"{self.spec.root}/{shard.key}"
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
         facts = object_facts(data if committed else self.store.get(key))
-        ok = scored.ok if committed and self.spec.task == "classify" else None
+        ok = scored.ok if committed and self.spec.model.task == "classify" else None
         write_s = time.perf_counter() - began
         return ShardResult(
             plan=shard.plan,

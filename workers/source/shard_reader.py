@@ -14,13 +14,14 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from workers.contract import InputSpec, Shard, Slice
+from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source import parquet_rows, webdataset
 from workers.source.parquet import open_parquet
-from workers.source.rows import FETCHES, RowBlock
+from workers.source.rows import FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.storage.errors import Cause, NotFound, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
@@ -105,6 +106,19 @@ class ShardReader:
                 self.gone.add(index)
             else:
                 yield RowBlock(index, 0, [image], None, 0 if isinstance(image, BadImage) else len(image))
+
+
+def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
+    """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in.
+
+    Raises what `ShardReader.blocks` raises. A source that is gone gives none.
+    """
+    chosen = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
+    shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
+    for block in ShardReader(shard, how).blocks():
+        for row, cell in enumerate(block.images, block.row_start):
+            if row in chosen:
+                yield row, cell, block
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:

@@ -15,7 +15,7 @@ from jobs.errors import SpecError
 from jobs.input.listing import Listing, list_input
 from jobs.input.manifest import read_entries
 from jobs.spec.days import Days
-from jobs.spec.schema import Input
+from workers.contract import InputSpec
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 
@@ -23,7 +23,7 @@ FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 
 
 def listed(latest: Mapping[str, str] | None = None, **keys: Any) -> Listing:
-    return list_input(Input(**keys), Days(FIRST, LAST), latest or {})
+    return list_input(InputSpec(**keys), Days(FIRST, LAST), latest or {})
 
 
 def put(folder: Path, *names: str) -> None:

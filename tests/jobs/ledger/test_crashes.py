@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.ledger.crashes import CrashLog, parsed
+from jobs.ledger.crashes import CrashLog, parse_crash_key
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.progress.snapshot import Price
@@ -194,8 +194,10 @@ def test_a_storage_fault_while_a_crash_is_recorded_does_not_end_the_run_which_go
 
 def test_only_keys_of_crash_records_count_as_such() -> None:
     key = f"_stint/crashes/00000007/00000012-{'0' * 32}.json"
-    assert parsed(key) == (7, 12)
-    assert [parsed(other) for other in (key + "x", key.replace("json", "txt"), "notes.txt", key[1:])] == [None] * 4
+    assert parse_crash_key(key) == (7, 12)
+    assert [parse_crash_key(other) for other in (key + "x", key.replace("json", "txt"), "notes.txt", key[1:])] == [
+        None
+    ] * 4
 
 
 # ----------------------------------------------------------------------------------------- isolation

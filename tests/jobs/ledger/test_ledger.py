@@ -16,7 +16,7 @@ from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
 from jobs.ledger.slices import Source
-from jobs.plan.claims import wanted
+from jobs.plan.claims import next_claim
 from jobs.plan.sharding import Bounds, cut
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
@@ -36,7 +36,7 @@ def ledger() -> Ledger:
 
 def claim(here: Ledger, *sources: Opened) -> Plan | None:
     def content(plans: Sequence[Plan]) -> Content | None:
-        now = wanted([o.source for o in sources], plans, (), rescore=True)
+        now = next_claim([o.source for o in sources], plans, (), rescore=True)
         new = [o for o in sources if o.source in now.new]
         return Content(by_ten(new), None, now.supersedes) if new else None
 

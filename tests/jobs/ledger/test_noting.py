@@ -13,7 +13,7 @@ from jobs.ledger import ledger as ledgers
 from jobs.ledger import notes as noting
 from jobs.ledger.done import DoneRecord, DoneShard, KnownObjects, PlanObjects
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import KEY, Noting, recall
+from jobs.ledger.notes import NOTE_KEY, Noting, recall
 from jobs.ledger.plans import Plan, decode_plan
 from tests.jobs.ledger.test_ledger import ROOT, claim, opened
 from tests.support.fakes import RESULT, MemoryStore, object_of
@@ -66,7 +66,7 @@ def killed_after(here: Ledger, plan: Plan, numbers: range) -> None:
     for index in numbers:
         run.add(*result(here, plan, index))
         run.note_due(plan.number)
-    run._tell(10.0)
+    run._report_failures(10.0)
     run._writes.close()
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_ends_notes_the_rest_where_it_is_worth_it() -> None:
         run.note_due(plan.number)
     run.close()
     assert len(notes(here)) == 2
-    assert all(KEY.fullmatch(key.removeprefix(f"{ROOT}/")) for key in notes(here))
+    assert all(NOTE_KEY.fullmatch(key.removeprefix(f"{ROOT}/")) for key in notes(here))
     run = Noting(here.store, ROOT, [plan], pytest.fail)
     run.add(*result(here, plan, 7))
     run.close()
@@ -125,7 +125,7 @@ def test_where_a_note_and_a_result_differ_the_object_tells() -> None:
         former.add(key, replace(told, sha256="0" * 64) if index == 2 else told)
         former.note_due(plan.number)
         latest.add(key, told)
-    former._tell(10.0)
+    former._report_failures(10.0)
     store.read.clear()
     assert list(here.finish(plan, latest.of(plan.number))) == everything
     assert store.read == [f"{ROOT}/{plan.shards[index].key}" for index in (2, *range(4, 10))]

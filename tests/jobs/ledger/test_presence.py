@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from jobs.ledger.presence import PART, PARTS_TOGETHER, Look, Present, shard_key
+from jobs.ledger.presence import PART, PARTS_TOGETHER, PlanListing, Present
 from tests.support.fakes import MemoryStore
-from workers.contract import Shard
+from workers.contract import Shard, shard_key
 from workers.storage.store import LISTS_AT_ONCE, ObjectInfo, ObjectStore
 
 ROOT = "model=net-0123"
@@ -32,8 +32,8 @@ class Paged(MemoryStore):
                 yield ObjectInfo(f"{ROOT}/{shard_key(3, index)}", 1, "v")
 
 
-def look(store: MemoryStore, shards: int = SHARDS) -> Look:
-    return Look(store, ROOT, 3, shards)
+def look(store: MemoryStore, shards: int = SHARDS) -> PlanListing:
+    return PlanListing(store, ROOT, 3, shards)
 
 
 def test_a_large_folder_is_listed_in_parts_of_one_page_each() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jobs.ledger import plans, slices
 from jobs.ledger.plans import Content, Cut, decode_plan, encode_plan
-from jobs.ledger.slices import Slices, Source
+from jobs.ledger.slices import Source
+from tests.support.slices import slices_of
 from workers.contract import Slice
 
 SHARDS = st.lists(
@@ -35,7 +36,7 @@ SHARDS = st.lists(
 @settings(deadline=None)
 @given(SHARDS)
 def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> None:
-    made = Slices.of(shards)
+    made = slices_of(shards)
     assert list(made) == shards
     assert len(made) == len(shards)
     assert made.rows.tolist() == [sum(piece.rows for piece in of_shard) for of_shard in shards]
@@ -50,10 +51,10 @@ def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> Non
 def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
     shards: list[tuple[Slice, ...]], together: int
 ) -> None:
-    content = Content(Cut(Slices.of(shards), empty=(Source("empty", 1, "v"),)), None, {"a": "v0"})
+    content = Content(Cut(slices_of(shards), empty=(Source("empty", 1, "v"),)), None, {"a": "v0"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "ROWS_TOGETHER", together)
-        patch.setattr(slices, "TOGETHER", together)
+        patch.setattr(slices, "_TOGETHER", together)
         data = encode_plan(content, "token")
         plan = decode_plan(5, data)
         assert [shard.slices for shard in plan.shards] == shards
@@ -62,11 +63,12 @@ def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
     assert all(row["supersedes"] == ("v0" if row["uri"] == "a" else None) for row in supersedes)
 
 
-def test_a_plan_from_before_some_columns_were_is_read() -> None:
+@pytest.mark.parametrize("column", ["byte_start", "version", "shard"])
+def test_a_plan_without_one_of_its_columns_is_refused(column: str) -> None:
     piece = Slice(uri="a", size=7, version="v", row_group=1, row_start=2, row_stop=3, byte_start=4)
-    data = encode_plan(Content(Cut(Slices.of([(piece,)])), None), "token")
-    table = pq.read_table(pa.BufferReader(data)).drop_columns(["byte_start", "supersedes"])
+    data = encode_plan(Content(Cut(slices_of([(piece,)])), None), "token")
+    table = pq.read_table(pa.BufferReader(data)).drop_columns([column])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    (shard,) = decode_plan(1, sink.getvalue().to_pybytes()).shards
-    assert (shard.slices[0].row_start, shard.slices[0].byte_start) == (2, 0)
+    with pytest.raises(KeyError, match=column):
+        decode_plan(1, sink.getvalue().to_pybytes())

@@ -21,7 +21,6 @@ from jobs.measure.frontier import (
     recommended,
     wilson,
 )
-from jobs.spec.schema import Model
 from workers.contract import ModelSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
@@ -147,7 +146,7 @@ def test_overrides_are_what_differs_from_the_spec() -> None:
         share=0.0, info=info, path="", size_bytes=1, right=1, rows=1, labelled=True, refused="", classes=4, macs=1,
         decode_s=0.1, overrides=(),
     )  # fmt: skip
-    given = Model(arch=SPEC.arch, weights=SPEC.weights, engine="torch-int8")
+    given = ModelSpec(arch=SPEC.arch, weights=SPEC.weights, engine="torch-int8")
     assert overrides(given, SPEC, SPEC, made) == ("model.precision=bf16", "model.engine=auto")
     other = candidate_model(SPEC, "torchvision/resnet18", "DEFAULT")
     assert overrides(given, SPEC, other, made)[:3] == (

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from jobs.ledger.plans import dead_versions
 from jobs.ledger.slices import Source
-from jobs.plan.claims import Wanted, wanted
+from jobs.plan.claims import NextClaim, next_claim
 from workers.contract import Slice
 
 
 @dataclass
 class Claim:
     claimed: set[tuple[str, str]]
+    number: int = 0
 
     @property
     def sources(self) -> pa.Table:
@@ -34,36 +35,36 @@ def rows(uri: str, version: str = "v1", start: int = 0) -> Slice:
 
 
 def test_a_file_that_no_plan_knows_is_new() -> None:
-    now = wanted([source("a"), source("b")], [Claim({("a", "v1")})], (), rescore=False)
-    assert now == Wanted(new=(source("b"),))
+    now = next_claim([source("a"), source("b")], [Claim({("a", "v1")})], (), rescore=False)
+    assert now == NextClaim(new=(source("b"),))
 
 
 def test_a_changed_file_keeps_its_predictions_and_is_named() -> None:
-    now = wanted([source("a", "v2")], [Claim({("a", "v1")})], (), rescore=False)
-    assert now == Wanted(kept=(source("a", "v2"),))
+    now = next_claim([source("a", "v2")], [Claim({("a", "v1")})], (), rescore=False)
+    assert now == NextClaim(kept=(source("a", "v2"),))
 
 
 def test_a_changed_file_is_claimed_in_place_of_the_version_before_it() -> None:
     plans = [Claim({("a", "v1")}), Claim({("a", "v2")})]
-    now = wanted([source("a", "v3")], plans, (), rescore=True)
-    assert now == Wanted(new=(source("a", "v3"),), supersedes={"a": "v2"})
+    now = next_claim([source("a", "v3")], plans, (), rescore=True)
+    assert now == NextClaim(new=(source("a", "v3"),), supersedes={"a": "v2"})
 
 
 def test_a_file_that_changed_before_its_turn_is_claimed_whatever_the_spec_says() -> None:
-    now = wanted([source("a", "v2")], [Claim({("a", "v1")})], [rows("a")], rescore=False)
-    assert now == Wanted(new=(source("a", "v2"),), supersedes={"a": "v1"})
+    now = next_claim([source("a", "v2")], [Claim({("a", "v1")})], [rows("a")], rescore=False)
+    assert now == NextClaim(new=(source("a", "v2"),), supersedes={"a": "v1"})
 
 
 def test_a_file_that_was_gone_and_came_back_is_claimed_for_the_rows_that_are_missing() -> None:
     holes = [rows("a", start=5), rows("a", start=0), rows("b")]
-    now = wanted([source("a")], [Claim({("a", "v1"), ("b", "v1")})], holes, rescore=False)
-    assert now == Wanted(again={source("a"): (rows("a", start=0), rows("a", start=5))})
+    now = next_claim([source("a")], [Claim({("a", "v1"), ("b", "v1")})], holes, rescore=False)
+    assert now == NextClaim(again={source("a"): (rows("a", start=0), rows("a", start=5))})
 
 
 def test_a_file_put_back_as_it_once_was_counts_again_without_being_scored_again() -> None:
     plans = [Claim({("a", "v1")}), Claim({("a", "v2")})]
-    now = wanted([source("a", "v1")], plans, (), rescore=True)
-    assert now == Wanted(again={source("a", "v1"): ()}, supersedes={"a": "v2"})
+    now = next_claim([source("a", "v1")], plans, (), rescore=True)
+    assert now == NextClaim(again={source("a", "v1"): ()}, supersedes={"a": "v2"})
 
 
 @dataclass
@@ -80,7 +81,7 @@ class World:
     def night(self, files: Mapping[str, str], gone: set[str], rescore: bool) -> None:
         """Claim and score; files in `gone` vanish between the claim and their turn."""
         sources = [source(uri, version) for uri, version in files.items()]
-        now = wanted(sources, self.plans, self.lost, rescore=rescore)
+        now = next_claim(sources, self.plans, self.lost, rescore=rescore)
         if not now.new and not now.again:
             return
         self.plans.append(Claim({s.identity for s in (*now.new, *now.again)}))

@@ -73,7 +73,9 @@ def _drive(address: str) -> None:
     ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     ray_pool.Worker = Sleeper  # type: ignore[attr-defined,misc,assignment]
     nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes)
-    pool = ray_pool.RayPool(SimpleNamespace(threads=1, memory_bytes=None, device="cpu"), 1, nodes)  # type: ignore[arg-type]
+    pool = ray_pool.RayPool(
+        SimpleNamespace(threads=1, memory_bytes=None, model=SimpleNamespace(device="cpu")), 1, nodes
+    )  # type: ignore[arg-type]
 
     def await_event(kind: type) -> Any:
         until = time.monotonic() + LOST_WITHIN_S

@@ -24,7 +24,7 @@ REQUEST = BundleRequest(
     gate=GateSpec(),
     input=InputSpec(format="parquet", image="image"),
     sample=(),
-    output=OutputSpec(url="out", root="r", topk=1),
+    output=OutputSpec(uri="out", topk=1),
     batch=1,
     memory_bytes=2**30,
 )

@@ -110,7 +110,7 @@ def pool_with_one_actor(
     monkeypatch.setattr(ray_pool.ray, "kill", lambda _, no_restart: None)
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
-    spec: Any = SimpleNamespace(threads=1, memory_bytes=None, device=device)
+    spec: Any = SimpleNamespace(threads=1, memory_bytes=None, model=SimpleNamespace(device=device))
     pool = RayPool(spec, 1, nodes or Nodes())  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:

@@ -17,7 +17,7 @@ from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
 from jobs.spec.schema import Workers
 from tests.support.fakes import MemoryStore
-from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
+from workers.contract import BundleRequest, CalibrationSpec, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
 SPOT, ON_DEMAND = {"m": "spot"}, {"m": "od"}
@@ -61,7 +61,7 @@ def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> Bu
     request = BundleRequest(
         fingerprint="f",
         model=ModelSpec(arch="a:b", weights=None, args={}, labels=None, task="classify", precision="int8",
-                        preprocess={}, calibration_rows=1, calibration_seed=0),
+                        preprocess={}, calibration=CalibrationSpec(rows=1)),
         gate=GateSpec(min_agreement=0, min_cosine=0, labels_column=None, max_top1_drop=1, rows=1),
         input=InputSpec(format="parquet", image="image", keys=(), uri_roots=()),
         output=None,  # type: ignore[arg-type]

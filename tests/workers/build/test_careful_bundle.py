@@ -81,13 +81,13 @@ def made(request: BundleRequest) -> tuple[BundleOutcome, Manifest]:
     outcome = Maker(request).make()
     assert isinstance(outcome, BundleOutcome), outcome
     assert outcome.created
-    manifest = read_manifest(open_store(request.output.url), request.fingerprint)
+    manifest = read_manifest(open_store(request.output.uri), request.fingerprint)
     assert manifest is not None
     return outcome, manifest
 
 
 def objects(request: BundleRequest) -> dict[str, bytes]:
-    folder = Path(request.output.url, "_stint/bundles", request.fingerprint)
+    folder = Path(request.output.uri, "_stint/bundles", request.fingerprint)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -197,11 +197,11 @@ def made_apart(
 
 def test_the_same_sample_gives_the_same_bundle_to_the_byte(bench: Bench) -> None:
     first = bench.poisoned({})
-    second = replace(first, output=replace(first.output, url=str(bench.folder / "second")))
+    second = replace(first, output=replace(first.output, uri=str(bench.folder / "second")))
     for request in (first, second):  # each in a fresh process, because torch numbers the networks that it has traced
         assert "left_out=()" in made_apart(bench, request).stdout
     assert objects(first) == objects(second)
-    manifest = read_manifest(open_store(second.output.url), second.fingerprint)
+    manifest = read_manifest(open_store(second.output.uri), second.fingerprint)
     assert manifest is not None
     assert len(objects(second)) == len(manifest.artifacts) + 2  # the golden batch, the manifest
 

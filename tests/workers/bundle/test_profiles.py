@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.plan.worker_width import choose_width, given_width, kept_share, told, worker_rate
+from jobs.plan.worker_width import choose_width, describe_width, given_width, kept_share, worker_rate
 from tests.support.fakes import MemoryStore
 from workers.bundle import records
 from workers.bundle.profiles import (
@@ -186,14 +186,14 @@ print(HostKind.here().key == before.key, len(os.sched_getaffinity(0)) == 1 or no
 def test_without_a_profile_a_worker_gets_one_core() -> None:
     width = choose_width([])
     assert (width.threads, width.from_profiles) == (1, False)
-    assert "stint tune" in told(width)
+    assert "stint tune" in describe_width(width)
     assert choose_width([profile(OTHER, best=2, w2=10.0)], HOST).threads == 1
 
 
 def test_the_one_kind_of_node_there_is_decides_alone() -> None:
     width = choose_width([profile(best=2, w1=100.0, w2=99.5)])
     assert (width.threads, width.profile.host) == (2, HOST)  # type: ignore[union-attr]
-    assert told(width).startswith("profile: torch-int8/x86-vnni, 4 workers of 2 cores, batch 16: 100 img/s")
+    assert describe_width(width).startswith("profile: torch-int8/x86-vnni, 4 workers of 2 cores, batch 16: 100 img/s")
     mine = choose_width([profile(best=2, w2=10.0), profile(OTHER, best=1, w1=10.0)], HOST)
     assert mine.threads == 2
 
@@ -203,7 +203,7 @@ def test_on_a_mixed_cluster_the_width_loses_least_on_the_kind_that_loses_most() 
     second = profile(OTHER, best=4, w1=50.0, w2=90.0, w4=100.0)
     width = choose_width([first, second])
     assert (width.threads, width.from_profiles, width.profile) == (2, True, None)
-    assert "90% of its best" in told(width)
+    assert "90% of its best" in describe_width(width)
     assert kept_share(4, [first.rates(), second.rates()]) == pytest.approx(0.6)
 
 

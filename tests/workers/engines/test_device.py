@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import TypeAdapter
 from torch import nn
 
 from jobs.cli import main
@@ -118,7 +119,7 @@ def test_an_engine_on_a_gpu_that_is_not_there_says_what_to_do() -> None:
     ids=str,
 )
 def test_where_int8_cannot_run_it_is_not_the_default(given: dict[str, str], precision: str) -> None:
-    assert Model.model_validate({"arch": "torchvision/resnet18", **given}).precision == precision
+    assert TypeAdapter(Model).validate_python({"arch": "torchvision/resnet18", **given}).precision == precision
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_where_int8_cannot_run_it_is_not_the_default(given: dict[str, str], prec
 )
 def test_engine_precision_and_device_that_do_not_go_together_are_an_error(given: dict[str, str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Model.model_validate({"arch": "torchvision/resnet18", **given})
+        TypeAdapter(Model).validate_python({"arch": "torchvision/resnet18", **given})
 
 
 # ------------------------------------------------------------------------------------------------- the run

@@ -61,7 +61,7 @@ class Bench:
 
     def rows(self, shard: Shard) -> list[dict[str, object]]:
         """The object's rows."""
-        file = Path(self.spec.output.url, self.spec.output.root, shard.key)
+        file = Path(self.spec.output.uri, self.spec.root, shard.key)
         return pq.read_table(pa.BufferReader(file.read_bytes())).to_pylist()
 
     def isolated(self, shard: Shard, limit_s: float = LIMIT_S, memory_bytes: int = MEMORY_BYTES) -> ShardResult:
@@ -186,7 +186,7 @@ def test_samples_of_a_tar_are_found_although_it_cannot_be_cut_in_the_middle(benc
     spec = replace(
         bench.spec,
         input=InputSpec(format="webdataset", image="jpg", keys=("__key__", "cls")),
-        output=replace(bench.spec.output, key_schema=keys.serialize().to_pybytes()),
+        key_schema=keys.serialize().to_pybytes(),
     )
     bench = replace(bench, spec=spec)
     assert bench.isolated(replace(shard, plan=3)).rows_bad == 1
@@ -204,9 +204,7 @@ def test_image_files_that_are_gone_stay_gone_and_one_that_kills_is_an_error_row(
     shard = Shard(plan=4, plan_token="t", index=0, slices=tuple(_slice(file, 0, 0, 1) for file in files))
     files[1].unlink()
     files[4].unlink()
-    spec = replace(
-        bench.spec, input=InputSpec(format="images", image=""), output=replace(bench.spec.output, key_schema=b"")
-    )
+    spec = replace(bench.spec, input=InputSpec(format="images", image=""), key_schema=b"")
     bench = replace(bench, spec=spec)
     result = bench.isolated(shard)
     assert (result.rows_ok, result.rows_bad, result.rows_gone) == (2, 1, 2)
@@ -266,7 +264,7 @@ def test_rows_that_all_kill_are_given_up_with_their_names(bench: Bench, monkeypa
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.code) == (FailureKind.TASK, FailureCode.CRASHED)
     assert failure.message == f"{shard.describe()}: 2 of its rows (0, 1 …), each scored alone, {CRASHED}"
-    assert not Path(bench.spec.output.url, bench.spec.output.root, shard.key).exists()
+    assert not Path(bench.spec.output.uri, bench.spec.root, shard.key).exists()
 
 
 SCORE = """

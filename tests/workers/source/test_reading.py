@@ -16,7 +16,6 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.input.footers import open_sources
 from jobs.input.listing import list_input
 from jobs.spec.days import today
-from jobs.spec.schema import Input
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet_rows, source_file
@@ -184,7 +183,7 @@ def test_a_folder_of_images_gives_a_row_a_file_and_knows_the_gone_ones(tmp_path:
     for i in range(40):
         (tmp_path / f"{i:02d}.jpg").write_bytes(f"image {i}".encode())
     (tmp_path / "notes.txt").write_text("not an image")
-    spec = Input(uri=str(tmp_path), format="images")
+    spec = InputSpec(uri=str(tmp_path), format="images")
     opened, unreadable = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
     slices = [
         Slice(uri=o.source.uri, size=o.source.size, version=o.source.version, row_group=0, row_start=0, row_stop=1)
