@@ -20,11 +20,11 @@ WAYS = ("auto", "live", "lines", "json")
 
 def parser() -> argparse.ArgumentParser:
     """Its result has the name of the command as `command`, and the options of that command."""
-    made = argparse.ArgumentParser(
+    root = argparse.ArgumentParser(
         prog="stint", description="Score every image of a data set, exactly once, with an INT8 model on CPU nodes.",
         epilog=EPILOG,
     )  # fmt: skip
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_bench(add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine"))
     add("schema", "JSON Schema of the spec")
-    return made
+    return root
 
 
 def add_sample(sub: argparse.ArgumentParser, add_spec: Callable[[argparse.ArgumentParser], None]) -> None:

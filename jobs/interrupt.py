@@ -27,7 +27,7 @@ class InterruptFlag:
 
     def __init__(self) -> None:
         self._set = False
-        self._told = threading.Lock()
+        self._noticed = threading.Lock()
         self._woken: socket.socket | None = None
 
     def __call__(self) -> bool:
@@ -53,7 +53,7 @@ class InterruptFlag:
 
     def _interrupt(self) -> None:
         # Not to be waited for: the handler may interrupt the very thread that holds it.
-        if self._told.acquire(blocking=False):
+        if self._noticed.acquire(blocking=False):
             self._set = True
             timer = threading.Timer(GRACE_S, _leave)
             timer.daemon = True

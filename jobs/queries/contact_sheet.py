@@ -15,7 +15,7 @@ from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
-from jobs.queries.find_rows import pieces_of, place_told
+from jobs.queries.find_rows import pieces_of, place_of
 from jobs.queries.query import Chosen, choose
 from jobs.queries.trace import class_name
 from jobs.reader import Predictions, done
@@ -77,36 +77,36 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         show(f"none of {chosen.read:,} predictions matches")
         return COMPLETE
     manifest = read_manifest(job.store, job.fingerprints.bundle)
-    made = tiles(job, chosen.rows, manifest, fp32=arguments.fp32)
-    page = contact_sheet(job, made, chosen, where=arguments.where, order=arguments.order, fp32=arguments.fp32)
+    shown = tiles(job, chosen.rows, manifest, fp32=arguments.fp32)
+    page = contact_sheet(job, shown, chosen, where=arguments.where, order=arguments.order, fp32=arguments.fp32)
     try:
         arguments.html.write_text(page)
     except OSError as error:
         raise SpecError(f"--html {arguments.html}: {error}", "name a file that can be written") from error
-    compared = [tile for tile in made if tile.second is not None]
+    compared = [tile for tile in shown if tile.second is not None]
     if compared:
         same = len(compared) - sum(tile.differs for tile in compared)
         show(f"fp32 gives the same label to {same:,} of {len(compared):,} images")
-    show(f"{len(made):,} of {chosen.matching:,} matching predictions ({chosen.read:,} in all): {arguments.html}")
+    show(f"{len(shown):,} of {chosen.matching:,} matching predictions ({chosen.read:,} in all): {arguments.html}")
     return COMPLETE
 
 
 def contact_sheet(
-    job: Job, made: Sequence[Tile], chosen: Chosen, *, where: str | None, order: str, fp32: bool
+    job: Job, shown: Sequence[Tile], chosen: Chosen, *, where: str | None, order: str, fp32: bool
 ) -> str:  # fmt: skip
     """The page: HTML in one file."""
     return render(
         "contact_sheet.html.j2",
         job=job.spec.name,
         root=f"{redacted(job.store.url)}/{job.ledger.root}",
-        tiles=made,
+        tiles=shown,
         matching=chosen.matching,
         read=chosen.read,
         where=where,
         order={"random": "at random", "score": "with the least score", "-score": "with the greatest score"}[order],
         fp32=fp32,
-        compared=sum(tile.second is not None for tile in made),
-        differing=sum(tile.differs for tile in made),
+        compared=sum(tile.second is not None for tile in shown),
+        differing=sum(tile.differs for tile in shown),
     )
 
 
@@ -119,7 +119,7 @@ def tiles(job: Job, rows: pa.Table, manifest: Manifest | None, *, fp32: bool = F
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
     killers = [code == ErrorCode.CRASHED_WORKER for code in rows["error_code"].to_pylist()]
     fetched = _fetched(job, places)
-    images = [None if kills else it.data for it, kills in zip(fetched, killers, strict=True)]
+    images = [None if kills else found.data for found, kills in zip(fetched, killers, strict=True)]
     opinions = _opinions(job, manifest, images) if fp32 else [None] * len(places)
     predicted = rows.drop_columns([VECTOR] if VECTOR in rows.column_names else [])
     predicted = predicted.drop_columns([*names, *key_names(rows.schema)]).to_pylist()
@@ -130,12 +130,12 @@ def tiles(job: Job, rows: pa.Table, manifest: Manifest | None, *, fp32: bool = F
             place,
             shown_keys(keys, number),
             image,
-            KILLER if killers[number] else it.problem,
+            KILLER if killers[number] else found.problem,
             opinion,
             manifest,
             given,
         )
-        for number, (row, place, image, it, opinion) in enumerate(
+        for number, (row, place, image, found, opinion) in enumerate(
             zip(predicted, places, images, fetched, opinions, strict=True)
         )
     ]
@@ -158,8 +158,8 @@ def _tile(
         score=score if isinstance(score, float) else None,
         top=[(class_name(manifest, index), share) for index, share in top],
         keys=[(name, redacted(value)) for name, value in keys.items()],
-        source=redacted(place_told(at.uri, at.row_group, at.row, given)),
-        place=place_told(at.uri.rpartition("/")[2], at.row_group, at.row, given),
+        source=redacted(place_of(at.uri, at.row_group, at.row, given)),
+        place=place_of(at.uri.rpartition("/")[2], at.row_group, at.row, given),
         error_code=str(row["error_code"] or ""),
         error_message=redacted(str(row["error_message"] or "")),
         second=second,

@@ -13,8 +13,7 @@ from jobs.errors import COMPLETE, SpecError, StintError
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
-from jobs.queries.explanation import told
-from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_told, shards_of
+from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_of, shards_of
 from jobs.queries.trace import Explainer
 from workers.redaction import redacted_values
 from workers.storage.errors import NotFound
@@ -50,16 +49,16 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         show(json.dumps(redacted_values(asdict(explanation)), indent=2, ensure_ascii=False))
     else:
-        show(told(explanation))
+        show(explanation.describe())
     return COMPLETE
 
 
 def _check_one(job: Job, found: Sequence[Found], named: ByKeys, key: str, show: Callable[[str], None]) -> None:
     """Raises SpecError where the key is that of several rows: of several files, or of one version of a file."""
-    each = Counter((it.at.uri, it.at.version) for it in found)
+    each = Counter((row.at.uri, row.at.version) for row in found)
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
-    places = dict.fromkeys(place_told(it.at.uri, it.at.row_group, it.at.row, job.spec.input.format) for it in found)
+    places = dict.fromkeys(place_of(row.at.uri, row.at.row_group, row.at.row, job.spec.input.format) for row in found)
     for place in list(places)[:LISTED]:
         show(place)
     count = f"{len(places):,}" if len(found) < READ_MOST else f"at least {len(places):,}"

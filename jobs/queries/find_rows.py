@@ -40,7 +40,7 @@ class ByPlace:
     row: int
 
 
-def place_told(uri: str, row_group: int, row: int, format: str) -> str:
+def place_of(uri: str, row_group: int, row: int, format: str) -> str:
     """As `ByPlace` is written, for rows of an input of this format."""
     return uri if format == "images" else f"{uri}#{row_group}/{row}"
 
@@ -148,7 +148,7 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
     for *place, path in (row.values() for row in rows):
         number, index = parse_shard_key("/".join(path.split("/")[-2:])) or (0, 0)
         found.append(Found(of_number[number], of_number[number].shards[index], RowAt(*place)))
-    return sorted(found, key=lambda it: (it.plan.number, it.shard.index, it.at))
+    return sorted(found, key=lambda row: (row.plan.number, row.shard.index, row.at))
 
 
 def _condition(schema: pa.Schema, values: Mapping[str, str]) -> pads.Expression:

@@ -80,7 +80,7 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
             matching = rows.filter(f"({where or 'true'}\n)").project(f"*, {_first(order)}, {_second(seed)}")
             best, count = _best(pa.RecordBatchReader.from_stream(matching), n)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _told(error, stream, where, reader.schema) from error
+        raise _explained(error, stream, where, reader.schema) from error
     return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
 
 
@@ -105,7 +105,7 @@ def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
     return best, count
 
 
-def _told(error: Exception, stream: _Counted, where: str | None, schema: pa.Schema) -> Exception:
+def _explained(error: Exception, stream: _Counted, where: str | None, schema: pa.Schema) -> Exception:
     """What a person needs to know of an error that ended the search."""
     if isinstance(stream.fault, StoreError | StoreDenied):
         return stream.fault

@@ -42,7 +42,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.html is not None:
         _write(arguments.html, page_of(job, report), console.show)
     else:
-        console.show(_told(job, report))
+        console.show(_describe(job, report))
     return DONE
 
 
@@ -71,10 +71,10 @@ def _history(job: Job, html: Path | None, show: Show) -> None:
     show(text.getvalue().rstrip("\n"))
 
 
-def _told(job: Job, report: Mapping[str, Any]) -> str:
+def _describe(job: Job, report: Mapping[str, Any]) -> str:
     """The summary of a run that completed; of another one how it ended, what it did, and the way out."""
     known = filled(report)
-    typed = Report(**{it.name: known[it.name] for it in fields(Report)})
+    typed = Report(**{field.name: known[field.name] for field in fields(Report)})
     if typed.outcome == COMPLETE:
         lines = [line for line in summary(typed).splitlines() if not line.startswith("report: ")]
     else:

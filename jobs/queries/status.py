@@ -170,7 +170,7 @@ def with_ledger(snapshot: Snapshot, missing: Missing) -> Snapshot:
         snapshot,
         rows_elsewhere=snapshot.rows_elsewhere + rows,
         shards_done=shards,
-        slowest=tuple(it for it in snapshot.slowest if is_left(it.shard)),
+        slowest=tuple(held for held in snapshot.slowest if is_left(held.shard)),
     )
 
 
@@ -182,5 +182,5 @@ def aged(snapshot: Snapshot, by_s: float) -> Snapshot:
         elapsed_s=snapshot.elapsed_s + by_s,
         eta_s=None if eta is None else (max(0.0, eta[0] - by_s), max(0.0, eta[1] - by_s)),
         deadline_in_s=None if left_s is None else left_s - by_s,
-        slowest=tuple(replace(it, age_s=it.age_s + by_s) for it in snapshot.slowest),
+        slowest=tuple(replace(held, age_s=held.age_s + by_s) for held in snapshot.slowest),
     )

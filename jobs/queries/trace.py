@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -17,8 +17,21 @@ from jobs.ledger import crashes
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
-from jobs.queries.explanation import Explanation
-from jobs.queries.find_rows import Found, place_told
+from jobs.queries.explanation import (
+    AccuracyPart,
+    AttemptPart,
+    Explanation,
+    Label,
+    ModelPart,
+    NoPrediction,
+    ObjectPart,
+    OtherVersion,
+    PlanPart,
+    Prediction,
+    ShardPart,
+    Vector,
+)
+from jobs.queries.find_rows import Found, place_of
 from jobs.report.journal import attempts, run_ids
 from jobs.report.row_images import CHANGED, GONE, RowAt
 from jobs.report.runs import RunSeen, read_run
@@ -32,12 +45,15 @@ from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 from workers.storage.store import Store
 
-# ----------------------------------------------------------------------------------------------------
-# One row in its output object: what the object says of itself, and what it predicts for the row.
+_READS_AT_ONCE = 16
+_CLOCKS_DIFFER = timedelta(hours=1)
+_ATTEMPT = tuple(field.name for field in fields(AttemptPart) if field.name != "run_id")
+OTHERS = 10
+"""Versions of a file beside the one that is explained: the newest."""
 
 
 @dataclass(frozen=True)
-class Held:
+class _OutputRow:
     """An output object, and a row in it."""
 
     data: bytes
@@ -47,29 +63,29 @@ class Held:
     """One row, or none: then its source was gone when it was its turn."""
 
     @property
-    def there(self) -> bool:
+    def present(self) -> bool:
         return bool(self.row.num_rows)
 
     @property
     def keys(self) -> dict[str, str]:
         """Values of the key columns, for a person."""
-        return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.there else {}
+        return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.present else {}
 
-    def prediction(self, manifest: Manifest | None) -> dict[str, Any] | None:
-        """As `jobs.queries.explanation.Explanation` has it; class names come from the manifest, where it is there."""
-        if not self.there:
+    def prediction(self, manifest: Manifest | None) -> Prediction:
+        """Class names come from the manifest, where it is there."""
+        if not self.present:
             return None
         keys = set(key_names(self.row.schema))
         row = self.row.select([name for name in self.row.column_names if name not in keys]).to_pylist()[0]
         if row["error_code"] is not None:
-            return {"error_code": row["error_code"], "error_message": row["error_message"]}
+            return NoPrediction(row["error_code"], row["error_message"])
         if "embedding" in row:
-            return {"embedding": len(row["embedding"])}
+            return Vector(len(row["embedding"]))
         top = zip(row["topk_label"], row["topk_score"], strict=True)
-        return {"label": row["label"], "score": row["score"], "top": [(class_name(manifest, k), s) for k, s in top]}
+        return Label(row["label"], row["score"], [(class_name(manifest, k), score) for k, score in top])
 
 
-def held(store: Store, key: str, at: RowAt) -> Held | None:
+def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
     """None while there is no object. Raises RunFailed for one that is damaged; StoreError, StoreDenied."""
     try:
         data = store.get(key)
@@ -82,7 +98,7 @@ def held(store: Store, key: str, at: RowAt) -> Held | None:
             table = table.filter(pc.equal(table[column.name], pa.scalar(value, column.type)))
     except (NotOurs, KeyError) as error:
         raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
-    return Held(data, opened.metadata, table)
+    return _OutputRow(data, opened.metadata, table)
 
 
 def class_name(manifest: Manifest | None, index: int) -> str:
@@ -91,46 +107,29 @@ def class_name(manifest: Manifest | None, index: int) -> str:
     return labels[index] if labels and 0 <= index < len(labels) else str(index)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What has happened to one shard: every attempt that runs have noted in their journals, and crashes. Both are
-# advisory: what is not there may have happened all the same.
+def _attempts(
+    store: Store, root: str, shard: Shard, since: datetime | None, until: datetime | None
+) -> list[AttemptPart]:
+    """Attempts at a shard that runs have written into their journals, oldest first. Raises StoreError, StoreDenied.
 
-READS_AT_ONCE = 16
-CLOCKS_DIFFER = timedelta(hours=1)
-COLUMNS = ("at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed",
-           "rows_ok", "rows_bad", "rows_gone", "wall_s")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Open:
-    """When a shard could be tried at, by the store's clock; None where that is not known."""
-
-    since: datetime | None
-    """Its plan was made."""
-    until: datetime | None
-    """Its plan was done."""
-
-
-def attempts_at(store: Store, root: str, shard: Shard, when: Open) -> list[dict[str, Any]]:
-    """Each with its `run_id` and COLUMNS, oldest first. Raises StoreError, StoreDenied.
-
-    Looks into the journals of the model's runs that were under way at that time; into all of them where those have
-    nothing: a store that was copied tells other times.
+    Reads the journals of the model's runs that were under way between `since`, when the plan was made, and `until`,
+    when it was done, by the store's clock, where these are known; all of them where those have nothing: a store that
+    was copied has other times. Journals are advisory: an attempt that is in none may have been made all the same.
     """
-    ids = [run_id for run_id in run_ids(store) if when.until is None or _began(run_id) <= when.until + CLOCKS_DIFFER]
-    seen = ahead(partial(read_run, store), ids, READS_AT_ONCE, "runs")
-    runs = [run for run in seen if run.root == root]
-    near = [run for run in runs if when.since is None or _ended(run) >= when.since - CLOCKS_DIFFER]
-    return _noted(store, near, shard) or _noted(store, [run for run in runs if run not in near], shard)
+    ids = [run_id for run_id in run_ids(store) if until is None or _began(run_id) <= until + _CLOCKS_DIFFER]
+    runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
+    near = [run for run in runs if since is None or _ended(run) >= since - _CLOCKS_DIFFER]
+    return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
 
 
-def _noted(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[dict[str, Any]]:
-    noted = []
+def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[AttemptPart]:
+    found = []
     for run in runs:
-        table = attempts(store, run.run_id, ("plan", "shard", *COLUMNS))
+        table = attempts(store, run.run_id, ("plan", "shard", *_ATTEMPT))
         here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
-        noted += [{"run_id": run.run_id, **row} for row in here.select(COLUMNS).to_pylist()]
-    return noted
+        rows = here.select(_ATTEMPT).to_pylist()
+        found += [AttemptPart(run_id=run.run_id, **{**row, "at": _iso(row["at"])}) for row in rows]
+    return found
 
 
 def _began(run_id: str) -> datetime:
@@ -147,29 +146,23 @@ def _ended(run: RunSeen) -> datetime:
     try:
         ended = datetime.fromisoformat(text)
     except ValueError:
-        return datetime.max.replace(tzinfo=UTC) - CLOCKS_DIFFER
+        return datetime.max.replace(tzinfo=UTC) - _CLOCKS_DIFFER
     return ended if ended.tzinfo is not None else ended.replace(tzinfo=UTC)
 
 
-def crashes_of(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
-    """As jobs.ledger.crashes records them, oldest first. Raises StoreError, StoreDenied."""
+def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
+    """As jobs.ledger.crashes records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
 
     def found() -> Iterator[str]:
         for info in store.list(f"{root}/{crashes.CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
             if crashes.parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
-    read = ahead(store.get, found(), READS_AT_ONCE, "crashes")
+    read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")
     return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
 
 
-ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
-"""What is told of the gate's measurements."""
-OTHERS = 10
-"""Versions of a file beside the one that is explained: the newest."""
-
-
-class Standing(NamedTuple):
+class _Standing(NamedTuple):
     """Of a claim on a row."""
 
     rank: int
@@ -201,103 +194,82 @@ class Explainer:
 
     def alive(self, claims: Sequence[Found]) -> list[Found]:
         """Those that no later version has put out of date."""
-        return [it for it in claims if (it.at.uri, it.at.version) not in self.dead]
+        return [claim for claim in claims if (claim.at.uri, claim.at.version) not in self.dead]
 
     def explain(self, claims: Sequence[Found]) -> Explanation:
         """Of one row, claimed in one version of its file or in several; `claims` are in the order of plans.
 
         What readers see counts; without that, what was claimed last.
         """
-        of_each = [held(self.job.store, f"{self.job.ledger.root}/{it.shard.key}", it.at) for it in claims]
-        standing = [self._standing(it, of) for it, of in zip(claims, of_each, strict=True)]
-        main = max(range(len(claims)), key=lambda n: (standing[n].rank, claims[n].plan.number))
+        root = self.job.ledger.root
+        objects = [_read_row(self.job.store, f"{root}/{claim.shard.key}", claim.at) for claim in claims]
+        standings = [self._standing(claim, found) for claim, found in zip(claims, objects, strict=True)]
+        main = max(range(len(claims)), key=lambda n: (standings[n].rank, claims[n].plan.number))
         others = sorted(set(range(len(claims))) - {main}, key=lambda n: -claims[n].plan.number)[:OTHERS]
-        it, of = claims[main], of_each[main]
-        manifest = self._manifest(of)
-        claimed_at, done_at = self._times(it.plan)
+        claim, found = claims[main], objects[main]
+        plan, shard = claim.plan, claim.shard
+        manifest = self._manifest(found)
+        claimed_at, done_at = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
         return Explanation(
-            place=self._place(it.at),
-            source_uri=it.at.uri,
-            source_version=it.at.version,
-            row_group=it.at.row_group,
-            row=it.at.row,
-            keys={} if of is None else of.keys,
-            prediction=None if of is None else of.prediction(manifest),
-            seen=standing[main].seen,
-            standing=standing[main].why,
-            source=_source(it),
-            plan={
-                "number": it.plan.number,
-                "rows": it.plan.rows,
-                "shards": len(it.plan.shards),
-                "claimed_at": _iso(claimed_at),
-                "done_at": _iso(done_at),
-            },
-            shard={
-                "name": it.shard.name,
-                "rows": it.shard.rows,
-                "slices": [asdict(piece) for piece in it.shard.slices],
-            },
-            object=None if of is None else self._object(it, of),
-            attempts=[
-                {**attempt, "at": _iso(attempt["at"])}
-                for attempt in attempts_at(self.job.store, self.job.ledger.root, it.shard, Open(claimed_at, done_at))
-            ],
-            crashes=crashes_of(self.job.store, self.job.ledger.root, it.shard),
-            model=self._model(of, manifest),
-            others=[
-                {
-                    "plan": claims[n].plan.number,
-                    "version": claims[n].at.version,
-                    "place": self._place(claims[n].at),
-                    "prediction": None if (other := of_each[n]) is None else other.prediction(self._manifest(other)),
-                    "standing": standing[n].why,
-                }
-                for n in others
-            ],
+            place=self._place(claim.at),
+            source_uri=claim.at.uri,
+            source_version=claim.at.version,
+            row_group=claim.at.row_group,
+            row=claim.at.row,
+            keys={} if found is None else found.keys,
+            prediction=None if found is None else found.prediction(manifest),
+            seen=standings[main].seen,
+            standing=standings[main].why,
+            source=_source(claim),
+            plan=PlanPart(plan.number, plan.rows, len(plan.shards), _iso(claimed_at), _iso(done_at)),
+            shard=ShardPart(shard.name, shard.rows, shard.slices),
+            object=None if found is None else self._object(claim, found),
+            attempts=_attempts(self.job.store, root, shard, claimed_at, done_at),
+            crashes=_crashes(self.job.store, root, shard),
+            model=self._model(found, manifest),
+            others=[self._other(claims[n], objects[n], standings[n].why) for n in others],
         )
 
     # ------------------------------------------------------------------------------------------- parts
 
-    def _standing(self, it: Found, of: Held | None) -> Standing:
-        number = it.plan.number
-        if of is None:
-            why = f"shard {it.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
-            return Standing(0, False, why)
-        if not of.there:
-            return Standing(0, False, "its file was gone, or another one, when it was its turn, so it has no row")
+    def _standing(self, claim: Found, found: _OutputRow | None) -> _Standing:
+        number = claim.plan.number
+        if found is None:
+            why = f"shard {claim.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
+            return _Standing(0, False, why)
+        if not found.present:
+            return _Standing(0, False, "its file was gone, or another one, when it was its turn, so it has no row")
         if number not in self.done:
-            return Standing(1, False, f"plan {number} is not done; run the job to finish it")
-        if (it.at.uri, it.at.version) in self.dead:
-            return Standing(0, False, f"superseded: plan {self._later(it)} has the file in a newer version")
+            return _Standing(1, False, f"plan {number} is not done; run the job to finish it")
+        if (claim.at.uri, claim.at.version) in self.dead:
+            return _Standing(0, False, f"superseded: plan {self._later(claim)} has the file in a newer version")
         if self._current == self.job.ledger.root:
-            return Standing(2, True, f"plan {number} is done, and readers follow this model")
+            return _Standing(2, True, f"plan {number} is done, and readers follow this model")
         if self._current is None and roots(self.job.store.url) == [self.job.ledger.root]:
-            return Standing(2, True, f"plan {number} is done, and this is the only model")
+            return _Standing(2, True, f"plan {number} is done, and this is the only model")
         follow = f"readers follow {self._current}" if self._current else "of several models none is promoted"
-        return Standing(2, False, f"plan {number} is done, but {follow}")
+        return _Standing(2, False, f"plan {number} is done, but {follow}")
 
-    def _later(self, it: Found) -> int:
+    def _later(self, claim: Found) -> int:
         """The last done plan that claims the file."""
-        claiming = (plan.number for plan in self.plans if it.at.uri in plan.sources["uri"].to_pylist())
-        return max((number for number in claiming if number in self.done), default=it.plan.number)
+        claiming = (plan.number for plan in self.plans if claim.at.uri in plan.sources["uri"].to_pylist())
+        return max((number for number in claiming if number in self.done), default=claim.plan.number)
 
-    def _object(self, it: Found, of: Held) -> dict[str, Any]:
-        facts = object_facts(of.data)
+    def _object(self, claim: Found, found: _OutputRow) -> ObjectPart:
+        facts = object_facts(found.data)
         recorded: bool | None = None
-        if it.plan.number in self.done:
-            table = self.job.ledger.read_done(it.plan.number).table
-            recorded = table.filter(pc.equal(table["key"], it.shard.key))["sha256"].to_pylist() == [facts.sha256]
-        return {
-            "key": f"{self.job.store.url}/{self.job.ledger.root}/{it.shard.key}",
-            "size": facts.size,
-            "sha256": facts.sha256,
-            "as_recorded": recorded,
-            "metadata": dict(of.metadata),
-        }
+        if claim.plan.number in self.done:
+            table = self.job.ledger.read_done(claim.plan.number).table
+            recorded = table.filter(pc.equal(table["key"], claim.shard.key))["sha256"].to_pylist() == [facts.sha256]
+        url = f"{self.job.store.url}/{self.job.ledger.root}/{claim.shard.key}"
+        return ObjectPart(url, facts.size, facts.sha256, recorded, dict(found.metadata))
 
-    def _manifest(self, of: Held | None) -> Manifest | None:
-        bundle = self.job.fingerprints.bundle if of is None else of.metadata.get("bundle", "")
+    def _other(self, claim: Found, found: _OutputRow | None, standing: str) -> OtherVersion:
+        prediction = None if found is None else found.prediction(self._manifest(found))
+        return OtherVersion(claim.plan.number, claim.at.version, self._place(claim.at), prediction, standing)
+
+    def _manifest(self, found: _OutputRow | None) -> Manifest | None:
+        bundle = self.job.fingerprints.bundle if found is None else found.metadata.get("bundle", "")
         if bundle not in self._manifests:
             self._manifests[bundle] = read_manifest(self.job.store, bundle)
         return self._manifests[bundle]
@@ -306,25 +278,21 @@ class Explainer:
     def _manifests(self) -> dict[str, Manifest | None]:
         return {}
 
-    def _model(self, of: Held | None, manifest: Manifest | None) -> dict[str, Any]:
-        metadata = {} if of is None else of.metadata
-        artifact = None if manifest is None else manifest.artifact(metadata.get("engine", ""))
-        accuracy = None if artifact is None else artifact.accuracy
+    def _model(self, found: _OutputRow | None, manifest: Manifest | None) -> ModelPart:
+        metadata = {} if found is None else found.metadata
+        engine = metadata.get("engine", "")
+        artifact = None if manifest is None else manifest.artifact(engine)
+        measured = None if artifact is None else artifact.accuracy
+        names = [field.name for field in fields(AccuracyPart)]
         spec = self.job.spec.model
-        return {
-            "arch": spec.arch if manifest is None else manifest.spec["arch"],
-            "weights": spec.weights if manifest is None else manifest.spec["weights"],
-            "bundle": metadata.get("bundle", self.job.fingerprints.bundle),
-            "task": spec.task if manifest is None else manifest.task,
-            "artifact": metadata.get("engine", ""),
-            "accuracy": None if accuracy is None else {name: getattr(accuracy, name) for name in ACCURACY},
-        }
-
-    def _times(self, plan: Plan) -> tuple[datetime | None, datetime | None]:
-        """When the plan was claimed and done, by the store's listing."""
-        made = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
-        claimed_at, done_at = made
-        return claimed_at, done_at
+        return ModelPart(
+            arch=spec.arch if manifest is None else manifest.spec["arch"],
+            weights=spec.weights if manifest is None else manifest.spec["weights"],
+            bundle=metadata.get("bundle", self.job.fingerprints.bundle),
+            task=spec.task if manifest is None else manifest.task,
+            artifact=engine,
+            accuracy=None if measured is None else AccuracyPart(**{name: getattr(measured, name) for name in names}),
+        )
 
     def _modified(self, key: str) -> datetime | None:
         url = f"{self.job.store.url}/{self.job.ledger.root}/{key}"
@@ -336,23 +304,23 @@ class Explainer:
         return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
     def _place(self, at: RowAt) -> str:
-        return place_told(at.uri, at.row_group, at.row, self.job.spec.input.format)
+        return place_of(at.uri, at.row_group, at.row, self.job.spec.input.format)
 
 
-def _source(it: Found) -> str:
+def _source(claim: Found) -> str:
     """What became of the file since it was claimed."""
     try:
-        fs, path = open_filesystem(it.at.uri)
-        info = retrying(lambda: fs.info(path), it.at.uri)
+        fs, path = open_filesystem(claim.at.uri)
+        info = retrying(lambda: fs.info(path), claim.at.uri)
     except NotFound:
-        return f"{GONE}; claimed in version {it.at.version}"
+        return f"{GONE}; claimed in version {claim.at.version}"
     except (StoreError, StoreDenied) as error:
         return f"cannot be looked at: {error}"
     now = version_of(info)
-    if now == it.at.version:
+    if now == claim.at.version:
         return f"there, in the version that was claimed ({now})"
-    return f"{CHANGED}: version {it.at.version} was claimed, {now} is there"
+    return f"{CHANGED}: version {claim.at.version} was claimed, {now} is there"
 
 
-def _iso(at: datetime | None) -> str | None:
+def _iso(at: datetime | None) -> Any:
     return None if at is None else at.isoformat(timespec="seconds")

@@ -121,7 +121,7 @@ def test_the_text_tells_the_same_and_cannot_command_the_terminal(
     lines = {line[:12].strip(): line[12:] for line in text.splitlines() if line[:1].strip()}
     assert lines["prediction"] == "dog (51.0%), then emu (49.0%)"
     assert lines["readers"] == "see it: plan 1 is done, and this is the only model"
-    assert lines["attempts"] == "no journal of a run tells of one"
+    assert lines["attempts"] == "no run's journal has one"
     assert "\x1b" not in text
     assert "\nhidden" not in text
 
