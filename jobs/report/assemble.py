@@ -18,7 +18,7 @@ from jobs.plan.job import Job
 from jobs.progress.snapshot import Price
 from jobs.report import drift, figures, journal, runs
 from jobs.report.drift import Distribution, Distributions
-from jobs.report.journal import Told
+from jobs.report.journal import JournalContent
 from jobs.report.report import Report
 from workers.storage.errors import NotFound
 
@@ -42,20 +42,20 @@ def compose(
     """
     labels = add_accuracy(report, job, accuracy) if accuracy or report.plans else None
     if report.shards_scored_here or report.workers:
-        told = journal.read(job.store, report.run_id, figures.COLUMNS)
-        add_journal(report, told, price)
+        content = journal.read(job.store, report.run_id, figures.COLUMNS)
+        add_journal(report, content, price)
         if not hurry:
-            add_examples(report, job, told)
+            add_examples(report, job, content)
     if report.plans:
         add_predictions(report, job, map(job.ledger.plan, report.plans), counted, labels)
 
 
-def add_journal(report: Report, told: Told, price: Price) -> None:
+def add_journal(report: Report, content: JournalContent, price: Price) -> None:
     """What the journal tells of time: rows over time, shards, workers, and what the idle share cost."""
-    report.throughput = figures.throughput(told)
-    report.shard_times = figures.shard_times(told)
-    report.stragglers = figures.stragglers(told)
-    report.workers = figures.workers(told, report.workers or None)
+    report.throughput = figures.throughput(content)
+    report.shard_times = figures.shard_times(content)
+    report.stragglers = figures.stragglers(content)
+    report.workers = figures.workers(content, report.workers or None)
     idle_s = sum(report.stage_s.get(stage, 0.0) for stage in IDLE_STAGES)
     report.idle_core_hours = price.core_hours(idle_s)
     report.cost_idle = price.cost(idle_s, _threads_per_core(report.workers))
@@ -69,11 +69,11 @@ def add_accuracy(report: Report, job: Job, accuracy: Mapping[str, Any]) -> Seque
 
     manifest = read_manifest(job.store, job.fingerprints.bundle)
     labels = manifest.labels if manifest else None
-    told = dict(accuracy)
+    measured = dict(accuracy)
     for name in ("confusion", "disagreements"):
-        pairs = told.pop(name, ())
+        pairs = measured.pop(name, ())
         setattr(report, name, [(_name(a, labels), _name(b, labels), rows) for a, b, rows in pairs])
-    report.accuracy = told
+    report.accuracy = measured
     return labels
 
 
@@ -92,20 +92,20 @@ def add_predictions(
     wanted = job.spec.drift
     read = runs.reports(job.store, report.root, REPORTS_READ) if wanted.nights else ()
     before = [
-        (it["run_id"], it["classes"], it["scores"])
-        for it in read
-        if it.get("scores") and it.get("classes") and it.get("outcome") == "complete"
+        (report_before["run_id"], report_before["classes"], report_before["scores"])
+        for report_before in read
+        if report_before.get("scores") and report_before.get("classes") and report_before.get("outcome") == "complete"
     ][: wanted.nights]
     found = drift.compare(report.classes, report.scores, before, max_psi=wanted.max_psi, max_js=wanted.max_js)
     report.drift = asdict(found) if found else {}
 
 
-def add_examples(report: Report, job: Job, told: Told) -> None:
+def add_examples(report: Report, job: Job, content: JournalContent) -> None:
     """Some of the bad rows."""
     from jobs.report import bad_examples  # with all that reads pictures, which a run does not wait for when it begins
 
     if report.bad_by_code:
-        report.bad_examples = bad_examples.find(job, told, report.bad_by_code)
+        report.bad_examples = bad_examples.find(job, content, report.bad_by_code)
 
 
 def composed(job: Job, run_id: str) -> dict[str, Any]:
@@ -118,24 +118,24 @@ def composed(job: Job, run_id: str) -> dict[str, Any]:
         return report
     except NotFound:
         pass
-    told = journal.read(job.store, run_id, figures.COLUMNS)
-    if told.snapshot is None:
+    content = journal.read(job.store, run_id, figures.COLUMNS)
+    if content.snapshot is None:
         known = journal.run_ids(job.store)
         raise SpecError(
             f"no run {run_id} in {job.store.url}/_stint/runs has left a report or a journal",
             f"one of these is there: {', '.join(known[-5:])}" if known else "run the job first",
         )
-    return asdict(_of_journal(job, run_id, told))
+    return asdict(_of_journal(job, run_id, content))
 
 
-def _of_journal(job: Job, run_id: str, told: Told) -> Report:
+def _of_journal(job: Job, run_id: str, content: JournalContent) -> Report:
     """Of a run that died, or that is still under way."""
-    last = told.snapshot
+    last = content.snapshot
     assert last is not None, "the journal has a part"
-    start = figures.began(told)
-    table = figures.settled(told)
-    failed = told.attempts.filter(pc.is_valid(told.attempts["failure"]))
-    threads = max((int(worker["plan"]["threads"]) for worker in told.workers), default=1)
+    start = figures.began(content)
+    table = figures.settled(content)
+    failed = content.attempts.filter(pc.is_valid(content.attempts["failure"]))
+    threads = max((int(worker["plan"]["threads"]) for worker in content.workers), default=1)
     report = Report(
         run_id=run_id,
         job=last.job,
@@ -151,7 +151,7 @@ def _of_journal(job: Job, run_id: str, told: Told) -> Report:
         rows_gone=last.rows_gone,
         rows_scored_here=int(sum(pc.sum(table[name]).as_py() or 0 for name in ("rows_ok", "rows_bad"))),
         shards_scored_here=table.num_rows,
-        shards_committed_here=int(pc.sum(told.attempts["committed"]).as_py() or 0),
+        shards_committed_here=int(pc.sum(content.attempts["committed"]).as_py() or 0),
         bad_by_code=dict(last.bad_by_code),
         elapsed_s=round(last.elapsed_s, 2),
         core_hours=last.core_hours,
@@ -161,8 +161,8 @@ def _of_journal(job: Job, run_id: str, told: Told) -> Report:
         retries_by_code=dict(last.failures_by_code),
     )
     report.rate = round(report.rows_scored_here / last.elapsed_s, 2) if last.elapsed_s else 0.0
-    add_journal(report, told, Price(threads, job.spec.cost.per_cpu_hour))
-    add_examples(report, job, told)
+    add_journal(report, content, Price(threads, job.spec.cost.per_cpu_hour))
+    add_examples(report, job, content)
     return report
 
 

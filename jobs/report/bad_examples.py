@@ -14,7 +14,7 @@ from jobs.ledger.bad_rows import error_rows
 from jobs.ledger.ledger import Ledger
 from jobs.plan.job import Job
 from jobs.report.figures import settled
-from jobs.report.journal import Told
+from jobs.report.journal import JournalContent
 from jobs.report.row_images import RowAt, fetch, thumbnail
 from workers.contract import Shard, Slice
 from workers.image.errors import ErrorCode
@@ -30,10 +30,10 @@ SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, Er
 """Codes of images of which something may be seen; the others are not read again, least of all what killed a worker."""
 
 
-def find(job: Job, told: Told, codes: Collection[str]) -> list[dict[str, Any]]:
+def find(job: Job, journal: JournalContent, codes: Collection[str]) -> list[dict[str, Any]]:
     """Up to EACH rows of each code, as jobs.ledger.bad_rows.ErrorRow, and the `shard` of each. Raises StoreError,
     StoreDenied."""
-    table = settled(told)
+    table = settled(journal)
     table = table.filter(pc.greater(pc.fill_null(table["rows_bad"], 0), 0)).slice(0, READ_MOST)
     ledger, found = job.ledger, Counter[str]()
     shards = [

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.report.journal import ATTEMPTS, STAGES, Told
+from jobs.report.journal import ATTEMPTS, STAGES, JournalContent
 
 COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "message", "isolated")]
 """Of the journal, that these functions read."""
@@ -27,35 +27,35 @@ STRAGGLERS_SHOWN = 10
 Floats = npt.NDArray[np.float64]
 
 
-def settled(told: Told) -> pa.Table:
+def settled(journal: JournalContent) -> pa.Table:
     """The attempts that settled a shard, one a shard."""
-    return told.attempts.filter(pc.fill_null(told.attempts["first"], False))
+    return journal.attempts.filter(pc.fill_null(journal.attempts["first"], False))
 
 
-def began(told: Told) -> datetime | None:
+def began(journal: JournalContent) -> datetime | None:
     """When scoring began, UTC; None before the journal's first part."""
-    if told.snapshot is None:
+    if journal.snapshot is None:
         return None
-    return datetime.fromisoformat(told.snapshot.at) - timedelta(seconds=told.snapshot.elapsed_s)
+    return datetime.fromisoformat(journal.snapshot.at) - timedelta(seconds=journal.snapshot.elapsed_s)
 
 
-def throughput(told: Told) -> dict[str, Any]:
+def throughput(journal: JournalContent) -> dict[str, Any]:
     """`step_s` and the rows that ended in each step since scoring began; {} where nothing has."""
-    table, start = settled(told), began(told)
+    table, start = settled(journal), began(journal)
     if start is None or not table.num_rows:
         return {}
     at_s = table["at"].cast(pa.int64()).to_numpy() / 1000 - start.timestamp()
-    assert told.snapshot is not None, "there is a beginning"
-    length_s = max(float(at_s.max()), told.snapshot.elapsed_s)
+    assert journal.snapshot is not None, "there is a beginning"
+    length_s = max(float(at_s.max()), journal.snapshot.elapsed_s)
     step_s = next((step for step in STEPS_S if length_s / step <= STEPS_MOST), int(length_s / STEPS_MOST) + 1)
     steps = max(1, int(np.ceil(length_s / step_s)))
     place = np.clip((at_s / step_s).astype(np.int64), 0, steps - 1)
     return {"step_s": step_s, "rows": np.bincount(place, _rows(table), steps).astype(np.int64).tolist()}
 
 
-def shard_times(told: Told) -> dict[str, Any]:
+def shard_times(journal: JournalContent) -> dict[str, Any]:
     """A histogram of the seconds that shards took to predict, and its quantiles; {} where none has ended."""
-    took = _floats(settled(told), "wall_s")
+    took = _floats(settled(journal), "wall_s")
     if not len(took):
         return {}
     low, high = float(took.min()), float(took.max())
@@ -71,9 +71,9 @@ def shard_times(told: Told) -> dict[str, Any]:
     }
 
 
-def stragglers(told: Told) -> list[dict[str, Any]]:
+def stragglers(journal: JournalContent) -> list[dict[str, Any]]:
     """Shards that took at least STRAGGLER_TIMES the median a row, those that took most of it first."""
-    table = settled(told)
+    table = settled(journal)
     took, rows = _floats(table, "wall_s"), _rows(table)
     some = (rows > 0) & (took > 0)
     if not some.any():
@@ -95,29 +95,29 @@ def stragglers(told: Told) -> list[dict[str, Any]]:
     ]
 
 
-def stage_s(told: Told) -> dict[str, float]:
+def stage_s(journal: JournalContent) -> dict[str, float]:
     """Busy seconds by stage of the shards that were settled."""
-    table = settled(told)
+    table = settled(journal)
     return {stage: round(float(_floats(table, f"{stage}_s").sum()), 3) for stage in STAGES}
 
 
-def workers(told: Told, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+def workers(journal: JournalContent, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
     """Each worker that was ready, with what it did: `rows` and `shards` that it settled, `busy_s` of decoding and
     predicting, `rate` in rows a second of predicting, `failed_attempts`.
 
     `known` are the workers where the caller knows them; by default those that the journal names.
     """
-    table = settled(told)
-    size = (pc.max(told.attempts["worker"]).as_py() or 0) + 1
+    table = settled(journal)
+    size = (pc.max(journal.attempts["worker"]).as_py() or 0) + 1
     which = table["worker"].to_numpy()
     rows = np.bincount(which, _rows(table), size)
     shards = np.bincount(which, minlength=size)
     busy_s = np.bincount(which, _floats(table, "decode_s") + _floats(table, "predict_s"), size)
     wall_s = np.bincount(which, _floats(table, "wall_s"), size)
-    failed = told.attempts.filter(pc.is_valid(told.attempts["failure"]))["worker"].to_numpy()
+    failed = journal.attempts.filter(pc.is_valid(journal.attempts["failure"]))["worker"].to_numpy()
     failures = np.bincount(failed, minlength=size)
     did = []
-    for info in told.workers if known is None else known:
+    for info in journal.workers if known is None else known:
         number = int(info["worker"])
         if number >= size:  # it has ended nothing, nor has any that came after it
             did.append({**info, "rows": 0, "shards": 0, "busy_s": 0.0, "rate": 0.0, "failed_attempts": 0})

@@ -83,7 +83,7 @@ class Journal:
     _part: int = field(default=0, init=False)
     _writes: Errands[None] = field(default_factory=lambda: Errands("journal"), init=False)
     _every_s: float = field(default=PART_EVERY_S, init=False)
-    _told: bool = field(default=False, init=False)
+    _warned: bool = field(default=False, init=False)
 
     def note_result(
         self, shard: Shard, result: ShardResult, *, worker: int, host: str, engine: str, attempt: int, first: bool,
@@ -123,7 +123,7 @@ class Journal:
 
     def show(self, snapshot: Snapshot) -> None:
         """Write a part with what has ended since the last one, in a thread of its own."""
-        self._tell(0.0)
+        self._collect(0.0)
         self._part += 1
         rows, self._rows = self._rows, []
         workers, self._workers = self._workers, []
@@ -132,7 +132,7 @@ class Journal:
 
     def close(self) -> None:
         """Waits a little for what is being written. Raises nothing."""
-        self._tell(WAIT_S)
+        self._collect(WAIT_S)
         self._writes.close()
 
     def _create(
@@ -145,10 +145,10 @@ class Journal:
         data = to_bytes([table], ATTEMPTS, metadata)
         self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
 
-    def _tell(self, wait_s: float) -> None:
+    def _collect(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):
-            if isinstance(outcome, StoreError | StoreDenied) and not self._told:
-                self._told = True
+            if isinstance(outcome, StoreError | StoreDenied) and not self._warned:
+                self._warned = True
                 self.say(f"the run's journal could not be written (predictions are not affected): {outcome}")
 
 
@@ -161,7 +161,7 @@ def run_ids(store: Store) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Told:
+class JournalContent:
     """What the parts of a journal hold together."""
 
     attempts: pa.Table
@@ -172,7 +172,7 @@ class Told:
     """The last one."""
 
 
-def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> Told:
+def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> JournalContent:
     """The journal of a run, `columns` of its attempts; parts that are damaged, or of another version, are passed over.
 
     Raises StoreError, StoreDenied.
@@ -190,9 +190,9 @@ def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> Tol
         except (*DAMAGED, KeyError):
             return None
 
-    parts = [it for it in ahead(part, _part_keys(store, run_id), READS_AT_ONCE, "journal") if it is not None]
+    parts = [found for found in ahead(part, _part_keys(store, run_id), READS_AT_ONCE, "journal") if found is not None]
     tables = [table for table, _, _ in parts]
-    return Told(
+    return JournalContent(
         attempts=pa.concat_tables(tables) if tables else schema.empty_table(),
         workers=[worker for _, _, workers in parts for worker in json.loads(workers)],
         snapshot=Snapshot.from_json(parts[-1][1]) if parts else None,
