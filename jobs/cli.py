@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, str] = {
     "promote": "jobs.promote:command",
     "submit": "jobs.launch.submit:command",
     "nightly": "jobs.launch.nightly:command",
-    "schema": "jobs.spec.schema:command",
+    "schema": "jobs.plan.command_line:schema",
     "bench": "jobs.measure.bench:command",
 }
 """By its name on the command line, the function `(arguments, console) -> exit code` that a command is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 
 from jobs.console import Console
@@ -48,4 +49,10 @@ def for_each_day(arguments: argparse.Namespace, console: Console, do: Callable[[
             if absent == len(of_days):
                 raise
             console.say(f"{days} is passed over: {error}")
+    return COMPLETE
+
+
+def schema(_: argparse.Namespace, console: Console) -> int:
+    """`stint schema`: what a command line may name."""
+    console.show(json.dumps(JobSpec.model_json_schema(), indent=2))
     return COMPLETE

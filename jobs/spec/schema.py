@@ -6,8 +6,6 @@ Sections that workers need are dataclasses of `workers.contract`, checked here; 
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
@@ -15,8 +13,6 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from jobs.console import Console
-from jobs.errors import COMPLETE
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
@@ -274,9 +270,3 @@ class JobSpec(Section):
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
         return self
-
-
-def command(_: argparse.Namespace, console: Console) -> int:
-    """`stint schema`."""
-    console.show(json.dumps(JobSpec.model_json_schema(), indent=2))
-    return COMPLETE

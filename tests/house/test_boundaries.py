@@ -94,17 +94,6 @@ def test_paths_that_the_documents_name_exist() -> None:
             assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
 
 
-def test_every_module_has_its_line_in_the_architecture() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    missing = [
-        str(file.relative_to(ROOT))
-        for folder in ("jobs", "workers")
-        for file in modules(folder)
-        if file.name != "__init__.py" and f"`{file.relative_to(ROOT).as_posix()}`" not in text
-    ]
-    assert missing == []
-
-
 def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE):
