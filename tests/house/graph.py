@@ -30,23 +30,23 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports_of_modules() -> Graph:
-    """By module, those that it imports: at the top, inside functions, for types, or by a string that names one."""
+def imports_of_modules(*, by_name: bool = True) -> Graph:
+    """By module, those that it imports: at the top, inside functions, for types, and `by_name`, by a string."""
     known = modules()
-    return {name: frozenset(_named(file) & known.keys() - {name}) for name, file in known.items()}
+    return {name: frozenset(_imported(file, by_name) & known.keys() - {name}) for name, file in known.items()}
 
 
-def _named(file: Path) -> set[str]:
-    return {name for node in ast.walk(ast.parse(file.read_text())) for name in _names(node)}
+def _imported(file: Path, by_name: bool) -> set[str]:
+    return {name for node in ast.walk(ast.parse(file.read_text())) for name in _names(node, by_name)}
 
 
-def _names(node: ast.AST) -> Iterator[str]:
+def _names(node: ast.AST, by_name: bool) -> Iterator[str]:
     if isinstance(node, ast.ImportFrom) and node.module:
         yield node.module
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (found := NAMED.fullmatch(node.value)):
+    elif by_name and isinstance(node, ast.Constant) and (found := NAMED.fullmatch(str(node.value))):
         yield found[1]
 
 

@@ -30,7 +30,8 @@ def test_the_rooms_and_their_imports_are_those_that_the_architecture_draws() -> 
 
 
 def test_no_module_and_no_room_imports_itself_through_others() -> None:
-    assert circle(imports_of_modules()) == []
+    # A process that a module starts by its name may import the messages that both speak.
+    assert circle(imports_of_modules(by_name=False)) == []
     assert circle(imports_of_rooms()) == []
 
 

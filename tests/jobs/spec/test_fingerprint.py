@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from jobs.spec.load import parse_spec
 from tests.jobs.spec.test_spec import raw
 from workers.storage.filesystems import read_url
 
+ROOT = Path(__file__).parents[3]
+DIGITS = "73160d81635ca6cec2936c48ca75ccf6049756be406f2b0fc86c7898c45b0198"
+PRUNED = "e1eb39cea417d4b40166136c9f26c31f315c68481ff8c1b019a47331fc96e9c7"
+"""Of the syntax tree without its imports."""
 WEIGHTS = {"weights/a.pth": b"weights", "weights/copy.pth": b"weights", "weights/b.pth": b"others", "names.txt": b"cat"}
 
 
@@ -99,3 +105,14 @@ def test_default_weights_follow_torchvisions_version_and_named_ones_do_not(monke
 def test_weights_that_are_not_there_are_named() -> None:
     with pytest.raises(SpecError, match=r"model\.weights: there is no file weights/none\.pth"):
         fingerprints(parse_spec(raw(model__weights="weights/none.pth")), read_url)
+
+
+def test_our_own_architectures_keep_the_digest_of_the_source_that_they_have() -> None:
+    """`workers.digits` counts by its bytes; `workers.pruned` by a stored digest, because only its imports changed."""
+    assert hashlib.sha256((ROOT / "workers/digits.py").read_bytes()).hexdigest() == DIGITS
+    tree = ast.parse((ROOT / "workers/pruned.py").read_text())
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    assert hashlib.sha256(ast.unparse(tree).encode()).hexdigest() == PRUNED, (
+        "the network is another one: give it a new value in jobs.spec.fingerprint.SOURCE_DIGESTS, and here"
+    )
+    assert of(model__arch="workers.pruned:build", model__args={"file": "a"}).bundle == "84add224222b2239"
