@@ -116,8 +116,6 @@ class Fleet:
         self._losing = False
         self._failures = _StartFailures()
 
-    # ------------------------------------------------------------------------------------------ events
-
     def asked(self, worker: int, group: int, now: float) -> None:
         self._workers[worker] = _Worker(self._groups[group], now)
         self._list(worker)
@@ -206,8 +204,6 @@ class Fleet:
             self._ready_on[worker.node or ""] += change
         self._nodes_changed = True
 
-    # --------------------------------------------------------------------------------------- questions
-
     def labels(self, group: int) -> Mapping[str, str]:
         return self._groups[group].spec.labels
 
@@ -244,8 +240,6 @@ class Fleet:
         """See groups.emptiest_first; of ready workers."""
         node_of = {worker: self._workers[worker].node or "" for worker in workers}
         return groups.emptiest_first(list(workers), node_of, self._ready_on)
-
-    # ---------------------------------------------------------------------------------------- decision
 
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""

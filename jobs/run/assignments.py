@@ -47,8 +47,6 @@ class Assignments:
         self.isolating: set[int] = set()
         """Workers that score a shard in isolation, which may take hours."""
 
-    # ------------------------------------------------------------------------------------------ events
-
     def placed(self, worker: int, now: float) -> None:
         """A pool may hear of it late, when the worker is ready already."""
         if worker not in self._held:
@@ -99,8 +97,6 @@ class Assignments:
                 workers.add(worker)
             else:
                 workers.discard(worker)
-
-    # --------------------------------------------------------------------------------------- questions
 
     def shards(self, worker: int) -> tuple[Shard, ...]:
         return tuple(held.shard for held in self._held.get(worker, []))

@@ -98,8 +98,6 @@ class Backlog:
         """Shards that nobody has had, made into objects when it is about to be their turn."""
         self._next_fresh = next(self._fresh, None)
 
-    # --------------------------------------------------------------------------------------- hand out
-
     @property
     def waiting(self) -> int:
         """Shards that no worker has, those included that must wait a while."""
@@ -167,8 +165,6 @@ class Backlog:
         self._under_way[shard.key] = 1
         self._doubled.pop(shard.key, None)
         return Assignment(shard, manner)
-
-    # --------------------------------------------------------------------------------------- outcomes
 
     def returned(self, shard: Shard) -> None:
         """An attempt is over, however it ended. What follows is said next: `settle`, `again`, or both for another."""
@@ -242,8 +238,6 @@ class Backlog:
         for due in (self._suspects, self._others):
             due[:] = [retry for retry in due if retry.waiting]
         return len(found), rows_before - self.rows_left
-
-    # ----------------------------------------------------------------------------------------- retries
 
     def _retry(self, shard: Shard) -> Retry:
         if shard.key not in self._retries:

@@ -279,8 +279,6 @@ class Loop:
             self._backlog.returned(shard)
             self._backlog.again(shard, due_at=self.clock())
 
-    # ------------------------------------------------------------------------------------------ events
-
     def _handle(self, event: Event) -> None:
         now = self.clock()
         match event:

@@ -147,8 +147,6 @@ class Run:
                 "and run again; everything else is committed",
             )
 
-    # -------------------------------------------------------------------------------------------- steps
-
     def _discover(self) -> None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
         try:
@@ -337,8 +335,6 @@ class Run:
         done = self.job.ledger.done_numbers()
         plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
         return self.job.ledger.superseded(plans, done)
-
-    # ------------------------------------------------------------------------------------------- report
 
     def _write_report(self) -> None:
         report = self.report
