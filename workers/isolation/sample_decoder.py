@@ -20,7 +20,7 @@ from workers.image.resize import decode_into
 
 IMAGE_S = 30.0
 """To decode one image. The largest that are decoded at all take some seconds."""
-START_S = 300.0
+_START_S = 300.0
 """For the process that decodes to come up. Some seconds are usual."""
 
 
@@ -90,14 +90,14 @@ class SampleDecoder:
         if self._child is None:
             self._child = Child("workers.isolation.sample_decoder", self._memory_bytes, "decoded")
             try:
-                self._child.take(START_S)
+                self._child.take(_START_S)
             except (Died, Overdue) as error:
-                how = f"{error} before it had any" if isinstance(error, Died) else f"is not up after {START_S:g} s"
+                how = f"{error} before it had any" if isinstance(error, Died) else f"is not up after {_START_S:g} s"
                 raise DecoderBroken(f"the process that decodes the sample {how}") from error
         return self._child
 
 
-def serve(parent: Connection) -> None:
+def _serve(parent: Connection) -> None:
     """For each image its crop, BadImage, MemoryError, or the traceback of another error, until the connection closes.
 
     In the process that `python -m workers.isolation.sample_decoder FD PARENT` starts, which may die of any of them.
@@ -116,4 +116,4 @@ def serve(parent: Connection) -> None:
 if __name__ == "__main__":
     connection = to_parent()
     with suppress(EOFError, ConnectionError):
-        serve(connection)
+        _serve(connection)
