@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from workers import logs
-from workers.contract import Shard, ThreadPlan, WorkerSpec
+from workers.contract import Shard, WorkerSpec
 from workers.host import cores, memory
 from workers.host.preemption import Notice, heed_sigterm
 from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
@@ -97,7 +97,10 @@ class Worker:
     def _start(self) -> WorkerInfo:
         clock = _Stopwatch()
         spec = self._spec
-        plan = self._take_cores(spec.threads)
+        if spec.pin:
+            self._lease = cores.lease(spec.threads)
+            cores.apply(self._lease.plan)
+        plan = self._lease.plan if self._lease else cores.unpinned(spec.threads)
         clock.lap("lease")
         from workers.host.without_pandas import without_pandas
         from workers.score.scorer import Scorer
@@ -124,13 +127,6 @@ class Worker:
             memory_bytes=self._memory_bytes,
             start_s=clock.laps,
         )
-
-    def _take_cores(self, wanted: int) -> ThreadPlan:
-        if not self._spec.pin:
-            return cores.unpinned(wanted)
-        self._lease = cores.lease(wanted)
-        cores.apply(self._lease.plan)
-        return self._lease.plan
 
     def _score(self, shard: Shard) -> ShardResult:
         from workers.source.prefetch import ReadAhead

@@ -42,6 +42,17 @@ class Patience:
         self._throttles = 0
         self._throttled_since: float | None = None
 
+    def run(self, action: Callable[[], _T]) -> _T:
+        """Run `action`, again after each storage fault and for as long as the store throttles. Raises as `after`.
+
+        NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
+        """
+        while True:
+            try:
+                return action()
+            except Exception as error:  # noqa: BLE001  (sorted by type; what is not storage's goes up as it is)
+                self.after(error)
+
     def after(self, error: Exception) -> None:
         """Wait as long as it takes before the next try.
 
@@ -78,16 +89,8 @@ class Patience:
 
 
 def retrying(action: Callable[[], _T], what: str) -> _T:
-    """Run `action`, again after each storage fault and for as long as the store throttles.
-
-    NotFound is not a fault and goes straight up; a refusal becomes StoreDenied; the last fault becomes StoreError.
-    """
-    patience = Patience(what)
-    while True:
-        try:
-            return action()
-        except Exception as error:  # noqa: BLE001  (sorted by type; what is not storage's goes up as it is)
-            patience.after(error)
+    """Run `action` with a patience of its own."""
+    return Patience(what).run(action)
 
 
 def take_throttled_s() -> float:

@@ -220,13 +220,10 @@ class ObjectStore:
                 return True
 
     def _read_back(self, path: str, patience: Patience) -> bytes | None:
-        while True:
-            try:
-                return bytes(self._fs.cat_file(path))
-            except Exception as error:  # noqa: BLE001  (sorted by type)
-                if cause_of(error) is Cause.MISSING:
-                    return None
-                patience.after(error)
+        try:
+            return bytes(patience.run(lambda: self._fs.cat_file(path)))
+        except NotFound:
+            return None
 
     def get(self, key: str) -> bytes:
         return bytes(retrying(lambda: self._fs.cat_file(f"{self._base}/{key}"), f"{self.url}/{key}"))
