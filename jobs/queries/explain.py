@@ -22,7 +22,7 @@ from workers.storage.retries import retrying
 
 LISTED = 20
 """Rows that are named where several have the key."""
-READ_MOST = 200
+_READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
 
 
@@ -41,7 +41,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         if not claims:
             raise _not_claimed(plans, named)
     else:
-        claims = by_keys(job.ledger, plans, named.values, READ_MOST)
+        claims = by_keys(job.ledger, plans, named.values, _READ_MOST)
         if not claims:
             raise _not_scored(job, plans, key)
         _check_one(job, explainer.alive(claims) or claims, named, key, show)
@@ -61,7 +61,7 @@ def _check_one(job: Job, found: Sequence[Found], named: ByKeys, key: str, show: 
     places = dict.fromkeys(place_of(row.at.uri, row.at.row_group, row.at.row, job.spec.input.format) for row in found)
     for place in list(places)[:LISTED]:
         show(place)
-    count = f"{len(places):,}" if len(found) < READ_MOST else f"at least {len(places):,}"
+    count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
     others = [name for name in job.spec.input.keys if name not in named.values]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
     listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"

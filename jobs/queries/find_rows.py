@@ -21,7 +21,7 @@ from workers.output import SOURCE_FIELDS
 from workers.storage.filesystems import open_filesystem
 
 SOURCE = "source_uri"
-PLACE = re.compile(r"(?P<uri>.+)#(?P<row_group>\d{1,9})/(?P<row>\d{1,18})", re.DOTALL)
+_PLACE = re.compile(r"(?P<uri>.+)#(?P<row_group>\d{1,9})/(?P<row>\d{1,18})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def place_of(uri: str, row_group: int, row: int, format: str) -> str:
 
 def parse(text: str, given: InputSpec) -> ByKeys | ByPlace:
     """Raises SpecError for what names no row of this input."""
-    found = PLACE.fullmatch(text)
+    found = _PLACE.fullmatch(text)
     if found is not None:
         return ByPlace(absolute(found["uri"]), int(found["row_group"]), int(found["row"]))
     names = (*given.keys, SOURCE)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jobs.errors import RunFailed, SpecError
 from workers.storage.errors import StoreDenied, StoreError
 
-PLACE = '"source_uri", "source_version", "row_group", "row"'
+_PLACE = '"source_uri", "source_version", "row_group", "row"'
 FIRST, SECOND = "stint.first", "stint.second"
 """Columns that rows are ordered by."""
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
@@ -92,7 +92,7 @@ def _first(order: str) -> str:
 
 
 def _second(seed: int) -> str:
-    return f'hash({PLACE}, {seed:d}) AS "{SECOND}"'
+    return f'hash({_PLACE}, {seed:d}) AS "{SECOND}"'
 
 
 def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
