@@ -38,8 +38,8 @@ IMAGE_PX = 48
 BROKEN_EVERY = 97
 TRAINED_COPIES = 4
 
-Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+_Pixels = npt.NDArray[np.uint8]
+_Labels = npt.NDArray[np.int64]
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -80,7 +80,7 @@ def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
     return code
 
 
-def load_digits() -> tuple[Pixels, Labels]:
+def load_digits() -> tuple[_Pixels, _Labels]:
     """scikit-learn's 1,797 handwritten digits as N × 8 × 8 uint8, shuffled, and their labels."""
     try:
         from sklearn.datasets import load_digits as load
@@ -91,7 +91,7 @@ def load_digits() -> tuple[Pixels, Labels]:
     return (data.images[order] * 255 / 16).astype(np.uint8), data.target[order].astype(np.int64)
 
 
-def photograph(digit: Pixels, rng: np.random.Generator) -> Pixels:
+def photograph(digit: _Pixels, rng: np.random.Generator) -> _Pixels:
     """One digit of 8 × 8 as an IMAGE_PX square RGB picture: enlarged, turned, moved, lit unevenly, a little noisy."""
     image = Image.fromarray(digit).resize((IMAGE_PX - 8, IMAGE_PX - 8), Image.Resampling.BICUBIC)
     canvas = Image.new("L", (IMAGE_PX, IMAGE_PX))
@@ -103,13 +103,13 @@ def photograph(digit: Pixels, rng: np.random.Generator) -> Pixels:
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def jpeg(pixels_HWC: Pixels) -> bytes:
+def jpeg(pixels_HWC: _Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels_HWC).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
-def write_images(folder: Path, digits: Pixels, labels: Labels, *, seed: int, copies: int = COPIES) -> int:
+def write_images(folder: Path, digits: _Pixels, labels: _Labels, *, seed: int, copies: int = COPIES) -> int:
     """Parquet files of id, digit, image; every BROKEN_EVERY-th image is broken, in four ways. Returns the rows."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -140,7 +140,7 @@ def write_images(folder: Path, digits: Pixels, labels: Labels, *, seed: int, cop
     return len(which)
 
 
-def train_weights(file: Path, digits: Pixels, labels: Labels, *, seed: int = 0, copies: int = TRAINED_COPIES) -> None:
+def train_weights(file: Path, digits: _Pixels, labels: _Labels, *, seed: int = 0, copies: int = TRAINED_COPIES) -> None:
     """Train the demo's network on photographs of the given digits and save its state dict."""
     import torch
     from safetensors.torch import save_file

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from workers.contract import InputSpec, Slice
-from workers.image.decode import Pixels, decode_stored, upright
+from workers.image.decode import ImageArray, decode_stored, upright
 from workers.image.errors import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import exif_orientation, jpeg_exif, sniff
 from workers.redaction import redacted
@@ -210,7 +210,7 @@ def thumbnail(data: bytes, px: int = 160) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _seen(data: bytes, px: int) -> Pixels | None:
+def _seen(data: bytes, px: int) -> ImageArray | None:
     """The picture as the network sees it, or what there is of it. Raises what Pillow raises."""
     try:
         stored = decode_stored(data, least_px=px)
@@ -219,7 +219,7 @@ def _seen(data: bytes, px: int) -> Pixels | None:
     return upright(stored.image_HWC, stored.orientation)
 
 
-def _part_of(data: bytes, px: int) -> Pixels | None:
+def _part_of(data: bytes, px: int) -> ImageArray | None:
     kind = sniff(data)
     if kind is None:
         return None

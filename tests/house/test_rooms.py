@@ -19,6 +19,8 @@ TOP = {
 }  # fmt: skip
 """What lies at the top of each package: what a person or a spec names, and what every room needs."""
 MOST_MODULES = 20
+NOTHING_SAID = {"told", "look", "made", "it"}
+"""Names that could stand for anything."""
 TWICE = {
     "command": "what the table of commands calls, one a module",
 }
@@ -81,3 +83,14 @@ def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         return [node.target.id]
     return []
+
+
+def test_names_say_what_the_thing_is() -> None:
+    found = set()
+    for module, file in modules().items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [getattr(node, "arg", None), *_defined(node)] if isinstance(node, ast.arg | ast.stmt) else []
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.append(node.id)
+            found |= {(module, name) for name in names if name and name.strip("_").lower() in NOTHING_SAID}
+    assert found == set()

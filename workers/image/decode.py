@@ -32,7 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
 
-Pixels = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 
 MAX_ASPECT = 100
 """Longer side ÷ shorter side. The reference resize fixes the shorter side: 1x60000 would become 256x15 million."""
@@ -56,7 +56,7 @@ _PILLOW_FAULTS = (
 )
 
 # EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the stored picture belong, undone.
-_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+_UPRIGHT: dict[int, Callable[[ImageArray], ImageArray]] = {
     2: lambda image_HWC: image_HWC[:, ::-1],
     3: lambda image_HWC: image_HWC[::-1, ::-1],
     4: lambda image_HWC: image_HWC[::-1],
@@ -74,7 +74,7 @@ SizeKnown: TypeAlias = Callable[[int], object]
 class Stored(NamedTuple):
     """A decoded picture, the way up that it is stored."""
 
-    image_HWC: Pixels
+    image_HWC: ImageArray
     """RGB, uint8, C-contiguous, writable."""
     height: int
     """Of the picture. Where it was made smaller, the image has a `shrunk`th of the rows, rounded up."""
@@ -85,7 +85,7 @@ class Stored(NamedTuple):
     """EXIF's, 1 to 8: how a person is to see it."""
 
 
-def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> Pixels:
+def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> ImageArray:
     """Decode one image into RGB as a person sees it: HWC, uint8, C-contiguous, writable.
 
     Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
@@ -94,14 +94,18 @@ def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> 
     return np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))
 
 
-def upright(image_HWC: Pixels, orientation: int) -> Pixels:
+def upright(image_HWC: ImageArray, orientation: int) -> ImageArray:
     """A view of a stored picture, or of a part of one, as a person is to see it."""
     turn = _UPRIGHT.get(orientation)
     return image_HWC if turn is None else turn(image_HWC)
 
 
 def decode_stored(
-    data: bytes | memoryview, size_known: SizeKnown = lambda _: None, *, least_px: int = 0, room: Pixels | None = None
+    data: bytes | memoryview,
+    size_known: SizeKnown = lambda _: None,
+    *,
+    least_px: int = 0,
+    room: ImageArray | None = None,
 ) -> Stored:
     """Decode one image and leave it as it lies. Raises as `decode` does.
 
@@ -140,7 +144,7 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: in
     return BadImage(code, f"{kind}: {reason}")
 
 
-def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: Pixels | None) -> Stored:
+def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: ImageArray | None) -> Stored:
     """Strict: libjpeg's warnings are errors. Orientation is not asked for."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -172,11 +176,13 @@ def _shrunk(shorter_px: int, least_px: int) -> int:
     return next((n for n in (8, 4, 2) if 0 < n * least_px <= shorter_px), 1)
 
 
-def _decode_pixels(data: bytes | memoryview, layout: str, height: int, width: int, room: Pixels | None) -> Pixels:
+def _decode_pixels(
+    data: bytes | memoryview, layout: str, height: int, width: int, room: ImageArray | None
+) -> ImageArray:
     """An image of that size, which libjpeg can make. Raises ValueError for every warning of libjpeg's but one."""
     options = {"colorspace": layout, "min_height": height, "min_width": width, "buffer": room}
     try:
-        image_HWC: Pixels = simplejpeg.decode_jpeg(data, **options)
+        image_HWC: ImageArray = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
         # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
         # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
@@ -186,7 +192,7 @@ def _decode_pixels(data: bytes | memoryview, layout: str, height: int, width: in
     return image_HWC
 
 
-def _rgb_of_inverted(image_HWK: Pixels) -> Pixels:
+def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
     """RGB of Adobe's CMYK."""
     height, width, _ = image_HWK.shape
     rgb_HWC = np.empty((height, width, 3), np.uint8)
@@ -225,7 +231,7 @@ def _strips(width: int, height: int) -> Iterator[slice]:
         yield slice(top, min(top + rows, height))
 
 
-def _rgb8(image: Image.Image) -> Pixels:
+def _rgb8(image: Image.Image) -> ImageArray:
     """Any mode that Pillow's readers produce, as RGB bytes."""
     width, height = image.size
     to_rgb = _conversion(image)
@@ -237,7 +243,7 @@ def _rgb8(image: Image.Image) -> Pixels:
     return image_HWC
 
 
-def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     """How the image, or a part of it, becomes RGB bytes."""
     if image.mode.startswith("I;16"):
         unused = _bits(image) - 8
@@ -252,7 +258,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
     return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
 
 
-def _over_white(part: Image.Image) -> Pixels:
+def _over_white(part: Image.Image) -> ImageArray:
     seen_through = part.convert("RGBA")
     canvas = Image.new("RGB", part.size, "white")
     canvas.paste(seen_through, mask=seen_through)
@@ -267,10 +273,10 @@ def _range(image: Image.Image) -> tuple[float, float]:
     return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
-def _grey8(image: Image.Image, levels: Callable[[Image.Image], npt.NDArray[np.generic]]) -> Callable[..., Pixels]:
+def _grey8(image: Image.Image, levels: Callable[[Image.Image], npt.NDArray[np.generic]]) -> Callable[..., ImageArray]:
     white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
 
-    def convert(part: Image.Image) -> Pixels:
+    def convert(part: Image.Image) -> ImageArray:
         grey_HW = levels(part).astype(np.uint8)
         if white_is_zero:
             grey_HW = 255 - grey_HW

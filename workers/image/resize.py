@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from workers.contract import Preprocess
-from workers.image.decode import Pixels, SizeKnown, Stored, decode_stored, upright
+from workers.image.decode import ImageArray, SizeKnown, Stored, decode_stored, upright
 
 LARGE_PIXELS = 16_000_000
 """Images with more are decoded one at a time where there is a lock: the largest take over a GiB each."""
@@ -56,7 +56,7 @@ class Preparer:
         self._held = ExitStack()
         self._room = np.empty(ROOM_BYTES, np.uint8)
 
-    def put(self, data: bytes | memoryview, out_HWC: Pixels) -> None:
+    def put(self, data: bytes | memoryview, out_HWC: ImageArray) -> None:
         """As `decode_into`."""
         try:
             decode_into(data, self._how, out_HWC, self._size_known, self._room)
@@ -69,8 +69,8 @@ class Preparer:
 
 
 def decode_into(
-    data: bytes | memoryview, how: Preprocess, out_HWC: Pixels, size_known: SizeKnown = lambda _: None,
-    room: Pixels | None = None,
+    data: bytes | memoryview, how: Preprocess, out_HWC: ImageArray, size_known: SizeKnown = lambda _: None,
+    room: ImageArray | None = None,
 ) -> None:  # fmt: skip
     """Decode one image and write what the network sees of it, its resized centre crop, into `out_HWC`.
 
@@ -92,7 +92,7 @@ def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
     return resize_px, int(resize_px * width / height)
 
 
-def place(stored: Stored, how: Preprocess, out_HWC: Pixels) -> None:
+def place(stored: Stored, how: Preprocess, out_HWC: ImageArray) -> None:
     """Write the resized centre crop of a decoded picture into `out_HWC`."""
     image_HWC, height, width, shrunk, orientation = stored
     view = _view(height, width, shrunk, orientation, how.resize_px, how.crop_px, how.interpolation)
@@ -181,7 +181,7 @@ def _centre(length: int, crop: int, opposite: bool) -> tuple[slice, slice]:
     return slice(first, first + crop), slice(0, crop)
 
 
-def _resized(image_HWC: Pixels, view: _View, interpolation: str) -> Pixels:
+def _resized(image_HWC: ImageArray, view: _View, interpolation: str) -> ImageArray:
     """Of the resized picture the first `view.resized` rows and columns."""
     # The batch axis is added before the permutation: with strides (H·W·3, 1, W·3, 3) torch sees channels_last and takes
     # its interleaved kernel, a third faster, whose output is already in the order we want. The scales are given: those
@@ -193,7 +193,7 @@ def _resized(image_HWC: Pixels, view: _View, interpolation: str) -> Pixels:
         # Torch resizes each row, rounds, and then each column. Here a person's rows are the columns.
         image_NCHW = resize(image_NCHW, (view.resized[0], image_HWC.shape[1]), False, down, 1.0)
         down = 1.0
-    resized_HWC: Pixels = resize(image_NCHW, view.resized, False, down, across)[0].permute(1, 2, 0).numpy()
+    resized_HWC: ImageArray = resize(image_NCHW, view.resized, False, down, across)[0].permute(1, 2, 0).numpy()
     return resized_HWC
 
 

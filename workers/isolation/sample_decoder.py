@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.contract import Preprocess
 from workers.host.child import Child, Died, KilledFromOutside, Overdue, to_parent
-from workers.image.decode import Pixels
+from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import decode_into
 
@@ -28,7 +28,7 @@ class DecoderBroken(Exception):
     """The process that decodes cannot be brought up, or failed by an error of ours."""
 
 
-def decode_crop(image: memoryview, how: Preprocess) -> Pixels:
+def decode_crop(image: memoryview, how: Preprocess) -> ImageArray:
     """What the network sees of an encoded image, crop_px x crop_px x 3, uint8. Raises BadImage."""
     crop_HWC = np.empty((how.crop_px, how.crop_px, 3), np.uint8)
     decode_into(image, how, crop_HWC)
@@ -48,7 +48,7 @@ class SampleDecoder:
         self._used = False
         """The child has decoded something."""
 
-    def decode(self, image: memoryview, how: Preprocess) -> Pixels:
+    def decode(self, image: memoryview, how: Preprocess) -> ImageArray:
         """As decode_crop. Raises BadImage, with CRASHED_WORKER for an image that kills.
 
         Raises DecoderBroken, KilledFromOutside too.
@@ -70,12 +70,12 @@ class SampleDecoder:
             self._child.end()
         self._child, self._used = None, False
 
-    def _decoded(self, image: memoryview, how: Preprocess) -> Pixels:
+    def _decoded(self, image: memoryview, how: Preprocess) -> ImageArray:
         child = self._started()
         self._used = True
         child.put((bytes(image), how))
         try:
-            answer: Pixels | BadImage | MemoryError | str = child.take(IMAGE_S)
+            answer: ImageArray | BadImage | MemoryError | str = child.take(IMAGE_S)
         except Overdue:
             raise Died(f"was not decoded within {IMAGE_S:g} s") from None
         if isinstance(answer, BadImage):

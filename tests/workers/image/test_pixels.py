@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests.support.images import encode, photo, samples, stored_as
 from workers.contract import Preprocess
-from workers.image.decode import Pixels, Stored, decode
+from workers.image.decode import ImageArray, Stored, decode
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer, decode_into, place, resized_px
 from workers.model.torchvision_import import import_torchvision
@@ -75,7 +75,7 @@ def assert_close(seen_HWC: np.ndarray, expected_HWC: np.ndarray, interpolation: 
     assert (difference > 0).mean() <= share
 
 
-def prepared(image_HWC: Pixels, how: Preprocess, out_HWC: Pixels) -> None:
+def prepared(image_HWC: ImageArray, how: Preprocess, out_HWC: ImageArray) -> None:
     """The crop of a picture that is decoded already."""
     place(Stored(image_HWC, *image_HWC.shape[:2], shrunk=1, orientation=1), how, out_HWC)
 
