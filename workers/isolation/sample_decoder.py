@@ -6,6 +6,7 @@ worker sees.
 
 from __future__ import annotations
 
+import signal
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -115,5 +116,6 @@ def _serve(parent: Connection) -> None:
 
 if __name__ == "__main__":
     connection = to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
     with suppress(EOFError, ConnectionError):
         _serve(connection)
