@@ -132,3 +132,15 @@ def test_every_benchmark_starts(file: Path) -> None:
 
 def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
     assert all((ROOT / name).is_dir() for name in ("jobs", "workers", "conf", "tests", "k8s"))
+
+
+def test_every_stop_of_the_routes_in_the_architecture_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    stops = re.findall(r"`((?:jobs|workers)/[\w/]+\.py):([\w.]+)`", text)
+    assert len(stops) > 30
+    for path, name in stops:
+        found: ast.AST = ast.parse((ROOT / path).read_text())
+        for part in name.split("."):
+            inside = [node for node in getattr(found, "body", ()) if getattr(node, "name", None) == part]
+            assert inside, f"{path} has no {name}"
+            found = inside[0]
