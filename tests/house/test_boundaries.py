@@ -45,10 +45,24 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def test_importing_the_command_line_imports_neither_torch_nor_ray() -> None:
-    code = "import sys, jobs.cli; print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+def modules_after(code: str) -> set[str]:
+    """Names in sys.modules of a fresh process that has run `code`."""
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_command_line_imports_no_command_and_no_library_that_takes_its_time() -> None:
+    heavy = {"torch", "torchvision", "ray", "PIL", "simplejpeg", "sklearn", "pyarrow", "numpy", "pydantic", "rich"}
+    assert not heavy & modules_after("import jobs.cli")
+
+
+def test_importing_the_reader_brings_no_more_than_ledger_and_storage() -> None:
+    found = modules_after("import jobs.reader")
+    assert not {"torch", "torchvision", "ray", "PIL", "simplejpeg", "pydantic", "rich"} & found
+    rooms = {".".join(name.split(".")[:2]) for name in found if name.startswith(("jobs.", "workers."))}
+    assert rooms - {"jobs.reader", "jobs.ledger", "jobs.errors", "workers.storage"} == {
+        "workers.contract", "workers.outcomes", "workers.output", "workers.image", "workers.redaction",
+    }  # fmt: skip
 
 
 def test_every_command_that_the_parser_knows_does_something() -> None:
@@ -58,9 +72,7 @@ def test_every_command_that_the_parser_knows_does_something() -> None:
 
 
 def test_importing_the_worker_leaves_torch_out_until_it_starts() -> None:
-    code = "import sys, workers.actor, workers.maker; print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"
+    assert "torch" not in modules_after("import workers.actor, workers.maker")
 
 
 @pytest.mark.parametrize("file", modules("workers"), ids=lambda f: f.name)
