@@ -16,18 +16,20 @@ from tests.networks import (
     digits,
     digits_artifacts,
     digits_model,
+    digits_transformer,
     engines,
     loaded,
     one_thread,
     only_float,
     quantize,
     settled,
+    with_weights,
 )
 from workers.accuracy import AccuracyReport, compare
 from workers.artifacts import open_artifact
 from workers.contract import GateSpec, Preprocess
 from workers.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
-from workers.digits import DIGITS, train
+from workers.digits import DIGITS
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
 from workers.gate import decide
@@ -272,12 +274,8 @@ def test_transformer_has_every_linear_product_in_int8_and_the_rest_in_float() ->
 
 
 def test_trained_transformer_is_as_accurate_in_int8_as_in_fp32() -> None:
-    torch.manual_seed(0)
-    network = import_torchvision().models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
-    )
     seen, unseen = digits().training, digits().held_out
-    model = loaded(train(network, seen.pixels_NHWC, seen.labels, DIGITS, epochs=20), DIGITS, 10)
+    model = loaded(with_weights(digits_transformer(), "transformer"), DIGITS, 10)
     int8 = Quantizer(model, seen.pixels_NHWC[:CALIBRATION_ROWS]).artifact(isa_class())
     fp32 = open_artifact(float_artifact(model))
     report = compare(fp32, open_artifact(int8), unseen.pixels_NHWC, unseen.labels)
