@@ -7,9 +7,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -17,13 +19,15 @@ from torch import nn
 from tests.weights import stored
 from workers.artifacts import Artifact, open_artifact
 from workers.contract import Preprocess
-from workers.cpu import isa_class
+from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.base import Engine, Pixels
 from workers.models import LoadedModel
 from workers.quantize import Quantizer, float_artifact
 from workers.torchvision_import import import_torchvision
 
+X86 = X86_NO_VNNI if isa_class() == X86_NO_VNNI else X86_VNNI
+"""The class of x86 CPUs whose artifacts may be judged here: without VNNI, sums of those with 8 bits saturate."""
 CALIBRATION_ROWS = 64
 TRAINING_ROWS = 1200
 
@@ -47,6 +51,15 @@ def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
 def only_float(model: LoadedModel) -> Artifacts:
     """Artifacts of a job with precision: fp32."""
     return Artifacts(int8=None, fp32=float_artifact(model))
+
+
+def judged_here(*classes: str) -> list[Any]:
+    """Classes of CPU as parameters; those that this CPU's instructions compute wrongly are skipped."""
+    wrong = "sums of 8-bit products saturate on this CPU, or under the limit that is set for it"
+    return [
+        pytest.param(isa, marks=pytest.mark.skipif(isa != X86_NO_VNNI and isa_class() == X86_NO_VNNI, reason=wrong))
+        for isa in classes
+    ]
 
 
 @dataclass(frozen=True)
