@@ -304,6 +304,7 @@ def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
     assert set(sizes) == {batch}
 
 
+@vnni
 def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

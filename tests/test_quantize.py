@@ -18,6 +18,7 @@ from tests.networks import (
     digits_model,
     digits_transformer,
     engines,
+    judged_here,
     loaded,
     one_thread,
     only_float,
@@ -68,7 +69,7 @@ def error_of(artifacts: Artifacts, side: int) -> AccuracyReport:
 # --------------------------------------------------------------------------------------------------- digits
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
 def test_int8_digits_pass_the_gate_on_true_labels(isa: str) -> None:
     calibration = digits().training.pixels_NHWC[:CALIBRATION_ROWS]
     artifacts = digits_artifacts() if isa == isa_class() else quantize(digits_model(), calibration, isa)

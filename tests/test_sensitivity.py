@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import CALIBRATION_ROWS, digits, digits_model, one_thread, settled
+from tests.networks import CALIBRATION_ROWS, digits, digits_model, judged_here, one_thread, settled
 from workers.contract import Preprocess
 from workers.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.digits import DIGITS
@@ -56,7 +56,7 @@ def test_network_without_gradients_is_an_error() -> None:
         LogitErrors().run(lambda x: x.detach(), [torch.zeros(1, 3)])
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
 def test_order_is_that_of_the_errors_of_one_int8_layer_after_the_other(isa: str) -> None:
     calibration = GraphCalibration(digits_model().module, DIGITS, digits().training.pixels_NHWC[:CALIBRATION_ROWS])
     pixels_NHWC = digits().training.pixels_NHWC[:8]
