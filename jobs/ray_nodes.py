@@ -88,8 +88,10 @@ class NodeWatch:
         self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        while not (self._closed.is_set() or self._lost.is_set()):
-            self._soon.clear()
+        while True:
+            self._soon.clear()  # before all that it stands for is looked at: what is set later is heard below
+            if self._closed.is_set() or self._lost.is_set():
+                return
             began = time.monotonic()
             with suppress(Exception):  # whatever Ray raises: the look is repeated, and a dead node does not come back
                 self._look = look = Look(began, list(self._ask()))

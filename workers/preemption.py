@@ -46,14 +46,13 @@ def ends_in_time(rows_done: int, rows: int, took_s: float, left_s: float) -> boo
 
 
 class Notice:
-    """Whether this worker has to go. Any thread may tell and ask."""
+    """Whether this worker has to go. Any thread may tell and ask; a signal handler has a thread tell."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deadline = math.inf
         self._told = False
-        # Reentrant: the signal handler may interrupt the very thread that holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = threading.Condition()
 
     @property
     def told(self) -> bool:
@@ -113,9 +112,13 @@ def heed_sigterm(notice: Notice, grace_s: float = GRACE_S) -> None:
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        # The handler may have interrupted a thread that has found nothing told and is about to wait: told from here,
+        # that thread would miss it. Another thread tells once that one waits.
+        threading.Thread(target=tell, name="sigterm", daemon=True).start()
+
+    def tell() -> None:
         notice.tell(grace_s)
-        timer = threading.Timer(grace_s, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
+        time.sleep(grace_s)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, leave)
