@@ -131,8 +131,9 @@ class _Following:
             attempt = await self._poll(copying)
         finally:
             copying.cancel()
-            with suppress(asyncio.CancelledError):
-                await copying
+            await asyncio.wait([copying])  # `await copying` would raise its cancellation, or ours: nobody could tell
+        if not copying.cancelled():
+            copying.result()
         await self._rest_of_log()
         return attempt
 
@@ -163,8 +164,9 @@ class _Following:
                     return attempt
             if copying.done():
                 copying.result()  # it never ends by itself: this raises what ended it
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stream_ended.wait(), delay_s)  # most often, the job has then ended too
+            with suppress(TimeoutError):  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
+                async with asyncio.timeout(delay_s):
+                    await self._stream_ended.wait()  # most often, the job has then ended too
             self._stream_ended.clear()
 
     async def _copy_log(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
@@ -33,7 +34,7 @@ from hypothesis import strategies as st
 from jobs import job_server, upload
 from jobs.attempts import Attempt, Night, attempts_of, describe_end, exit_code, live_attempt, next_number, next_step
 from jobs.days import Days
-from jobs.errors import RunFailed, SpecError
+from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.following import LogCopy, Lost, Patience, UnknownJob, Unreachable, wait_for_end
 from jobs.job_server import JobServer
 from jobs.submit import choose_address, prepare, use_token
@@ -387,6 +388,43 @@ def test_a_log_that_comes_in_several_streams_is_written_once(chunks: list[str], 
         copy.take(chunk)
     copy.finish()
     assert written.getvalue() == log + ("" if log.endswith("\n") or not log else "\n")
+
+
+# ---------------------------------------------------------------------------------------------- interrupted
+
+
+class Signalling:
+    """A job server whose log stream ends with a SIGTERM to this process: by itself, or when the job has ended."""
+
+    def __init__(self, *, by_itself: bool) -> None:
+        self._by_itself = by_itself
+        self._asked = self._streams = 0
+
+    def attempt(self, _: str) -> Attempt:
+        self._asked += 1
+        return attempt(status="RUNNING" if self._asked == 1 else "SUCCEEDED")
+
+    def logs(self, _: str) -> str:
+        return ""
+
+    async def tail(self, _: str) -> AsyncIterator[str]:
+        self._streams += 1
+        try:
+            yield "a line\n"
+            if not self._by_itself:
+                await asyncio.Event().wait()
+        finally:
+            if self._streams == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if not self._by_itself:
+                await asyncio.sleep(0.1)  # it takes a moment to close, in which the signal is heeded
+
+
+@pytest.mark.parametrize("by_itself", [True, False], ids=["the stream ends", "the stream is being closed"])
+def test_no_signal_is_missed_whatever_happens_at_the_same_moment(by_itself: bool) -> None:
+    server = Signalling(by_itself=by_itself)
+    with pytest.raises(Interrupted):
+        wait_for_end(server, "x", write=lambda _: None, say=lambda _: None, again="", patience=PATIENT)
 
 
 # ------------------------------------------------------------------------------------- with a real cluster
