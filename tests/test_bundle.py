@@ -38,6 +38,8 @@ from workers.manifest import Calibration, Manifest, RowRef, from_json, to_json
 from workers.model_names import RECIPE
 from workers.pixels import decode_into
 
+pytestmark = pytest.mark.int8
+
 FP = "0123abcd"
 FOLDER = f"_stint/bundles/{FP}"
 SPEC = ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors", args={"num_classes": 10})

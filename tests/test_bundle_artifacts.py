@@ -43,6 +43,8 @@ from workers.quantize import QuantizeError
 from workers.scoring import Scorer
 from workers.storage_errors import StoreError
 
+pytestmark = pytest.mark.int8
+
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
 
 vnni = pytest.mark.skipif(isa_class() != X86_VNNI, reason="this CPU has no VNNI")

@@ -25,6 +25,8 @@ from workers.quantize import QuantizeError, float_artifact
 from workers.quantize_onnx import OPSET, export, quantize_onnx
 from workers.quiet import quiet
 
+pytestmark = pytest.mark.int8
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

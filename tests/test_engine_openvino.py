@@ -28,6 +28,8 @@ from workers.quantize import QuantizeError, float_artifact
 from workers.quantize_openvino import quantize_openvino
 from workers.quiet import quiet
 
+pytestmark = pytest.mark.int8
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

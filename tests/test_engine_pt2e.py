@@ -26,9 +26,12 @@ from workers.quantize_pt2e import quantize_pt2e
 
 BATCH = 6
 
-pytestmark = pytest.mark.skipif(
-    isa_class() == ARM64 or shutil.which("g++") is None, reason="packages are compiled for x86, by g++"
-)
+pytestmark = [
+    pytest.mark.int8,
+    pytest.mark.skipif(
+        isa_class() == ARM64 or shutil.which("g++") is None, reason="packages are compiled for x86, by g++"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

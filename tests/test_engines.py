@@ -27,6 +27,8 @@ from workers.first_conv import find_first_conv, fold
 from workers.preprocess import IMAGENET
 from workers.torchvision_import import import_torchvision
 
+pytestmark = pytest.mark.int8
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

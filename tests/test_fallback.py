@@ -25,6 +25,8 @@ from workers.models import LoadedModel
 from workers.quantize import QuantizeError, Quantizer, float_artifact
 from workers.torchvision_import import import_torchvision
 
+pytestmark = pytest.mark.int8
+
 MIN_AGREEMENT = 0.98
 
 

@@ -42,6 +42,8 @@ from workers.reading import ShardReader
 from workers.rows import RowBlock
 from workers.sampling import read_sample
 
+pytestmark = pytest.mark.int8
+
 HOW = Preprocess(resize_px=64, crop_px=56, mean=(0.0,) * 3, std=(1.0,) * 3)
 PARQUET = InputSpec(format="parquet", image="image")
 

@@ -42,6 +42,8 @@ from workers.quantize import (
 from workers.quantize_graph import GraphCalibration
 from workers.torchvision_import import import_torchvision
 
+pytestmark = pytest.mark.int8
+
 GATE = GateSpec(labels_column="label")
 
 

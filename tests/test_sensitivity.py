@@ -20,6 +20,8 @@ from workers.quantize_graph import GraphCalibration
 from workers.sensitivity import LogitErrors
 from workers.torchvision_import import import_torchvision
 
+pytestmark = pytest.mark.int8
+
 HOW = Preprocess(resize_px=64, crop_px=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
