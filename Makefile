@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 SPREAD := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all stores browser pictures lint format bench bench-peers chaos clean
+.PHONY: help venv demo test test-all test-isa stores browser pictures lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,11 +38,16 @@ stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from
 browser: $(READY) ## install Debian's Chromium, in which the pages are tested, where it is absent
 	$(BIN)/python -m tests.support.browser
 
-pictures: browser ## README's pictures, of real runs of the demo's job, in docs/pictures/
+pictures: browser ## the pictures of the docs, of real runs of the demo's job, in docs/pictures/
 	$(BIN)/python -m tests.support.pictures
 
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest $(SPREAD)
+
+# The class of CPU that this machine is not, see workers/host/cpu.py; where it has no VNNI, the lowest that oneDNN knows.
+ISA ?= $(if $(filter avx512_vnni avx_vnni,$(shell grep -m1 ^flags /proc/cpuinfo)),AVX2,SSE41)
+test-isa: $(READY) ## the tests of INT8 once more, with oneDNN held to the instructions of another kind of CPU (ISA=AVX2)
+	ONEDNN_MAX_CPU_ISA=$(ISA) $(BIN)/pytest $(SPREAD) -m "int8 and not slow"
 
 lint: $(READY) ## ruff, the strict type checker, and hadolint on the Dockerfile
 	$(BIN)/ruff check .

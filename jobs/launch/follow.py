@@ -90,10 +90,13 @@ class Follower:
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         copying = asyncio.create_task(self._copy_log())
         try:
-            attempt = await self._poll(copying)
-            copying.cancel()
-            with suppress(asyncio.CancelledError):
-                await copying
+            try:
+                attempt = await self._poll(copying)
+            finally:
+                copying.cancel()
+                await asyncio.wait([copying])  # `await copying` would raise its cancellation, or ours: who could tell?
+            if not copying.cancelled():
+                copying.result()
             await self._rest_of_log()
             return attempt
         except asyncio.CancelledError:
@@ -126,8 +129,9 @@ class Follower:
                 failures, shown, delay_s = 0, attempt.status, self.poll_s
             if copying.done():
                 copying.result()  # it never ends by itself: this raises what ended it
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stream_ended.wait(), delay_s)  # most often, the job has then ended too
+            with suppress(TimeoutError):  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
+                async with asyncio.timeout(delay_s):
+                    await self._stream_ended.wait()  # most often, the job has then ended too
             self._stream_ended.clear()
 
     async def _copy_log(self) -> None:

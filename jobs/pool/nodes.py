@@ -170,10 +170,13 @@ class NodeWatch:
 
     def _run(self) -> None:
         due = -math.inf
-        while not (self._closed.is_set() or self._lost.is_set()):
+        while True:
+            wanted = self._soon.is_set()
+            self._soon.clear()  # before what it stands for is looked at: whatever is set later ends the wait below
+            if self._closed.is_set() or self._lost.is_set():
+                return
             began = time.monotonic()
-            if self._soon.is_set() or began >= due:
-                self._soon.clear()
+            if wanted or began >= due:
                 due = began + self._every_s
                 with suppress(Exception):  # whatever Ray raises: it is asked again, and a dead node does not come back
                     self._listing = listing = NodeListing(began, list(self._ask()))

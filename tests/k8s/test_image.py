@@ -48,7 +48,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = ("jobs", "workers", "conf", "tests", "k8s", ".ci")
     files = [*ROOT.iterdir(), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
     for file in files:
-        if file.is_file() and file.suffix != ".pyc":
+        if file.is_file() and file.suffix != ".pyc" and file.name != ".git":  # a file in a worktree
             target = checkout / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
@@ -199,13 +199,17 @@ def test_the_code_runs_as_it_is_laid_out(laid_out: Path, tmp_path: Path) -> None
 
 def test_the_project_builds_from_what_the_build_sees(laid_out: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*build, str(tmp_path / "wheel"), "."], cwd=laid_out, check=True, capture_output=True)
+    said = subprocess.run(
+        [*build, str(tmp_path / "wheel"), "."], cwd=laid_out, check=True, capture_output=True, text=True
+    )
+    assert "is absent from" not in said.stdout + said.stderr, "setuptools has not found a folder of ours"
     (wheel,) = (tmp_path / "wheel").glob("stint-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     for folder in ("jobs", "workers"):
-        assert {file.relative_to(ROOT).as_posix() for file in (ROOT / folder).rglob("*.py")} <= names
+        files = [file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix != ".pyc"]
+        assert {file.relative_to(ROOT).as_posix() for file in files} <= names
     assert not [name for name in names if name.startswith(("tests", "k8s", "conf"))]
     (entry_points,) = (tmp_path / "site").glob("stint-*.dist-info/entry_points.txt")
     assert "stint = jobs.cli:entrypoint" in entry_points.read_text()

@@ -1,4 +1,4 @@
-"""Networks and images for the tests of models: handwritten digits, trained once for all tests."""
+"""Networks and images for the tests of models: handwritten digits, with weights that are kept (tests/weights)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from tests.weights import stored
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.contract import Preprocess
-from workers.digits import DIGITS, digits_cnn, train
+from workers.digits import DIGITS, digits_cnn
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels, score_crops
-from workers.host.cpu import isa_class
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.load import LoadedModel
+from workers.model.torchvision_import import import_torchvision
 from workers.quantize.quantizer import Quantizer, float_artifact
 
+X86 = X86_NO_VNNI if isa_class() == X86_NO_VNNI else X86_VNNI
+"""The class of x86 CPUs whose artifacts may be judged here: without VNNI, sums of those with 8 bits saturate."""
 CALIBRATION_ROWS = 64
 TRAINING_ROWS = 1200
 
@@ -46,6 +52,15 @@ def quantize(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifacts:
 def only_float(model: LoadedModel) -> Artifacts:
     """Artifacts of a job with precision: fp32."""
     return Artifacts(int8=None, fp32=float_artifact(model))
+
+
+def judged_here(*classes: str) -> list[Any]:
+    """Classes of CPU as parameters; those that this CPU's instructions compute wrongly are skipped."""
+    wrong = "sums of 8-bit products saturate on this CPU, or under the limit that is set for it"
+    return [
+        pytest.param(isa, marks=pytest.mark.skipif(isa != X86_NO_VNNI and isa_class() == X86_NO_VNNI, reason=wrong))
+        for isa in classes
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,12 +101,21 @@ def digits() -> Digits:
 
 @functools.cache
 def digits_model() -> LoadedModel:
-    """Trained to 98 % of the held-out digits, about 2 s. Do not change it: every test shares it."""
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(0)
-        seen = digits().training
-        network = train(digits_cnn(), seen.pixels_NHWC, seen.labels, DIGITS, epochs=6)
-    return loaded(network, DIGITS, outputs=10, labels=tuple("0123456789"))
+    """Right about 99 % of the held-out digits. Do not change it: every test shares it."""
+    return loaded(with_weights(digits_cnn(), "digits"), DIGITS, outputs=10, labels=tuple("0123456789"))
+
+
+def digits_transformer() -> nn.Module:
+    """A vision transformer of two layers, with random weights; those of tests/weights are trained on the digits."""
+    return import_torchvision().models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
+    )
+
+
+def with_weights(network: nn.Module, name: str) -> nn.Module:
+    """Load the weights of a name in tests/weights."""
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in stored(name).items()})
+    return network
 
 
 @functools.cache

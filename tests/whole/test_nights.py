@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jobs.cli import main
-from jobs.demo import load_digits, train_weights
 from jobs.errors import RunFailed, SpecError
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
@@ -61,11 +61,13 @@ class Nights:
         return self.capsys.readouterr().out
 
     def change_model(self) -> None:
-        """Other weights from here on."""
-        pictures, labels = load_digits()
-        train_weights(self.folder / "new.safetensors", pictures[:600], labels[:600], seed=1, copies=2)
+        """Other weights from here on, that make every prediction a little surer."""
+        tensors = load_file(self.raw["model"]["weights"])
         self.raw["model"]["weights"] = str(self.folder / "new.safetensors")
-        self.raw["gate"]["max_top1_drop"] = 0.1
+        save_file(
+            {name: value * 1.25 if name[:3] == "10." else value for name, value in tensors.items()},
+            self.raw["model"]["weights"],
+        )
         self.spec = self.write_spec(self.raw)
 
     def check_readers(self) -> Predictions:

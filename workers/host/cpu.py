@@ -19,17 +19,27 @@ X86_NO_VNNI = "x86-no-vnni"
 ARM64 = "arm64"
 
 _CPUINFO = Path("/proc/cpuinfo")
-_ONEDNN_LIMITS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+_AVX512_VNNI, _AVX_VNNI = "avx512_vnni", "avx_vnni"
+"""The same instruction in two encodings, each a flag of its own. A CPU may have either or both."""
+_LEFT_BY_ONEDNN = {
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), frozenset[str]()),
+    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({_AVX_VNNI})),
+    **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({_AVX512_VNNI})),
+}
+"""By limit, the encodings that oneDNN still uses (src/cpu/x64/cpu_isa_traits.hpp). Any other value leaves both."""
+_FBGEMM_LIMITS_WITHOUT_VNNI = ("AVX2", "AVX512", "AVX512_256")
 _ATEN_LEVELS_WITHOUT_VNNI = ("DEFAULT", "AVX2")
 
 
 def isa_class(cpuinfo: str | None = None, environ: Mapping[str, str] | None = None, machine: str | None = None) -> str:
     """The class of CPU that INT8 artifacts made here are valid on: `x86-vnni`, `x86-no-vnni` or `arm64`.
 
-    Settings that force a lower instruction set on the libraries are honoured, since they decide which kernels run:
-    `ONEDNN_MAX_CPU_ISA` (or its older name `DNNL_MAX_CPU_ISA`) and `ATEN_CPU_CAPABILITY`. What cannot be read counts
-    as the lower class, which computes right everywhere on x86. The parameters are for tests; each defaults to this
-    machine's own. An architecture that is neither x86 nor ARM is returned by its own name.
+    Settings that hold the libraries to a lower instruction set are honoured, since they decide which kernels run:
+    `ONEDNN_MAX_CPU_ISA` or its older name `DNNL_MAX_CPU_ISA` (torch's oneDNN, and OpenVINO's), `ATEN_CPU_CAPABILITY`,
+    and for FBGEMM, which computes torch's islands, `FBGEMM_ENABLE_INSTRUCTIONS`. The narrowest counts, for all engines:
+    ONNX Runtime heeds none of them, and what is right without VNNI is right with it. So what cannot be read counts as
+    the lower class. The parameters are for tests; each defaults to this machine's own. An architecture that is neither
+    x86 nor ARM is returned by its own name.
     """
     environ = os.environ if environ is None else environ
     machine = (platform.machine() if machine is None else machine).lower()
@@ -62,13 +72,11 @@ def cpu_model() -> str:
 def _vnni_in_use(flags: frozenset[str], environ: Mapping[str, str]) -> bool:
     if environ.get("ATEN_CPU_CAPABILITY", "").upper() in _ATEN_LEVELS_WITHOUT_VNNI:
         return False
-    limit = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    if limit in _ONEDNN_LIMITS_WITHOUT_VNNI:
+    if environ.get("FBGEMM_ENABLE_INSTRUCTIONS", "").upper() in _FBGEMM_LIMITS_WITHOUT_VNNI:
         return False
-    if limit.startswith("AVX2_VNNI"):
-        # The VEX-encoded instructions: a server with only the AVX-512 ones falls back to plain AVX2 under this limit.
-        return "avx_vnni" in flags
-    return bool(flags & {"avx512_vnni", "avx_vnni"})
+    # An empty one counts as none, and then the older name does.
+    limit = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return bool(flags & _LEFT_BY_ONEDNN.get(limit, {_AVX512_VNNI, _AVX_VNNI}))
 
 
 def _read_cpuinfo() -> str:

@@ -46,14 +46,13 @@ def ends_in_time(rows_done: int, rows: int, took_s: float, left_s: float) -> boo
 
 
 class Notice:
-    """Notice that this worker has to go. Any thread may give it and ask for it."""
+    """Notice that this worker has to go. Any thread may give it, and ask for it; a signal handler starts one to."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deadline = math.inf
         self._given = False
-        # Reentrant: the signal handler may interrupt the very thread that holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = threading.Condition()
 
     @property
     def given(self) -> bool:
@@ -113,9 +112,13 @@ def heed_sigterm(notice: Notice, grace_s: float = SIGTERM_GRACE_S) -> None:
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        # The handler may have interrupted a thread that has found no notice and is about to wait: given from here, that
+        # thread would miss it. Another thread gives it once that one waits.
+        threading.Thread(target=give, name="sigterm", daemon=True).start()
+
+    def give() -> None:
         notice.give(grace_s)
-        timer = threading.Timer(grace_s, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
+        time.sleep(grace_s)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, leave)

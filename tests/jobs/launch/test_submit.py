@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
@@ -31,7 +31,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import RunFailed, SpecError
+from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.launch import job_server
 from jobs.launch import package as upload
 from jobs.launch.attempts import (
@@ -472,6 +472,43 @@ def test_a_log_stream_that_is_silent_is_opened_again() -> None:
     assert server.streams >= 2
     assert written.getvalue() == "one\ntwo\nthree\n"
     assert messages == ["a: running"]
+
+
+# ---------------------------------------------------------------------------------------------- interrupted
+
+
+class Signalling:
+    """A job server whose log stream ends with a SIGTERM to this process: by itself, or when the job has ended."""
+
+    def __init__(self, *, by_itself: bool) -> None:
+        self._by_itself = by_itself
+        self._asked = self._streams = 0
+
+    def attempt(self, _: str) -> Attempt:
+        self._asked += 1
+        return attempt(status="RUNNING" if self._asked == 1 else "SUCCEEDED")
+
+    def logs(self, _: str) -> str:
+        return ""
+
+    async def tail(self, _: str) -> AsyncIterator[str]:
+        self._streams += 1
+        try:
+            yield "a line\n"
+            if not self._by_itself:
+                await asyncio.Event().wait()
+        finally:
+            if self._streams == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if not self._by_itself:
+                await asyncio.sleep(0.1)  # it takes a moment to close, in which the signal is heeded
+
+
+@pytest.mark.parametrize("by_itself", [True, False], ids=["the stream ends", "the stream is being closed"])
+def test_no_signal_is_missed_whatever_happens_at_the_same_moment(by_itself: bool) -> None:
+    server = Signalling(by_itself=by_itself)
+    with pytest.raises(Interrupted):
+        Follower(server, "x", LogCopy(lambda _: None), lambda _: None, "", **TIMING).wait_for_end()
 
 
 # ------------------------------------------------------------------------------------- with a real cluster

@@ -68,6 +68,23 @@ def test_a_listing_counts_only_for_what_happened_before_it_and_one_is_made_soon_
     assert listing.nodes == UP
 
 
+def test_a_watch_that_is_closed_just_before_it_looks_again_ends_at_once() -> None:
+    cluster = Cluster(UP)
+    watch = NodeWatch("home", cluster.nodes, every_s=60)
+    cluster.await_answers(1)
+    clear = watch._soon.clear
+
+    def closed_first() -> None:
+        watch._closed.set()
+        watch._soon.set()
+        clear()
+
+    watch._soon.clear = closed_first  # type: ignore[method-assign]
+    watch._soon.set()
+    watch._thread.join(10)
+    assert not watch._thread.is_alive()
+
+
 def test_a_cluster_that_does_not_answer_is_not_waited_for_and_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

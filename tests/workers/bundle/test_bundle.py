@@ -39,6 +39,8 @@ from workers.host.cpu import isa_class
 from workers.image.resize import decode_into
 from workers.model.names import RECIPE
 
+pytestmark = pytest.mark.int8
+
 FP = "0123abcd"
 FOLDER = f"_stint/bundles/{FP}"
 SPEC = ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors", args={"num_classes": 10})

@@ -41,6 +41,8 @@ from workers.score import loading
 from workers.score.scorer import Scorer
 from workers.storage.errors import StoreError
 
+pytestmark = pytest.mark.int8
+
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
 
 vnni = pytest.mark.skipif(isa_class() != X86_VNNI, reason="this CPU has no VNNI")
@@ -302,6 +304,7 @@ def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
     assert set(sizes) == {batch}
 
 
+@vnni
 def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.support.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
-from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
+from tests.support.networks import X86, compare, digits, digits_artifacts, digits_model, judged_here, one_thread
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
@@ -23,6 +23,8 @@ from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
 from workers.quantize.runtime import quiet
 from workers.quantize.with_onnx import OPSET, export, quantize_onnx
+
+pytestmark = pytest.mark.int8
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def engine(made: Artifact) -> OnnxEngine:
     return OnnxEngine(made.data, info.layout, info.layers, threads=1)
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI, ARM64])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI, ARM64))
 def test_digits_are_as_good_in_int8_as_in_fp32(isa: str) -> None:
     held_out = digits().held_out
     fp32 = open_artifact(digits_artifacts().fp32)
@@ -130,7 +132,7 @@ def test_worker_sends_nothing_writes_nothing_home_and_needs_no_torchvision(tmp_p
 
 
 def test_vision_transformer_has_its_products_of_weights_in_int8() -> None:
-    made = quantize_onnx(small_transformer(), noise(24), X86_VNNI)
+    made = quantize_onnx(small_transformer(), noise(24), X86)
     assert made.info.quantized_ops >= 10
     assert compare(open_artifact(float_artifact(small_transformer())), engine(made), noise(24)).logit_error < 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +16,18 @@ import pytest
 import torch
 
 from tests.support.engine_cases import broken, calibration, home, noise, score_elsewhere, small_transformer
-from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
+from tests.support.networks import X86, compare, digits, digits_artifacts, digits_model, judged_here, one_thread
 from workers.digits import DIGITS
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack, properties
-from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
 from workers.quantize.runtime import quiet
 from workers.quantize.with_openvino import quantize_openvino
+
+pytestmark = pytest.mark.int8
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,7 @@ def engine(made: Artifact) -> OpenVinoEngine:
     return OpenVinoEngine(made.data, info.layout, info.layers, threads=1)
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
 def test_digits_are_as_good_in_int8_as_in_fp32(isa: str) -> None:
     held_out = digits().held_out
     fp32 = open_artifact(digits_artifacts().fp32)
@@ -98,6 +101,20 @@ def test_without_vnni_weights_have_seven_bits() -> None:
     assert _greatest_weight(artifact(X86_NO_VNNI)) <= 64
 
 
+@pytest.mark.skipif(isa_class() != X86_VNNI, reason="needs a CPU that can be forced down to a lower class")
+def test_it_heeds_the_limit_of_onednn_under_which_the_lower_class_is_right(tmp_path: Path) -> None:
+    crops_NHWC = digits().held_out.pixels_NHWC[:32]
+    limit = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert isa_class(environ={**os.environ, **limit}) == X86_NO_VNNI
+    changed = {}
+    for isa in (X86_VNNI, X86_NO_VNNI):
+        here = score_crops(engine(artifact(isa)), crops_NHWC, 4)
+        lower, _ = score_elsewhere(artifact(isa), crops_NHWC, tmp_path, limit)
+        changed[isa] = np.abs(lower - here).mean() / here.std()
+    assert changed[X86_NO_VNNI] < 0.001
+    assert changed[X86_VNNI] > 0.1
+
+
 def _greatest_weight(made: Artifact) -> int:
     with zipfile.ZipFile(io.BytesIO(made.data)) as container:
         graph, weights = ElementTree.fromstring(container.read("model.xml")), container.read("model.bin")
@@ -128,7 +145,7 @@ def test_worker_sends_nothing_writes_nothing_home_and_needs_no_torchvision(tmp_p
 
 
 def test_vision_transformer_has_its_products_in_int8() -> None:
-    made = quantize_openvino(small_transformer(), noise(24), X86_VNNI)
+    made = quantize_openvino(small_transformer(), noise(24), X86)
     assert made.info.float_ops == 0
     assert made.info.quantized_ops >= 10
     assert compare(open_artifact(float_artifact(small_transformer())), engine(made), noise(24)).logit_error < 0.1

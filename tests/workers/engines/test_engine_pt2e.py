@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support.engine_cases import broken, calibration, noise, score_elsewhere
-from tests.support.networks import compare, digits, digits_artifacts, digits_model, one_thread
+from tests.support.networks import X86, compare, digits, digits_artifacts, digits_model, one_thread
 from workers.engines import pt2e
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
@@ -25,9 +25,12 @@ from workers.quantize.with_pt2e import quantize_pt2e
 
 BATCH = 6
 
-pytestmark = pytest.mark.skipif(
-    isa_class() == ARM64 or shutil.which("g++") is None, reason="packages are compiled for x86, by g++"
-)
+pytestmark = [
+    pytest.mark.int8,
+    pytest.mark.skipif(
+        isa_class() == ARM64 or shutil.which("g++") is None, reason="packages are compiled for x86, by g++"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def artifact() -> Artifact:
-    return quantize_pt2e(digits_model(), calibration(), X86_VNNI, BATCH)
+    return quantize_pt2e(digits_model(), calibration(), X86, BATCH)
 
 
 def engine(made: Artifact) -> Pt2eEngine:
@@ -52,7 +55,7 @@ def test_digits_are_as_good_in_int8_as_in_fp32() -> None:
     assert report.top1_fp32 is not None
     assert report.top1 is not None
     assert report.top1 > report.top1_fp32 - 0.01
-    assert report.logit_error < 0.02
+    assert report.logit_error < (0.02 if X86 == X86_VNNI else 0.027)  # 7 bits round twice as coarsely as 8
 
 
 def test_every_product_is_oned_nns_int8_with_addition_fused_and_pixels_never_become_floats() -> None:
@@ -90,7 +93,7 @@ def test_package_that_computes_in_float_is_refused(monkeypatch: pytest.MonkeyPat
     """Without freezing, quantized weights are unpacked and multiplied in float: the trap this check is for."""
     monkeypatch.setitem(making._INDUCTOR, "freezing", False)
     with pytest.raises(QuantizeError, match="runs nothing of"):
-        quantize_pt2e(digits_model(), calibration(), X86_VNNI, BATCH)
+        quantize_pt2e(digits_model(), calibration(), X86, BATCH)
 
 
 def test_worker_loads_it_without_compiler_and_without_torchao(tmp_path: Path) -> None:
@@ -111,12 +114,12 @@ def test_cpu_without_the_instructions_compiled_for_is_told_before_the_code_is_lo
 def test_without_a_compiler_making_one_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     with pytest.raises(QuantizeError, match="install g\\+\\+ where bundles are made"):
-        quantize_pt2e(digits_model(), calibration(), X86_VNNI, BATCH)
+        quantize_pt2e(digits_model(), calibration(), X86, BATCH)
 
 
 def test_network_that_cannot_be_exported_is_told_with_the_reason() -> None:
     with pytest.raises(QuantizeError, match=r"(?s)out of order.*torch-int8"):
-        quantize_pt2e(broken(), noise(4), X86_VNNI, BATCH)
+        quantize_pt2e(broken(), noise(4), X86, BATCH)
 
 
 def test_other_processors_are_sent_to_the_engine_that_has_a_recipe() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.preprocess import IMAGENET
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.pixel_input import find_first_conv, fold
+
+pytestmark = pytest.mark.int8
 
 
 @pytest.fixture(autouse=True)
@@ -203,23 +205,50 @@ def test_float_archive_that_claims_to_be_int8_is_refused() -> None:
 
 def bright_network() -> nn.Module:
     """Sums that saturate in 16 bits: large pixels times weights all of one size."""
-    torch.manual_seed(0)
     conv = nn.Conv2d(3, 64, 3)
     with torch.no_grad():
         conv.weight.fill_(0.05)
     return nn.Sequential(conv, nn.ReLU(), nn.Conv2d(64, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class _BrightTokens(nn.Module):
+    """The same of linear products alone, which become islands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.hidden, self.heads = nn.LayerNorm(48), nn.Linear(48, 64), nn.Linear(64, 8)
+        with torch.no_grad():
+            self.hidden.weight.fill_(0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.permute(0, 2, 3, 1).flatten(2)
+        logits: torch.Tensor = self.heads((self.hidden(tokens) + self.norm(tokens).mean()).relu()).mean(1)
+        return logits
+
+
 @pytest.mark.skipif(isa_class() != X86_VNNI, reason="needs a CPU that can be forced down to a lower class")
-def test_artifact_for_the_lower_class_is_right_where_the_other_saturates(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "recipe", "limit"),
+    [
+        (bright_network, "graph", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}),
+        (_BrightTokens, "islands", {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX512"}),
+    ],
+    ids=["oneDNN", "FBGEMM"],
+)
+def test_artifact_for_the_lower_class_is_right_where_the_other_saturates(
+    network: Callable[[], nn.Module], recipe: str, limit: dict[str, str], tmp_path: Path
+) -> None:
+    assert isa_class(environ={**os.environ, **limit}) == X86_NO_VNNI
     how = Preprocess(resize_px=16, crop_px=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     crops_NHWC = np.random.default_rng(0).integers(150, 256, (16, 16, 16, 3), dtype=np.uint8)
     error = {}
     for isa in (X86_VNNI, X86_NO_VNNI):
-        artifacts = quantize(loaded(bright_network(), how, outputs=8), crops_NHWC, isa)
+        torch.manual_seed(0)
+        artifacts = quantize(loaded(network(), how, outputs=8), crops_NHWC, isa)
         assert artifacts.int8 is not None
+        assert artifacts.int8.info.recipe == recipe
         reference = score_crops(open_artifact(artifacts.fp32), crops_NHWC, 4)
-        lower = score_elsewhere(artifacts.int8, crops_NHWC, tmp_path, ONEDNN_MAX_CPU_ISA="AVX512_CORE")
+        lower = score_elsewhere(artifacts.int8, crops_NHWC, tmp_path, **limit)
         error[isa] = np.abs(lower - reference).mean() / np.abs(reference).mean()
     assert error[X86_NO_VNNI] < 0.02
     assert error[X86_VNNI] > 0.2

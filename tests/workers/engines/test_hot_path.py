@@ -42,6 +42,8 @@ from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader
 
+pytestmark = pytest.mark.int8
+
 HOW = Preprocess(resize_px=64, crop_px=56, mean=(0.0,) * 3, std=(1.0,) * 3)
 PARQUET = InputSpec(format="parquet", image="image")
 

@@ -231,9 +231,13 @@ def test_a_shard_that_would_end_too_late_is_dropped_between_two_rounds_and_never
 # -------------------------------------------------------------------------------------------- SIGTERM
 
 PROCESS = """
-import os, signal, sys, threading
+import os, signal, socket, sys, threading
 from workers.host.preemption import Notice, heed_sigterm
 
+# A signal leaves a byte, so that one that comes just before the main thread waits is not missed.
+signalled, ours = socket.socketpair()
+ours.setblocking(False)
+signal.set_wakeup_fd(ours.fileno())
 signal.signal(signal.SIGTERM, lambda *_: (print("left", flush=True), os._exit(7)))
 notice = Notice()
 heed_sigterm(notice, grace_s=float(sys.argv[1]))
@@ -244,7 +248,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 print("up", flush=True)
 while True:
-    signal.pause()
+    signalled.recv(1)
 """
 
 
@@ -265,3 +269,33 @@ def test_sigterm_gives_notice_first_and_what_handled_it_before_gets_its_turn_lat
             assert process.wait(10) == 7
         finally:
             process.kill()
+
+
+ABOUT_TO_WAIT = """
+import os, signal
+from concurrent.futures import Future
+from workers.preemption import Notice, Preempted, heed_sigterm
+
+notice = Notice()
+heed_sigterm(notice, grace_s=60)
+wait = notice._changed.wait
+
+def signalled_first(timeout=None):
+    notice._changed.wait = wait
+    os.kill(os.getpid(), signal.SIGTERM)
+    return wait(timeout)
+
+notice._changed.wait = signalled_first
+try:
+    notice.result_of(Future(), take_back=True)
+except Preempted:
+    print("heard", flush=True)
+"""
+
+
+def test_a_thread_that_sigterm_finds_about_to_wait_hears_of_it() -> None:
+    root = Path(__file__).parent.parent
+    said = subprocess.run(
+        [sys.executable, "-c", ABOUT_TO_WAIT], cwd=root, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert said.stdout == "heard\n"

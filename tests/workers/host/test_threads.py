@@ -121,7 +121,9 @@ def test_without_pinning_leases_are_slots_of_the_quota(tmp_path: Path) -> None:
 def _hold(folder: Path, ready: multiprocessing.synchronize.Event) -> None:
     held = lease(4, FOUR, folder)
     ready.set()
-    signal.pause()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # until this process is killed, or there is nobody left to do that
     held.release()
 
 

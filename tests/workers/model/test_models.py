@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -409,6 +411,17 @@ def test_network_without_a_classifier_is_an_embedding_as_it_is() -> None:
         ("avx2 avx512_vnni", {"DNNL_MAX_CPU_ISA": "avx2"}, "x86_64", X86_NO_VNNI),
         ("avx2 avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, "x86_64", X86_VNNI),
         ("avx2 avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx512_vnni avx_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, "x86_64", X86_VNNI),
+        ("avx2 avx512_vnni avx_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX10_1_512"}, "x86_64", X86_VNNI),
+        ("avx2 avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "of the future"}, "x86_64", X86_VNNI),
+        ("avx2 avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "", "DNNL_MAX_CPU_ISA": "AVX2"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX2"}, "x86_64", X86_VNNI),
+        ("avx2 avx512_vnni", {"FBGEMM_ENABLE_INSTRUCTIONS": "avx2"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx512_vnni", {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX512_256"}, "x86_64", X86_NO_VNNI),
+        ("avx2 avx512_vnni", {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX512_E1"}, "x86_64", X86_VNNI),
         ("avx2 avx512_vnni", {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64", X86_NO_VNNI),
         ("avx2 avx512_vnni", {"ATEN_CPU_CAPABILITY": "avx512"}, "x86_64", X86_VNNI),
         ("", {}, "x86_64", X86_NO_VNNI),
@@ -420,6 +433,44 @@ def test_class_of_cpu_follows_flags_and_what_forces_them_down(
     flags: str, environ: dict[str, str], machine: str, expected: str
 ) -> None:
     assert isa_class(f"processor\t: 0\nflags\t\t: fpu {flags}\n", environ, machine) == expected
+
+
+_LIMITS = (
+    "", "SSE41", "AVX", "avx2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16",
+    "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10_1_512", "AVX10_2_512", "AVX512_MIC", "AVX2 ", "DEFAULT",
+)  # fmt: skip
+_WHAT_ONEDNN_SAYS = """
+import os, sys
+import torch
+
+before = dict(os.environ)
+for limit in sys.argv[1:]:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        print("limit", name, limit, sep=":", flush=True)
+        if os.fork() == 0:  # oneDNN reads it once, when it is first used
+            os.environ[name] = limit
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                images, weight = torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3)
+                torch.mkldnn_convolution(images, weight, None, (0, 0), (1, 1), (1, 1), 1)
+            os._exit(0)
+        os.wait()
+"""
+
+
+@pytest.mark.skipif(isa_class() not in (X86_VNNI, X86_NO_VNNI), reason="no x86 CPU")
+def test_class_of_cpu_is_that_of_the_instructions_that_onednn_says_it_uses() -> None:
+    limits = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "FBGEMM_ENABLE_INSTRUCTIONS")
+    environ = {name: value for name, value in os.environ.items() if name not in limits}
+    said = subprocess.run(
+        [sys.executable, "-c", _WHAT_ONEDNN_SAYS, *_LIMITS], env=environ, capture_output=True, text=True, check=True
+    ).stdout
+    asked = [line for line in said.splitlines() if line.startswith("limit:")]
+    found = [line.partition(",cpu,isa:")[2] for line in said.splitlines() if ",cpu,isa:" in line]
+    assert len(found) == len(asked) == 2 * len(_LIMITS)
+    for line, isa in zip(asked, found, strict=True):
+        _, name, limit = line.split(":")
+        vnni = "DL Boost" in isa or "AVX10" in isa  # Intel's name of it
+        assert isa_class(environ={**environ, name: limit}) == (X86_VNNI if vnni else X86_NO_VNNI), (line, isa)
 
 
 def test_artifact_without_vnni_runs_with_it_but_not_the_reverse() -> None:

@@ -25,6 +25,8 @@ from workers.quantize.float_layers import by_sensitivity, fewest, most_layers
 from workers.quantize.fx_layers import GraphLayers
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 
+pytestmark = pytest.mark.int8
+
 MIN_AGREEMENT = 0.98
 
 

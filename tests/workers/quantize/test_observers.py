@@ -11,6 +11,8 @@ from torch.ao.quantization.observer import HistogramObserver
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI
 from workers.quantize.observers import ActivationObserver, ClampedAtSix, quantized_weight
 
+pytestmark = pytest.mark.int8
+
 
 def batches(kind: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -17,17 +17,20 @@ from tests.support.networks import (
     digits,
     digits_artifacts,
     digits_model,
+    digits_transformer,
     engines,
+    judged_here,
     loaded,
     one_thread,
     only_float,
     quantize,
     settled,
+    with_weights,
 )
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import decide
 from workers.contract import GateSpec, Preprocess
-from workers.digits import DIGITS, train
+from workers.digits import DIGITS
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
@@ -39,6 +42,8 @@ from workers.quantize.quantizer import (
     Quantizer,
     float_artifact,
 )
+
+pytestmark = pytest.mark.int8
 
 GATE = GateSpec(labels_column="label")
 
@@ -67,7 +72,7 @@ def error_of(artifacts: Artifacts, side: int) -> AccuracyReport:
 # --------------------------------------------------------------------------------------------------- digits
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
 def test_int8_digits_pass_the_gate_on_true_labels(isa: str) -> None:
     calibration = digits().training.pixels_NHWC[:CALIBRATION_ROWS]
     artifacts = digits_artifacts() if isa == isa_class() else quantize(digits_model(), calibration, isa)
@@ -273,12 +278,8 @@ def test_transformer_has_every_linear_product_in_int8_and_the_rest_in_float() ->
 
 
 def test_trained_transformer_is_as_accurate_in_int8_as_in_fp32() -> None:
-    torch.manual_seed(0)
-    network = import_torchvision().models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
-    )
     seen, unseen = digits().training, digits().held_out
-    model = loaded(train(network, seen.pixels_NHWC, seen.labels, DIGITS, epochs=20), DIGITS, 10)
+    model = loaded(with_weights(digits_transformer(), "transformer"), DIGITS, 10)
     int8 = Quantizer(model, seen.pixels_NHWC[:CALIBRATION_ROWS]).artifact(isa_class())
     fp32 = open_artifact(float_artifact(model))
     report = compare(fp32, open_artifact(int8), unseen.pixels_NHWC, unseen.labels)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.networks import CALIBRATION_ROWS, digits, digits_model, one_thread, settled
+from tests.support.networks import CALIBRATION_ROWS, digits, digits_model, judged_here, one_thread, settled
 from workers.contract import Preprocess
 from workers.digits import DIGITS
 from workers.engines.torchscript import deprecations_silenced
@@ -18,6 +18,8 @@ from workers.model.torchvision_import import import_torchvision
 from workers.quantize.float_layers import LogitErrors, by_sensitivity
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.quantizer import float_artifact
+
+pytestmark = pytest.mark.int8
 
 HOW = Preprocess(resize_px=64, crop_px=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -55,7 +57,7 @@ def test_network_without_gradients_is_an_error() -> None:
         LogitErrors().run(lambda x: x.detach(), [torch.zeros(1, 3)])
 
 
-@pytest.mark.parametrize("isa", [X86_VNNI, X86_NO_VNNI])
+@pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
 def test_order_is_that_of_the_errors_of_one_int8_layer_after_the_other(isa: str) -> None:
     calibration = GraphCalibration(digits_model().module, DIGITS, digits().training.pixels_NHWC[:CALIBRATION_ROWS])
     pixels_NHWC = digits().training.pixels_NHWC[:8]
