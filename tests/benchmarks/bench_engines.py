@@ -292,7 +292,6 @@ def _as_a_worker() -> None:
 
 
 def main() -> None:
-    _as_a_worker()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet50", help="of torchvision")
     parser.add_argument("--side-px", type=int, default=224, help="of the network's input")
@@ -303,6 +302,7 @@ def main() -> None:
     instead.add_argument("--first-batch", action="store_true", help="what the first size of batch decides instead")
     instead.add_argument("--profile", action="store_true", help="what the time goes to, by operator, instead")
     given = parser.parse_args()
+    _as_a_worker()
     if given.sweep:
         sweep(given.arch, given.side_px, given.rounds)
     elif given.first_batch:
