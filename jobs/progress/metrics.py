@@ -18,12 +18,12 @@ JOB = "stint_job"
 """The label that every metric has."""
 OTHER = "other"
 """The label's value for what is in none of these lists."""
-STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
+METRIC_STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
 REASONS = tuple(str(code) for code in ErrorCode)
 CODES = tuple(str(code) for code in (*FailureCode, *FailureKind) if code)
 
 
-class Kind(enum.StrEnum):
+class MetricKind(enum.StrEnum):
     COUNTER = "counter"
     """Only goes up; a new driver begins at zero."""
     GAUGE = "gauge"
@@ -34,7 +34,7 @@ class Kind(enum.StrEnum):
 class Metric:
     name: str
     """As Ray is given it."""
-    kind: Kind
+    kind: MetricKind
     meaning: str
     values: Callable[[Snapshot], Mapping[str, float]]
     """By value of `label`. What is not known is left out."""
@@ -44,7 +44,7 @@ class Metric:
     @property
     def exported(self) -> str:
         """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
-        return f"ray_{self.name}" + ("_total" if self.kind is Kind.COUNTER else "")
+        return f"ray_{self.name}" + ("_total" if self.kind is MetricKind.COUNTER else "")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -72,108 +72,108 @@ def _eta(at: Snapshot) -> Mapping[str, float]:
 METRICS = (
     Metric(
         name="stint_run_active",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="1 while a run scores, 0 at its end",
         values=lambda at: _one(not at.ended),
     ),
     Metric(
         name="stint_rows",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="rows done, by outcome: ok, bad, gone, or elsewhere (there before, or committed by another run)",
         label="outcome",
         values=_rows,
     ),
     Metric(
         name="stint_bad_rows",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="rows without a prediction, by reason: the error codes of the output",
         label="reason",
         values=lambda at: _listed(at.bad_by_code, REASONS),
     ),
     Metric(
         name="stint_plan_rows",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="rows of all plans that the run works on",
         values=lambda at: _one(at.rows_total),
     ),
     Metric(
         name="stint_plan_rows_done",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="of those, the ones that are done, whoever did them",
         values=lambda at: _one(at.rows_done),
     ),
     Metric(
         name="stint_shards",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="shards of all plans that the run works on",
         values=lambda at: _one(at.shards_total),
     ),
     Metric(
         name="stint_shards_done",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="of those, the ones that are done",
         values=lambda at: _one(at.shards_done),
     ),
     Metric(
         name="stint_rows_per_second",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="rows a second over the last two minutes",
         values=lambda at: _one(at.rate),
     ),
     Metric(
         name="stint_eta_seconds",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="seconds to the end, if all goes well (best) and if not (worst); absent before anything has ended",
         label="bound",
         values=_eta,
     ),
     Metric(
         name="stint_deadline_seconds",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="seconds to schedule.finish_by, negative after it; absent without one",
         values=lambda at: _one(at.deadline_in_s),
     ),
     Metric(
         name="stint_late_seconds",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="how much the likely end is after the deadline, negative: to spare; absent without deadline or rate",
         values=lambda at: _one(at.late_s),
     ),
     Metric(
         name="stint_workers",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="workers, by state: starting (or waiting for a node), scoring, idle, leaving",
         label="state",
         values=lambda at: {state: float(at.workers.get(state, 0)) for state in WORKER_STATES},
     ),
     Metric(
         name="stint_workers_wanted",
-        kind=Kind.GAUGE,
+        kind=MetricKind.GAUGE,
         meaning="workers that there should be",
         values=lambda at: _one(at.workers_wanted),
     ),
     Metric(
         name="stint_stage_seconds",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="seconds of workers, by stage: decode, predict, wait and idle add up, the others go on beside them",
         label="stage",
-        values=lambda at: _listed(at.stage_s, STAGES),
+        values=lambda at: _listed(at.stage_s, METRIC_STAGES),
     ),
     Metric(
         name="stint_core_hours",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="hours of physical cores that ready workers held",
         values=lambda at: _one(at.core_hours),
     ),
     Metric(
         name="stint_cost",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="what these cost, in the currency of cost.per_cpu_hour; absent without a price",
         values=lambda at: _one(at.cost),
     ),
     Metric(
         name="stint_failed_attempts",
-        kind=Kind.COUNTER,
+        kind=MetricKind.COUNTER,
         meaning="attempts at shards that failed, by code of the failure, or its kind where it has none",
         label="code",
         values=lambda at: _listed(at.failures_by_code, CODES),

@@ -7,23 +7,21 @@ import io
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Terminal
 
 from jobs.console import Console
-from jobs.errors import COMPLETE as DONE
-from jobs.errors import SpecError
-from jobs.pages.history import LOG_WIDTH, history_page, nights, table
-from jobs.pages.run_page import filled
+from jobs.errors import COMPLETE, SpecError
+from jobs.pages.history import LOG_WIDTH, history_page, nights, nights_table
 from jobs.pages.save import page_of
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETE, Report, ending, summary
+from jobs.report.report import COMPLETED, ending, read_report, summary
+from workers.redaction import redacted_values
 from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]
@@ -37,13 +35,13 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     job = last_job_of(arguments)
     if arguments.history:
         _history(job, arguments.html, console.show)
-        return DONE
+        return COMPLETE
     report = composed(job, arguments.run or _last(job))
     if arguments.html is not None:
         _write(arguments.html, page_of(job, report), console.show)
     else:
         console.show(_describe(job, report))
-    return DONE
+    return COMPLETE
 
 
 def _last(job: Job) -> str:
@@ -67,18 +65,18 @@ def _history(job: Job, html: Path | None, show: Show) -> None:
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else LOG_WIDTH
     text = io.StringIO()
-    Terminal(file=text, width=width, force_terminal=terminal).print(table(found, width))
+    Terminal(file=text, width=width, force_terminal=terminal).print(nights_table(found, width))
     show(text.getvalue().rstrip("\n"))
 
 
 def _describe(job: Job, report: Mapping[str, Any]) -> str:
     """The summary of a run that completed; of another one how it ended, what it did, and the way out."""
-    known = filled(report)
-    typed = Report(**{field.name: known[field.name] for field in fields(Report)})
-    if typed.outcome == COMPLETE:
+    values: Any = redacted_values(dict(report))
+    typed = read_report(values)
+    if typed.outcome == COMPLETED:
         lines = [line for line in summary(typed).splitlines() if not line.startswith("report: ")]
     else:
-        ended = ending(known)
+        ended = ending(typed)
         lines = [f"{typed.outcome}: {ended.happened}", *ended.details.splitlines()]
         if typed.next_step:
             lines.append(f"next: {typed.next_step}")

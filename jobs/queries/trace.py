@@ -32,6 +32,7 @@ from jobs.queries.explanation import (
     Vector,
 )
 from jobs.queries.find_rows import Found, place_of
+from jobs.report.drift import class_name
 from jobs.report.journal import attempts, run_ids
 from jobs.report.row_images import CHANGED, GONE, RowAt
 from jobs.report.runs import RunSeen, read_run
@@ -82,7 +83,8 @@ class _OutputRow:
         if "embedding" in row:
             return Vector(len(row["embedding"]))
         top = zip(row["topk_label"], row["topk_score"], strict=True)
-        return Label(row["label"], row["score"], [(class_name(manifest, k), score) for k, score in top])
+        labels = manifest.labels if manifest else None
+        return Label(row["label"], row["score"], [(class_name(labels, k), score) for k, score in top])
 
 
 def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
@@ -99,12 +101,6 @@ def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
     except (NotOurs, KeyError) as error:
         raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
     return _OutputRow(data, opened.metadata, table)
-
-
-def class_name(manifest: Manifest | None, index: int) -> str:
-    """As the model's labels call it; its number where they are not known."""
-    labels = None if manifest is None else manifest.labels
-    return labels[index] if labels and 0 <= index < len(labels) else str(index)
 
 
 def _attempts(

@@ -5,34 +5,50 @@ Advisory: nothing reads it back for correctness. Every figure comes from shard r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.progress.format import amount, duration
+from jobs.progress.snapshot import cost_per_million
 
 REPORT_VERSION = 2
-"""1 had no figures of the journal: no throughput, shard times, classes, drift, idle cost."""
+COMPLETED = "complete"
+UNFINISHED = "unfinished"
+"""Has left no report: it died, or is under way."""
+_HEADLINES = {
+    COMPLETED: ("Complete", "good"),
+    UNFINISHED: ("Unfinished", "warn"),
+    "BadRowsExceeded": ("Too many bad rows", "bad"),
+    "GateRefused": ("INT8 model refused", "bad"),
+    "Interrupted": ("Interrupted", "warn"),
+    "NothingThere": ("No input", "bad"),
+    "SpecError": ("Cannot run as written", "bad"),
+}
+"""Title and tone by the outcome in a report."""
 
 
 @dataclass
 class Report:
     """What a run did."""
 
-    run_id: str
-    job: str
-    root: str
-    output: str
-    started: str
+    __pydantic_config__ = {"strict": True, "allow_inf_nan": False}  # noqa: RUF012  (for read_report)
+
+    run_id: str = ""
+    job: str = ""
+    root: str = ""
+    output: str = ""
+    started: str = ""
     task: str = ""
-    """`classify` or `embed`; empty in reports of version 1."""
+    """`classify` or `embed`."""
     as_of: str = ""
     """The day that the run was for."""
     ended: str = ""
     outcome: str = "failed"
     """`complete`, or the name of the error that ended the run."""
     error: str = ""
-    """What a person was told of it."""
+    """Its message."""
     next_step: str = ""
     """What to do about it."""
     plans: list[int] = field(default_factory=list)
@@ -116,6 +132,23 @@ class Report:
         return f"{self.output}/_stint/runs/{self.run_id}"
 
 
+def read_report(values: Mapping[str, Any]) -> Report:
+    """A report.json: fields that it lacks, or has of another kind than this version, have their defaults."""
+    from pydantic import TypeAdapter, ValidationError  # a run only writes reports
+
+    reader = TypeAdapter(Report)
+
+    def read(known: Mapping[str, Any]) -> Report:
+        # A file name need not be UTF-8.
+        return reader.validate_json(json.dumps(known, ensure_ascii=False).encode("utf-8", "replace"))
+
+    try:
+        return read(values)
+    except ValidationError as error:
+        odd = {found["loc"][0] for found in error.errors()}
+        return read({name: value for name, value in values.items() if name not in odd})
+
+
 def summary(report: Report) -> str:
     """The end of a run, for a person."""
     rows = report.rows_ok + report.rows_bad
@@ -129,7 +162,7 @@ def summary(report: Report) -> str:
         done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
-            a_million = amount(report.cost / report.rows_scored_here * 1e6)
+            a_million = amount(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {amount(report.cost)} ({a_million} a million)"
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
@@ -149,68 +182,44 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------
-# How a run ended, in words for a person: a headline, what happened, and its tone.
-
-COMPLETE = "complete"
-UNFINISHED = "unfinished"
-"""Has left no report: it died, or is under way."""
-HEADLINES: Mapping[str, tuple[str, str]] = {
-    COMPLETE: ("Complete", "good"),
-    UNFINISHED: ("Unfinished", "warn"),
-    "BadRowsExceeded": ("Too many bad rows", "bad"),
-    "GateRefused": ("INT8 model refused", "bad"),
-    "Interrupted": ("Interrupted", "warn"),
-    "NothingThere": ("No input", "bad"),
-    "SpecError": ("Cannot run as written", "bad"),
-}
-"""By the outcome in a report: title and tone; everything else has FAILED."""
-FAILED = ("Failed", "bad")
-SYMBOLS = {"good": "✓", "warn": "!", "bad": "✕"}
-"""Besides the colour."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ending:
+    """How a run ended, in words for a person."""
+
     title: str
     tone: str
     """`good`, `warn` or `bad`."""
     happened: str
     """One sentence."""
     details: str
-    """The rest of what was told of an error; mostly empty."""
+    """The rest of an error's message; mostly empty."""
 
     @property
     def symbol(self) -> str:
-        return SYMBOLS[self.tone]
+        """Beside the colour."""
+        return {"good": "✓", "warn": "!", "bad": "✕"}[self.tone]
 
 
-def title_of(outcome: str) -> str:
-    return HEADLINES.get(outcome, FAILED)[0]
+def headline(outcome: str) -> tuple[str, str]:
+    """Title and tone of a report's outcome."""
+    return _HEADLINES.get(outcome, ("Failed", "bad"))
 
 
-def tone_of(outcome: str) -> str:
-    """`good`, `warn` or `bad`."""
-    return HEADLINES.get(outcome, FAILED)[1]
+def ending(report: Report) -> Ending:
+    title, tone = headline(report.outcome)
+    happened, _, details = report.error.strip().partition("\n")
+    if report.outcome == COMPLETED:
+        happened, details = _completed(report), ""
+    elif not happened:
+        happened = f"The run ended with {report.outcome or 'an error'}; nothing more was told."
+    return Ending(title=title, tone=tone, happened=happened, details=details)
 
 
-def ending(report: Mapping[str, Any]) -> Ending:
-    """Of a report with all its fields, see jobs.pages.run_page.filled."""
-    title, tone = title_of(report["outcome"]), tone_of(report["outcome"])
-    first, _, details = report["error"].strip().partition("\n")
-    if report["outcome"] == COMPLETE:
-        first, details = _completed(report), ""
-    elif not first:
-        first = f"The run ended with {report['outcome'] or 'an error'}; nothing more was told."
-    return Ending(title=title, tone=tone, happened=first, details=details)
-
-
-def _completed(report: Mapping[str, Any]) -> str:
-    if not report["plans"]:
+def _completed(report: Report) -> str:
+    if not report.plans:
         return "There was nothing new to score."
-    rows = report["rows_ok"] + report["rows_bad"]
+    rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
     text = f"{rows:,} rows have a prediction or a reason why not"
-    here = report["rows_scored_here"]
-    if here and here < rows:
+    if 0 < here < rows:
         text += f"; {here:,} of them were scored by this run"
-    return f"{text}, in {duration(report['elapsed_s'])}."
+    return f"{text}, in {duration(report.elapsed_s)}."

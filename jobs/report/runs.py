@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
-from jobs.progress.displays import line
+from jobs.progress.displays import describe_snapshot
 from jobs.progress.format import amount, duration
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
@@ -20,11 +20,11 @@ from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-SILENT_S = PART_EVERY_MOST_S + 30
+_SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
-RUNS_READ = 20
+_RUNS_READ = 20
 """The newest runs that are looked at."""
-READS_AT_ONCE = 8
+_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class RunSeen:
         return max(0.0, (now - datetime.fromisoformat(self.snapshot.at)).total_seconds())
 
     def under_way(self, now: datetime) -> bool:
-        return self.report is None and self.snapshot is not None and self.heard_s(now) <= SILENT_S
+        return self.report is None and self.snapshot is not None and self.heard_s(now) <= _SILENT_S
 
-    def told(self, now: datetime, *, left: bool) -> str:
+    def describe(self, now: datetime, *, left: bool) -> str:
         """For a person; `left` says that there is something to do yet for whoever runs the job."""
         if self.report is not None:
             return _outcome(self.report)
@@ -59,9 +59,9 @@ class RunSeen:
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
             so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""
-            return f"ended without a report{so_far}; {heard}: {line(self.snapshot)}"
+            return f"ended without a report{so_far}; {heard}: {describe_snapshot(self.snapshot)}"
         if self.under_way(now):
-            return f"under way: {line(self.snapshot)}; {heard}"
+            return f"under way: {describe_snapshot(self.snapshot)}; {heard}"
         what = "run the job to finish it" if left else "other runs have done since what it left"
         return f"died or is cut off: {heard}; {what}"
 
@@ -84,32 +84,39 @@ def _outcome(report: Mapping[str, Any]) -> str:
 def read_run(store: Store, run_id: str) -> RunSeen:
     """Raises StoreError, StoreDenied."""
     try:
-        report = json.loads(store.get(f"_stint/runs/{run_id}/report.json"))
-        return RunSeen(run_id, report if isinstance(report, dict) else {}, None)
-    except NotFound:
-        return RunSeen(run_id, None, last_snapshot(store, run_id))
+        report = report_json(store, run_id)
     except ValueError:
-        return RunSeen(run_id, {}, None)
+        report = {}
+    return RunSeen(run_id, report, last_snapshot(store, run_id) if report is None else None)
+
+
+def report_json(store: Store, run_id: str) -> dict[str, Any] | None:
+    """The report of a run as it wrote it; None where there is none.
+
+    Raises ValueError for what is no report, StoreError, StoreDenied.
+    """
+    try:
+        report = json.loads(store.get(f"_stint/runs/{run_id}/report.json"))
+    except NotFound:
+        return None
+    if not isinstance(report, dict):
+        raise ValueError(f"the report of run {run_id} is no JSON object")
+    return report
 
 
 def newest_runs(store: Store) -> list[RunSeen]:
     """The last ones of any model of the output, oldest first: ids begin with their time."""
-    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-RUNS_READ:], READS_AT_ONCE, "runs"))
+    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], _READS_AT_ONCE, "runs"))
 
 
-# ----------------------------------------------------------------------------------------------------
-# What the last run with a model measured: a fleet is sized by it at first, and a dry run reckons with it.
-
-REPORTS_READ = 20
-"""The newest reports that are looked at for one of the same model."""
-
-
-def last_report(store: Store, root: str) -> dict[str, Any] | None:
-    """The report of the last run that scored something with the model of `root`."""
-    return next((it for it in reports(store, root) if it.get("rows_scored_here") and it.get("core_hours")), None)
+def last_report(store: Store, root: str) -> Mapping[str, Any] | None:
+    """The report of the last run that scored something with the model of `root`: what it measured is what a fleet is
+    sized by at first, and what a dry run reckons with."""
+    scored = (found for found in reports(store, root) if found.get("rows_scored_here") and found.get("core_hours"))
+    return next(scored, None)
 
 
-def reports(store: Store, root: str, most: int = REPORTS_READ) -> Iterator[dict[str, Any]]:
+def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Mapping[str, Any]]:
     """Of runs with the model of `root`, newest first; of the `most` newest of all.
 
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
@@ -117,11 +124,8 @@ def reports(store: Store, root: str, most: int = REPORTS_READ) -> Iterator[dict[
     """
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        try:
-            report = json.loads(store.get(key))
-        except (NotFound, ValueError):
-            continue
-        if isinstance(report, dict) and report.get("root") == root:
+        report = read_run(store, key.split("/")[2]).report
+        if report and report.get("root") == root:
             yield report
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.pages.history import LOG_WIDTH, SECTIONS, Night, history_page, nights, table
+from jobs.pages.history import HISTORY_SECTIONS, LOG_WIDTH, Night, history_page, nights, nights_table
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import Journal
@@ -172,7 +172,7 @@ def test_the_page_of_nights_loads_nothing_fits_its_window_and_can_be_read(browse
     with shown(browser, page, tmp_path) as it:
         assert it.empty_sections() == []
         assert it.page.evaluate("() => [...document.querySelectorAll('section')].map(it => it.id)") == [
-            name for name, _ in SECTIONS
+            name for name, _ in HISTORY_SECTIONS
         ]
         for view in VIEWS:
             it.view(*view)
@@ -258,7 +258,7 @@ def test_nights_are_a_table_on_the_terminal(ledger: Ledger, told: Told) -> None:
 def test_the_table_of_nights_fits_the_terminal_with_every_figure_whole(width: int) -> None:
     of = nights_example(60)
     text = io.StringIO()
-    Console(file=text, width=width).print(table(of, width))
+    Console(file=text, width=width).print(nights_table(of, width))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert len(of) + 3 <= len(lines) <= len(of) + 4  # one outcome is long, and may take two lines

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs.pages.run_page import SECTIONS, filled, report_page
+from jobs.pages.run_page import SECTIONS, report_page
+from jobs.report.report import read_report
 from tests.support import browser as looking
 from tests.support.browser import VIEWS, shown
 from tests.support.report_examples import (
@@ -190,8 +191,8 @@ def test_every_section_without_figures_says_why_in_one_line() -> None:
 
 def test_fields_of_another_kind_than_this_version_has_are_passed_over() -> None:
     report = complete_report() | {"classes": "many", "workers": None, "cost": "2.89", "shard_times": [], "plans": 7}
-    known = filled(report)
-    assert (known["classes"], known["workers"], known["cost"], known["plans"]) == ({}, [], None, [])
+    known = read_report(report)
+    assert (known.classes, known.workers, known.cost, known.plans) == ({}, [], None, [])
     assert "No worker was ready" in section(report_page(report), "workers")
 
 

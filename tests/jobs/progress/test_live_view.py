@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.color import ColorType
-from rich.console import Console
+from rich.console import Console, Group
 
-from jobs.progress.live_view import picture, view, view_lines
+from jobs.progress.live_view import picture, view_lines
 from jobs.progress.snapshot import Snapshot, UnderWay
 from tests.support.snapshots import BEGUN, FULL
 
@@ -65,7 +65,7 @@ slowest 00000003/00000517 · 3m12s · 4.3×
 def shown(snapshot: Snapshot, width: int, heard_s: float | None = None) -> str:
     """As a terminal of so many columns prints it, without what lies invisible at the ends of lines."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    console.print(view(snapshot, width, heard_s))
+    console.print(Group(*view_lines(snapshot, width, heard_s)))
     assert isinstance(console.file, io.StringIO)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
     return "".join(f"{line.rstrip()}\n" for line in plain.splitlines())
@@ -148,7 +148,9 @@ def test_a_stage_that_takes_little_has_its_cell_all_the_same() -> None:
 
 def test_only_colours_of_the_terminals_own_palette_are_used_and_none_for_the_background() -> None:
     console = Console(width=80, force_terminal=True, color_system="truecolor", file=io.StringIO())
-    styles = [segment.style for segment in console.render(view(replace(FULL, late_s=70), 80)) if segment.style]
+    styles = [
+        segment.style for segment in console.render(Group(*view_lines(replace(FULL, late_s=70), 80))) if segment.style
+    ]
     assert {style.color.type for style in styles if style.color} == {ColorType.STANDARD}
     assert not [style for style in styles if style.bgcolor]
 
