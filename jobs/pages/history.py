@@ -13,9 +13,9 @@ from rich.table import Table
 from jobs.pages.charts import Line, trend
 from jobs.pages.page import render
 from jobs.progress.format import money, number, percent, printable, seconds, significant
-from jobs.progress.snapshot import Snapshot, cost_per_million
+from jobs.progress.snapshot import cost_per_million
 from jobs.report.journal import run_ids
-from jobs.report.report import COMPLETED, UNFINISHED, Report, headline, read_report
+from jobs.report.report import COMPLETED, UNFINISHED, headline, read_report, unfinished_report
 from jobs.report.runs import RunSeen, read_run
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
@@ -76,18 +76,18 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
 
 def _night(run: RunSeen) -> Night | None:
     if run.report is not None:
-        return _of_report(run.run_id, read_report(run.report))
-    return None if run.snapshot is None else _of_snapshot(run.snapshot)
-
-
-def _of_report(run_id: str, report: Report) -> Night:
+        report = read_report(run.report)
+    elif run.snapshot is not None:
+        report = unfinished_report(run.snapshot)
+    else:
+        return None
     drift, scored = report.drift, report.rows_scored_here
     rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
     if not rows:  # it completed nothing
         rows, bad = scored, sum(report.bad_by_code.values())
     return Night(
-        run_id=run_id,
-        day=report.as_of[:10] or _day_of(run_id),
+        run_id=run.run_id,
+        day=report.as_of[:10] or _day_of(run.run_id),
         outcome=report.outcome,
         rows=rows,
         bad_share=bad / rows if rows else None,
@@ -100,23 +100,6 @@ def _of_report(run_id: str, report: Report) -> Night:
         psi_scores=(drift.get("scores") or {}).get("psi"),
         max_psi=drift.get("max_psi"),
         flags=tuple(map(redacted, drift.get("flags") or ())),
-    )
-
-
-def _of_snapshot(last: Snapshot) -> Night:
-    """Of a run that has left no report: it died, or is under way."""
-    rows = last.rows_ok + last.rows_bad
-    return Night(
-        run_id=last.run_id,
-        day=_day_of(last.run_id),
-        outcome=UNFINISHED,
-        rows=rows,
-        bad_share=last.rows_bad / rows if rows else None,
-        rate=rows / last.elapsed_s if rows and last.elapsed_s else None,
-        elapsed_s=last.elapsed_s,
-        core_hours=last.core_hours,
-        cost=last.cost,
-        cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
     )
 
 

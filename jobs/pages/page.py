@@ -26,21 +26,13 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "number": format.number,
-        "money": format.money,
-        "significant": format.significant,
-        "percent": format.percent,
-        "points": format.points,
-        "seconds": format.seconds,
-        "size": format.size,
-        "moment": format.moment,
-    }
-    return made
+    names = ("number", "money", "significant", "percent", "points", "seconds", "size", "moment")
+    environment.filters |= {name: getattr(format, name) for name in names}
+    return environment

@@ -21,11 +21,11 @@ from rich.live import Live
 from rich.text import Text
 
 from jobs.progress.format import (
-    amount,
     describe_deadline,
     describe_eta,
     describe_waiting,
     duration,
+    money,
     percent,
     printable,
 )
@@ -124,7 +124,7 @@ def describe_snapshot(snapshot: Snapshot) -> str:
         ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
         parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
     if snapshot.cost is not None:
-        parts.append(f"cost {amount(snapshot.cost)}")
+        parts.append(f"cost {money(snapshot.cost)}")
     parts.append(f"shards {snapshot.shards_done}/{snapshot.shards_total}")
     parts.append(f"bad {snapshot.rows_bad}")
     if snapshot.bad_by_code:

@@ -57,13 +57,6 @@ def describe_waiting(snapshot: Snapshot) -> str:
     return f"waiting for workers (0 of {snapshot.workers_wanted} ready)"
 
 
-def amount(value: float) -> str:
-    """Costs and core-hours: `0.42`, `0.0042` of little, and never nothing for something."""
-    if 0 < value < 0.0001:
-        return "<0.0001"
-    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:,.2f}"
-
-
 def number(value: float | None, digits: int = 0) -> str:
     """`1,234`, or `1,234.50` with two digits."""
     if value is None or math.isnan(value):
@@ -93,8 +86,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def money(value: float | None) -> str:
-    """Costs and core-hours: `2.89`, and `0.0042` of little."""
-    return NONE if value is None or not math.isfinite(value) else amount(value)
+    """Costs and core-hours: `2.89`, `0.0042` of little, and never nothing for something."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if 0 < value < 0.0001:
+        return "<0.0001"
+    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:,.2f}"
 
 
 def seconds(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """How a run stands, drawn for a terminal: a pure function of a snapshot and a width.
 
-Colours are the terminal's own sixteen, and nothing is told by colour alone: the picture is the same on a light
+Colours are the terminal's own sixteen, and colour alone says nothing: the picture is the same on a light
 background, on a dark one and without colours. Lines are broken between words and never within a number.
 """
 
@@ -10,16 +10,15 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.text import Text
 
 from jobs.progress.format import (
-    amount,
     describe_deadline,
     describe_eta,
     describe_waiting,
     duration,
+    money,
     percent,
     printable,
 )
@@ -83,7 +82,7 @@ def picture(snapshot: Snapshot) -> str:
 
 
 def _header(snapshot: Snapshot, width: int, heard_s: float | None) -> list[Text]:
-    """In a rule, which keeps the view apart from what is told above it; its right end is the time."""
+    """In a rule, which keeps the view apart from the notes above it; its right end is the time."""
     job, run = printable(snapshot.job), Text(f"run {printable(snapshot.run_id)}")
     right = Text(duration(snapshot.elapsed_s), "bold")
     if heard_s is not None:
@@ -136,8 +135,8 @@ def _workers(snapshot: Snapshot) -> list[Text]:
 
 
 def _used(snapshot: Snapshot) -> list[Text]:
-    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (amount(snapshot.cost), "bold"))]
-    return [*cost, Text(f"{amount(snapshot.core_hours)} core-hours")]
+    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (money(snapshot.cost), "bold"))]
+    return [*cost, Text(f"{money(snapshot.core_hours)} core-hours")]
 
 
 def _time(snapshot: Snapshot, width: int) -> list[Text]:
@@ -249,10 +248,8 @@ def _proportional(parts: Sequence[float], length: int) -> list[int]:
     return cells
 
 
-def _cut_short(text: str, columns: int, *, fill: bool = False) -> str:
-    """A name, cut short where it is too long; with `fill`, of just so many columns."""
-    if columns <= 0:
-        return ""
-    if Text(text).cell_len > columns:
-        return set_cell_size(text, columns - 1) + "…"
-    return set_cell_size(text, columns) if fill else text
+def _cut_short(name: str, columns: int, *, fill: bool = False) -> str:
+    """Of at most so many columns; with `fill`, of just so many."""
+    text = Text(name)
+    text.truncate(columns, overflow="ellipsis", pad=fill)
+    return text.plain if columns > 0 else ""

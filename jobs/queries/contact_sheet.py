@@ -19,7 +19,7 @@ from jobs.queries.find_rows import pieces_of, place_of
 from jobs.queries.query import Chosen, choose
 from jobs.reader import Predictions, done
 from jobs.report.drift import class_name
-from jobs.report.row_images import Fetched, RowAt, fetch, thumbnail
+from jobs.report.row_images import Fetched, RowAt, fetch_images, thumbnail
 from workers.bundle.bundle import BundleRefused, read_manifest
 from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
@@ -169,7 +169,7 @@ def _tile(
 def _fetched(job: Job, places: Sequence[RowAt]) -> list[Fetched]:
     given = job.input_spec(uris={place.uri for place in places})
     pieces = pieces_of(job.ledger.plans(), places) if given.format == "webdataset" else ()
-    return fetch(given, places, pieces)
+    return fetch_images(given, places, pieces)
 
 
 def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[Opinion | None]:

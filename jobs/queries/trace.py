@@ -33,7 +33,7 @@ from jobs.queries.explanation import (
 )
 from jobs.queries.find_rows import Found, place_of
 from jobs.report.drift import class_name
-from jobs.report.journal import attempts, run_ids
+from jobs.report.journal import read_journal, run_ids
 from jobs.report.row_images import CHANGED, GONE, RowAt
 from jobs.report.runs import RunSeen, read_run
 from workers.bundle.bundle import read_manifest
@@ -121,7 +121,7 @@ def _attempts(
 def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[AttemptPart]:
     found = []
     for run in runs:
-        table = attempts(store, run.run_id, ("plan", "shard", *_ATTEMPT))
+        table = read_journal(store, run.run_id, ("plan", "shard", *_ATTEMPT)).attempts
         here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
         rows = here.select(_ATTEMPT).to_pylist()
         found += [AttemptPart(run_id=run.run_id, **{**row, "at": _iso(row["at"])}) for row in rows]

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from jobs.errors import SpecError
 from jobs.plan.job import Job
-from jobs.progress.snapshot import Price, cost_per_million
+from jobs.progress.snapshot import Price
 from jobs.report import drift, figures, journal, runs
 from jobs.report.drift import Distribution, Distributions
 from jobs.report.journal import JournalContent
-from jobs.report.report import COMPLETED, UNFINISHED, Report
+from jobs.report.report import COMPLETED, Report, unfinished_report
 
 _NIGHTS_READ = 40
 """The newest reports, among which those of the nights before are looked for."""
@@ -125,42 +125,21 @@ def composed(job: Job, run_id: str) -> dict[str, Any]:
             f"no run {run_id} in {job.store.url}/_stint/runs has left a report or a journal",
             f"one of these is there: {', '.join(known[-5:])}" if known else "run the job first",
         )
-    return asdict(_of_journal(job, run_id, content))
+    return asdict(_of_journal(job, content))
 
 
-def _of_journal(job: Job, run_id: str, content: JournalContent) -> Report:
+def _of_journal(job: Job, content: JournalContent) -> Report:
     """Of a run that died, or that is still under way."""
-    last = content.snapshot
-    assert last is not None, "the journal has a part"
+    assert content.snapshot is not None, "the journal has a part"
     start = figures.began(content)
-    settled = figures.settled(content)
-    rows = int(sum(pc.sum(settled[name]).as_py() or 0 for name in ("rows_ok", "rows_bad")))
     threads = max((int(worker["plan"]["threads"]) for worker in content.workers), default=1)
-    report = Report(
-        run_id=run_id,
-        job=last.job,
-        root=job.ledger.root,
+    report = replace(
+        unfinished_report(content.snapshot),
         output=job.store.url,
         task=job.spec.model.task,
         started=start.isoformat(timespec="seconds") if start else "",
-        outcome=UNFINISHED,
-        error=f"no report: it was last heard of at {last.at}",
-        next_step="if it is not under way any more, run the job: it does what is missing",
-        rows_ok=last.rows_ok,
-        rows_bad=last.rows_bad,
-        rows_gone=last.rows_gone,
-        rows_scored_here=rows,
-        shards_scored_here=settled.num_rows,
+        shards_scored_here=figures.settled(content).num_rows,
         shards_committed_here=int(pc.sum(content.attempts["committed"]).as_py() or 0),
-        bad_by_code=dict(last.bad_by_code),
-        rate=round(rows / last.elapsed_s, 2) if last.elapsed_s else 0.0,
-        elapsed_s=round(last.elapsed_s, 2),
-        core_hours=last.core_hours,
-        cost=last.cost,
-        cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
-        stage_s={stage: round(seconds, 3) for stage, seconds in last.stage_s.items()},
-        retries=len(content.attempts) - content.attempts["failure"].null_count,
-        retries_by_code=dict(last.failures_by_code),
     )
     parts = _journal_figures(report, content, Price(threads, job.spec.cost.per_cpu_hour))
     return replace(report, **parts, **_examples(report, job, content))

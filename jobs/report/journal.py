@@ -43,6 +43,7 @@ _READS_AT_ONCE = 16
 _WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
 BUSY_STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
+_DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
 _OF_RESULT = ("committed", "rows_ok", "rows_bad", "rows_gone", "wall_s", "bytes_read")
 
 ATTEMPTS = pa.schema(
@@ -186,14 +187,6 @@ def last_snapshot(store: Store, run_id: str) -> Snapshot | None:
         except (*_DAMAGED, KeyError):
             continue
     return None
-
-
-def attempts(store: Store, run_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Of `read_journal`, the attempts alone."""
-    return read_journal(store, run_id, columns).attempts
-
-
-_DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
 
 
 def _part_keys(store: Store, run_id: str) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.progress.format import amount, duration
-from jobs.progress.snapshot import cost_per_million
+from jobs.progress.format import duration, money
+from jobs.progress.snapshot import Snapshot, cost_per_million
 
 REPORT_VERSION = 2
 COMPLETED = "complete"
@@ -132,6 +132,32 @@ class Report:
         return f"{self.output}/_stint/runs/{self.run_id}"
 
 
+def unfinished_report(last: Snapshot) -> Report:
+    """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""
+    rows = last.rows_ok + last.rows_bad
+    return Report(
+        run_id=last.run_id,
+        job=last.job,
+        root=last.root,
+        outcome=UNFINISHED,
+        error=f"no report: it was last heard of at {last.at}",
+        next_step="if it is not under way any more, run the job: it does what is missing",
+        rows_ok=last.rows_ok,
+        rows_bad=last.rows_bad,
+        rows_gone=last.rows_gone,
+        rows_scored_here=rows,
+        bad_by_code=dict(last.bad_by_code),
+        rate=round(rows / last.elapsed_s, 2) if last.elapsed_s else 0.0,
+        elapsed_s=round(last.elapsed_s, 2),
+        core_hours=last.core_hours,
+        cost=last.cost,
+        cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
+        stage_s={stage: round(seconds, 3) for stage, seconds in last.stage_s.items()},
+        retries=sum(last.failures_by_code.values()),
+        retries_by_code=dict(last.failures_by_code),
+    )
+
+
 def read_report(values: Mapping[str, Any]) -> Report:
     """A report.json: fields that it lacks, or has of another kind than this version, have their defaults."""
     from pydantic import TypeAdapter, ValidationError  # a run only writes reports
@@ -162,8 +188,8 @@ def summary(report: Report) -> str:
         done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
-            a_million = amount(cost_per_million(report.cost, report.rows_scored_here))
-            lines[-1] += f", cost {amount(report.cost)} ({a_million} a million)"
+            a_million = money(cost_per_million(report.cost, report.rows_scored_here))
+            lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
@@ -211,7 +237,7 @@ def ending(report: Report) -> Ending:
     if report.outcome == COMPLETED:
         happened, details = _completed(report), ""
     elif not happened:
-        happened = f"The run ended with {report.outcome or 'an error'}; nothing more was told."
+        happened = f"The run ended with {report.outcome or 'an error'}; there is no message."
     return Ending(title=title, tone=tone, happened=happened, details=details)
 
 

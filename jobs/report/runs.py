@@ -13,7 +13,7 @@ from typing import Any
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.displays import describe_snapshot
-from jobs.progress.format import amount, duration
+from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
 from workers.storage.errors import NotFound
@@ -75,7 +75,7 @@ def _outcome(report: Mapping[str, Any]) -> str:
     if isinstance(elapsed_s, int | float):
         parts.append(f"in {duration(elapsed_s)}")
     if isinstance(cost, int | float):
-        parts.append(f"cost {amount(cost)}")
+        parts.append(f"cost {money(cost)}")
     if error := report.get("error"):
         parts.append(str(error).splitlines()[0])
     return " · ".join(parts)

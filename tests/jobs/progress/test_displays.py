@@ -22,7 +22,7 @@ import pytest
 
 from jobs.arguments import parser
 from jobs.progress.displays import JsonDisplay, LineDisplay, LiveDisplay, describe_snapshot, display_for
-from jobs.progress.format import amount, describe_eta
+from jobs.progress.format import describe_eta, money
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 from tests.support.snapshots import BEGUN, FULL
@@ -86,7 +86,7 @@ def test_an_eta_is_a_range_where_its_ends_differ(eta_s: tuple[float, float], tol
     ("value", "told"), [(0, "0.00"), (0.42, "0.42"), (0.00421, "0.0042"), (1234.5, "1,234.50"), (1e-5, "<0.0001")]
 )
 def test_small_costs_do_not_round_to_nothing(value: float, told: str) -> None:
-    assert amount(value) == told
+    assert money(value) == told
 
 
 def test_a_job_log_gets_plain_lines_and_notes_without_escape_codes() -> None:

@@ -25,13 +25,13 @@ def test_every_attempt_and_worker_comes_back_in_order_and_the_last_snapshot_with
 def test_only_the_columns_that_are_asked_for_are_read() -> None:
     store = MemoryStore()
     write_journal(store)
-    assert journal.attempts(store, RUN, ["worker", "shard"]).column_names == ["worker", "shard"]
+    assert journal.read_journal(store, RUN, ["worker", "shard"]).attempts.column_names == ["worker", "shard"]
 
 
 def test_credentials_in_messages_do_not_reach_the_store() -> None:
     store = MemoryStore()
     write_journal(store)
-    (message,) = [text for text in journal.attempts(store, RUN)["message"].to_pylist() if text]
+    (message,) = [text for text in journal.read_journal(store, RUN).attempts["message"].to_pylist() if text]
     assert "secret" not in message
 
 
