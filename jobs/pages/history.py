@@ -167,36 +167,26 @@ def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> s
 def _trends(nights: Sequence[Night]) -> list[dict[str, Any]]:
     """Charts with their titles; of what no night tells, a line that says so."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
+    allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
 
-    def one(
-        title: str, unit: str, write: Callable[[float], str], *lines: Line, threshold: float | None = None
+    def chart(
+        title: str, unit: str, write: Callable[[float], str], *lines: Line, **threshold: Any
     ) -> dict[str, Any]:  # fmt: skip
         known = any(value is not None for line in lines for value in line.values)
-        return {
-            "title": title,
-            "chart": trend(
-                lines,
-                [night.day for night in nights],
-                what=f"{title} by night",
-                unit=unit,
-                write=write,
-                threshold=threshold,
-                threshold_text="" if threshold is None else f"drift.max_psi, {threshold:g}",
-            )
-            if known
-            else "",
-        }  # fmt: skip
+        days = [night.day for night in nights]
+        drawn = trend(lines, days, what=f"{title} by night", unit=unit, write=write, **threshold) if known else ""
+        return {"title": title, "chart": drawn}
 
     def line(name: str, attribute: str) -> Line:
         return Line(name=name, values=[getattr(night, attribute) for night in nights])
 
     return [
-        one("Rows", "rows", "{:,.0f}".format, line("", "rows")),
-        one("Rate", "rows a second", significant, line("", "rate")),
-        one("Cost of a million", "in the currency of cost.per_cpu_hour", money, line("", "cost_per_million")),
-        one("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", line("", "bad_share")),
-        one("Drift", "population stability index", lambda psi: f"{psi:.3g}", line("classes", "psi_classes"),
-            line("scores", "psi_scores"), threshold=max_psi),
-        one("Duration", "minutes", lambda minutes: f"{minutes:,.3g}",
+        chart("Rows", "rows", "{:,.0f}".format, line("", "rows")),
+        chart("Rate", "rows a second", significant, line("", "rate")),
+        chart("Cost of a million", "in the currency of cost.per_cpu_hour", money, line("", "cost_per_million")),
+        chart("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", line("", "bad_share")),
+        chart("Drift", "population stability index", lambda psi: f"{psi:.3g}", line("classes", "psi_classes"),
+            line("scores", "psi_scores"), **allowed),
+        chart("Duration", "minutes", lambda minutes: f"{minutes:,.3g}",
             Line(name="", values=[None if night.elapsed_s is None else night.elapsed_s / 60 for night in nights])),
     ]  # fmt: skip

@@ -40,7 +40,7 @@ _NO_CURSOR = ("dumb", "unknown")
 
 
 class Outlet:
-    """A stream that may go away, or not have every character: writing to it raises nothing."""
+    """A stream that may go away, or not have every character: writing to it raises nothing. In all else it is `out`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -51,15 +51,8 @@ class Outlet:
         utf = (self.encoding or "utf-8").lower().startswith("utf")
         return self.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
 
-    @property
-    def encoding(self) -> str | None:
-        return getattr(self._out, "encoding", None)
-
-    def isatty(self) -> bool:
-        return self._out.isatty()
-
-    def fileno(self) -> int:
-        return self._out.fileno()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
     def write(self, text: str) -> int:
         encoding = self.encoding or "utf-8"

@@ -14,7 +14,7 @@ of Risk Model Validation 14, 2020). A night too small to tell is not flagged, wh
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -207,21 +207,20 @@ class Distributions:
     which hold the same, while these are not too many."""
 
     def __init__(self) -> None:
-        self._classes: dict[int, Counter[int]] = {}
-        self._scores: dict[int, _Counts] = {}
-        self._counted: dict[int, bytearray] = {}
+        self._classes: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._scores: defaultdict[int, _Counts] = defaultdict(lambda: np.zeros(SCORE_BINS, np.int64))
+        self._counted: defaultdict[int, bytearray] = defaultdict(bytearray)
         """By plan, a byte a shard: whether it is counted."""
 
     def add(self, shard: Shard, result: ShardResult) -> None:
-        """Of a shard whose object this result's attempt has written; others say nothing."""
+        """Count a shard whose object this result's attempt has written; other results say nothing."""
         if not result.score_counts:
             return
-        counted = self._counted.setdefault(shard.plan, bytearray())
-        if len(counted) <= shard.index:
-            counted.extend(bytes(shard.index + 1 - len(counted)))
+        counted = self._counted[shard.plan]
+        counted.extend(bytes(max(0, shard.index + 1 - len(counted))))
         counted[shard.index] = True
-        self._classes.setdefault(shard.plan, Counter()).update(result.class_counts)
-        self._scores[shard.plan] = self._scores.get(shard.plan, 0) + np.array(result.score_counts, np.int64)
+        self._classes[shard.plan].update(result.class_counts)
+        self._scores[shard.plan] += np.array(result.score_counts, np.int64)
 
     def of(self, plan: Plan, labels: Sequence[str] | None, read: Callable[[Shard], bytes]) -> Distribution:
         """Of all shards of a complete plan, as far as it is worth reading them; `read` gets a shard's object.
@@ -229,11 +228,11 @@ class Distributions:
         `labels` are the names of the classes, where they have names. Raises what `read` raises.
         """
         found = Distribution()
-        for index, rows in self._classes.get(plan.number, {}).items():
+        for index, rows in self._classes[plan.number].items():
             found.classes[class_name(labels, index)] += rows
-        found.scores += self._scores.get(plan.number, 0)
+        found.scores += self._scores[plan.number]
         counted = np.zeros(len(plan.shards), np.bool_)
-        known = np.frombuffer(self._counted.get(plan.number, b""), np.bool_)
+        known = np.frombuffer(bytes(self._counted[plan.number]), np.bool_)
         counted[: len(known)] = known
         others = np.flatnonzero(~counted)
         if len(others) > _READ_MOST:

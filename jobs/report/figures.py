@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -101,28 +102,24 @@ def worker_figures(journal: JournalContent, known: Sequence[Mapping[str, Any]] |
 
     `known` are the workers where the caller knows them; by default those that the journal names.
     """
-    table = settled(journal)
-    size = (pc.max(journal.attempts["worker"]).as_py() or 0) + 1
-    which = table["worker"].to_numpy()
-    rows = np.bincount(which, _rows(table), size)
-    shards = np.bincount(which, minlength=size)
-    busy_s = np.bincount(which, _floats(table, "decode_s") + _floats(table, "predict_s"), size)
-    wall_s = np.bincount(which, _floats(table, "wall_s"), size)
-    failed = journal.attempts.filter(pc.is_valid(journal.attempts["failure"]))["worker"].to_numpy()
-    failures = np.bincount(failed, minlength=size)
+    names = ("rows_ok", "rows_bad", "decode_s", "predict_s", "wall_s")
+    sums = settled(journal).group_by("worker").aggregate([("shard", "count"), *((name, "sum") for name in names)])
+    by_worker = {done["worker"]: done for done in sums.to_pylist()}
+    failed = Counter(journal.attempts.filter(pc.is_valid(journal.attempts["failure"]))["worker"].to_pylist())
 
-    def did(number: int) -> dict[str, Any]:
-        if number >= size:  # it has ended nothing, nor has any that came after it
-            return {"rows": 0, "shards": 0, "busy_s": 0.0, "rate": 0.0, "failed_attempts": 0}
+    def figures(number: int) -> dict[str, Any]:
+        done: Mapping[str, Any] = by_worker.get(number, {})
+        rows_ok, rows_bad, decode_s, predict_s, wall_s = (done.get(f"{name}_sum") or 0 for name in names)
+        rows = rows_ok + rows_bad
         return {
-            "rows": int(rows[number]),
-            "shards": int(shards[number]),
-            "busy_s": round(float(busy_s[number]), 3),
-            "rate": round(float(rows[number] / wall_s[number]), 2) if wall_s[number] else 0.0,
-            "failed_attempts": int(failures[number]),
+            "rows": rows,
+            "shards": done.get("shard_count", 0),
+            "busy_s": round(float(decode_s + predict_s), 3),
+            "rate": round(rows / wall_s, 2) if wall_s else 0.0,
+            "failed_attempts": failed[number],
         }
 
-    return [{**info, **did(int(info["worker"]))} for info in (journal.workers if known is None else known)]
+    return [{**info, **figures(int(info["worker"]))} for info in (journal.workers if known is None else known)]
 
 
 def _rows(table: pa.Table) -> _Floats:

@@ -93,8 +93,8 @@ def test_uris_are_followed_below_the_roots_only_and_those_of_other_rows_not_at_a
 def test_a_hundred_rows_of_a_row_group_are_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet_of(tmp_path / "a.parquet", [b"%d" % n for n in range(300)], pa.binary())
     passes = []
-    taken = row_images._taken
-    monkeypatch.setattr(row_images, "_taken", lambda *args: passes.append(args) or taken(*args))
+    taken = row_images._rows_of_group
+    monkeypatch.setattr(row_images, "_rows_of_group", lambda *args: passes.append(args) or taken(*args))
     found = fetch_images(PARQUET, [at(file, row) for row in range(299, 0, -3)])
     assert [fetched.data for fetched in found] == [b"%d" % n for n in range(299, 0, -3)]
     assert len(passes) == 1
