@@ -15,7 +15,7 @@ from jobs.pages.page import render
 from jobs.progress.format import money, number, percent, printable, seconds, significant
 from jobs.progress.snapshot import cost_per_million
 from jobs.report.journal import run_ids
-from jobs.report.report import COMPLETED, UNFINISHED, headline, read_report, unfinished_report
+from jobs.report.report import COMPLETED, UNFINISHED, headline, unfinished_report
 from jobs.report.runs import RunSeen, read_run
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
@@ -76,7 +76,7 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
 
 def _night(run: RunSeen) -> Night | None:
     if run.report is not None:
-        report = read_report(run.report)
+        report = run.report
     elif run.snapshot is not None:
         report = unfinished_report(run.snapshot)
     else:

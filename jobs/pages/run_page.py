@@ -15,8 +15,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import percent, seconds
 from jobs.progress.snapshot import bottleneck, cost_per_million
-from jobs.report.report import Report, ending, read_report
-from workers.redaction import redacted_values
+from jobs.report.report import Report, ending, redacted_report
 
 SECTIONS = (
     ("outcome", "Outcome"),
@@ -43,10 +42,9 @@ MATRIX_LABELS = 12
 """Up to so many classes the confusion is a matrix."""
 
 
-def report_page(values: Mapping[str, Any]) -> str:
-    """The page of a report.json. A section says so where its figures are missing."""
-    redacted: Any = redacted_values(dict(values))
-    report = read_report(redacted)
+def report_page(report: Report) -> str:
+    """A section says so where its figures are missing."""
+    report = redacted_report(report)
     return render(
         "report.html.j2",
         report=report,

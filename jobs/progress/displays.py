@@ -20,15 +20,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.progress.format import (
-    describe_deadline,
-    describe_eta,
-    describe_waiting,
-    duration,
-    money,
-    percent,
-    printable,
-)
+from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 

@@ -13,22 +13,12 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console, Group
 from rich.text import Text
 
-from jobs.progress.format import (
-    describe_deadline,
-    describe_eta,
-    describe_waiting,
-    duration,
-    money,
-    percent,
-    printable,
-)
+from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
 from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
 
 _NARROW = 64
 """Columns below which labels stand in the lines rather than beside them."""
 _LABEL = 10
-
-
 _WIDEST = 110
 """Columns that are used of a wider terminal: the eye has to find the next line."""
 _JOB_LEAST = 12

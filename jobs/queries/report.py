@@ -6,9 +6,8 @@ import argparse
 import io
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console as Terminal
 
@@ -20,8 +19,7 @@ from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETED, ending, read_report, summary
-from workers.redaction import redacted_values
+from jobs.report.report import COMPLETED, Report, ending, redacted_report, summary
 from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]
@@ -69,21 +67,20 @@ def _history(job: Job, html: Path | None, show: Show) -> None:
     show(text.getvalue().rstrip("\n"))
 
 
-def _describe(job: Job, report: Mapping[str, Any]) -> str:
+def _describe(job: Job, report: Report) -> str:
     """The summary of a run that completed; of another one how it ended, what it did, and the way out."""
-    values: Any = redacted_values(dict(report))
-    typed = read_report(values)
-    if typed.outcome == COMPLETED:
-        lines = [line for line in summary(typed).splitlines() if not line.startswith("report: ")]
+    report = redacted_report(report)
+    if report.outcome == COMPLETED:
+        lines = [line for line in summary(report).splitlines() if not line.startswith("report: ")]
     else:
-        ended = ending(typed)
-        lines = [f"{typed.outcome}: {ended.happened}", *ended.details.splitlines()]
-        if typed.next_step:
-            lines.append(f"next: {typed.next_step}")
-        if typed.rows_scored_here:
-            done = f"{typed.rows_scored_here:,} rows at {typed.rate:,.0f} rows/s, {typed.core_hours:.4f} core-hours"
-            lines.append(f"scored here: {done}, in {duration(typed.elapsed_s)}")
-    return "\n".join([*lines, _page(job, typed.run_id)])
+        ended = ending(report)
+        lines = [f"{report.outcome}: {ended.happened}", *ended.details.splitlines()]
+        if report.next_step:
+            lines.append(f"next: {report.next_step}")
+        if report.rows_scored_here:
+            done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
+            lines.append(f"scored here: {done}, in {duration(report.elapsed_s)}")
+    return "\n".join([*lines, _page(job, report.run_id)])
 
 
 def _page(job: Job, run_id: str) -> str:

@@ -138,7 +138,7 @@ def _began(run_id: str) -> datetime:
 
 def _ended(run: RunSeen) -> datetime:
     """When it was last heard of; one that does not tell may be under way."""
-    text = str((run.report or {}).get("ended", "")) or (run.snapshot.at if run.snapshot else "")
+    text = run.report.ended if run.report else run.snapshot.at if run.snapshot else ""
     try:
         ended = datetime.fromisoformat(text)
     except ValueError:

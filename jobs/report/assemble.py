@@ -87,9 +87,9 @@ def _predictions(report: Report, job: Job, counted: Distributions, labels: Seque
         return {}
     allowed = job.spec.drift
     before = [
-        (night["run_id"], night["classes"], night["scores"])
+        (night.run_id, night.classes, night.scores)
         for night in (runs.reports(job.store, report.root, _NIGHTS_READ) if allowed.nights else ())
-        if night.get("scores") and night.get("classes") and night.get("outcome") == COMPLETED
+        if night.scores and night.classes and night.outcome == COMPLETED
     ][: allowed.nights]
     classes, scores = dict(total.classes.most_common()), total.scores.tolist()
     found = drift.compare_nights(classes, scores, before, max_psi=allowed.max_psi, max_js=allowed.max_js)
@@ -110,12 +110,12 @@ def _examples(report: Report, job: Job, content: JournalContent) -> Fields:
     return {"bad_examples": bad_examples.find(job, content, report.bad_by_code)}
 
 
-def composed(job: Job, run_id: str) -> dict[str, Any]:
+def composed(job: Job, run_id: str) -> Report:
     """The report of a run as it wrote it, or, of one that could not, as its journal has it.
 
-    Raises SpecError where there is no such run, StoreError, StoreDenied, ValueError for a damaged report.
+    Raises SpecError where there is no such run, StoreError, StoreDenied.
     """
-    report = runs.report_json(job.store, run_id)
+    report = runs.read_run(job.store, run_id).report
     if report is not None:
         return report
     content = journal.read_journal(job.store, run_id, figures.READ_COLUMNS)
@@ -125,7 +125,7 @@ def composed(job: Job, run_id: str) -> dict[str, Any]:
             f"no run {run_id} in {job.store.url}/_stint/runs has left a report or a journal",
             f"one of these is there: {', '.join(known[-5:])}" if known else "run the job first",
         )
-    return asdict(_of_journal(job, content))
+    return _of_journal(job, content)
 
 
 def _of_journal(job: Job, content: JournalContent) -> Report:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot, cost_per_million
+from workers.redaction import redacted_values
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 REPORT_VERSION = 2
 COMPLETED = "complete"
@@ -158,21 +163,36 @@ def unfinished_report(last: Snapshot) -> Report:
     )
 
 
-def read_report(values: Mapping[str, Any]) -> Report:
-    """A report.json: fields that it lacks, or has of another kind than this version, have their defaults."""
-    from pydantic import TypeAdapter, ValidationError  # a run only writes reports
+def read_report(values: object) -> Report:
+    """A report.json: fields that it lacks, or has of another kind than this version, have their defaults.
 
-    reader = TypeAdapter(Report)
-
-    def read(known: Mapping[str, Any]) -> Report:
-        # A file name need not be UTF-8.
-        return reader.validate_json(json.dumps(known, ensure_ascii=False).encode("utf-8", "replace"))
-
+    Raises ValueError for what is no JSON object.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("a report is a JSON object")
     try:
-        return read(values)
-    except ValidationError as error:
-        odd = {found["loc"][0] for found in error.errors()}
-        return read({name: value for name, value in values.items() if name not in odd})
+        return _parsed(values)
+    except ValueError as error:  # pydantic's
+        odd = {found["loc"][0] for found in error.errors()}  # type: ignore[attr-defined]
+        return _parsed({name: value for name, value in values.items() if name not in odd})
+
+
+def redacted_report(report: Report) -> Report:
+    """The same without credentials in its texts."""
+    return read_report(redacted_values(asdict(report)))
+
+
+def _parsed(values: Mapping[str, Any]) -> Report:
+    """Raises pydantic's ValidationError."""
+    # A file name need not be UTF-8.
+    return _reader().validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+@cache
+def _reader() -> TypeAdapter[Report]:
+    from pydantic import TypeAdapter  # a run only writes reports
+
+    return TypeAdapter(Report)
 
 
 def summary(report: Report) -> str:
