@@ -196,6 +196,12 @@ def test_fields_of_another_kind_than_this_version_has_are_passed_over() -> None:
     assert "No worker was ready" in section(report_page(known), "workers")
 
 
+def test_names_of_files_that_are_not_unicode_do_not_lose_a_report() -> None:
+    known = read_report(complete_report() | {"changed": ["caf\udce9.jpg"]})
+    assert known.changed == ["caf?.jpg"]
+    assert known.rows_ok == complete_report()["rows_ok"]
+
+
 def test_a_run_without_labels_says_that_true_accuracy_is_not_known() -> None:
     report = complete_report()
     report["accuracy"] |= {"top1": None, "top1_fp32": None, "labelled_rows": 0}

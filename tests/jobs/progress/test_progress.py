@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.progress.counts import Counts
 from jobs.progress.displays import describe_snapshot
 from jobs.progress.format import duration
 from jobs.progress.progress import Progress, WorkersNow
@@ -97,6 +98,15 @@ def test_rows_that_others_scored_count_as_done() -> None:
     progress = Progress(1000, 10, out=io.StringIO())
     progress.counts.add_elsewhere(3, 300)
     assert describe_snapshot(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
+
+
+def test_a_run_that_scores_a_second_time_goes_on_counting() -> None:
+    counts = Counts()
+    counts.add_result(RESULT)
+    progress = Progress(counts.rows_done + 300, counts.shards_done + 3, counts=counts, out=io.StringIO())
+    end(progress, RESULT)
+    assert describe_snapshot(progress.snapshot()).startswith("200/400 rows (50.0%)")
+    assert progress.snapshot().bad_by_code == {"truncated": 2 * RESULT.rows_bad}
 
 
 def steady(clock: Clock, at: tuple[int, ...]) -> Progress:
