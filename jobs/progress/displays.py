@@ -7,7 +7,6 @@ A terminal that goes away ends no run: from then on nothing is shown.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections import Counter
@@ -158,19 +157,8 @@ class JsonDisplay(_Lines):
         self._print_json({"event": "note", "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "text": text})
 
     def _print_json(self, event: dict[str, Any]) -> None:
-        self._print(json.dumps(_finite(event), separators=(",", ":")))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-    return value
+        finite = json.loads(json.dumps(event), parse_constant=lambda _: None)  # JSON has no infinity
+        self._print(json.dumps(finite, separators=(",", ":")))
 
 
 class LiveDisplay:

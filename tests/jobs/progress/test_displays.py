@@ -67,7 +67,7 @@ def test_a_line_before_there_are_workers_says_what_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("eta_s", "told"),
+    ("eta_s", "words"),
     [
         ((40.1, 40.4), "40s"),
         ((36.2, 43.8), "36–44s"),
@@ -78,15 +78,15 @@ def test_a_line_before_there_are_workers_says_what_is_waited_for() -> None:
         ((7200, 7210), "2h00m"),
     ],
 )
-def test_an_eta_is_a_range_where_its_ends_differ(eta_s: tuple[float, float], told: str) -> None:
-    assert describe_eta(eta_s) == told
+def test_an_eta_is_a_range_where_its_ends_differ(eta_s: tuple[float, float], words: str) -> None:
+    assert describe_eta(eta_s) == words
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0, "0.00"), (0.42, "0.42"), (0.00421, "0.0042"), (1234.5, "1,234.50"), (1e-5, "<0.0001")]
+    ("value", "words"), [(0, "0.00"), (0.42, "0.42"), (0.00421, "0.0042"), (1234.5, "1,234.50"), (1e-5, "<0.0001")]
 )
-def test_small_costs_do_not_round_to_nothing(value: float, told: str) -> None:
-    assert money(value) == told
+def test_small_costs_do_not_round_to_nothing(value: float, words: str) -> None:
+    assert money(value) == words
 
 
 def test_a_job_log_gets_plain_lines_and_notes_without_escape_codes() -> None:

@@ -384,8 +384,8 @@ def test_what_libraries_log_is_redacted_and_their_chatter_dropped(written: Calla
     except ConnectionError:
         library.warning("again: %s", SECRET, exc_info=True)
     logging.getLogger("jobs.pool.nodes").info("Connected")
-    warned, told = written()
-    assert (warned["message"], told["message"]) == ("again: …", "Connected")
+    warned, connected = written()
+    assert (warned["message"], connected["message"]) == ("again: …", "Connected")
     assert "ConnectionError: https://host/a?…" in warned["exc_text"]
     assert SECRET not in json.dumps(warned)
 

@@ -129,7 +129,7 @@ def test_the_range_is_as_wide_as_the_rate_has_varied() -> None:
     # Rates of the sixths: 10, 5, 5, 5, 5, 0, so 5 rows/s with a standard deviation of √10 and an error of √(10 / 6).
     progress = steady(Clock(), (10, 11.5, 30, 50, 70, 90))
     unsure = 2 * (10 / 6) ** 0.5 / 5
-    assert unsure > 0.5  # more than half is told as half
+    assert unsure > 0.5  # more than half is shown as half
     assert progress.eta_s() == pytest.approx((400 / (5 * 1.5), 400 / (5 * 0.5)))
     progress = steady(Clock(), (10, 30, 50, 70, 71.5, 90, 110))  # one of seven a sixth's second: 5.83 ± 0.83 rows/s
     rate = 700 / 120
