@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.measure.text_table import text_table
+from jobs.progress.snapshot import Price, cost_per_million
 from workers.measure.messages import CandidateFigures
 
 Z = 1.96
 """Of a normal distribution, 95 % lie within so many deviations."""
-_MILLION = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,9 @@ class Prices:
 
     def of_million(self, core_s: float) -> float:
         """What a million images cost; core-hours where no price is known. A core is all of its logical CPUs."""
-        hours = core_s * _MILLION / 3600
-        return hours if self.per_cpu_hour is None else hours * self.threads_per_core * self.per_cpu_hour
+        price = Price(per_cpu_hour=self.per_cpu_hour)
+        cost = price.cost(core_s, self.threads_per_core)
+        return cost_per_million(price.core_hours(core_s) if cost is None else cost, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,35 @@
 """Small charts for pages, of plain values: shapes in SVG that stretch with the page, words and figures as its text.
 
 Colours are the page's own variables, so a chart is light or dark as the page is. Tonight is filled and blue, what was
-before is a line or a thin bar and orange: told apart without colour, too. Style: `jobs/templates/charts.css`.
+before is a line or a thin bar and orange, so they differ without colour, too. Style: `jobs/pages/templates/charts.css`.
+
+A shape lives in a square of 100 by 100 that the page stretches to its width, so lines keep their own width
+(`vector-effect`), and everything to be read stands outside of the square, as text of the page.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from jobs.progress.format import seconds
 
-# ----------------------------------------------------------------------------------------------------
-# What the charts of `jobs.pages.charts` are put together from: an axis in round steps, a frame, and shapes within it.
-# A shape lives in a square of 100 by 100 that the page stretches to its width, so lines keep their own width
-# (`vector-effect`) and everything that is read stands outside of the square, as text of the page.
-
-EDGE = 0.1
+_EDGE = 0.1
 """Of the width: labels nearer to an end than that are flush with it."""
-GAPS_UP_TO = 60
+_GAPS_UP_TO = 60
 """Columns; more have no room for one."""
-DOTS_UP_TO = 40
+_DOTS_UP_TO = 40
 """Points of a line; of more only the last has a dot."""
+_MOST_COLUMNS = 120
+"""More would be finer than a pixel of a telephone."""
+_X_LABELS = 4
+_CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+_DRAWN_UP_TO = 4.0
+"""A threshold so many times the highest value is named, not drawn: it would press the line flat."""
+_COMPARED = (("now", "tonight"), ("before stroke", "before"))
 
 
 @dataclass(frozen=True)
@@ -51,92 +56,6 @@ class Axis:
         return self.step * self.steps
 
 
-def frame(
-    body: Markup, axis: Axis, ticks: Iterable[tuple[float, str]], *, what: str, unit: str, legend: Markup | str = ""
-) -> Markup:
-    """A chart in its axes; `ticks` are places between 0 and 1, and what stands there."""
-    grid = Markup("").join(
-        Markup('<path class="grid" d="M0 {}H100"/>').format(y(at, axis.steps)) for at in range(axis.steps + 1)
-    )
-    ys = Markup("").join(Markup("<span>{}</span>").format(axis.write(at * axis.step)) for at in range(axis.steps + 1))
-    xs = Markup("").join(
-        Markup('<span style="left:{}%;transform:translateX({}%)">{}</span>').format(
-            short(100 * at), 0 if at < EDGE else -100 if at > 1 - EDGE else -50, text
-        )
-        for at, text in ticks
-    )
-    return Markup(
-        '<figure class="chart" role="img" aria-label="{what}"><p class="unit">{unit}</p><div class="chart-y">{ys}</div>'
-        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><title>{what}</title>{grid}{body}'
-        '</svg><div class="chart-x">{xs}</div></figure>{legend}'
-    ).format(what=what, unit=unit, ys=ys, xs=xs, grid=grid, body=body, legend=legend)
-
-
-def legend(*entries: tuple[str, str]) -> Markup:
-    """Each a mark (`now`, `before`, `threshold`, with `stroke` for a line) and what it stands for."""
-    return Markup('<p class="legend">{}</p>').format(
-        Markup(" ").join(Markup('<span><i class="{}"></i>{}</span>').format(*entry) for entry in entries)
-    )
-
-
-def columns(values: Sequence[float], top: float, titles: Sequence[str]) -> Markup:
-    width = 100 / max(1, len(values))
-    gap = width * 0.14 if len(values) <= GAPS_UP_TO else 0.0
-    return Markup("").join(
-        Markup('<rect class="now" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-            short(at * width + gap / 2), y(value, top), short(width - gap), short(100 * value / top), title
-        )
-        for at, (value, title) in enumerate(zip(values, titles, strict=True))
-    )
-
-
-def steps(values: Sequence[float], top: float) -> str:
-    """The outline of columns, as a path."""
-    width = 100 / max(1, len(values))
-    return "".join(
-        f"{'V' if at else 'M0 '}{y(value, top)}H{short((at + 1) * width)}" for at, value in enumerate(values)
-    )
-
-
-def line(values: Sequence[float | None], top: float) -> str:
-    """A path from the middle of one column to the next, broken where a value is missing."""
-    width, parts, pen = 100 / max(1, len(values)), [], "M"
-    for at, value in enumerate(values):
-        if value is None:
-            pen = "M"
-        else:
-            parts.append(f"{pen}{short((at + 0.5) * width)} {y(value, top)}")
-            pen = "L"
-    return "".join(parts)
-
-
-def dots(values: Sequence[float | None], top: float) -> str:
-    """Round ones, which a stretched circle would not be: lines of no length with round ends."""
-    width = 100 / max(1, len(values))
-    found = [(at, value) for at, value in enumerate(values) if value is not None]
-    shown = found if len(values) <= DOTS_UP_TO else found[-1:]
-    return "".join(f"M{short((at + 0.5) * width)} {y(value, top)}h0" for at, value in shown)
-
-
-def y(value: float, top: float) -> str:
-    """Down from the top, as SVG counts."""
-    return short(100 - 100 * value / top)
-
-
-def short(value: float) -> str:
-    """Two places are finer than a pixel."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-MOST_COLUMNS = 120
-"""More would be finer than a pixel of a telephone."""
-X_LABELS = 4
-CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-DRAWN_UP_TO = 4.0
-"""A threshold so many times what was seen is told, not drawn: it would press the line flat."""
-COMPARED = (("now", "tonight"), ("before stroke", "before"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bar:
     label: str
@@ -157,7 +76,7 @@ class Line:
 
 def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
     """Columns of rows a second; `rows` ended in each step of `step_s` since the beginning."""
-    together = max(1, math.ceil(len(rows) / MOST_COLUMNS))
+    together = max(1, math.ceil(len(rows) / _MOST_COLUMNS))
     groups = [rows[at : at + together] for at in range(0, len(rows), together)]
     rates = [sum(group) / (step_s * len(group)) for group in groups]
     step_s *= together
@@ -165,10 +84,10 @@ def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
         f"{_clock(at * step_s)} to {_clock((at + 1) * step_s)}: {rate:,.0f} rows/s" for at, rate in enumerate(rates)
     ]
     whole_s = step_s * max(1, len(rates))
-    every_s = next((step for step in CLOCK_STEPS_S if whole_s / step <= X_LABELS), whole_s / X_LABELS)
+    every_s = next((step for step in _CLOCK_STEPS_S if whole_s / step <= _X_LABELS), whole_s / _X_LABELS)
     ticks = [(at * every_s / whole_s, _clock(at * every_s)) for at in range(int(whole_s / every_s) + 1)]
     axis = Axis.upto(max(rates, default=0.0), lambda value: f"{value:,.10g}")
-    return frame(columns(rates, axis.top, titles), axis, ticks, what=what, unit="rows a second")
+    return _frame(_columns(rates, axis.top, titles), axis, ticks, what=what, unit="rows a second")
 
 
 def histogram(
@@ -187,17 +106,21 @@ def histogram(
     if len(edges) != len(counts) + 1 or (before and len(before) != len(counts)):
         raise ValueError(f"{len(counts)} bins between {len(edges)} edges, and {len(before)} before")
     now, then = (_shares(counts), _shares(before)) if before else (list(counts), [])
-    axis = Axis.upto(max([*now, *then], default=0.0), _share_axis if then else "{:,.0f}".format, whole=not then)
+    axis = Axis.upto(
+        max([*now, *then], default=0.0),
+        (lambda share: f"{share * 100:.3g}%") if then else "{:,.0f}".format,
+        whole=not then,
+    )
     titles = [
         f"{edge(low)} to {edge(high)}: {count:,}" + (f" ({now[at]:.1%}; before {then[at]:.1%})" if then else "")
         for at, (low, high, count) in enumerate(zip(edges, edges[1:], counts, strict=False))
     ]
-    body = columns(now, axis.top, titles)
+    body = _columns(now, axis.top, titles)
     if then:
-        body += Markup('<path class="line before" d="{}"/>').format(steps(then, axis.top))
-    every = max(1, math.ceil(len(counts) / X_LABELS))
+        body += Markup('<path class="line before" d="{}"/>').format(_steps(then, axis.top))
+    every = max(1, math.ceil(len(counts) / _X_LABELS))
     ticks = [(at / len(counts), edge(edges[at])) for at in range(0, len(edges), every)] if counts else []
-    return frame(body, axis, ticks, what=what, unit=unit, legend=legend(*COMPARED) if then else "")
+    return _frame(body, axis, ticks, what=what, unit=unit, legend=_legend(*_COMPARED) if then else "")
 
 
 def bars(rows: Sequence[Bar], *, what: str) -> Markup:
@@ -205,7 +128,7 @@ def bars(rows: Sequence[Bar], *, what: str) -> Markup:
     top = max((value for row in rows for value in (row.value, row.before) if value), default=1.0)
     compared = any(row.before is not None for row in rows)
     return Markup('<ul class="bars" aria-label="{}">{}</ul>{}').format(
-        what, Markup("").join(_bar(row, top) for row in rows), legend(*COMPARED) if compared else ""
+        what, Markup("").join(_bar(row, top) for row in rows), _legend(*_COMPARED) if compared else ""
     )
 
 
@@ -220,57 +143,126 @@ def trend(
     threshold_text: str = "",
 ) -> Markup:
     """Up to two lines over nights, broken where a value is missing, and a dashed one at `threshold`."""
-    lines = [Line(name=it.name, values=[_finite(value) for value in it.values]) for it in lines]
-    highest = max((value for it in lines for value in it.values if value is not None), default=0.0)
-    drawn = threshold if threshold is not None and threshold <= DRAWN_UP_TO * highest else None
+    lines = [replace(line, values=[v if v is not None and math.isfinite(v) else None for v in line.values])
+             for line in lines]  # fmt: skip
+    highest = max((value for line in lines for value in line.values if value is not None), default=0.0)
+    drawn = threshold if threshold is not None and threshold <= _DRAWN_UP_TO * highest else None
     axis = Axis.upto(max(highest, drawn or 0.0), write)
     body = Markup("")
     if drawn is not None:
-        body += Markup('<path class="line threshold" d="M0 {}H100"/>').format(y(drawn, axis.top))
-    for it, colour in zip(lines, ("now", "before"), strict=False):
+        body += Markup('<path class="line threshold" d="M0 {}H100"/>').format(_y(drawn, axis.top))
+    for line, colour in zip(lines, ("now", "before"), strict=False):
         body += Markup('<path class="line {0}" d="{1}"/><path class="dots {0}" d="{2}"/>').format(
-            colour, line(it.values, axis.top), dots(it.values, axis.top)
+            colour, _line(line.values, axis.top), _dots(line.values, axis.top)
         )
     width = 100 / max(1, len(nights))
     for at, night in enumerate(nights):
-        told = [f"{it.name} {write(value)}" for it in lines if (value := it.values[at]) is not None]
+        figures = [f"{line.name} {write(value)}" for line in lines if (value := line.values[at]) is not None]
         body += Markup('<rect class="touch" x="{}" y="0" width="{}" height="100"><title>{}</title></rect>').format(
-            short(at * width), short(width), f"{night}: {', '.join(told) or 'no figure'}"
+            _short(at * width), _short(width), f"{night}: {', '.join(figures) or 'no figure'}"
         )
     ticks = [((at + 0.5) / len(nights), nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
     marks = [("now stroke", lines[0].name), ("before stroke", lines[1].name)] if len(lines) > 1 else []
     if threshold_text:
         marks.append(("threshold", threshold_text))
-    return frame(body, axis, ticks, what=what, unit=unit, legend=legend(*marks) if marks else "")
+    return _frame(body, axis, ticks, what=what, unit=unit, legend=_legend(*marks) if marks else "")
+
+
+def _frame(
+    body: Markup, axis: Axis, ticks: Iterable[tuple[float, str]], *, what: str, unit: str, legend: Markup | str = ""
+) -> Markup:
+    """A chart in its axes; `ticks` are places between 0 and 1, and what stands there."""
+    grid = Markup("").join(
+        Markup('<path class="grid" d="M0 {}H100"/>').format(_y(at, axis.steps)) for at in range(axis.steps + 1)
+    )
+    ys = Markup("").join(Markup("<span>{}</span>").format(axis.write(at * axis.step)) for at in range(axis.steps + 1))
+    xs = Markup("").join(
+        Markup('<span style="left:{}%;transform:translateX({}%)">{}</span>').format(
+            _short(100 * at), 0 if at < _EDGE else -100 if at > 1 - _EDGE else -50, text
+        )
+        for at, text in ticks
+    )
+    return Markup(
+        '<figure class="chart" role="img" aria-label="{what}"><p class="unit">{unit}</p><div class="chart-y">{ys}</div>'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><title>{what}</title>{grid}{body}'
+        '</svg><div class="chart-x">{xs}</div></figure>{legend}'
+    ).format(what=what, unit=unit, ys=ys, xs=xs, grid=grid, body=body, legend=legend)
+
+
+def _legend(*entries: tuple[str, str]) -> Markup:
+    """Each a mark (`now`, `before`, `threshold`, with `stroke` for a line) and what it stands for."""
+    return Markup('<p class="legend">{}</p>').format(
+        Markup(" ").join(Markup('<span><i class="{}"></i>{}</span>').format(*entry) for entry in entries)
+    )
+
+
+def _columns(values: Sequence[float], top: float, titles: Sequence[str]) -> Markup:
+    width = 100 / max(1, len(values))
+    gap = width * 0.14 if len(values) <= _GAPS_UP_TO else 0.0
+    return Markup("").join(
+        Markup('<rect class="now" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+            _short(at * width + gap / 2), _y(value, top), _short(width - gap), _short(100 * value / top), title
+        )
+        for at, (value, title) in enumerate(zip(values, titles, strict=True))
+    )
+
+
+def _steps(values: Sequence[float], top: float) -> str:
+    """The outline of columns, as a path."""
+    width = 100 / max(1, len(values))
+    return "".join(
+        f"{'V' if at else 'M0 '}{_y(value, top)}H{_short((at + 1) * width)}" for at, value in enumerate(values)
+    )
+
+
+def _line(values: Sequence[float | None], top: float) -> str:
+    """A path from the middle of one column to the next, broken where a value is missing."""
+    width, parts, pen = 100 / max(1, len(values)), [], "M"
+    for at, value in enumerate(values):
+        if value is None:
+            pen = "M"
+        else:
+            parts.append(f"{pen}{_short((at + 0.5) * width)} {_y(value, top)}")
+            pen = "L"
+    return "".join(parts)
+
+
+def _dots(values: Sequence[float | None], top: float) -> str:
+    """Round ones, which a stretched circle would not be: lines of no length with round ends."""
+    width = 100 / max(1, len(values))
+    found = [(at, value) for at, value in enumerate(values) if value is not None]
+    shown = found if len(values) <= _DOTS_UP_TO else found[-1:]
+    return "".join(f"M{_short((at + 0.5) * width)} {_y(value, top)}h0" for at, value in shown)
+
+
+def _y(value: float, top: float) -> str:
+    """Down from the top, as SVG counts."""
+    return _short(100 - 100 * value / top)
+
+
+def _short(value: float) -> str:
+    """Two places are finer than a pixel."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def _bar(row: Bar, top: float) -> Markup:
-    before, told = Markup(""), Markup("")
+    def width(value: float) -> str:
+        return _short(100 * min(1.0, value / top)) if value > 0 and top > 0 else "0"
+
+    before, note = Markup(""), Markup("")
     if row.before is not None:
-        before = Markup('<span class="bar before" style="width:{}%"></span>').format(_width(row.before, top))
+        before = Markup('<span class="bar before" style="width:{}%"></span>').format(width(row.before))
     if row.before_text:
-        told = Markup(" <small>{}</small>").format(row.before_text)
+        note = Markup(" <small>{}</small>").format(row.before_text)
     return Markup(
         '<li><span class="bars-label">{}</span><span class="bars-track"><span class="bar now" style="width:{}%"></span>'
         '{}</span><span class="bars-value">{}{}</span></li>'
-    ).format(row.label, _width(row.value, top), before, row.text, told)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _width(value: float, top: float) -> str:
-    return short(100 * min(1.0, value / top)) if value > 0 and top > 0 else "0"
+    ).format(row.label, width(row.value), before, row.text, note)
 
 
 def _shares(counts: Sequence[float]) -> list[float]:
     total = sum(counts)
     return [count / total if total else 0.0 for count in counts]
-
-
-def _share_axis(value: float) -> str:
-    return f"{value * 100:.3g}%"
 
 
 def _clock(at_s: float) -> str:

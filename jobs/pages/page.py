@@ -1,4 +1,4 @@
-"""Pages for a person: templates of `jobs/templates/` filled with values, each a single file that loads nothing.
+"""Pages for a person: templates of `jobs/pages/templates/` filled with values, each a single file that loads nothing.
 
 Everything that comes from data is escaped, because templates are filled with autoescaping on; what is HTML on purpose
 (the charts) comes as `markupsafe.Markup`. A name that a template uses and nobody gave is an error.
@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `jobs/templates/<template>`; pages extend `base.html.j2`, which says what it offers them."""
+    """The page of `jobs/pages/templates/<template>`; pages extend `base.html.j2`, which says what it offers them."""
     text = _environment().get_template(template).render(values)
     # A file name need not be UTF-8, and a page that cannot be written tells nothing.
     return text.encode("utf-8", "replace").decode()
@@ -26,21 +26,13 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "number": format.number,
-        "money": format.money,
-        "significant": format.significant,
-        "percent": format.percent,
-        "points": format.points,
-        "seconds": format.seconds,
-        "size": format.size,
-        "moment": format.moment,
-    }
-    return made
+    names = ("number", "money", "significant", "percent", "points", "seconds", "size", "moment")
+    environment.filters |= {name: getattr(format, name) for name in names}
+    return environment

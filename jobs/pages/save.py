@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from jobs.plan.job import Job
@@ -12,38 +12,39 @@ from jobs.report.report import Report
 from workers.redaction import redacted_values
 from workers.storage.errors import StoreDenied, StoreError
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
 
-def save_spec(job: Job, run_id: str, say: Say) -> None:
-    """Once; also a run that dies can be told by it."""
+def save_spec(job: Job, run_id: str, say: _Say) -> None:
+    """Once, and early: it says what a run that died was for."""
     _create(job, run_id, "spec.json", job.spec.model_dump_json(indent=2).encode(), say)
 
 
-def save(job: Job, report: Report, say: Say, *, pictures: bool) -> None:
+def save_report(job: Job, report: Report, say: _Say, *, pictures: bool) -> None:
     """`pictures` of bad rows are read from the input for the page."""
     save_spec(job, report.run_id, say)
-    told: Any = redacted_values(asdict(report))
-    _create(job, report.run_id, "report.json", json.dumps(told, indent=2).encode(), say)
+    values: Any = redacted_values(asdict(report))
+    _create(job, report.run_id, "report.json", json.dumps(values, indent=2).encode(), say)
     try:
-        page = page_of(job, told, pictures=pictures)
+        page = page_of(job, report, pictures=pictures)
     except Exception as error:  # noqa: BLE001  (a night that is complete does not fail for the look of it)
         say(f"the run's page could not be made: {type(error).__name__}: {error}")
         return
     _create(job, report.run_id, "report.html", page.encode(), say)
 
 
-def page_of(job: Job, report: dict[str, Any], *, pictures: bool = True) -> str:
+def page_of(job: Job, report: Report, *, pictures: bool = True) -> str:
     """The page of a report, with `pictures` of its bad rows as far as the input still has them."""
     # Templates and pictures are nothing that a run waits for when it begins.
     from jobs.pages.run_page import report_page
     from jobs.report.bad_examples import with_pictures
 
-    examples = report.get("bad_examples") or []
-    return report_page({**report, "bad_examples": with_pictures(job, examples)} if pictures and examples else report)
+    if pictures and report.bad_examples:
+        report = replace(report, bad_examples=with_pictures(job, report.bad_examples))
+    return report_page(report)
 
 
-def _create(job: Job, run_id: str, name: str, data: bytes, say: Say) -> None:
+def _create(job: Job, run_id: str, name: str, data: bytes, say: _Say) -> None:
     try:
         job.store.create(f"_stint/runs/{run_id}/{name}", data)
     except (StoreError, StoreDenied) as error:

@@ -7,9 +7,9 @@ A terminal that goes away ends no run: from then on nothing is shown.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,19 +19,19 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.progress.format import amount, deadline_told, duration, eta_told, percent, printable, waiting_told
+from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 
-# ----------------------------------------------------------------------------------------------------
-# A stream that is written to as long as somebody is there to read it.
-
-NO_CURSOR = ("dumb", "unknown")
+LINE_EVERY_S = 5.0
+VIEW_EVERY_S = 0.5
+_CODES_SHOWN = 3
+_NO_CURSOR = ("dumb", "unknown")
 """Values of TERM: a terminal that prints, and can do nothing else."""
 
 
 class Outlet:
-    """A stream that may go away, or not have every character: writing to it raises nothing."""
+    """A stream that may go away, or not have every character: writing to it raises nothing. In all else it is `out`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -40,26 +40,15 @@ class Outlet:
     @property
     def can_draw(self) -> bool:
         utf = (self.encoding or "utf-8").lower().startswith("utf")
-        return self.isatty() and utf and os.environ.get("TERM", "").lower() not in NO_CURSOR
+        return self.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
 
-    @property
-    def encoding(self) -> str | None:
-        return getattr(self._out, "encoding", None)
-
-    def isatty(self) -> bool:
-        return self._out.isatty()
-
-    def fileno(self) -> int:
-        return self._out.fileno()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._out.write(text)
-        except UnicodeEncodeError:
-            encoding = self.encoding or "ascii"
-            self._try(lambda: self._out.write(text.encode(encoding, "backslashreplace").decode(encoding)))
-        except (OSError, ValueError):  # ValueError: it was closed here
-            self.gone = True
+        encoding = self.encoding or "utf-8"
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._try(lambda: self._out.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -68,13 +57,8 @@ class Outlet:
     def _try(self, do: Callable[[], object]) -> None:
         try:
             do()
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # ValueError: it was closed here
             self.gone = True
-
-
-LINE_EVERY_S = 5.0
-VIEW_EVERY_S = 0.5
-CODES_SHOWN = 3
 
 
 class Display(Protocol):
@@ -111,29 +95,29 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
     raise ValueError(f"a run cannot be shown as {how!r}")
 
 
-def line(snapshot: Snapshot) -> str:
+def describe_snapshot(snapshot: Snapshot) -> str:
     """How a run stands, on one line without escape codes."""
     parts = [f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})"]
-    if waiting := waiting_told(snapshot):
+    if waiting := describe_waiting(snapshot):
         parts.append(waiting)
     else:
         parts.append(f"{snapshot.rate:,.0f} rows/s")
-        parts.append("ETA unknown" if snapshot.eta_s is None else f"ETA {eta_told(snapshot.eta_s)}")
-        if deadline := deadline_told(snapshot):
+        parts.append("ETA unknown" if snapshot.eta_s is None else f"ETA {describe_eta(snapshot.eta_s)}")
+        if deadline := describe_deadline(snapshot):
             parts.append(deadline)
         ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
         parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
     if snapshot.cost is not None:
-        parts.append(f"cost {amount(snapshot.cost)}")
+        parts.append(f"cost {money(snapshot.cost)}")
     parts.append(f"shards {snapshot.shards_done}/{snapshot.shards_total}")
     parts.append(f"bad {snapshot.rows_bad}")
     if snapshot.bad_by_code:
-        most = sorted(snapshot.bad_by_code.items(), key=lambda it: -it[1])[:CODES_SHOWN]
+        most = Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN)
         parts[-1] += " (" + ", ".join(f"{printable(code)} {n}" for code, n in most) + ")"
     return " · ".join(parts)
 
 
-class Lines:
+class _Lines:
     """What is printed line by line."""
 
     every_s = LINE_EVERY_S
@@ -153,39 +137,28 @@ class Lines:
         self._outlet.flush()
 
 
-class LineDisplay(Lines):
+class LineDisplay(_Lines):
     """For job logs."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
-        self._print(line(snapshot) + ("" if heard_s is None else f" · as of {duration(heard_s)} ago"))
+        self._print(describe_snapshot(snapshot) + ("" if heard_s is None else f" · as of {duration(heard_s)} ago"))
 
     def note(self, text: str) -> None:
         self._print("\n".join(map(printable, text.expandtabs().splitlines())))
 
 
-class JsonDisplay(Lines):
+class JsonDisplay(_Lines):
     """For programs: `{"event": "progress", …}` with the fields of a Snapshot, and `{"event": "note", "at", "text"}`."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
-        self._tell({"event": "progress", **asdict(snapshot)} | ({} if heard_s is None else {"heard_s": heard_s}))
+        self._print_json({"event": "progress", **asdict(snapshot)} | ({} if heard_s is None else {"heard_s": heard_s}))
 
     def note(self, text: str) -> None:
-        self._tell({"event": "note", "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "text": text})
+        self._print_json({"event": "note", "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "text": text})
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        self._print(json.dumps(_finite(event), separators=(",", ":")))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-    return value
+    def _print_json(self, event: dict[str, Any]) -> None:
+        finite = json.loads(json.dumps(event), parse_constant=lambda _: None)  # JSON has no infinity
+        self._print(json.dumps(finite, separators=(",", ":")))
 
 
 class LiveDisplay:
@@ -211,7 +184,7 @@ class LiveDisplay:
             return
         if snapshot.ended and heard_s is None:  # what stays of the view
             self.close()
-            self.note(line(snapshot))
+            self.note(describe_snapshot(snapshot))
             return
         if self._live is None:
             # What else prints to this terminal meanwhile comes above the view, too.
@@ -227,9 +200,9 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         self._unfold()
-        for told in text.expandtabs().splitlines():
+        for line in text.expandtabs().splitlines():
             # Not broken into lines here: the terminal does that, and can put them together again when it is copied.
-            self._console.print(Text(printable(told)), soft_wrap=True)
+            self._console.print(Text(printable(line)), soft_wrap=True)
 
     def close(self) -> None:
         if self._live is not None:

@@ -1,4 +1,4 @@
-"""Durations as a person says them."""
+"""Figures in words, for terminals and pages: durations, shares, sizes, costs, moments; a dash for what is not known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import math
 from datetime import UTC, datetime
 
 from jobs.progress.snapshot import Snapshot
+
+NONE = "\N{EN DASH}"
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between a figure and its unit: they stay on one line."""
+_BOUNDLESS = 1e15
+"""What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
 
 
 def duration(seconds: float) -> str:
@@ -18,16 +24,12 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-# ----------------------------------------------------------------------------------------------------
-# How a run stands, in words that job logs and the live view share.
-
-
 def printable(text: str) -> str:
     """On one line, and with nothing in it that a terminal would take for a command."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def eta_told(eta_s: tuple[float, float]) -> str:
+def describe_eta(eta_s: tuple[float, float]) -> str:
     """`40s`; `36–44s` or `8m20s–9m05s` where the ends differ."""
     low, high = map(duration, eta_s)
     if low == high:
@@ -37,7 +39,7 @@ def eta_told(eta_s: tuple[float, float]) -> str:
     return f"{low}\N{EN DASH}{high}"
 
 
-def deadline_told(snapshot: Snapshot) -> str:
+def describe_deadline(snapshot: Snapshot) -> str:
     """How far the likely end is from the deadline; before there is a rate, how far away the deadline is. Empty without
     one."""
     if snapshot.late_s is not None:
@@ -48,35 +50,18 @@ def deadline_told(snapshot: Snapshot) -> str:
     return ""
 
 
-def waiting_told(snapshot: Snapshot) -> str:
+def describe_waiting(snapshot: Snapshot) -> str:
     """What stands in place of an ETA before there are workers; empty once there are."""
     if snapshot.workers_ready or snapshot.rows_done >= snapshot.rows_total or snapshot.ended:
         return ""
     return f"waiting for workers (0 of {snapshot.workers_wanted} ready)"
 
 
-def amount(value: float) -> str:
-    """Costs and core-hours: `0.42`, `0.0042` of little, and never nothing for something."""
-    if 0 < value < 0.0001:
-        return "<0.0001"
-    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:,.2f}"
-
-
-# ----------------------------------------------------------------------------------------------------
-# Numbers as pages and tables show them: counts, shares, durations, sizes, moments; a dash for what is not known.
-
-NONE = "\N{EN DASH}"
-SPACE = "\N{NO-BREAK SPACE}"
-"""Between a figure and its unit: they stay on one line."""
-BOUNDLESS = 1e15
-"""What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
-
-
 def number(value: float | None, digits: int = 0) -> str:
     """`1,234`, or `1,234.50` with two digits."""
     if value is None or math.isnan(value):
         return NONE
-    return "boundless" if abs(value) > BOUNDLESS else f"{value:,.{digits}f}"
+    return "boundless" if abs(value) > _BOUNDLESS else f"{value:,.{digits}f}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -101,8 +86,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def money(value: float | None) -> str:
-    """Costs and core-hours: `2.89`, and `0.0042` of little."""
-    return NONE if value is None or not math.isfinite(value) else amount(value)
+    """Costs and core-hours: `2.89`, `0.0042` of little, and never nothing for something."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if 0 < value < 0.0001:
+        return "<0.0001"
+    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:,.2f}"
 
 
 def seconds(value: float | None) -> str:

@@ -1,103 +1,40 @@
 """How a run stands, drawn for a terminal: a pure function of a snapshot and a width.
 
-Colours are the terminal's own sixteen, and nothing is told by colour alone: the picture is the same on a light
+Colours are the terminal's own sixteen, and colour alone says nothing: the picture is the same on a light
 background, on a dark one and without colours. Lines are broken between words and never within a number.
 """
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.cells import set_cell_size
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.text import Text
 
-from jobs.progress.format import amount, deadline_told, duration, eta_told, percent, printable, waiting_told
+from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
 from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
 
-# ----------------------------------------------------------------------------------------------------
-# Lines for a terminal: labelled rows of pieces, broken between words and never within a number.
-
-NARROW = 64
+_NARROW = 64
 """Columns below which labels stand in the lines rather than beside them."""
-LABEL = 10
-
-
-def indented(width: int) -> int:
-    return LABEL if width >= NARROW else 0
-
-
-def row(label: str, pieces: Sequence[Text], width: int, between: str = " · ") -> list[Text]:
-    """Pieces after a label, in as many lines as they take; none without pieces."""
-    if not pieces:
-        return []
-    indent = indented(width)
-    if not indent and label:
-        pieces = [Text.assemble((label, "bold"), " ", pieces[0]), *pieces[1:]]
-    first, *others = flow(pieces, width - indent, between)
-    if not indent:
-        return [first, *others]
-    return [Text.assemble((f"{label:<{indent}}", "bold"), first), *(Text(" " * indent) + line for line in others)]
-
-
-def flow(pieces: Iterable[Text], width: int, between: str = " · ") -> list[Text]:
-    """Lines of whole pieces; one that is longer than a line is broken between its words."""
-    lines: list[Text] = []
-    for piece in pieces:
-        if piece.cell_len > width and " " in piece.plain:
-            lines += flow(piece.split(" "), width, " ")
-        elif lines and lines[-1].cell_len + len(between) + piece.cell_len <= width:
-            lines[-1] = Text.assemble(lines[-1], (between, "dim"), piece)
-        else:
-            lines.append(piece.copy())
-    return lines
-
-
-def proportional(parts: Sequence[float], length: int) -> list[int]:
-    """Cells of a bar of `length`, which is one a part at least: none for nothing, and one at least for anything."""
-    total = sum(parts)
-    exact = [part / total * length for part in parts]
-    cells = [max(1, int(share)) if share else 0 for share in exact]
-    while (off := length - sum(cells)) != 0:
-        step = 1 if off > 0 else -1
-        able = [at for at, number in enumerate(cells) if number > (step < 0)]
-        cells[max(able, key=lambda at: step * (exact[at] - cells[at]))] += step
-    return cells
-
-
-def cut(text: str, columns: int, *, fill: bool = False) -> str:
-    """A name, cut short where it is too long; with `fill`, of just so many columns."""
-    if columns <= 0:
-        return ""
-    if Text(text).cell_len > columns:
-        return set_cell_size(text, columns - 1) + "…"
-    return set_cell_size(text, columns) if fill else text
-
-
-WIDEST = 110
+_LABEL = 10
+_WIDEST = 110
 """Columns that are used of a wider terminal: the eye has to find the next line."""
-JOB_LEAST = 12
+_JOB_LEAST = 12
 """Columns of a job's name, when it is cut short."""
-REASONS_SHOWN = 6
-WORKERS_SHOWN = ("scoring", "idle", "starting", "leaving")
-STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒", "yellow"), ("idle", "░", "magenta"))
+_REASONS_SHOWN = 6
+_WORKERS_SHOWN = ("scoring", "idle", "starting", "leaving")
+_STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒", "yellow"), ("idle", "░", "magenta"))
 """Of a worker's time one after the other, see jobs.progress.snapshot.bottleneck; glyphs tell them apart without
 colours."""
-SLOW_LEAST_S = 1.0
+_SLOW_LEAST_S = 1.0
 """Shards that take less come and go too fast to be read."""
-SLOW_TIMES = 3.0
+_SLOW_TIMES = 3.0
 """So many times what was expected is worth a colour."""
-HOST_LEAST = 8
+_HOST_LEAST = 8
 """Columns of a host's name, when it is cut short."""
-PICTURE_COLUMNS = 100
-
-# --------------------------------------------------------------------------------------------- view
-
-
-def view(snapshot: Snapshot, width: int, heard_s: float | None = None) -> RenderableType:
-    """See view_lines."""
-    return Group(*view_lines(snapshot, width, heard_s))
+_PICTURE_COLUMNS = 100
 
 
 def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> list[Text]:
@@ -105,17 +42,17 @@ def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> 
 
     `heard_s` is how old the snapshot is, where that is more than a moment.
     """
-    width = max(1, min(width, WIDEST))
+    width = max(1, min(width, _WIDEST))
     lines = [
         *_header(snapshot, width, heard_s),
         _bar(snapshot, width),
-        *row("rows", _rows(snapshot), width),
-        *row("ETA", _eta(snapshot), width),
-        *row("workers", _workers(snapshot), width),
+        *_row("rows", _rows(snapshot), width),
+        *_row("ETA", _eta(snapshot), width),
+        *_row("workers", _workers(snapshot), width),
         *_time(snapshot, width),
-        *row("used", _used(snapshot), width),
-        *row("bad rows", _bad_rows(snapshot), width),
-        *row("failures", _failures(snapshot), width),
+        *_row("used", _used(snapshot), width),
+        *_row("bad rows", _bad_rows(snapshot), width),
+        *_row("failures", _failures(snapshot), width),
         *_slowest(snapshot.slowest, width),
     ]
     for line in lines:
@@ -127,36 +64,35 @@ def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> 
 def picture(snapshot: Snapshot) -> str:
     """The view as SVG. The same snapshot gives the same text."""
     console = Console(
-        record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor",
+        record=True, width=_PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor",
         no_color=False, legacy_windows=False,
     )  # fmt: skip
-    console.print(view(snapshot, PICTURE_COLUMNS))
+    console.print(Group(*view_lines(snapshot, _PICTURE_COLUMNS)))
     return console.export_svg(title="stint run")
 
 
 def _header(snapshot: Snapshot, width: int, heard_s: float | None) -> list[Text]:
-    """In a rule, which keeps the view apart from what is told above it; its right end is the time."""
+    """In a rule, which keeps the view apart from the notes above it; its right end is the time."""
     job, run = printable(snapshot.job), Text(f"run {printable(snapshot.run_id)}")
     right = Text(duration(snapshot.elapsed_s), "bold")
     if heard_s is not None:
         right = Text.assemble((f"as of {duration(heard_s)} ago · ", "dim"), right)
     room = width - run.cell_len - right.cell_len - 12
-    if room < min(JOB_LEAST, len(job)):
-        return flow([Text(cut(job, width), "bold"), run, right], width)
-    left = Text.assemble(("── ", "dim"), (cut(job, room), "bold"), (" · ", "dim"), run)
+    if room < min(_JOB_LEAST, len(job)):
+        return _flow([Text(_cut_short(job, width), "bold"), run, right], width)
+    left = Text.assemble(("── ", "dim"), (_cut_short(job, room), "bold"), (" · ", "dim"), run)
     rule = "─" * (width - left.cell_len - right.cell_len - 5)
     return [Text.assemble(left, " ", (rule, "dim"), " ", right, (" ──", "dim"))]
 
 
 def _bar(snapshot: Snapshot, width: int) -> Text:
-    told = percent(snapshot.share_done)
     length = max(0, width - 7)
     halves = int(2 * length * min(1.0, snapshot.share_done))
     colour = "red" if (snapshot.late_s or 0) > 0 else "green"
     return Text.assemble(
         ("━" * (halves // 2) + "╸" * (halves % 2), colour),
         ("─" * (length - halves // 2 - halves % 2), "dim"),
-        (f"{told:>{7 if length else 0}}", "bold"),
+        (f"{percent(snapshot.share_done):>{7 if length else 0}}", "bold"),
     )
 
 
@@ -171,90 +107,139 @@ def _rows(snapshot: Snapshot) -> list[Text]:
 
 
 def _eta(snapshot: Snapshot) -> list[Text]:
-    if waiting := waiting_told(snapshot):
+    if waiting := describe_waiting(snapshot):
         return [Text(waiting, "bold")]
-    told = Text("unknown" if snapshot.eta_s is None else eta_told(snapshot.eta_s), "bold")
-    deadline = deadline_told(snapshot)
+    eta = Text("unknown" if snapshot.eta_s is None else describe_eta(snapshot.eta_s), "bold")
+    deadline = describe_deadline(snapshot)
     style = "bold red" if deadline.startswith("LATE") else "green" if snapshot.late_s is not None else ""
-    return [told, *([Text(deadline, style)] if deadline else [])]
+    return [eta, *([Text(deadline, style)] if deadline else [])]
 
 
 def _workers(snapshot: Snapshot) -> list[Text]:
-    told = [
+    states = [
         Text.assemble((f"{number:,}", "bold"), f" {state}")
-        for state in WORKERS_SHOWN
+        for state in _WORKERS_SHOWN
         if (number := snapshot.workers.get(state, 0)) or state == "scoring"
     ]
-    return [*told, Text(f"{snapshot.workers_wanted:,} wanted")]
+    return [*states, Text(f"{snapshot.workers_wanted:,} wanted")]
 
 
 def _used(snapshot: Snapshot) -> list[Text]:
-    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (amount(snapshot.cost), "bold"))]
-    return [*cost, Text(f"{amount(snapshot.core_hours)} core-hours")]
+    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (money(snapshot.cost), "bold"))]
+    return [*cost, Text(f"{money(snapshot.core_hours)} core-hours")]
 
 
 def _time(snapshot: Snapshot, width: int) -> list[Text]:
     """Where the workers' time goes: a bar, its legend, and what the bottleneck is."""
-    seconds = [max(0.0, snapshot.stage_s.get(stage, 0.0)) for stage, _, _ in STAGES]
+    seconds = [max(0.0, snapshot.stage_s.get(stage, 0.0)) for stage, _, _ in _STAGES]
     total = sum(seconds)
     if not total:
         return []
-    parts = proportional(seconds, max(len(STAGES), width - indented(width) - (0 if indented(width) else 5)))
-    bar = Text.assemble(*((glyph * n, style) for n, (_, glyph, style) in zip(parts, STAGES, strict=True)))
+    parts = _proportional(seconds, max(len(_STAGES), width - _indented(width) - (0 if _indented(width) else 5)))
+    bar = Text.assemble(*((glyph * n, style) for n, (_, glyph, style) in zip(parts, _STAGES, strict=True)))
     legend = [
         Text.assemble((glyph, style), f" {stage} {percent(spent / total, 0)}")
-        for spent, (stage, glyph, style) in zip(seconds, STAGES, strict=True)
+        for spent, (stage, glyph, style) in zip(seconds, _STAGES, strict=True)
     ]
     slow = bottleneck(snapshot.stage_s)
-    advice = Text(slow.told() if width >= NARROW else f"mostly {slow.stage}")
+    advice = Text(slow.describe() if width >= _NARROW else f"mostly {slow.stage}")
     advice.stylize("bold", 0, advice.plain.index(slow.stage) + len(slow.stage))
-    return [*row("time", [bar], width), *row("", legend, width, "  "), *row("", [advice], width)]
+    return [*_row("time", [bar], width), *_row("", legend, width, "  "), *_row("", [advice], width)]
 
 
 def _bad_rows(snapshot: Snapshot) -> list[Text]:
     bad = snapshot.rows_bad
     if not bad:
         return [Text("none")]
-    codes = sorted(snapshot.bad_by_code.items(), key=lambda it: -it[1])
-    told = [Text(f"{printable(code)} {n:,} ({percent(n / bad, 0)})") for code, n in codes[:REASONS_SHOWN]]
-    if rest := codes[REASONS_SHOWN:]:
-        told.append(Text(f"{len(rest)} other reasons {sum(n for _, n in rest):,}"))
+    codes = Counter(snapshot.bad_by_code).most_common()
+    reasons = [Text(f"{printable(code)} {n:,} ({percent(n / bad, 0)})") for code, n in codes[:_REASONS_SHOWN]]
+    if rest := codes[_REASONS_SHOWN:]:
+        reasons.append(Text(f"{len(rest)} other reasons {sum(n for _, n in rest):,}"))
     share = percent(bad / (snapshot.rows_ok + bad), 2)
-    return [Text.assemble((f"{bad:,}", "bold yellow"), f" = {share} of those scored"), *told]
+    return [Text.assemble((f"{bad:,}", "bold yellow"), f" = {share} of those scored"), *reasons]
 
 
 def _failures(snapshot: Snapshot) -> list[Text]:
-    codes = sorted(snapshot.failures_by_code.items(), key=lambda it: -it[1])
+    codes = Counter(snapshot.failures_by_code)
     if not codes:
         return []
-    total = Text.assemble((f"{sum(n for _, n in codes):,}", "bold yellow"), " attempts")
-    return [total, *(Text(f"{printable(code)} {n:,}") for code, n in codes)]
+    total = Text.assemble((f"{codes.total():,}", "bold yellow"), " attempts")
+    return [total, *(Text(f"{printable(code)} {n:,}") for code, n in codes.most_common())]
 
 
 def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     """A table: hosts are cut short where there is little room, and left out where there is less."""
-    slowest = [it for it in slowest if it.age_s >= SLOW_LEAST_S]
+    slowest = [shard for shard in slowest if shard.age_s >= _SLOW_LEAST_S]
     if not slowest:
         return []
-    if width < NARROW:
-        return [line for it in slowest[:1] for line in row("slowest", [Text(it.shard), *_slow(it)], width)]
-    host = min(max(HOST_LEAST, *(len(it.host) for it in slowest)), width - LABEL - 55)
-    if host < HOST_LEAST:
+    if width < _NARROW:
+        return _row("slowest", [Text(slowest[0].shard), *_slow(slowest[0])], width)
+    host = min(max(_HOST_LEAST, *(len(shard.host) for shard in slowest)), width - _LABEL - 55)
+    if host < _HOST_LEAST:
         host = 0
-    titles = f"{'shard':<17}  {'worker':>6}  {cut('host', host, fill=True)}{'rows':>9}  {'for':>6}  expected"
-    lines = [Text.assemble((f"{'slowest':<{LABEL}}", "bold"), (titles, "dim"))]
-    for it in slowest:
-        place = f"{printable(it.shard):<17}  {it.worker:>6}  {cut(printable(it.host), host, fill=True)}"
-        age, *times = _slow(it)
-        line = Text.assemble(" " * LABEL, place, f"{it.rows:>9,}  {' ' * (6 - age.cell_len)}", age)
+    titles = f"{'shard':<17}  {'worker':>6}  {_cut_short('host', host, fill=True)}{'rows':>9}  {'for':>6}  expected"
+    lines = [Text.assemble((f"{'slowest':<{_LABEL}}", "bold"), (titles, "dim"))]
+    for shard in slowest:
+        place = f"{printable(shard.shard):<17}  {shard.worker:>6}  {_cut_short(printable(shard.host), host, fill=True)}"
+        age, *times = _slow(shard)
+        line = Text.assemble(" " * _LABEL, place, f"{shard.rows:>9,}  {' ' * (6 - age.cell_len)}", age)
         lines.append(Text.assemble(line, " " * (10 - times[0].cell_len), times[0]) if times else line)
     return lines
 
 
-def _slow(it: UnderWay) -> list[Text]:
-    """How long it takes, and how many times the expected that is."""
-    if not it.expected_s:
-        return [Text(duration(it.age_s))]
-    times = it.age_s / it.expected_s
-    told = Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "bold red" if times >= SLOW_TIMES else "")
-    return [Text(duration(it.age_s)), told]
+def _slow(shard: UnderWay) -> list[Text]:
+    """How long it has been under way, and how many times the expected that is."""
+    age = Text(duration(shard.age_s))
+    if not shard.expected_s:
+        return [age]
+    times = shard.age_s / shard.expected_s
+    return [age, Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "bold red" if times >= _SLOW_TIMES else "")]
+
+
+def _indented(width: int) -> int:
+    return _LABEL if width >= _NARROW else 0
+
+
+def _row(label: str, pieces: Sequence[Text], width: int, between: str = " · ") -> list[Text]:
+    """Pieces after a label, in as many lines as they take; none without pieces."""
+    if not pieces:
+        return []
+    indent = _indented(width)
+    if not indent and label:
+        pieces = [Text.assemble((label, "bold"), " ", pieces[0]), *pieces[1:]]
+    first, *others = _flow(pieces, width - indent, between)
+    if not indent:
+        return [first, *others]
+    return [Text.assemble((f"{label:<{indent}}", "bold"), first), *(Text(" " * indent) + line for line in others)]
+
+
+def _flow(pieces: Iterable[Text], width: int, between: str = " · ") -> list[Text]:
+    """Lines of whole pieces; one that is longer than a line is broken between its words."""
+    lines: list[Text] = []
+    for piece in pieces:
+        if piece.cell_len > width and " " in piece.plain:
+            lines += _flow(piece.split(" "), width, " ")
+        elif lines and lines[-1].cell_len + len(between) + piece.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], (between, "dim"), piece)
+        else:
+            lines.append(piece.copy())
+    return lines
+
+
+def _proportional(parts: Sequence[float], length: int) -> list[int]:
+    """Cells of a bar of `length`, which is one a part at least: none for nothing, and one at least for anything."""
+    total = sum(parts)
+    exact = [part / total * length for part in parts]
+    cells = [max(1, int(share)) if share else 0 for share in exact]
+    while (off := length - sum(cells)) != 0:
+        step = 1 if off > 0 else -1
+        able = [at for at, number in enumerate(cells) if number > (step < 0)]
+        cells[max(able, key=lambda at: step * (exact[at] - cells[at]))] += step
+    return cells
+
+
+def _cut_short(name: str, columns: int, *, fill: bool = False) -> str:
+    """Of at most so many columns; with `fill`, of just so many."""
+    text = Text(name)
+    text.truncate(columns, overflow="ellipsis", pad=fill)
+    return text.plain if columns > 0 else ""

@@ -18,47 +18,50 @@ JOB = "stint_job"
 """The label that every metric has."""
 OTHER = "other"
 """The label's value for what is in none of these lists."""
-STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
+METRIC_STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
 REASONS = tuple(str(code) for code in ErrorCode)
 CODES = tuple(str(code) for code in (*FailureCode, *FailureKind) if code)
 
 
-class Kind(enum.StrEnum):
+class MetricKind(enum.StrEnum):
     COUNTER = "counter"
     """Only goes up; a new driver begins at zero."""
     GAUGE = "gauge"
     """As it is now; gone with the driver."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     name: str
     """As Ray is given it."""
-    kind: Kind
+    kind: MetricKind
     meaning: str
-    values: Callable[[Snapshot], Mapping[str, float]]
-    """By value of `label`. What is not known is left out."""
+    value: Callable[[Snapshot], float | Mapping[str, float] | None]
+    """None where it is not known; of a metric with a label by that label's value."""
     label: str = ""
-    """Beside JOB. Empty for none: then the one value is that of the empty text."""
+    """Beside JOB; empty for none."""
 
     @property
     def exported(self) -> str:
         """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
-        return f"ray_{self.name}" + ("_total" if self.kind is Kind.COUNTER else "")
+        return f"ray_{self.name}" + ("_total" if self.kind is COUNTER else "")
 
     @property
     def labels(self) -> tuple[str, ...]:
         return (JOB, self.label) if self.label else (JOB,)
 
-
-def _one(value: float | None) -> Mapping[str, float]:
-    return {} if value is None else {"": float(value)}
+    def values(self, snapshot: Snapshot) -> Mapping[str, float]:
+        """By value of `label`; without one the only value is that of the empty text. What is not known is left out."""
+        value = self.value(snapshot)
+        if isinstance(value, Mapping):
+            return {name: float(number) for name, number in value.items()}
+        return {} if value is None else {"": float(value)}
 
 
 def _listed(values: Mapping[str, float], names: tuple[str, ...]) -> Mapping[str, float]:
     """Every name with its value or 0, and the sum of all others."""
     others = sum(value for name, value in values.items() if name not in names)
-    return {**{name: float(values.get(name, 0.0)) for name in names}, OTHER: float(others)}
+    return {**{name: values.get(name, 0.0) for name in names}, OTHER: others}
 
 
 def _rows(at: Snapshot) -> Mapping[str, float]:
@@ -69,113 +72,62 @@ def _eta(at: Snapshot) -> Mapping[str, float]:
     return {} if at.eta_s is None else dict(zip(("best", "worst"), at.eta_s, strict=True))
 
 
+def _workers(at: Snapshot) -> Mapping[str, float]:
+    return {state: at.workers.get(state, 0) for state in WORKER_STATES}
+
+
+COUNTER, GAUGE = MetricKind
 METRICS = (
+    Metric("stint_run_active", GAUGE, "1 while a run scores, 0 at its end", lambda at: not at.ended),
     Metric(
-        name="stint_run_active",
-        kind=Kind.GAUGE,
-        meaning="1 while a run scores, 0 at its end",
-        values=lambda at: _one(not at.ended),
+        "stint_rows", COUNTER,
+        "rows done, by outcome: ok, bad, gone, or elsewhere (there before, or committed by another run)",
+        _rows, "outcome",
     ),
     Metric(
-        name="stint_rows",
-        kind=Kind.COUNTER,
-        meaning="rows done, by outcome: ok, bad, gone, or elsewhere (there before, or committed by another run)",
-        label="outcome",
-        values=_rows,
+        "stint_bad_rows", COUNTER, "rows without a prediction, by reason: the error codes of the output",
+        lambda at: _listed(at.bad_by_code, REASONS), "reason",
+    ),
+    Metric("stint_plan_rows", GAUGE, "rows of all plans that the run works on", lambda at: at.rows_total),
+    Metric(
+        "stint_plan_rows_done", GAUGE, "of those, the ones that are done, whoever did them",
+        lambda at: at.rows_done,
+    ),
+    Metric("stint_shards", GAUGE, "shards of all plans that the run works on", lambda at: at.shards_total),
+    Metric("stint_shards_done", GAUGE, "of those, the ones that are done", lambda at: at.shards_done),
+    Metric("stint_rows_per_second", GAUGE, "rows a second over the last two minutes", lambda at: at.rate),
+    Metric(
+        "stint_eta_seconds", GAUGE,
+        "seconds to the end, if all goes well (best) and if not (worst); absent before anything has ended",
+        _eta, "bound",
     ),
     Metric(
-        name="stint_bad_rows",
-        kind=Kind.COUNTER,
-        meaning="rows without a prediction, by reason: the error codes of the output",
-        label="reason",
-        values=lambda at: _listed(at.bad_by_code, REASONS),
+        "stint_deadline_seconds", GAUGE, "seconds to schedule.finish_by, negative after it; absent without one",
+        lambda at: at.deadline_in_s,
     ),
     Metric(
-        name="stint_plan_rows",
-        kind=Kind.GAUGE,
-        meaning="rows of all plans that the run works on",
-        values=lambda at: _one(at.rows_total),
+        "stint_late_seconds", GAUGE,
+        "how much the likely end is after the deadline, negative: to spare; absent without deadline or rate",
+        lambda at: at.late_s,
     ),
     Metric(
-        name="stint_plan_rows_done",
-        kind=Kind.GAUGE,
-        meaning="of those, the ones that are done, whoever did them",
-        values=lambda at: _one(at.rows_done),
+        "stint_workers", GAUGE, "workers, by state: starting (or waiting for a node), scoring, idle, leaving",
+        _workers, "state",
+    ),
+    Metric("stint_workers_wanted", GAUGE, "workers that there should be", lambda at: at.workers_wanted),
+    Metric(
+        "stint_stage_seconds", COUNTER,
+        "seconds of workers, by stage: decode, predict, wait and idle add up, the others go on beside them",
+        lambda at: _listed(at.stage_s, METRIC_STAGES), "stage",
+    ),
+    Metric("stint_core_hours", COUNTER, "hours of physical cores that ready workers held", lambda at: at.core_hours),
+    Metric(
+        "stint_cost", COUNTER, "what these cost, in the currency of cost.per_cpu_hour; absent without a price",
+        lambda at: at.cost,
     ),
     Metric(
-        name="stint_shards",
-        kind=Kind.GAUGE,
-        meaning="shards of all plans that the run works on",
-        values=lambda at: _one(at.shards_total),
+        "stint_failed_attempts", COUNTER,
+        "attempts at shards that failed, by code of the failure, or its kind where it has none",
+        lambda at: _listed(at.failures_by_code, CODES), "code",
     ),
-    Metric(
-        name="stint_shards_done",
-        kind=Kind.GAUGE,
-        meaning="of those, the ones that are done",
-        values=lambda at: _one(at.shards_done),
-    ),
-    Metric(
-        name="stint_rows_per_second",
-        kind=Kind.GAUGE,
-        meaning="rows a second over the last two minutes",
-        values=lambda at: _one(at.rate),
-    ),
-    Metric(
-        name="stint_eta_seconds",
-        kind=Kind.GAUGE,
-        meaning="seconds to the end, if all goes well (best) and if not (worst); absent before anything has ended",
-        label="bound",
-        values=_eta,
-    ),
-    Metric(
-        name="stint_deadline_seconds",
-        kind=Kind.GAUGE,
-        meaning="seconds to schedule.finish_by, negative after it; absent without one",
-        values=lambda at: _one(at.deadline_in_s),
-    ),
-    Metric(
-        name="stint_late_seconds",
-        kind=Kind.GAUGE,
-        meaning="how much the likely end is after the deadline, negative: to spare; absent without deadline or rate",
-        values=lambda at: _one(at.late_s),
-    ),
-    Metric(
-        name="stint_workers",
-        kind=Kind.GAUGE,
-        meaning="workers, by state: starting (or waiting for a node), scoring, idle, leaving",
-        label="state",
-        values=lambda at: {state: float(at.workers.get(state, 0)) for state in WORKER_STATES},
-    ),
-    Metric(
-        name="stint_workers_wanted",
-        kind=Kind.GAUGE,
-        meaning="workers that there should be",
-        values=lambda at: _one(at.workers_wanted),
-    ),
-    Metric(
-        name="stint_stage_seconds",
-        kind=Kind.COUNTER,
-        meaning="seconds of workers, by stage: decode, predict, wait and idle add up, the others go on beside them",
-        label="stage",
-        values=lambda at: _listed(at.stage_s, STAGES),
-    ),
-    Metric(
-        name="stint_core_hours",
-        kind=Kind.COUNTER,
-        meaning="hours of physical cores that ready workers held",
-        values=lambda at: _one(at.core_hours),
-    ),
-    Metric(
-        name="stint_cost",
-        kind=Kind.COUNTER,
-        meaning="what these cost, in the currency of cost.per_cpu_hour; absent without a price",
-        values=lambda at: _one(at.cost),
-    ),
-    Metric(
-        name="stint_failed_attempts",
-        kind=Kind.COUNTER,
-        meaning="attempts at shards that failed, by code of the failure, or its kind where it has none",
-        label="code",
-        values=lambda at: _listed(at.failures_by_code, CODES),
-    ),
-)
+)  # fmt: skip

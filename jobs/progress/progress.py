@@ -9,29 +9,29 @@ import math
 import statistics
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
+from jobs.progress.counts import Counts
 from jobs.progress.displays import Display, display_for
 from jobs.progress.snapshot import Price, Snapshot, UnderWay
-from workers.outcomes import ShardResult
 from workers.redaction import redacted
 
 WINDOW_S = 120.0
 """The rate is that of the shards that ended within this time."""
 WINDOW_STEP_S = 1.0
 """Shards that ended within so little of each other are kept as one."""
-PARTS = 6
-"""Of the window: how much their rates differ says how sure the rate is."""
+_WINDOW_PARTS = 6
+"""How much their rates differ says how sure the rate is."""
 UNSURE_LEAST, UNSURE_MOST = 0.03, 0.5
 """Bounds of the rate's uncertainty, as a share of it; the greater also while there are too few parts to tell."""
 
 
 class Watcher(Protocol):
-    """Somebody who wants to know how the run stands every so often."""
+    """Is shown a snapshot every so often."""
 
     @property
     def every_s(self) -> float: ...
@@ -40,30 +40,29 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What the loop knows beside the counts, asked only when a snapshot is due."""
+class WorkersNow:
+    """What the loop knows of its workers, asked only when a snapshot is due."""
 
-    workers: Mapping[str, int] = field(default_factory=dict)
-    """By state, see jobs.progress.snapshot.WORKER_STATES."""
+    by_state: Mapping[str, int] = field(default_factory=dict)
+    """How many, by state, see jobs.progress.snapshot.WORKER_STATES."""
     slowest: Sequence[UnderWay] = ()
-    worker_s: float = 0.0
-    """Seconds of ready workers so far."""
+    ready_s: float = 0.0
+    """Seconds that workers have been ready so far."""
     idle_s: float = 0.0
     """Of those, without a shard."""
-    stage_s: Mapping[str, float] = field(default_factory=dict)
-    """Of the shards that have ended, by stage."""
     threads_per_core: int = 1
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
 
 
 class Progress:
-    """Counts of one run."""
+    """How a run stands, by its counts: the rate, and when the rest will be done."""
 
     def __init__(
         self,
         rows_total: int,
         shards_total: int,
         *,
+        counts: Counts | None = None,
         run_id: str = "",
         job: str = "",
         root: str = "",
@@ -74,17 +73,11 @@ class Progress:
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`finish_in_s` is how far away the deadline is, where there is one. Without a `display` it is what suits `out`
-        (default: stderr)."""
+        """`counts` are kept by the loop. `finish_in_s` is how far away the deadline is, where there is one. Without a
+        `display` it is what suits `out` (default: stderr)."""
         self.rows_total = rows_total
         self.shards_total = shards_total
-        self.rows_ok = 0
-        self.rows_bad = 0
-        self.rows_gone = 0
-        self.rows_elsewhere = 0
-        """Rows of shards that another run committed meanwhile."""
-        self.shards_done = 0
-        self.bad_by_code: Counter[str] = Counter()
+        self.counts = counts or Counts()
         self._run_id, self._job, self._root, self._price = run_id, job, root, price or Price()
         self._display = display or display_for(out or sys.stderr)
         self._watchers: list[Watcher] = [self._display, *watchers]
@@ -97,35 +90,19 @@ class Progress:
         """When shards ended, and their rows."""
         self._first_ready: float | None = None
         self._ready = self._wanted = 0
-        self._look: Callable[[], Look] = Look
+        self._workers_now: Callable[[], WorkersNow] = WorkersNow
 
-    # ------------------------------------------------------------------------------------------ counts
-
-    def shard_ended(self, result: ShardResult) -> None:
-        rows = result.rows_ok + result.rows_bad
-        self.rows_ok += result.rows_ok
-        self.rows_bad += result.rows_bad
-        self.rows_gone += result.rows_gone
-        self.shards_done += 1
-        if result.bad_by_code:
-            self.bad_by_code.update(result.bad_by_code)
+    def shard_ended(self, rows: int) -> None:
+        """So many rows were scored just now."""
         now = self._clock()
         if self._ended and now - self._ended[-1][0] < WINDOW_STEP_S:
             now, before = self._ended.pop()
             rows += before
         self._ended.append((now, rows))
 
-    def shards_elsewhere(self, shards: int, rows: int) -> None:
-        self.shards_done += shards
-        self.rows_elsewhere += rows
-
-    @property
-    def rows_done(self) -> int:
-        return self.rows_ok + self.rows_bad + self.rows_gone + self.rows_elsewhere
-
     @property
     def rows_left(self) -> int:
-        return self.rows_total - self.rows_done
+        return self.rows_total - self.counts.rows_done
 
     def rate(self) -> float:
         """Rows a second over the last WINDOW_S, counted from when the first worker was ready."""
@@ -150,21 +127,19 @@ class Progress:
         assert self._first_ready is not None, "there is a rate"
         now = self._clock()
         began = max(self._first_ready, now - WINDOW_S)
-        part_s = (now - began) / PARTS
+        part_s = (now - began) / _WINDOW_PARTS
         if part_s < 2 * WINDOW_STEP_S:
             return UNSURE_MOST
-        rows = [0] * PARTS
+        rows = [0] * _WINDOW_PARTS
         for at, ended in self._ended:
-            rows[max(0, min(PARTS - 1, int((at - began) / part_s)))] += ended
-        error = statistics.stdev(count / part_s for count in rows) / math.sqrt(PARTS)
+            rows[max(0, min(_WINDOW_PARTS - 1, int((at - began) / part_s)))] += ended
+        error = statistics.stdev(count / part_s for count in rows) / math.sqrt(_WINDOW_PARTS)
         return min(UNSURE_MOST, max(UNSURE_LEAST, 2 * error / rate))
 
-    # ---------------------------------------------------------------------------------------- showing
-
-    def tick(self, ready: int, wanted: int, look: Callable[[], Look] = Look) -> None:
-        """How many workers are ready of those wanted; `look` is asked for the rest when somebody is to be shown."""
+    def tick(self, ready: int, wanted: int, workers_now: Callable[[], WorkersNow] = WorkersNow) -> None:
+        """How many workers are ready of those wanted; `workers_now` is called only when a watcher is due."""
         now = self._clock()
-        self._ready, self._wanted, self._look = ready, wanted, look
+        self._ready, self._wanted, self._workers_now = ready, wanted, workers_now
         if ready and self._first_ready is None:
             self._first_ready = now
         if now < self._next_due or not self._watchers:
@@ -177,9 +152,10 @@ class Progress:
         self._next_due = min(self._due)
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
-        now, look, eta, rate = self._clock(), self._look(), self.eta_s(), self.rate()
+        now, workers, eta, rate = self._clock(), self._workers_now(), self.eta_s(), self.rate()
+        counts = self.counts
         left_s = None if self._finish_at is None else self._finish_at - now
-        states = look.workers or {"starting": max(0, self._wanted - self._ready), "scoring": self._ready}
+        states = workers.by_state or {"starting": max(0, self._wanted - self._ready), "scoring": self._ready}
         return Snapshot(
             run_id=self._run_id,
             job=self._job,
@@ -187,29 +163,29 @@ class Progress:
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             elapsed_s=now - self._began,
             rows_total=self.rows_total,
-            rows_ok=self.rows_ok,
-            rows_bad=self.rows_bad,
-            rows_gone=self.rows_gone,
-            rows_elsewhere=self.rows_elsewhere,
+            rows_ok=counts.rows_ok,
+            rows_bad=counts.rows_bad,
+            rows_gone=counts.rows_gone,
+            rows_elsewhere=counts.rows_elsewhere,
             shards_total=self.shards_total,
-            shards_done=self.shards_done,
-            bad_by_code=dict(self.bad_by_code),
+            shards_done=counts.shards_done,
+            bad_by_code=dict(counts.bad_by_code),
             rate=rate,
             eta_s=eta,
             late_s=None if left_s is None or not rate else self.rows_left / rate - left_s,
             deadline_in_s=left_s,
             workers_wanted=self._wanted,
             workers=states,
-            slowest=tuple(look.slowest),
-            stage_s={**look.stage_s, "idle": look.idle_s},
-            core_hours=self._price.core_hours(look.worker_s),
-            cost=self._price.cost(look.worker_s, look.threads_per_core),
-            failures_by_code=dict(look.failures_by_code),
+            slowest=tuple(workers.slowest),
+            stage_s={**counts.stage_s, "idle": workers.idle_s},
+            core_hours=self._price.core_hours(workers.ready_s),
+            cost=self._price.cost(workers.ready_s, workers.threads_per_core),
+            failures_by_code=dict(workers.failures_by_code),
             ended=ended,
         )
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """A line of its own, above whatever is live."""
         self._display.note(redacted(text))  # it may quote what a library or Ray said of a failure
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 SLOWEST_SHOWN = 5
 WORKER_STATES = ("starting", "scoring", "idle", "leaving")
@@ -87,16 +86,9 @@ class Snapshot:
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """Raises ValueError for what is no snapshot. Fields of a later version are passed over."""
-        found: Any = json.loads(text)
-        try:
-            known = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
-            known["slowest"] = tuple(UnderWay(**it) for it in known.get("slowest", ()))
-            if known.get("eta_s") is not None:
-                low, high = known["eta_s"]
-                known["eta_s"] = (float(low), float(high))
-            return cls(**known)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a snapshot of a run: {error}") from error
+        from pydantic import TypeAdapter  # a run only writes snapshots
+
+        return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +98,12 @@ class Bottleneck:
     share: float
     """Of the workers' time."""
 
-    def told(self) -> str:
-        """For a person: what it is, and what would help."""
-        return f"{self.stage} ({self.share:.0%} of the workers' time): {REMEDY[self.stage]}" if self.stage else ""
+    def describe(self) -> str:
+        """What it is, and what would help; empty before anything has ended."""
+        return f"{self.stage} ({self.share:.0%} of the workers' time): {_REMEDY[self.stage]}" if self.stage else ""
 
 
-REMEDY = {
+_REMEDY = {
     "decode": "decoding is the work here; larger JPEGs decode faster with model.preprocess.decode: scaled",
     "predict": "the network is the work here, as it should be",
     "read": "workers wait for storage; more shards a worker read at once, or storage nearer by",
@@ -138,12 +130,10 @@ def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
     return Bottleneck(stage=stage, share=shares[stage] / total)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What workers' time costs: one formula, for the live view, metrics and the report.
-
-
 @dataclass(frozen=True)
 class Price:
+    """What workers' time costs."""
+
     threads: int = 1
     """Physical cores of a worker."""
     per_cpu_hour: float | None = None
@@ -158,3 +148,8 @@ class Price:
         if self.per_cpu_hour is None:
             return None
         return self.core_hours(worker_s) * threads_per_core * self.per_cpu_hour
+
+
+def cost_per_million(cost: float, images: float) -> float:
+    """What a million images cost where so many `images` cost that much."""
+    return cost / images * 1e6

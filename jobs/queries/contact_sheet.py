@@ -17,9 +17,9 @@ from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.queries.find_rows import pieces_of, place_of
 from jobs.queries.query import Chosen, choose
-from jobs.queries.trace import class_name
 from jobs.reader import Predictions, done
-from jobs.report.row_images import Fetched, RowAt, fetch, thumbnail
+from jobs.report.drift import class_name
+from jobs.report.row_images import Fetched, RowAt, fetch_images, thumbnail
 from workers.bundle.bundle import BundleRefused, read_manifest
 from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
@@ -156,7 +156,7 @@ def _tile(
         problem=problem,
         label=str(row.get("label") or ""),
         score=score if isinstance(score, float) else None,
-        top=[(class_name(manifest, index), share) for index, share in top],
+        top=[(class_name(manifest.labels if manifest else None, index), share) for index, share in top],
         keys=[(name, redacted(value)) for name, value in keys.items()],
         source=redacted(place_of(at.uri, at.row_group, at.row, given)),
         place=place_of(at.uri.rpartition("/")[2], at.row_group, at.row, given),
@@ -169,7 +169,7 @@ def _tile(
 def _fetched(job: Job, places: Sequence[RowAt]) -> list[Fetched]:
     given = job.input_spec(uris={place.uri for place in places})
     pieces = pieces_of(job.ledger.plans(), places) if given.format == "webdataset" else ()
-    return fetch(given, places, pieces)
+    return fetch_images(given, places, pieces)
 
 
 def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[Opinion | None]:

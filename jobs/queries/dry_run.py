@@ -44,15 +44,15 @@ def _estimate(job: Job, rows: int) -> str:
         return "nothing to score"
     if report is None:
         return _by_profile(job, rows)
-    rows_an_hour_core = report["rows_scored_here"] / report["core_hours"]
+    rows_an_hour_core = report.rows_scored_here / report.core_hours
     core_hours = rows / rows_an_hour_core
-    cores = max(1, len(report["workers"])) * job.threads
+    cores = max(1, len(report.workers)) * job.threads
     text = (
         f"time: {duration(core_hours / cores * 3600)} with {cores} cores, {core_hours:.2f} core-hours "
-        f"(run {report['run_id']}: {rows_an_hour_core / 3600:,.0f} rows/s a core)"
+        f"(run {report.run_id}: {rows_an_hour_core / 3600:,.0f} rows/s a core)"
     )
-    if report["cost"] is not None:
-        text += f"; cost {report['cost'] * rows / report['rows_scored_here']:.2f}"
+    if report.cost is not None:
+        text += f"; cost {report.cost * rows / report.rows_scored_here:.2f}"
     return text
 
 

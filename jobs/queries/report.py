@@ -6,24 +6,20 @@ import argparse
 import io
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console as Terminal
 
 from jobs.console import Console
-from jobs.errors import COMPLETE as DONE
-from jobs.errors import SpecError
-from jobs.pages.history import LOG_WIDTH, history_page, nights, table
-from jobs.pages.run_page import filled
+from jobs.errors import COMPLETE, SpecError
+from jobs.pages.history import LOG_WIDTH, history_page, nights, nights_table
 from jobs.pages.save import page_of
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETE, Report, ending, summary
+from jobs.report.report import COMPLETED, Report, ending, redacted_report, summary
 from workers.storage.errors import NotFound
 
 Show = Callable[[str], None]
@@ -37,13 +33,13 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     job = last_job_of(arguments)
     if arguments.history:
         _history(job, arguments.html, console.show)
-        return DONE
+        return COMPLETE
     report = composed(job, arguments.run or _last(job))
     if arguments.html is not None:
         _write(arguments.html, page_of(job, report), console.show)
     else:
         console.show(_describe(job, report))
-    return DONE
+    return COMPLETE
 
 
 def _last(job: Job) -> str:
@@ -67,25 +63,24 @@ def _history(job: Job, html: Path | None, show: Show) -> None:
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else LOG_WIDTH
     text = io.StringIO()
-    Terminal(file=text, width=width, force_terminal=terminal).print(table(found, width))
+    Terminal(file=text, width=width, force_terminal=terminal).print(nights_table(found, width))
     show(text.getvalue().rstrip("\n"))
 
 
-def _describe(job: Job, report: Mapping[str, Any]) -> str:
+def _describe(job: Job, report: Report) -> str:
     """The summary of a run that completed; of another one how it ended, what it did, and the way out."""
-    known = filled(report)
-    typed = Report(**{field.name: known[field.name] for field in fields(Report)})
-    if typed.outcome == COMPLETE:
-        lines = [line for line in summary(typed).splitlines() if not line.startswith("report: ")]
+    report = redacted_report(report)
+    if report.outcome == COMPLETED:
+        lines = [line for line in summary(report).splitlines() if not line.startswith("report: ")]
     else:
-        ended = ending(known)
-        lines = [f"{typed.outcome}: {ended.happened}", *ended.details.splitlines()]
-        if typed.next_step:
-            lines.append(f"next: {typed.next_step}")
-        if typed.rows_scored_here:
-            done = f"{typed.rows_scored_here:,} rows at {typed.rate:,.0f} rows/s, {typed.core_hours:.4f} core-hours"
-            lines.append(f"scored here: {done}, in {duration(typed.elapsed_s)}")
-    return "\n".join([*lines, _page(job, typed.run_id)])
+        ended = ending(report)
+        lines = [f"{report.outcome}: {ended.happened}", *ended.details.splitlines()]
+        if report.next_step:
+            lines.append(f"next: {report.next_step}")
+        if report.rows_scored_here:
+            done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
+            lines.append(f"scored here: {done}, in {duration(report.elapsed_s)}")
+    return "\n".join([*lines, _page(job, report.run_id)])
 
 
 def _page(job: Job, run_id: str) -> str:

@@ -86,7 +86,7 @@ def _runs(runs: Sequence[RunSeen], root: str, now: datetime, *, left: bool) -> l
     recent = f"{now.astimezone(UTC) - RECENT:%Y%m%dT%H%M%SZ}"
     last = next((run for run in reversed(runs) if run.root == root), None)
     return [
-        f"run {run.run_id}: {run.told(now, left=left)}" + (f" ({run.root})" if run.root not in ("", root) else "")
+        f"run {run.run_id}: {run.describe(now, left=left)}" + (f" ({run.root})" if run.root not in ("", root) else "")
         for run in runs
         if run is last or run.run_id >= recent or run.under_way(now)
     ]
@@ -121,7 +121,7 @@ def watch(
                 if run is None:
                     return f"nothing is under way\n{describe_status(job, now())}"
                 if not run.under_way(now()):
-                    return f"run {run.run_id}: {run.told(now(), left=bool(_missing(job.ledger)))}"
+                    return f"run {run.run_id}: {run.describe(now(), left=bool(_missing(job.ledger)))}"
                 assert run.snapshot is not None, "it is under way"
                 seen = with_ledger(run.snapshot, _missing(job.ledger))
                 failing = False

@@ -32,7 +32,8 @@ from jobs.queries.explanation import (
     Vector,
 )
 from jobs.queries.find_rows import Found, place_of
-from jobs.report.journal import attempts, run_ids
+from jobs.report.drift import class_name
+from jobs.report.journal import read_journal, run_ids
 from jobs.report.row_images import CHANGED, GONE, RowAt
 from jobs.report.runs import RunSeen, read_run
 from workers.bundle.bundle import read_manifest
@@ -82,7 +83,8 @@ class _OutputRow:
         if "embedding" in row:
             return Vector(len(row["embedding"]))
         top = zip(row["topk_label"], row["topk_score"], strict=True)
-        return Label(row["label"], row["score"], [(class_name(manifest, k), score) for k, score in top])
+        labels = manifest.labels if manifest else None
+        return Label(row["label"], row["score"], [(class_name(labels, k), score) for k, score in top])
 
 
 def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
@@ -99,12 +101,6 @@ def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
     except (NotOurs, KeyError) as error:
         raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
     return _OutputRow(data, opened.metadata, table)
-
-
-def class_name(manifest: Manifest | None, index: int) -> str:
-    """As the model's labels call it; its number where they are not known."""
-    labels = None if manifest is None else manifest.labels
-    return labels[index] if labels and 0 <= index < len(labels) else str(index)
 
 
 def _attempts(
@@ -125,7 +121,7 @@ def _attempts(
 def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[AttemptPart]:
     found = []
     for run in runs:
-        table = attempts(store, run.run_id, ("plan", "shard", *_ATTEMPT))
+        table = read_journal(store, run.run_id, ("plan", "shard", *_ATTEMPT)).attempts
         here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
         rows = here.select(_ATTEMPT).to_pylist()
         found += [AttemptPart(run_id=run.run_id, **{**row, "at": _iso(row["at"])}) for row in rows]
@@ -142,7 +138,7 @@ def _began(run_id: str) -> datetime:
 
 def _ended(run: RunSeen) -> datetime:
     """When it was last heard of; one that does not tell may be under way."""
-    text = str((run.report or {}).get("ended", "")) or (run.snapshot.at if run.snapshot else "")
+    text = run.report.ended if run.report else run.snapshot.at if run.snapshot else ""
     try:
         ended = datetime.fromisoformat(text)
     except ValueError:

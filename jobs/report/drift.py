@@ -14,7 +14,7 @@ of Risk Model Validation 14, 2020). A night too small to tell is not flagged, wh
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -103,7 +103,7 @@ def class_distance(now: Mapping[str, int], before: Mapping[str, int]) -> Distanc
     return distance([a for a, _ in kept], [b for _, b in kept])
 
 
-def compare(
+def compare_nights(
     classes: Mapping[str, int],
     scores: Sequence[int],
     before: Sequence[tuple[str, Mapping[str, int], Sequence[int]]],
@@ -146,15 +146,13 @@ def compare(
     )
 
 
-def _flags(what: str, it: Distance, max_psi: float, max_js: float) -> list[str]:
-    if it.psi <= it.chance:
-        return []
-    found = []
-    if it.psi > max_psi:
-        found.append(f"{what}: PSI {it.psi:.3f}, drift.max_psi allows {max_psi:g}")
-    if it.js > max_js:
-        found.append(f"{what}: Jensen-Shannon {it.js:.3f}, drift.max_js allows {max_js:g}")
-    return found
+def _flags(what: str, found: Distance, max_psi: float, max_js: float) -> list[str]:
+    flags = []
+    if found.psi > max(max_psi, found.chance):
+        flags.append(f"{what}: PSI {found.psi:.3f}, drift.max_psi allows {max_psi:g}")
+    if found.js > max_js and found.psi > found.chance:
+        flags.append(f"{what}: Jensen-Shannon {found.js:.3f}, drift.max_js allows {max_js:g}")
+    return flags
 
 
 def _moved(now: Mapping[str, int], before: Mapping[str, int]) -> tuple[Moved, ...]:
@@ -163,8 +161,8 @@ def _moved(now: Mapping[str, int], before: Mapping[str, int]) -> tuple[Moved, ..
         Moved(label=label, share=now.get(label, 0) / n, share_before=before.get(label, 0) / m)
         for label in now.keys() | before.keys()
     ]
-    shares = [it for it in shares if it.share != it.share_before]
-    return tuple(sorted(shares, key=lambda it: (-abs(it.share - it.share_before), it.label))[:MOVED_SHOWN])
+    moved = [one for one in shares if one.share != one.share_before]
+    return tuple(sorted(moved, key=lambda one: (-abs(one.share - one.share_before), one.label))[:MOVED_SHOWN])
 
 
 def _kl(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
@@ -180,23 +178,19 @@ def _chi2_quantile(freedom: int) -> float:
     return float(freedom * (1 - spread + CHANCE_Z * math.sqrt(spread)) ** 3)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What predictions are like: rows by class and by score, of each plan, from the results of its shards. Shards that
-# other runs have scored are counted from their objects, which hold the same, while these are not too many.
-
-READ_MOST = 500
+_READ_MOST = 500
 """Objects of a plan that are read; of more, as many spread evenly over the plan stand for all."""
-READS_AT_ONCE = 16
-Ints = npt.NDArray[np.int64]
+_READS_AT_ONCE = 16
+_Counts = npt.NDArray[np.int64]
 
 
 class Distribution:
-    """Of one plan, or of several together. Embeddings have none."""
+    """Rows by class and by score, of one plan, or of several together. Embeddings have none."""
 
     def __init__(self) -> None:
         self.classes: Counter[str] = Counter()
         """Rows by predicted label."""
-        self.scores: Ints = np.zeros(SCORE_BINS, np.int64)
+        self.scores: _Counts = np.zeros(SCORE_BINS, np.int64)
         """Rows by score, in bins of workers.output."""
 
     @property
@@ -209,24 +203,24 @@ class Distribution:
 
 
 class Distributions:
-    """As results tell, by plan."""
+    """By plan, as the results of shards have them. Shards that other runs have scored are counted from their objects,
+    which hold the same, while these are not too many."""
 
     def __init__(self) -> None:
-        self._classes: dict[int, Counter[int]] = {}
-        self._scores: dict[int, Ints] = {}
-        self._counted: dict[int, bytearray] = {}
+        self._classes: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._scores: defaultdict[int, _Counts] = defaultdict(lambda: np.zeros(SCORE_BINS, np.int64))
+        self._counted: defaultdict[int, bytearray] = defaultdict(bytearray)
         """By plan, a byte a shard: whether it is counted."""
 
     def add(self, shard: Shard, result: ShardResult) -> None:
-        """Of a shard whose object this result's attempt has written; others say nothing."""
+        """Count a shard whose object this result's attempt has written; other results say nothing."""
         if not result.score_counts:
             return
-        counted = self._counted.setdefault(shard.plan, bytearray())
-        if len(counted) <= shard.index:
-            counted.extend(bytes(shard.index + 1 - len(counted)))
+        counted = self._counted[shard.plan]
+        counted.extend(bytes(max(0, shard.index + 1 - len(counted))))
         counted[shard.index] = True
-        self._classes.setdefault(shard.plan, Counter()).update(result.class_counts)
-        self._scores[shard.plan] = self._scores.get(shard.plan, 0) + np.array(result.score_counts, np.int64)
+        self._classes[shard.plan].update(result.class_counts)
+        self._scores[shard.plan] += np.array(result.score_counts, np.int64)
 
     def of(self, plan: Plan, labels: Sequence[str] | None, read: Callable[[Shard], bytes]) -> Distribution:
         """Of all shards of a complete plan, as far as it is worth reading them; `read` gets a shard's object.
@@ -234,18 +228,23 @@ class Distributions:
         `labels` are the names of the classes, where they have names. Raises what `read` raises.
         """
         found = Distribution()
-        for index, rows in self._classes.get(plan.number, {}).items():
-            found.classes[str(labels[index]) if labels else str(index)] += rows
-        found.scores += self._scores.get(plan.number, 0)
+        for index, rows in self._classes[plan.number].items():
+            found.classes[class_name(labels, index)] += rows
+        found.scores += self._scores[plan.number]
         counted = np.zeros(len(plan.shards), np.bool_)
-        told = np.frombuffer(self._counted.get(plan.number, b""), np.bool_)
-        counted[: len(told)] = told
+        known = np.frombuffer(bytes(self._counted[plan.number]), np.bool_)
+        counted[: len(known)] = known
         others = np.flatnonzero(~counted)
-        if len(others) > READ_MOST:
-            others = others[np.linspace(0, len(others) - 1, READ_MOST).astype(np.int64)]
-        for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), READS_AT_ONCE, "classes"):
+        if len(others) > _READ_MOST:
+            others = others[np.linspace(0, len(others) - 1, _READ_MOST).astype(np.int64)]
+        for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), _READS_AT_ONCE, "classes"):
             found.add(one)
         return found
+
+
+def class_name(labels: Sequence[str] | None, index: int) -> str:
+    """As the model's labels call it; its number where they are not known."""
+    return labels[index] if labels and 0 <= index < len(labels) else str(index)
 
 
 def of_object(data: bytes) -> Distribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.report.journal import ATTEMPTS, STAGES, JournalContent
+from jobs.report.journal import ATTEMPTS, JournalContent
 
-COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "message", "isolated")]
+READ_COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "message", "isolated")]
 """Of the journal, that these functions read."""
 STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 STEPS_MOST = 120
@@ -24,7 +25,7 @@ STRAGGLER_TIMES = 2.0
 """As many times the median a row."""
 STRAGGLERS_SHOWN = 10
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 
 def settled(journal: JournalContent) -> pa.Table:
@@ -39,7 +40,7 @@ def began(journal: JournalContent) -> datetime | None:
     return datetime.fromisoformat(journal.snapshot.at) - timedelta(seconds=journal.snapshot.elapsed_s)
 
 
-def throughput(journal: JournalContent) -> dict[str, Any]:
+def rows_over_time(journal: JournalContent) -> dict[str, Any]:
     """`step_s` and the rows that ended in each step since scoring began; {} where nothing has."""
     table, start = settled(journal), began(journal)
     if start is None or not table.num_rows:
@@ -95,49 +96,35 @@ def stragglers(journal: JournalContent) -> list[dict[str, Any]]:
     ]
 
 
-def stage_s(journal: JournalContent) -> dict[str, float]:
-    """Busy seconds by stage of the shards that were settled."""
-    table = settled(journal)
-    return {stage: round(float(_floats(table, f"{stage}_s").sum()), 3) for stage in STAGES}
-
-
-def workers(journal: JournalContent, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+def worker_figures(journal: JournalContent, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
     """Each worker that was ready, with what it did: `rows` and `shards` that it settled, `busy_s` of decoding and
     predicting, `rate` in rows a second of predicting, `failed_attempts`.
 
     `known` are the workers where the caller knows them; by default those that the journal names.
     """
-    table = settled(journal)
-    size = (pc.max(journal.attempts["worker"]).as_py() or 0) + 1
-    which = table["worker"].to_numpy()
-    rows = np.bincount(which, _rows(table), size)
-    shards = np.bincount(which, minlength=size)
-    busy_s = np.bincount(which, _floats(table, "decode_s") + _floats(table, "predict_s"), size)
-    wall_s = np.bincount(which, _floats(table, "wall_s"), size)
-    failed = journal.attempts.filter(pc.is_valid(journal.attempts["failure"]))["worker"].to_numpy()
-    failures = np.bincount(failed, minlength=size)
-    did = []
-    for info in journal.workers if known is None else known:
-        number = int(info["worker"])
-        if number >= size:  # it has ended nothing, nor has any that came after it
-            did.append({**info, "rows": 0, "shards": 0, "busy_s": 0.0, "rate": 0.0, "failed_attempts": 0})
-            continue
-        did.append(
-            {
-                **info,
-                "rows": int(rows[number]),
-                "shards": int(shards[number]),
-                "busy_s": round(float(busy_s[number]), 3),
-                "rate": round(float(rows[number] / wall_s[number]), 2) if wall_s[number] else 0.0,
-                "failed_attempts": int(failures[number]),
-            }
-        )
-    return did
+    names = ("rows_ok", "rows_bad", "decode_s", "predict_s", "wall_s")
+    sums = settled(journal).group_by("worker").aggregate([("shard", "count"), *((name, "sum") for name in names)])
+    by_worker = {done["worker"]: done for done in sums.to_pylist()}
+    failed = Counter(journal.attempts.filter(pc.is_valid(journal.attempts["failure"]))["worker"].to_pylist())
+
+    def figures(number: int) -> dict[str, Any]:
+        done: Mapping[str, Any] = by_worker.get(number, {})
+        rows_ok, rows_bad, decode_s, predict_s, wall_s = (done.get(f"{name}_sum") or 0 for name in names)
+        rows = rows_ok + rows_bad
+        return {
+            "rows": rows,
+            "shards": done.get("shard_count", 0),
+            "busy_s": round(float(decode_s + predict_s), 3),
+            "rate": round(rows / wall_s, 2) if wall_s else 0.0,
+            "failed_attempts": failed[number],
+        }
+
+    return [{**info, **figures(int(info["worker"]))} for info in (journal.workers if known is None else known)]
 
 
-def _rows(table: pa.Table) -> Floats:
+def _rows(table: pa.Table) -> _Floats:
     return _floats(table, "rows_ok") + _floats(table, "rows_bad")
 
 
-def _floats(table: pa.Table, name: str) -> Floats:
+def _floats(table: pa.Table, name: str) -> _Floats:
     return np.asarray(pc.fill_null(table[name].cast(pa.float64()), 0.0).to_numpy(), np.float64)

@@ -5,7 +5,7 @@
     _stint/runs/<run id>/report.json, report.html   when it is over
 
 A part is created once. The parts are what `stint status` reads, also of a run that died, and what a report is made of.
-Advisory: whether a row is scored is told by the plan's objects alone, and a run that cannot write its journal goes on.
+Advisory: whether a row is scored, only the plan's objects say, and a run that cannot write its journal goes on.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-FOLDER = "_stint/journals"
+_FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
-PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.parquet")
+_PARTS = re.compile(rf"{_FOLDER}/[^/]+/\d{{8,}}\.parquet")
 PART_EVERY_S = 2.0
 """At first; a part that long after the one before."""
 PART_EVERY_MOST_S = 60.0
 """After a while, so that a night of eight hours makes some five hundred parts."""
-PART_GROWS = 1.1
-READS_AT_ONCE = 16
-WAIT_S = 1.0
+_PART_GROWS = 1.1
+_READS_AT_ONCE = 16
+_WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
-STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
+BUSY_STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
+_DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
+_OF_RESULT = ("committed", "rows_ok", "rows_bad", "rows_gone", "wall_s", "bytes_read")
 
 ATTEMPTS = pa.schema(
     [
@@ -63,7 +65,7 @@ ATTEMPTS = pa.schema(
         ("rows_bad", pa.int32()),
         ("rows_gone", pa.int32()),
         ("wall_s", pa.float32()),  # of predicting, see workers.outcomes.ShardResult
-        *((f"{stage}_s", pa.float32()) for stage in STAGES),
+        *((f"{stage}_s", pa.float32()) for stage in BUSY_STAGES),
         ("bytes_read", pa.int64()),
     ]
 )
@@ -71,55 +73,40 @@ ATTEMPTS = pa.schema(
 
 @dataclass
 class Journal:
-    """Of the run that is under way; `note_…` cost no store call."""
+    """Written by the run that is under way; `note_…` cost no store call."""
 
     store: Store
     run_id: str
     say: Callable[[str], None]
-    _rows: list[tuple[Any, ...]] = field(default_factory=list, init=False)
+    _rows: list[dict[str, Any]] = field(default_factory=list, init=False)
     """Since the last part, as ATTEMPTS."""
     _workers: list[dict[str, Any]] = field(default_factory=list, init=False)
     """That became ready since the last part."""
     _part: int = field(default=0, init=False)
     _writes: Errands[None] = field(default_factory=lambda: Errands("journal"), init=False)
-    _every_s: float = field(default=PART_EVERY_S, init=False)
+    every_s: float = field(default=PART_EVERY_S, init=False)
+    """How long to wait for the next part."""
     _warned: bool = field(default=False, init=False)
 
-    def note_result(
-        self, shard: Shard, result: ShardResult, *, worker: int, host: str, engine: str, attempt: int, first: bool,
-        second: bool = False, isolated: bool = False,
+    def note_attempt(
+        self, shard: Shard, outcome: ShardResult | Failure, *, worker: int, host: str, engine: str, attempt: int,
+        first: bool = False, second: bool = False, isolated: bool = False,
     ) -> None:  # fmt: skip
-        """`attempt` counts from 1; `first` says that it settled the shard. The others as in ATTEMPTS."""
-        stage_s = result.stage_s
-        self._rows.append(
-            (
-                datetime.now(UTC), shard.plan, shard.index, worker, host, engine, attempt, second, isolated, None, None,
-                first, result.committed, result.rows_ok, result.rows_bad, result.rows_gone, result.wall_s,
-                *(stage_s.get(stage, 0.0) for stage in STAGES), result.bytes_read,
-            )
-        )  # fmt: skip
-
-    def note_failure(
-        self, shard: Shard, failure: Failure, *, worker: int, host: str, engine: str, attempt: int,
-        second: bool = False, isolated: bool = False,
-    ) -> None:  # fmt: skip
-        """An attempt that failed; as `note_result`."""
-        code = failure.code or failure.kind.value
-        self._rows.append(
-            (
-                datetime.now(UTC), shard.plan, shard.index, worker, host, engine, attempt, second, isolated, code,
-                redacted(failure.message), False, *[None] * (len(ATTEMPTS) - 12),
-            )
-        )  # fmt: skip
+        """An attempt at a shard that ended just now; the rest as in ATTEMPTS."""
+        row = {
+            "at": datetime.now(UTC), "plan": shard.plan, "shard": shard.index, "worker": worker, "host": host,
+            "engine": engine, "attempt": attempt, "second": second, "isolated": isolated, "first": first,
+        }  # fmt: skip
+        if isinstance(outcome, Failure):
+            row |= {"failure": outcome.code or outcome.kind.value, "message": redacted(outcome.message)}
+        else:
+            row |= {name: getattr(outcome, name) for name in _OF_RESULT}
+            row |= {f"{stage}_s": outcome.stage_s.get(stage, 0.0) for stage in BUSY_STAGES}
+        self._rows.append(row)
 
     def note_worker(self, worker: int, info: WorkerInfo) -> None:
         """A worker that is ready."""
         self._workers.append({"worker": worker, **asdict(info)})
-
-    @property
-    def every_s(self) -> float:
-        """How long to wait for the next part."""
-        return self._every_s
 
     def show(self, snapshot: Snapshot) -> None:
         """Write a part with what has ended since the last one, in a thread of its own."""
@@ -128,31 +115,23 @@ class Journal:
         rows, self._rows = self._rows, []
         workers, self._workers = self._workers, []
         self._writes.send(partial(self._create, self._part, rows, workers, snapshot))
-        self._every_s = min(PART_EVERY_MOST_S, self._every_s * PART_GROWS)
+        self.every_s = min(PART_EVERY_MOST_S, self.every_s * _PART_GROWS)
 
     def close(self) -> None:
         """Waits a little for what is being written. Raises nothing."""
-        self._collect(WAIT_S)
+        self._collect(_WAIT_S)
         self._writes.close()
 
-    def _create(
-        self, part: int, rows: list[tuple[Any, ...]], workers: list[dict[str, Any]], snapshot: Snapshot
-    ) -> None:
-        columns = zip(*rows, strict=True) if rows else [()] * len(ATTEMPTS)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, ATTEMPTS.types, strict=True)]
-        table = pa.Table.from_arrays(arrays, schema=ATTEMPTS)
+    def _create(self, part: int, rows: list[dict[str, Any]], workers: list[dict[str, Any]], snapshot: Snapshot) -> None:
         metadata = {"snapshot": snapshot.to_json(), "workers": json.dumps(redacted_values(workers))}
-        data = to_bytes([table], ATTEMPTS, metadata)
-        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
+        data = to_bytes([pa.Table.from_pylist(rows, ATTEMPTS)], ATTEMPTS, metadata)
+        self.store.create(f"{_FOLDER}/{self.run_id}/{part:08d}.parquet", data)
 
     def _collect(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):
             if isinstance(outcome, StoreError | StoreDenied) and not self._warned:
                 self._warned = True
                 self.say(f"the run's journal could not be written (predictions are not affected): {outcome}")
-
-
-# ------------------------------------------------------------------------------------------ reading
 
 
 def run_ids(store: Store) -> list[str]:
@@ -172,7 +151,7 @@ class JournalContent:
     """The last one."""
 
 
-def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> JournalContent:
+def read_journal(store: Store, run_id: str, columns: Sequence[str] | None = None) -> JournalContent:
     """The journal of a run, `columns` of its attempts; parts that are damaged, or of another version, are passed over.
 
     Raises StoreError, StoreDenied.
@@ -187,10 +166,10 @@ def read(store: Store, run_id: str, columns: Sequence[str] | None = None) -> Jou
                 return None
             table = file.read(schema.names).replace_schema_metadata(None)
             return table, metadata[b"stint.snapshot"], metadata[b"stint.workers"]
-        except (*DAMAGED, KeyError):
+        except (*_DAMAGED, KeyError):
             return None
 
-    parts = [found for found in ahead(part, _part_keys(store, run_id), READS_AT_ONCE, "journal") if found is not None]
+    parts = [found for found in ahead(part, _part_keys(store, run_id), _READS_AT_ONCE, "journal") if found is not None]
     tables = [table for table, _, _ in parts]
     return JournalContent(
         attempts=pa.concat_tables(tables) if tables else schema.empty_table(),
@@ -205,18 +184,10 @@ def last_snapshot(store: Store, run_id: str) -> Snapshot | None:
         try:
             metadata = pq.read_schema(pa.BufferReader(store.get(key))).metadata or {}
             return Snapshot.from_json(metadata[b"stint.snapshot"])
-        except (*DAMAGED, KeyError):
+        except (*_DAMAGED, KeyError):
             continue
     return None
 
 
-def attempts(store: Store, run_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Of `read`, the attempts alone."""
-    return read(store, run_id, columns).attempts
-
-
-DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
-
-
 def _part_keys(store: Store, run_id: str) -> list[str]:
-    return sorted(info.key for info in store.list(f"{FOLDER}/{run_id}") if PARTS.fullmatch(info.key))
+    return sorted(info.key for info in store.list(f"{_FOLDER}/{run_id}") if _PARTS.fullmatch(info.key))

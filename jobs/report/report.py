@@ -5,34 +5,55 @@ Advisory: nothing reads it back for correctness. Every figure comes from shard r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from jobs.progress.format import amount, duration
+from jobs.progress.format import duration, money
+from jobs.progress.snapshot import Snapshot, cost_per_million
+from workers.redaction import redacted_values
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 REPORT_VERSION = 2
-"""1 had no figures of the journal: no throughput, shard times, classes, drift, idle cost."""
+COMPLETED = "complete"
+UNFINISHED = "unfinished"
+"""Has left no report: it died, or is under way."""
+_HEADLINES = {
+    COMPLETED: ("Complete", "good"),
+    UNFINISHED: ("Unfinished", "warn"),
+    "BadRowsExceeded": ("Too many bad rows", "bad"),
+    "GateRefused": ("INT8 model refused", "bad"),
+    "Interrupted": ("Interrupted", "warn"),
+    "NothingThere": ("No input", "bad"),
+    "SpecError": ("Cannot run as written", "bad"),
+}
+"""Title and tone by the outcome in a report."""
 
 
 @dataclass
 class Report:
     """What a run did."""
 
-    run_id: str
-    job: str
-    root: str
-    output: str
-    started: str
+    __pydantic_config__ = {"strict": True, "allow_inf_nan": False}  # noqa: RUF012  (for read_report)
+
+    run_id: str = ""
+    job: str = ""
+    root: str = ""
+    output: str = ""
+    started: str = ""
     task: str = ""
-    """`classify` or `embed`; empty in reports of version 1."""
+    """`classify` or `embed`."""
     as_of: str = ""
     """The day that the run was for."""
     ended: str = ""
     outcome: str = "failed"
     """`complete`, or the name of the error that ended the run."""
     error: str = ""
-    """What a person was told of it."""
+    """Its message."""
     next_step: str = ""
     """What to do about it."""
     plans: list[int] = field(default_factory=list)
@@ -116,6 +137,64 @@ class Report:
         return f"{self.output}/_stint/runs/{self.run_id}"
 
 
+def unfinished_report(last: Snapshot) -> Report:
+    """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""
+    rows = last.rows_ok + last.rows_bad
+    return Report(
+        run_id=last.run_id,
+        job=last.job,
+        root=last.root,
+        outcome=UNFINISHED,
+        error=f"no report: it was last heard of at {last.at}",
+        next_step="if it is not under way any more, run the job: it does what is missing",
+        rows_ok=last.rows_ok,
+        rows_bad=last.rows_bad,
+        rows_gone=last.rows_gone,
+        rows_scored_here=rows,
+        bad_by_code=dict(last.bad_by_code),
+        rate=round(rows / last.elapsed_s, 2) if last.elapsed_s else 0.0,
+        elapsed_s=round(last.elapsed_s, 2),
+        core_hours=last.core_hours,
+        cost=last.cost,
+        cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
+        stage_s={stage: round(seconds, 3) for stage, seconds in last.stage_s.items()},
+        retries=sum(last.failures_by_code.values()),
+        retries_by_code=dict(last.failures_by_code),
+    )
+
+
+def read_report(values: object) -> Report:
+    """A report.json: fields that it lacks, or has of another kind than this version, have their defaults.
+
+    Raises ValueError for what is no JSON object.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("a report is a JSON object")
+    try:
+        return _parsed(values)
+    except ValueError as error:  # pydantic's
+        odd = {found["loc"][0] for found in error.errors()}  # type: ignore[attr-defined]
+        return _parsed({name: value for name, value in values.items() if name not in odd})
+
+
+def redacted_report(report: Report) -> Report:
+    """The same without credentials in its texts."""
+    return read_report(redacted_values(asdict(report)))
+
+
+def _parsed(values: Mapping[str, Any]) -> Report:
+    """Raises pydantic's ValidationError."""
+    # A file name need not be UTF-8.
+    return _reader().validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+@cache
+def _reader() -> TypeAdapter[Report]:
+    from pydantic import TypeAdapter  # a run only writes reports
+
+    return TypeAdapter(Report)
+
+
 def summary(report: Report) -> str:
     """The end of a run, for a person."""
     rows = report.rows_ok + report.rows_bad
@@ -129,8 +208,8 @@ def summary(report: Report) -> str:
         done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
-            a_million = amount(report.cost / report.rows_scored_here * 1e6)
-            lines[-1] += f", cost {amount(report.cost)} ({a_million} a million)"
+            a_million = money(cost_per_million(report.cost, report.rows_scored_here))
+            lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
@@ -149,68 +228,44 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------
-# How a run ended, in words for a person: a headline, what happened, and its tone.
-
-COMPLETE = "complete"
-UNFINISHED = "unfinished"
-"""Has left no report: it died, or is under way."""
-HEADLINES: Mapping[str, tuple[str, str]] = {
-    COMPLETE: ("Complete", "good"),
-    UNFINISHED: ("Unfinished", "warn"),
-    "BadRowsExceeded": ("Too many bad rows", "bad"),
-    "GateRefused": ("INT8 model refused", "bad"),
-    "Interrupted": ("Interrupted", "warn"),
-    "NothingThere": ("No input", "bad"),
-    "SpecError": ("Cannot run as written", "bad"),
-}
-"""By the outcome in a report: title and tone; everything else has FAILED."""
-FAILED = ("Failed", "bad")
-SYMBOLS = {"good": "✓", "warn": "!", "bad": "✕"}
-"""Besides the colour."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ending:
+    """How a run ended, in words for a person."""
+
     title: str
     tone: str
     """`good`, `warn` or `bad`."""
     happened: str
     """One sentence."""
     details: str
-    """The rest of what was told of an error; mostly empty."""
+    """The rest of an error's message; mostly empty."""
 
     @property
     def symbol(self) -> str:
-        return SYMBOLS[self.tone]
+        """Beside the colour."""
+        return {"good": "✓", "warn": "!", "bad": "✕"}[self.tone]
 
 
-def title_of(outcome: str) -> str:
-    return HEADLINES.get(outcome, FAILED)[0]
+def headline(outcome: str) -> tuple[str, str]:
+    """Title and tone of a report's outcome."""
+    return _HEADLINES.get(outcome, ("Failed", "bad"))
 
 
-def tone_of(outcome: str) -> str:
-    """`good`, `warn` or `bad`."""
-    return HEADLINES.get(outcome, FAILED)[1]
+def ending(report: Report) -> Ending:
+    title, tone = headline(report.outcome)
+    happened, _, details = report.error.strip().partition("\n")
+    if report.outcome == COMPLETED:
+        happened, details = _completed(report), ""
+    elif not happened:
+        happened = f"The run ended with {report.outcome or 'an error'}; there is no message."
+    return Ending(title=title, tone=tone, happened=happened, details=details)
 
 
-def ending(report: Mapping[str, Any]) -> Ending:
-    """Of a report with all its fields, see jobs.pages.run_page.filled."""
-    title, tone = title_of(report["outcome"]), tone_of(report["outcome"])
-    first, _, details = report["error"].strip().partition("\n")
-    if report["outcome"] == COMPLETE:
-        first, details = _completed(report), ""
-    elif not first:
-        first = f"The run ended with {report['outcome'] or 'an error'}; nothing more was told."
-    return Ending(title=title, tone=tone, happened=first, details=details)
-
-
-def _completed(report: Mapping[str, Any]) -> str:
-    if not report["plans"]:
+def _completed(report: Report) -> str:
+    if not report.plans:
         return "There was nothing new to score."
-    rows = report["rows_ok"] + report["rows_bad"]
+    rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
     text = f"{rows:,} rows have a prediction or a reason why not"
-    here = report["rows_scored_here"]
-    if here and here < rows:
+    if 0 < here < rows:
         text += f"; {here:,} of them were scored by this run"
-    return f"{text}, in {duration(report['elapsed_s'])}."
+    return f"{text}, in {duration(report.elapsed_s)}."

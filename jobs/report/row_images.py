@@ -1,6 +1,6 @@
 """Input rows as small pictures for a person: their encoded images found again, and made small.
 
-Whatever is wrong with one row, or with its source, is told in its place and never raised: a page that lacks a picture
+Whatever is wrong with one row, or with its source, stands in its place and is never raised: a page that lacks a picture
 is still a page.
 """
 
@@ -60,13 +60,13 @@ class Fetched:
     problem: str = ""
 
 
-def fetch(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[Fetched]:
+def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[Fetched]:
     """The images of the rows, in their order; all of them are held in memory. Raises nothing for a row's sake.
 
     Rows of one source are read together. `pieces` are slices of plans that hold the rows: in a tar they tell from which
     byte to read, and without them it is read from its beginning; other formats need none.
     """
-    how = replace(given, keys=())
+    spec = replace(given, keys=())
     sources: dict[tuple[str, str], list[RowAt]] = {}
     for row in sorted(set(rows)):
         sources.setdefault((row.uri, row.version), []).append(row)
@@ -74,12 +74,12 @@ def fetch(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ())
     for piece in pieces:
         begins.setdefault((piece.uri, piece.version), set()).add((piece.row_start, piece.byte_start))
     with ThreadPoolExecutor(SOURCES_AT_ONCE, "rows") as pool:
-        parts = pool.map(lambda source: _of_source(how, sources[source], begins.get(source, set())), sources)
+        parts = pool.map(lambda source: _of_source(spec, sources[source], begins.get(source, set())), sources)
         found = {row: fetched for part in parts for row, fetched in part.items()}
     return [found[row] for row in rows]
 
 
-def _of_source(how: InputSpec, rows: Sequence[RowAt], begins: set[tuple[int, int]]) -> dict[RowAt, Fetched]:
+def _of_source(spec: InputSpec, rows: Sequence[RowAt], begins: set[tuple[int, int]]) -> dict[RowAt, Fetched]:
     """Rows of one source in one version, in ascending order."""
     source = rows[0]
     found: dict[RowAt, Fetched] = {}
@@ -88,7 +88,7 @@ def _of_source(how: InputSpec, rows: Sequence[RowAt], begins: set[tuple[int, int
         fs, path = open_filesystem(source.uri)
         if problem_now := _problem(fs, path, source):
             return dict.fromkeys(rows, Fetched(None, problem_now))
-        for row, cell in _cells(how, fs, path, rows, begins):
+        for row, cell in _cells(spec, fs, path, rows, begins):
             found[row] = Fetched(None, str(cell)) if isinstance(cell, BadImage) else Fetched(bytes(cell))
         if problem_now := _problem(fs, path, source):
             return dict.fromkeys(rows, Fetched(None, problem_now))
@@ -109,13 +109,15 @@ def _problem(fs: Any, path: str, source: RowAt) -> str:
 
 
 def _cells(
-    how: InputSpec, fs: Any, path: str, rows: Sequence[RowAt], begins: set[tuple[int, int]]
+    spec: InputSpec, fs: Any, path: str, rows: Sequence[RowAt], begins: set[tuple[int, int]]
 ) -> Iterator[tuple[RowAt, ImageCell]]:
-    if how.format == "images":
+    if spec.format == "images":
         yield rows[0], _whole_file(fs, path, rows[0].uri)
         return
     with opened(fs, path) as file:
-        yield from _samples(how, file, rows, begins) if how.format == "webdataset" else _parquet_cells(how, file, rows)
+        yield from (
+            _samples(spec, file, rows, begins) if spec.format == "webdataset" else _parquet_cells(spec, file, rows)
+        )
 
 
 def _whole_file(fs: Any, path: str, uri: str) -> ImageCell:
@@ -125,27 +127,24 @@ def _whole_file(fs: Any, path: str, uri: str) -> ImageCell:
     return bytes(retrying(lambda: fs.cat_file(path), uri))
 
 
-# --------------------------------------------------------------------------------------------- Parquet
-
-
-def _parquet_cells(how: InputSpec, file: SourceFile, rows: Sequence[RowAt]) -> Iterator[tuple[RowAt, ImageCell]]:
+def _parquet_cells(spec: InputSpec, file: SourceFile, rows: Sequence[RowAt]) -> Iterator[tuple[RowAt, ImageCell]]:
     # Streamed: of a large row group a few rows are wanted.
     parquet = open_parquet(file, buffer_size=parquet_rows.BUFFER_BYTES)
     for group, of_group in groupby(rows, lambda row: row.row_group):
         wanted = list(of_group)
         # A file of these rows alone: they are read by what reads shards, and no other row's URI is followed.
-        taken = pa.BufferOutputStream()
-        table = _taken(parquet, group, [row.row for row in wanted], how.image)
+        table = _rows_of_group(parquet, group, [row.row for row in wanted], spec.image)
         if not table.num_rows:
             continue
-        pq.write_table(table, taken, compression="none")
-        alone = pq.ParquetFile(pa.BufferReader(taken.getvalue()))
+        file_of_these = pa.BufferOutputStream()
+        pq.write_table(table, file_of_these, compression="none")
+        alone = pq.ParquetFile(pa.BufferReader(file_of_these.getvalue()))
         piece = _slice(wanted[0], 0, table.num_rows, 0)
-        cells = _in_order(parquet_rows.row_group_blocks(None, alone, 0, piece, how))
+        cells = _in_order(parquet_rows.row_group_blocks(None, alone, 0, piece, spec))
         yield from zip(wanted, (cell for _, cell in cells), strict=False)
 
 
-def _taken(parquet: pq.ParquetFile, group: int, rows: Sequence[int], column: str) -> pa.Table:
+def _rows_of_group(parquet: pq.ParquetFile, group: int, rows: Sequence[int], column: str) -> pa.Table:
     """These rows of a row group, in ascending order; those beyond its end are left out."""
     together = parquet_rows.rows_a_batch(parquet.metadata.row_group(group))
     taken, position = [], 0
@@ -159,11 +158,8 @@ def _taken(parquet: pq.ParquetFile, group: int, rows: Sequence[int], column: str
     return pa.Table.from_batches(taken, pa.schema([parquet.schema_arrow.field(column)]))
 
 
-# ----------------------------------------------------------------------------------------- WebDataset
-
-
 def _samples(
-    how: InputSpec, file: SourceFile, rows: Sequence[RowAt], begins: set[tuple[int, int]]
+    spec: InputSpec, file: SourceFile, rows: Sequence[RowAt], begins: set[tuple[int, int]]
 ) -> Iterator[tuple[RowAt, ImageCell]]:
     """From the nearest place before each row that is known: a tar has no index."""
     window = webdataset.streaming(file)
@@ -171,7 +167,7 @@ def _samples(
     for (row_start, byte_start), together in groupby(rows, lambda row: max(at for at in known if at[0] <= row.row)):
         wanted = {row.row: row for row in together}
         piece = _slice(rows[0], row_start, max(wanted) + 1, byte_start)
-        for number, cell in _in_order(webdataset.sample_blocks(window, 0, piece, how)):
+        for number, cell in _in_order(webdataset.sample_blocks(window, 0, piece, spec)):
             if number in wanted:
                 yield wanted[number], cell
 
@@ -186,9 +182,6 @@ def _slice(source: RowAt, row_start: int, row_stop: int, byte_start: int) -> Sli
         uri=source.uri, size=0, version=source.version, row_group=0,
         row_start=row_start, row_stop=row_stop, byte_start=byte_start,
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------- pictures
 
 
 def thumbnail(data: bytes, px: int = 160) -> str:

@@ -5,26 +5,26 @@ there never was a report.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
-from jobs.progress.displays import line
-from jobs.progress.format import amount, duration
+from jobs.progress.displays import describe_snapshot
+from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
+from jobs.report.report import Report, read_report
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-SILENT_S = PART_EVERY_MOST_S + 30
+_SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
-RUNS_READ = 20
+_RUNS_READ = 20
 """The newest runs that are looked at."""
-READS_AT_ONCE = 8
+_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RunSeen:
     """What a run has left in the ledger."""
 
     run_id: str
-    report: Mapping[str, Any] | None
+    report: Report | None
     """Once it is over."""
     snapshot: Snapshot | None
     """The last one of its journal, where there is no report."""
@@ -40,7 +40,8 @@ class RunSeen:
     @property
     def root(self) -> str:
         """The model's; empty where the run does not tell."""
-        return str((self.report or {}).get("root", "")) or (self.snapshot.root if self.snapshot else "")
+        left = self.report or self.snapshot
+        return left.root if left else ""
 
     def heard_s(self, now: datetime) -> float:
         """How long ago it wrote last; clocks of two machines may differ a little."""
@@ -48,9 +49,9 @@ class RunSeen:
         return max(0.0, (now - datetime.fromisoformat(self.snapshot.at)).total_seconds())
 
     def under_way(self, now: datetime) -> bool:
-        return self.report is None and self.snapshot is not None and self.heard_s(now) <= SILENT_S
+        return self.report is None and self.snapshot is not None and self.heard_s(now) <= _SILENT_S
 
-    def told(self, now: datetime, *, left: bool) -> str:
+    def describe(self, now: datetime, *, left: bool) -> str:
         """For a person; `left` says that there is something to do yet for whoever runs the job."""
         if self.report is not None:
             return _outcome(self.report)
@@ -59,57 +60,47 @@ class RunSeen:
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
             so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""
-            return f"ended without a report{so_far}; {heard}: {line(self.snapshot)}"
+            return f"ended without a report{so_far}; {heard}: {describe_snapshot(self.snapshot)}"
         if self.under_way(now):
-            return f"under way: {line(self.snapshot)}; {heard}"
+            return f"under way: {describe_snapshot(self.snapshot)}; {heard}"
         what = "run the job to finish it" if left else "other runs have done since what it left"
         return f"died or is cut off: {heard}; {what}"
 
 
-def _outcome(report: Mapping[str, Any]) -> str:
-    """Of any version: what it does not have is left out."""
-    parts = [str(report.get("outcome", "ended"))]
-    rows, rate, cost, elapsed_s = (report.get(key) for key in ("rows_scored_here", "rate", "cost", "elapsed_s"))
-    if isinstance(rows, int) and isinstance(rate, int | float):
-        parts.append(f"{rows:,} rows at {rate:,.0f} rows/s" if rows else "no rows scored")
-    if isinstance(elapsed_s, int | float):
-        parts.append(f"in {duration(elapsed_s)}")
-    if isinstance(cost, int | float):
-        parts.append(f"cost {amount(cost)}")
-    if error := report.get("error"):
-        parts.append(str(error).splitlines()[0])
-    return " · ".join(parts)
+def _outcome(report: Report) -> str:
+    parts = [report.outcome]
+    if report.elapsed_s:
+        rows = report.rows_scored_here
+        parts.append(f"{rows:,} rows at {report.rate:,.0f} rows/s" if rows else "no rows scored")
+        parts.append(f"in {duration(report.elapsed_s)}")
+    if report.cost is not None:
+        parts.append(f"cost {money(report.cost)}")
+    return " · ".join([*parts, *report.error.splitlines()[:1]])
 
 
 def read_run(store: Store, run_id: str) -> RunSeen:
     """Raises StoreError, StoreDenied."""
     try:
-        report = json.loads(store.get(f"_stint/runs/{run_id}/report.json"))
-        return RunSeen(run_id, report if isinstance(report, dict) else {}, None)
+        return RunSeen(run_id, read_report(json.loads(store.get(f"_stint/runs/{run_id}/report.json"))), None)
     except NotFound:
         return RunSeen(run_id, None, last_snapshot(store, run_id))
     except ValueError:
-        return RunSeen(run_id, {}, None)
+        return RunSeen(run_id, Report(run_id=run_id, outcome="ended"), None)  # whatever it left, it is no report
 
 
 def newest_runs(store: Store) -> list[RunSeen]:
     """The last ones of any model of the output, oldest first: ids begin with their time."""
-    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-RUNS_READ:], READS_AT_ONCE, "runs"))
+    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], _READS_AT_ONCE, "runs"))
 
 
-# ----------------------------------------------------------------------------------------------------
-# What the last run with a model measured: a fleet is sized by it at first, and a dry run reckons with it.
-
-REPORTS_READ = 20
-"""The newest reports that are looked at for one of the same model."""
-
-
-def last_report(store: Store, root: str) -> dict[str, Any] | None:
-    """The report of the last run that scored something with the model of `root`."""
-    return next((it for it in reports(store, root) if it.get("rows_scored_here") and it.get("core_hours")), None)
+def last_report(store: Store, root: str) -> Report | None:
+    """The report of the last run that scored something with the model of `root`: what it measured is what a fleet is
+    sized by at first, and what a dry run reckons with."""
+    scored = (found for found in reports(store, root) if found.rows_scored_here and found.core_hours)
+    return next(scored, None)
 
 
-def reports(store: Store, root: str, most: int = REPORTS_READ) -> Iterator[dict[str, Any]]:
+def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]:
     """Of runs with the model of `root`, newest first; of the `most` newest of all.
 
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
@@ -117,11 +108,8 @@ def reports(store: Store, root: str, most: int = REPORTS_READ) -> Iterator[dict[
     """
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        try:
-            report = json.loads(store.get(key))
-        except (NotFound, ValueError):
-            continue
-        if isinstance(report, dict) and report.get("root") == root:
+        report = read_run(store, key.split("/")[2]).report
+        if report and report.root == root:
             yield report
 
 
@@ -134,4 +122,4 @@ def rate_of_worker(job: Job) -> float | None:
 def rate_before(store: Store, root: str, threads: int) -> float | None:
     """Rows a second of a worker of `threads` cores in that run; None without one."""
     report = last_report(store, root)
-    return None if report is None else float(report["rows_scored_here"] / report["core_hours"] / 3600 * threads)
+    return None if report is None else float(report.rows_scored_here / report.core_hours / 3600 * threads)

@@ -32,7 +32,7 @@ from jobs.pool.contract import (
     WorkerPlaced,
     WorkerReady,
 )
-from jobs.progress.progress import Look, Progress
+from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
 from jobs.run.assignments import Assignments, Candidates
@@ -93,6 +93,7 @@ class Loop:
         self._assignments = Assignments(self.limits)
         self._failed = FailedAttempts(self._backlog, self.limits, self.crashes, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
+        self._bad_before = self.tally.rows_bad  # of other plans, when a run scores a second time
         self._start_after = 0.0
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
@@ -123,7 +124,7 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.tick(len(self.pool.workers()), wanted, self._snapshot_facts)
+        self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
         if not events and not self._assignments.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
@@ -132,13 +133,13 @@ class Loop:
         self.tally.idle_seconds += min(ready, len(self._assignments.holding[0])) * took
         self.tally.scoring_s += took if ready else 0.0
 
-    def _snapshot_facts(self) -> Look:
-        """What a snapshot tells of workers, and of the shards that they have been with for longest."""
+    def _workers_now(self) -> WorkersNow:
+        """What a snapshot has of workers, and of the shards that they have been with for longest."""
         now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
         leaving = self._released & ready.keys()
         pace = self.tally.s_a_row
-        return Look(
-            workers={
+        return WorkersNow(
+            by_state={
                 "starting": max(0, self.pool.size() - len(ready)),
                 "scoring": len(busy) - sum(worker in busy for worker in leaving),
                 "idle": len(idle) - sum(worker in idle for worker in leaving),
@@ -155,9 +156,8 @@ class Loop:
                 )
                 for worker, held in self._assignments.longest(SLOWEST_SHOWN)
             ),
-            worker_s=self.tally.worker_seconds,
+            ready_s=self.tally.worker_seconds,
             idle_s=self.tally.idle_seconds,
-            stage_s=dict(self.tally.stage_s),
             threads_per_core=self.tally.threads_per_core,
             failures_by_code=dict(self.tally.failures.counts),
         )
@@ -331,11 +331,12 @@ class Loop:
         self._resize_after = now  # another takes its place
 
     def _committed(self, result: ShardResult) -> None:
-        self.progress.shard_ended(result)
+        self.progress.shard_ended(result.rows_ok + result.rows_bad)
         if self.noting:
             self.noting.note_due(result.plan)
-        if policy.bad_rows_exceeded(self.progress.rows_bad, self._rows_total, self.limits.bad_rows):
-            raise bad_rows_error(self.progress.rows_bad, self._rows_total, self.limits.bad_rows, self.tally.reasons)
+        rows_bad = self.tally.rows_bad - self._bad_before
+        if policy.bad_rows_exceeded(rows_bad, self._rows_total, self.limits.bad_rows):
+            raise bad_rows_error(rows_bad, self._rows_total, self.limits.bad_rows, self.tally.bad_rows)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._resize_after = now
@@ -354,4 +355,4 @@ class Loop:
     def _drop_done_elsewhere(self, now: float) -> None:
         present = self._relisting.present(lambda: set(self._backlog.plans), now)
         if present:
-            self.progress.shards_elsewhere(*self._backlog.drop_present(present))
+            self.tally.add_elsewhere(*self._backlog.drop_present(present))

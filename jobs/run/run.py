@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -22,7 +22,7 @@ from jobs.ledger.crashes import CrashLog
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Content, Missing, Plan
-from jobs.pages.save import save, save_spec
+from jobs.pages.save import save_report, save_spec
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import describe_width
@@ -32,7 +32,7 @@ from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
-from jobs.report.report import Report
+from jobs.report.report import COMPLETED, Report
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.loop import Loop
@@ -114,8 +114,7 @@ class Run:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
         try:
             self._complete()
-            self.report.outcome = "complete"
-            return self.report
+            self.report.outcome = COMPLETED
         except StintError as error:
             self.report.outcome = type(error).__name__
             self.report.error, self.report.next_step = str(error), error.next_step
@@ -124,6 +123,7 @@ class Run:
             self._write_report()
             if self.cluster:
                 self.cluster.close()
+        return self.report
 
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
@@ -242,20 +242,20 @@ class Run:
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
-        price = self._price
         save_spec(self.job, self.report.run_id, self.say)
         progress = Progress(
-            total,
-            total_shards,
+            self._tally.rows_done + total,  # a run may score a second time
+            self._tally.shards_done + total_shards,
+            counts=self._tally,
             run_id=self.report.run_id,
             job=self.report.job,
             root=self.report.root,
-            price=price,
+            price=self._price,
             finish_in_s=finish_in_s,
             display=display_for(sys.stderr, self.progress),
             watchers=(self._journal, _Publisher(self._connected())),
         )
-        progress.shards_elsewhere(total_shards - len(missing), total - missing.rows)
+        self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
@@ -276,7 +276,7 @@ class Run:
             loop.run()
         finally:
             noting.close()
-            fill_in(self.report, self._tally, price)
+            self.report = replace(self.report, **self._tally.figures(self._price))
 
     @property
     def _price(self) -> Price:
@@ -337,36 +337,15 @@ class Run:
         return self.job.ledger.superseded(plans, done)
 
     def _write_report(self) -> None:
-        report = self.report
-        report.elapsed_s = round(time.monotonic() - self._began, 2)
-        report.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.report.elapsed_s = round(time.monotonic() - self._began, 2)
+        self.report.ended = datetime.now(UTC).isoformat(timespec="seconds")
         self._journal.close()
-        hurry = report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
+        hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         try:
-            price = self._price if report.workers else Price()  # which a night with nothing to do does not look up
-            compose(report, self.job, price, self._tally.distributions, self._accuracy, hurry=hurry)
+            # A night with nothing to do does not look up what a worker costs.
+            price, counted = self._price if self.report.workers else Price(), self._tally.distributions
+            for fields in compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry):
+                self.report = replace(self.report, **fields)
         except (StoreError, StoreDenied) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")
-        save(self.job, report, self.say, pictures=not hurry)
-
-
-def fill_in(report: Report, tally: Tally, price: Price) -> None:
-    """Put what the loop did into the report."""
-    report.rows_scored_here = tally.rows
-    report.shards_scored_here, report.shards_committed_here = tally.shards, tally.committed
-    report.speculative_attempts, report.speculative_wins = tally.speculative_attempts, tally.speculative_wins
-    report.bad_by_code, report.bad_samples = dict(tally.reasons.counts), tally.reasons.samples
-    report.stage_s = {stage: round(seconds, 3) for stage, seconds in tally.stage_s.items()}
-    report.stage_s["idle"] = round(tally.idle_seconds, 3)
-    report.bytes_read, report.peak_rss_bytes = tally.bytes_read, tally.peak_rss_bytes
-    report.threads_busy = round(tally.threads_busy, 3)
-    report.workers = [{"worker": number, **asdict(info)} for number, info in tally.workers.items()]
-    report.retries = tally.failures.total
-    report.retries_by_code = dict(tally.failures.counts.most_common())
-    report.failed_starts = tally.failures.starts
-    report.failures = [asdict(record) for record in tally.failures.kept]
-    report.failures_left_out = tally.failures.left_out
-    report.set_aside = [f"{shard.describe()}: {failure.message}" for shard, failure in tally.set_aside]
-    report.rate = round(tally.rate, 2)
-    report.core_hours = price.core_hours(tally.worker_seconds)
-    report.cost = price.cost(tally.worker_seconds, tally.threads_per_core)
+        save_report(self.job, self.report, self.say, pictures=not hurry)

@@ -1,12 +1,15 @@
-"""What a run's loop did, for the report and for a person: results, workers, and every failure."""
+"""What a run's loop did, for the report: counts, workers, predictions, and every failure."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from jobs.ledger.bad_rows import BadRows
 from jobs.ledger.done import KnownObjects
+from jobs.progress.counts import Counts
+from jobs.progress.snapshot import Price, cost_per_million
 from jobs.report.drift import Distributions
 from jobs.report.journal import Journal
 from workers.contract import Shard
@@ -22,7 +25,7 @@ TRACEBACK_KEPT = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class FailureRecord:
-    """One thing that went wrong, as the report tells it."""
+    """One thing that went wrong, as the report has it."""
 
     at: str
     """UTC, ISO 8601."""
@@ -52,30 +55,6 @@ class FailureLog:
     starts: int = 0
     """Workers that did not start."""
 
-    def add(
-        self, failure: Failure, *, at: str, worker: int, host: str, budget: str, shard: Shard | None, attempt: int = 0
-    ) -> None:
-        if shard is None:
-            self.starts += 1
-        else:
-            self.counts[failure.code or failure.kind.value] += 1
-        if len(self.kept) < FAILURES_KEPT and (shard or self.starts <= STARTS_KEPT):
-            self.kept.append(
-                FailureRecord(
-                    at=at,
-                    worker=worker,
-                    host=host,
-                    kind=failure.kind.value,
-                    code=failure.code,
-                    budget=budget,
-                    message=failure.message,
-                    traceback=failure.traceback[-TRACEBACK_KEPT:],
-                    shard=shard.name if shard else "",
-                    rows=shard.describe() if shard else "",
-                    attempt=attempt,
-                )
-            )
-
     @property
     def total(self) -> int:
         """Attempts at shards that failed."""
@@ -87,26 +66,12 @@ class FailureLog:
 
 
 @dataclass
-class Tally:
-    """What this run did, for its report: sums, because a night has a million shards."""
+class Tally(Counts):
+    """What this run did."""
 
-    shards: int = 0
-    """Scored here."""
-    committed: int = 0
-    """Less than `shards` when another run's attempt was first."""
-    rows_ok: int = 0
-    rows_bad: int = 0
-    reasons: BadRows = field(default_factory=BadRows)
-    """Of bad rows."""
     done: KnownObjects = field(default_factory=KnownObjects)
-    """What a done record says of the objects of these shards, but of those with rows that are gone: which files those
-    are of, the object itself tells."""
-    stage_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Busy seconds by stage."""
-    bytes_read: int = 0
-    peak_rss_bytes: int = 0
-    threads_busy: float = 0.0
-    """Most threads that a worker kept busy over a shard."""
+    """What a done record says of the objects of these shards. Those with rows that are gone are left out: which files
+    those rows are of, only the object itself says."""
     speculative_attempts: int = 0
     """Second attempts at shards that another worker had already, see jobs.fleet.speculation: one of each two is
     wasted."""
@@ -126,29 +91,14 @@ class Tally:
     """Of those, without any shard."""
     scoring_s: float = 0.0
     """From the first worker being ready to the end of the loop."""
-    _wall_s: float = field(default=0.0, init=False)
 
     @property
-    def rows(self) -> int:
-        return self.rows_ok + self.rows_bad
-
-    @property
-    def rate(self) -> float:
-        """Rows a second while there were workers."""
-        return self.rows / self.scoring_s if self.scoring_s else 0.0
-
-    @property
-    def s_a_row(self) -> float | None:
-        """Seconds that a worker took for a row; None before the first shard has ended."""
-        return self._wall_s / self.rows if self.rows else None
+    def bad_rows(self) -> BadRows:
+        return BadRows(self.bad_by_code, self.bad_samples)
 
     def host(self, worker: int) -> str:
         """Empty where it is not known."""
         return self.workers[worker].host if worker in self.workers else ""
-
-    def engine(self, worker: int) -> str:
-        """Empty where it is not known."""
-        return self.workers[worker].engine if worker in self.workers else ""
 
     @property
     def threads_per_core(self) -> int:
@@ -164,43 +114,74 @@ class Tally:
         isolated: bool = False,
     ) -> None:  # fmt: skip
         """An attempt at a shard succeeded: the `first` to, or not; begun as the `second` beside another, or not."""
-        if self.journal:
-            self.journal.note_result(
-                shard, result, worker=worker, host=self.host(worker), engine=self.engine(worker), attempt=attempt,
-                first=first, second=second, isolated=isolated,
-            )  # fmt: skip
-        if first:
-            self.add(shard, result, second=second)
-        else:
+        self._note(worker, shard, result, attempt, first=first, second=second, isolated=isolated)
+        if not first:
             self.committed += result.committed  # the loser may be heard of before the winner
+            return
+        self.add_result(result)
+        self.speculative_wins += second
+        if not result.rows_gone:
+            self.done.add(shard.key, result)
+        self.distributions.add(shard, result)
 
     def failed(
         self, worker: int, shard: Shard | None, failure: Failure, *, at: str, budget: str, attempt: int = 0,
         isolated: bool = False,
     ) -> None:  # fmt: skip
         """An attempt at a shard failed, or, without a shard, a worker did not start."""
-        host = self.host(worker)
-        if self.journal and shard:
-            self.journal.note_failure(
-                shard, failure, worker=worker, host=host, engine=self.engine(worker), attempt=attempt, isolated=isolated
+        log = self.failures
+        if shard is None:
+            log.starts += 1
+        else:
+            log.counts[failure.code or failure.kind.value] += 1
+            self._note(worker, shard, failure, attempt, isolated=isolated)
+        if len(log.kept) < FAILURES_KEPT and (shard or log.starts <= STARTS_KEPT):
+            log.kept.append(
+                FailureRecord(
+                    at=at,
+                    worker=worker,
+                    host=self.host(worker),
+                    kind=failure.kind.value,
+                    code=failure.code,
+                    budget=budget,
+                    message=failure.message,
+                    traceback=failure.traceback[-TRACEBACK_KEPT:],
+                    shard=shard.name if shard else "",
+                    rows=shard.describe() if shard else "",
+                    attempt=attempt,
+                )
             )
-        self.failures.add(failure, at=at, worker=worker, host=host, budget=budget, shard=shard, attempt=attempt)
 
-    def add(self, shard: Shard, result: ShardResult, *, second: bool = False) -> None:
-        """Count a shard, once; `second` says that the attempt that was first had begun as the second."""
-        self.shards += 1
-        self.committed += result.committed
-        self.rows_ok += result.rows_ok
-        self.rows_bad += result.rows_bad
-        self.speculative_wins += second
-        if result.rows_bad:
-            self.reasons.add(result.bad_by_code, result.bad_samples)
-        if not result.rows_gone:
-            self.done.add(shard.key, result)
-        for stage, seconds in result.stage_s.items():
-            self.stage_s[stage] += seconds
-        self.distributions.add(shard, result)
-        self.bytes_read += result.bytes_read
-        self.peak_rss_bytes = max(self.peak_rss_bytes, result.peak_rss_bytes)
-        self.threads_busy = max(self.threads_busy, result.threads_busy)
-        self._wall_s += result.wall_s
+    def _note(self, worker: int, shard: Shard, outcome: ShardResult | Failure, attempt: int, **how: bool) -> None:
+        if self.journal:
+            info = self.workers.get(worker)
+            host, engine = (info.host, info.engine) if info else ("", "")
+            self.journal.note_attempt(shard, outcome, worker=worker, host=host, engine=engine, attempt=attempt, **how)
+
+    def figures(self, price: Price) -> dict[str, Any]:
+        """Fields of jobs.report.report.Report."""
+        cost = price.cost(self.worker_seconds, self.threads_per_core)
+        return {
+            "rows_scored_here": self.rows,
+            "shards_scored_here": self.shards,
+            "shards_committed_here": self.committed,
+            "speculative_attempts": self.speculative_attempts,
+            "speculative_wins": self.speculative_wins,
+            "bad_by_code": dict(self.bad_by_code),
+            "bad_samples": self.bad_samples,
+            "stage_s": {stage: round(s, 3) for stage, s in {**self.stage_s, "idle": self.idle_seconds}.items()},
+            "bytes_read": self.bytes_read,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "threads_busy": round(self.threads_busy, 3),
+            "workers": [{"worker": number, **asdict(info)} for number, info in self.workers.items()],
+            "retries": self.failures.total,
+            "retries_by_code": dict(self.failures.counts.most_common()),
+            "failed_starts": self.failures.starts,
+            "failures": [asdict(record) for record in self.failures.kept],
+            "failures_left_out": self.failures.left_out,
+            "set_aside": [f"{shard.describe()}: {failure.message}" for shard, failure in self.set_aside],
+            "rate": round(self.rows / self.scoring_s, 2) if self.scoring_s else 0.0,
+            "core_hours": price.core_hours(self.worker_seconds),
+            "cost": cost,
+            "cost_per_million": None if cost is None or not self.rows else cost_per_million(cost, self.rows),
+        }

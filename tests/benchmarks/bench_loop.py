@@ -193,6 +193,7 @@ def main() -> None:
     pool = HeapPool(store)
     profile = cProfile.Profile() if arguments.profile else None
     journal = Journal(Forgetful(), "bench", print)
+    tally = Tally(done=KnownObjects({plan.number: shards}), journal=journal)
     began = time.process_time()
     loop = Loop(
         ledger=ledger,
@@ -201,9 +202,14 @@ def main() -> None:
         missing=missing,
         limits=Limits(),
         workers=Workers(max=arguments.workers),
-        tally=Tally(done=KnownObjects({plan.number: shards}), journal=journal),
+        tally=tally,
         progress=Progress(
-            plan.rows, shards, watchers=[journal], display=LineDisplay(Outlet(io.StringIO())), clock=lambda: pool.now
+            plan.rows,
+            shards,
+            counts=tally,
+            watchers=[journal],
+            display=LineDisplay(Outlet(io.StringIO())),
+            clock=lambda: pool.now,
         ),
         interrupted=lambda: False,
         crashes=CrashLog(store, ledger.root, "bench"),
@@ -215,7 +221,7 @@ def main() -> None:
     ready_s = time.process_time() - began
     if profile:
         profile.enable()
-    tally = loop.run()
+    loop.run()
     if profile:
         profile.disable()
     journal.close()

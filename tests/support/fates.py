@@ -17,6 +17,7 @@ from jobs.ledger.plans import Plan
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from tests.support.fakes import INFO, RESULT, object_of
 from workers.contract import Shard
@@ -199,7 +200,7 @@ def fated(
     run_id: str = "run",
     **changes: Any,
 ) -> Fated:
-    pool, told = FatePool(ledger, fate, starts), io.StringIO()
+    pool, log, tally = FatePool(ledger, fate, starts), io.StringIO(), Tally()
     settings: dict[str, Any] = {
         "ledger": ledger,
         "pool": pool,
@@ -207,11 +208,12 @@ def fated(
         "missing": ledger.missing(plan),
         "limits": limits or Limits(),
         "workers": Workers(max=workers),
-        "progress": Progress(plan.rows, len(plan.shards), out=told, clock=lambda: pool.now),
+        "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=log, clock=lambda: pool.now),
+        "tally": tally,
         "interrupted": lambda: False,
         "crashes": CrashLog(ledger.store, ledger.root, run_id),
         "clock": lambda: pool.now,
         "sleep": lambda seconds: None,
     }
     with mock.patch("jobs.ledger.background.ThreadPoolExecutor", AtOnce):  # what is asked of the store takes no time
-        return Fated(Loop(**{**settings, **changes}), pool, told)
+        return Fated(Loop(**{**settings, **changes}), pool, log)

@@ -53,7 +53,7 @@ def write_journal(store: Store, run_id: str = RUN) -> None:
         at(30)
         _ended(journal, 3, 0, 4.0)
         failure = Failure(kind=FailureKind.INFRA, code="crashed", message="died of https://me:secret@host/x")
-        journal.note_failure(shard(4), failure, worker=1, host="there", engine=INFO.engine, attempt=1)
+        journal.note_attempt(shard(4), failure, worker=1, host="there", engine=INFO.engine, attempt=1)
         at(40)
         _ended(journal, 4, 1, 16.0, attempt=2)
         stage_s = {"decode": 10.0, "predict": 20.0, "wait": 6.0, "idle": 4.0}
@@ -69,4 +69,6 @@ def _ended(journal: Journal, index: int, worker: int, wall_s: float, attempt: in
     stage_s = {"read": 0.5, "decode": wall_s / 4, "predict": wall_s / 2, "wait": wall_s / 4, "write": 0.1}
     result = replace(RESULT, index=index, wall_s=wall_s, stage_s=stage_s)
     host = INFO.host if worker == 0 else "there"
-    journal.note_result(shard(index), result, worker=worker, host=host, engine=INFO.engine, attempt=attempt, first=True)
+    journal.note_attempt(
+        shard(index), result, worker=worker, host=host, engine=INFO.engine, attempt=attempt, first=True
+    )

@@ -323,6 +323,7 @@ def simulate(night: Night) -> Morning:
     shards = [_shard(index, rows) for index, rows in enumerate(night.sizes)]
     plan: Any = SimpleNamespace(number=1, rows=sum(night.sizes))
     ledger: Any = SimpleNamespace(present=lambda plan: set())
+    tally = Tally()
     loop = Loop(
         ledger=ledger,
         pool=pool,
@@ -330,7 +331,8 @@ def simulate(night: Night) -> Morning:
         missing=shards,
         limits=Limits(),
         workers=night.workers,
-        progress=Progress(plan.rows, len(shards), out=io.StringIO(), clock=lambda: pool.now),
+        progress=Progress(plan.rows, len(shards), counts=tally, out=io.StringIO(), clock=lambda: pool.now),
+        tally=tally,
         interrupted=lambda: False,
         crashes=CrashLog(MemoryStore(), "", "night"),
         finish_in_s=None if night.hours is None else night.hours * 3600,
@@ -338,7 +340,7 @@ def simulate(night: Night) -> Morning:
         clock=lambda: pool.now,
         sleep=lambda seconds: None,
     )
-    tally = loop.run()
+    loop.run()
     return Morning(
         took_h=pool.now / 3600,
         node_hours=sum(pool.node_seconds) / 3600,

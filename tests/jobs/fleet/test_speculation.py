@@ -16,7 +16,6 @@ from jobs.run import loop as loop_module
 from jobs.run import policy
 from jobs.run.backlog import Backlog
 from jobs.run.policy import Budget
-from jobs.run.run import fill_in
 from jobs.spec.schema import Limits
 from tests.jobs.run.test_loop import ROOT, setup
 from tests.support.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated
@@ -110,7 +109,7 @@ def committed_once(run: Fated) -> None:
     tally, ledger = run.loop.tally, run.loop.ledger
     assert not ledger.missing(ledger.plan(1))
     assert (tally.shards, tally.rows_ok) == (12, 120)
-    assert (run.loop.progress.shards_done, run.loop.progress.rows_done) == (12, 120)
+    assert (tally.shards_done, tally.rows_done) == (12, 120)
 
 
 def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_run() -> None:
@@ -122,8 +121,7 @@ def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_r
     first, second = run.attempts_at(LATE)
     assert first.worker != second.worker
     assert "tries shard 00000001/00000011" in run.told.getvalue()
-    report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    fill_in(report, tally, Price())
+    report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1], **tally.figures(Price()))
     assert (report.shards_scored_here, report.speculative_attempts, report.speculative_wins) == (12, 1, 1)
     assert "second attempts of slow shards: 1, 1 of which ended first" in summary(report)
 

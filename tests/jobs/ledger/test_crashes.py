@@ -23,7 +23,6 @@ from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
 from jobs.run import loop as loop_module
 from jobs.run import policy
-from jobs.run.run import fill_in
 from jobs.spec.schema import Limits
 from tests.jobs.run.test_loop import ROOT, setup
 from tests.support.fakes import MemoryStore
@@ -415,8 +414,7 @@ def test_the_report_tells_every_failure_and_the_last_lines_their_number_by_kind(
 
     run = fated(ledger, plan, fate, starts=lambda number: STORAGE if number == 1 else COMMIT)
     tally = run.loop.run()
-    report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1])
-    fill_in(report, tally, Price())
+    report = Report(run_id="r", job="j", root=ROOT, output="o", started="", plans=[1], **tally.figures(Price()))
     assert report.retries == sum(report.retries_by_code.values()) == len(report.failures) - 1
     assert (report.failed_starts, report.failures_left_out) == (1, 0)
     assert {f["code"] or f["kind"] for f in report.failures} == {"crashed", "task", "infra"}

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.pages.history import LOG_WIDTH, SECTIONS, Night, history_page, nights, table
+from jobs.pages.history import HISTORY_SECTIONS, LOG_WIDTH, Night, history_page, nights, nights_table
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import Journal
@@ -84,11 +84,11 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(str(file), Job.open(load_spec(str(file), []), writing=False))
 
 
-Told = Callable[[], str]
+Printed = Callable[[], str]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     def out() -> str:
         return capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_the_page_of_nights_loads_nothing_fits_its_window_and_can_be_read(browse
     with shown(browser, page, tmp_path) as it:
         assert it.empty_sections() == []
         assert it.page.evaluate("() => [...document.querySelectorAll('section')].map(it => it.id)") == [
-            name for name, _ in SECTIONS
+            name for name, _ in HISTORY_SECTIONS
         ]
         for view in VIEWS:
             it.view(*view)
@@ -190,10 +190,10 @@ def test_hostile_values_of_nights_are_shown_as_text(browser: Browser, tmp_path: 
         assert it.problems == []
 
 
-@pytest.mark.parametrize(("number", "told"), [(0, "there are none so far"), (1, "there is one so far")])
-def test_too_few_nights_for_a_trend_are_told(number: int, told: str) -> None:
+@pytest.mark.parametrize(("number", "printed"), [(0, "there are none so far"), (1, "there is one so far")])
+def test_too_few_nights_for_a_trend_are_told(number: int, printed: str) -> None:
     page = history_page("products", "model=x", "out", nights_example(number))
-    assert told in page
+    assert printed in page
     assert "No run of this model" in page or number
 
 
@@ -206,32 +206,32 @@ def test_the_page_lists_the_newest_night_first() -> None:
 # ------------------------------------------------------------------------------------------ the command
 
 
-def test_the_last_run_is_told_again_with_where_its_page_is(ledger: Ledger, told: Told) -> None:
+def test_the_last_run_is_told_again_with_where_its_page_is(ledger: Ledger, printed: Printed) -> None:
     ledger.reported("20260301T020000Z-aaaaaa")
     last = ledger.reported("20260302T020000Z-bbbbbb")
     ledger.left(last, "report.html", "<!doctype html>")
     assert main(["report", ledger.spec]) == COMPLETE
-    text = told()
+    text = printed()
     assert text.startswith("complete: 12,042,240 rows = 12,038,828 ok + 3,412 bad")
     assert text.endswith(f"report: {ledger.job.store.url}/_stint/runs/{last}/report.html\n")
 
 
-def test_a_run_that_failed_is_told_with_the_way_out(ledger: Ledger, told: Told) -> None:
+def test_a_run_that_failed_is_told_with_the_way_out(ledger: Ledger, printed: Printed) -> None:
     ended = {name: failed_report()[name] for name in ("outcome", "error", "next_step")}
     ledger.reported("20260301T020000Z-aaaaaa", **ended)
     assert main(["report", ledger.spec]) == COMPLETE
-    text = told()
+    text = printed()
     assert text.startswith("BadRowsExceeded: 3,412 of 12,042,240 rows are bad")
     assert "next: look at the rows named above" in text
     assert "--html FILE makes one" in text
 
 
-def test_the_page_of_any_run_is_written_to_a_file(ledger: Ledger, told: Told, tmp_path: Path) -> None:
+def test_the_page_of_any_run_is_written_to_a_file(ledger: Ledger, printed: Printed, tmp_path: Path) -> None:
     first = ledger.reported("20260301T020000Z-aaaaaa", bad_examples=[])
     ledger.reported("20260302T020000Z-bbbbbb", bad_examples=[])
     file = tmp_path / "page.html"
     assert main(["report", ledger.spec, "--run", first, "--html", str(file)]) == COMPLETE
-    assert told() == f"page: {file}\n"
+    assert printed() == f"page: {file}\n"
     assert first in file.read_text()
 
 
@@ -244,11 +244,11 @@ def test_a_run_that_died_has_a_page_made_of_its_journal(ledger: Ledger, tmp_path
     assert "Unfinished" in text
 
 
-def test_nights_are_a_table_on_the_terminal(ledger: Ledger, told: Told) -> None:
+def test_nights_are_a_table_on_the_terminal(ledger: Ledger, printed: Printed) -> None:
     ledger.reported("20260301T020000Z-aaaaaa", as_of="2026-03-01")
     ledger.died("20260302T020000Z-dddddd")
     assert main(["report", ledger.spec, "--history"]) == COMPLETE
-    first, second = told().splitlines()[-2:]
+    first, second = printed().splitlines()[-2:]
     assert first.split()[:3] == ["2026-03-01", "Complete", "12,042,240"]
     assert first.split()[-2:] == ["DRIFT", "20260301T020000Z-aaaaaa"]
     assert second.split()[:3] == ["2026-03-02", "Unfinished", "2,000"]
@@ -258,14 +258,14 @@ def test_nights_are_a_table_on_the_terminal(ledger: Ledger, told: Told) -> None:
 def test_the_table_of_nights_fits_the_terminal_with_every_figure_whole(width: int) -> None:
     of = nights_example(60)
     text = io.StringIO()
-    Console(file=text, width=width).print(table(of, width))
+    Console(file=text, width=width).print(nights_table(of, width))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert len(of) + 3 <= len(lines) <= len(of) + 4  # one outcome is long, and may take two lines
     assert "\N{HORIZONTAL ELLIPSIS}" not in text.getvalue()
 
 
-def test_nights_are_a_page_in_a_file(ledger: Ledger, told: Told, tmp_path: Path) -> None:
+def test_nights_are_a_page_in_a_file(ledger: Ledger, printed: Printed, tmp_path: Path) -> None:
     run_id = ledger.reported("20260301T020000Z-aaaaaa")
     file = tmp_path / "nights.html"
     assert main(["report", ledger.spec, "--history", "--html", str(file)]) == COMPLETE

@@ -88,8 +88,8 @@ def test_figures_are_written_for_a_person() -> None:
 
 
 def test_a_difference_of_shares_is_told_in_points_with_its_sign() -> None:
-    told = [points(it).replace("\N{MINUS SIGN}", "-").replace("\xa0", " ") for it in (0.031, -0.002, 0.0, -1e-9)]
-    assert told == ["+3.10 pp", "-0.20 pp", "0.00 pp", "0.00 pp"]
+    words = [points(it).replace("\N{MINUS SIGN}", "-").replace("\xa0", " ") for it in (0.031, -0.002, 0.0, -1e-9)]
+    assert words == ["+3.10 pp", "-0.20 pp", "0.00 pp", "0.00 pp"]
 
 
 def test_a_share_is_shown_as_none_or_all_only_if_it_is() -> None:

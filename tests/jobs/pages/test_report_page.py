@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs.pages.run_page import SECTIONS, filled, report_page
+from jobs.pages.run_page import SECTIONS, report_page
+from jobs.report.report import read_report
 from tests.support import browser as looking
 from tests.support.browser import VIEWS, shown
 from tests.support.report_examples import (
@@ -39,7 +40,7 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def page_of(report: dict[str, Any]) -> str:
     """Of the report as it comes back from the store."""
-    return report_page(json.loads(json.dumps(report)))
+    return report_page(read_report(json.loads(json.dumps(report))))
 
 
 def text_of(page: str) -> str:
@@ -162,22 +163,22 @@ def test_without_a_browser_its_tests_are_skipped_with_the_reason_or_fail_where_i
 
 
 def test_a_complete_run_says_so_first_and_shows_its_key_numbers() -> None:
-    told = section(page_of(complete_report()), "outcome")
+    words = section(page_of(complete_report()), "outcome")
     for text in ("Complete", "12,042,240 rows", "22m33s", "Rows ok 12,038,828", "Bad rows 3,412 0.03% of all", "2.89"):
-        assert text in told
-    assert "predicted classes: PSI" in told
+        assert text in words
+    assert "predicted classes: PSI" in words
 
 
 def test_a_failed_run_says_what_happened_and_what_to_do() -> None:
-    told = section(page_of(failed_report()), "outcome")
-    assert "Too many bad rows" in told
-    assert "limits.bad_rows allows 0.01%" in told
-    assert "Next: look at the rows named above" in told
+    words = section(page_of(failed_report()), "outcome")
+    assert "Too many bad rows" in words
+    assert "limits.bad_rows allows 0.01%" in words
+    assert "Next: look at the rows named above" in words
 
 
 def test_an_outcome_that_this_version_does_not_know_is_a_failure_under_its_own_name() -> None:
-    told = section(page_of(early_report() | {"outcome": "SomethingNew"}), "outcome")
-    assert "Failed The run ended with SomethingNew" in told
+    words = section(page_of(early_report() | {"outcome": "SomethingNew"}), "outcome")
+    assert "Failed The run ended with SomethingNew" in words
 
 
 def test_every_section_without_figures_says_why_in_one_line() -> None:
@@ -190,33 +191,39 @@ def test_every_section_without_figures_says_why_in_one_line() -> None:
 
 def test_fields_of_another_kind_than_this_version_has_are_passed_over() -> None:
     report = complete_report() | {"classes": "many", "workers": None, "cost": "2.89", "shard_times": [], "plans": 7}
-    known = filled(report)
-    assert (known["classes"], known["workers"], known["cost"], known["plans"]) == ({}, [], None, [])
-    assert "No worker was ready" in section(report_page(report), "workers")
+    known = read_report(report)
+    assert (known.classes, known.workers, known.cost, known.plans) == ({}, [], None, [])
+    assert "No worker was ready" in section(report_page(known), "workers")
+
+
+def test_names_of_files_that_are_not_unicode_do_not_lose_a_report() -> None:
+    known = read_report(complete_report() | {"changed": ["caf\udce9.jpg"]})
+    assert known.changed == ["caf?.jpg"]
+    assert known.rows_ok == complete_report()["rows_ok"]
 
 
 def test_a_run_without_labels_says_that_true_accuracy_is_not_known() -> None:
     report = complete_report()
     report["accuracy"] |= {"top1": None, "top1_fp32": None, "labelled_rows": 0}
     report["confusion"] = []
-    told = section(page_of(report), "accuracy")
-    assert "98.83%" in told
-    assert "True accuracy is not known" in told
+    words = section(page_of(report), "accuracy")
+    assert "98.83%" in words
+    assert "True accuracy is not known" in words
 
 
 def test_embeddings_are_compared_by_their_vectors_alone() -> None:
     gone = {"confusion": [], "disagreements": [], "classes": {}, "scores": [], "drift": {}}
     report = complete_report() | gone | {"task": "embed"}
     report["accuracy"] |= {"top1_agreement": 0.11, "top1": None, "top1_fp32": None, "labelled_rows": 0}
-    told = section(page_of(report), "accuracy")
-    assert "Cosine 0.9987" in told
-    assert "top-1" not in told
+    words = section(page_of(report), "accuracy")
+    assert "Cosine 0.9987" in words
+    assert "top-1" not in words
     assert "embeddings have none" in section(page_of(report), "predictions")
 
 
 def test_a_run_of_a_moment_has_no_picture_of_its_throughput_but_a_line() -> None:
-    told = section(page_of(complete_report() | {"throughput": {"step_s": 1, "rows": [899]}}), "throughput")
-    assert "over too soon" in told
+    words = section(page_of(complete_report() | {"throughput": {"step_s": 1, "rows": [899]}}), "throughput")
+    assert "over too soon" in words
 
 
 def test_few_labels_make_a_matrix_and_many_a_list_of_errors() -> None:
@@ -231,12 +238,12 @@ def test_the_bottleneck_and_what_it_means_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("idle_share", "told"), [(0.02, "Nearly all of the time"), (0.1, "For a part of"), (0.5, "Fewer workers")]
+    ("idle_share", "words"), [(0.02, "Nearly all of the time"), (0.1, "For a part of"), (0.5, "Fewer workers")]
 )
-def test_the_idle_share_is_told_with_what_it_means(idle_share: float, told: str) -> None:
+def test_the_idle_share_is_told_with_what_it_means(idle_share: float, words: str) -> None:
     report = complete_report()
     report["idle_core_hours"] = report["core_hours"] * idle_share
-    assert told in section(page_of(report), "cost")
+    assert words in section(page_of(report), "cost")
 
 
 def test_without_a_price_the_page_says_where_to_set_one() -> None:

@@ -21,8 +21,8 @@ import pyte
 import pytest
 
 from jobs.arguments import parser
-from jobs.progress.displays import JsonDisplay, LineDisplay, LiveDisplay, display_for, line
-from jobs.progress.format import amount, eta_told
+from jobs.progress.displays import JsonDisplay, LineDisplay, LiveDisplay, describe_snapshot, display_for
+from jobs.progress.format import describe_eta, money
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 from tests.support.snapshots import BEGUN, FULL
@@ -47,23 +47,27 @@ def test_a_line_says_how_a_run_stands() -> None:
         rows_ok=190, rows_bad=10, rows_gone=0, rows_elsewhere=0, shards_total=10, shards_done=2, rate=20.0,
         bad_by_code={"truncated": 10}, eta_s=(36, 44), workers_wanted=4, workers={"scoring": 2, "starting": 2},
     )  # fmt: skip
-    assert line(snapshot) == (
+    assert describe_snapshot(snapshot) == (
         "200/1,000 rows (20.0%) · 20 rows/s · ETA 36–44s · 2 of 4 workers · shards 2/10 · bad 10 (truncated 10)"
     )
-    assert " · 2 of 4 workers · cost 0.42 · shards " in line(replace(snapshot, cost=0.42))
-    assert " · ETA 36–44s · 58m20s to spare · 2 of" in line(replace(snapshot, late_s=-3500, deadline_in_s=3540))
-    assert " · ETA 36–44s · LATE by 1m10s · 2 of" in line(replace(snapshot, late_s=70, deadline_in_s=30))
-    assert " · ETA unknown · deadline in 1h00m · " in line(replace(snapshot, eta_s=None, deadline_in_s=3600))
-    assert " · ETA unknown · LATE by 5s · " in line(replace(snapshot, eta_s=None, deadline_in_s=-5))
-    assert " · 2 workers · " in line(replace(snapshot, workers_wanted=2))
+    assert " · 2 of 4 workers · cost 0.42 · shards " in describe_snapshot(replace(snapshot, cost=0.42))
+    assert " · ETA 36–44s · 58m20s to spare · 2 of" in describe_snapshot(
+        replace(snapshot, late_s=-3500, deadline_in_s=3540)
+    )
+    assert " · ETA 36–44s · LATE by 1m10s · 2 of" in describe_snapshot(replace(snapshot, late_s=70, deadline_in_s=30))
+    assert " · ETA unknown · deadline in 1h00m · " in describe_snapshot(
+        replace(snapshot, eta_s=None, deadline_in_s=3600)
+    )
+    assert " · ETA unknown · LATE by 5s · " in describe_snapshot(replace(snapshot, eta_s=None, deadline_in_s=-5))
+    assert " · 2 workers · " in describe_snapshot(replace(snapshot, workers_wanted=2))
 
 
 def test_a_line_before_there_are_workers_says_what_is_waited_for() -> None:
-    assert line(BEGUN) == "0/1,000 rows (0.0%) · waiting for workers (0 of 4 ready) · shards 0/10 · bad 0"
+    assert describe_snapshot(BEGUN) == "0/1,000 rows (0.0%) · waiting for workers (0 of 4 ready) · shards 0/10 · bad 0"
 
 
 @pytest.mark.parametrize(
-    ("eta_s", "told"),
+    ("eta_s", "words"),
     [
         ((40.1, 40.4), "40s"),
         ((36.2, 43.8), "36–44s"),
@@ -74,15 +78,15 @@ def test_a_line_before_there_are_workers_says_what_is_waited_for() -> None:
         ((7200, 7210), "2h00m"),
     ],
 )
-def test_an_eta_is_a_range_where_its_ends_differ(eta_s: tuple[float, float], told: str) -> None:
-    assert eta_told(eta_s) == told
+def test_an_eta_is_a_range_where_its_ends_differ(eta_s: tuple[float, float], words: str) -> None:
+    assert describe_eta(eta_s) == words
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0, "0.00"), (0.42, "0.42"), (0.00421, "0.0042"), (1234.5, "1,234.50"), (1e-5, "<0.0001")]
+    ("value", "words"), [(0, "0.00"), (0.42, "0.42"), (0.00421, "0.0042"), (1234.5, "1,234.50"), (1e-5, "<0.0001")]
 )
-def test_small_costs_do_not_round_to_nothing(value: float, told: str) -> None:
-    assert amount(value) == told
+def test_small_costs_do_not_round_to_nothing(value: float, words: str) -> None:
+    assert money(value) == words
 
 
 def test_a_job_log_gets_plain_lines_and_notes_without_escape_codes() -> None:

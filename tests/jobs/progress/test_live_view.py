@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.color import ColorType
-from rich.console import Console
+from rich.console import Console, Group
 
-from jobs.progress.live_view import picture, view, view_lines
+from jobs.progress.live_view import picture, view_lines
 from jobs.progress.snapshot import Snapshot, UnderWay
 from tests.support.snapshots import BEGUN, FULL
 
@@ -65,15 +65,15 @@ slowest 00000003/00000517 · 3m12s · 4.3×
 def shown(snapshot: Snapshot, width: int, heard_s: float | None = None) -> str:
     """As a terminal of so many columns prints it, without what lies invisible at the ends of lines."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    console.print(view(snapshot, width, heard_s))
+    console.print(Group(*view_lines(snapshot, width, heard_s)))
     assert isinstance(console.file, io.StringIO)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
     return "".join(f"{line.rstrip()}\n" for line in plain.splitlines())
 
 
-@pytest.mark.parametrize(("width", "told"), [(80, EIGHTY), (50, NARROW)])
-def test_the_whole_view(width: int, told: str) -> None:
-    assert shown(FULL, width) == told
+@pytest.mark.parametrize(("width", "words"), [(80, EIGHTY), (50, NARROW)])
+def test_the_whole_view(width: int, words: str) -> None:
+    assert shown(FULL, width) == words
 
 
 def test_a_wider_terminal_shows_more_of_long_names_and_never_more_than_the_eye_follows() -> None:
@@ -91,8 +91,8 @@ def test_no_line_is_wider_than_the_terminal(snapshot: Snapshot, width: int) -> N
 @pytest.mark.parametrize("width", range(18, 120))
 def test_no_number_is_cut_or_broken(width: int) -> None:
     numbers = ["863,541", "1,281,167", "412 rows/s", "1,252", "14m50s–17m10s", "44m10s", "82.31", "67.4%", "3.87"]
-    told = {line.plain for line in view_lines(FULL, width)}
-    words = {word for line in told for word in re.split(r"[ ·]+", line)}
+    words = {line.plain for line in view_lines(FULL, width)}
+    words = {word for line in words for word in re.split(r"[ ·]+", line)}
     assert {word for number in numbers for word in number.split(" ")} <= words
 
 
@@ -101,12 +101,12 @@ def test_all_of_it_fits_a_terminal_of_24_rows_with_room_for_what_is_told_above()
 
 
 def test_before_there_are_workers_it_says_what_is_waited_for() -> None:
-    told = shown(BEGUN, 80)
-    assert "0 of 1,000 · 0 rows/s · 0 of 10 shards" in told
-    assert "ETA       waiting for workers (0 of 4 ready)" in told
-    assert "workers   0 scoring · 4 starting · 4 wanted" in told
-    assert "bad rows  none" in told
-    assert not {"time", "failures", "slowest"} & {line.partition(" ")[0] for line in told.splitlines()}
+    words = shown(BEGUN, 80)
+    assert "0 of 1,000 · 0 rows/s · 0 of 10 shards" in words
+    assert "ETA       waiting for workers (0 of 4 ready)" in words
+    assert "workers   0 scoring · 4 starting · 4 wanted" in words
+    assert "bad rows  none" in words
+    assert not {"time", "failures", "slowest"} & {line.partition(" ")[0] for line in words.splitlines()}
 
 
 def test_before_a_rate_the_eta_is_unknown_and_the_deadline_is_told() -> None:
@@ -148,7 +148,9 @@ def test_a_stage_that_takes_little_has_its_cell_all_the_same() -> None:
 
 def test_only_colours_of_the_terminals_own_palette_are_used_and_none_for_the_background() -> None:
     console = Console(width=80, force_terminal=True, color_system="truecolor", file=io.StringIO())
-    styles = [segment.style for segment in console.render(view(replace(FULL, late_s=70), 80)) if segment.style]
+    styles = [
+        segment.style for segment in console.render(Group(*view_lines(replace(FULL, late_s=70), 80))) if segment.style
+    ]
     assert {style.color.type for style in styles if style.color} == {ColorType.STANDARD}
     assert not [style for style in styles if style.bgcolor]
 

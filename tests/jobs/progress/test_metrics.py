@@ -20,7 +20,7 @@ from ray._common.formatters import JSONFormatter
 
 from jobs.pool.local import LocalCluster
 from jobs.pool.ray_metrics import RayMetrics
-from jobs.progress.metrics import CODES, JOB, METRICS, OTHER, REASONS, STAGES, Kind, Metric
+from jobs.progress.metrics import CODES, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric, MetricKind
 from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
 from tests.support.fakes import INFO
@@ -61,7 +61,7 @@ def test_labels_have_values_from_closed_lists_whatever_a_snapshot_says() -> None
     closed = {
         "stint_rows": {"ok", "bad", "gone", "elsewhere"},
         "stint_bad_rows": {*REASONS, OTHER},
-        "stint_stage_seconds": {*STAGES, OTHER},
+        "stint_stage_seconds": {*METRIC_STAGES, OTHER},
         "stint_failed_attempts": {*CODES, OTHER},
         "stint_workers": set(WORKER_STATES),
         "stint_eta_seconds": {"best", "worst"},
@@ -206,7 +206,7 @@ def test_exactly_what_is_defined_is_exported_with_these_labels_and_types(export:
 @pytest.mark.ray
 def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is Kind.COUNTER:
+        if metric.kind is MetricKind.COUNTER:
             first, second = metric.values(LATER), metric.values(EARLY)
             expected = {value: number + second[value] for value, number in first.items()}
             assert values(export, "products", metric) == pytest.approx(expected), metric.name
@@ -216,7 +216,7 @@ def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
 @pytest.mark.ray
 def test_gauges_are_what_each_driver_said_last(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is Kind.GAUGE:
+        if metric.kind is MetricKind.GAUGE:
             assert values(export, "thumbnails", metric) == pytest.approx(dict(metric.values(OTHER_JOB))), metric.name
             said = (replace(LATER, ended=True), EARLY)
             expected = {value: sum(metric.values(at)[value] for at in said) for value in metric.values(EARLY)}
@@ -384,8 +384,8 @@ def test_what_libraries_log_is_redacted_and_their_chatter_dropped(written: Calla
     except ConnectionError:
         library.warning("again: %s", SECRET, exc_info=True)
     logging.getLogger("jobs.pool.nodes").info("Connected")
-    warned, told = written()
-    assert (warned["message"], told["message"]) == ("again: …", "Connected")
+    warned, connected = written()
+    assert (warned["message"], connected["message"]) == ("again: …", "Connected")
     assert "ConnectionError: https://host/a?…" in warned["exc_text"]
     assert SECRET not in json.dumps(warned)
 

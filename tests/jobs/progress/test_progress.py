@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.progress.displays import line
+from jobs.progress.counts import Counts
+from jobs.progress.displays import describe_snapshot
 from jobs.progress.format import duration
-from jobs.progress.progress import Look, Progress
+from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import Price, Snapshot
 from tests.support.fakes import RESULT
+from workers.outcomes import ShardResult
 
 
 class Clock:
@@ -33,6 +35,12 @@ class Seen:
         self.shown.append(snapshot)
 
 
+def end(progress: Progress, result: ShardResult) -> None:
+    """What the loop does when a shard has ended."""
+    progress.counts.add_result(result)
+    progress.shard_ended(result.rows_ok + result.rows_bad)
+
+
 def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_rows() -> None:
     out, clock = io.StringIO(), Clock()
     progress = Progress(1000, 10, out=out, clock=clock)
@@ -40,8 +48,8 @@ def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_row
     clock.now = 6.0
     progress.tick(2, 4)
     clock.now = 8.0
-    progress.shard_ended(RESULT)
-    progress.shard_ended(replace(RESULT, index=1))
+    end(progress, RESULT)
+    end(progress, replace(RESULT, index=1))
     progress.tick(2, 4)  # too soon after the last line
     clock.now = 16.0
     progress.tick(2, 4)
@@ -59,19 +67,19 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     progress = Progress(1000, 10, finish_in_s=30, out=io.StringIO(), clock=clock)
     progress.tick(1, 1)
     clock.now = 10.0
-    progress.shard_ended(RESULT)
+    end(progress, RESULT)
     progress.tick(1, 1)
-    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in line(progress.snapshot())
+    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in describe_snapshot(progress.snapshot())
 
 
 def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
     clock = Clock()
     progress = Progress(1000, 10, finish_in_s=3600, out=io.StringIO(), clock=clock)
     progress.tick(1, 4)
-    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in line(progress.snapshot())
+    assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in describe_snapshot(progress.snapshot())
     clock.now = 10.0
-    progress.shard_ended(RESULT)
-    assert "to spare" in line(progress.snapshot())
+    end(progress, RESULT)
+    assert "to spare" in describe_snapshot(progress.snapshot())
     late_s = progress.snapshot().late_s
     assert late_s == pytest.approx(90 - 3590)
 
@@ -80,16 +88,25 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
     clock = Clock()
     progress = Progress(100_000, 1000, out=io.StringIO(), clock=clock)
     progress.tick(1, 1)
-    progress.shard_ended(replace(RESULT, rows_ok=10_000))
+    end(progress, replace(RESULT, rows_ok=10_000))
     clock.now = 1000.0
-    progress.shard_ended(RESULT)
+    end(progress, RESULT)
     assert progress.rate() == pytest.approx(100 / 120)
 
 
 def test_rows_that_others_scored_count_as_done() -> None:
     progress = Progress(1000, 10, out=io.StringIO())
-    progress.shards_elsewhere(3, 300)
-    assert line(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
+    progress.counts.add_elsewhere(3, 300)
+    assert describe_snapshot(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
+
+
+def test_a_run_that_scores_a_second_time_goes_on_counting() -> None:
+    counts = Counts()
+    counts.add_result(RESULT)
+    progress = Progress(counts.rows_done + 300, counts.shards_done + 3, counts=counts, out=io.StringIO())
+    end(progress, RESULT)
+    assert describe_snapshot(progress.snapshot()).startswith("200/400 rows (50.0%)")
+    assert progress.snapshot().bad_by_code == {"truncated": 2 * RESULT.rows_bad}
 
 
 def steady(clock: Clock, at: tuple[int, ...]) -> Progress:
@@ -98,7 +115,7 @@ def steady(clock: Clock, at: tuple[int, ...]) -> Progress:
     progress.tick(1, 1)
     for second in at:
         clock.now = second
-        progress.shard_ended(RESULT)
+        end(progress, RESULT)
     clock.now = 120.0
     return progress
 
@@ -112,7 +129,7 @@ def test_the_range_is_as_wide_as_the_rate_has_varied() -> None:
     # Rates of the sixths: 10, 5, 5, 5, 5, 0, so 5 rows/s with a standard deviation of √10 and an error of √(10 / 6).
     progress = steady(Clock(), (10, 11.5, 30, 50, 70, 90))
     unsure = 2 * (10 / 6) ** 0.5 / 5
-    assert unsure > 0.5  # more than half is told as half
+    assert unsure > 0.5  # more than half is shown as half
     assert progress.eta_s() == pytest.approx((400 / (5 * 1.5), 400 / (5 * 0.5)))
     progress = steady(Clock(), (10, 30, 50, 70, 71.5, 90, 110))  # one of seven a sixth's second: 5.83 ± 0.83 rows/s
     rate = 700 / 120
@@ -123,7 +140,7 @@ def test_the_range_is_as_wide_as_the_rate_has_varied() -> None:
 
 def test_cost_and_core_hours_are_those_of_the_workers_time() -> None:
     progress = Progress(1000, 10, price=Price(threads=2, per_cpu_hour=0.1), out=io.StringIO())
-    progress.tick(1, 1, lambda: Look(worker_s=3600.0, idle_s=36.0, threads_per_core=2))
+    progress.tick(1, 1, lambda: WorkersNow(ready_s=3600.0, idle_s=36.0, threads_per_core=2))
     taken = progress.snapshot()
     assert taken.core_hours == pytest.approx(2.0)
     assert taken.cost == pytest.approx(2.0 * 2 * 0.1)
@@ -132,19 +149,19 @@ def test_cost_and_core_hours_are_those_of_the_workers_time() -> None:
 
 def test_each_watcher_is_shown_as_often_as_it_wants_and_the_end_to_all_of_them() -> None:
     clock, often, seldom = Clock(), Seen(1.0), Seen(10.0)
-    looks: list[float] = []
+    called: list[float] = []
 
-    def look() -> Look:
-        looks.append(clock.now)
-        return Look()
+    def workers_now() -> WorkersNow:
+        called.append(clock.now)
+        return WorkersNow()
 
     progress = Progress(1000, 10, watchers=(often, seldom), out=io.StringIO(), clock=clock)
     for tenth in range(25):
         clock.now = tenth / 10
-        progress.tick(1, 1, look)
+        progress.tick(1, 1, workers_now)
     assert (len(often.shown), len(seldom.shown)) == (3, 1)
-    assert looks == [0.0, 1.0, 2.0]  # nothing is looked up while nobody is to be shown anything
-    progress.shard_ended(RESULT)
+    assert called == [0.0, 1.0, 2.0]  # nothing is looked up while nobody is to be shown anything
+    end(progress, RESULT)
     progress.close()
     progress.close()
     assert (len(often.shown), len(seldom.shown)) == (4, 2)

@@ -39,8 +39,8 @@ def test_the_bottleneck_is_the_stage_that_most_of_the_workers_time_goes_to(
 ) -> None:
     found = bottleneck(stage_s)
     assert (found.stage, found.share) == (stage, pytest.approx(share))
-    assert found.told().startswith(f"{stage} ({share:.0%}")
+    assert found.describe().startswith(f"{stage} ({share:.0%}")
 
 
 def test_before_anything_has_ended_there_is_no_bottleneck() -> None:
-    assert bottleneck({}).told() == ""
+    assert bottleneck({}).describe() == ""

@@ -138,11 +138,11 @@ def test_attempts_of_every_run_are_told_and_no_other_shards_or_models(small: Sma
     result = replace(RESULT, rows_ok=4, rows_bad=0)
 
     def failed(it: Journal) -> None:
-        it.note_failure(shard, lost, worker=0, host="h0", engine="e", attempt=1)
-        it.note_result(other, result, worker=0, host="h0", engine="e", attempt=1, first=True)
+        it.note_attempt(shard, lost, worker=0, host="h0", engine="e", attempt=1)
+        it.note_attempt(other, result, worker=0, host="h0", engine="e", attempt=1, first=True)
 
     def scored(it: Journal) -> None:
-        it.note_result(shard, result, worker=1, host="h1", engine="e", attempt=1, first=True, second=True)
+        it.note_attempt(shard, result, worker=1, host="h1", engine="e", attempt=1, first=True, second=True)
 
     journal(small, failed)
     journal(small, scored, run_id="20200102T020000Z-def456")
@@ -158,7 +158,7 @@ def test_runs_that_began_after_the_plan_was_done_are_not_looked_into(small: Smal
     shard = small.score(says).shards[1]
     journal(
         small,
-        lambda it: it.note_result(shard, RESULT, worker=1, host="h", engine="e", attempt=1, first=True),
+        lambda it: it.note_attempt(shard, RESULT, worker=1, host="h", engine="e", attempt=1, first=True),
         run_id="20990101T020000Z-abc123",
     )
     assert explain("id=5")["attempts"] == []

@@ -30,7 +30,7 @@ def plan() -> Plan:
 
 
 def unread(shard: Shard) -> bytes:
-    raise AssertionError(f"{shard.name} is read although its result has told")
+    raise AssertionError(f"{shard.name} is read although its result is known")
 
 
 def test_scores_fall_into_equal_bins_and_one_into_the_last() -> None:
@@ -51,7 +51,7 @@ def test_results_are_summed_by_the_names_of_the_classes(plan: Plan) -> None:
     assert found.scores[-1] == found.rows == 40
 
 
-def test_shards_of_which_no_result_tells_are_read(plan: Plan) -> None:
+def test_shards_without_a_result_are_read(plan: Plan) -> None:
     counted, shards = Distributions(), list(plan.shards)
     counted.add(shards[2], replace(RESULT, class_counts={1: 10}, score_counts=tuple(10 * n for n in SURE)))
     counted.add(shards[3], replace(RESULT, committed=False))  # another attempt's object stands, and says nothing here
@@ -67,7 +67,7 @@ def test_shards_of_which_no_result_tells_are_read(plan: Plan) -> None:
 
 
 def test_of_too_many_such_shards_some_spread_evenly_are_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift, "READ_MOST", 2)
+    monkeypatch.setattr(drift, "_READ_MOST", 2)
     read: list[int] = []
 
     def read_one(shard: Shard) -> bytes:

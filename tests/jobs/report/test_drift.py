@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.report.drift import class_distance, compare, distance
+from jobs.report.drift import class_distance, compare_nights, distance
 
 LIMITS = {"max_psi": 0.2, "max_js": 0.1}
 
@@ -55,21 +55,21 @@ def test_nights_of_one_distribution_are_flagged_about_never_and_a_shifted_one_is
     flagged = 0
     for _ in range(200):
         now, before = rng.multinomial(60, shares), rng.multinomial(300, shares)
-        found = compare(
+        found = compare_nights(
             {str(n): int(rows) for n, rows in enumerate(now)}, [60], [
                 ("a", {str(n): int(rows) for n, rows in enumerate(before)}, [300])
             ], **LIMITS,
         )  # fmt: skip
         flagged += bool(found and found.flags)
     assert flagged <= 2
-    found = compare({"a": 90, "b": 10}, [100], [("a", {"a": 50, "b": 50}, [100])], **LIMITS)
+    found = compare_nights({"a": 90, "b": 10}, [100], [("a", {"a": 50, "b": 50}, [100])], **LIMITS)
     assert found is not None
     assert [flag.partition(":")[0] for flag in found.flags] == ["predicted classes", "predicted classes"]
 
 
 def test_nights_before_are_taken_together_and_the_classes_that_moved_most_are_named() -> None:
     before = [("one", {"a": 30, "b": 70}, [0, 100]), ("two", {"a": 50, "b": 50}, [100, 0]), ("none", {}, [0, 0])]
-    found = compare({"a": 80, "c": 20}, [50, 50], before, **LIMITS)
+    found = compare_nights({"a": 80, "c": 20}, [50, 50], before, **LIMITS)
     assert found is not None
     assert found.against == ("one", "two")
     assert (found.rows_before, found.scores_before, found.classes_before) == (200, (100, 100), {"a": 80, "b": 120})
@@ -82,11 +82,11 @@ def test_nights_before_are_taken_together_and_the_classes_that_moved_most_are_na
 
 @pytest.mark.parametrize("before", [[], [("none", {}, [0, 0])], [("other bins", {"a": 1}, [1])]])
 def test_without_a_night_before_there_is_no_drift(before: list[tuple[str, dict[str, int], list[int]]]) -> None:
-    assert compare({"a": 1}, [1, 0], before, **LIMITS) is None
+    assert compare_nights({"a": 1}, [1, 0], before, **LIMITS) is None
 
 
 def test_a_night_too_small_to_tell_is_not_flagged() -> None:
-    found = compare({"a": 9, "b": 1}, [10], [("a", {"a": 5, "b": 5}, [10])], **LIMITS)
+    found = compare_nights({"a": 9, "b": 1}, [10], [("a", {"a": 5, "b": 5}, [10])], **LIMITS)
     assert found is not None
     assert found.classes is not None
     assert found.classes.psi > 0.2

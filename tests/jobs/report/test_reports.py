@@ -121,15 +121,17 @@ def test_of_a_run_that_was_killed_the_journal_tells_and_the_next_one_finishes_it
     spec = write_spec(digits.repeated(tmp_path / "in", 2).spec(out, **DEAR))
     driver = subprocess.Popen([PYTHON, "-m", "jobs", "run", spec, "--pool=local"], cwd=ROOT, stderr=subprocess.DEVNULL)
     store = open_store(str(out))
+
+    def noted_attempts(run_id: str) -> int:
+        return journal.read_journal(store, run_id).attempts.num_rows
+
     try:
-        await_true(
-            lambda: any(journal.attempts(store, run).num_rows for run in journal.run_ids(store)), "a first part", 60
-        )
+        await_true(lambda: any(map(noted_attempts, journal.run_ids(store))), "a first part", 60)
     finally:
         driver.kill()
         driver.wait()
     (run_id,) = journal.run_ids(store)
-    noted = journal.attempts(store, run_id).num_rows
+    noted = noted_attempts(run_id)
     assert main(["report", spec]) == 0
     shown = capsys.readouterr().out
     assert run_id in shown

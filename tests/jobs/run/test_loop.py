@@ -19,6 +19,7 @@ from jobs.pool.local import LocalPool
 from jobs.progress.progress import Progress
 from jobs.run import loop as loop_module
 from jobs.run.loop import Loop
+from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from tests.support.fakes import FakeWorker, MemoryStore, object_of, opened
 from workers.contract import Shard
@@ -45,7 +46,7 @@ def setup(shards: int = 12) -> tuple[Ledger, Plan]:
 
 def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any) -> Loop:
     pool = changes.pop("pool", None) or LocalPool(factory)
-    missing = ledger.missing(plan)
+    missing, tally = ledger.missing(plan), Tally()
     settings: dict[str, Any] = {
         "ledger": ledger,
         "pool": pool,
@@ -53,7 +54,8 @@ def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any)
         "missing": missing,
         "limits": Limits(),
         "workers": Workers(max=3),
-        "progress": Progress(plan.rows, len(plan.shards), out=io.StringIO()),
+        "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=io.StringIO()),
+        "tally": tally,
         "interrupted": lambda: False,
         "crashes": CrashLog(ledger.store, ROOT, "run"),
     }
@@ -158,7 +160,7 @@ def test_a_run_whose_workers_find_no_cores_ends_when_the_other_run_has_done_it_a
     loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT)).run()
     thread.join(30)
     assert not thread.is_alive()
-    assert waiting.progress.rows_elsewhere == 40
+    assert waiting.tally.rows_elsewhere == 40
 
 
 def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
