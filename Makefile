@@ -44,13 +44,8 @@ pictures: browser ## the pictures of the docs, of real runs of the demo's job, i
 test-all: $(READY) ## the test suite with the slow campaigns
 	$(BIN)/pytest $(SPREAD)
 
-<<<<<<< HEAD
-# The class of CPU that this machine is not, see workers/host/cpu.py; where it has no VNNI, the lowest that oneDNN knows.
-ISA ?= $(if $(filter avx512_vnni avx_vnni,$(shell grep -m1 ^flags /proc/cpuinfo)),AVX2,SSE41)
-=======
-# Of another class than a machine with VNNI, see workers/cpu.py; without, the lowest with which OpenVINO runs LayerNorm.
+# Of another class than a machine with VNNI, see workers/host/cpu.py; without, the lowest with which OpenVINO runs LayerNorm.
 ISA ?= $(if $(filter avx512_vnni avx_vnni,$(shell grep -m1 ^flags /proc/cpuinfo)),AVX2,AVX)
->>>>>>> wt-cpu
 test-isa: $(READY) ## the tests of INT8 once more, with oneDNN held to the instructions of another kind of CPU (ISA=AVX2)
 	ONEDNN_MAX_CPU_ISA=$(ISA) $(BIN)/pytest $(SPREAD) -m "int8 and not slow"
 
