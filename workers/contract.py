@@ -198,9 +198,10 @@ class GateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The spec's `input`: what to score. For a worker the driver fills in `keys` (the labels too, where the gate wants
-    them) and `uri_roots` (absolute, and never empty where URIs in data may be followed)."""
+    """What to score."""
 
+    # For a worker the driver fills in `keys` (the labels too, where the gate wants them) and `uri_roots` (absolute, and
+    # never empty where URIs in data may be followed). The docstrings here are users' too: `stint schema` shows them.
     __pydantic_config__ = _KEYS_ARE_CHECKED
 
     uri: str | tuple[str, ...] = ()
@@ -239,8 +240,9 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """The spec's `output`. For a worker the driver makes `uri` absolute, that of its own day; bundles lie below it."""
+    """Where predictions go."""
 
+    # For a worker the driver makes `uri` absolute, that of its own day; bundles lie below it.
     __pydantic_config__ = _KEYS_ARE_CHECKED
 
     uri: str

@@ -182,7 +182,7 @@ class OutputObject:
             raise NotOurs(f"not a Parquet file: {error}") from error
         self.schema = self._file.schema_arrow
         self.rows = int(self._file.metadata.num_rows)
-        found = (self._file.metadata.metadata or {}).items()
+        found = (self.schema.metadata or {}).items()  # in the order in which they were written
         self.metadata = {k.decode().removeprefix("stint."): v.decode() for k, v in found if k.startswith(b"stint.")}
         """What `encode` was given and what it counted, by name."""
 

@@ -61,7 +61,7 @@ class CalibrationSample:
 class Manifest:
     fingerprint: str
     spec: Mapping[str, Any]
-    """The ModelSpec, as given."""
+    """The ModelSpec, without what the bundle does not depend on; the sample's size and seed lie flat in it."""
     task: str
     outputs: int
     """K classes, or D features of an embedding."""
