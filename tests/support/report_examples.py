@@ -122,8 +122,9 @@ def complete_report() -> dict[str, Any]:
                 "at": "2026-03-01T02:15:02+00:00", "worker": 12, "host": "ip-10-0-3-77", "kind": "infra", "code": "",
                 "budget": "infra", "shard": "00000059/00003377", "attempt": 1,
                 "message": "s3://shop-images/day=2026-03-01/part-00171.parquet: no answer for 30 s",
-                "traceback": 'Traceback (most recent call last):\n  File "/stint/workers/source/shard_reader.py", line 88, '
-                "in read\n    data = fs.cat_file(path)\nTimeoutError: no answer for 30 s",
+                "traceback": "Traceback (most recent call last):\n"
+                '  File "/opt/stint/workers/source/shard_reader.py", line 88, in read\n'
+                "    data = fs.cat_file(path)\nTimeoutError: no answer for 30 s",
                 "rows": "shard 59/3377 (2048 rows: day=2026-03-01/part-00171.parquet row group 0 rows 0:2048)",
             },
         ],
