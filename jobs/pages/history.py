@@ -82,6 +82,7 @@ def _night(run: RunSeen) -> Night | None:
     else:
         return None
     drift, scored = report.drift, report.rows_scored_here
+    had_workers = bool(scored) or run.report is None  # one that died had them, whether they scored anything or not
     rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
     if not rows:  # it completed nothing
         rows, bad = scored, sum(report.bad_by_code.values())
@@ -93,8 +94,8 @@ def _night(run: RunSeen) -> Night | None:
         bad_share=bad / rows if rows else None,
         rate=report.rate or None,
         elapsed_s=report.elapsed_s or None,
-        core_hours=report.core_hours if scored else None,
-        cost=report.cost if scored else None,
+        core_hours=report.core_hours if had_workers else None,
+        cost=report.cost if had_workers else None,
         cost_per_million=cost_per_million(report.cost, scored) if scored and report.cost is not None else None,
         psi_classes=(drift.get("classes") or {}).get("psi"),
         psi_scores=(drift.get("scores") or {}).get("psi"),

@@ -274,7 +274,7 @@ def test_sigterm_gives_notice_first_and_what_handled_it_before_gets_its_turn_lat
 ABOUT_TO_WAIT = """
 import os, signal
 from concurrent.futures import Future
-from workers.preemption import Notice, Preempted, heed_sigterm
+from workers.host.preemption import Notice, Preempted, heed_sigterm
 
 notice = Notice()
 heed_sigterm(notice, grace_s=60)
@@ -294,7 +294,7 @@ except Preempted:
 
 
 def test_a_thread_that_sigterm_finds_about_to_wait_hears_of_it() -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     said = subprocess.run(
         [sys.executable, "-c", ABOUT_TO_WAIT], cwd=root, capture_output=True, text=True, timeout=30, check=True
     )
