@@ -198,7 +198,7 @@ class GateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What to score."""
+    """The spec's `input`."""
 
     # For a worker the driver fills in `keys` (the labels too, where the gate wants them) and `uri_roots` (absolute, and
     # never empty where URIs in data may be followed). The docstrings here are users' too: `stint schema` shows them.
@@ -240,7 +240,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """Where predictions go."""
+    """The spec's `output`."""
 
     # For a worker the driver makes `uri` absolute, that of its own day; bundles lie below it.
     __pydantic_config__ = _KEYS_ARE_CHECKED
