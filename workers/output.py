@@ -175,7 +175,7 @@ class OutputObject:
     """An output object that is read: its footer at once, its columns when they are asked for."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises NotOurs for bytes that are no Parquet file."""
+        """Raises NotOurs for bytes that are no Parquet file, or whose metadata is damaged."""
         try:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -183,8 +183,11 @@ class OutputObject:
         self.schema = self._file.schema_arrow
         self.rows = int(self._file.metadata.num_rows)
         found = (self.schema.metadata or {}).items()  # in the order in which they were written
-        self.metadata = {k.decode().removeprefix("stint."): v.decode() for k, v in found if k.startswith(b"stint.")}
-        """What `encode` was given and what it counted, by name."""
+        try:
+            self.metadata = {k.decode().removeprefix("stint."): v.decode() for k, v in found if k.startswith(b"stint.")}
+            """What `encode` was given and what it counted, by name."""
+        except UnicodeDecodeError as error:
+            raise NotOurs(f"damaged metadata: {error}") from error
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """These columns, all by default. Raises NotOurs where one is missing or the checksum of a page is wrong."""
@@ -226,6 +229,8 @@ def object_facts(data: bytes) -> ObjectFacts:
         )
     except KeyError as error:
         raise NotOurs(f"no {error} in the file's metadata") from error
+    except (ValueError, TypeError) as error:
+        raise NotOurs(f"damaged metadata: {error}") from error
     if facts.rows_ok + facts.rows_bad != opened.rows:
         raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {opened.rows}")
     return facts

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from jobs.cli import main
 from jobs.demo import load_digits, write_images
 from tests.weights import stored
 
@@ -35,6 +39,34 @@ DEAR = {
 """Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
 
 
+@dataclass
+class MadeBundles:
+    """Bundles of the digits' network and of the dear one, each made once, on all of the digits."""
+
+    digits: Digits
+    folder: Path
+    _made: dict[str, Path] = field(default_factory=dict)
+
+    def put(self, spec: dict[str, Any]) -> None:
+        """Into the output of the spec, if its model is one of the two."""
+        model = json.dumps(spec["model"])
+        for changes in ({}, DEAR):
+            own = self.digits.spec(self.folder / str(len(self._made)), **changes)
+            if json.dumps(own["model"]) == model:
+                if model not in self._made:
+                    self._made[model] = self._make(own)
+                fs, path = fsspec.core.url_to_fs(spec["output"]["uri"])
+                fs.put(f"{self._made[model]}/", f"{path}/_stint/bundles/", recursive=True)
+                return
+
+    def _make(self, spec: dict[str, Any]) -> Path:
+        file = self.folder / f"{len(self._made)}.yaml"
+        file.write_text(yaml.safe_dump(spec))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main(["quantize", str(file), "--pool=local"]) == 0, said.getvalue()
+        return Path(spec["output"]["uri"]) / "_stint/bundles"
+
+
 @dataclass(frozen=True)
 class Digits:
     """Input and weights that all tests share and none changes."""
@@ -42,6 +74,8 @@ class Digits:
     images: Path
     weights: Path
     rows: int
+    bundles: MadeBundles | None = None
+    """Are in the outputs of its specs before the first run."""
 
     def spec(self, output: str | Path, **changes: Any) -> dict[str, Any]:
         """A spec over them; `section__key=value` changes a key, `section=mapping` a whole section."""
@@ -67,6 +101,8 @@ class Digits:
         if not {"precision", "device"} & spec["model"].keys():
             # What else is installed would take its time in every test that makes a bundle.
             spec["model"].setdefault("engine", "torch-int8")
+        if self.bundles is not None:
+            self.bundles.put(spec)
         return spec
 
     def repeated(self, folder: Path, times: int) -> Digits:
@@ -75,12 +111,23 @@ class Digits:
         for file in self.images.glob("*.parquet"):
             for copy in range(times):
                 (folder / f"{copy}-{file.name}").write_bytes(file.read_bytes())
-        return Digits(folder, self.weights, self.rows * times)
+        return replace(self, images=folder, rows=self.rows * times)
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+def _digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def digits(_digits: Digits) -> Digits:
+    return _digits
+
+
+@pytest.fixture(scope="session")
+def quantized_digits(_digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """The same, for tests of what follows on the bundle: it takes two seconds to make one."""
+    return replace(_digits, bundles=MadeBundles(_digits, tmp_path_factory.mktemp("bundles")))
 
 
 def make_digits(folder: Path) -> Digits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from tests.support.tars import write_tar
 
 WriteSpec = Callable[[dict[str, Any]], str]
 SAMPLES_A_TAR = 250
+
+
+@pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
 
 
 def samples(digits: Digits) -> Iterator[dict[str, bytes | str]]:
@@ -231,7 +237,8 @@ def test_labels_of_the_gate_need_not_be_keys_of_tar_samples(
     folder = tmp_path / "in"
     folder.mkdir()
     write_tar(folder / "a.tar", list(samples(digits))[:300])
-    spec = digits.spec(tmp_path / "out", input__uri=str(folder), input__format="webdataset", input__keys=["__key__"])
+    of_tars = {"input__uri": str(folder), "input__format": "webdataset", "input__keys": ["__key__"]}
+    spec = replace(digits, bundles=None).spec(tmp_path / "out", **of_tars)
     assert main(["run", write_spec({**spec, "gate": {"labels_column": "cls", "rows": 100}}), "--pool=local"]) == 0
     assert "top-1" in capsys.readouterr().err
     assert done(str(tmp_path / "out")).schema.names[4:6] == ["__key__", "label"]

@@ -25,6 +25,11 @@ WriteSpec = Callable[[dict[str, Any]], str]
 ROWS = 40
 
 
+@pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
+
+
 class Nights:
     """A job with a folder a day, and what its readers ought to see."""
 

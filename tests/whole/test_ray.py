@@ -22,12 +22,12 @@ from tests.support.ray_heads import Head, await_true
 pytestmark = pytest.mark.ray
 
 WriteSpec = Callable[[dict[str, Any]], str]
-COPIES = 3
+COPIES = 2
 
 
 @pytest.fixture(scope="module")
-def many(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    return digits.repeated(tmp_path_factory.mktemp("many"), COPIES)
+def many(quantized_digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    return quantized_digits.repeated(tmp_path_factory.mktemp("many"), COPIES)
 
 
 def objects(folder: Path) -> dict[str, int]:

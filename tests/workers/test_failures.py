@@ -108,6 +108,11 @@ def test_keys_that_python_has_no_value_for_are_shown_all_the_same() -> None:
     "".join(shown.values()).encode()
 
 
+@pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
+
+
 def test_the_table_of_bad_rows_names_a_row_of_each_reason_by_its_keys(
     digits: Digits,
     tmp_path: Path,

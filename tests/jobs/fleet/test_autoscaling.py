@@ -27,7 +27,7 @@ HEAD_ID = "f" * 51 + "00000"
 ON_DEMAND = {"ray.io/market-type": "on-demand"}
 SPOT = {"ray.io/market-type": "spot"}
 IDLE_S = 4
-COPIES = 12
+COPIES = 5
 """Enough work to last until the second node is there."""
 
 WATCH = """
@@ -140,10 +140,10 @@ def running(spec: str, cluster: Autoscaled) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_run_brings_up_nodes_from_zero_and_they_go_when_it_is_done(
-    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], autoscaled: Autoscaled
+    quantized_digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], autoscaled: Autoscaled
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(digits.repeated(tmp_path / "in", COPIES).spec(out, **DEAR, workers__max=2))
+    spec = write_spec(quantized_digits.repeated(tmp_path / "in", COPIES).spec(out, **DEAR, workers__max=2))
     await_true(lambda: not autoscaled.nodes(), "no nodes at first")
     with running(spec, autoscaled) as driver:
         await_true(lambda: len(autoscaled.nodes()) == 2 or driver.poll() is not None, "two nodes")

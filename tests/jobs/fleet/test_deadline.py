@@ -16,6 +16,11 @@ from tests.support.digits_job import Digits
 WriteSpec = Callable[[dict[str, Any]], str]
 
 
+@pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
     """The labels of every worker that a local pool is asked for."""

@@ -52,13 +52,13 @@ def test_every_input_row_has_one_prediction_and_int8_is_as_right_as_fp32(
 
 
 def test_a_second_run_has_nothing_to_do_and_a_new_file_is_all_that_a_third_scores(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    files = sorted(digits.images.glob("*.parquet"))
+    files = sorted(quantized_digits.images.glob("*.parquet"))
     (data / "a.parquet").write_bytes(files[0].read_bytes())
-    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", input__uri=str(data)))
     assert run(spec) == 0
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/model=*/plan=*/*")}
     assert run(spec) == 0
@@ -87,12 +87,13 @@ class Killed(BaseException):
     ],
 )
 def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_done_twice(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    digits: Digits, quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], point: str, left_open: bool,
 ) -> None:  # fmt: skip
     """Bundle, claim, predictions, done record, report: killed before each, then run again."""
     out = tmp_path / "out"
-    spec = write_spec(digits.spec(out, gate__labels_column=None))
+    start = digits if point.endswith("write_bundle") else quantized_digits
+    spec = write_spec(start.spec(out, gate__labels_column=None))
 
     def objects() -> dict[Path, int]:
         return {p: p.stat().st_ino for p in out.rglob("*") if p.is_file() and "runs" not in p.parts}
@@ -115,15 +116,15 @@ def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_don
 
 
 def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_version_is_claimed_anew(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     data = tmp_path / "data"
     data.mkdir()
-    table = pq.read_table(digits.images)
+    table = pq.read_table(quantized_digits.images)
     for number, name in enumerate(("kept", "lost", "replaced")):
         pq.write_table(table.slice(number * 30, 30), data / f"{name}.parquet")
-    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column=None))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column=None))
 
     def killed(self: object) -> None:
         raise Killed
@@ -167,7 +168,7 @@ def test_embeddings_are_lists_of_one_length(digits: Digits, tmp_path: Path, writ
 
 
 def test_every_image_of_the_corpus_has_one_row_and_the_worker_lives(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec
 ) -> None:
     samples = images.samples()
     names = list(samples)
@@ -175,7 +176,7 @@ def test_every_image_of_the_corpus_has_one_row_and_the_worker_lives(
     table = pa.table({"id": names, "image": [samples[name].data for name in names]})
     pq.write_table(table, data, write_page_checksum=True)
     changes = {"input__uri": str(data), "input__keys": ["id"], "gate__labels_column": None, "gate__min_agreement": 0.0}
-    spec = write_spec(digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
     assert run(spec) == 0
     assert main(["verify", spec]) == 0
     found = predictions(tmp_path / "out")
@@ -185,7 +186,7 @@ def test_every_image_of_the_corpus_has_one_row_and_the_worker_lives(
 
 
 def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec
 ) -> None:
     folder = tmp_path / "photos" / "deep"
     folder.mkdir(parents=True)
@@ -197,7 +198,7 @@ def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
         "input__keys": [],
         "gate__min_agreement": 0.0,
     }
-    spec = write_spec(digits.spec(tmp_path / "out", **changes, gate__labels_column=None))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", **changes, gate__labels_column=None))
     assert run(spec) == 0
     assert main(["verify", spec]) == 0
     assert [Path(u).name for u in predictions(tmp_path / "out")["source_uri"].to_pylist()] == [
@@ -208,7 +209,7 @@ def test_a_folder_of_images_and_one_of_many_small_files_is_scored(
 @pytest.mark.objectstore
 @pytest.mark.parametrize("format_", ["images", "uris"])
 def test_images_that_are_objects_of_their_own_are_scored_from_s3(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, s3: str, format_: str
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, s3: str, format_: str
 ) -> None:
     import s3fs
 
@@ -220,7 +221,7 @@ def test_images_that_are_objects_of_their_own_are_scored_from_s3(
         pq.write_table(table, file)
     changes = {"input__uri": f"{s3}/photos", "input__keys": [], "gate__min_agreement": 0.0, "gate__labels_column": None}
     changes["input__format"] = "images" if format_ == "images" else "parquet"
-    spec = write_spec(digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", **changes, limits__bad_rows=1.0))
     assert run(spec) == 0
     assert main(["verify", spec]) == 0
     found = predictions(tmp_path / "out")
@@ -288,10 +289,10 @@ def test_a_bundle_that_no_longer_meets_the_gate_is_refused_without_making_it_aga
 
 
 def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    spec = write_spec(digits.spec(tmp_path / "out"))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out"))
     assert main(["quantize", spec, "--pool=local"]) == 0
     monkeypatch.setattr("workers.score.loading.isa_class", lambda: "arm64")
     monkeypatch.setattr("jobs.run.policy.START_PAUSE_S", 0.01)
@@ -304,10 +305,10 @@ def test_a_worker_on_another_class_of_cpu_refuses_the_bundle_and_says_why(
 
 
 def test_bad_rows_that_an_earlier_run_scored_are_told_with_their_reasons_too(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    spec = write_spec(digits.spec(tmp_path / "out"))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out"))
 
     def killed(*_: object) -> None:
         raise Killed
@@ -323,9 +324,9 @@ def test_bad_rows_that_an_earlier_run_scored_are_told_with_their_reasons_too(
 
 
 def test_too_many_bad_rows_end_with_code_3_and_a_larger_budget_goes_on_from_there(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = write_spec(digits.spec(tmp_path / "out", limits__bad_rows=0.0))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", limits__bad_rows=0.0))
     assert run(spec) == 3
     assert "limits.bad_rows" in capsys.readouterr().err
     assert main(["verify", spec]) == 1

@@ -17,6 +17,11 @@ from tests.support.digits_job import Digits
 
 
 @pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
+
+
+@pytest.fixture(scope="module")
 def scored(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished job with its input copied beside its output, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("scored")

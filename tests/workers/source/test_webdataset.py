@@ -439,6 +439,11 @@ def test_the_window_never_reads_a_byte_twice_going_forwards(tmp_path: Path, read
 # -------------------------------------------------------------------------------------------- the whole job
 
 
+@pytest.fixture(scope="module")
+def digits(quantized_digits: Digits) -> Digits:
+    return quantized_digits
+
+
 def test_a_job_over_tars_scores_every_sample_once_and_sets_a_half_copied_one_aside(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
