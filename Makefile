@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_TORCH := torch==2.13.0 $(if $(TORCH_INDEX),torchvision==0.28.0 --index-url $(TORCH_INDEX),)
 READY := $(VENV)/.ready
-# Much of a test's time is waiting, so two processes share them; one of them has all that lease cores (tests/conftest.py).
-SPREAD := --numprocesses 2 --dist loadgroup
+# Much of a test's time is waiting, so three processes share them, also on two cores; one of them has all that lease cores
+# (tests/conftest.py).
+SPREAD := --numprocesses 3 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-isa stores browser pictures lint format bench bench-peers chaos clean
+.PHONY: help venv demo test test-slow test-all test-isa stores browser pictures lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,8 +42,10 @@ browser: $(READY) ## install Debian's Chromium, in which the pages are tested, w
 pictures: browser ## the pictures of the docs, of real runs of the demo's job, in docs/pictures/
 	$(BIN)/python -m tests.support.pictures
 
-test-all: $(READY) ## the test suite with the slow campaigns
-	$(BIN)/pytest $(SPREAD)
+test-slow: $(READY) ## the slow campaigns, which `make test` leaves out
+	$(BIN)/pytest $(SPREAD) -m slow
+
+test-all: test test-slow ## the test suite with the slow campaigns
 
 # Of another class than a machine with VNNI, see workers/host/cpu.py; without, the lowest with which OpenVINO runs LayerNorm.
 ISA ?= $(if $(filter avx512_vnni avx_vnni,$(shell grep -m1 ^flags /proc/cpuinfo)),AVX2,AVX)

@@ -23,10 +23,24 @@ pytest_plugins = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that share the tests (pytest-xdist), one alone has those that lease this machine's cores."""
+    """Who of the processes that share the tests (pytest-xdist) has which."""
     for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("cores"):
-            item.add_marker(pytest.mark.xdist_group("cores"))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one group are run by one process.
+
+    Those that lease this machine's cores are one, so that none takes another's; those that start real object stores are
+    one, so that each is started once. Others come module by module, so that what a module's tests share is made once,
+    but for slow ones, of which each comes by itself.
+    """
+    markers = {marker.name for marker in item.iter_markers()}
+    if markers & {"ray", "cores"}:
+        return "cores"
+    if "slow" in markers:
+        return "stores" if "objectstore" in markers else item.nodeid
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -115,10 +115,10 @@ def test_a_night_of_other_images_is_flagged_and_the_class_that_moved_is_named(
 
 
 def test_of_a_run_that_was_killed_the_journal_tells_and_the_next_one_finishes_it(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    spec = write_spec(digits.repeated(tmp_path / "in", 2).spec(out, **DEAR))
+    spec = write_spec(quantized_digits.spec(out, **DEAR))
     driver = subprocess.Popen([PYTHON, "-m", "jobs", "run", spec, "--pool=local"], cwd=ROOT, stderr=subprocess.DEVNULL)
     store = open_store(str(out))
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,23 @@ class Made:
         return Scorer.load(replace(self.job.worker_spec(None), pin=False, **changes))
 
 
+def _make(digits: Digits, folder: Path, **changes: Any) -> Made:
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(digits.spec(folder / "out", **changes)))
+    job = Job.open(load_spec(str(file), []))
+    request = replace(job.bundle_request(), sample=job.sample(discover(job).fresh), pin=False)
+    return Made(job, request, Maker(request).make())
+
+
 @pytest.fixture
 def make(digits: Digits, tmp_path: Path) -> Callable[..., Made]:
-    def make(**changes: Any) -> Made:
-        file = tmp_path / "job.yaml"
-        file.write_text(yaml.safe_dump(digits.spec(tmp_path / "out", **changes)))
-        job = Job.open(load_spec(str(file), []))
-        request = replace(job.bundle_request(), sample=job.sample(discover(job).fresh), pin=False)
-        return Made(job, request, Maker(request).make())
+    return partial(_make, digits, tmp_path)
 
-    return make
+
+@pytest.fixture
+def made(quantized_digits: Digits, tmp_path: Path) -> Made:
+    """The job as it is, for tests of those who use its bundle."""
+    return _make(quantized_digits, tmp_path)
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -215,8 +223,7 @@ def test_a_bundle_of_which_nothing_passes_is_refused_with_a_table_of_each(
     assert not list(tmp_path.glob("out/_stint/bundles/*/manifest.json"))
 
 
-def test_a_stricter_gate_tells_workers_which_artifacts_still_pass(make: Callable[..., Made]) -> None:
-    made = make()
+def test_a_stricter_gate_tells_workers_which_artifacts_still_pass(made: Made) -> None:
     strict = replace(made.request, gate=replace(made.request.gate, min_agreement=1.0, labels_column=None))
     reports = judged_in(made.manifest)
     good = [Judged(name=one.name, report=replace(one.report, top1_agreement=1.0)) for one in reports[:1]]
@@ -262,8 +269,7 @@ def written(store: Any, key: str, engine: str, batch: int, peak_bytes: int = 0) 
 
 
 @vnni
-def test_the_profile_of_such_a_node_goes_before_the_rule(make: Callable[..., Made]) -> None:
-    made = make()
+def test_the_profile_of_such_a_node_goes_before_the_rule(made: Made) -> None:
     by_rule = made.scorer()
     assert (by_rule.info.name, by_rule.batch) == (INT8, BATCH)
     written(made.job.store, made.request.fingerprint, LOWER, 4)
@@ -276,8 +282,7 @@ def test_the_profile_of_such_a_node_goes_before_the_rule(make: Callable[..., Mad
 
 
 @vnni
-def test_what_a_tuning_found_under_a_higher_bound_of_memory_is_not_taken_over(make: Callable[..., Made]) -> None:
-    made = make()
+def test_what_a_tuning_found_under_a_higher_bound_of_memory_is_not_taken_over(made: Made) -> None:
     written(made.job.store, made.request.fingerprint, LOWER, 64, peak_bytes=3 * 2**30)
     spec = replace(made.job.worker_spec(None), pin=False)
     roomy, tight = (Scorer.load(spec, memory_bytes=gib * 2**30) for gib in (4, 2))
@@ -288,7 +293,7 @@ def test_what_a_tuning_found_under_a_higher_bound_of_memory_is_not_taken_over(ma
 @vnni
 @pytest.mark.parametrize("batch", [3, 16])
 def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, batch: int
+    made: Made, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """It keeps what it made for that one, and is slower in others: the golden batch is scored in batches like those."""
     sizes: list[int] = []
@@ -298,7 +303,6 @@ def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
         sizes.append(len(pixels_NHWC))
         return real(engine, pixels_NHWC)
 
-    made = make()
     monkeypatch.setattr(TorchInt8Engine, "predict", predict)
     assert made.scorer(batch=batch).info.engine == "torch-int8"
     assert set(sizes) == {batch}
@@ -306,9 +310,8 @@ def test_the_first_batch_that_an_engine_meets_is_of_the_size_of_the_shards(
 
 @vnni
 def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+    made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make()
     real = loading.bundle.check_golden
 
     def other_values(engine: Engine, info: ArtifactInfo, *rest: Any) -> None:
@@ -325,11 +328,10 @@ def test_when_the_best_does_not_work_here_the_next_is_taken_and_that_is_told(
 
 @vnni
 def test_a_run_says_once_that_its_workers_do_not_run_what_they_should(
-    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
+    quantized_digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    spec = write_spec(digits.spec(tmp_path / "out"))
-    assert main(["quantize", spec, "--pool=local"]) == 0
+    spec = write_spec(quantized_digits.spec(tmp_path / "out"))
     real = loading.bundle.load_engine
 
     def broken(store: Any, manifest: Manifest, name: str, **how: Any) -> Engine:
@@ -346,9 +348,8 @@ def test_a_run_says_once_that_its_workers_do_not_run_what_they_should(
 
 
 def test_when_nothing_works_every_reason_is_told_and_storage_faults_are_none(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+    made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make()
 
     def unusable(*_: Any, **__: Any) -> Engine:
         raise EngineUnusable("no library")
@@ -368,9 +369,8 @@ def test_when_nothing_works_every_reason_is_told_and_storage_faults_are_none(
 
 
 def test_a_host_that_can_run_none_of_them_says_what_there_is_and_what_it_has(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+    made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make()
     monkeypatch.setattr(loading, "isa_class", lambda: "arm64")
     with pytest.raises(BundleRefused, match=rf"arm64, workers.cpus: 1\): {INT8} is for {isa_class()} CPUs") as refused:
         made.scorer()
@@ -389,11 +389,11 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_predictions_and_report_say_what_made_them(
-    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
+    quantized_digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str],
 ) -> None:  # fmt: skip
-    spec = write_spec(digits.spec(tmp_path / "out", workers__batch=8))
+    spec = write_spec(quantized_digits.spec(tmp_path / "out", workers__batch=8))
     assert main(["run", spec, "--pool=local"]) == 0
-    assert predictions(tmp_path / "out").num_rows == digits.rows
+    assert predictions(tmp_path / "out").num_rows == quantized_digits.rows
     file = next(tmp_path.glob("out/model=*/plan=*/*.parquet"))
     told = {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
     assert told["stint.engine"] == INT8
@@ -421,10 +421,9 @@ print(json.dumps([scorer.info.name, scorer.isa, list(scorer.notes)]))
 
 @vnni
 def test_a_node_without_vnni_takes_the_artifact_for_its_instructions_from_the_same_bundle(
-    make: Callable[..., Made], tmp_path: Path
+    made: Made, tmp_path: Path
 ) -> None:
     """With oneDNN held to AVX2 the golden batch is really computed by the instructions that saturate."""
-    made = make()
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, str(tmp_path / "job.yaml")],
         cwd=ROOT,
