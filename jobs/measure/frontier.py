@@ -24,24 +24,11 @@ Z = 1.96
 class Weighed(CandidateFigures):
     """A candidate as it was measured."""
 
-    network: str
-    """For a person: `resnet50`, `resnet50 −25 %`."""  # noqa: RUF001
-    precision: str
-    artifact: str
-    """As in a bundle: `torch-int8/x86-vnni`."""
     rate: float
     """Images a second that one core predicts; decoding not included."""
     spread: float
     """Half the distance between the quartiles of the rounds ÷ the median."""
     peak_bytes: int
-    overrides: tuple[str, ...]
-    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
-    own: bool = False
-    """The job's own network, as it is."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.network} {self.precision}"
 
     @property
     def accuracy(self) -> float:

@@ -13,7 +13,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -110,3 +111,11 @@ def to_parent() -> Connection:
     faulthandler.enable()  # where a crash was goes to the worker's log,
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # and a dump of each would only fill the node's disk
     return Connection(int(sys.argv[1]))
+
+
+def serve(answer: Callable[[Connection], None]) -> None:
+    """All of a child: `answer` its parent, until that closes the connection."""
+    connection = to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
+    with suppress(EOFError, ConnectionError):
+        answer(connection)

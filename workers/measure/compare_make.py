@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.failures import classify
 from workers.host import cores, memory
-from workers.host.child import to_parent
-from workers.measure.messages import FailedCandidate, MadeCandidate, Network, Reference
+from workers.host.child import serve
+from workers.measure.messages import (
+    CandidateFigures,
+    FailedCandidate,
+    LoadArtifact,
+    MadeCandidate,
+    Network,
+    Reference,
+)
 from workers.model.names import ModelError
 
 if TYPE_CHECKING:
-    from workers.bundle.accuracy import AccuracyReport
+    from workers.bundle.gate import GateDecision
     from workers.engines.artifact import Artifact
     from workers.engines.base import Logits
     from workers.model.load import LoadedModel
@@ -39,7 +46,7 @@ class OtherClasses(ModelError):
     """The network has other classes than the job's own network."""
 
 
-def _serve(parent: Connection) -> None:
+def _answer_network(parent: Connection) -> None:
     """Answer one Network, see there, or by a Failure of all of it."""
     network: Network = parent.recv()
     try:
@@ -88,7 +95,7 @@ class _Candidates:
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
-        self._has_labels = self._labels is not None and bool((self._labels >= 0).any())
+        self._labelled = self._labels is not None and bool((self._labels >= 0).any())
         self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
         images = sample.encoded[:DECODED]
         took_s = []
@@ -100,30 +107,26 @@ class _Candidates:
         self._decode_s = min(took_s) / len(images)
 
     def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.measure.pruning import PruningError, macs_of, prune
+        from workers.measure.pruning import PruningError, prune
 
-        crop_px = self._model.preprocess.crop_px
-        yield from self._in_each_precision(self._model, 0.0, macs_of(self._model.module, crop_px), ())
-        shares = iter(sorted(self._network.shares))
-        try:
-            for pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
-                share = next(shares)
-                if isinstance(pruned, PruningError):
-                    yield FailedCandidate(share=share, precision="", reason=str(pruned))
-                    continue
-                overrides: tuple[str, ...] = ()
-                if self._network.save is not None:
-                    try:
-                        overrides = self._saved(pruned.model, share, Path(self._network.save))
-                    except PruningError as error:
-                        yield FailedCandidate(share=share, precision="as a file", reason=str(error))
-                yield from self._in_each_precision(pruned.model, share, pruned.macs, overrides)
-        except PruningError as error:  # torch-pruning is not there, or cannot follow the network at all
-            for share in shares:
-                yield FailedCandidate(share=share, precision="", reason=str(error))
+        yield from self._in_each_precision(self._model, 0.0)
+        for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
+            if isinstance(pruned, PruningError):
+                yield FailedCandidate(name=self._name(share), reason=str(pruned))
+                continue
+            overrides: tuple[str, ...] = ()
+            if self._network.save is not None:
+                try:
+                    overrides = self._saved(pruned, share, self._network.save)
+                except PruningError as error:
+                    yield FailedCandidate(name=f"{self._name(share)} as a file", reason=str(error))
+            yield from self._in_each_precision(pruned, share, overrides)
+
+    def _name(self, share: float) -> str:
+        return f"{self._network.name} −{100 * share:g} %" if share else self._network.name  # noqa: RUF001
 
     def _in_each_precision(
-        self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
+        self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
     ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
         from workers.build.artifacts import ArtifactBuilder
         from workers.bundle import gate
@@ -132,31 +135,34 @@ class _Candidates:
         from workers.engines.base import score_crops
         from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
         from workers.host.cpu import isa_class
+        from workers.measure.pruning import macs_of
         from workers.quantize.quantizer import float_artifact
 
-        request = self._network.request
+        request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)
         except ModelError as error:
-            yield FailedCandidate(share=share, precision="", reason=str(error))
+            yield FailedCandidate(name=name, reason=str(error))
             return
-        own_NK = score_crops(open_artifact(fp32), self._crops_NHWC, request.batch)
-        if self._network.reference is None and not share:
-            classes = {row: int(of) for row, of in zip(self._rows, own_NK.argmax(axis=1), strict=True)}
-            self.reference = Reference(classes=classes, outputs=self._model.outputs, labels=self._model.labels)
+
+        @cache
+        def scored(artifact: Artifact) -> Logits:
+            return score_crops(open_artifact(artifact), self._crops_NHWC, request.batch)
+
+        def verdict(artifact: Artifact) -> GateDecision:
+            report = compare_logits(scored(fp32), scored(artifact), self._labels)
+            return gate.decide(report, request.gate, request.model.task)
+
+        own = self._network.reference is None and not share
+        if own:
+            self.reference = Reference(
+                classes=dict(zip(self._rows, scored(fp32).argmax(axis=1).tolist(), strict=True)),
+                outputs=self._model.outputs,
+                labels=self._model.labels,
+                labelled=self._labelled,
+            )
             yield self.reference
-        scored: dict[int, tuple[Artifact, Logits]] = {id(fp32): (fp32, own_NK)}
-
-        def judged(artifact: Artifact) -> AccuracyReport:
-            if id(artifact) not in scored:
-                engine = open_artifact(artifact)
-                scored[id(artifact)] = artifact, score_crops(engine, self._crops_NHWC, request.batch)
-            return compare_logits(own_NK, scored[id(artifact)][1], self._labels)
-
-        def accepts(artifact: Artifact) -> bool:
-            return gate.decide(judged(artifact), request.gate, request.model.task).passed
-
-        builder = ArtifactBuilder(model, self._calibration_NHWC, accepts, request, fp32)
+        builder = ArtifactBuilder(model, self._calibration_NHWC, lambda one: verdict(one).passed, request, fp32)
         for precision in PRECISIONS:
             try:
                 wanted = WantedArtifact(engine="torch-float", precision=precision, isa=None)
@@ -164,34 +170,36 @@ class _Candidates:
                     # The one that a worker would take here; another instruction set's is of no use for figures.
                     wanted = wanted_engines("int8", request.model.engine, isa_class(), installed_to_make())[0]
                 artifact = builder.build(wanted)
-                verdict = gate.decide(judged(artifact), request.gate, request.model.task)
-                right, rows = self._right(scored[id(artifact)][1])
+                decision = verdict(artifact)
+                right, rows = self._right(scored(artifact))
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
-                yield FailedCandidate(share=share, precision=precision, reason=classify(error).message)
+                yield FailedCandidate(name=f"{name} {precision}", reason=classify(error).message)
                 continue
             path = Path(self._network.folder) / f"{os.getpid()}-{share}-{precision}"
             path.write_bytes(artifact.data)
-            yield MadeCandidate(
-                share=share,
-                info=artifact.info,
-                path=str(path),
-                size_bytes=len(artifact.data),
+            figures = CandidateFigures(
+                network=name,
+                precision=artifact.info.precision,
+                artifact=artifact.info.name,
                 right=right,
                 rows=rows,
-                labelled=self._has_labels,
-                refused="" if verdict.passed or precision == "fp32" else verdict.reason,
-                classes=self._model.outputs,
-                macs=macs,
+                refused="" if decision.passed or precision == "fp32" else decision.reason,
+                size_bytes=len(artifact.data),
+                macs=macs_of(model.module, model.preprocess.crop_px),
                 decode_s=self._decode_s,
                 overrides=overrides,
+                own=own,
             )
+            one_core = replace(plan, threads=1, cpus=plan.cpus[:1], slots=plan.slots[:1])
+            load = LoadArtifact(plan=one_core, info=artifact.info, path=str(path))
+            yield MadeCandidate(figures=figures, pruned=bool(share), load=load)
 
     def _right(self, logits_NK: Logits) -> tuple[int, int]:
         """Rows that it is right on, and how many were compared."""
         classes = logits_NK.argmax(axis=1)
-        if self._labels is not None and self._has_labels:
+        if self._labels is not None and self._labelled:
             known = self._labels >= 0
             return int((classes == self._labels)[known].sum()), int(known.sum())
         assert self.reference is not None, "the job's own network is scored in fp32 first"
@@ -230,7 +238,4 @@ class _Candidates:
 
 
 if __name__ == "__main__":
-    connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
-    with suppress(EOFError, ConnectionError):
-        _serve(connection)
+    serve(_answer_network)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from workers.contract import BundleRequest, ModelSpec, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 
-EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED, BUNDLE = (
-    "eager",
-    "channels-last",
-    "int8-default",
-    "int8-fused",
-    "bundle",
-)
+EAGER, CHANNELS_LAST, INT8_DEFAULT = "eager", "channels-last", "int8-default"
+INT8_FUSED, BUNDLE = "int8-fused", "bundle"
 """Kinds of LoadVariant: the network as torch runs it in fp32 and in INT8, and the bundle's own artifact."""
 
 
@@ -110,6 +106,8 @@ class Reference:
     """By row of the sample."""
     outputs: int
     labels: tuple[str, ...] | None
+    labelled: bool
+    """Whether the sample has true classes, by which all are judged then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +117,8 @@ class Network:
     Answered by a Reference for the job's own network, by its candidates as they come, and by None at the end.
     """
 
+    name: str
+    """For a person."""
     request: BundleRequest
     """As for a bundle of it: model, gate, sample."""
     shares: tuple[float, ...]
@@ -128,7 +128,7 @@ class Network:
     """Where artifacts go, for the processes that measure them."""
     reference: Reference | None
     """None for the job's own network."""
-    save: str | None
+    save: Path | None
     """Folder for the pruned networks, or None."""
 
 
@@ -136,6 +136,11 @@ class Network:
 class CandidateFigures:
     """What is known of a candidate before its speed is."""
 
+    network: str
+    """For a person: `resnet50`, `resnet50 −25 %`."""  # noqa: RUF001
+    precision: str
+    artifact: str
+    """As in a bundle: `torch-int8/x86-vnni`."""
     right: int
     """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
     rows: int
@@ -145,28 +150,28 @@ class CandidateFigures:
     macs: int
     decode_s: float
     """CPU seconds to decode an image of the sample as the network wants it."""
+    overrides: tuple[str, ...]
+    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
+    own: bool = False
+    """The job's own network, as it is."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeCandidate(CandidateFigures):
+class MadeCandidate:
     """A candidate of a Network, not measured yet."""
 
-    share: float
-    """Of its MACs that were pruned; 0 for the network itself."""
-    info: ArtifactInfo
-    path: str
-    """Of the artifact."""
-    labelled: bool
-    classes: int
-    overrides: tuple[str, ...]
-    """`--set` values that make a pruned network that was saved the job's model; empty for others."""
+    figures: CandidateFigures
+    pruned: bool
+    load: LoadArtifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailedCandidate:
     """A candidate that cannot be had."""
 
-    share: float
-    precision: str
-    """Empty for all of them."""
+    name: str
     reason: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,6 @@ class PruningError(ModelError):
     """The network cannot be pruned, or not so far."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruned:
-    model: LoadedModel
-    macs: int
-
-
 def macs_of(network: nn.Module, crop_px: int) -> int:
     """Multiplications with addition of convolutions and matrix products, for one image. Computes nothing."""
     ghost = copy.deepcopy(network).to("meta")
@@ -63,19 +57,24 @@ def macs_of(network: nn.Module, crop_px: int) -> int:
     return flops // 2
 
 
-def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> Iterator[Pruned | PruningError]:
-    """The network with at least each share of its MACs taken out, in ascending order; `model` stays as it is.
+def prune(
+    model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels
+) -> Iterator[tuple[float, LoadedModel | PruningError]]:
+    """Each share, in ascending order, with the network that has lost at least so much of its MACs; `model` stays as it
+    is.
 
     Statistics of batch normalisation are taken on uint8 crops N by crop by crop by 3. A share that cannot be had comes
-    as the error that says why. Raises PruningError where nothing can be pruned, or torch-pruning is not installed.
+    with the error that says why: all of them where torch-pruning is not installed.
     """
     crop_px = model.preprocess.crop_px
     whole = macs_of(model.module, crop_px)
     network = copy.deepcopy(model.module).requires_grad_(True)  # DepGraph follows gradients
-    pruner = _pruner(network, torch.zeros((2, 3, crop_px, crop_px)), model.outputs)
+    pruner: Any = None
     macs, steps, last = whole, 0, whole
     for share in sorted(shares):
         try:
+            if pruner is None:
+                pruner = _pruner(network, torch.zeros((2, 3, crop_px, crop_px)), model.outputs)
             while macs > (1 - share) * whole:
                 if steps == STEPS:
                     raise PruningError(f"only {1 - macs / whole:.0%} of its MACs can be pruned")
@@ -88,12 +87,11 @@ def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> It
             left = copy.deepcopy(network).requires_grad_(False).eval()
             _recalibrate(left, model, crops_NHWC)
         except PruningError as error:
-            yield error
+            yield share, error
         except Exception as error:  # noqa: BLE001  (tracing and cutting run the model's own code, which may raise anything)
-            yield PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
+            yield share, PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
         else:
-            name = f"{model.name} pruned {share:.0%}"
-            yield Pruned(model=replace(model, name=name, module=left), macs=macs)
+            yield share, replace(model, name=f"{model.name} pruned {share:.0%}", module=left)
 
 
 def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any:
