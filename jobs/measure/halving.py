@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import Unusable
+from workers.measure.tune_node import Trialled, Unusable
 
 _C = TypeVar("_C", bound=Hashable)
 
@@ -37,8 +37,8 @@ SURE = 2.0
 """Standard errors beyond which a difference is no noise."""
 
 
-Measure = Callable[[_C, float], float | Unusable]
-"""Run a candidate for so many seconds: its rate. What it raises ends the search."""
+Measure = Callable[[_C, float], Trialled | Unusable]
+"""Run a candidate for so many seconds. What it raises ends the search."""
 
 
 @dataclass
@@ -50,6 +50,10 @@ class Arm(Generic[_C]):
     """Rates of its slices in the last round that it took part in, less what the slices of a turn had in common."""
     rounds: int = 0
     out: str = ""
+    trial: Trialled | None = None
+    """Its last slice."""
+    peak_bytes: int = 0
+    """The least of all slices: the first ones of a process have the least of what other batches left in it."""
 
     @property
     def rate(self) -> float | None:
@@ -77,9 +81,9 @@ def halve(
     comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
     and for how long at a time.
     """
-    arms = {candidate: Arm(candidate) for candidate in candidates}
+    arms = [Arm(candidate) for candidate in candidates]
     ends_at = clock() + seconds
-    alive = list(candidates)
+    alive = arms
     number = 0
     while alive and clock() < ends_at:
         number += 1
@@ -88,12 +92,13 @@ def halve(
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
         on_round(number, len(alive), slice_s)
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
-        _round([arms[c] for c in alive], measure, slice_s, turns, number, round_ends_at, clock)
-        alive = [c for c in alive if not arms[c].out and arms[c].rounds]
+        _round(alive, measure, slice_s, turns, number, round_ends_at, clock)
         if to_come == 1:
             break
-        alive = survivors({c: arms[c].rate or 0.0 for c in alive}, keep)
-    return sorted(arms.values(), key=lambda s: (bool(s.out), -s.rounds, -(s.rate or 0.0)))
+        rates = {arm.candidate: arm.rate or 0.0 for arm in alive if arm.rounds and not arm.out}
+        staying = survivors(rates, keep)
+        alive = [arm for arm in alive if arm.candidate in staying]
+    return sorted(arms, key=lambda arm: (bool(arm.out), -arm.rounds, -(arm.rate or 0.0)))
 
 
 def rounds_to_come(alive: int) -> int:
@@ -118,7 +123,7 @@ def _round(
     clock: Callable[[], float],
 ) -> None:
     """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
-    rates_of: dict[_C, list[float]] = {s.candidate: [] for s in arms}
+    rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in arms}
     for turn in range(turns):
         for arm in arms if turn % 2 == 0 else reversed(arms):
             if arm.out:
@@ -128,13 +133,15 @@ def _round(
             outcome = measure(arm.candidate, slice_s)
             if isinstance(outcome, Unusable):
                 arm.out = outcome.reason
-            else:
-                rates_of[arm.candidate].append(outcome)
-    measured = [s for s in arms if not s.out and rates_of[s.candidate]]
-    whole = min((len(rates_of[s.candidate]) for s in arms if not s.out), default=0)
+                continue
+            arm.peak_bytes = min(outcome.peak_bytes, arm.peak_bytes) if arm.trial else outcome.peak_bytes
+            arm.trial = outcome
+            rates_of[arm.candidate].append(outcome.images_per_s)
+    whole = min((len(rates_of[arm.candidate]) for arm in arms if not arm.out), default=0)
     if whole == 0 and number > 1:
         return  # what is known from the round before is fairer to all
-    steady = without_drift([rates_of[s.candidate] for s in measured], whole)
+    measured = [arm for arm in arms if not arm.out and rates_of[arm.candidate]]
+    steady = without_drift([rates_of[arm.candidate] for arm in measured], whole)
     for arm, rates in zip(measured, steady, strict=True):
         arm.steady, arm.rounds = rates, number
 
@@ -161,14 +168,13 @@ class Choice(Generic[_C]):
 
 def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
     """Of those that came furthest the simplest, by `effort`, that is as fast as the fastest. None without any."""
-    measured = [s for s in arms if not s.out and s.rate]
-    last = max((s.rounds for s in measured), default=0)
-    final = [s for s in measured if s.rounds == last]
-    if not final:
+    measured = [arm for arm in arms if arm.rate and not arm.out]
+    if not measured:
         return None
-    fastest = max(final, key=lambda s: s.rate or 0.0)
-    tied = tuple(s for s in final if same(s, fastest))
-    return Choice(chosen=min(tied, key=lambda s: effort(s.candidate)), fastest=fastest, tied=tied)
+    # By rounds first: those that came less far are not compared with the others.
+    fastest = max(measured, key=lambda arm: (arm.rounds, arm.rate or 0.0))
+    tied = tuple(arm for arm in measured if arm.rounds == fastest.rounds and same(arm, fastest))
+    return Choice(chosen=min(tied, key=lambda arm: effort(arm.candidate)), fastest=fastest, tied=tied)
 
 
 def same(a: Arm[_C], b: Arm[_C]) -> bool:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from workers.failures import classify
 from workers.host import cores, memory
-from workers.host.child import to_parent
+from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
 from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Score
 from workers.measure.sample_file import map_sample
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from workers.contract import ThreadPlan, WorkerSpec
     from workers.engines.base import Pixels
     from workers.measure.variants import ForwardPass
-    from workers.score.predictor import Predictor
 
 WARM_UP = 2
 """Batches of a new size that are not measured: kernels are made for it."""
@@ -39,18 +37,7 @@ ROWS_A_CALL = 256
 NOISE_IMAGES = 16
 
 
-class _Subject(Protocol):
-    """What is measured."""
-
-    description: str
-
-    def prepare(self, batch: int) -> None: ...
-
-    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
-        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage, where it has stages."""
-
-
-def _serve(parent: Connection) -> None:
+def _answer_requests(parent: Connection) -> None:
     load: Load = parent.recv()
     try:
         _take_cores(load.plan)
@@ -58,25 +45,21 @@ def _serve(parent: Connection) -> None:
     except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
         parent.send(classify(error))
         return
-    answer: Ready | Measured | Failure = _ready(subject)
+    answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
     while True:
         parent.send(answer)
         request: Prepare | Score = parent.recv()
         try:
             if isinstance(request, Prepare):
                 subject.prepare(request.batch)
-                answer = _ready(subject)
+                answer = Ready(subject.description, memory.peak_rss_bytes())
             else:
                 answer = _measured(subject, request.until)
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
 
 
-def _ready(subject: _Subject) -> Ready:
-    return Ready(description=subject.description, peak_bytes=memory.peak_rss_bytes())
-
-
-def _measured(subject: _Subject, until: float) -> Measured:
+def _measured(subject: _Forward | _WorkerLoop, until: float) -> Measured:
     began, cpu = time.monotonic(), time.process_time()
     rows, stage_s = subject.score(until)
     return Measured(
@@ -100,7 +83,7 @@ def _take_cores(plan: ThreadPlan | None) -> None:
         os.environ.pop(name, None)
 
 
-def _open(load: Load) -> _Subject:
+def _open(load: Load) -> _Forward | _WorkerLoop:
     if isinstance(load, LoadWorker):
         return _WorkerLoop(load)
     import torch
@@ -145,11 +128,12 @@ class _Forward:
             return
         predict, buffer = self._network(batch)
         buffer.interior_NHWC[:] = self._crops_NHWC.take(range(batch), axis=0, mode="wrap")
-        self._forwards[batch] = lambda: predict(buffer.full_NHWC)
+        self._forwards[batch] = partial(predict, buffer.full_NHWC)
         for _ in range(WARM_UP):
             self._forwards[batch]()
 
     def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; it has no stages."""
         rows = 0
         while rows == 0 or time.monotonic() < until:
             self._forwards[self._batch]()
@@ -165,7 +149,6 @@ class _WorkerLoop:
     """The bundle as a worker loads it, and a worker's own loop."""
 
     def __init__(self, load: LoadWorker) -> None:
-        self._predictor: Predictor
         self._load(load.spec)
         images = map_sample(load.sample)
         first = load.first % len(images)
@@ -186,6 +169,7 @@ class _WorkerLoop:
         self._predictor.score([self._block(batch)], batch)
 
     def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage."""
         room = self._predictor.room
         rows_a_call = room * max(1, ROWS_A_CALL // room)
         stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
@@ -209,7 +193,4 @@ class _WorkerLoop:
 
 
 if __name__ == "__main__":
-    connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
-    with suppress(EOFError, ConnectionError):
-        _serve(connection)
+    serve(_answer_requests)

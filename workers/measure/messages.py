@@ -72,7 +72,7 @@ class Score:
     until: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ready:
     """What was asked for is done."""
 

@@ -59,6 +59,7 @@ class Processes:
 
         Raises ProcessFailed when one of them does not come up.
         """
+        self.loads = loads
         self.batches: set[int] = set()
         """Sizes that they have run."""
         self.resident_bytes = 0

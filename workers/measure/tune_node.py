@@ -124,7 +124,7 @@ class TuneNode:
                 f"do not fit the node's {room / 2**30:.2f} GiB"
             )
         key = replace(candidate, batch=0)
-        for fresh in (False, True):
+        while True:
             try:
                 processes = self._started(key, bound_bytes, room)
             except ProcessFailed as failed:
@@ -134,10 +134,9 @@ class TuneNode:
                 return self._trialled(processes.measure(candidate.batch, slice_s))
             except ProcessFailed as failed:
                 self._processes.pop(key).end()
-                # What other batches left behind in its process may have been too much, not this one.
-                if alone or fresh or not failed.died:
+                # What other batches left behind in its process may have been too much, not this one: once more, afresh.
+                if alone or not failed.died:
                     return Unusable(str(failed))
-        raise AssertionError("a fresh process has run one batch size only")
 
     def close(self) -> None:
         for processes in self._processes.values():
