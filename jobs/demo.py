@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +41,8 @@ _Labels = npt.NDArray[np.int64]
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint demo`."""
-    return demo(Path(arguments.folder), console.run)
-
-
-def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
-    """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code.
-
-    `run` runs one command of the command line and returns its exit code.
-    """
+    """`stint demo`: make data and weights, run the job there and say what came out."""
+    folder = Path(arguments.folder)
     overrides = [
         f"input.uri={folder / 'images'}",
         f"output.uri={folder / 'predictions'}",
@@ -65,18 +56,18 @@ def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
     (folder / MARKER).write_text("Made by `stint demo`, which replaces this folder when it runs again.\n")
     digits, labels = load_digits()
     half = len(digits) // 2
-    _say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
+    console.say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
     write_images(folder / "images", digits[half:], labels[half:], seed=1)
-    _say(f"training a small network on the other {half} digits")
+    console.say(f"training a small network on the other {half} digits")
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
-    arguments = [SPEC, *(f"--set={override}" for override in overrides)]
-    _say(f"\n$ stint run {' '.join(arguments)}")
-    if code := run(["run", *arguments]):
-        return code
-    _say(f"\n$ stint verify {' '.join(arguments)}")
-    code = run(["verify", *arguments])
+    line = [SPEC, *(f"--set={override}" for override in overrides)]
+    for name in ("run", "verify"):
+        console.say(f"\n$ stint {name} {' '.join(line)}")
+        code = console.run([name, *line])
+        if code and name == "run":
+            return code
     job = Job.open(spec, writing=False)
-    print(f"\n{_accuracy(job)}\n{_look_at(job)}")
+    console.show(f"\n{_accuracy(job)}\n{_look_at(job)}")
     return code
 
 
@@ -119,24 +110,14 @@ def write_images(folder: Path, digits: _Pixels, labels: _Labels, *, seed: int, c
         whole = images[row]
         assert whole is not None
         images[row] = (whole[: len(whole) // 2], b"", None, b"this is not an image")[number % 4]
-    table = pa.table(
-        {
-            "id": pa.array(range(len(which)), pa.int64()),
-            "digit": pa.array(labels[which], pa.int64()),
-            "image": pa.array(images, pa.binary()),
-        }
-    )
+    ids, digits_of = pa.array(range(len(which)), pa.int64()), pa.array(labels[which], pa.int64())
+    table = pa.table({"id": ids, "digit": digits_of, "image": pa.array(images, pa.binary())})
     rows_a_file = -(-len(which) // FILES)
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     for number in range(FILES):
         part = table.slice(number * rows_a_file, rows_a_file)
-        pq.write_table(
-            part,
-            folder / f"digits-{number}.parquet",
-            row_group_size=-(-part.num_rows // GROUPS_A_FILE),
-            compression="none",
-            use_dictionary=False,
-            write_page_checksum=True,
-        )
+        rows_a_group = -(-part.num_rows // GROUPS_A_FILE)
+        pq.write_table(part, folder / f"digits-{number}.parquet", row_group_size=rows_a_group, **options)
     return len(which)
 
 
@@ -188,7 +169,3 @@ def _look_at(job: Job) -> str:
         f"          {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
         f"          {job.store.url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

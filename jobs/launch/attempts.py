@@ -63,6 +63,11 @@ class Attempt:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    @property
+    def code(self) -> int:
+        """Ours, once it has ended."""
+        return exit_code(self.status, self.exit_code)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatedJob:
@@ -111,7 +116,7 @@ def exit_code(status: str, driver_code: int | None) -> int:
 
 def describe_end(attempt: Attempt) -> str:
     """One line: what became of an attempt that has ended."""
-    code = exit_code(attempt.status, attempt.exit_code)
+    code = attempt.code
     if attempt.status == "STOPPED":
         how = "was stopped"
     elif attempt.status == "SUCCEEDED" or attempt.exit_code == code:
@@ -126,7 +131,7 @@ def describe_end(attempt: Attempt) -> str:
 
 def remedy(attempt: Attempt) -> str:
     """What to do about the end of an attempt; empty when all is well."""
-    code = exit_code(attempt.status, attempt.exit_code)
+    code = attempt.code
     if attempt.exit_code == 127:
         return "the head node has no `python` on its PATH: use an image that has, or pass --env PATH=…"
     if code == FAILED and attempt.exit_code != FAILED:

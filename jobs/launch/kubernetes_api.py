@@ -87,10 +87,9 @@ class KubeApi:
         from kubernetes.dynamic.exceptions import ConflictError
 
         name = rayjob["metadata"]["name"]
+        what = f"create RayJob {name}"
         try:
-            created = self._call(
-                f"create RayJob {name}", "create", "RayJob", body=rayjob, field_manager="stint-nightly"
-            )
+            created = self._call(what, "create", "RayJob", body=rayjob, field_manager="stint-nightly")
         except ConflictError:
             return False
         if created is None:

@@ -112,12 +112,12 @@ class NightlyRun:
 
     def _undeleted(self, name: str) -> RayJob | None:
         """The RayJob of that name once it is not being deleted any more; None: the name is free."""
-        found = self.api.rayjob(name)
-        if found and State.of(found).deleting:
-            self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
-        while found and State.of(found).deleting:
+        waited = False
+        while (found := self.api.rayjob(name)) and State.of(found).deleting:
+            if not waited:
+                self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
+            waited = True
             self.api.pause(self.poll_s)
-            found = self.api.rayjob(name)
         return found
 
     def _create(self, name: str) -> None:
@@ -139,16 +139,9 @@ class NightlyRun:
 
     def _follow(self, name: str) -> int:
         """Wait for the end of a RayJob, one line for each change of its state."""
-        state, shown = None, ""
-        while True:
-            found = self.api.rayjob(name)
-            if found is None:
-                if state and state.job in ENDED:  # deleted together with its cluster, by a deletion rule
-                    break
-                raise RunFailed(
-                    f"RayJob {name} was deleted before its end",
-                    "run again: what it committed stays, the rest is scored",
-                )
+        state: State | None = None
+        shown = ""
+        while found := self.api.rayjob(name):
             state = self._state(found)
             if str(state) != shown:
                 shown = str(state)
@@ -159,23 +152,27 @@ class NightlyRun:
                 with suppress(RunFailed):
                     self._ask_driver(state)  # the sooner the better: the cluster goes soon after the end
             self.api.pause(self.poll_s)
+        if state is None or (found is None and state.job not in ENDED):  # else deleted with its cluster, by a rule
+            raise RunFailed(
+                f"RayJob {name} was deleted before its end",
+                "run again: what it committed stays, the rest is scored",
+            )
         return self._conclude(name, state, found)
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
         driver = None if state.job in ("SUCCEEDED", "STOPPED") else self._driver(state)
+        code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
         if driver:  # what Ray says of its driver goes before what KubeRay says of the RayJob
-            code = exit_code(driver.status, driver.exit_code)
-        else:
-            code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
+            code = driver.code
         if code != COMPLETE and state.message:
             tail = state.message.rstrip().splitlines()[-LOG_LINES:]
             self.api.say("\n".join(["the last that it said:", *(f"  {line}" for line in tail)]))
         of_driver = f", driver's exit code {driver.exit_code}" if driver and driver.exit_code is not None else ""
         self.api.say(f"night {self.as_of}: RayJob {name} ended: {state}{of_driver}; exit code {code}")
-        commands = [f"kubectl -n {self.api.namespace} describe rayjob {name}"]
+        where = f"look: kubectl -n {self.api.namespace} describe rayjob {name}"
         if rayjob is None or rayjob["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
-            commands.append(f"kubectl -n {self.api.namespace} logs job/{name}")
-        self.api.say(f"look: {'; '.join(commands)}")
+            where += f"; kubectl -n {self.api.namespace} logs job/{name}"
+        self.api.say(where)
         if code != COMPLETE:
             self.api.say(f"next: {REMEDIES[code]}")
         return code
@@ -194,7 +191,7 @@ class NightlyRun:
 
     def _ask_driver(self, state: State) -> Attempt:
         """How the driver ended, by the head's job server: only there is its exit code kept. Raises RunFailed."""
-        if state.job_id not in self._drivers:
+        if (driver := self._drivers.get(state.job_id)) is None:
             if not (state.dashboard and state.job_id):
                 raise RunFailed("the RayJob never had a driver")
             from jobs.launch.job_server import JobServer
@@ -204,7 +201,7 @@ class NightlyRun:
             if not driver.ended:
                 raise RunFailed(f"the driver is {driver.status}")
             self._drivers[state.job_id] = driver
-        return self._drivers[state.job_id]
+        return driver
 
     def _state(self, rayjob: RayJob) -> State:
         if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:

@@ -103,18 +103,18 @@ def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int
     return replace(own, arch=arch, weights=weights, args=args)
 
 
-def overrides(given: ModelSpec, model: ModelSpec, made: MadeCandidate) -> tuple[str, ...]:
+def overrides(given: ModelSpec, model: ModelSpec, one: MadeCandidate) -> tuple[str, ...]:
     """`--set` values with which a spec of `given` takes a candidate of `model`; () where it does already, or where the
     candidate was pruned and not saved."""
-    changed = list(made.figures.overrides)
-    if made.pruned and not changed:
+    changed = list(one.figures.overrides)
+    if one.pruned and not changed:
         return ()
-    if not made.pruned:
+    if not one.pruned:
         for key in ("arch", "weights", "args", "preprocess"):
             if (value := getattr(model, key)) != getattr(given, key):
                 changed.append(f"model.{key}={_flow(value)}")
-    if made.figures.precision != given.precision:
-        changed.append(f"model.precision={made.figures.precision}")
+    if one.figures.precision != given.precision:
+        changed.append(f"model.precision={one.figures.precision}")
         if given.engine != "auto":
             changed.append("model.engine=auto")
     return tuple(changed)
@@ -181,7 +181,7 @@ class _Comparing:
         self, networks: Mapping[str, ModelSpec], request: BundleRequest, plan: ThreadPlan, folder: str
     ) -> tuple[list[MadeCandidate], bool]:
         """Candidates of all networks, the job's own one in fp32 first; and whether the sample has labels."""
-        made: list[MadeCandidate] = []
+        candidates: list[MadeCandidate] = []
         reference: Reference | None = None
         for number, (name, model) in enumerate(networks.items()):
             if reference is not None:
@@ -203,16 +203,17 @@ class _Comparing:
                     self._leave_out(answer.name, answer.reason)
                 else:
                     figures = replace(answer.figures, overrides=overrides(self.job.spec.model, model, answer))
-                    made.append(replace(answer, figures=figures))
+                    candidates.append(replace(answer, figures=figures))
                     self.say(f"  {figures.name}: {figures.right / figures.rows:.2%}")
-            if reference is None or not made or not made[0].figures.own or made[0].figures.precision != "fp32":
+            first = candidates[0].figures if candidates else None
+            if reference is None or first is None or not first.own or first.precision != "fp32":
                 raise self._nothing()  # to compare the others with
         assert reference is not None, "the job's own network is among them"
-        return made, reference.labelled
+        return candidates, reference.labelled
 
     def _answers(self, network: Network) -> Iterator[Reference | MadeCandidate | FailedCandidate]:
         """Of the process that makes its candidates, as they come."""
-        child = Child("workers.measure.compare_make", node_bytes(), "made")
+        child = Child("workers.measure.measure", node_bytes(), "made")
         try:
             child.put(network)
             while (answer := receive(child, _SILENT_S, self._check)) is not None:

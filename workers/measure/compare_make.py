@@ -1,8 +1,7 @@
-"""Makes the candidates of one network for `stint compare`: `python -m workers.measure.compare_make FD PARENT`.
+"""Makes the candidates of one network for `stint compare`, in a process of `workers.measure.measure`.
 
 The network in fp32, bf16 and INT8, as a bundle would have it, and the same of what is left of it when channels are
-pruned. Each is scored on the job's own sample, decoded as the network wants it. A process a network: one that cannot be
-loaded, or takes too much memory, is one candidate less.
+pruned. Each is scored on the job's own sample, decoded as the network wants it.
 """
 
 from __future__ import annotations
@@ -14,28 +13,25 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cache
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from workers.build.artifacts import ArtifactBuilder
+from workers.build.sample import read_sample, split_rows
+from workers.bundle import gate
+from workers.bundle.accuracy import compare_logits
+from workers.engines.artifact import Artifact, open_artifact
+from workers.engines.base import Logits, score_crops
+from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
 from workers.failures import classify
-from workers.host import cores, memory
-from workers.host.child import serve
-from workers.measure.messages import (
-    CandidateFigures,
-    FailedCandidate,
-    LoadArtifact,
-    MadeCandidate,
-    Network,
-    Reference,
-)
+from workers.host.cpu import isa_class
+from workers.host.memory import bound_bytes
+from workers.isolation.sample_decoder import SampleDecoder, decode_crop
+from workers.measure.messages import CandidateFigures, FailedCandidate, LoadArtifact, MadeCandidate, Network, Reference
+from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
+from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
-
-if TYPE_CHECKING:
-    from workers.bundle.gate import GateDecision
-    from workers.engines.artifact import Artifact
-    from workers.engines.base import Logits
-    from workers.model.load import LoadedModel
+from workers.quantize.quantizer import float_artifact
+from workers.storage.filesystems import read_url
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
@@ -46,41 +42,17 @@ class OtherClasses(ModelError):
     """The network has other classes than the job's own network."""
 
 
-def _answer_network(parent: Connection) -> None:
-    """Answer one Network, see there, or by a Failure of all of it."""
-    network: Network = parent.recv()
-    try:
-        cores.apply(network.plan)
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        import torch
-
-        torch.set_num_threads(network.plan.threads)
-        for message in _Candidates(network).each():
-            parent.send(message)
-        parent.send(None)
-    except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is the reason why it falls out)
-        failure = classify(error)
-        if not isinstance(error, ModelError):  # of storage the message is the path alone
-            failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
-        parent.send(failure)
-
-
-class _Candidates:
+class Candidates:
     """Of one network."""
 
     def __init__(self, network: Network) -> None:
-        from workers.build.sample import read_sample, split_rows
-        from workers.isolation.sample_decoder import SampleDecoder, decode_crop
-        from workers.model.load import load_model
-        from workers.storage.filesystems import read_url
-
         self._network, request = network, network.request
         self._model = model = load_model(request.model, read_url)
         self.reference = network.reference
         """Of the job's own network once its fp32 is made."""
         if self.reference is not None:
             self._check_classes(self.reference)
-        with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, network.plan))) as decoder:
+        with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
             sample = read_sample(
                 request.sample,
                 request.input,
@@ -107,7 +79,6 @@ class _Candidates:
         self._decode_s = min(took_s) / len(images)
 
     def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.measure.pruning import PruningError, prune
 
         yield from self._in_each_precision(self._model, 0.0)
         for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
@@ -128,15 +99,6 @@ class _Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
     ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.build.artifacts import ArtifactBuilder
-        from workers.bundle import gate
-        from workers.bundle.accuracy import compare_logits
-        from workers.engines.artifact import open_artifact
-        from workers.engines.base import score_crops
-        from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
-        from workers.host.cpu import isa_class
-        from workers.measure.pruning import macs_of
-        from workers.quantize.quantizer import float_artifact
 
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
@@ -149,7 +111,7 @@ class _Candidates:
         def scored(artifact: Artifact) -> Logits:
             return score_crops(open_artifact(artifact), self._crops_NHWC, request.batch)
 
-        def verdict(artifact: Artifact) -> GateDecision:
+        def verdict(artifact: Artifact) -> gate.GateDecision:
             report = compare_logits(scored(fp32), scored(artifact), self._labels)
             return gate.decide(report, request.gate, request.model.task)
 
@@ -216,7 +178,6 @@ class _Candidates:
 
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""
-        from workers.measure.pruning import save_pruned
 
         spec = self._network.request.model
         stem = f"{spec.arch.rpartition('/')[2].rpartition(':')[2]}-pruned-{share * 100:g}"
@@ -235,7 +196,3 @@ class _Candidates:
             f"model.labels={json.dumps(labels)}",
             f"model.preprocess={json.dumps(numbers)}",
         )
-
-
-if __name__ == "__main__":
-    serve(_answer_network)

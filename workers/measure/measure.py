@@ -1,7 +1,8 @@
-"""A process that loads a network and measures it on demand: `python -m workers.measure.measure FD PARENT`.
+"""A process that loads a network and measures it on demand, or makes candidates of it for `stint compare`.
 
-A process of its own, so that its memory is its own and what kills it kills nothing else. It is pinned to its cores and
-waits while others are measured. See workers.measure.messages for what it is asked.
+`python -m workers.measure.measure FD PARENT`: a process of its own, so that its memory is its own and what kills it
+kills nothing else. It is pinned to its cores and waits while others are measured. See workers.measure.messages for what
+it is asked.
 """
 
 from __future__ import annotations
@@ -20,8 +21,19 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Score
+from workers.measure.messages import (
+    Load,
+    LoadArtifact,
+    LoadVariant,
+    LoadWorker,
+    Measured,
+    Network,
+    Prepare,
+    Ready,
+    Score,
+)
 from workers.measure.sample_file import map_sample
+from workers.model.names import ModelError
 from workers.outcomes import Failure
 from workers.source.rows import RowBlock
 
@@ -38,13 +50,17 @@ NOISE_IMAGES = 16
 
 
 def _answer_requests(parent: Connection) -> None:
-    load: Load = parent.recv()
+    asked: Load | Network = parent.recv()
     try:
-        _take_cores(load.plan)
-        subject = _open(load)
+        _take_cores(asked.plan)
+        if isinstance(asked, Network):
+            return _answer_network(asked, parent)
+        subject = _open(asked)
     except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
-        parent.send(classify(error))
-        return
+        failure = classify(error)
+        if isinstance(asked, Network) and not isinstance(error, ModelError):  # of storage the message is the path alone
+            failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
+        return parent.send(failure)
     answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
     while True:
         parent.send(answer)
@@ -57,6 +73,17 @@ def _answer_requests(parent: Connection) -> None:
                 answer = _measured(subject, request.until)
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
+
+
+def _answer_network(network: Network, parent: Connection) -> None:
+    import torch
+
+    from workers.measure.compare_make import Candidates
+
+    torch.set_num_threads(network.plan.threads)
+    for candidate in Candidates(network).each():
+        parent.send(candidate)
+    parent.send(None)
 
 
 def _measured(subject: _Forward | _WorkerLoop, until: float) -> Measured:

@@ -112,9 +112,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network for workers.measure.compare_make: in fp32, bf16 and INT8; itself first, then pruned.
+    """A network to make candidates of: in fp32, bf16 and INT8; itself first, then pruned.
 
-    Answered by a Reference for the job's own network, by its candidates as they come, and by None at the end.
+    Given in place of a Load. Answered by a Reference for the job's own network, by its candidates as they come, and by
+    None at the end.
     """
 
     name: str
