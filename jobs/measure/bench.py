@@ -259,7 +259,12 @@ class _Ladder:
         """The job on local copies of its images, into a folder of its own, with all cores of this machine."""
         model = self.spec.model
         if model.weights is None and model.arch.startswith("torchvision/"):
-            model = replace(model, weights=self._random_weights(model.arch))
+            file = self.folder / "random.safetensors"
+            if not file.exists():
+                done = _run("workers.measure.variants", model.arch.removeprefix("torchvision/"), str(file))
+                if done.returncode:
+                    raise SpecError(f"--arch {model.arch}: {done.stderr.strip().splitlines()[-1]}")
+            model = replace(model, weights=str(file))
         return self.spec.model_copy(
             update={
                 "model": model,
@@ -271,14 +276,6 @@ class _Ladder:
                 "schedule": Schedule(),
             }
         )
-
-    def _random_weights(self, arch: str) -> str:
-        file = self.folder / "random.safetensors"
-        if not file.exists():
-            done = _run("workers.measure.variants", arch.removeprefix("torchvision/"), str(file))
-            if done.returncode:
-                raise SpecError(f"--arch {arch}: {done.stderr.strip().splitlines()[-1]}")
-        return str(file)
 
     def _make_bundle(self, job: Job) -> None:
         """That of the job where it has one, else one made as the job would make it; no gate refuses it here."""
@@ -339,8 +336,8 @@ def completions(output: Path) -> list[Completion]:
 def _stint(command: str, spec: Path, *more: str) -> None:
     done = _run("jobs", command, str(spec), *more)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-5:]
-        raise RunFailed(f"stint {command} ended with code {done.returncode}:\n" + "\n".join(last))
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise RunFailed(f"stint {command} ended with code {done.returncode}:\n{last}")
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

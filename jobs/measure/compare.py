@@ -26,7 +26,7 @@ from jobs.measure.rates import ratio
 from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
-from workers.contract import BundleRequest, ModelSpec, PreprocessSpec, SampleSlice, ThreadPlan
+from workers.contract import BundleRequest, ModelSpec, PreprocessSpec, ThreadPlan
 from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
@@ -152,7 +152,11 @@ class _Comparing:
             folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-compare-"))
             lease = _cores()
             resources.callback(lease.release)
-            request = replace(request, sample=self._sample())
+            found = discover(self.job)
+            sample = self.job.sample(found.fresh or open_sources(found.sources, spec.input)[0])
+            if not sample:
+                raise SpecError("input holds no rows to compare networks on")
+            request = replace(request, sample=sample)
             candidates, labelled = self._make(networks, request, lease.plan, folder)
             weighed = self._measure(candidates, request.batch)
         if not weighed:
@@ -169,13 +173,6 @@ class _Comparing:
             fell_out=self.failed,
             prices=Prices(per_cpu_hour=spec.cost.per_cpu_hour, threads_per_core=lease.plan.threads_per_core),
         )
-
-    def _sample(self) -> tuple[SampleSlice, ...]:
-        found = discover(self.job)
-        sample = self.job.sample(found.fresh or open_sources(found.sources, self.job.spec.input)[0])
-        if not sample:
-            raise SpecError("input holds no rows to compare networks on")
-        return sample
 
     def _make(
         self, networks: Mapping[str, ModelSpec], request: BundleRequest, plan: ThreadPlan, folder: str

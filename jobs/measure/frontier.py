@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -154,16 +155,13 @@ def advice(compared: Compared) -> list[str]:
             "a larger gate.rows narrows that."
         )
     if choice.overrides:
-        lines.append("stint run SPEC \\\n" + " \\\n".join(f"  --set {_quoted(value)}" for value in choice.overrides))
+        options = [f"--set {shlex.quote(value)}" for value in choice.overrides]
+        lines.append(" \\\n  ".join(["stint run SPEC", *options]))
     elif not choice.own:
         lines.append("The same command with --save-pruned DIR writes it as a model that a job can name.")
     else:
         lines.append("It is what the spec says already.")
     return lines
-
-
-def _quoted(value: str) -> str:
-    return value if value.replace("=", "").replace(".", "").isalnum() else "'" + value.replace("'", "'\\''") + "'"
 
 
 def frontier_table(compared: Compared) -> list[str]:

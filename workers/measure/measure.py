@@ -70,7 +70,16 @@ def _answer_requests(parent: Connection) -> None:
                 subject.prepare(request.batch)
                 answer = Ready(subject.description, memory.peak_rss_bytes())
             else:
-                answer = _measured(subject, request.until)
+                began, cpu = time.monotonic(), time.process_time()
+                rows, stage_s = subject.score(request.until)
+                answer = Measured(
+                    rows=rows,
+                    wall_s=time.monotonic() - began,
+                    cpu_s=time.process_time() - cpu,
+                    stage_s=stage_s,
+                    peak_bytes=memory.peak_rss_bytes(),
+                    resident_bytes=memory.resident_bytes(),
+                )
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
 
@@ -84,19 +93,6 @@ def _answer_network(network: Network, parent: Connection) -> None:
     for candidate in Candidates(network).each():
         parent.send(candidate)
     parent.send(None)
-
-
-def _measured(subject: _Forward | _WorkerLoop, until: float) -> Measured:
-    began, cpu = time.monotonic(), time.process_time()
-    rows, stage_s = subject.score(until)
-    return Measured(
-        rows=rows,
-        wall_s=time.monotonic() - began,
-        cpu_s=time.process_time() - cpu,
-        stage_s=stage_s,
-        peak_bytes=memory.peak_rss_bytes(),
-        resident_bytes=memory.resident_bytes(),
-    )
 
 
 def _take_cores(plan: ThreadPlan | None) -> None:
@@ -113,7 +109,10 @@ def _take_cores(plan: ThreadPlan | None) -> None:
 def _open(load: Load) -> _Forward | _WorkerLoop:
     if isinstance(load, LoadWorker):
         return _WorkerLoop(load)
+    import numpy as np
     import torch
+
+    from workers.engines.artifact import Artifact, open_artifact
 
     if load.plan is not None:
         torch.set_num_threads(load.plan.threads)
@@ -122,19 +121,11 @@ def _open(load: Load) -> _Forward | _WorkerLoop:
 
         return _Forward(*open_variant(load))
     assert isinstance(load, LoadArtifact), "there are three kinds"
-    return _Forward(*_open_artifact(load))
-
-
-def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], ForwardPass], Pixels, str]:
-    """The network, and pixels: what they are is all the same to its speed, as long as they are not all alike."""
-    import numpy as np
-
-    from workers.engines.artifact import Artifact, open_artifact
-
     engine = open_artifact(Artifact(info=load.info, data=Path(load.path).read_bytes()))
     crop_px = load.info.layout.crop_px
+    # What the pixels are is all the same to its speed, as long as they are not all alike.
     noise_NHWC = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, crop_px, crop_px, 3), np.uint8)
-    return lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name
+    return _Forward(lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name)
 
 
 class _Forward:

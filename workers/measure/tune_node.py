@@ -8,7 +8,7 @@ end with the process that holds them, however that one ends. Imports no torch: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from pathlib import Path
 from workers.bundle import bundle
 from workers.bundle.profiles import Candidate, HostKind
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
-from workers.engines.artifact import ArtifactInfo
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, malloc, memory
@@ -64,6 +63,17 @@ class Trialled:
     peak_bytes: int
     """Of the largest worker."""
 
+    @classmethod
+    def by(cls, workers: Sequence[Measured]) -> Trialled:
+        wall_s = sum(worker.wall_s for worker in workers)
+        return cls(
+            images_per_s=sum(worker.rows / worker.wall_s for worker in workers),
+            decode_share=sum(worker.stage_s["decode"] for worker in workers) / wall_s,
+            predict_share=sum(worker.stage_s["predict"] for worker in workers) / wall_s,
+            threads_busy=sum(worker.cpu_s for worker in workers) / wall_s,
+            peak_bytes=max(worker.peak_bytes for worker in workers),
+        )
+
 
 @dataclass(frozen=True)
 class Unusable:
@@ -107,8 +117,15 @@ class TuneNode:
             self._rows = len(images)
             self._sample = Path(folder) / "sample.arrow"
             write_sample(self._sample, images)
-            engines = _engines((artifact.info for artifact in manifest.artifacts), spec)
-            return NodeFacts(host=HostKind.here(), engines=engines, rows=len(images))
+            # Those that the gate of this run refuses are none of its workers' engines.
+            allowed = [one.info for one in manifest.artifacts if not spec.artifacts or one.info.name in spec.artifacts]
+            isa, installed = isa_class(), installed_to_run()
+            best: dict[str, str] = {}
+            for info in ranked(
+                allowed, precision=spec.model.precision, isa=isa, installed=installed, engine=spec.engine
+            ):
+                best.setdefault(info.engine, info.name)
+            return NodeFacts(host=HostKind.here(), engines=tuple(best.values()), rows=len(images))
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             return classify(error)
 
@@ -131,7 +148,9 @@ class TuneNode:
                 return Unusable(str(failed))
             alone = processes.batches <= {candidate.batch}
             try:
-                return self._trialled(processes.measure(candidate.batch, slice_s))
+                trialled = Trialled.by(processes.measure(candidate.batch, slice_s))
+                self._worker_bytes = max(self._worker_bytes, trialled.peak_bytes)
+                return trialled
             except ProcessFailed as failed:
                 self._processes.pop(key).end()
                 # What other batches left behind in its process may have been too much, not this one: once more, afresh.
@@ -143,18 +162,6 @@ class TuneNode:
             processes.end()
         self._processes.clear()
         self._resources.close()
-
-    def _trialled(self, workers: list[Measured]) -> Trialled:
-        peak_bytes = max(worker.peak_bytes for worker in workers)
-        self._worker_bytes = max(self._worker_bytes, peak_bytes)
-        wall_s = sum(worker.wall_s for worker in workers)
-        return Trialled(
-            images_per_s=sum(worker.rows / worker.wall_s for worker in workers),
-            decode_share=sum(worker.stage_s["decode"] for worker in workers) / wall_s,
-            predict_share=sum(worker.stage_s["predict"] for worker in workers) / wall_s,
-            threads_busy=sum(worker.cpu_s for worker in workers) / wall_s,
-            peak_bytes=peak_bytes,
-        )
 
     def _started(self, candidate: Candidate, bound_bytes: int, room: float) -> Processes:
         """The candidate's workers; those that have not run for longest make room for them. Raises ProcessFailed."""
@@ -198,18 +205,3 @@ def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int
         free = [slot for slot in free if slot not in chosen]
         plans.append(replace(whole, threads=width, cpus=chosen if pin else (), slots=chosen))
     return plans
-
-
-def _engines(artifacts: Iterable[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
-    """The best artifact of every engine that runs here, the one that the rule takes first before the others.
-
-    Those that the gate of this run refuses are none of its workers' engines.
-    """
-    allowed = [info for info in artifacts if not spec.artifacts or info.name in spec.artifacts]
-    fit = ranked(
-        allowed, precision=spec.model.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine
-    )
-    best: dict[str, str] = {}
-    for info in fit:
-        best.setdefault(info.engine, info.name)
-    return tuple(best.values())

@@ -47,10 +47,14 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     manifest = read_manifest(store, worker.bundle)
     if manifest is None:
         raise ValueError(f"no bundle {worker.bundle} in {worker.output.uri}")
-    crops_NHWC = _crops(load.images, manifest.preprocess)
+    how = manifest.preprocess
+    cells = pq.ParquetFile(Path(load.images)).read_row_group(0, columns=["image"]).column(0)[:DISTINCT_IMAGES]
+    crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)
+    for cell, crop_HWC in zip(cells.to_pylist(), crops_NHWC, strict=True):
+        decode_into(cell, how, crop_HWC)
     if load.kind != BUNDLE:
         with deprecations_silenced(), torch.no_grad():
-            predict = _float_or_int8(load, manifest.preprocess, crops_NHWC)
+            predict = _float_or_int8(load, how, crops_NHWC)
         shape = crops_NHWC.shape[1:]
 
         def plain(batch: int) -> ForwardPass:
@@ -68,15 +72,6 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
         return loaded.engine.predict, loaded.engine.buffer(batch)
 
     return bundled, crops_NHWC, first.info.name
-
-
-def _crops(images: str, how: Preprocess) -> Pixels:
-    column = pq.ParquetFile(Path(images)).read_row_group(0, columns=["image"]).column(0)
-    cells = [cell.as_py() for cell in column[:DISTINCT_IMAGES]]
-    crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)
-    for cell, crop_HWC in zip(cells, crops_NHWC, strict=True):
-        decode_into(cell, how, crop_HWC)
-    return crops_NHWC
 
 
 def _float_or_int8(load: LoadVariant, how: Preprocess, crops_NHWC: Pixels) -> Callable[[Pixels], Logits]:
