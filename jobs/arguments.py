@@ -41,115 +41,23 @@ def parser() -> argparse.ArgumentParser:
 
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
     option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
-    _add_run(of_job("run", "score what is missing: bundle, plan, predictions, done record"))
-    _add_cluster(of_job("quantize", "make the INT8 bundle and compare it with fp32"))
-    _add_tune(
-        of_job("tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster")
-    )
-    _add_compare(
-        of_job("compare", "weigh smaller, pruned, INT8, bf16 and fp32 networks on the job's sample: accuracy and cost")
-    )
-    of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
-    option = of_job("status", "plans, shards, rows and runs as the ledger has them").add_argument
-    option("--watch", action="store_true", help="show the run that is under way until it has ended")
-    option("--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)")
-    of_job("verify", "prove that input and output rows match one to one")
-    _add_report(
-        of_job("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
-    )
-    _add_sample(of_job("sample", "look at some predictions: a page of images, labels and scores"))
-    option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
-    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
-    option("--json", action="store_true", help="print it as JSON")
-    _add_nightly(add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code"))
-    option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
-    option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
-    option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
-    _add_submit(of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat"))
-    _add_bench(add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine"))
-    add("schema", "JSON Schema of the spec")
-    return root
-
-
-def _add_overrides(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
-
-
-def _add_cluster(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
-    pools = ("ray", "local")
-    option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
-
-
-def _add_run(sub: argparse.ArgumentParser) -> None:
+    sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
     _add_cluster(sub)
     sub.add_argument(
         "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
         help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
     )  # fmt: skip
-
-
-def _add_tune(sub: argparse.ArgumentParser) -> None:
+    _add_cluster(of_job("quantize", "make the INT8 bundle and compare it with fp32"))
+    sub = of_job(
+        "tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster"
+    )
     option = sub.add_argument
     nodes = "Ray cluster whose nodes are tuned"
     option("--address", help=f"{nodes}; default: RAY_ADDRESS, or else this machine, without Ray")
     option("--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)")
-
-
-def _add_report(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_mutually_exclusive_group().add_argument
-    option("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
-    option("--history", action="store_true", help="a line a night")
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
-
-
-def _add_nightly(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
-    option("--namespace", help="default: the pod's, or the kubeconfig's")
-    option("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
-    option(
-        "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
-        help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
-    )  # fmt: skip
-    zone = os.environ.get("TZ")
-    option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
-    option(
-        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+    sub = of_job(
+        "compare", "weigh smaller, pruned, INT8, bf16 and fp32 networks on the job's sample: accuracy and cost"
     )
-
-
-def _add_submit(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
-    option("--wait", action="store_true", help="follow the log and end with the run's exit code")
-    option(
-        "--working-dir", default=".", metavar="DIR",
-        help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
-    )  # fmt: skip
-    variable = "variable of the job; NAME: as it is here"
-    option("--env", action="append", default=[], metavar="NAME[=VALUE]", help=variable)
-
-
-def _add_sample(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option(
-        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
-    )
-    option("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
-    option(
-        "--order", choices=("random", "score", "-score"), default="random",
-        help="which rows: any, least score first, or greatest score first (write --order=-score)",
-    )  # fmt: skip
-    option("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
-    option("--open", action="store_true", help="also rows of plans that are not done yet")
-    option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
-    option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
-
-
-def _add_compare(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     option(
         "--arch", type=_list, action="extend", default=[], metavar="A,B=FILE",
@@ -167,9 +75,59 @@ def _add_compare(sub: argparse.ArgumentParser) -> None:
     )
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")
-
-
-def _add_bench(sub: argparse.ArgumentParser) -> None:
+    of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
+    option = of_job("status", "plans, shards, rows and runs as the ledger has them").add_argument
+    option("--watch", action="store_true", help="show the run that is under way until it has ended")
+    option("--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)")
+    of_job("verify", "prove that input and output rows match one to one")
+    sub = of_job("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
+    option = sub.add_mutually_exclusive_group().add_argument
+    option("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
+    option("--history", action="store_true", help="a line a night")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
+    option = of_job("sample", "look at some predictions: a page of images, labels and scores").add_argument
+    option(
+        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
+    )
+    option("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
+    option(
+        "--order", choices=("random", "score", "-score"), default="random",
+        help="which rows: any, least score first, or greatest score first (write --order=-score)",
+    )  # fmt: skip
+    option("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
+    option("--open", action="store_true", help="also rows of plans that are not done yet")
+    option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
+    option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
+    option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
+    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
+    option("--json", action="store_true", help="print it as JSON")
+    sub = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
+    option = sub.add_argument
+    option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
+    option("--namespace", help="default: the pod's, or the kubeconfig's")
+    option("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    option(
+        "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
+        help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
+    )  # fmt: skip
+    zone = os.environ.get("TZ")
+    option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
+    option(
+        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+    )
+    option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
+    option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
+    option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
+    option = of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat").add_argument
+    option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
+    option("--wait", action="store_true", help="follow the log and end with the run's exit code")
+    option(
+        "--working-dir", default=".", metavar="DIR",
+        help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
+    )  # fmt: skip
+    variable = "variable of the job; NAME: as it is here"
+    option("--env", action="append", default=[], metavar="NAME[=VALUE]", help=variable)
+    sub = add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine")
     option = sub.add_argument
     option("spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch")
     _add_overrides(sub)
@@ -179,6 +137,20 @@ def _add_bench(sub: argparse.ArgumentParser) -> None:
     option("--minutes", type=_minutes, default=4.0, help=long)
     option("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
     option("--json", action="store_true", help="print it as JSON")
+    add("schema", "JSON Schema of the spec")
+    return root
+
+
+def _add_overrides(sub: argparse.ArgumentParser) -> None:
+    option = sub.add_argument
+    option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
+
+
+def _add_cluster(sub: argparse.ArgumentParser) -> None:
+    option = sub.add_argument
+    option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
+    pools = ("ray", "local")
+    option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
 
 
 def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[str], Any]:

@@ -67,7 +67,13 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         if code and name == "run":
             return code
     job = Job.open(spec, writing=False)
-    console.show(f"\n{_accuracy(job)}\n{_look_at(job)}")
+    url = job.store.url
+    console.show(
+        f"\n{_accuracy(job)}\n"
+        f"look at:  {url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
+        f"          {url}/{job.ledger.root}/  predictions, Parquet\n"
+        f"          {url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
+    )
     return code
 
 
@@ -160,12 +166,4 @@ def _accuracy(job: Job) -> str:
     return (
         f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1:.2%} on {report.rows} rows of the gate; "
         f"INT8 {right:.2%} on all {good.num_rows:,} rows"
-    )
-
-
-def _look_at(job: Job) -> str:
-    return (
-        f"look at:  {job.store.url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
-        f"          {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
-        f"          {job.store.url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
     )

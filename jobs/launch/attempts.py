@@ -125,7 +125,10 @@ def describe_end(attempt: Attempt) -> str:
         reason = (attempt.message.strip() or "no message").splitlines()[-1].strip()
         how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {reason}"
     else:
-        how = f"ended with {_describe_code(attempt.exit_code)}"
+        how = f"ended with code {attempt.exit_code}"
+        number = -attempt.exit_code if attempt.exit_code < 0 else attempt.exit_code - 128  # which a shell adds
+        if number in set(signal.Signals):
+            how = f"ended with {signal.Signals(number).name} (code {attempt.exit_code})"
     return f"{attempt.submission_id} {how}: exit code {code}, {MEANING[code]}"
 
 
@@ -137,11 +140,3 @@ def remedy(attempt: Attempt) -> str:
     if code == FAILED and attempt.exit_code != FAILED:
         return "nothing committed is lost: look at the head node's memory and events, then submit again"
     return REMEDIES.get(code, "")
-
-
-def _describe_code(code: int) -> str:
-    """An exit code that is none of ours; a shell reports a signal as 128 + its number."""
-    number = -code if code < 0 else code - 128
-    if number in set(signal.Signals):
-        return f"{signal.Signals(number).name} (code {code})"
-    return f"code {code}"

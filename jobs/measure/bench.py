@@ -66,24 +66,6 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return COMPLETE
 
 
-def random_spec(arch: str) -> JobSpec:
-    """A job of nothing but an architecture: `resnet50`, `torchvision/resnet50` or `module:function`.
-
-    Its weights, input and output are filled in where it is measured.
-    """
-    if ":" not in arch and not arch.startswith("torchvision/"):
-        arch = f"torchvision/{arch}"
-    return parse_spec(
-        {
-            "name": "bench",
-            "input": {"uri": "."},
-            "model": {"arch": arch, "calibration": {"rows": 32}, "engine": "torch-int8"},
-            "output": {"uri": "."},
-        },
-        "--arch",
-    )
-
-
 def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> Climbed:
     """Measure the job's network on its own images; without one, --arch with random weights on photographs.
 
@@ -91,8 +73,14 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> Climbed:
     what cannot be had, RunFailed where a process ends.
     """
     began = time.monotonic()
-    spec, theirs = random_spec(arguments.arch or "resnet50"), None
-    if arguments.spec is not None:
+    theirs = None
+    if arguments.spec is None:
+        arch = arguments.arch or "resnet50"
+        arch = arch if ":" in arch or arch.startswith("torchvision/") else f"torchvision/{arch}"
+        model = {"arch": arch, "calibration": {"rows": 32}, "engine": "torch-int8"}
+        # A job of nothing but an architecture: its weights, input and output are filled in where it is measured.
+        spec = parse_spec({"name": "bench", "input": {"uri": "."}, "model": model, "output": {"uri": "."}}, "--arch")
+    else:
         spec = load_spec(arguments.spec, arguments.overrides)
         if (device := spec.model.device) != "cpu":
             raise SpecError(f"model.device: {device}: stint bench climbs by the cores of CPUs", "set it to cpu")

@@ -212,7 +212,23 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     measured = [row for row in all_rows if row.images_per_s and not row.out]
     shown = [row for at, row in enumerate(measured) if at < _SHOWN or row.candidate in (chosen, default)]
     head = ("engine", "workers × cores", "batch", "img/s", "± %", "a core", "peak MiB", "rounds", "")  # noqa: RUF001
-    lines = text_table(head, [_cells(row, chosen, default) for row in shown], left=(0, len(head) - 1))
+    cells = []
+    for row in shown:
+        one, rate = row.candidate, row.images_per_s or 0.0
+        cells.append(
+            (
+                one.engine,
+                f"{one.workers} × {one.threads}",  # noqa: RUF001
+                str(one.batch),
+                f"{rate:,.1f}",
+                "" if row.spread is None else f"{100 * row.spread:.1f}",
+                f"{rate / one.workers / one.threads:,.1f}",
+                f"{row.peak_bytes / 2**20:,.0f}",
+                str(row.rounds),
+                ", ".join(mark for mark, of in (("chosen", chosen), ("the rule", default)) if one == of),
+            )
+        )
+    lines = text_table(head, cells, left=(0, len(head) - 1))
     if more := len(measured) - len(shown):
         lines.append(f"… and {more} slower ones")
     unused: dict[str, list[str]] = {}
@@ -222,22 +238,6 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     for reason, names in unused.items():
         lines.append(f"out: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") + f": {reason}")
     return lines
-
-
-def _cells(row: Row, chosen: Candidate, default: Candidate) -> tuple[str, ...]:
-    candidate, rate = row.candidate, row.images_per_s or 0.0
-    marks = [text for text, of in (("chosen", chosen), ("the rule", default)) if candidate == of]
-    return (
-        candidate.engine,
-        f"{candidate.workers} × {candidate.threads}",  # noqa: RUF001
-        str(candidate.batch),
-        f"{rate:,.1f}",
-        "" if row.spread is None else f"{100 * row.spread:.1f}",
-        f"{rate / candidate.workers / candidate.threads:,.1f}",
-        f"{row.peak_bytes / 2**20:,.0f}",
-        str(row.rounds),
-        ", ".join(marks),
-    )
 
 
 def explain_choice(choice: Choice[Candidate], default: Arm[Candidate]) -> str:

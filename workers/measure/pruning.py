@@ -106,6 +106,7 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
         if outputs in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
         and isinstance(module, nn.Linear | nn.Conv2d)
     ]
+    narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
     try:
         return torch_pruning.pruner.BasePruner(
             network,
@@ -117,16 +118,11 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
             max_pruning_ratio=MOST_PRUNED,
             iterative_steps=STEPS,
             ignored_layers=_last(network, example_NCHW, heads),
-            round_to=_round_to(network),
+            # The greatest power of two that is not above ROUND_TO and leaves the narrowest layer its steps.
+            round_to=1 << (max(1, min(ROUND_TO, narrowest // NARROWEST_PARTS)).bit_length() - 1),
         )
     except Exception as error:
         raise PruningError(f"its layers cannot be traced for pruning ({type(error).__name__}: {error})") from error
-
-
-def _round_to(network: nn.Module) -> int:
-    """The greatest power of two that is not above ROUND_TO and leaves the narrowest layer its steps."""
-    narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
-    return int(1 << (max(1, min(ROUND_TO, narrowest // NARROWEST_PARTS)).bit_length() - 1))
 
 
 def _last(network: nn.Module, example_NCHW: torch.Tensor, heads: Sequence[nn.Module]) -> list[nn.Module]:
