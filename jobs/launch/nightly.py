@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
@@ -149,8 +148,7 @@ class NightlyRun:
             if state.ended:
                 break
             if state.job == "FAILED":
-                with suppress(RunFailed):
-                    self._ask_driver(state)  # the sooner the better: the cluster goes soon after the end
+                self._driver(state, patience_s=0)  # the sooner the better: the cluster goes soon after the end
             self.api.pause(self.poll_s)
         if state is None or (found is None and state.job not in ENDED):  # else deleted with its cluster, by a rule
             raise RunFailed(
@@ -160,10 +158,15 @@ class NightlyRun:
         return self._conclude(name, state, found)
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
-        driver = None if state.job in ("SUCCEEDED", "STOPPED") else self._driver(state)
         code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
-        if driver:  # what Ray says of its driver goes before what KubeRay says of the RayJob
-            code = driver.code
+        driver = None
+        if state.job not in ("SUCCEEDED", "STOPPED"):
+            driver = self._driver(state, self.driver_patience_s)
+            if isinstance(driver, RunFailed):
+                self.api.say(f"the driver's exit code could not be had ({driver}); going by the RayJob's state")
+                driver = None
+            else:  # what Ray says of its driver goes before what KubeRay says of the RayJob
+                code = driver.code
         if code != COMPLETE and state.message:
             tail = state.message.rstrip().splitlines()[-LOG_LINES:]
             self.api.say("\n".join(["the last that it said:", *(f"  {line}" for line in tail)]))
@@ -177,30 +180,25 @@ class NightlyRun:
             self.api.say(f"next: {REMEDIES[code]}")
         return code
 
-    def _driver(self, state: State) -> Attempt | None:
-        """How the driver ended; asked until the head answers, has no answer, or patience ends."""
-        until_s = time.monotonic() + self.driver_patience_s
-        while True:
+    def _driver(self, state: State, patience_s: float) -> Attempt | RunFailed:
+        """How the driver ended, by the head's job server: only there is its exit code kept. Asked until the head
+        answers, has no answer, or patience ends, with the reason."""
+        until_s = time.monotonic() + patience_s
+        while (driver := self._drivers.get(state.job_id)) is None:
             try:
-                return self._ask_driver(state)
+                if not (state.dashboard and state.job_id):
+                    raise RunFailed("the RayJob never had a driver")
+                from jobs.launch.job_server import JobServer
+
+                address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
+                driver = JobServer(address).attempt(state.job_id)
+                if not driver.ended:
+                    raise RunFailed(f"the driver is {driver.status}")
+                self._drivers[state.job_id] = driver
             except RunFailed as error:
                 if not isinstance(error, Unreachable) or time.monotonic() >= until_s:
-                    self.api.say(f"the driver's exit code could not be had ({error}); going by the RayJob's state")
-                    return None
-            self.api.pause(min(2.0, self.poll_s))
-
-    def _ask_driver(self, state: State) -> Attempt:
-        """How the driver ended, by the head's job server: only there is its exit code kept. Raises RunFailed."""
-        if (driver := self._drivers.get(state.job_id)) is None:
-            if not (state.dashboard and state.job_id):
-                raise RunFailed("the RayJob never had a driver")
-            from jobs.launch.job_server import JobServer
-
-            address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
-            driver = JobServer(address).attempt(state.job_id)
-            if not driver.ended:
-                raise RunFailed(f"the driver is {driver.status}")
-            self._drivers[state.job_id] = driver
+                    return error
+                self.api.pause(min(2.0, self.poll_s))
         return driver
 
     def _state(self, rayjob: RayJob) -> State:

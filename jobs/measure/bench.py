@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
-from jobs.measure.bench_images import images_of, made_images, write_files
+from jobs.measure.bench_images import IMAGES, images_of, photographs, write_files
 from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, steady_rate
 from jobs.plan.job import Job
@@ -87,7 +87,8 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> Climbed:
         theirs = Job.open(spec, writing=False)
     minutes = arguments.minutes
     say(f"about {minutes:g} minutes of all cores; nothing else should run meanwhile (--minutes bounds it)")
-    images = made_images() if theirs is None else images_of(theirs)
+    # Photographs of 500 by 375, as those of ImageNet are on average: about 85 KB each.
+    images = photographs(IMAGES, quality=95) if theirs is None else images_of(theirs)
     with tempfile.TemporaryDirectory(prefix="stint-bench-") as folder, ExitStack() as running:
         ladder = _Ladder(spec=spec, theirs=theirs, folder=Path(folder), images=images, running=running, say=say)
         try:
@@ -212,7 +213,6 @@ class _Ladder:
                 plan=None if variant.threads is None else replace(unpinned(variant.threads), cpus=cpus, slots=cpus),
                 kind=variant.kind,
                 worker=replace(job.worker_spec(None), threads=variant.threads or 1),
-                model=job.bundle_request().model,
                 images=str(self.folder / "sample" / "00000.parquet"),
             )
             for cpus in variant.cpus

@@ -77,15 +77,10 @@ def noise(seed: int) -> _Pixels:
     return (127.5 + sum_HWC).clip(0, 255).astype(np.uint8)
 
 
-_IMAGES = 64
+IMAGES = 64
 """Different ones; a row of them is measured again and again."""
 _SOURCES = 64
 """Files of the job's input at most whose footers are read."""
-
-
-def made_images() -> list[bytes]:
-    """Photographs of 500 by 375, as those of ImageNet are on average: about 85 KB each."""
-    return photographs(_IMAGES, quality=95)
 
 
 def images_of(job: Job) -> list[bytes]:
@@ -95,13 +90,13 @@ def images_of(job: Job) -> list[bytes]:
     opened, _ = open_sources(sources, job.spec.input)
     input_spec = job.input_spec(uris=[source.uri for source in sources])
     images: list[bytes] = []
-    for image in read_images(choose_sample(opened, _IMAGES, seed=0), input_spec):
+    for image in read_images(choose_sample(opened, IMAGES, seed=0), input_spec):
         with suppress(BadImage):
             decode(image)
             images.append(image)
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")
-    return images[:_IMAGES]
+    return images[:IMAGES]
 
 
 def write_files(folder: Path, images: Sequence[bytes], rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
@@ -79,7 +80,7 @@ def halve(
     `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
     over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
     comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
-    and for how long at a time.
+    and for how long at a time. A round that is cut short counts if everybody had a turn in it.
     """
     arms = [Arm(candidate) for candidate in candidates]
     ends_at = clock() + seconds
@@ -92,11 +93,28 @@ def halve(
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
         on_round(number, len(alive), slice_s)
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
-        _round(alive, measure, slice_s, turns, number, round_ends_at, clock)
+        rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in alive}
+        for arm in chain.from_iterable(alive if turn % 2 == 0 else reversed(alive) for turn in range(turns)):
+            if arm.out:
+                continue
+            if clock() >= round_ends_at:
+                break
+            outcome = measure(arm.candidate, slice_s)
+            if isinstance(outcome, Unusable):
+                arm.out = outcome.reason
+                continue
+            arm.peak_bytes = min(outcome.peak_bytes, arm.peak_bytes) if arm.trial else outcome.peak_bytes
+            arm.trial = outcome
+            rates_of[arm.candidate].append(outcome.images_per_s)
+        whole = min((len(rates_of[arm.candidate]) for arm in alive if not arm.out), default=0)
+        if whole or number == 1:  # else what is known from the round before is fairer to all
+            measured = [arm for arm in alive if not arm.out and rates_of[arm.candidate]]
+            steady = without_drift([rates_of[arm.candidate] for arm in measured], whole)
+            for arm, rates in zip(measured, steady, strict=True):
+                arm.steady, arm.rounds = rates, number
         if to_come == 1:
             break
-        rates = {arm.candidate: arm.rate or 0.0 for arm in alive if arm.rounds and not arm.out}
-        staying = survivors(rates, keep)
+        staying = survivors({arm.candidate: arm.rate or 0.0 for arm in alive if arm.rounds and not arm.out}, keep)
         alive = [arm for arm in alive if arm.candidate in staying]
     return sorted(arms, key=lambda arm: (bool(arm.out), -arm.rounds, -(arm.rate or 0.0)))
 
@@ -111,39 +129,6 @@ def survivors(rates: Mapping[_C, float], keep: Collection[_C]) -> list[_C]:
     others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
     staying = {*others[: max(FINALISTS, math.ceil(len(rates) / 2)) - len(kept)], *kept}
     return [c for c in rates if c in staying]
-
-
-def _round(
-    arms: Sequence[Arm[_C]],
-    measure: Measure[_C],
-    slice_s: float,
-    turns: int,
-    number: int,
-    ends_at: float,
-    clock: Callable[[], float],
-) -> None:
-    """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
-    rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in arms}
-    for turn in range(turns):
-        for arm in arms if turn % 2 == 0 else reversed(arms):
-            if arm.out:
-                continue
-            if clock() >= ends_at:
-                break
-            outcome = measure(arm.candidate, slice_s)
-            if isinstance(outcome, Unusable):
-                arm.out = outcome.reason
-                continue
-            arm.peak_bytes = min(outcome.peak_bytes, arm.peak_bytes) if arm.trial else outcome.peak_bytes
-            arm.trial = outcome
-            rates_of[arm.candidate].append(outcome.images_per_s)
-    whole = min((len(rates_of[arm.candidate]) for arm in arms if not arm.out), default=0)
-    if whole == 0 and number > 1:
-        return  # what is known from the round before is fairer to all
-    measured = [arm for arm in arms if not arm.out and rates_of[arm.candidate]]
-    steady = without_drift([rates_of[arm.candidate] for arm in measured], whole)
-    for arm, rates in zip(measured, steady, strict=True):
-        arm.steady, arm.rounds = rates, number
 
 
 def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[float]]:

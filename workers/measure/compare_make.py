@@ -50,8 +50,11 @@ class Candidates:
         self._model = model = load_model(request.model, read_url)
         self.reference = network.reference
         """Of the job's own network once its fp32 is made."""
-        if self.reference is not None:
-            self._check_classes(self.reference)
+        if (own := self.reference) is not None:
+            if model.outputs != own.outputs:
+                raise OtherClasses(f"it has {model.outputs} classes, the job's own network {own.outputs}")
+            if own.labels is not None and model.labels is not None and own.labels != model.labels:
+                raise OtherClasses("its classes have other names than those of the job's own network")
         with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
             sample = read_sample(
                 request.sample,
@@ -168,13 +171,6 @@ class Candidates:
         pairs = zip((self.reference.classes.get(row) for row in self._rows), classes.tolist(), strict=True)
         both = [reference == own for reference, own in pairs if reference is not None]
         return sum(both), len(both)
-
-    def _check_classes(self, reference: Reference) -> None:
-        labels = reference.labels
-        if self._model.outputs != reference.outputs:
-            raise OtherClasses(f"it has {self._model.outputs} classes, the job's own network {reference.outputs}")
-        if labels is not None and self._model.labels is not None and labels != self._model.labels:
-            raise OtherClasses("its classes have other names than those of the job's own network")
 
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""

@@ -54,7 +54,14 @@ def _answer_requests(parent: Connection) -> None:
     try:
         _take_cores(asked.plan)
         if isinstance(asked, Network):
-            return _answer_network(asked, parent)
+            import torch
+
+            from workers.measure.compare_make import Candidates
+
+            torch.set_num_threads(asked.plan.threads)
+            for candidate in Candidates(asked).each():
+                parent.send(candidate)
+            return parent.send(None)
         subject = _open(asked)
     except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
         failure = classify(error)
@@ -82,17 +89,6 @@ def _answer_requests(parent: Connection) -> None:
                 )
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
-
-
-def _answer_network(network: Network, parent: Connection) -> None:
-    import torch
-
-    from workers.measure.compare_make import Candidates
-
-    torch.set_num_threads(network.plan.threads)
-    for candidate in Candidates(network).each():
-        parent.send(candidate)
-    parent.send(None)
 
 
 def _take_cores(plan: ThreadPlan | None) -> None:

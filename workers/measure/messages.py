@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.contract import BundleRequest, ModelSpec, ThreadPlan, WorkerSpec
+from workers.contract import BundleRequest, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 
 EAGER, CHANNELS_LAST, INT8_DEFAULT = "eager", "channels-last", "int8-default"
@@ -52,8 +52,7 @@ class LoadVariant(Load):
     kind: str
     """EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED or BUNDLE."""
     worker: WorkerSpec
-    """As a worker of the job has it: where the bundle is, and which of its artifacts may be run."""
-    model: ModelSpec
+    """As a worker of the job has it: the model, where the bundle is, and which of its artifacts may be run."""
     images: str
     """Parquet file with a column `image` of encoded images that decode."""
 

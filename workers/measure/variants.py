@@ -76,7 +76,7 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
 
 def _float_or_int8(load: LoadVariant, how: Preprocess, crops_NHWC: Pixels) -> Callable[[Pixels], Logits]:
     # torch.hub keeps what it has downloaded, and weights from URLs are read again: once a variant.
-    network = load_model(load.model, read_url).module
+    network = load_model(load.worker.model, read_url).module
     mean = torch.tensor(how.mean).view(1, 3, 1, 1)
     std = torch.tensor(how.std).view(1, 3, 1, 1)
     channels_last = load.kind != EAGER
