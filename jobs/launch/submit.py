@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
-from jobs.launch.attempts import Attempt, DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
+from jobs.launch.attempts import DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
 from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import runs, today
@@ -109,43 +109,40 @@ def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) ->
 
 
 def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str], None]) -> str:
-    """The submission id of the attempt that runs then."""
+    """The submission id of the attempt that runs then.
+
+    Raises SpecError where the one under way does something else than is asked for.
+    """
     job = submission.job
     attempts = attempts_of(job, server.attempts())
-    if live := [attempt for attempt in attempts.values() if not attempt.ended]:
-        return _join(live[-1], job, say)
-    # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
-    if last := max(attempts, default=0):
-        say(describe_end(attempts[last]))
-    attempt_id = job.submission_id(last + 1)
-    submitter = secrets.token_hex(8)
-    with tempfile.TemporaryDirectory(prefix="stint-") as folder:
-        package = Path(folder) / "package.zip"
-        size = submission.upload.write(package)
-        say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
-        try:
-            server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
-        except Unreachable as error:
-            # Refused because another submitter was first, or accepted with the answer lost: the job list says which.
+    there = next((attempt for attempt in reversed(attempts.values()) if not attempt.ended), None)
+    if there is None:
+        # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
+        if last := max(attempts, default=0):
+            say(describe_end(attempts[last]))
+        attempt_id, submitter = job.submission_id(last + 1), secrets.token_hex(8)
+        with tempfile.TemporaryDirectory(prefix="stint-") as folder:
+            package = Path(folder) / "package.zip"
+            size = submission.upload.write(package)
+            say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
             try:
-                there = server.attempt(attempt_id)
-            except UnknownJob:
-                raise error from None
-            if there.submitter != submitter:
-                return _join(there, job, say)
-    say(f"submitted {attempt_id} to {server.shown}: {job.entrypoint}")
-    return attempt_id
-
-
-def _join(attempt: Attempt, job: DatedJob, say: Callable[[str], None]) -> str:
-    """Raises SpecError where the attempt under way does something else than is asked for."""
-    if attempt.entrypoint != job.entrypoint:
+                server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
+            except Unreachable as error:
+                # Refused because another was first, or accepted with the answer lost: the job list says which.
+                try:
+                    there = server.attempt(attempt_id)
+                except UnknownJob:
+                    raise error from None
+        if there is None or there.submitter == submitter:
+            say(f"submitted {attempt_id} to {server.shown}: {job.entrypoint}")
+            return attempt_id
+    if there.entrypoint != job.entrypoint:
         raise SpecError(
-            f"{attempt.submission_id} is under way with another command: {attempt.entrypoint}",
+            f"{there.submission_id} is under way with another command: {there.entrypoint}",
             "wait for its end, stop it, or give this one a name of its own with --set name=…",
         )
-    say(f"{attempt.submission_id} is {attempt.status.lower()} already; no other is started")
-    return attempt.submission_id
+    say(f"{there.submission_id} is {there.status.lower()} already; no other is started")
+    return there.submission_id
 
 
 def choose_address(given: str | None, environment: Mapping[str, str]) -> str:

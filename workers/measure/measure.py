@@ -38,7 +38,7 @@ from workers.outcomes import Failure
 from workers.source.rows import RowBlock
 
 if TYPE_CHECKING:
-    from workers.contract import ThreadPlan, WorkerSpec
+    from workers.contract import WorkerSpec
     from workers.engines.base import Pixels
     from workers.measure.variants import ForwardPass
 
@@ -52,7 +52,13 @@ NOISE_IMAGES = 16
 def _answer_requests(parent: Connection) -> None:
     asked: Load | Network = parent.recv()
     try:
-        _take_cores(asked.plan)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
+        without_pandas()
+        if asked.plan is not None:
+            cores.apply(asked.plan)  # before torch is imported, which sizes its thread pool
+        else:
+            for name in cores.THREAD_VARIABLES:
+                os.environ.pop(name, None)
         if isinstance(asked, Network):
             import torch
 
@@ -89,17 +95,6 @@ def _answer_requests(parent: Connection) -> None:
                 )
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
-
-
-def _take_cores(plan: ThreadPlan | None) -> None:
-    """Before torch is imported, which sizes its thread pool."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
-    without_pandas()
-    if plan is not None:
-        cores.apply(plan)
-        return
-    for name in cores.THREAD_VARIABLES:
-        os.environ.pop(name, None)
 
 
 def _open(load: Load) -> _Forward | _WorkerLoop:

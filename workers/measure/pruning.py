@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,15 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
     except ImportError as error:
         raise PruningError(f"pruning needs torch-pruning: pip install '{EXTRA}'") from error
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-    heads = [
-        module
-        for module in network.modules()
-        if outputs in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
-        and isinstance(module, nn.Linear | nn.Conv2d)
-    ]
     narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
+    heads: list[nn.Module] = []
     try:
+        with ExitStack() as hooks, torch.no_grad():
+            for module in network.modules():
+                sizes = (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+                if isinstance(module, nn.Linear | nn.Conv2d) and outputs in sizes:
+                    hooks.enter_context(module.register_forward_hook(lambda called, _, __: heads.append(called)))
+            network(example_NCHW)
         return torch_pruning.pruner.BasePruner(
             network,
             example_NCHW,
@@ -117,25 +119,13 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
             pruning_ratio=MOST_PRUNED,
             max_pruning_ratio=MOST_PRUNED,
             iterative_steps=STEPS,
-            ignored_layers=_last(network, example_NCHW, heads),
+            # Of layers with as many outputs as there are classes the one called last: its outputs are the classes.
+            ignored_layers=heads[-1:],
             # The greatest power of two that is not above ROUND_TO and leaves the narrowest layer its steps.
             round_to=1 << (max(1, min(ROUND_TO, narrowest // NARROWEST_PARTS)).bit_length() - 1),
         )
     except Exception as error:
         raise PruningError(f"its layers cannot be traced for pruning ({type(error).__name__}: {error})") from error
-
-
-def _last(network: nn.Module, example_NCHW: torch.Tensor, heads: Sequence[nn.Module]) -> list[nn.Module]:
-    """Of layers with as many outputs as there are classes the one called last: its outputs are the classes."""
-    called: list[nn.Module] = []
-    hooks = [head.register_forward_hook(lambda module, _, __: called.append(module)) for head in heads]
-    try:
-        with torch.no_grad():
-            network(example_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called[-1:]
 
 
 def _recalibrate(network: nn.Module, model: LoadedModel, crops_NHWC: Pixels) -> None:
