@@ -25,7 +25,7 @@ from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.measure.bench_images import IMAGES, images_of, photographs, write_files
 from jobs.measure.plots import check_can_draw, draw_ladder
-from jobs.measure.rates import Climbed, Completion, LadderStep, Turn, climb, steady_rate
+from jobs.measure.rates import Climbed, Completion, Step, Turn, climb, steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
 from jobs.spec.schema import JobSpec, Limits, Schedule, Workers
@@ -129,7 +129,7 @@ class _Ladder:
         write_files(self.folder / "sample", self.images, len(self.images), len(self.images), groups_a_file=1)
         job = Job.open(self._local_spec(self.folder / "sample", batch=1, shard_rows=len(self.images)))
         self._make_bundle(job)
-        steps: list[LadderStep] = []
+        steps: list[Step] = []
         turns: list[list[Turn]] = []
         measures: list[_Measure] = []
         processes: Processes | None = None
@@ -155,7 +155,7 @@ class _Ladder:
             if variant.name in ("uint8 input", "bundle"):
                 change = f"{now.description}: {change}"
             width = cores if variant.threads is None else variant.threads * len(variant.cpus)
-            steps.append(LadderStep(name=variant.name, change=change, cores=width))
+            steps.append((variant.name, change, width))
             self.say(f"{variant.name}: {measures[-1](slice_s):.1f} img/s")
         rate = measures[-1]
         spec, rows = self._whole_job(rate(slice_s), batch, seconds=7 * slice_s)
@@ -165,7 +165,7 @@ class _Ladder:
             alone = rate(slice_s)
             whole, took_s = _run_job(spec, Path(job.store.url), cores)
             turns[-1].append((alone, whole))
-        steps.append(LadderStep(name="whole job", change="reading, decoding, writing, and Ray around it", cores=cores))
+        steps.append(("whole job", "reading, decoding, writing, and Ray around it", cores))
         return Climbed(
             model=self.spec.model.arch,
             images="made, 500 by 375" if self.theirs is None else f"sampled from {self.theirs.spec.name}",

@@ -193,35 +193,29 @@ class _Comparing:
                 reference=reference,
                 save=self.arguments.save_pruned,
             )
-            for answer in self._answers(network):
-                if isinstance(answer, Reference):
-                    reference = answer
-                elif isinstance(answer, FailedCandidate):
-                    self._leave_out(answer.name, answer.reason)
-                else:
-                    figures = replace(answer.figures, overrides=overrides(self.job.spec.model, model, answer))
-                    candidates.append(replace(answer, figures=figures))
-                    self.say(f"  {figures.name}: {figures.right / figures.rows:.2%}")
+            child = Child("workers.measure.measure", node_bytes(), "made")
+            try:
+                child.put(network)
+                while (answer := receive(child, _SILENT_S, self._check)) is not None:
+                    if isinstance(answer, Reference):
+                        reference = answer
+                    elif isinstance(answer, FailedCandidate):
+                        self._leave_out(answer.name, answer.reason)
+                    else:
+                        figures = replace(answer.figures, overrides=overrides(self.job.spec.model, model, answer))
+                        candidates.append(replace(answer, figures=figures))
+                        self.say(f"  {figures.name}: {figures.right / figures.rows:.2%}")
+            except ProcessFailed as failed:
+                if not number and failed.code == FailureCode.MODEL:
+                    raise SpecError(str(failed)) from failed
+                self._leave_out(f"{name}, what was left to make of it" if failed.died else name, str(failed))
+            finally:
+                child.end()
             first = candidates[0].figures if candidates else None
             if reference is None or first is None or not first.own or first.precision != "fp32":
                 raise self._nothing()  # to compare the others with
         assert reference is not None, "the job's own network is among them"
         return candidates, reference.labelled
-
-    def _answers(self, network: Network) -> Iterator[Reference | MadeCandidate | FailedCandidate]:
-        """Of the process that makes its candidates, as they come."""
-        child = Child("workers.measure.measure", node_bytes(), "made")
-        try:
-            child.put(network)
-            while (answer := receive(child, _SILENT_S, self._check)) is not None:
-                yield answer
-        except ProcessFailed as failed:
-            if network.reference is None and failed.code == FailureCode.MODEL:
-                raise SpecError(str(failed)) from failed
-            name = f"{network.name}, what was left to make of it" if failed.died else network.name
-            yield FailedCandidate(name=name, reason=str(failed))
-        finally:
-            child.end()
 
     def _measure(self, candidates: Sequence[MadeCandidate], batch: int) -> list[Weighed]:
         """Each in a process of its own, all on one core, in turns."""

@@ -75,7 +75,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
             from jobs.measure.tune_ray import nodes_to_tune  # with Ray
 
             connected()
-            texts = tuning.all_nodes(*nodes_to_tune(spec.workers.groups, request, interrupted, console.say))
+            texts = tuning.all_nodes(*nodes_to_tune(spec.workers.groups, request, tuning.check, console.say))
         else:
             resources.close()  # a cluster that has made the bundle would only be in the way
             texts = [tuning.one_node(TuneNode(request))]
@@ -107,6 +107,10 @@ class _Tuning:
             raise SpecError("input holds no rows to try candidates on")
         uris = {part.rows.uri for part in sample}
         return TuneRequest(spec=self.job.worker_spec(None, uris, outcome.artifacts), sample=sample)
+
+    def check(self) -> None:
+        if self.interrupted():
+            raise Interrupted("interrupted: no profile is stored", "run the same command again")
 
     def all_nodes(self, nodes: Mapping[str, RayTuneNode], missing: Mapping[str, str]) -> list[str]:
         """A text for each of `nodes`, all tuned at once; what one gives is kept, whatever becomes of the others.
@@ -157,8 +161,7 @@ class _Tuning:
             )
 
             def measure(candidate: Candidate, slice_s: float) -> Trialled | Unusable:
-                if self.interrupted():
-                    raise Interrupted("interrupted: no profile is stored", "run the same command again")
+                self.check()
                 return node.measure(candidate, slice_s)
 
             arms = halve(
