@@ -158,12 +158,16 @@ class _Ladder:
             steps.append((variant.name, change, width))
             self.say(f"{variant.name}: {measures[-1](slice_s):.1f} img/s")
         rate = measures[-1]
-        spec, rows = self._whole_job(rate(slice_s), batch, seconds=7 * slice_s)
+        # Rows enough to last so long, in shards enough for a steady rate between the job's start and its end.
+        rows = int(7 * slice_s * min(rate(slice_s), DECODED_A_SECOND * cores))
+        shard_rows = max(8, rows // (10 * cores))
+        rows = write_files(self.folder / "images", self.images, rows, shard_rows)
+        spec = self._local_spec(self.folder / "images", batch=batch, shard_rows=shard_rows)
         turns.append([])
         took_s = 0.0
         while not turns[-1] or (len(turns[-1]) < JOB_TURNS and time.monotonic() + took_s < until):
             alone = rate(slice_s)
-            whole, took_s = _run_job(spec, Path(job.store.url), cores)
+            whole, took_s = self._run_job(spec, Path(job.store.url))
             turns[-1].append((alone, whole))
         steps.append(("whole job", "reading, decoding, writing, and Ray around it", cores))
         return Climbed(
@@ -272,21 +276,29 @@ class _Ladder:
             keys = [info.key for info in self.theirs.store.list(prefix)]
             for key in sorted(keys, key=lambda key: key.endswith("manifest.json")):  # last: then the others are there
                 job.store.create(key, self.theirs.store.get(key))
-        _stint("quantize", self._written(job.spec))
+        self._stint("quantize", job.spec)
 
-    def _whole_job(self, rate: float, batch: int, seconds: float) -> tuple[Path, int]:
-        """A spec, and the rows of its input: enough to last so long, and in enough shards for a steady rate between its
-        start and its end."""
-        workers = self.topology.budget
-        rows = int(seconds * min(rate, DECODED_A_SECOND * workers))
-        shard_rows = max(8, rows // (10 * workers))
-        rows = write_files(self.folder / "images", self.images, rows, shard_rows)
-        return self._written(self._local_spec(self.folder / "images", batch=batch, shard_rows=shard_rows)), rows
+    def _run_job(self, spec: JobSpec, bundles: Path) -> tuple[float, float]:
+        """The steady rate, in rows a second, of `stint run` into a new output that has the bundle already; and how many
+        seconds it took from the command to its end."""
+        output = self.folder / "run"
+        shutil.copytree(bundles / "_stint" / "bundles", output / "_stint" / "bundles")
+        began = time.monotonic()
+        self._stint("run", spec, f"--set=output.uri={output}")
+        took_s = time.monotonic() - began
+        rate = steady_rate(completions(output), self.topology.budget)
+        shutil.rmtree(output)
+        if rate is None:
+            raise RunFailed("the whole job ended before it had a steady rate", "allow more --minutes")
+        return rate, took_s
 
-    def _written(self, spec: JobSpec) -> Path:
+    def _stint(self, command: str, spec: JobSpec, *more: str) -> None:
         file = self.folder / "bench.yaml"
         file.write_text(spec.model_dump_json(exclude_none=True))  # which is YAML, too
-        return file
+        done = _run("jobs", command, str(file), *more)
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-5:])
+            raise RunFailed(f"stint {command} ended with code {done.returncode}:\n{last}")
 
 
 def _rate(processes: Processes, batch: int, seconds: float) -> float:
@@ -300,32 +312,10 @@ def _in_turns(before: _Measure, after: _Measure, seconds: float, until: float) -
     return turns
 
 
-def _run_job(spec: Path, bundles: Path, workers: int) -> tuple[float, float]:
-    """The steady rate, in rows a second, of `stint run` into a new output that has the bundle already; and how many
-    seconds it took from the command to its end."""
-    output = spec.parent / "run"
-    shutil.copytree(bundles / "_stint" / "bundles", output / "_stint" / "bundles")
-    began = time.monotonic()
-    _stint("run", spec, f"--set=output.uri={output}")
-    took_s = time.monotonic() - began
-    rate = steady_rate(completions(output), workers)
-    shutil.rmtree(output)
-    if rate is None:
-        raise RunFailed("the whole job ended before it had a steady rate", "allow more --minutes")
-    return rate, took_s
-
-
 def completions(output: Path) -> list[Completion]:
     """When each shard below a local output was committed, and its rows."""
     files = output.glob("model=*/plan=*/*.parquet")
     return [(file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in files]
-
-
-def _stint(command: str, spec: Path, *more: str) -> None:
-    done = _run("jobs", command, str(spec), *more)
-    if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise RunFailed(f"stint {command} ended with code {done.returncode}:\n{last}")
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

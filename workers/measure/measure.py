@@ -21,17 +21,7 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import (
-    Load,
-    LoadArtifact,
-    LoadVariant,
-    LoadWorker,
-    Measured,
-    Network,
-    Prepare,
-    Ready,
-    Score,
-)
+from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Prepare, Ready, Score
 from workers.measure.sample_file import map_sample
 from workers.model.names import ModelError
 from workers.outcomes import Failure
@@ -111,7 +101,6 @@ def _open(load: Load) -> _Forward | _WorkerLoop:
         from workers.measure.variants import open_variant
 
         return _Forward(*open_variant(load))
-    assert isinstance(load, LoadArtifact), "there are three kinds"
     engine = open_artifact(Artifact(info=load.info, data=Path(load.path).read_bytes()))
     crop_px = load.info.layout.crop_px
     # What the pixels are is all the same to its speed, as long as they are not all alike.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from workers.contract import BundleRequest, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
@@ -19,17 +20,10 @@ INT8_FUSED, BUNDLE = "int8-fused", "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """What to measure, and on which cores."""
-
-    plan: ThreadPlan | None
-    """None: wherever the kernel puts the process, with as many threads as torch takes by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadWorker(Load):
+class LoadWorker:
     """A worker's own loop, decoding included, over a sample of the input."""
 
+    plan: ThreadPlan
     spec: WorkerSpec
     sample: str
     """Path of the file that workers.measure.sample_file wrote."""
@@ -38,23 +32,30 @@ class LoadWorker(Load):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadArtifact(Load):
+class LoadArtifact:
     """The network alone, from a file, on random pixels."""
 
+    plan: ThreadPlan
     info: ArtifactInfo
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadVariant(Load):
+class LoadVariant:
     """The network alone, in one of the ways in which a person may run it, on photographs that are decoded already."""
 
+    plan: ThreadPlan | None
+    """None: wherever the kernel puts the process, with as many threads as torch takes by itself."""
     kind: str
     """EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED or BUNDLE."""
     worker: WorkerSpec
     """As a worker of the job has it: the model, where the bundle is, and which of its artifacts may be run."""
     images: str
     """Parquet file with a column `image` of encoded images that decode."""
+
+
+Load: TypeAlias = LoadWorker | LoadArtifact | LoadVariant
+"""What to measure, and on which cores."""
 
 
 @dataclass(frozen=True)
