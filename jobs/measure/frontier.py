@@ -120,10 +120,8 @@ def on_frontier(weighed: Sequence[Weighed]) -> list[Weighed]:
 
 
 def _dominates(weighed: Sequence[Weighed], a: int, b: int) -> bool:
-    one, other = weighed[a], weighed[b]
-    if a == b or one.core_s > other.core_s or one.accuracy < other.accuracy:
-        return False
-    return one.core_s < other.core_s or one.accuracy > other.accuracy or a < b
+    one, other = ((candidate.core_s, -candidate.accuracy) for candidate in (weighed[a], weighed[b]))
+    return one[0] <= other[0] and one[1] <= other[1] and (one != other or a < b)
 
 
 def recommended(compared: Compared) -> Weighed | None:

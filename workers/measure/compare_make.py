@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from workers.build.artifacts import ArtifactBuilder
@@ -73,12 +74,8 @@ class Candidates:
         self._labelled = self._labels is not None and bool((self._labels >= 0).any())
         self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
         images = sample.encoded[:DECODED]
-        took_s = []
-        for _ in range(2):
-            began = time.process_time()
-            for image in images:
-                decode_crop(memoryview(image), model.preprocess)
-            took_s.append(time.process_time() - began)
+        decode = [partial(decode_crop, memoryview(image), model.preprocess) for image in images]
+        took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 
     def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:

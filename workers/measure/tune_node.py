@@ -175,17 +175,12 @@ class TuneNode:
             # In single images at first: that it can be loaded is one thing, what a batch takes of memory another.
             spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
             plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
-            firsts = [number * self._rows // candidate.workers for number in range(candidate.workers)]
+            loads = [
+                LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=n * self._rows // candidate.workers)
+                for n, plan in enumerate(plans)
+            ]
             try:
-                processes = Processes(
-                    [
-                        LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=first)
-                        for plan, first in zip(plans, firsts, strict=True)
-                    ],
-                    bound_bytes,
-                    limit_s=LIMIT_S,
-                    environment=malloc.variables(),
-                )
+                processes = Processes(loads, bound_bytes, limit_s=LIMIT_S, environment=malloc.variables())
             except ProcessFailed as failed:
                 self._failed[candidate] = str(failed)
                 raise
