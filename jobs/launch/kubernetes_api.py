@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -122,9 +123,8 @@ class KubeApi:
             return datetime.fromisoformat(scheduled)
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         owners = [owner["name"] for owner in metadata.get("ownerReferences") or () if owner["kind"] == "CronJob"]
-        cronjob = (
-            self._call("get", "CronJob", owners[0]) if owners else None
-        )  # it may be deleted, its Jobs soon to follow
+        # The CronJob may be deleted, its Jobs soon to follow.
+        cronjob = self._call("get", "CronJob", owners[0]) if owners else None
         zone = cronjob["spec"].get("timeZone") if cronjob else None
         return created.astimezone(ZoneInfo(zone)) if zone else created
 
@@ -133,7 +133,7 @@ class KubeApi:
 
         Without a name all objects of the kind are meant.
         """
-        from kubernetes.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+        from kubernetes.dynamic.exceptions import DynamicApiError
         from kubernetes.dynamic.resource import Resource
         from urllib3.exceptions import HTTPError
 
@@ -150,11 +150,11 @@ class KubeApi:
             try:
                 answer: dict[str, Any] = request(namespace=self.namespace, **arguments)
                 return answer
-            except NotFoundError:
-                return None
-            except ConflictError:
-                raise
             except DynamicApiError as error:
+                if error.status == HTTPStatus.NOT_FOUND:
+                    return None
+                if error.status == HTTPStatus.CONFLICT:
+                    raise
                 if error.status not in (408, 429) and error.status < 500:
                     raise self._refused(what, error) from error
                 trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")

@@ -97,7 +97,7 @@ class NightlyRun:
             self.api.say(f"RayJob {name} ended earlier without success: {state}")
         raise RunFailed(
             f"{MAX_ATTEMPTS} attempts at {self.as_of} have failed",
-            f"mend the cause, then kubectl -n {self.api.namespace} delete rayjob -l {self._selector()}",
+            f"mend the cause, then kubectl -n {self.api.namespace} delete rayjob -l {TEMPLATE_LABEL}={self.template}",
         )
 
     def prune(self, keep_nights: int) -> None:
@@ -205,13 +205,10 @@ class NightlyRun:
         if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:
             name = rayjob["metadata"]["name"]
             raise SpecError(
-                f"RayJob {name} exists, but was not made from {self.template} (no label {self._selector()})",
+                f"RayJob {name} exists, but was not made from {self.template}, which its label {TEMPLATE_LABEL} would say",
                 f"delete or rename {name}, or the template",
             )
         return State.of(rayjob)
-
-    def _selector(self) -> str:
-        return f"{TEMPLATE_LABEL}={self.template}"
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:

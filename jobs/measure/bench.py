@@ -53,27 +53,17 @@ _Measure = Callable[[float], float]
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint bench`, see jobs.arguments. Raises StintError."""
-    if arguments.spec is not None and arguments.arch is not None:
-        raise SpecError("--arch names a network to measure without a SPEC; with one, its own is measured")
-    if arguments.picture is not None:
-        check_can_draw(arguments.picture)
-    climbed = bench(arguments, console.say)
-    console.show(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
-    if arguments.picture is not None:
-        draw_ladder(climbed.rungs, f"{climbed.model} on {climbed.cpu}", arguments.picture)
-        console.say(f"picture: {arguments.picture}")
-    return COMPLETE
-
-
-def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> Climbed:
-    """Measure the job's network on its own images; without one, --arch with random weights on photographs.
+    """`stint bench`, see jobs.arguments: measure the job's network on its own images; without one, --arch with random
+    weights on photographs.
 
     Takes about --minutes, of which a large network may need several to be loaded and quantized. Raises SpecError for
     what cannot be had, RunFailed where a process ends.
     """
-    began = time.monotonic()
-    theirs = None
+    if arguments.spec is not None and arguments.arch is not None:
+        raise SpecError("--arch names a network to measure without a SPEC; with one, its own is measured")
+    if arguments.picture is not None:
+        check_can_draw(arguments.picture)
+    began, minutes, theirs = time.monotonic(), arguments.minutes, None
     if arguments.spec is None:
         arch = arguments.arch or "resnet50"
         arch = arch if ":" in arch or arch.startswith("torchvision/") else f"torchvision/{arch}"
@@ -85,17 +75,21 @@ def bench(arguments: argparse.Namespace, say: Callable[[str], None]) -> Climbed:
         if (device := spec.model.device) != "cpu":
             raise SpecError(f"model.device: {device}: stint bench climbs by the cores of CPUs", "set it to cpu")
         theirs = Job.open(spec, writing=False)
-    minutes = arguments.minutes
-    say(f"about {minutes:g} minutes of all cores; nothing else should run meanwhile (--minutes bounds it)")
+    console.say(f"about {minutes:g} minutes of all cores; nothing else should run meanwhile (--minutes bounds it)")
     # Photographs of 500 by 375, as those of ImageNet are on average: about 85 KB each.
     images = photographs(IMAGES, quality=95) if theirs is None else images_of(theirs)
     with tempfile.TemporaryDirectory(prefix="stint-bench-") as folder, ExitStack() as running:
-        ladder = _Ladder(spec=spec, theirs=theirs, folder=Path(folder), images=images, running=running, say=say)
+        ladder = _Ladder(spec, theirs, Path(folder), images, running, console.say)
         try:
             climbed = ladder.measure(began + 60 * minutes, slice_s=min(2.0, minutes / 2))
         except ProcessFailed as error:
             raise RunFailed(f"a rung cannot be measured: {error}", "mind this machine's memory") from error
-    return replace(climbed, minutes=round((time.monotonic() - began) / 60, 2))
+    climbed = replace(climbed, minutes=round((time.monotonic() - began) / 60, 2))
+    console.show(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
+    if arguments.picture is not None:
+        draw_ladder(climbed.rungs, f"{climbed.model} on {climbed.cpu}", arguments.picture)
+        console.say(f"picture: {arguments.picture}")
+    return COMPLETE
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class _Variant:
     """Of each process; None for as many as torch takes by itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Ladder:
     spec: JobSpec
     theirs: Job | None

@@ -20,7 +20,7 @@ import yaml
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.input.footers import open_sources
-from jobs.measure.frontier import Compared, Prices, Weighed, as_json, lines, short_names
+from jobs.measure.frontier import Compared, Prices, Weighed, as_json, lines
 from jobs.measure.plots import check_can_draw, draw_frontier
 from jobs.measure.rates import ratio
 from jobs.plan.command_line import last_job_of
@@ -83,8 +83,10 @@ def models_of(own: ModelSpec, archs: Sequence[str]) -> dict[str, ModelSpec]:
         model = candidate_model(own, arch, weights or ("DEFAULT" if family == "torchvision" else None))
         if model != own:
             models[given] = model
-    names = short_names({key: model.arch for key, model in models.items()})
-    return {names[key]: model for key, model in models.items()}
+    # The last part of each architecture, or all of it where two share that.
+    last = {key: model.arch.rpartition("/")[2].rpartition(":")[2] for key, model in models.items()}
+    taken = list(last.values())
+    return {last[key] if taken.count(last[key]) == 1 else key: model for key, model in models.items()}
 
 
 def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int | None = None) -> ModelSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -236,10 +236,3 @@ def as_json(compared: Compared) -> str:
     ]
     plain["recommended"] = None if choice is None else choice.name
     return json.dumps(plain, indent=2)
-
-
-def short_names(archs: Mapping[str, str]) -> dict[str, str]:
-    """Names for a person by key: the last part of each architecture, or all of it where two share that."""
-    last = {key: arch.rpartition("/")[2].rpartition(":")[2] for key, arch in archs.items()}
-    taken = list(last.values())
-    return {key: name if taken.count(name) == 1 else key for key, name in last.items()}

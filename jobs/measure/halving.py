@@ -73,14 +73,13 @@ def halve(
     seconds: float,
     clock: Callable[[], float],
     keep: Collection[_C] = (),
-    on_round: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Arm[_C]]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
     `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
     over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
-    comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
-    and for how long at a time. A round that is cut short counts if everybody had a turn in it.
+    comes last may not be reached. `say` hears of each round. One that is cut short counts if everybody took part in it.
     """
     arms = [Arm(candidate) for candidate in candidates]
     ends_at = clock() + seconds
@@ -91,7 +90,7 @@ def halve(
         to_come = rounds_to_come(len(alive))
         turns = LAST_TURNS if to_come == 1 else TURNS
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
-        on_round(number, len(alive), slice_s)
+        say(f"round {number}: {len(alive)} candidates, {slice_s:.1f} s at a time")
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
         rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in alive}
         for arm in chain.from_iterable(alive if turn % 2 == 0 else reversed(alive) for turn in range(turns)):

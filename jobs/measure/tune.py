@@ -139,6 +139,10 @@ class _Tuning:
 
     def one_node(self, node: TuneNode | RayTuneNode, prefix: str = "") -> str:
         """Tune it and keep its profile: the table and what was chosen, for a person. Closes the node."""
+
+        def say(text: str) -> None:
+            self.say(f"{prefix}{text}")
+
         with closing(node):
             facts = node.open()
             if isinstance(facts, Failure):
@@ -155,8 +159,8 @@ class _Tuning:
                 )
             default = by_rule(facts.engines, host.cores, CORES_BY_RULE, BATCH)
             tried = candidates(facts.engines, host.cores, default)
-            self.say(
-                f"{prefix}{host}: {len(tried)} candidates over {facts.rows} of the job's images, "
+            say(
+                f"{host}: {len(tried)} candidates over {facts.rows} of the job's images, "
                 f"in about {self.seconds / 60:.1f} minutes"
             )
 
@@ -164,16 +168,7 @@ class _Tuning:
                 self.check()
                 return node.measure(candidate, slice_s)
 
-            arms = halve(
-                tried,
-                measure,
-                seconds=self.seconds,
-                clock=time.monotonic,
-                keep=[default],
-                on_round=lambda number, left, slice_s: self.say(
-                    f"{prefix}round {number}: {left} candidates, {slice_s:.1f} s at a time"
-                ),
-            )
+            arms = halve(tried, measure, seconds=self.seconds, clock=time.monotonic, keep=[default], say=say)
         rows = {arm.candidate: profile_row(arm) for arm in arms}
         choice = pick_simplest(arms, effort)
         if choice is None:
