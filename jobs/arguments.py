@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
         "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
     )
     option(
-        "--seconds", type=float, default=5.0, help="to measure each candidate (default: %(default)s); more is steadier"
+        "--seconds",
+        type=_seconds,
+        default=5.0,
+        help="to measure each candidate (default: %(default)s); more is steadier",
     )
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")

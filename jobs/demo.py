@@ -111,11 +111,10 @@ def write_images(folder: Path, digits: _Pixels, labels: _Labels, *, seed: int, c
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     which = rng.permutation(np.repeat(np.arange(len(digits)), copies))
-    images: list[bytes | None] = [jpeg(photograph(digits[i], rng)) for i in which]
+    whole = [jpeg(photograph(digits[i], rng)) for i in which]
+    images: list[bytes | None] = [*whole]
     for number, row in enumerate(range(BROKEN_EVERY // 2, len(images), BROKEN_EVERY)):
-        whole = images[row]
-        assert whole is not None
-        images[row] = (whole[: len(whole) // 2], b"", None, b"this is not an image")[number % 4]
+        images[row] = (whole[row][: len(whole[row]) // 2], b"", None, b"this is not an image")[number % 4]
     ids, digits_of = pa.array(range(len(which)), pa.int64()), pa.array(labels[which], pa.int64())
     table = pa.table({"id": ids, "digit": digits_of, "image": pa.array(images, pa.binary())})
     rows_a_file = -(-len(which) // FILES)

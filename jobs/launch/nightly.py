@@ -203,9 +203,9 @@ class NightlyRun:
 
     def _state(self, rayjob: RayJob) -> State:
         if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:
-            name = rayjob["metadata"]["name"]
+            name, label = rayjob["metadata"]["name"], f"{TEMPLATE_LABEL}={self.template}"
             raise SpecError(
-                f"RayJob {name} exists, but was not made from {self.template}, which its label {TEMPLATE_LABEL} would say",
+                f"RayJob {name} exists, but was not made from {self.template} (no label {label})",
                 f"delete or rename {name}, or the template",
             )
         return State.of(rayjob)

@@ -45,8 +45,6 @@ _SILENT_S = 1800.0
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint compare`, see jobs.arguments. Raises StintError."""
     job = last_job_of(arguments)
-    if arguments.seconds <= 0:
-        raise SpecError("--seconds must be above 0")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise SpecError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     picture = arguments.picture or Path(f"compare-{job.spec.name}.svg")
@@ -114,17 +112,13 @@ def overrides(given: ModelSpec, model: ModelSpec, one: MadeCandidate) -> tuple[s
     if not one.pruned:
         for key in ("arch", "weights", "args", "preprocess"):
             if (value := getattr(model, key)) != getattr(given, key):
-                changed.append(f"model.{key}={_flow(value)}")
+                lines_of = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()
+                changed.append(f"model.{key}={lines_of[0]}")  # the second one, if any, says that it was all
     if one.figures.precision != given.precision:
         changed.append(f"model.precision={one.figures.precision}")
         if given.engine != "auto":
             changed.append("model.engine=auto")
     return tuple(changed)
-
-
-def _flow(value: object) -> str:
-    """As YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("...\n").strip()
 
 
 @dataclass(frozen=True)

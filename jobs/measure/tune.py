@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
-from jobs.input.footers import Opened, open_sources
+from jobs.input.footers import open_sources
 from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
 from jobs.plan.command_line import days_of, spec_of
@@ -70,7 +70,15 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
             resources.callback(cluster.close)
             return cluster
 
-        request = tuning.request(connected)
+        # See to it that there is a bundle that may run, and choose the images to try candidates on.
+        found = discover(job)
+        opened = cache(lambda: found.fresh or open_sources(found.sources, spec.input)[0])
+        outcome = ensure_bundle(job, opened, connected, interrupted, console.say)
+        sample = choose_sample(opened(), ROWS, spec.model.calibration.seed)
+        if not sample:
+            raise SpecError("input holds no rows to try candidates on")
+        uris = {part.rows.uri for part in sample}
+        request = TuneRequest(spec=job.worker_spec(None, uris, outcome.artifacts), sample=sample)
         if in_cluster(arguments.address):
             from jobs.measure.tune_ray import nodes_to_tune  # with Ray
 
@@ -92,21 +100,6 @@ class _Tuning:
     seconds: float
     interrupted: Callable[[], bool]
     say: Callable[[str], None]
-
-    def request(self, connected: Callable[[], Cluster]) -> TuneRequest:
-        """See to it that there is a bundle that may run, and choose the images to try candidates on."""
-        found = discover(self.job)
-
-        @cache
-        def opened() -> Sequence[Opened]:
-            return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
-
-        outcome = ensure_bundle(self.job, opened, connected, self.interrupted, self.say)
-        sample = choose_sample(opened(), ROWS, self.job.spec.model.calibration.seed)
-        if not sample:
-            raise SpecError("input holds no rows to try candidates on")
-        uris = {part.rows.uri for part in sample}
-        return TuneRequest(spec=self.job.worker_spec(None, uris, outcome.artifacts), sample=sample)
 
     def check(self) -> None:
         if self.interrupted():
