@@ -98,13 +98,12 @@ class Upload:
 
 
 def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
-    """List what goes along. `data` are the job's input and output, as the spec writes them.
+    """List what goes along from `root`, an absolute path. `data` are the job's input and output, as the spec has them.
 
     `.rayignore` and `.gitignore` of every folder count, as they do for `ray job submit`; so does its variable
     RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Files that look like credentials never go. Raises SpecError if the folder is not
     there, or not all of it can be looked at.
     """
-    root = root.expanduser().absolute()
     if not root.is_dir():
         raise SpecError(f"--working-dir {root} is not a folder")
     ignore_files = [".rayignore"]

@@ -31,7 +31,7 @@ from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure.messages import FailedCandidate, MadeCandidate, Network, Reference
+from workers.measure.messages import MadeCandidate, Network, Reference, Unusable
 from workers.measure.processes import Processes, ProcessFailed, receive
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
@@ -195,7 +195,7 @@ class _Comparing:
                 while (answer := receive(child, _SILENT_S, self._check)) is not None:
                     if isinstance(answer, Reference):
                         reference = answer
-                    elif isinstance(answer, FailedCandidate):
+                    elif isinstance(answer, Unusable):
                         self._leave_out(answer.name, answer.reason)
                     else:
                         figures = replace(answer.figures, overrides=overrides(self.job.spec.model, model, answer))

@@ -16,7 +16,8 @@ from itertools import chain
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import Trialled, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled
 
 _C = TypeVar("_C", bound=Hashable)
 

@@ -31,7 +31,8 @@ from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import ensure_bundle
 from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
-from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest
 from workers.outcomes import Failure, FailureCode
 
 if TYPE_CHECKING:

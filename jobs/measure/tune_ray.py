@@ -15,7 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.errors import Interrupted, RunFailed
 from jobs.spec.schema import Group
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest
 from workers.outcomes import Failure
 
 _POLL_S = 0.2

@@ -27,7 +27,7 @@ from workers.failures import classify
 from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
 from workers.isolation.sample_decoder import SampleDecoder, decode_crop
-from workers.measure.messages import CandidateFigures, FailedCandidate, LoadArtifact, MadeCandidate, Network, Reference
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
@@ -37,10 +37,6 @@ from workers.storage.filesystems import read_url
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
 """Images that decoding is measured on."""
-
-
-class OtherClasses(ModelError):
-    """The network has other classes than the job's own network."""
 
 
 class Candidates:
@@ -53,9 +49,9 @@ class Candidates:
         """Of the job's own network once its fp32 is made."""
         if (own := self.reference) is not None:
             if model.outputs != own.outputs:
-                raise OtherClasses(f"it has {model.outputs} classes, the job's own network {own.outputs}")
+                raise ModelError(f"it has {model.outputs} classes, the job's own network {own.outputs}")
             if own.labels is not None and model.labels is not None and own.labels != model.labels:
-                raise OtherClasses("its classes have other names than those of the job's own network")
+                raise ModelError("its classes have other names than those of the job's own network")
         with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
             sample = read_sample(
                 request.sample,
@@ -78,19 +74,19 @@ class Candidates:
         took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 
-    def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
+    def each(self) -> Iterator[MadeCandidate | Unusable | Reference]:
 
         yield from self._in_each_precision(self._model, 0.0)
         for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
             if isinstance(pruned, PruningError):
-                yield FailedCandidate(name=self._name(share), reason=str(pruned))
+                yield Unusable(name=self._name(share), reason=str(pruned))
                 continue
             overrides: tuple[str, ...] = ()
             if self._network.save is not None:
                 try:
                     overrides = self._saved(pruned, share, self._network.save)
                 except PruningError as error:
-                    yield FailedCandidate(name=f"{self._name(share)} as a file", reason=str(error))
+                    yield Unusable(name=f"{self._name(share)} as a file", reason=str(error))
             yield from self._in_each_precision(pruned, share, overrides)
 
     def _name(self, share: float) -> str:
@@ -98,13 +94,13 @@ class Candidates:
 
     def _in_each_precision(
         self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
-    ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
+    ) -> Iterator[MadeCandidate | Unusable | Reference]:
 
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)
         except ModelError as error:
-            yield FailedCandidate(name=name, reason=str(error))
+            yield Unusable(name=name, reason=str(error))
             return
 
         @cache
@@ -137,7 +133,7 @@ class Candidates:
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
-                yield FailedCandidate(name=f"{name} {precision}", reason=classify(error).message)
+                yield Unusable(name=f"{name} {precision}", reason=classify(error).message)
                 continue
             path = Path(self._network.folder) / f"{os.getpid()}-{share}-{precision}"
             path.write_bytes(artifact.data)

@@ -21,7 +21,7 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Prepare, Ready, Score
+from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Ready, Score
 from workers.measure.sample_file import map_sample
 from workers.model.names import ModelError
 from workers.outcomes import Failure
@@ -67,9 +67,9 @@ def _answer_requests(parent: Connection) -> None:
     answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
     while True:
         parent.send(answer)
-        request: Prepare | Score = parent.recv()
+        request: Score = parent.recv()
         try:
-            if isinstance(request, Prepare):
+            if request.until is None:
                 subject.prepare(request.batch)
                 answer = Ready(subject.description, memory.peak_rss_bytes())
             else:

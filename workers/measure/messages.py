@@ -1,6 +1,6 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Prepare by Ready and Score by Measured, again and again.
+A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again.
 Whatever goes wrong is answered by a `workers.outcomes.Failure`.
 """
 
@@ -59,17 +59,14 @@ Load: TypeAlias = LoadWorker | LoadArtifact | LoadVariant
 
 
 @dataclass(frozen=True)
-class Prepare:
-    """Make batches of this size ready. What that takes is not measured."""
+class Score:
+    """Score until then, by time.monotonic, which all processes of a machine share; one batch at least.
+
+    None: make batches of this size ready. What that takes is not measured.
+    """
 
     batch: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """Score until then, by time.monotonic, which all processes of a machine share; one batch at least."""
-
-    until: float
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,8 +168,9 @@ class MadeCandidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailedCandidate:
-    """A candidate that cannot be had."""
+class Unusable:
+    """A candidate that cannot be had, or cannot run here, and why."""
 
-    name: str
+    name: str = ""
+    """For a person, where whoever asked does not know it."""
     reason: str

@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.measure.messages import Load, Measured, Prepare, Ready, Score
+from workers.measure.messages import Load, Measured, Ready, Score
 from workers.outcomes import Failure, FailureCode
 
 _POLL_S = 0.1
@@ -80,14 +80,14 @@ class Processes:
     def prepare(self, batch: int) -> int:
         """Make batches of this size ready; the most memory that one of them has taken. Raises ProcessFailed."""
         self.batches.add(batch)
-        ready: list[Ready] = self._ask(repeat(Prepare(batch)), self._limit_s)
+        ready: list[Ready] = self._ask(repeat(Score(batch)), self._limit_s)
         return max(one.peak_bytes for one in ready)
 
     def measure(self, batch: int, seconds: float) -> list[Measured]:
         """Have all of them score in batches of this size for so long. Raises ProcessFailed."""
         self.prepare(batch)
         until = time.monotonic() + _START_TOGETHER_S + seconds
-        measured: list[Measured] = self._ask(repeat(Score(until)), seconds + self._limit_s)
+        measured: list[Measured] = self._ask(repeat(Score(batch, until)), seconds + self._limit_s)
         self.resident_bytes = sum(one.resident_bytes for one in measured)
         return measured
 

@@ -33,7 +33,6 @@ from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
 from workers.pruned import metadata
 
-EXTRA = "stint[compare]"
 ROUND_TO = 8
 """Channels that are left are multiples of it, or of less in networks that are narrow: oneDNN's blocks are of 8 or 16,
 and a last one that is half empty is computed in full."""
@@ -99,7 +98,7 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
     try:
         import torch_pruning
     except ImportError as error:
-        raise PruningError(f"pruning needs torch-pruning: pip install '{EXTRA}'") from error
+        raise PruningError("pruning needs torch-pruning: pip install 'stint[compare]'") from error
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
     narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
     heads: list[nn.Module] = []

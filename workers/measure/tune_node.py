@@ -20,7 +20,7 @@ from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, malloc, memory
 from workers.host.cpu import isa_class
-from workers.measure.messages import LoadWorker, Measured
+from workers.measure.messages import LoadWorker, Measured, Unusable
 from workers.measure.processes import Processes, ProcessFailed
 from workers.measure.sample_file import read_images, write_sample
 from workers.outcomes import Failure
@@ -75,13 +75,6 @@ class Trialled:
         )
 
 
-@dataclass(frozen=True)
-class Unusable:
-    """A candidate that cannot run here, and why."""
-
-    reason: str
-
-
 class TuneNode:
     """`open` it first, `close` it at last. Use from one thread, whose end is that of all its processes."""
 
@@ -94,10 +87,6 @@ class TuneNode:
         """Those that did not come up, and why."""
         self._worker_bytes = 0
         """Most that a worker has taken so far."""
-        self._lease: cores.Lease
-        self._topology: cores.Topology
-        self._sample: Path
-        self._rows = 0
 
     def open(self) -> NodeFacts | Failure:
         """Lease every core of the node and read the sample."""
@@ -137,7 +126,7 @@ class TuneNode:
         room = memory.node_bytes() * memory.NODE_SHARE
         if bound_bytes * candidate.workers > room * 1.001:  # the spec gives workers more than their cores' share
             return Unusable(
-                f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
+                reason=f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
                 f"do not fit the node's {room / 2**30:.2f} GiB"
             )
         key = replace(candidate, batch=0)
@@ -145,7 +134,7 @@ class TuneNode:
             try:
                 processes = self._started(key, bound_bytes, room)
             except ProcessFailed as failed:
-                return Unusable(str(failed))
+                return Unusable(reason=str(failed))
             alone = processes.batches <= {candidate.batch}
             try:
                 trialled = Trialled.by(processes.measure(candidate.batch, slice_s))
@@ -155,7 +144,7 @@ class TuneNode:
                 self._processes.pop(key).end()
                 # What other batches left behind in its process may have been too much, not this one: once more, afresh.
                 if alone or not failed.died:
-                    return Unusable(str(failed))
+                    return Unusable(reason=str(failed))
 
     def close(self) -> None:
         for processes in self._processes.values():

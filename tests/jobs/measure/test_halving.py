@@ -24,7 +24,8 @@ from jobs.measure.halving import (
     survivors,
     without_drift,
 )
-from workers.measure.tune_node import Trialled, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled
 
 TRIAL = Trialled(images_per_s=0, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
 
@@ -47,7 +48,7 @@ class Machine:
 
     def measure(self, name: str, slice_s: float) -> Trialled | Unusable:
         if name in self.out:
-            return Unusable(self.out[name])
+            return Unusable(reason=self.out[name])
         self.slices.append((name, slice_s))
         rate = self.rates[name] * self._drift(self.now) * math.exp(self._random.gauss(0, self._noise))
         self.now += slice_s

@@ -31,7 +31,8 @@ from tests.support.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, Unusable, shares
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
