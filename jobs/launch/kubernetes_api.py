@@ -85,19 +85,14 @@ class KubeApi:
 
     def create_rayjob(self, rayjob: RayJob) -> bool:
         """False: one of that name exists, created by somebody else, or by a request of ours whose answer was lost."""
-        from kubernetes.dynamic.exceptions import ConflictError
-
         name = rayjob["metadata"]["name"]
-        try:
-            created = self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly")
-        except ConflictError:
-            return False
+        created = self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly")
         if created is None:
             raise KubeRefused(
                 f"namespace {self.namespace} or the kind RayJob (ray.io/v1) went away while {name} was created",
                 "install KubeRay's CRDs and create the namespace, then run again",
             )
-        return True
+        return bool(created)
 
     def rayjobs_of(self, template: str) -> list[RayJob]:
         """Every RayJob that was made from a template."""
@@ -129,7 +124,7 @@ class KubeApi:
         return created.astimezone(ZoneInfo(zone)) if zone else created
 
     def _call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
-        """The answer as plain fields; None for 404. Raises ConflictError as it is: an answer rather than trouble.
+        """The answer as plain fields; None for 404, and none of them for 409: answers, too, rather than trouble.
 
         Without a name all objects of the kind are meant.
         """
@@ -151,10 +146,8 @@ class KubeApi:
                 answer: dict[str, Any] = request(namespace=self.namespace, **arguments)
                 return answer
             except DynamicApiError as error:
-                if error.status == HTTPStatus.NOT_FOUND:
-                    return None
-                if error.status == HTTPStatus.CONFLICT:
-                    raise
+                if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                    return None if error.status == HTTPStatus.NOT_FOUND else {}
                 if error.status not in (408, 429) and error.status < 500:
                     raise self._refused(what, error) from error
                 trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")

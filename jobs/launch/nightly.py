@@ -58,8 +58,7 @@ def pause(pause_s: float, interrupted: Callable[[], bool], check_s: float = 0.2)
     """`time.sleep` that raises Interrupted soon after SIGTERM."""
     until_s = time.monotonic() + pause_s
     while not interrupted():
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
+        if (left_s := until_s - time.monotonic()) <= 0:
             return
         time.sleep(min(left_s, check_s))
     raise Interrupted("interrupted while waiting; a RayJob that was created goes on", "run again to follow it")
@@ -82,7 +81,12 @@ class NightlyRun:
         """The night's exit code (`jobs.errors`). Raises StintError where there is none to be had."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             name = attempt_name(self.template, self.as_of, attempt)
-            found = self._undeleted(name)
+            waited = False
+            while (found := self.api.rayjob(name)) and State.of(found).deleting:
+                if not waited:
+                    self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
+                waited = True
+                self.api.pause(self.poll_s)
             if found is None:
                 self._create(name)
                 return self._follow(name)
@@ -108,16 +112,6 @@ class NightlyRun:
                 self.api.say(f"RayJob {name} deleted: older than the last {keep_nights} nights")
         except (KubeRefused, RunFailed) as error:
             self.api.say(f"old RayJobs stay: {error}")
-
-    def _undeleted(self, name: str) -> RayJob | None:
-        """The RayJob of that name once it is not being deleted any more; None: the name is free."""
-        waited = False
-        while (found := self.api.rayjob(name)) and State.of(found).deleting:
-            if not waited:
-                self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
-            waited = True
-            self.api.pause(self.poll_s)
-        return found
 
     def _create(self, name: str) -> None:
         template = self.api.rayjob(self.template)

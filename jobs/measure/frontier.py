@@ -167,26 +167,24 @@ def frontier_table(compared: Compared) -> list[str]:
     price = compared.prices
     head = ("#", "candidate", "", compared.measure.replace(" with ", "\nwith "), "95 %", "img/s\na core", "± %",
             price.unit.replace(" a ", "\na "), "peak\nMiB", "size\nMiB", "GMAC", "")  # fmt: skip
-    rows = []
-    for number, (one, by) in enumerate(zip(compared.weighed, dominators(compared.weighed), strict=True), 1):
-        low, high = wilson(one.right, one.rows)
-        place = "frontier" if by is None else f"dominated by {by + 1}"
-        rows.append(
-            (
-                str(number),
-                one.network,
-                one.precision,
-                f"{one.accuracy:.2%}",
-                f"{low:.1%}–{high:.1%}",  # noqa: RUF001
-                f"{one.rate:,.1f}",
-                f"{100 * one.spread:.1f}",
-                f"{price.of_million(one.core_s):,.3g}",
-                f"{one.peak_bytes / 2**20:,.0f}",
-                f"{one.size_bytes / 2**20:,.2f}",
-                f"{one.macs / 1e9:.3g}",
-                f"the gate refuses it: {one.refused}" if one.refused else place,
-            )
+    places = ["frontier" if by is None else f"dominated by {by + 1}" for by in dominators(compared.weighed)]
+    rows = [
+        (
+            str(number),
+            one.network,
+            one.precision,
+            f"{one.accuracy:.2%}",
+            "{:.1%}–{:.1%}".format(*wilson(one.right, one.rows)),  # noqa: RUF001
+            f"{one.rate:,.1f}",
+            f"{100 * one.spread:.1f}",
+            f"{price.of_million(one.core_s):,.3g}",
+            f"{one.peak_bytes / 2**20:,.0f}",
+            f"{one.size_bytes / 2**20:,.2f}",
+            f"{one.macs / 1e9:.3g}",
+            f"the gate refuses it: {one.refused}" if one.refused else place,
         )
+        for number, (one, place) in enumerate(zip(compared.weighed, places, strict=True), 1)
+    ]
     return text_table(head, rows, left=(1, 2, len(head) - 1))
 
 
