@@ -42,12 +42,14 @@ def parser() -> argparse.ArgumentParser:
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
     option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
     sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
-    _add_cluster(sub)
+    for option in (sub.add_argument, of_job("quantize", "make the INT8 bundle and compare it with fp32").add_argument):
+        option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
+        pools = ("ray", "local")
+        option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
     sub.add_argument(
         "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
         help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
     )  # fmt: skip
-    _add_cluster(of_job("quantize", "make the INT8 bundle and compare it with fp32"))
     sub = of_job(
         "tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster"
     )
@@ -71,11 +73,9 @@ def parser() -> argparse.ArgumentParser:
         "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
     )
     option(
-        "--seconds",
-        type=_seconds,
-        default=5.0,
+        "--seconds", type=_seconds, default=5.0,
         help="to measure each candidate (default: %(default)s); more is steadier",
-    )
+    )  # fmt: skip
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")
     of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
@@ -147,13 +147,6 @@ def parser() -> argparse.ArgumentParser:
 def _add_overrides(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument
     option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
-
-
-def _add_cluster(sub: argparse.ArgumentParser) -> None:
-    option = sub.add_argument
-    option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
-    pools = ("ray", "local")
-    option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
 
 
 def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[str], Any]:

@@ -154,9 +154,8 @@ def _accuracy(job: Job) -> str:
     assert manifest is not None
     report = manifest.accuracy
     assert report is not None
-    columns = ["digit", "label", "error_code"]
     table = pa.concat_tables(
-        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(columns)
+        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(["digit", "label", "error_code"])
         for plan in job.ledger.plans()
         for shard in plan.shards
     )

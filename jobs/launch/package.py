@@ -44,9 +44,8 @@ def is_secret(name: str, file: Path) -> bool:
     """
     if _CREDENTIALS.match_file(name):
         return True
-    if file.suffix.lower() not in _MAY_HOLD_A_KEY or file.stat().st_size > _KEY_BYTES:
-        return False
-    return _KEY_MARK in file.read_bytes()
+    may_hold = file.suffix.lower() in _MAY_HOLD_A_KEY and file.stat().st_size <= _KEY_BYTES
+    return may_hold and _KEY_MARK in file.read_bytes()
 
 
 ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")

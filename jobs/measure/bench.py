@@ -48,9 +48,6 @@ _BATCHES = (4, 8, 16, 32)
 DECODED_A_SECOND = 600
 """By one core, of photographs of middling size: what the whole job is sized by where the network is faster."""
 
-_Measure = Callable[[float], float]
-"""Measure for so many seconds, again and again: images a second."""
-
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint bench`, see jobs.arguments: measure the job's network on its own images; without one, --arch with random
@@ -81,10 +78,9 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     with tempfile.TemporaryDirectory(prefix="stint-bench-") as folder, ExitStack() as running:
         ladder = _Ladder(spec, theirs, Path(folder), images, running, console.say)
         try:
-            climbed = ladder.measure(began + 60 * minutes, slice_s=min(2.0, minutes / 2))
+            climbed = ladder.measure(began, minutes)
         except ProcessFailed as error:
             raise RunFailed(f"a rung cannot be measured: {error}", "mind this machine's memory") from error
-    climbed = replace(climbed, minutes=round((time.monotonic() - began) / 60, 2))
     console.show(climbed.as_json() if arguments.json else "\n".join(climbed.lines()))
     if arguments.picture is not None:
         draw_ladder(climbed.rungs, f"{climbed.model} on {climbed.cpu}", arguments.picture)
@@ -118,14 +114,15 @@ class _Ladder:
     topology: Topology = field(default_factory=read_topology)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def measure(self, until: float, *, slice_s: float) -> Climbed:
-        """All rungs, until about then by time.monotonic. Raises RunFailed, SpecError, ProcessFailed."""
+    def measure(self, began: float, minutes: float) -> Climbed:
+        """All rungs, in about so many minutes since `began`. Raises RunFailed, SpecError, ProcessFailed."""
+        until, slice_s = began + 60 * minutes, min(2.0, minutes / 2)
         write_files(self.folder / "sample", self.images, len(self.images), len(self.images), groups_a_file=1)
         job = Job.open(self._local_spec(self.folder / "sample", batch=1, shard_rows=len(self.images)))
         self._make_bundle(job)
         steps: list[Step] = []
         turns: list[list[Turn]] = []
-        measures: list[_Measure] = []
+        measures: list[partial[float]] = []
         processes: Processes | None = None
         batch, cores = 1, self.topology.budget
         variants = self._variants()
@@ -175,6 +172,7 @@ class _Ladder:
             left_out=self.left_out,
             start_to_finish=rows / took_s,
             job_rows=rows,
+            minutes=round((time.monotonic() - began) / 60, 2),
         )
 
     def _variants(self) -> list[_Variant]:
@@ -299,7 +297,7 @@ def _rate(processes: Processes, batch: int, seconds: float) -> float:
     return sum(one.rows / one.wall_s for one in processes.measure(batch, seconds))
 
 
-def _in_turns(before: _Measure, after: _Measure, seconds: float, until: float) -> list[Turn]:
+def _in_turns(before: partial[float], after: partial[float], seconds: float, until: float) -> list[Turn]:
     turns: list[Turn] = []
     while len(turns) < LEAST_TURNS or (len(turns) < MOST_TURNS and time.monotonic() + 2 * seconds < until):
         turns.append((before(seconds), after(seconds)))

@@ -112,8 +112,8 @@ def overrides(given: ModelSpec, model: ModelSpec, one: MadeCandidate) -> tuple[s
     if not one.pruned:
         for key in ("arch", "weights", "args", "preprocess"):
             if (value := getattr(model, key)) != getattr(given, key):
-                lines_of = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()
-                changed.append(f"model.{key}={lines_of[0]}")  # the second one, if any, says that it was all
+                flow = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
+                changed.append(f"model.{key}={flow}")
     if one.figures.precision != given.precision:
         changed.append(f"model.precision={one.figures.precision}")
         if given.engine != "auto":

@@ -115,8 +115,8 @@ def dominators(weighed: Sequence[Weighed]) -> list[int | None]:
 
 def on_frontier(weighed: Sequence[Weighed]) -> list[Weighed]:
     """From the cheapest to the most accurate."""
-    pairs = zip(weighed, dominators(weighed), strict=True)
-    return sorted((one for one, by in pairs if by is None and not one.refused), key=lambda one: one.core_s)
+    ones = [one for one, by in zip(weighed, dominators(weighed), strict=True) if by is None and not one.refused]
+    return sorted(ones, key=lambda one: one.core_s)
 
 
 def _dominates(weighed: Sequence[Weighed], a: int, b: int) -> bool:

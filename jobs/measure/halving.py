@@ -39,10 +39,6 @@ SURE = 2.0
 """Standard errors beyond which a difference is no noise."""
 
 
-Measure = Callable[[_C, float], Trialled | Unusable]
-"""Run a candidate for so many seconds. What it raises ends the search."""
-
-
 @dataclass
 class Arm(Generic[_C]):
     """A candidate and how it fared: the arm of a bandit, as the literature calls it."""
@@ -69,7 +65,7 @@ class Arm(Generic[_C]):
 
 def halve(
     candidates: Sequence[_C],
-    measure: Measure[_C],
+    measure: Callable[[_C, float], Trialled | Unusable],
     *,
     seconds: float,
     clock: Callable[[], float],
@@ -78,9 +74,10 @@ def halve(
 ) -> list[Arm[_C]]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
-    `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
-    over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
-    comes last may not be reached. `say` hears of each round. One that is cut short counts if everybody took part in it.
+    `measure` runs a candidate for so many seconds; what it raises ends the search. `keep` stay to the end whatever
+    their rate, to be compared with. `clock` gives the time in seconds; with the time over the search ends after the
+    slice under way. Put first what is likely to be good: where starting takes long, what comes last may not be reached.
+    `say` hears of each round. One that is cut short counts if everybody took part in it.
     """
     arms = [Arm(candidate) for candidate in candidates]
     ends_at = clock() + seconds

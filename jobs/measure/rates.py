@@ -23,7 +23,7 @@ Step = tuple[str, str, int]
 """A candidate: its name, what is changed against the one before, and the physical cores that it computes on."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rung:
     """A candidate as measured."""
 
@@ -58,8 +58,7 @@ def climb(steps: Sequence[Step], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
             over_first = rungs[-1].over_first * over_before
         # In its turns with the one before it, where there is one: the figure beside the ratio is of the same minutes.
         rate = statistics.median([after for _, after in turns[index - 1]] if index else [one for one, _ in turns[0]])
-        figures = {"rate": rate, "over_before": over_before, "spread": spread}
-        rungs.append(Rung(name=name, change=change, cores=cores, over_first=over_first, **figures))
+        rungs.append(Rung(name, change, cores, rate, over_before, spread, over_first))
     return rungs
 
 
@@ -120,7 +119,7 @@ class Climbed:
     start_to_finish: float
     """Rows a second of the whole job, from the command to its end, of the last run."""
     job_rows: int
-    minutes: float = 0.0
+    minutes: float
 
     def lines(self) -> list[str]:
         """For a person."""

@@ -204,22 +204,20 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     measured = [row for row in all_rows if row.images_per_s and not row.out]
     shown = [row for at, row in enumerate(measured) if at < _SHOWN or row.candidate in (chosen, default)]
     head = ("engine", "workers × cores", "batch", "img/s", "± %", "a core", "peak MiB", "rounds", "")  # noqa: RUF001
-    cells = []
-    for row in shown:
-        one, rate = row.candidate, row.images_per_s or 0.0
-        cells.append(
-            (
-                one.engine,
-                f"{one.workers} × {one.threads}",  # noqa: RUF001
-                str(one.batch),
-                f"{rate:,.1f}",
-                "" if row.spread is None else f"{100 * row.spread:.1f}",
-                f"{rate / one.workers / one.threads:,.1f}",
-                f"{row.peak_bytes / 2**20:,.0f}",
-                str(row.rounds),
-                ", ".join(mark for mark, of in (("chosen", chosen), ("the rule", default)) if one == of),
-            )
+    cells = [
+        (
+            one.engine,
+            f"{one.workers} × {one.threads}",  # noqa: RUF001
+            str(one.batch),
+            f"{rate:,.1f}",
+            "" if row.spread is None else f"{100 * row.spread:.1f}",
+            f"{rate / one.workers / one.threads:,.1f}",
+            f"{row.peak_bytes / 2**20:,.0f}",
+            str(row.rounds),
+            ", ".join(mark for mark, of in (("chosen", chosen), ("the rule", default)) if one == of),
         )
+        for row, one, rate in ((row, row.candidate, row.images_per_s or 0.0) for row in shown)
+    ]
     lines = text_table(head, cells, left=(0, len(head) - 1))
     if more := len(measured) - len(shown):
         lines.append(f"… and {more} slower ones")

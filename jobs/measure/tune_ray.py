@@ -59,17 +59,17 @@ def nodes_to_tune(
         name = ", ".join(f"{key}: {value}" for key, value in group.labels.items())
         say(f"waiting for a node with {dict(group.labels)}")
         # A node of the group is brought up if there is none. Only its place is of interest: the scout opens nothing.
-        scout = ray.remote(TuneNode).options(num_cpus=1, label_selector=dict(group.labels), max_restarts=0)
-        actor = scout.remote(request)
+        options = {"num_cpus": 1, "label_selector": dict(group.labels), "max_restarts": 0}
+        scout = ray.remote(TuneNode).options(**options).remote(request)
         try:
-            placed = actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+            placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
             node = _awaited(placed, check, group.patience_s)
         except (RunFailed, TimeoutError):
             missing[name] = f"no such node came in {group.patience_s:.0f} s (workers.groups: patience_s)"
         else:
             found[name] = RayTuneNode(node, request, check)
         finally:
-            ray.kill(actor)
+            ray.kill(scout)
     return found, missing
 
 

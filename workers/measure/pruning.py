@@ -53,8 +53,7 @@ def macs_of(network: nn.Module, crop_px: int) -> int:
     ghost = copy.deepcopy(network).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty((1, 3, crop_px, crop_px), device="meta"))
-    flops: int = counter.get_total_flops()
-    return flops // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def prune(

@@ -14,7 +14,6 @@ from workers.source.parquet_rows import binary_cells
 from workers.source.rows import ImageCell
 from workers.source.shard_reader import sample_cells
 
-_COLUMN = "image"
 _MOST_BYTES = 256 * 2**20
 """The sample is cut short where images are so large that it would hold more."""
 
@@ -33,10 +32,10 @@ def read_images(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
 
 def write_sample(path: Path, images: Sequence[bytes]) -> None:
     """An Arrow file, which processes map without copying."""
-    table = pa.table({_COLUMN: pa.array(images, pa.large_binary())})
+    table = pa.table({"image": pa.array(images, pa.large_binary())})
     feather.write_feather(table, str(path), compression="uncompressed")
 
 
 def map_sample(path: str) -> list[ImageCell]:
-    column = feather.read_table(path, memory_map=True).column(_COLUMN)
+    column = feather.read_table(path, memory_map=True).column("image")
     return [cell for chunk in column.chunks for cell in binary_cells(chunk)]

@@ -120,9 +120,8 @@ class TuneNode:
 
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
         """Have a candidate's workers score for so long, all at once."""
-        bound_bytes = memory.bound_bytes(
-            self._request.spec.memory_bytes, replace(self._lease.plan, threads=candidate.threads)
-        )
+        plan = replace(self._lease.plan, threads=candidate.threads)
+        bound_bytes = memory.bound_bytes(self._request.spec.memory_bytes, plan)
         room = memory.node_bytes() * memory.NODE_SHARE
         if bound_bytes * candidate.workers > room * 1.001:  # the spec gives workers more than their cores' share
             return Unusable(

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from workers.bundle.bundle import read_manifest
 from workers.contract import Preprocess
@@ -27,9 +28,6 @@ from workers.model.load import load_model
 from workers.score.loading import load_best
 from workers.storage.filesystems import read_url
 from workers.storage.store import open_store
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ForwardPass: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
 """What predicts the pixels of a full buffer, and such a buffer."""
@@ -55,10 +53,9 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     if load.kind != BUNDLE:
         with deprecations_silenced(), torch.no_grad():
             predict = _float_or_int8(load, how, crops_NHWC)
-        shape = crops_NHWC.shape[1:]
 
         def plain(batch: int) -> ForwardPass:
-            pixels_NHWC = np.empty((batch, *shape), np.uint8)
+            pixels_NHWC = np.empty((batch, *crops_NHWC.shape[1:]), np.uint8)
             return predict, Buffer(full_NHWC=pixels_NHWC, interior_NHWC=pixels_NHWC)
 
         return plain, crops_NHWC, load.kind
