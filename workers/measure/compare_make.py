@@ -1,7 +1,8 @@
 """Makes the candidates of one network for `stint compare`, in a process of `workers.measure.measure`.
 
 The network in fp32, bf16 and INT8, as a bundle would have it, and the same of what is left of it when channels are
-pruned. Each is scored on the job's own sample, decoded as the network wants it.
+pruned. Each is scored on the job's own sample, decoded as the network wants it. A process a network: one that cannot be
+loaded, or takes too much memory, is one candidate less.
 """
 
 from __future__ import annotations
@@ -75,7 +76,6 @@ class Candidates:
         self._decode_s = min(took_s) / len(images)
 
     def each(self) -> Iterator[MadeCandidate | Unusable | Reference]:
-
         yield from self._in_each_precision(self._model, 0.0)
         for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
             if isinstance(pruned, PruningError):
@@ -95,7 +95,6 @@ class Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
     ) -> Iterator[MadeCandidate | Unusable | Reference]:
-
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)
@@ -111,6 +110,7 @@ class Candidates:
             report = compare_logits(scored(fp32), scored(artifact), self._labels)
             return gate.decide(report, request.gate, request.model.task)
 
+        macs = macs_of(model.module, model.preprocess.crop_px)
         own = self._network.reference is None and not share
         if own:
             self.reference = Reference(
@@ -145,7 +145,7 @@ class Candidates:
                 rows=rows,
                 refused="" if decision.passed or precision == "fp32" else decision.reason,
                 size_bytes=len(artifact.data),
-                macs=macs_of(model.module, model.preprocess.crop_px),
+                macs=macs,
                 decode_s=self._decode_s,
                 overrides=overrides,
                 own=own,
@@ -167,7 +167,6 @@ class Candidates:
 
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""
-
         spec = self._network.request.model
         stem = f"{spec.arch.rpartition('/')[2].rpartition(':')[2]}-pruned-{share * 100:g}"
         file = folder.absolute() / f"{stem}.safetensors"
