@@ -1,7 +1,7 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again.
-Whatever goes wrong is answered by a `workers.outcomes.Failure`.
+A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again. Whatever goes
+wrong is answered by a `workers.outcomes.Failure`.
 """
 
 from __future__ import annotations
@@ -60,13 +60,11 @@ Load: TypeAlias = LoadWorker | LoadArtifact | LoadVariant
 
 @dataclass(frozen=True)
 class Score:
-    """Score until then, by time.monotonic, which all processes of a machine share; one batch at least.
-
-    None: make batches of this size ready. What that takes is not measured.
-    """
+    """Score in batches of this size, one at least; or make them ready, which is not measured."""
 
     batch: int
     until: float | None = None
+    """By time.monotonic, which all processes of a machine share; None to make ready."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Measured:
     stage_s: Mapping[str, float]
     """Of a worker's loop: seconds by stage, `decode` and `predict`; empty for a network alone."""
     peak_bytes: int
-    """Most resident memory; of a worker's loop since the last Prepare, which counts."""
+    """Most resident memory; of a worker's loop since batches were last made ready, which counts."""
     resident_bytes: int
     """Now."""
 
