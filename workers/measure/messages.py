@@ -1,7 +1,7 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again. Whatever goes
-wrong is answered by a `workers.outcomes.Failure`.
+A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again. Whatever
+goes wrong is answered by a `workers.outcomes.Failure`.
 """
 
 from __future__ import annotations
