@@ -40,7 +40,7 @@ DECODED = 64
 """Images that decoding is measured on."""
 
 
-class Candidates:
+class CandidateMaker:
     """Of one network."""
 
     def __init__(self, network: Network) -> None:

@@ -52,10 +52,10 @@ def _answer_requests(parent: Connection) -> None:
         if isinstance(asked, Network):
             import torch
 
-            from workers.measure.compare_make import Candidates
+            from workers.measure.compare_make import CandidateMaker
 
             torch.set_num_threads(asked.plan.threads)
-            for candidate in Candidates(asked).each():
+            for candidate in CandidateMaker(asked).each():
                 parent.send(candidate)
             return parent.send(None)
         subject = _open(asked)
