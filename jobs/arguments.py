@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from jobs.spec.days import Days, parse_day, parse_days
 
@@ -29,195 +30,140 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    def add_spec(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec"
-        )
-        days = sub.add_mutually_exclusive_group()
-        days.add_argument(
-            "--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today"
-        )
-        days.add_argument(
-            "--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these"
-        )
-
-    def add_cluster(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine"
-        )
-        sub.add_argument(
-            "--pool", choices=("ray", "local"), default="ray", help="local: one worker in this process, for a debugger"
-        )
-
-    demo = add("demo", "make data, train a small network, run the whole job on it and verify")
-    demo.add_argument("--folder", default="demo-out", help="where to put it (default: %(default)s)")
-    for name, text in (
-        ("run", "score what is missing: bundle, plan, predictions, done record"),
-        ("quantize", "make the INT8 bundle and compare it with fp32"),
-    ):
+    def of_job(name: str, text: str) -> argparse.ArgumentParser:
         sub = add(name, text)
-        add_spec(sub)
-        add_cluster(sub)
-        if name == "run":
-            sub.add_argument(
-                "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
-                help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
-            )  # fmt: skip
-    tune = add("tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster")
-    add_spec(tune)
-    tune.add_argument(
-        "--address", help="Ray cluster whose nodes are tuned; default: RAY_ADDRESS, or else this machine, without Ray"
+        sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
+        _add_overrides(sub)
+        option = sub.add_mutually_exclusive_group().add_argument
+        option("--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today")
+        option("--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
+        return sub
+
+    option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
+    option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
+    sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
+    for option in (sub.add_argument, of_job("quantize", "make the INT8 bundle and compare it with fp32").add_argument):
+        option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
+        pools = ("ray", "local")
+        option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
+    sub.add_argument(
+        "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
+        help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
+    )  # fmt: skip
+    sub = of_job(
+        "tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster"
     )
-    tune.add_argument(
-        "--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)"
-    )
-    compare = add(
+    option = sub.add_argument
+    nodes = "Ray cluster whose nodes are tuned"
+    option("--address", help=f"{nodes}; default: RAY_ADDRESS, or else this machine, without Ray")
+    option("--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)")
+    sub = of_job(
         "compare", "weigh smaller, pruned, INT8, bf16 and fp32 networks on the job's sample: accuracy and cost"
     )
-    add_spec(compare)
-    add_compare(compare)
-    for name, text in (
-        ("plan", "dry run: shards, rows, time and cost of what is new or missing"),
-        ("status", "plans, shards, rows and runs as the ledger has them"),
-        ("verify", "prove that input and output rows match one to one"),
-    ):
-        sub = add(name, text)
-        add_spec(sub)
-        if name == "status":
-            sub.add_argument("--watch", action="store_true", help="show the run that is under way until it has ended")
-            sub.add_argument(
-                "--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)"
-            )
-    report = add("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
-    add_spec(report)
-    shown = report.add_mutually_exclusive_group()
-    shown.add_argument("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
-    shown.add_argument("--history", action="store_true", help="a line a night")
-    report.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
-    add_sample(add("sample", "look at some predictions: a page of images, labels and scores"), add_spec)
-    explain = add("explain", "follow one row: prediction, source, plan, shard, attempts, object, model")
-    add_spec(explain)
-    explain.add_argument(
-        "key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI"
+    option = sub.add_argument
+    option(
+        "--arch", type=_list, action="extend", default=[], metavar="A,B=FILE",
+        help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
+    )  # fmt: skip
+    option(
+        "--prune", type=_shares, default=(0.1, 0.25, 0.5), metavar="P,P",
+        help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
+    )  # fmt: skip
+    option(
+        "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
     )
-    explain.add_argument("--json", action="store_true", help="print it as JSON")
-    nightly = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
-    nightly.add_argument("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
-    nightly.add_argument("--namespace", help="default: the pod's, or the kubeconfig's")
-    nightly.add_argument("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
-    nightly.add_argument(
+    option(
+        "--seconds", type=_seconds, default=5.0,
+        help="to measure each candidate (default: %(default)s); more is steadier",
+    )  # fmt: skip
+    option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
+    option("--json", type=Path, metavar="FILE", help="write all figures there")
+    of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
+    option = of_job("status", "plans, shards, rows and runs as the ledger has them").add_argument
+    option("--watch", action="store_true", help="show the run that is under way until it has ended")
+    option("--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)")
+    of_job("verify", "prove that input and output rows match one to one")
+    sub = of_job("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
+    option = sub.add_mutually_exclusive_group().add_argument
+    option("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
+    option("--history", action="store_true", help="a line a night")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
+    option = of_job("sample", "look at some predictions: a page of images, labels and scores").add_argument
+    option(
+        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
+    )
+    option("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
+    option(
+        "--order", choices=("random", "score", "-score"), default="random",
+        help="which rows: any, least score first, or greatest score first (write --order=-score)",
+    )  # fmt: skip
+    option("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
+    option("--open", action="store_true", help="also rows of plans that are not done yet")
+    option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
+    option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
+    option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
+    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
+    option("--json", action="store_true", help="print it as JSON")
+    sub = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
+    option = sub.add_argument
+    option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
+    option("--namespace", help="default: the pod's, or the kubeconfig's")
+    option("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    option(
         "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
         help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
     )  # fmt: skip
-    nightly.add_argument(
-        "--timezone", default=os.environ.get("TZ"), metavar="ZONE", help="of the date (default: TZ, or the CronJob's)"
-    )
-    nightly.add_argument(
+    zone = os.environ.get("TZ")
+    option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
+    option(
         "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
     )
-    promote = add("promote", "let readers follow this job's model, once it has scored everything")
-    add_spec(promote)
-    promote.add_argument("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
-    promote.add_argument(
-        "--allow-fewer", action="store_true", help="also if the current model has predictions of more files"
-    )
-    submit = add("submit", "run the job in a cluster that is reached over HTTP; safe to repeat")
-    add_spec(submit)
-    submit.add_argument(
-        "--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS"
-    )
-    submit.add_argument("--wait", action="store_true", help="follow the log and end with the run's exit code")
-    submit.add_argument(
+    option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
+    option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
+    option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
+    option = of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat").add_argument
+    option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
+    option("--wait", action="store_true", help="follow the log and end with the run's exit code")
+    option(
         "--working-dir", default=".", metavar="DIR",
         help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
     )  # fmt: skip
-    submit.add_argument(
-        "--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job; NAME: as it is here"
-    )
-    add_bench(add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine"))
+    variable = "variable of the job; NAME: as it is here"
+    option("--env", action="append", default=[], metavar="NAME[=VALUE]", help=variable)
+    sub = add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine")
+    option = sub.add_argument
+    option("spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch")
+    _add_overrides(sub)
+    weights = "with random weights on made photographs"
+    option("--arch", help=f"network to measure without a SPEC, {weights} (default: resnet50)")
+    long = "about how long it may take (default: %(default)s); more is steadier"
+    option("--minutes", type=_minutes, default=4.0, help=long)
+    option("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
+    option("--json", action="store_true", help="print it as JSON")
     add("schema", "JSON Schema of the spec")
     return root
 
 
-def add_sample(sub: argparse.ArgumentParser, add_spec: Callable[[argparse.ArgumentParser], None]) -> None:
-    add_spec(sub)
-    sub.add_argument(
-        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
-    )
-    sub.add_argument("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
-    sub.add_argument(
-        "--order", choices=("random", "score", "-score"), default="random",
-        help="which rows: any, least score first, or greatest score first (write --order=-score)",
-    )  # fmt: skip
-    sub.add_argument("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
-    sub.add_argument("--open", action="store_true", help="also rows of plans that are not done yet")
-    sub.add_argument("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
-    sub.add_argument(
-        "--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)"
-    )
+def _add_overrides(sub: argparse.ArgumentParser) -> None:
+    option = sub.add_argument
+    option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
 
 
-def add_compare(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--arch", type=_list, action="extend", default=[], metavar="A,B=FILE",
-        help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
-    )  # fmt: skip
-    sub.add_argument(
-        "--prune", type=_shares, default=(0.1, 0.25, 0.5), metavar="P,P",
-        help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
-    )  # fmt: skip
-    sub.add_argument(
-        "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
-    )
-    sub.add_argument(
-        "--seconds", type=float, default=5.0, help="to measure each candidate (default: %(default)s); more is steadier"
-    )
-    sub.add_argument(
-        "--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)"
-    )
-    sub.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[str], Any]:
+    """For argparse, a number of so many at most."""
+
+    def number(text: str) -> Any:
+        if not 0 < kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}")
+        return kind(text)
+
+    number.__name__ = what  # which argparse shows for what is no number at all
+    return number
 
 
-def add_bench(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch"
-    )
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec"
-    )
-    sub.add_argument(
-        "--arch", help="network to measure without a SPEC, with random weights on made photographs (default: resnet50)"
-    )
-    sub.add_argument(
-        "--minutes",
-        type=_minutes,
-        default=4.0,
-        help="about how long it may take (default: %(default)s); more is steadier",
-    )
-    sub.add_argument("--picture", type=Path, metavar="FILE", help="draw the ladder, as bench.svg or bench.png")
-    sub.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes <= MOST_MINUTES:
-        raise argparse.ArgumentTypeError(f"{text}: a number of minutes above 0, at most {MOST_MINUTES}")
-    return minutes
-
-
-def _rows_shown(text: str) -> int:
-    rows = int(text)
-    if not 0 < rows <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: a page shows 1 to 1000 rows")
-    return rows
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= MOST_MINUTES * 60:
-        raise argparse.ArgumentTypeError(f"{text}: a number of seconds above 0, at most {MOST_MINUTES * 60}")
-    return seconds
+_minutes = _above_0(float, MOST_MINUTES, "minutes")
+_seconds = _above_0(float, 60 * MOST_MINUTES, "seconds")
+_rows_shown = _above_0(int, 1000, "rows")
 
 
 def _way(text: str) -> str:

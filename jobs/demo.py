@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +41,8 @@ _Labels = npt.NDArray[np.int64]
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint demo`."""
-    return demo(Path(arguments.folder), console.run)
-
-
-def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
-    """Make data and weights below `folder`, run the job there and say what came out. Returns the exit code.
-
-    `run` runs one command of the command line and returns its exit code.
-    """
+    """`stint demo`: make data and weights, run the job there and say what came out."""
+    folder = Path(arguments.folder)
     overrides = [
         f"input.uri={folder / 'images'}",
         f"output.uri={folder / 'predictions'}",
@@ -65,18 +56,24 @@ def demo(folder: Path, run: Callable[[Sequence[str]], int]) -> int:
     (folder / MARKER).write_text("Made by `stint demo`, which replaces this folder when it runs again.\n")
     digits, labels = load_digits()
     half = len(digits) // 2
-    _say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
+    console.say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
     write_images(folder / "images", digits[half:], labels[half:], seed=1)
-    _say(f"training a small network on the other {half} digits")
+    console.say(f"training a small network on the other {half} digits")
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
-    arguments = [SPEC, *(f"--set={override}" for override in overrides)]
-    _say(f"\n$ stint run {' '.join(arguments)}")
-    if code := run(["run", *arguments]):
-        return code
-    _say(f"\n$ stint verify {' '.join(arguments)}")
-    code = run(["verify", *arguments])
+    line = [SPEC, *(f"--set={override}" for override in overrides)]
+    for name in ("run", "verify"):
+        console.say(f"\n$ stint {name} {' '.join(line)}")
+        code = console.run([name, *line])
+        if code and name == "run":
+            return code
     job = Job.open(spec, writing=False)
-    print(f"\n{_accuracy(job)}\n{_look_at(job)}")
+    url = job.store.url
+    console.show(
+        f"\n{_accuracy(job)}\n"
+        f"look at:  {url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
+        f"          {url}/{job.ledger.root}/  predictions, Parquet\n"
+        f"          {url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
+    )
     return code
 
 
@@ -114,29 +111,18 @@ def write_images(folder: Path, digits: _Pixels, labels: _Labels, *, seed: int, c
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     which = rng.permutation(np.repeat(np.arange(len(digits)), copies))
-    images: list[bytes | None] = [jpeg(photograph(digits[i], rng)) for i in which]
+    whole = [jpeg(photograph(digits[i], rng)) for i in which]
+    images: list[bytes | None] = [*whole]
     for number, row in enumerate(range(BROKEN_EVERY // 2, len(images), BROKEN_EVERY)):
-        whole = images[row]
-        assert whole is not None
-        images[row] = (whole[: len(whole) // 2], b"", None, b"this is not an image")[number % 4]
-    table = pa.table(
-        {
-            "id": pa.array(range(len(which)), pa.int64()),
-            "digit": pa.array(labels[which], pa.int64()),
-            "image": pa.array(images, pa.binary()),
-        }
-    )
+        images[row] = (whole[row][: len(whole[row]) // 2], b"", None, b"this is not an image")[number % 4]
+    ids, digits_of = pa.array(range(len(which)), pa.int64()), pa.array(labels[which], pa.int64())
+    table = pa.table({"id": ids, "digit": digits_of, "image": pa.array(images, pa.binary())})
     rows_a_file = -(-len(which) // FILES)
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     for number in range(FILES):
         part = table.slice(number * rows_a_file, rows_a_file)
-        pq.write_table(
-            part,
-            folder / f"digits-{number}.parquet",
-            row_group_size=-(-part.num_rows // GROUPS_A_FILE),
-            compression="none",
-            use_dictionary=False,
-            write_page_checksum=True,
-        )
+        rows_a_group = -(-part.num_rows // GROUPS_A_FILE)
+        pq.write_table(part, folder / f"digits-{number}.parquet", row_group_size=rows_a_group, **options)
     return len(which)
 
 
@@ -168,9 +154,8 @@ def _accuracy(job: Job) -> str:
     assert manifest is not None
     report = manifest.accuracy
     assert report is not None
-    columns = ["digit", "label", "error_code"]
     table = pa.concat_tables(
-        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(columns)
+        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(["digit", "label", "error_code"])
         for plan in job.ledger.plans()
         for shard in plan.shards
     )
@@ -180,15 +165,3 @@ def _accuracy(job: Job) -> str:
         f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1:.2%} on {report.rows} rows of the gate; "
         f"INT8 {right:.2%} on all {good.num_rows:,} rows"
     )
-
-
-def _look_at(job: Job) -> str:
-    return (
-        f"look at:  {job.store.url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
-        f"          {job.store.url}/{job.ledger.root}/  predictions, Parquet\n"
-        f"          {job.store.url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
-    )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -63,6 +63,11 @@ class Attempt:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    @property
+    def code(self) -> int:
+        """Ours, once it has ended."""
+        return exit_code(self.status, self.exit_code)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatedJob:
@@ -111,7 +116,7 @@ def exit_code(status: str, driver_code: int | None) -> int:
 
 def describe_end(attempt: Attempt) -> str:
     """One line: what became of an attempt that has ended."""
-    code = exit_code(attempt.status, attempt.exit_code)
+    code = attempt.code
     if attempt.status == "STOPPED":
         how = "was stopped"
     elif attempt.status == "SUCCEEDED" or attempt.exit_code == code:
@@ -120,23 +125,18 @@ def describe_end(attempt: Attempt) -> str:
         reason = (attempt.message.strip() or "no message").splitlines()[-1].strip()
         how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {reason}"
     else:
-        how = f"ended with {_describe_code(attempt.exit_code)}"
+        how = f"ended with code {attempt.exit_code}"
+        number = -attempt.exit_code if attempt.exit_code < 0 else attempt.exit_code - 128  # which a shell adds
+        if number in set(signal.Signals):
+            how = f"ended with {signal.Signals(number).name} (code {attempt.exit_code})"
     return f"{attempt.submission_id} {how}: exit code {code}, {MEANING[code]}"
 
 
 def remedy(attempt: Attempt) -> str:
     """What to do about the end of an attempt; empty when all is well."""
-    code = exit_code(attempt.status, attempt.exit_code)
+    code = attempt.code
     if attempt.exit_code == 127:
         return "the head node has no `python` on its PATH: use an image that has, or pass --env PATH=…"
     if code == FAILED and attempt.exit_code != FAILED:
         return "nothing committed is lost: look at the head node's memory and events, then submit again"
     return REMEDIES.get(code, "")
-
-
-def _describe_code(code: int) -> str:
-    """An exit code that is none of ours; a shell reports a signal as 128 + its number."""
-    number = -code if code < 0 else code - 128
-    if number in set(signal.Signals):
-        return f"{signal.Signals(number).name} (code {code})"
-    return f"code {code}"

@@ -153,18 +153,16 @@ class Follower:
 
     async def _rest_of_log(self) -> None:
         """What the stream had not brought when the job ended; the log does not change any more."""
+        self.log.restart()
         for failures in (1, 2, 3):
             try:
-                whole = await asyncio.to_thread(self.server.logs, self.submission_id)
+                self.log.take(await asyncio.to_thread(self.server.logs, self.submission_id))
+                break
             except RunFailed as error:  # a cluster may be taken down at once when its job has ended
                 if failures == 3:
                     self.say(f"the end of the log could not be fetched: {error}")
                 else:
                     await asyncio.sleep(self._backoff_s(failures))
-            else:
-                self.log.restart()
-                self.log.take(whole)
-                break
         self.log.finish()
 
     def _backoff_s(self, failures: int) -> float:

@@ -61,10 +61,7 @@ class JobServer:
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.WARNING)
         with self._errors():
-            try:
-                self._client = _Client(address)
-            except (RuntimeError, KeyError) as error:  # an answer, but not that of a job server
-                raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", HINT) from error
+            self._client = _Client(address)
 
     def attempts(self) -> list[Attempt]:
         """Everything that was ever submitted to this cluster."""
@@ -120,6 +117,8 @@ class JobServer:
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Unreachable(f"the job server at {self.shown} failed: {error}", HINT) from error
             raise RunFailed(f"the job server at {self.shown} refuses the request: {error}", HINT) from error
+        except (RuntimeError, KeyError) as error:  # an answer, but not that of a job server
+            raise RunFailed(f"{self.shown} is no job server of Ray that can be used: {error}", HINT) from error
         except (requests.RequestException, ConnectionError) as error:
             raise Unreachable(f"no job server of Ray answers at {self.shown} ({type(error).__name__})", HINT) from error
         except (ValidationError, TypeError) as error:  # Ray reads an answer into classes of its own version

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -80,41 +81,34 @@ class KubeApi:
 
     def rayjob(self, name: str) -> RayJob | None:
         """None: there is no such RayJob (or KubeRay's CRD is not installed, which answers alike)."""
-        return self._get("RayJob", name)
+        return self._call("get", "RayJob", name)
 
     def create_rayjob(self, rayjob: RayJob) -> bool:
         """False: one of that name exists, created by somebody else, or by a request of ours whose answer was lost."""
-        from kubernetes.dynamic.exceptions import ConflictError
-
         name = rayjob["metadata"]["name"]
-        try:
-            created = self._call(
-                f"create RayJob {name}", "create", "RayJob", body=rayjob, field_manager="stint-nightly"
-            )
-        except ConflictError:
-            return False
+        created = self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly")
         if created is None:
             raise KubeRefused(
                 f"namespace {self.namespace} or the kind RayJob (ray.io/v1) went away while {name} was created",
                 "install KubeRay's CRDs and create the namespace, then run again",
             )
-        return True
+        return bool(created)
 
     def rayjobs_of(self, template: str) -> list[RayJob]:
         """Every RayJob that was made from a template."""
-        answer = self._call("list RayJobs", "get", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
+        answer = self._call("get", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
         return list(answer["items"]) if answer else []
 
     def delete_rayjob(self, name: str) -> None:
         """Its submitter Job and pods go with it. No error if it is gone already."""
-        self._call(f"delete RayJob {name}", "delete", "RayJob", name=name)
+        self._call("delete", "RayJob", name)
 
     def scheduled_at(self, job: str) -> datetime:
         """When a CronJob meant its Job to start, or else when the Job was made; in the CronJob's zone.
 
         A Job that somebody made of a CronJob by hand is owned by it, but has no scheduled time.
         """
-        found = self._get("Job", job)
+        found = self._call("get", "Job", job)
         if found is None:
             raise KubeRefused(
                 f"no Job {job} in namespace {self.namespace}, so the night is not known", "give --as-of DATE"
@@ -124,34 +118,36 @@ class KubeApi:
             return datetime.fromisoformat(scheduled)
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         owners = [owner["name"] for owner in metadata.get("ownerReferences") or () if owner["kind"] == "CronJob"]
-        cronjob = self._get("CronJob", owners[0]) if owners else None  # it may be deleted, its Jobs soon to follow
+        # The CronJob may be deleted, its Jobs soon to follow.
+        cronjob = self._call("get", "CronJob", owners[0]) if owners else None
         zone = cronjob["spec"].get("timeZone") if cronjob else None
         return created.astimezone(ZoneInfo(zone)) if zone else created
 
-    def _get(self, kind: str, name: str) -> dict[str, Any] | None:
-        return self._call(f"get {kind} {name}", "get", kind, name=quote(name, safe=""))
+    def _call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
+        """The answer as plain fields; None for 404, and none of them for 409: answers, too, rather than trouble.
 
-    def _call(self, what: str, verb: str, kind: str, **arguments: Any) -> dict[str, Any] | None:
-        """The answer as plain fields; None for 404. Raises ConflictError as it is: an answer rather than trouble."""
-        from kubernetes.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+        Without a name all objects of the kind are meant.
+        """
+        from kubernetes.dynamic.exceptions import DynamicApiError
         from kubernetes.dynamic.resource import Resource
         from urllib3.exceptions import HTTPError
 
         group, plural = KINDS[kind]
+        what = f"{verb} {kind} {name}" if name else f"{verb} {plural}"
         known = {"prefix": "apis", "group": group, "api_version": "v1", "kind": kind, "name": plural}
         request = getattr(Resource(**known, namespaced=True, client=self.client), verb)
         # Plain fields in place of the client's ResourceInstance, which reads absent ones as None.
         arguments |= {"serializer": lambda _, fields: fields, "_request_timeout": REQUEST_TIMEOUT_S}
+        if name and "body" not in arguments:
+            arguments["name"] = quote(name, safe="")
         started_s, pause_s = time.monotonic(), self.first_pause_s
         while True:
             try:
                 answer: dict[str, Any] = request(namespace=self.namespace, **arguments)
                 return answer
-            except NotFoundError:
-                return None
-            except ConflictError:
-                raise
             except DynamicApiError as error:
+                if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                    return None if error.status == HTTPStatus.NOT_FOUND else {}
                 if error.status not in (408, 429) and error.status < 500:
                     raise self._refused(what, error) from error
                 trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
@@ -59,8 +58,7 @@ def pause(pause_s: float, interrupted: Callable[[], bool], check_s: float = 0.2)
     """`time.sleep` that raises Interrupted soon after SIGTERM."""
     until_s = time.monotonic() + pause_s
     while not interrupted():
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
+        if (left_s := until_s - time.monotonic()) <= 0:
             return
         time.sleep(min(left_s, check_s))
     raise Interrupted("interrupted while waiting; a RayJob that was created goes on", "run again to follow it")
@@ -83,7 +81,12 @@ class NightlyRun:
         """The night's exit code (`jobs.errors`). Raises StintError where there is none to be had."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             name = attempt_name(self.template, self.as_of, attempt)
-            found = self._undeleted(name)
+            waited = False
+            while (found := self.api.rayjob(name)) and State.of(found).deleting:
+                if not waited:
+                    self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
+                waited = True
+                self.api.pause(self.poll_s)
             if found is None:
                 self._create(name)
                 return self._follow(name)
@@ -98,7 +101,7 @@ class NightlyRun:
             self.api.say(f"RayJob {name} ended earlier without success: {state}")
         raise RunFailed(
             f"{MAX_ATTEMPTS} attempts at {self.as_of} have failed",
-            f"mend the cause, then kubectl -n {self.api.namespace} delete rayjob -l {self._selector()}",
+            f"mend the cause, then kubectl -n {self.api.namespace} delete rayjob -l {TEMPLATE_LABEL}={self.template}",
         )
 
     def prune(self, keep_nights: int) -> None:
@@ -109,16 +112,6 @@ class NightlyRun:
                 self.api.say(f"RayJob {name} deleted: older than the last {keep_nights} nights")
         except (KubeRefused, RunFailed) as error:
             self.api.say(f"old RayJobs stay: {error}")
-
-    def _undeleted(self, name: str) -> RayJob | None:
-        """The RayJob of that name once it is not being deleted any more; None: the name is free."""
-        found = self.api.rayjob(name)
-        if found and State.of(found).deleting:
-            self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
-        while found and State.of(found).deleting:
-            self.api.pause(self.poll_s)
-            found = self.api.rayjob(name)
-        return found
 
     def _create(self, name: str) -> None:
         template = self.api.rayjob(self.template)
@@ -139,16 +132,9 @@ class NightlyRun:
 
     def _follow(self, name: str) -> int:
         """Wait for the end of a RayJob, one line for each change of its state."""
-        state, shown = None, ""
-        while True:
-            found = self.api.rayjob(name)
-            if found is None:
-                if state and state.job in ENDED:  # deleted together with its cluster, by a deletion rule
-                    break
-                raise RunFailed(
-                    f"RayJob {name} was deleted before its end",
-                    "run again: what it committed stays, the rest is scored",
-                )
+        state: State | None = None
+        shown = ""
+        while found := self.api.rayjob(name):
             state = self._state(found)
             if str(state) != shown:
                 shown = str(state)
@@ -156,67 +142,67 @@ class NightlyRun:
             if state.ended:
                 break
             if state.job == "FAILED":
-                with suppress(RunFailed):
-                    self._ask_driver(state)  # the sooner the better: the cluster goes soon after the end
+                self._driver(state, patience_s=0)  # the sooner the better: the cluster goes soon after the end
             self.api.pause(self.poll_s)
+        if state is None or (found is None and state.job not in ENDED):  # else deleted with its cluster, by a rule
+            raise RunFailed(
+                f"RayJob {name} was deleted before its end",
+                "run again: what it committed stays, the rest is scored",
+            )
         return self._conclude(name, state, found)
 
     def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
-        driver = None if state.job in ("SUCCEEDED", "STOPPED") else self._driver(state)
-        if driver:  # what Ray says of its driver goes before what KubeRay says of the RayJob
-            code = exit_code(driver.status, driver.exit_code)
-        else:
-            code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
+        code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
+        driver = None
+        if state.job not in ("SUCCEEDED", "STOPPED"):
+            driver = self._driver(state, self.driver_patience_s)
+            if isinstance(driver, RunFailed):
+                self.api.say(f"the driver's exit code could not be had ({driver}); going by the RayJob's state")
+                driver = None
+            else:  # what Ray says of its driver goes before what KubeRay says of the RayJob
+                code = driver.code
         if code != COMPLETE and state.message:
             tail = state.message.rstrip().splitlines()[-LOG_LINES:]
             self.api.say("\n".join(["the last that it said:", *(f"  {line}" for line in tail)]))
         of_driver = f", driver's exit code {driver.exit_code}" if driver and driver.exit_code is not None else ""
         self.api.say(f"night {self.as_of}: RayJob {name} ended: {state}{of_driver}; exit code {code}")
-        commands = [f"kubectl -n {self.api.namespace} describe rayjob {name}"]
+        where = f"look: kubectl -n {self.api.namespace} describe rayjob {name}"
         if rayjob is None or rayjob["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
-            commands.append(f"kubectl -n {self.api.namespace} logs job/{name}")
-        self.api.say(f"look: {'; '.join(commands)}")
+            where += f"; kubectl -n {self.api.namespace} logs job/{name}"
+        self.api.say(where)
         if code != COMPLETE:
             self.api.say(f"next: {REMEDIES[code]}")
         return code
 
-    def _driver(self, state: State) -> Attempt | None:
-        """How the driver ended; asked until the head answers, has no answer, or patience ends."""
-        until_s = time.monotonic() + self.driver_patience_s
-        while True:
+    def _driver(self, state: State, patience_s: float) -> Attempt | RunFailed:
+        """How the driver ended, by the head's job server: only there is its exit code kept. Asked until the head
+        answers, has no answer, or patience ends, with the reason."""
+        until_s = time.monotonic() + patience_s
+        while (driver := self._drivers.get(state.job_id)) is None:
             try:
-                return self._ask_driver(state)
+                if not (state.dashboard and state.job_id):
+                    raise RunFailed("the RayJob never had a driver")
+                from jobs.launch.job_server import JobServer
+
+                address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
+                driver = JobServer(address).attempt(state.job_id)
+                if not driver.ended:
+                    raise RunFailed(f"the driver is {driver.status}")
+                self._drivers[state.job_id] = driver
             except RunFailed as error:
                 if not isinstance(error, Unreachable) or time.monotonic() >= until_s:
-                    self.api.say(f"the driver's exit code could not be had ({error}); going by the RayJob's state")
-                    return None
-            self.api.pause(min(2.0, self.poll_s))
-
-    def _ask_driver(self, state: State) -> Attempt:
-        """How the driver ended, by the head's job server: only there is its exit code kept. Raises RunFailed."""
-        if state.job_id not in self._drivers:
-            if not (state.dashboard and state.job_id):
-                raise RunFailed("the RayJob never had a driver")
-            from jobs.launch.job_server import JobServer
-
-            address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
-            driver = JobServer(address).attempt(state.job_id)
-            if not driver.ended:
-                raise RunFailed(f"the driver is {driver.status}")
-            self._drivers[state.job_id] = driver
-        return self._drivers[state.job_id]
+                    return error
+                self.api.pause(min(2.0, self.poll_s))
+        return driver
 
     def _state(self, rayjob: RayJob) -> State:
         if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:
-            name = rayjob["metadata"]["name"]
+            name, label = rayjob["metadata"]["name"], f"{TEMPLATE_LABEL}={self.template}"
             raise SpecError(
-                f"RayJob {name} exists, but was not made from {self.template} (no label {self._selector()})",
+                f"RayJob {name} exists, but was not made from {self.template} (no label {label})",
                 f"delete or rename {name}, or the template",
             )
         return State.of(rayjob)
-
-    def _selector(self) -> str:
-        return f"{TEMPLATE_LABEL}={self.template}"
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:

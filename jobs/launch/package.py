@@ -11,7 +11,6 @@ import re
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -45,9 +44,8 @@ def is_secret(name: str, file: Path) -> bool:
     """
     if _CREDENTIALS.match_file(name):
         return True
-    if file.suffix.lower() not in _MAY_HOLD_A_KEY or file.stat().st_size > _KEY_BYTES:
-        return False
-    return _KEY_MARK in file.read_bytes()
+    may_hold = file.suffix.lower() in _MAY_HOLD_A_KEY and file.stat().st_size <= _KEY_BYTES
+    return may_hold and _KEY_MARK in file.read_bytes()
 
 
 ALWAYS_LEFT = (".git", ".venv", "venv", "__pycache__")
@@ -70,48 +68,41 @@ class Upload:
     secrets: tuple[str, ...] = ()
     """Files that look like credentials, and stay here."""
 
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {name: (self.root / name).stat().st_size for name in self.files}
-
     def write(self, package: Path) -> int:
         """Pack the files and return the size of the package in bytes. Raises SpecError if Ray would refuse it."""
         try:
-            if (unpacked := sum(self.sizes.values())) > HOPELESS_SIZE:
-                raise self._too_large(f"{_mib(unpacked)} in {len(self.files):,} files")
-            with zipfile.ZipFile(package, "w") as archive:
-                for name in self.files:
-                    file = self.root / name
-                    entry = zipfile.ZipInfo(name, EPOCH)
-                    entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
-                    archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+            sizes = {name: (self.root / name).stat().st_size for name in self.files}
+            unpacked = sum(sizes.values())
+            how_large = f"{_mib(unpacked)} in {len(self.files):,} files"
+            if unpacked <= HOPELESS_SIZE:
+                with zipfile.ZipFile(package, "w") as archive:
+                    for name in self.files:
+                        file = self.root / name
+                        entry = zipfile.ZipInfo(name, EPOCH)
+                        entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
+                        archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+                if (size := package.stat().st_size) < SIZE_LIMIT:
+                    return size
+                how_large = f"{_mib(size)} packed"
         except (OSError, UnicodeError) as error:  # not readable, gone meanwhile, or a name that is no text
             raise SpecError(
                 f"{self.root} cannot be packed for the upload: {error}", "mend it, or name it in .rayignore"
             ) from error
-        size = package.stat().st_size
-        if size >= SIZE_LIMIT:
-            raise self._too_large(f"{_mib(size)} packed")
-        return size
-
-    def _too_large(self, how_large: str) -> SpecError:
-        largest = sorted(self.sizes.items(), key=lambda item: -item[1])[:LARGEST_SHOWN]
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST_SHOWN]
         named = ", ".join(f"{name} ({_mib(size)})" for name, size in largest)
-        return SpecError(
+        raise SpecError(
             f"{self.root} is too large to upload: {how_large}, and Ray takes {_mib(SIZE_LIMIT)}. Largest: {named}",
             "name what the job does not need in .rayignore; keep data and weights in a bucket",
         )
 
 
 def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
-    """List what goes along. `data` are the job's input and output, as the spec writes them.
+    """List what goes along from `root`, an absolute path. `data` are the job's input and output, as the spec has them.
 
     `.rayignore` and `.gitignore` of every folder count, as they do for `ray job submit`; so does its variable
     RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1. Files that look like credentials never go. Raises SpecError if the folder is not
     there, or not all of it can be looked at.
     """
-    root = root.expanduser().absolute()
     if not root.is_dir():
         raise SpecError(f"--working-dir {root} is not a folder")
     ignore_files = [".rayignore"]

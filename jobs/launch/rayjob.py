@@ -27,7 +27,7 @@ AS_OF_LABEL = "stint.dev/as-of"
 COPY_LABELS = "stint.dev/copy-labels"
 """Annotation of the template: a JSON object of labels that the copy gets and the template itself must not have."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-PASSED_ON_DOMAINS = ("ray.io", "kueue.x-k8s.io")
+_PASSED_ON = re.compile(r"([^/]+\.)?(ray\.io|kueue\.x-k8s\.io)(/|$)")
 """Annotations of these domains and their subdomains are copied. Those of whatever deployed the template are not: a
 deployment tool would take the copy for a stray of its own and delete it."""
 
@@ -76,10 +76,17 @@ def nightly_copy(template: RayJob, name: str, as_of: date) -> RayJob:
     if not spec.get("entrypoint"):
         raise SpecError(f"RayJob {source} has no entrypoint", "set spec.entrypoint: python -m jobs run SPEC")
     annotations = metadata.get("annotations") or {}
-    labels = _copy_labels(source, annotations.get(COPY_LABELS) or "{}")
+    text = annotations.get(COPY_LABELS) or "{}"
+    try:
+        labels = TypeAdapter(dict[str, str]).validate_json(text)
+    except ValidationError as error:
+        raise SpecError(
+            f"the annotation {COPY_LABELS} of RayJob {source} is not a JSON object of strings: {text}",
+            f'write it as {{"{QUEUE_LABEL}": "nightly"}}',
+        ) from error
     spec["entrypoint"] += f" --as-of {as_of.isoformat()}"
     spec["suspend"] = QUEUE_LABEL in labels
-    passed_on = {key: value for key, value in annotations.items() if _passed_on(key)}
+    passed_on = {key: value for key, value in annotations.items() if _PASSED_ON.match(key)}
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
@@ -138,18 +145,3 @@ class State(BaseModel, frozen=True):
 
 def labels_of(rayjob: RayJob) -> Mapping[str, str]:
     return rayjob["metadata"].get("labels") or {}
-
-
-def _copy_labels(source: str, text: str) -> dict[str, str]:
-    try:
-        return TypeAdapter(dict[str, str]).validate_json(text)
-    except ValidationError as error:
-        raise SpecError(
-            f"the annotation {COPY_LABELS} of RayJob {source} is not a JSON object of strings: {text}",
-            f'write it as {{"{QUEUE_LABEL}": "nightly"}}',
-        ) from error
-
-
-def _passed_on(annotation: str) -> bool:
-    domain = annotation.partition("/")[0]
-    return any(domain == known or domain.endswith(f".{known}") for known in PASSED_ON_DOMAINS)

@@ -12,29 +12,20 @@ import re
 import secrets
 import shlex
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
-from jobs.launch.attempts import (
-    Attempt,
-    DatedJob,
-    UnknownJob,
-    Unreachable,
-    attempts_of,
-    describe_end,
-    exit_code,
-    remedy,
-)
+from jobs.launch.attempts import DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
 from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
-from jobs.spec.days import Days, runs, today
+from jobs.spec.days import runs, today
 from jobs.spec.load import load_spec
 from workers.contract import ModelSpec
 from workers.model.names import weights_enum_or_path
@@ -58,31 +49,22 @@ class Submission:
     address: str
 
 
-def prepare_submission(
-    spec_path: str,
-    overrides: Sequence[str],
-    days: Days | None,
-    *,
-    working_dir: str,
-    env: Sequence[str],
-    address: str | None,
-    say: Callable[[str], None],
-) -> Submission:
-    """Check everything that needs no cluster. `days` is today in the spec's time zone when not given.
+def prepare_submission(arguments: argparse.Namespace, say: Callable[[str], None]) -> Submission:
+    """Check everything that needs no cluster. The day is today in the spec's time zone when none is given.
 
     Raises SpecError: nothing has been sent then.
     """
-    spec = load_spec(spec_path, list(overrides))
-    days = days or today(spec.schedule.timezone)
+    spec = load_spec(arguments.spec, arguments.overrides)
+    days = arguments.days or today(spec.schedule.timezone)
     runs(days, spec.input.by_date, spec.output.uri)  # refuses days that the job has no use for
-    address = choose_address(address, os.environ)
-    root = Path(working_dir).expanduser().absolute()
-    inside = os.path.relpath(Path(spec_path).absolute(), root)
+    address = choose_address(arguments.address, os.environ)
+    root = Path(arguments.working_dir).expanduser().absolute()
+    inside = os.path.relpath(Path(arguments.spec).absolute(), root)
     if inside.startswith(".."):  # by their names: where the working directory is a link, the spec may still lie in it
-        inside = os.path.relpath(Path(spec_path).resolve(), root.resolve())
+        inside = os.path.relpath(Path(arguments.spec).resolve(), root.resolve())
     if inside.startswith(".."):
         raise SpecError(
-            f"{spec_path} lies outside of the working directory {root}, which is all that the cluster gets to see",
+            f"{arguments.spec} lies outside of the working directory {root}, which is all that the cluster gets to see",
             "copy it there, or name its project with --working-dir",
         )
     data = [uri for uri in (*spec.input.uris, spec.input.manifest, spec.output.uri) if uri]
@@ -99,8 +81,8 @@ def prepare_submission(
     for key, name in _files_of(spec.model, root):
         if (path := local_path(name)) and not Path(path).is_absolute():
             check_goes_along(upload, path, key)
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(env, os.environ, say)}
-    job = DatedJob(name=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(overrides))
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(arguments.env, say)}
+    job = DatedJob(name=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(arguments.overrides))
     return Submission(job=job, upload=upload, env=variables, address=address)
 
 
@@ -121,56 +103,52 @@ def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) ->
         print(attempt_id)
         say(again)
         return COMPLETE
-    attempt = Follower(server, attempt_id, LogCopy(_write), say, again).wait_for_end()
+    attempt = Follower(server, attempt_id, LogCopy(partial(print, end="", flush=True)), say, again).wait_for_end()
     say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := remedy(attempt)) else ""))
-    return exit_code(attempt.status, attempt.exit_code)
+    return attempt.code
 
 
 def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str], None]) -> str:
-    """The submission id of the attempt that runs then."""
+    """The submission id of the attempt that runs then.
+
+    Raises SpecError where the one under way does something else than is asked for.
+    """
     job = submission.job
     attempts = attempts_of(job, server.attempts())
-    if live := [attempt for attempt in attempts.values() if not attempt.ended]:
-        return _join(live[-1], job, say)
-    # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
-    if last := max(attempts, default=0):
-        say(describe_end(attempts[last]))
-    attempt_id = job.submission_id(last + 1)
-    submitter = secrets.token_hex(8)
-    with tempfile.TemporaryDirectory(prefix="stint-") as folder:
-        package = Path(folder) / "package.zip"
-        size = submission.upload.write(package)
-        say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
-        try:
-            server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
-        except Unreachable as error:
-            # Refused because another submitter was first, or accepted with the answer lost: the job list says which.
+    there = next((attempt for attempt in reversed(attempts.values()) if not attempt.ended), None)
+    if there is None:
+        # After any end the next attempt may start, a success included: it finds nothing to do, or what came in late.
+        if last := max(attempts, default=0):
+            say(describe_end(attempts[last]))
+        attempt_id, submitter = job.submission_id(last + 1), secrets.token_hex(8)
+        with tempfile.TemporaryDirectory(prefix="stint-") as folder:
+            package = Path(folder) / "package.zip"
+            size = submission.upload.write(package)
+            say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
             try:
-                there = server.attempt(attempt_id)
-            except UnknownJob:
-                raise error from None
-            if there.submitter != submitter:
-                return _join(there, job, say)
-    say(f"submitted {attempt_id} to {server.shown}: {job.entrypoint}")
-    return attempt_id
-
-
-def _join(attempt: Attempt, job: DatedJob, say: Callable[[str], None]) -> str:
-    """Raises SpecError where the attempt under way does something else than is asked for."""
-    if attempt.entrypoint != job.entrypoint:
+                server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
+            except Unreachable as error:
+                # Refused because another was first, or accepted with the answer lost: the job list says which.
+                try:
+                    there = server.attempt(attempt_id)
+                except UnknownJob:
+                    raise error from None
+        if there is None or there.submitter == submitter:
+            say(f"submitted {attempt_id} to {server.shown}: {job.entrypoint}")
+            return attempt_id
+    if there.entrypoint != job.entrypoint:
         raise SpecError(
-            f"{attempt.submission_id} is under way with another command: {attempt.entrypoint}",
+            f"{there.submission_id} is under way with another command: {there.entrypoint}",
             "wait for its end, stop it, or give this one a name of its own with --set name=…",
         )
-    say(f"{attempt.submission_id} is {attempt.status.lower()} already; no other is started")
-    return attempt.submission_id
+    say(f"{there.submission_id} is {there.status.lower()} already; no other is started")
+    return there.submission_id
 
 
 def choose_address(given: str | None, environment: Mapping[str, str]) -> str:
     """--address, or else Ray's variables where they name a job server. Raises SpecError for any other kind."""
     for name in ("--address", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        address = given if name == "--address" else environment.get(name)
-        if not address:
+        if not (address := given if name == "--address" else environment.get(name)):
             continue
         parts = urlsplit(address)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -201,7 +179,7 @@ def _files_of(model: ModelSpec, root: Path) -> Iterator[tuple[str, str]]:
             yield "model.arch", str(name)
 
 
-def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]) -> dict[str, str]:
+def _variables(given: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
     """`NAME=VALUE`, or `NAME` with the value that it has here. Raises SpecError, without any value in it."""
     variables = {}
     for item in given:
@@ -209,9 +187,9 @@ def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callab
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise SpecError("--env: NAME or NAME=VALUE is wanted, NAME being letters, digits and underscores")
         if not equals:
-            if name not in environment:
+            if name not in os.environ:
                 raise SpecError(f"--env {name}: it is not set here", f"set it, or write --env {name}=VALUE")
-            value = environment[name]
+            value = os.environ[name]
             if "$" in value:
                 say(f"warning: --env {name} holds a $, which Ray takes for a reference to another variable")
         if is_secret_name(name):
@@ -223,22 +201,8 @@ def _variables(given: Sequence[str], environment: Mapping[str, str], say: Callab
     return variables
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint submit`."""
     # Interrupted, code 5, also before there is a job to wait for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    prepared = prepare_submission(
-        arguments.spec,
-        arguments.overrides,
-        arguments.days,
-        working_dir=arguments.working_dir,
-        env=arguments.env,
-        address=arguments.address,
-        say=console.say,
-    )
-    return submit(prepared, wait=arguments.wait, say=console.say)
+    return submit(prepare_submission(arguments, console.say), wait=arguments.wait, say=console.say)

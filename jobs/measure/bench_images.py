@@ -12,6 +12,7 @@ import io
 import os
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,13 @@ HEIGHT_PX, WIDTH_PX = 427, 640
 
 def photographs(count: int, height: int = 375, width: int = 500, quality: int = 90) -> list[bytes]:
     """`count` different JPEG photographs: crops that slide over the two pictures."""
-    return [
-        _jpeg(photo(height, width, which=i, top=(37 * i) % HEIGHT_PX, left=(61 * i) % WIDTH_PX), quality)
-        for i in range(count)
-    ]
+    jpegs = []
+    for i in range(count):
+        out = io.BytesIO()
+        image_HWC = photo(height, width, which=i, top=(37 * i) % HEIGHT_PX, left=(61 * i) % WIDTH_PX)
+        Image.fromarray(image_HWC).save(out, "JPEG", quality=quality)
+        jpegs.append(out.getvalue())
+    return jpegs
 
 
 def photo(height: int = 120, width: int = 160, which: int = 0, top: int = 150, left: int = 200) -> _Pixels:
@@ -73,21 +77,10 @@ def noise(seed: int) -> _Pixels:
     return (127.5 + sum_HWC).clip(0, 255).astype(np.uint8)
 
 
-def _jpeg(image_HWC: _Pixels, quality: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image_HWC).save(out, "JPEG", quality=quality)
-    return out.getvalue()
-
-
-_IMAGES = 64
+IMAGES = 64
 """Different ones; a row of them is measured again and again."""
 _SOURCES = 64
 """Files of the job's input at most whose footers are read."""
-
-
-def made_images() -> list[bytes]:
-    """Photographs of 500 by 375, as those of ImageNet are on average: about 85 KB each."""
-    return photographs(_IMAGES, quality=95)
 
 
 def images_of(job: Job) -> list[bytes]:
@@ -96,18 +89,14 @@ def images_of(job: Job) -> list[bytes]:
     sources = random.Random(0).sample(found.sources, min(_SOURCES, len(found.sources)))  # noqa: S311  (reproducible)
     opened, _ = open_sources(sources, job.spec.input)
     input_spec = job.input_spec(uris=[source.uri for source in sources])
-    images = list(filter(_decodes, read_images(choose_sample(opened, _IMAGES, seed=0), input_spec)))
+    images: list[bytes] = []
+    for image in read_images(choose_sample(opened, IMAGES, seed=0), input_spec):
+        with suppress(BadImage):
+            decode(image)
+            images.append(image)
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")
-    return images[:_IMAGES]
-
-
-def _decodes(image: bytes) -> bool:
-    try:
-        decode(image)
-    except BadImage:
-        return False
-    return True
+    return images[:IMAGES]
 
 
 def write_files(folder: Path, images: Sequence[bytes], rows: int, rows_a_group: int, groups_a_file: int = 4) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,24 +25,11 @@ Z = 1.96
 class Weighed(CandidateFigures):
     """A candidate as it was measured."""
 
-    network: str
-    """For a person: `resnet50`, `resnet50 −25 %`."""  # noqa: RUF001
-    precision: str
-    artifact: str
-    """As in a bundle: `torch-int8/x86-vnni`."""
     rate: float
     """Images a second that one core predicts; decoding not included."""
     spread: float
     """Half the distance between the quartiles of the rounds ÷ the median."""
     peak_bytes: int
-    overrides: tuple[str, ...]
-    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
-    own: bool = False
-    """The job's own network, as it is."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.network} {self.precision}"
 
     @property
     def accuracy(self) -> float:
@@ -127,15 +115,13 @@ def dominators(weighed: Sequence[Weighed]) -> list[int | None]:
 
 def on_frontier(weighed: Sequence[Weighed]) -> list[Weighed]:
     """From the cheapest to the most accurate."""
-    pairs = zip(weighed, dominators(weighed), strict=True)
-    return sorted((one for one, by in pairs if by is None and not one.refused), key=lambda one: one.core_s)
+    ones = [one for one, by in zip(weighed, dominators(weighed), strict=True) if by is None and not one.refused]
+    return sorted(ones, key=lambda one: one.core_s)
 
 
 def _dominates(weighed: Sequence[Weighed], a: int, b: int) -> bool:
-    one, other = weighed[a], weighed[b]
-    if a == b or one.core_s > other.core_s or one.accuracy < other.accuracy:
-        return False
-    return one.core_s < other.core_s or one.accuracy > other.accuracy or a < b
+    one, other = ((candidate.core_s, -candidate.accuracy) for candidate in (weighed[a], weighed[b]))
+    return one[0] <= other[0] and one[1] <= other[1] and (one != other or a < b)
 
 
 def recommended(compared: Compared) -> Weighed | None:
@@ -167,7 +153,8 @@ def advice(compared: Compared) -> list[str]:
             "a larger gate.rows narrows that."
         )
     if choice.overrides:
-        lines.append("stint run SPEC \\\n" + " \\\n".join(f"  --set {_quoted(value)}" for value in choice.overrides))
+        options = [f"--set {shlex.quote(value)}" for value in choice.overrides]
+        lines.append(" \\\n  ".join(["stint run SPEC", *options]))
     elif not choice.own:
         lines.append("The same command with --save-pruned DIR writes it as a model that a job can name.")
     else:
@@ -175,35 +162,29 @@ def advice(compared: Compared) -> list[str]:
     return lines
 
 
-def _quoted(value: str) -> str:
-    return value if value.replace("=", "").replace(".", "").isalnum() else "'" + value.replace("'", "'\\''") + "'"
-
-
 def frontier_table(compared: Compared) -> list[str]:
     """A line a candidate, the cheapest one first."""
     price = compared.prices
     head = ("#", "candidate", "", compared.measure.replace(" with ", "\nwith "), "95 %", "img/s\na core", "± %",
             price.unit.replace(" a ", "\na "), "peak\nMiB", "size\nMiB", "GMAC", "")  # fmt: skip
-    rows = []
-    for number, (one, by) in enumerate(zip(compared.weighed, dominators(compared.weighed), strict=True), 1):
-        low, high = wilson(one.right, one.rows)
-        place = "frontier" if by is None else f"dominated by {by + 1}"
-        rows.append(
-            (
-                str(number),
-                one.network,
-                one.precision,
-                f"{one.accuracy:.2%}",
-                f"{low:.1%}–{high:.1%}",  # noqa: RUF001
-                f"{one.rate:,.1f}",
-                f"{100 * one.spread:.1f}",
-                f"{price.of_million(one.core_s):,.3g}",
-                f"{one.peak_bytes / 2**20:,.0f}",
-                f"{one.size_bytes / 2**20:,.2f}",
-                f"{one.macs / 1e9:.3g}",
-                f"the gate refuses it: {one.refused}" if one.refused else place,
-            )
+    places = ["frontier" if by is None else f"dominated by {by + 1}" for by in dominators(compared.weighed)]
+    rows = [
+        (
+            str(number),
+            one.network,
+            one.precision,
+            f"{one.accuracy:.2%}",
+            "{:.1%}–{:.1%}".format(*wilson(one.right, one.rows)),  # noqa: RUF001
+            f"{one.rate:,.1f}",
+            f"{100 * one.spread:.1f}",
+            f"{price.of_million(one.core_s):,.3g}",
+            f"{one.peak_bytes / 2**20:,.0f}",
+            f"{one.size_bytes / 2**20:,.2f}",
+            f"{one.macs / 1e9:.3g}",
+            f"the gate refuses it: {one.refused}" if one.refused else place,
         )
+        for number, (one, place) in enumerate(zip(compared.weighed, places, strict=True), 1)
+    ]
     return text_table(head, rows, left=(1, 2, len(head) - 1))
 
 
@@ -253,10 +234,3 @@ def as_json(compared: Compared) -> str:
     ]
     plain["recommended"] = None if choice is None else choice.name
     return json.dumps(plain, indent=2)
-
-
-def short_names(archs: Mapping[str, str]) -> dict[str, str]:
-    """Names for a person by key: the last part of each architecture, or all of it where two share that."""
-    last = {key: arch.rpartition("/")[2].rpartition(":")[2] for key, arch in archs.items()}
-    taken = list(last.values())
-    return {key: name if taken.count(name) == 1 else key for key, name in last.items()}

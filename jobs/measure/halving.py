@@ -12,10 +12,12 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled
 
 _C = TypeVar("_C", bound=Hashable)
 
@@ -37,10 +39,6 @@ SURE = 2.0
 """Standard errors beyond which a difference is no noise."""
 
 
-Measure = Callable[[_C, float], float | Unusable]
-"""Run a candidate for so many seconds: its rate. What it raises ends the search."""
-
-
 @dataclass
 class Arm(Generic[_C]):
     """A candidate and how it fared: the arm of a bandit, as the literature calls it."""
@@ -50,6 +48,10 @@ class Arm(Generic[_C]):
     """Rates of its slices in the last round that it took part in, less what the slices of a turn had in common."""
     rounds: int = 0
     out: str = ""
+    trial: Trialled | None = None
+    """Its last slice."""
+    peak_bytes: int = 0
+    """The least of all slices: the first ones of a process have the least of what other batches left in it."""
 
     @property
     def rate(self) -> float | None:
@@ -63,37 +65,55 @@ class Arm(Generic[_C]):
 
 def halve(
     candidates: Sequence[_C],
-    measure: Measure[_C],
+    measure: Callable[[_C, float], Trialled | Unusable],
     *,
     seconds: float,
     clock: Callable[[], float],
     keep: Collection[_C] = (),
-    on_round: Callable[[int, int, float], None] = lambda _round, _left, _slice_s: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Arm[_C]]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
-    `keep` stay to the end whatever their rate, to be compared with. `clock` gives the time in seconds; with the time
-    over the search ends after the slice under way. Put first what is likely to be good: where starting takes long, what
-    comes last may not be reached. `on_round` is called for each round, with its number, how many candidates take part,
-    and for how long at a time.
+    `measure` runs a candidate for so many seconds; what it raises ends the search. `keep` stay to the end whatever
+    their rate, to be compared with. `clock` gives the time in seconds; with the time over the search ends after the
+    slice under way. Put first what is likely to be good: where starting takes long, what comes last may not be reached.
+    `say` hears of each round. One that is cut short counts if everybody took part in it.
     """
-    arms = {candidate: Arm(candidate) for candidate in candidates}
+    arms = [Arm(candidate) for candidate in candidates]
     ends_at = clock() + seconds
-    alive = list(candidates)
+    alive = arms
     number = 0
     while alive and clock() < ends_at:
         number += 1
         to_come = rounds_to_come(len(alive))
         turns = LAST_TURNS if to_come == 1 else TURNS
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
-        on_round(number, len(alive), slice_s)
+        say(f"round {number}: {len(alive)} candidates, {slice_s:.1f} s at a time")
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
-        _round([arms[c] for c in alive], measure, slice_s, turns, number, round_ends_at, clock)
-        alive = [c for c in alive if not arms[c].out and arms[c].rounds]
+        rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in alive}
+        for arm in chain.from_iterable(alive if turn % 2 == 0 else reversed(alive) for turn in range(turns)):
+            if arm.out:
+                continue
+            if clock() >= round_ends_at:
+                break
+            outcome = measure(arm.candidate, slice_s)
+            if isinstance(outcome, Unusable):
+                arm.out = outcome.reason
+                continue
+            arm.peak_bytes = min(outcome.peak_bytes, arm.peak_bytes) if arm.trial else outcome.peak_bytes
+            arm.trial = outcome
+            rates_of[arm.candidate].append(outcome.images_per_s)
+        whole = min((len(rates_of[arm.candidate]) for arm in alive if not arm.out), default=0)
+        if whole or number == 1:  # else what is known from the round before is fairer to all
+            measured = [arm for arm in alive if not arm.out and rates_of[arm.candidate]]
+            steady = without_drift([rates_of[arm.candidate] for arm in measured], whole)
+            for arm, rates in zip(measured, steady, strict=True):
+                arm.steady, arm.rounds = rates, number
         if to_come == 1:
             break
-        alive = survivors({c: arms[c].rate or 0.0 for c in alive}, keep)
-    return sorted(arms.values(), key=lambda s: (bool(s.out), -s.rounds, -(s.rate or 0.0)))
+        staying = survivors({arm.candidate: arm.rate or 0.0 for arm in alive if arm.rounds and not arm.out}, keep)
+        alive = [arm for arm in alive if arm.candidate in staying]
+    return sorted(arms, key=lambda arm: (bool(arm.out), -arm.rounds, -(arm.rate or 0.0)))
 
 
 def rounds_to_come(alive: int) -> int:
@@ -106,37 +126,6 @@ def survivors(rates: Mapping[_C, float], keep: Collection[_C]) -> list[_C]:
     others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
     staying = {*others[: max(FINALISTS, math.ceil(len(rates) / 2)) - len(kept)], *kept}
     return [c for c in rates if c in staying]
-
-
-def _round(
-    arms: Sequence[Arm[_C]],
-    measure: Measure[_C],
-    slice_s: float,
-    turns: int,
-    number: int,
-    ends_at: float,
-    clock: Callable[[], float],
-) -> None:
-    """Everybody's slices of one round. One that is cut short counts if everybody had a turn in it."""
-    rates_of: dict[_C, list[float]] = {s.candidate: [] for s in arms}
-    for turn in range(turns):
-        for arm in arms if turn % 2 == 0 else reversed(arms):
-            if arm.out:
-                continue
-            if clock() >= ends_at:
-                break
-            outcome = measure(arm.candidate, slice_s)
-            if isinstance(outcome, Unusable):
-                arm.out = outcome.reason
-            else:
-                rates_of[arm.candidate].append(outcome)
-    measured = [s for s in arms if not s.out and rates_of[s.candidate]]
-    whole = min((len(rates_of[s.candidate]) for s in arms if not s.out), default=0)
-    if whole == 0 and number > 1:
-        return  # what is known from the round before is fairer to all
-    steady = without_drift([rates_of[s.candidate] for s in measured], whole)
-    for arm, rates in zip(measured, steady, strict=True):
-        arm.steady, arm.rounds = rates, number
 
 
 def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[float]]:
@@ -161,14 +150,13 @@ class Choice(Generic[_C]):
 
 def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
     """Of those that came furthest the simplest, by `effort`, that is as fast as the fastest. None without any."""
-    measured = [s for s in arms if not s.out and s.rate]
-    last = max((s.rounds for s in measured), default=0)
-    final = [s for s in measured if s.rounds == last]
-    if not final:
+    measured = [arm for arm in arms if arm.rate and not arm.out]
+    if not measured:
         return None
-    fastest = max(final, key=lambda s: s.rate or 0.0)
-    tied = tuple(s for s in final if same(s, fastest))
-    return Choice(chosen=min(tied, key=lambda s: effort(s.candidate)), fastest=fastest, tied=tied)
+    # By rounds first: those that came less far are not compared with the others.
+    fastest = max(measured, key=lambda arm: (arm.rounds, arm.rate or 0.0))
+    tied = tuple(arm for arm in measured if arm.rounds == fastest.rounds and same(arm, fastest))
+    return Choice(chosen=min(tied, key=lambda arm: effort(arm.candidate)), fastest=fastest, tied=tied)
 
 
 def same(a: Arm[_C], b: Arm[_C]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,9 @@ _LINE_FROM_PT = 10
 def draw_frontier(compared: Compared, file: Path) -> None:
     """Every candidate by cost and accuracy, with its interval; the frontier as a line, what is recommended ringed."""
     figure = new_figure(10, 6.5)
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axes = figure.subplots()
     price = compared.prices
 
@@ -104,28 +107,21 @@ def draw_frontier(compared: Compared, file: Path) -> None:
     axes.margins(0.16, 0.1)
     axes.set_xlabel(f"{price.unit} images, decoding included")
     axes.set_ylabel(f"{compared.measure} in %, with its 95 % interval")
-    _add_rates(axes, price.images_per_s)
+
+    def images_per_s(places: Any) -> Any:
+        return price.images_per_s(np.maximum(places, 1e-12))  # it is asked about 0, too
+
+    above = axes.secondary_xaxis("top", functions=(images_per_s, images_per_s))
+    above.set_xlabel("images a second a core, decoding included")
+    for axis in (axes.xaxis, above.xaxis):  # plain numbers on both: 20 and 50, not powers of ten
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.2, which="both")
     axes.set_title(f"{compared.job} on {compared.cpu}", loc="left")
     figure.legend(loc="outside lower center", ncols=7, frameon=False, fontsize=LABEL_PT)
     _label_points(figure, axes, [(at(one), one.name) for one in compared.weighed])
     write_figure(figure, file)
-
-
-def _add_rates(axes: Axes, images_per_s: Callable[[Any], Any]) -> None:
-    """A second axis above, and plain numbers on both: 20 and 50, not powers of ten."""
-    import numpy as np
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    def transformed(places: Any) -> Any:
-        return images_per_s(np.maximum(places, 1e-12))  # it is asked about 0, too
-
-    above = axes.secondary_xaxis("top", functions=(transformed, transformed))
-    above.set_xlabel("images a second a core, decoding included")
-    for axis in (axes.xaxis, above.xaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-        axis.set_minor_formatter(NullFormatter())
 
 
 def _label_points(figure: Figure, axes: Axes, labels: Sequence[tuple[tuple[float, float], str]]) -> None:

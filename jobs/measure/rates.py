@@ -19,20 +19,17 @@ Completion = tuple[float, int]
 """When some rows were done, in seconds of any one clock, and how many."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LadderStep:
-    """A candidate: what is changed against the one before."""
+Step = tuple[str, str, int]
+"""A candidate: its name, what is changed against the one before, and the physical cores that it computes on."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A candidate as measured."""
 
     name: str
     change: str
     cores: int
-    """Physical cores that it computes on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung(LadderStep):
-    """A candidate as measured."""
-
     rate: float
     """Images a second on all its cores: the median."""
     over_before: float | None
@@ -47,22 +44,21 @@ class Rung(LadderStep):
         return self.rate / self.cores
 
 
-def climb(steps: Sequence[LadderStep], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
+def climb(steps: Sequence[Step], turns: Sequence[Sequence[Turn]]) -> list[Rung]:
     """The rungs; `turns[i]` are those of step i with step i + 1, in images a second. Raises ValueError without any."""
     if len(turns) != len(steps) - 1 or not all(turns):
         raise ValueError(f"{len(steps)} steps need {len(steps) - 1} lists of turns, got {[len(t) for t in turns]}")
     rungs: list[Rung] = []
-    for index, step in enumerate(steps):
+    for index, (name, change, cores) in enumerate(steps):
         over_before = spread = None
         over_first = 1.0
         if index:
-            cores = steps[index - 1].cores / step.cores
-            over_before, spread = ratio([(before, after * cores) for before, after in turns[index - 1]])
+            scale = rungs[-1].cores / cores
+            over_before, spread = ratio([(before, after * scale) for before, after in turns[index - 1]])
             over_first = rungs[-1].over_first * over_before
         # In its turns with the one before it, where there is one: the figure beside the ratio is of the same minutes.
-        rates = [after for _, after in turns[index - 1]] if index else [before for before, _ in turns[0]]
-        figures = {"rate": statistics.median(rates), "over_before": over_before, "spread": spread}
-        rungs.append(Rung(**vars(step) | figures, over_first=over_first))
+        rate = statistics.median([after for _, after in turns[index - 1]] if index else [one for one, _ in turns[0]])
+        rungs.append(Rung(name, change, cores, rate, over_before, spread, over_first))
     return rungs
 
 
@@ -123,7 +119,7 @@ class Climbed:
     start_to_finish: float
     """Rows a second of the whole job, from the command to its end, of the last run."""
     job_rows: int
-    minutes: float = 0.0
+    minutes: float
 
     def lines(self) -> list[str]:
         """For a person."""

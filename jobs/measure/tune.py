@@ -11,15 +11,15 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
-from jobs.input.footers import Opened, open_sources
+from jobs.input.footers import open_sources
 from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
 from jobs.plan.command_line import days_of, spec_of
@@ -31,8 +31,12 @@ from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import ensure_bundle
 from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
-from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest
 from workers.outcomes import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from jobs.measure.tune_ray import RayTuneNode
 
 ROWS = 256
 """Images to try candidates on."""
@@ -43,100 +47,77 @@ BUSY = 0.9
 NOT_REACHED = "not measured: the time was over before its turn"
 
 
-class NodeToTune(Protocol):
-    """A node on which candidates are tried: `workers.measure.tune_node.TuneNode`, here or far away."""
-
-    def open(self) -> NodeFacts | Failure: ...
-    def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable: ...
-    def close(self) -> None: ...
-
-
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint tune`, on this machine or on the nodes of a cluster, see jobs.arguments. Raises StintError."""
+    """`stint tune`, on this machine or on the nodes of a cluster, see jobs.arguments.
+
+    Raises StintError: GateRefused for a model that must not run, Interrupted with nothing stored, RunFailed when a
+    kind of node could not be tuned, after what the others gave was stored and said.
+    """
+    spec = spec_of(arguments)
+    if spec.model.device != "cpu":
+        raise SpecError(
+            f"model.device: {spec.model.device}: stint tune divides the cores of CPU nodes",
+            "set workers.batch by hand for workers with a GPU",
+        )
     interrupted = console.interrupts()
-    job = Job.open(spec_of(arguments), days_of(arguments)[-1])
+    job = Job.open(spec, days_of(arguments)[-1])
+    tuning = _Tuning(job, arguments.minutes * 60, interrupted, console.say)
+    with ExitStack() as resources:
 
-    def cluster_nodes(request: TuneRequest) -> tuple[Mapping[str, NodeToTune], Mapping[str, str]]:
-        from jobs.measure.tune_ray import nodes_to_tune  # with Ray
+        @cache
+        def connected() -> Cluster:
+            """A cluster, if only to make the bundle."""
+            cluster = connect("ray", arguments.address, interrupted)
+            resources.callback(cluster.close)
+            return cluster
 
-        return nodes_to_tune(job.spec.workers.groups, request, interrupted, console.say)
+        # See to it that there is a bundle that may run, and choose the images to try candidates on.
+        found = discover(job)
+        opened = cache(lambda: found.fresh or open_sources(found.sources, spec.input)[0])
+        outcome = ensure_bundle(job, opened, connected, interrupted, console.say)
+        sample = choose_sample(opened(), ROWS, spec.model.calibration.seed)
+        if not sample:
+            raise SpecError("input holds no rows to try candidates on")
+        uris = {part.rows.uri for part in sample}
+        request = TuneRequest(spec=job.worker_spec(None, uris, outcome.artifacts), sample=sample)
+        if in_cluster(arguments.address):
+            from jobs.measure.tune_ray import nodes_to_tune  # with Ray
 
-    tuning = Tuning(
-        job=job,
-        connect=lambda: connect("ray", arguments.address, interrupted),
-        nodes=cluster_nodes if in_cluster(arguments.address) else None,
-        seconds=arguments.minutes * 60,
-        interrupted=interrupted,
-        say=console.say,
-    )
-    for text in tuning.complete():
+            connected()
+            texts = tuning.all_nodes(*nodes_to_tune(spec.workers.groups, request, tuning.check, console.say))
+        else:
+            resources.close()  # a cluster that has made the bundle would only be in the way
+            texts = [tuning.one_node(TuneNode(request))]
+    for text in texts:
         console.show(text)
     return COMPLETE
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """One command. `connect` brings up a cluster, if only to make the bundle."""
+@dataclass(frozen=True)
+class _Tuning:
+    """One command."""
 
     job: Job
-    connect: Callable[[], Cluster]
-    nodes: Callable[[TuneRequest], tuple[Mapping[str, NodeToTune], Mapping[str, str]]] | None
-    """Nodes of the cluster to tune, by name, and kinds of which none could be had, each with the reason; None to tune
-    this machine."""
     seconds: float
     interrupted: Callable[[], bool]
     say: Callable[[str], None]
 
-    def complete(self) -> list[str]:
-        """Tune and store; a text for every node tuned: its table and what was chosen.
+    def check(self) -> None:
+        if self.interrupted():
+            raise Interrupted("interrupted: no profile is stored", "run the same command again")
 
-        Raises StintError: GateRefused for a model that must not run, Interrupted with nothing stored, RunFailed when a
-        kind of node could not be tuned, after what the others gave was stored and said.
+    def all_nodes(self, nodes: Mapping[str, RayTuneNode], missing: Mapping[str, str]) -> list[str]:
+        """A text for each of `nodes`, all tuned at once; what one gives is kept, whatever becomes of the others.
+
+        `missing` are kinds of nodes of which none could be had, each with the reason.
         """
-        if self.job.spec.model.device != "cpu":
-            raise SpecError(
-                f"model.device: {self.job.spec.model.device}: stint tune divides the cores of CPU nodes",
-                "set workers.batch by hand for workers with a GPU",
-            )
-        with ExitStack() as resources:
-
-            @cache
-            def connected() -> Cluster:
-                cluster = self.connect()
-                resources.callback(cluster.close)
-                return cluster
-
-            request = self._request(connected)
-            if self.nodes is not None:
-                connected()
-                return self._all_nodes(*self.nodes(request))
-            resources.close()  # a cluster that has made the bundle would only be in the way
-            return [self._store(*self._tune(TuneNode(request)))]
-
-    def _request(self, connected: Callable[[], Cluster]) -> TuneRequest:
-        """See to it that there is a bundle that may run, and choose the images to try candidates on."""
-        found = discover(self.job)
-
-        @cache
-        def opened() -> Sequence[Opened]:
-            return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
-
-        outcome = ensure_bundle(self.job, opened, connected, self.interrupted, self.say)
-        sample = choose_sample(opened(), ROWS, self.job.spec.model.calibration.seed)
-        if not sample:
-            raise SpecError("input holds no rows to try candidates on")
-        uris = {part.rows.uri for part in sample}
-        return TuneRequest(spec=self.job.worker_spec(None, uris, outcome.artifacts), sample=sample)
-
-    def _all_nodes(self, nodes: Mapping[str, NodeToTune], missing: Mapping[str, str]) -> list[str]:
-        """All kinds of nodes at once; what one gives is kept, whatever becomes of the others."""
         failed = dict(missing)
         texts: list[str] = []
         with ThreadPoolExecutor(max(1, len(nodes)), "tune") as threads:
-            futures = {name: threads.submit(self._tune, node, prefix=f"{name}: ") for name, node in nodes.items()}
+            futures = {name: threads.submit(self.one_node, node, f"{name}: ") for name, node in nodes.items()}
             for name, future in futures.items():
                 try:
-                    texts.append(f"{name}\n{self._store(*future.result())}")
+                    texts.append(f"{name}\n{future.result()}")
                 except Interrupted:
                     raise
                 except StintError as error:
@@ -150,77 +131,55 @@ class Tuning:
             )
         return texts
 
-    def _tune(self, node: NodeToTune, prefix: str = "") -> tuple[Profile, Candidate]:
-        """The profile of a node, not stored yet, and what the rule would have taken. Closes the node."""
-        try:
-            return self._profile(node, prefix)
-        finally:
-            node.close()
+    def one_node(self, node: TuneNode | RayTuneNode, prefix: str = "") -> str:
+        """Tune it and keep its profile: the table and what was chosen, for a person. Closes the node."""
 
-    def _profile(self, node: NodeToTune, prefix: str) -> tuple[Profile, Candidate]:
-        facts = node.open()
-        if isinstance(facts, Failure):
-            if facts.code == FailureCode.NO_CORES:
+        def say(text: str) -> None:
+            self.say(f"{prefix}{text}")
+
+        with closing(node):
+            facts = node.open()
+            if isinstance(facts, Failure):
+                if facts.code == FailureCode.NO_CORES:
+                    message, next_step = "all cores of a node are wanted", "tune while nothing else runs there"
+                else:
+                    message, next_step = "the node cannot be tuned", "mend the cause, then run the same command"
+                raise RunFailed(f"{message}: {facts.message}", next_step)
+            host = facts.host
+            if not facts.engines:
                 raise RunFailed(
-                    f"all cores of a node are wanted: {facts.message}", "tune while nothing else runs there"
+                    f"nothing in bundle {self.job.fingerprints.bundle} can run on {host}",
+                    "install the extras that its artifacts need, or quantize on this kind of node into a new output",
                 )
-            raise RunFailed(f"the node cannot be tuned: {facts.message}", "mend the cause, then run the same command")
-        if not facts.engines:
-            raise RunFailed(
-                f"nothing in bundle {self.job.fingerprints.bundle} can run on {facts.host}",
-                "install the extras that its artifacts need, or quantize on this kind of node into a new output",
+            default = by_rule(facts.engines, host.cores, CORES_BY_RULE, BATCH)
+            tried = candidates(facts.engines, host.cores, default)
+            say(
+                f"{host}: {len(tried)} candidates over {facts.rows} of the job's images, "
+                f"in about {self.seconds / 60:.1f} minutes"
             )
-        default = by_rule(facts.engines, facts.host.cores, CORES_BY_RULE, BATCH)
-        tried = candidates(facts.engines, facts.host.cores, default)
-        self.say(
-            f"{prefix}{facts.host}: {len(tried)} candidates over {facts.rows} of the job's images, "
-            f"in about {self.seconds / 60:.1f} minutes"
-        )
-        trials: dict[Candidate, Trialled] = {}
-        peaks: dict[Candidate, int] = {}
 
-        def measure(candidate: Candidate, slice_s: float) -> float | Unusable:
-            if self.interrupted():
-                raise Interrupted("interrupted: no profile is stored", "run the same command again")
-            outcome = node.measure(candidate, slice_s)
-            if isinstance(outcome, Unusable):
-                return outcome
-            trials[candidate] = outcome
-            # The first slices of a process have the least of what other batches left in it.
-            peaks[candidate] = min(outcome.peak_bytes, peaks.get(candidate, outcome.peak_bytes))
-            return outcome.images_per_s
+            def measure(candidate: Candidate, slice_s: float) -> Trialled | Unusable:
+                self.check()
+                return node.measure(candidate, slice_s)
 
-        arms = halve(
-            tried,
-            measure,
-            seconds=self.seconds,
-            clock=time.monotonic,
-            keep=[default],
-            on_round=lambda number, left, slice_s: self.say(
-                f"{prefix}round {number}: {left} candidates, {slice_s:.1f} s at a time"
-            ),
-        )
-        rows = profile_rows(arms, trials, peaks)
+            arms = halve(tried, measure, seconds=self.seconds, clock=time.monotonic, keep=[default], say=say)
+        rows = {arm.candidate: profile_row(arm) for arm in arms}
         choice = pick_simplest(arms, effort)
         if choice is None:
             raise RunFailed(
-                f"no candidate could be measured on {facts.host}: {rows[0].out}",
+                f"no candidate could be measured on {host}: {rows[arms[0].candidate].out}",
                 "raise workers.memory if memory is short, or --minutes if time is",
             )
         profile = Profile(
-            host=facts.host,
-            chosen=next(row for row in rows if row.candidate == choice.chosen.candidate),
-            table=rows,
-            why=explain_choice(choice, next(arm for arm in arms if arm.candidate == default), trials),
+            host=host,
+            chosen=rows[choice.chosen.candidate],
+            table=tuple(rows.values()),
+            why=explain_choice(choice, next(arm for arm in arms if arm.candidate == default)),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
             rows=facts.rows,
         )
-        return profile, default
-
-    def _store(self, profile: Profile, default: Candidate) -> str:
-        """Keep it; the text for a person."""
         key = store_profile(self.job.store, self.job.fingerprints.bundle, profile)
-        lines = [*tuning_table(profile.table, profile.chosen.candidate, default), profile.why]
+        lines = [*tuning_table(profile.table, choice.chosen.candidate, default), profile.why]
         given = self.job.spec.workers
         for name, value in (("cpus", given.cpus), ("batch", given.batch)):
             if value != "auto":
@@ -228,20 +187,15 @@ class Tuning:
         return "\n".join([*lines, f"profile: {self.job.store.url}/{key}"])
 
 
-def profile_rows(
-    arms: Sequence[Arm[Candidate]], trials: Mapping[Candidate, Trialled], peaks: Mapping[Candidate, int]
-) -> tuple[Row, ...]:
-    """Every candidate as the profile keeps it, the best one first."""
-    return tuple(
-        Row(
-            candidate=arm.candidate,
-            images_per_s=None if arm.rate is None else round(arm.rate, 2),
-            spread=None if arm.spread is None else round(arm.spread, 4),
-            peak_bytes=peaks.get(arm.candidate, 0),
-            rounds=arm.rounds,
-            out=arm.out or ("" if arm.candidate in trials else NOT_REACHED),
-        )
-        for arm in arms
+def profile_row(arm: Arm[Candidate]) -> Row:
+    """A candidate as the profile keeps it."""
+    return Row(
+        candidate=arm.candidate,
+        images_per_s=None if arm.rate is None else round(arm.rate, 2),
+        spread=None if arm.spread is None else round(arm.spread, 4),
+        peak_bytes=arm.peak_bytes,
+        rounds=arm.rounds,
+        out=arm.out or ("" if arm.trial else NOT_REACHED),
     )
 
 
@@ -250,7 +204,21 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     measured = [row for row in all_rows if row.images_per_s and not row.out]
     shown = [row for at, row in enumerate(measured) if at < _SHOWN or row.candidate in (chosen, default)]
     head = ("engine", "workers × cores", "batch", "img/s", "± %", "a core", "peak MiB", "rounds", "")  # noqa: RUF001
-    lines = text_table(head, [_cells(row, chosen, default) for row in shown], left=(0, len(head) - 1))
+    cells = [
+        (
+            one.engine,
+            f"{one.workers} × {one.threads}",  # noqa: RUF001
+            str(one.batch),
+            f"{rate:,.1f}",
+            "" if row.spread is None else f"{100 * row.spread:.1f}",
+            f"{rate / one.workers / one.threads:,.1f}",
+            f"{row.peak_bytes / 2**20:,.0f}",
+            str(row.rounds),
+            ", ".join(mark for mark, of in (("chosen", chosen), ("the rule", default)) if one == of),
+        )
+        for row, one, rate in ((row, row.candidate, row.images_per_s or 0.0) for row in shown)
+    ]
+    lines = text_table(head, cells, left=(0, len(head) - 1))
     if more := len(measured) - len(shown):
         lines.append(f"… and {more} slower ones")
     unused: dict[str, list[str]] = {}
@@ -262,26 +230,11 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     return lines
 
 
-def _cells(row: Row, chosen: Candidate, default: Candidate) -> tuple[str, ...]:
-    candidate, rate = row.candidate, row.images_per_s or 0.0
-    marks = [text for text, of in (("chosen", chosen), ("the rule", default)) if candidate == of]
-    return (
-        candidate.engine,
-        f"{candidate.workers} × {candidate.threads}",  # noqa: RUF001
-        str(candidate.batch),
-        f"{rate:,.1f}",
-        "" if row.spread is None else f"{100 * row.spread:.1f}",
-        f"{rate / candidate.workers / candidate.threads:,.1f}",
-        f"{row.peak_bytes / 2**20:,.0f}",
-        str(row.rounds),
-        ", ".join(marks),
-    )
-
-
-def explain_choice(choice: Choice[Candidate], default: Arm[Candidate], trials: Mapping[Candidate, Trialled]) -> str:
+def explain_choice(choice: Choice[Candidate], default: Arm[Candidate]) -> str:
     """What won, by how much over the rule, and what it is bound by."""
-    chosen, fastest = choice.chosen, choice.fastest
+    chosen, fastest, trial = choice.chosen, choice.fastest, choice.chosen.trial
     assert chosen.rate is not None, "what is chosen was measured"
+    assert trial is not None, "what is chosen was measured"
     parts = [f"{chosen.candidate} scores {chosen.rate:,.0f} img/s ({_noise(chosen)})"]
     if default.rate is None or default.out:
         parts[0] += "; the rule's own choice could not be measured"
@@ -297,7 +250,6 @@ def explain_choice(choice: Choice[Candidate], default: Arm[Candidate], trials: M
         )
     elif len(choice.tied) > 1:
         parts.append(f"{len(choice.tied) - 1} more are as fast but for noise, and it is the simplest of them")
-    trial = trials[chosen.candidate]
     bound = "the network" if trial.predict_share >= trial.decode_share else "decoding"
     parts.append(
         f"Bound by {bound}: {trial.predict_share:.0%} of the time goes to the network, {trial.decode_share:.0%} to "

@@ -15,7 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.errors import Interrupted, RunFailed
 from jobs.spec.schema import Group
 from workers.bundle.profiles import Candidate
-from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest, Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest
 from workers.outcomes import Failure
 
 _POLL_S = 0.2
@@ -41,7 +42,7 @@ def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def nodes_to_tune(
-    groups: Sequence[Group], request: TuneRequest, interrupted: Callable[[], bool], say: Callable[[str], None]
+    groups: Sequence[Group], request: TuneRequest, check: Callable[[], None], say: Callable[[str], None]
 ) -> tuple[dict[str, RayTuneNode], dict[str, str]]:
     """One node of each kind by name: by the spec's groups, else by what is alive. A Ray session must be up.
 
@@ -51,77 +52,61 @@ def nodes_to_tune(
         nodes = kinds(ray.nodes())
         if not nodes:
             raise RunFailed("no node of the cluster has CPUs", "name the nodes to bring up in workers.groups")
-        return {name: RayTuneNode(node, request, interrupted) for name, node in nodes.items()}, {}
+        return {name: RayTuneNode(node, request, check) for name, node in nodes.items()}, {}
     found: dict[str, RayTuneNode] = {}
     missing: dict[str, str] = {}
     for group in groups:
         name = ", ".join(f"{key}: {value}" for key, value in group.labels.items())
         say(f"waiting for a node with {dict(group.labels)}")
-        node = _node_of(group, request, interrupted)
-        if node is None:
+        # A node of the group is brought up if there is none. Only its place is of interest: the scout opens nothing.
+        options = {"num_cpus": 1, "label_selector": dict(group.labels), "max_restarts": 0}
+        scout = ray.remote(TuneNode).options(**options).remote(request)
+        try:
+            placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+            node = _awaited(placed, check, group.patience_s)
+        except (RunFailed, TimeoutError):
             missing[name] = f"no such node came in {group.patience_s:.0f} s (workers.groups: patience_s)"
         else:
-            found[name] = RayTuneNode(node, request, interrupted)
+            found[name] = RayTuneNode(node, request, check)
+        finally:
+            ray.kill(scout)
     return found, missing
-
-
-def _node_of(group: Group, request: TuneRequest, interrupted: Callable[[], bool]) -> str | None:
-    """A node of the group, brought up if there is none; None when none comes in the group's time."""
-    # Only its place is of interest: it opens nothing.
-    scout = ray.remote(TuneNode).options(num_cpus=1, label_selector=dict(group.labels), max_restarts=0).remote(request)
-    try:
-        placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-        node: str = _awaited(placed, interrupted, group.patience_s)
-    except (RunFailed, TimeoutError):
-        return None
-    else:
-        return node
-    finally:
-        ray.kill(scout)
 
 
 class RayTuneNode:
     """`workers.measure.tune_node.TuneNode` as an actor that holds a whole node."""
 
-    def __init__(self, node: str, request: TuneRequest, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, node: str, request: TuneRequest, check: Callable[[], None]) -> None:
         self._cpus = next(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["NodeID"] == node)
-        self._interrupted = interrupted
-        self._actor = (
-            ray.remote(TuneNode)
-            .options(
-                num_cpus=self._cpus,
-                max_restarts=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
-            )
-            .remote(request)
-        )
+        self._check = check
+        whole = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        options = {"num_cpus": self._cpus, "max_restarts": 0, "scheduling_strategy": whole}
+        self._actor = ray.remote(TuneNode).options(**options).remote(request)
 
     def open(self) -> NodeFacts | Failure:
         """Raises RunFailed when the node is busy or lost."""
         try:
-            _awaited(self._actor.__ray_ready__.remote(), self._interrupted, WHOLE_S)
+            _awaited(self._actor.__ray_ready__.remote(), self._check, WHOLE_S)
         except TimeoutError as error:
             raise RunFailed(f"its {self._cpus} CPUs were not free within {WHOLE_S:.0f} s") from error
-        facts: NodeFacts | Failure = _awaited(self._actor.open.remote(), self._interrupted)
+        facts: NodeFacts | Failure = _awaited(self._actor.open.remote(), self._check)
         return facts
 
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
-        outcome: Trialled | Unusable = _awaited(self._actor.measure.remote(candidate, slice_s), self._interrupted)
+        outcome: Trialled | Unusable = _awaited(self._actor.measure.remote(candidate, slice_s), self._check)
         return outcome
 
     def close(self) -> None:
-        with suppress(RunFailed, TimeoutError):
-            if not self._interrupted():
-                _awaited(self._actor.close.remote(), lambda: False, _CLOSE_S)
+        with suppress(RunFailed, TimeoutError, Interrupted):
+            _awaited(self._actor.close.remote(), self._check, _CLOSE_S)
         ray.kill(self._actor)  # and what is left of its processes with it
 
 
-def _awaited(reference: Any, interrupted: Callable[[], bool], limit_s: float = math.inf) -> Any:
-    """The result of a call. Raises TimeoutError after `limit_s`, Interrupted, RunFailed where the node was lost."""
+def _awaited(reference: Any, check: Callable[[], None], limit_s: float = math.inf) -> Any:
+    """The result of a call. Raises TimeoutError after `limit_s`, RunFailed for a lost node, and what `check` does."""
     ends_at = time.monotonic() + limit_s
     while True:
-        if interrupted():
-            raise Interrupted("interrupted: no profile is stored", "run the same command again")
+        check()
         try:
             return ray.get(reference, timeout=_POLL_S)
         except GetTimeoutError:

@@ -13,7 +13,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,6 +54,11 @@ def how_it_died(returncode: int, *, over_memory: bool, memory_bytes: int, did: s
     return f"killed the process that {did} it: {signal.Signals(-returncode).name}"
 
 
+def python_path() -> str:
+    """PYTHONPATH of a process that is to find whatever this one does."""
+    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+
+
 class Child:
     """The parent's end. Use from one thread, and `end` it: the process ends with that thread."""
 
@@ -64,11 +70,10 @@ class Child:
         self._memory_bytes = memory_bytes
         self._did = did
         self._pipe, theirs = Pipe()
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # whatever made this process find us
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+            env={**os.environ, **(environment or {}), "PYTHONPATH": python_path()},
         )
         theirs.close()  # so that its end is the connection's
         self._guard = Guard(self._process.pid, memory_bytes)
@@ -110,3 +115,11 @@ def to_parent() -> Connection:
     faulthandler.enable()  # where a crash was goes to the worker's log,
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # and a dump of each would only fill the node's disk
     return Connection(int(sys.argv[1]))
+
+
+def serve(answer: Callable[[Connection], None]) -> None:
+    """All of a child: `answer` its parent, until that closes the connection."""
+    connection = to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
+    with suppress(EOFError, ConnectionError):
+        answer(connection)

@@ -6,15 +6,13 @@ worker sees.
 
 from __future__ import annotations
 
-import signal
 import traceback
-from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from workers.contract import Preprocess
-from workers.host.child import Child, Died, KilledFromOutside, Overdue, to_parent
+from workers.host.child import Child, Died, KilledFromOutside, Overdue, serve
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import decode_into
@@ -115,7 +113,4 @@ def _serve(parent: Connection) -> None:
 
 
 if __name__ == "__main__":
-    connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
-    with suppress(EOFError, ConnectionError):
-        _serve(connection)
+    serve(_serve)

@@ -1,4 +1,4 @@
-"""Makes the candidates of one network for `stint compare`: `python -m workers.measure.compare_make FD PARENT`.
+"""Makes the candidates of one network for `stint compare`, in a process of `workers.measure.measure`.
 
 The network in fp32, bf16 and INT8, as a bundle would have it, and the same of what is left of it when channels are
 pruned. Each is scored on the job's own sample, decoded as the network wants it. A process a network: one that cannot be
@@ -9,71 +9,51 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
+import timeit
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
-from multiprocessing.connection import Connection
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from workers.build.artifacts import ArtifactBuilder
+from workers.build.sample import read_sample, split_rows
+from workers.bundle import gate
+from workers.bundle.accuracy import compare_logits
+from workers.engines.artifact import Artifact, open_artifact
+from workers.engines.base import Logits, score_crops
+from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
 from workers.failures import classify
-from workers.host import cores, memory
-from workers.host.child import to_parent
-from workers.measure.messages import FailedCandidate, MadeCandidate, Network, Reference
+from workers.host.cpu import isa_class
+from workers.host.memory import bound_bytes
+from workers.isolation.sample_decoder import SampleDecoder, decode_crop
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
+from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
+from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
-
-if TYPE_CHECKING:
-    from workers.bundle.accuracy import AccuracyReport
-    from workers.engines.artifact import Artifact
-    from workers.engines.base import Logits
-    from workers.model.load import LoadedModel
+from workers.quantize.quantizer import float_artifact
+from workers.storage.filesystems import read_url
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
 """Images that decoding is measured on."""
 
 
-class OtherClasses(ModelError):
-    """The network has other classes than the job's own network."""
-
-
-def _serve(parent: Connection) -> None:
-    """Answer one Network, see there, or by a Failure of all of it."""
-    network: Network = parent.recv()
-    try:
-        cores.apply(network.plan)
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        import torch
-
-        torch.set_num_threads(network.plan.threads)
-        for message in _Candidates(network).each():
-            parent.send(message)
-        parent.send(None)
-    except Exception as error:  # noqa: BLE001  (whatever is wrong with a network is the reason why it falls out)
-        failure = classify(error)
-        if not isinstance(error, ModelError):  # of storage the message is the path alone
-            failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
-        parent.send(failure)
-
-
-class _Candidates:
+class CandidateMaker:
     """Of one network."""
 
     def __init__(self, network: Network) -> None:
-        from workers.build.sample import read_sample, split_rows
-        from workers.isolation.sample_decoder import SampleDecoder, decode_crop
-        from workers.model.load import load_model
-        from workers.storage.filesystems import read_url
-
         self._network, request = network, network.request
         self._model = model = load_model(request.model, read_url)
         self.reference = network.reference
         """Of the job's own network once its fp32 is made."""
-        if self.reference is not None:
-            self._check_classes(self.reference)
-        with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, network.plan))) as decoder:
+        if (own := self.reference) is not None:
+            if model.outputs != own.outputs:
+                raise ModelError(f"it has {model.outputs} classes, the job's own network {own.outputs}")
+            if own.labels is not None and model.labels is not None and own.labels != model.labels:
+                raise ModelError("its classes have other names than those of the job's own network")
+        with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
             sample = read_sample(
                 request.sample,
                 request.input,
@@ -88,75 +68,59 @@ class _Candidates:
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
-        self._has_labels = self._labels is not None and bool((self._labels >= 0).any())
+        self._labelled = self._labels is not None and bool((self._labels >= 0).any())
         self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
         images = sample.encoded[:DECODED]
-        took_s = []
-        for _ in range(2):
-            began = time.process_time()
-            for image in images:
-                decode_crop(memoryview(image), model.preprocess)
-            took_s.append(time.process_time() - began)
+        decode = [partial(decode_crop, memoryview(image), model.preprocess) for image in images]
+        took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 
-    def each(self) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.measure.pruning import PruningError, macs_of, prune
+    def each(self) -> Iterator[MadeCandidate | Unusable | Reference]:
+        yield from self._in_each_precision(self._model, 0.0)
+        for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
+            if isinstance(pruned, PruningError):
+                yield Unusable(name=self._name(share), reason=str(pruned))
+                continue
+            overrides: tuple[str, ...] = ()
+            if self._network.save is not None:
+                try:
+                    overrides = self._saved(pruned, share, self._network.save)
+                except PruningError as error:
+                    yield Unusable(name=f"{self._name(share)} as a file", reason=str(error))
+            yield from self._in_each_precision(pruned, share, overrides)
 
-        crop_px = self._model.preprocess.crop_px
-        yield from self._in_each_precision(self._model, 0.0, macs_of(self._model.module, crop_px), ())
-        shares = iter(sorted(self._network.shares))
-        try:
-            for pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
-                share = next(shares)
-                if isinstance(pruned, PruningError):
-                    yield FailedCandidate(share=share, precision="", reason=str(pruned))
-                    continue
-                overrides: tuple[str, ...] = ()
-                if self._network.save is not None:
-                    try:
-                        overrides = self._saved(pruned.model, share, Path(self._network.save))
-                    except PruningError as error:
-                        yield FailedCandidate(share=share, precision="as a file", reason=str(error))
-                yield from self._in_each_precision(pruned.model, share, pruned.macs, overrides)
-        except PruningError as error:  # torch-pruning is not there, or cannot follow the network at all
-            for share in shares:
-                yield FailedCandidate(share=share, precision="", reason=str(error))
+    def _name(self, share: float) -> str:
+        return f"{self._network.name} −{100 * share:g} %" if share else self._network.name  # noqa: RUF001
 
     def _in_each_precision(
-        self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
-    ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.build.artifacts import ArtifactBuilder
-        from workers.bundle import gate
-        from workers.bundle.accuracy import compare_logits
-        from workers.engines.artifact import open_artifact
-        from workers.engines.base import score_crops
-        from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
-        from workers.host.cpu import isa_class
-        from workers.quantize.quantizer import float_artifact
-
-        request = self._network.request
+        self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
+    ) -> Iterator[MadeCandidate | Unusable | Reference]:
+        request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)
         except ModelError as error:
-            yield FailedCandidate(share=share, precision="", reason=str(error))
+            yield Unusable(name=name, reason=str(error))
             return
-        own_NK = score_crops(open_artifact(fp32), self._crops_NHWC, request.batch)
-        if self._network.reference is None and not share:
-            classes = {row: int(of) for row, of in zip(self._rows, own_NK.argmax(axis=1), strict=True)}
-            self.reference = Reference(classes=classes, outputs=self._model.outputs, labels=self._model.labels)
+
+        @cache
+        def scored(artifact: Artifact) -> Logits:
+            return score_crops(open_artifact(artifact), self._crops_NHWC, request.batch)
+
+        def verdict(artifact: Artifact) -> gate.GateDecision:
+            report = compare_logits(scored(fp32), scored(artifact), self._labels)
+            return gate.decide(report, request.gate, request.model.task)
+
+        macs = macs_of(model.module, model.preprocess.crop_px)
+        own = self._network.reference is None and not share
+        if own:
+            self.reference = Reference(
+                classes=dict(zip(self._rows, scored(fp32).argmax(axis=1).tolist(), strict=True)),
+                outputs=self._model.outputs,
+                labels=self._model.labels,
+                labelled=self._labelled,
+            )
             yield self.reference
-        scored: dict[int, tuple[Artifact, Logits]] = {id(fp32): (fp32, own_NK)}
-
-        def judged(artifact: Artifact) -> AccuracyReport:
-            if id(artifact) not in scored:
-                engine = open_artifact(artifact)
-                scored[id(artifact)] = artifact, score_crops(engine, self._crops_NHWC, request.batch)
-            return compare_logits(own_NK, scored[id(artifact)][1], self._labels)
-
-        def accepts(artifact: Artifact) -> bool:
-            return gate.decide(judged(artifact), request.gate, request.model.task).passed
-
-        builder = ArtifactBuilder(model, self._calibration_NHWC, accepts, request, fp32)
+        builder = ArtifactBuilder(model, self._calibration_NHWC, lambda one: verdict(one).passed, request, fp32)
         for precision in PRECISIONS:
             try:
                 wanted = WantedArtifact(engine="torch-float", precision=precision, isa=None)
@@ -164,34 +128,36 @@ class _Candidates:
                     # The one that a worker would take here; another instruction set's is of no use for figures.
                     wanted = wanted_engines("int8", request.model.engine, isa_class(), installed_to_make())[0]
                 artifact = builder.build(wanted)
-                verdict = gate.decide(judged(artifact), request.gate, request.model.task)
-                right, rows = self._right(scored[id(artifact)][1])
+                decision = verdict(artifact)
+                right, rows = self._right(scored(artifact))
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001  (each library has its own; one that fails leaves the others)
-                yield FailedCandidate(share=share, precision=precision, reason=classify(error).message)
+                yield Unusable(name=f"{name} {precision}", reason=classify(error).message)
                 continue
             path = Path(self._network.folder) / f"{os.getpid()}-{share}-{precision}"
             path.write_bytes(artifact.data)
-            yield MadeCandidate(
-                share=share,
-                info=artifact.info,
-                path=str(path),
-                size_bytes=len(artifact.data),
+            figures = CandidateFigures(
+                network=name,
+                precision=artifact.info.precision,
+                artifact=artifact.info.name,
                 right=right,
                 rows=rows,
-                labelled=self._has_labels,
-                refused="" if verdict.passed or precision == "fp32" else verdict.reason,
-                classes=self._model.outputs,
+                refused="" if decision.passed or precision == "fp32" else decision.reason,
+                size_bytes=len(artifact.data),
                 macs=macs,
                 decode_s=self._decode_s,
                 overrides=overrides,
+                own=own,
             )
+            one_core = replace(plan, threads=1, cpus=plan.cpus[:1], slots=plan.slots[:1])
+            load = LoadArtifact(plan=one_core, info=artifact.info, path=str(path))
+            yield MadeCandidate(figures=figures, pruned=bool(share), load=load)
 
     def _right(self, logits_NK: Logits) -> tuple[int, int]:
         """Rows that it is right on, and how many were compared."""
         classes = logits_NK.argmax(axis=1)
-        if self._labels is not None and self._has_labels:
+        if self._labels is not None and self._labelled:
             known = self._labels >= 0
             return int((classes == self._labels)[known].sum()), int(known.sum())
         assert self.reference is not None, "the job's own network is scored in fp32 first"
@@ -199,17 +165,8 @@ class _Candidates:
         both = [reference == own for reference, own in pairs if reference is not None]
         return sum(both), len(both)
 
-    def _check_classes(self, reference: Reference) -> None:
-        labels = reference.labels
-        if self._model.outputs != reference.outputs:
-            raise OtherClasses(f"it has {self._model.outputs} classes, the job's own network {reference.outputs}")
-        if labels is not None and self._model.labels is not None and labels != self._model.labels:
-            raise OtherClasses("its classes have other names than those of the job's own network")
-
     def _saved(self, pruned: LoadedModel, share: float, folder: Path) -> tuple[str, ...]:
         """Write it as a job's model; what makes a job take it. Raises PruningError."""
-        from workers.measure.pruning import save_pruned
-
         spec = self._network.request.model
         stem = f"{spec.arch.rpartition('/')[2].rpartition(':')[2]}-pruned-{share * 100:g}"
         file = folder.absolute() / f"{stem}.safetensors"
@@ -227,10 +184,3 @@ class _Candidates:
             f"model.labels={json.dumps(labels)}",
             f"model.preprocess={json.dumps(numbers)}",
         )
-
-
-if __name__ == "__main__":
-    connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
-    with suppress(EOFError, ConnectionError):
-        _serve(connection)

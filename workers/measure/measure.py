@@ -1,36 +1,36 @@
-"""A process that loads a network and measures it on demand: `python -m workers.measure.measure FD PARENT`.
+"""A process that loads a network and measures it on demand, or makes candidates of it for `stint compare`.
 
-A process of its own, so that its memory is its own and what kills it kills nothing else. It is pinned to its cores and
-waits while others are measured. See workers.measure.messages for what it is asked.
+`python -m workers.measure.measure FD PARENT`: a process of its own, so that its memory is its own and what kills it
+kills nothing else. It is pinned to its cores and waits while others are measured. See workers.measure.messages for what
+it is asked.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from workers.failures import classify
 from workers.host import cores, memory
-from workers.host.child import to_parent
+from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadArtifact, LoadVariant, LoadWorker, Measured, Prepare, Ready, Score
+from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Ready, Score
 from workers.measure.sample_file import map_sample
+from workers.model.names import ModelError
 from workers.outcomes import Failure
 from workers.source.rows import RowBlock
 
 if TYPE_CHECKING:
-    from workers.contract import ThreadPlan, WorkerSpec
+    from workers.contract import WorkerSpec
     from workers.engines.base import Pixels
     from workers.measure.variants import ForwardPass
-    from workers.score.predictor import Predictor
 
 WARM_UP = 2
 """Batches of a new size that are not measured: kernels are made for it."""
@@ -39,71 +39,61 @@ ROWS_A_CALL = 256
 NOISE_IMAGES = 16
 
 
-class _Subject(Protocol):
-    """What is measured."""
-
-    description: str
-
-    def prepare(self, batch: int) -> None: ...
-
-    def score(self, until: float) -> tuple[int, Mapping[str, float]]:
-        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage, where it has stages."""
-
-
-def _serve(parent: Connection) -> None:
-    load: Load = parent.recv()
+def _answer_requests(parent: Connection) -> None:
+    asked: Load | Network = parent.recv()
     try:
-        _take_cores(load.plan)
-        subject = _open(load)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
+        without_pandas()
+        if asked.plan is not None:
+            cores.apply(asked.plan)  # before torch is imported, which sizes its thread pool
+        else:
+            for name in cores.THREAD_VARIABLES:
+                os.environ.pop(name, None)
+        if isinstance(asked, Network):
+            import torch
+
+            from workers.measure.compare_make import CandidateMaker
+
+            torch.set_num_threads(asked.plan.threads)
+            for candidate in CandidateMaker(asked).each():
+                parent.send(candidate)
+            return parent.send(None)
+        subject = _open(asked)
     except Exception as error:  # noqa: BLE001  (each library has its own; the parent gives it as the reason)
-        parent.send(classify(error))
-        return
-    answer: Ready | Measured | Failure = _ready(subject)
+        failure = classify(error)
+        if isinstance(asked, Network) and not isinstance(error, ModelError):  # of storage the message is the path alone
+            failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
+        return parent.send(failure)
+    answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
     while True:
         parent.send(answer)
-        request: Prepare | Score = parent.recv()
+        request: Score = parent.recv()
         try:
-            if isinstance(request, Prepare):
+            if request.until is None:
                 subject.prepare(request.batch)
-                answer = _ready(subject)
+                answer = Ready(subject.description, memory.peak_rss_bytes())
             else:
-                answer = _measured(subject, request.until)
+                began, cpu = time.monotonic(), time.process_time()
+                rows, stage_s = subject.score(request.until)
+                answer = Measured(
+                    rows=rows,
+                    wall_s=time.monotonic() - began,
+                    cpu_s=time.process_time() - cpu,
+                    stage_s=stage_s,
+                    peak_bytes=memory.peak_rss_bytes(),
+                    resident_bytes=memory.resident_bytes(),
+                )
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
 
 
-def _ready(subject: _Subject) -> Ready:
-    return Ready(description=subject.description, peak_bytes=memory.peak_rss_bytes())
-
-
-def _measured(subject: _Subject, until: float) -> Measured:
-    began, cpu = time.monotonic(), time.process_time()
-    rows, stage_s = subject.score(until)
-    return Measured(
-        rows=rows,
-        wall_s=time.monotonic() - began,
-        cpu_s=time.process_time() - cpu,
-        stage_s=stage_s,
-        peak_bytes=memory.peak_rss_bytes(),
-        resident_bytes=memory.resident_bytes(),
-    )
-
-
-def _take_cores(plan: ThreadPlan | None) -> None:
-    """Before torch is imported, which sizes its thread pool."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would be in the progress
-    without_pandas()
-    if plan is not None:
-        cores.apply(plan)
-        return
-    for name in cores.THREAD_VARIABLES:
-        os.environ.pop(name, None)
-
-
-def _open(load: Load) -> _Subject:
+def _open(load: Load) -> _Forward | _WorkerLoop:
     if isinstance(load, LoadWorker):
         return _WorkerLoop(load)
+    import numpy as np
     import torch
+
+    from workers.engines.artifact import Artifact, open_artifact
 
     if load.plan is not None:
         torch.set_num_threads(load.plan.threads)
@@ -111,20 +101,11 @@ def _open(load: Load) -> _Subject:
         from workers.measure.variants import open_variant
 
         return _Forward(*open_variant(load))
-    assert isinstance(load, LoadArtifact), "there are three kinds"
-    return _Forward(*_open_artifact(load))
-
-
-def _open_artifact(load: LoadArtifact) -> tuple[Callable[[int], ForwardPass], Pixels, str]:
-    """The network, and pixels: what they are is all the same to its speed, as long as they are not all alike."""
-    import numpy as np
-
-    from workers.engines.artifact import Artifact, open_artifact
-
     engine = open_artifact(Artifact(info=load.info, data=Path(load.path).read_bytes()))
     crop_px = load.info.layout.crop_px
+    # What the pixels are is all the same to its speed, as long as they are not all alike.
     noise_NHWC = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, crop_px, crop_px, 3), np.uint8)
-    return lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name
+    return _Forward(lambda batch: (engine.predict, engine.buffer(batch)), noise_NHWC, load.info.name)
 
 
 class _Forward:
@@ -145,11 +126,12 @@ class _Forward:
             return
         predict, buffer = self._network(batch)
         buffer.interior_NHWC[:] = self._crops_NHWC.take(range(batch), axis=0, mode="wrap")
-        self._forwards[batch] = lambda: predict(buffer.full_NHWC)
+        self._forwards[batch] = partial(predict, buffer.full_NHWC)
         for _ in range(WARM_UP):
             self._forwards[batch]()
 
     def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; it has no stages."""
         rows = 0
         while rows == 0 or time.monotonic() < until:
             self._forwards[self._batch]()
@@ -165,7 +147,6 @@ class _WorkerLoop:
     """The bundle as a worker loads it, and a worker's own loop."""
 
     def __init__(self, load: LoadWorker) -> None:
-        self._predictor: Predictor
         self._load(load.spec)
         images = map_sample(load.sample)
         first = load.first % len(images)
@@ -186,6 +167,7 @@ class _WorkerLoop:
         self._predictor.score([self._block(batch)], batch)
 
     def score(self, until: float) -> tuple[int, Mapping[str, float]]:
+        """Rows scored until then, by time.monotonic, one batch at least; and seconds by stage."""
         room = self._predictor.room
         rows_a_call = room * max(1, ROWS_A_CALL // room)
         stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
@@ -209,7 +191,4 @@ class _WorkerLoop:
 
 
 if __name__ == "__main__":
-    connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
-    with suppress(EOFError, ConnectionError):
-        _serve(connection)
+    serve(_answer_requests)

@@ -1,39 +1,29 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Prepare by Ready and Score by Measured, again and again.
-Whatever goes wrong is answered by a `workers.outcomes.Failure`.
+A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again. Whatever
+goes wrong is answered by a `workers.outcomes.Failure`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
-from workers.contract import BundleRequest, ModelSpec, ThreadPlan, WorkerSpec
+from workers.contract import BundleRequest, ThreadPlan, WorkerSpec
 from workers.engines.artifact import ArtifactInfo
 
-EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED, BUNDLE = (
-    "eager",
-    "channels-last",
-    "int8-default",
-    "int8-fused",
-    "bundle",
-)
+EAGER, CHANNELS_LAST, INT8_DEFAULT = "eager", "channels-last", "int8-default"
+INT8_FUSED, BUNDLE = "int8-fused", "bundle"
 """Kinds of LoadVariant: the network as torch runs it in fp32 and in INT8, and the bundle's own artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """What to measure, and on which cores."""
-
-    plan: ThreadPlan | None
-    """None: wherever the kernel puts the process, with as many threads as torch takes by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadWorker(Load):
+class LoadWorker:
     """A worker's own loop, decoding included, over a sample of the input."""
 
+    plan: ThreadPlan
     spec: WorkerSpec
     sample: str
     """Path of the file that workers.measure.sample_file wrote."""
@@ -42,41 +32,42 @@ class LoadWorker(Load):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadArtifact(Load):
+class LoadArtifact:
     """The network alone, from a file, on random pixels."""
 
+    plan: ThreadPlan
     info: ArtifactInfo
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadVariant(Load):
+class LoadVariant:
     """The network alone, in one of the ways in which a person may run it, on photographs that are decoded already."""
 
+    plan: ThreadPlan | None
+    """None: wherever the kernel puts the process, with as many threads as torch takes by itself."""
     kind: str
     """EAGER, CHANNELS_LAST, INT8_DEFAULT, INT8_FUSED or BUNDLE."""
     worker: WorkerSpec
-    """As a worker of the job has it: where the bundle is, and which of its artifacts may be run."""
-    model: ModelSpec
+    """As a worker of the job has it: the model, where the bundle is, and which of its artifacts may be run."""
     images: str
     """Parquet file with a column `image` of encoded images that decode."""
 
 
-@dataclass(frozen=True)
-class Prepare:
-    """Make batches of this size ready. What that takes is not measured."""
-
-    batch: int
+Load: TypeAlias = LoadWorker | LoadArtifact | LoadVariant
+"""What to measure, and on which cores."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Score until then, by time.monotonic, which all processes of a machine share; one batch at least."""
+    """Score in batches of this size, one at least; or make them ready, which is not measured."""
 
-    until: float
+    batch: int
+    until: float | None = None
+    """By time.monotonic, which all processes of a machine share; None to make ready."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ready:
     """What was asked for is done."""
 
@@ -97,7 +88,7 @@ class Measured:
     stage_s: Mapping[str, float]
     """Of a worker's loop: seconds by stage, `decode` and `predict`; empty for a network alone."""
     peak_bytes: int
-    """Most resident memory; of a worker's loop since the last Prepare, which counts."""
+    """Most resident memory; of a worker's loop since batches were last made ready, which counts."""
     resident_bytes: int
     """Now."""
 
@@ -110,15 +101,20 @@ class Reference:
     """By row of the sample."""
     outputs: int
     labels: tuple[str, ...] | None
+    labelled: bool
+    """Whether the sample has true classes, by which all are judged then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network for workers.measure.compare_make: in fp32, bf16 and INT8; itself first, then pruned.
+    """A network to make candidates of: in fp32, bf16 and INT8; itself first, then pruned.
 
-    Answered by a Reference for the job's own network, by its candidates as they come, and by None at the end.
+    Given in place of a Load. Answered by a Reference for the job's own network, by its candidates as they come, and by
+    None at the end.
     """
 
+    name: str
+    """For a person."""
     request: BundleRequest
     """As for a bundle of it: model, gate, sample."""
     shares: tuple[float, ...]
@@ -128,7 +124,7 @@ class Network:
     """Where artifacts go, for the processes that measure them."""
     reference: Reference | None
     """None for the job's own network."""
-    save: str | None
+    save: Path | None
     """Folder for the pruned networks, or None."""
 
 
@@ -136,6 +132,11 @@ class Network:
 class CandidateFigures:
     """What is known of a candidate before its speed is."""
 
+    network: str
+    """For a person: `resnet50`, `resnet50 −25 %`."""  # noqa: RUF001
+    precision: str
+    artifact: str
+    """As in a bundle: `torch-int8/x86-vnni`."""
     right: int
     """Rows on which it is right, or, without labels, says what the job's own network says in fp32."""
     rows: int
@@ -145,28 +146,29 @@ class CandidateFigures:
     macs: int
     decode_s: float
     """CPU seconds to decode an image of the sample as the network wants it."""
+    overrides: tuple[str, ...]
+    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
+    own: bool = False
+    """The job's own network, as it is."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeCandidate(CandidateFigures):
+class MadeCandidate:
     """A candidate of a Network, not measured yet."""
 
-    share: float
-    """Of its MACs that were pruned; 0 for the network itself."""
-    info: ArtifactInfo
-    path: str
-    """Of the artifact."""
-    labelled: bool
-    classes: int
-    overrides: tuple[str, ...]
-    """`--set` values that make a pruned network that was saved the job's model; empty for others."""
+    figures: CandidateFigures
+    pruned: bool
+    load: LoadArtifact
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailedCandidate:
-    """A candidate that cannot be had."""
+class Unusable:
+    """A candidate that cannot be had, or cannot run here, and why."""
 
-    share: float
-    precision: str
-    """Empty for all of them."""
+    name: str = ""
+    """For a person, where whoever asked does not know it."""
     reason: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.measure.messages import Load, Measured, Prepare, Ready, Score
+from workers.measure.messages import Load, Measured, Ready, Score
 from workers.outcomes import Failure, FailureCode
 
 _POLL_S = 0.1
@@ -59,6 +60,7 @@ class Processes:
 
         Raises ProcessFailed when one of them does not come up.
         """
+        self.loads = loads
         self.batches: set[int] = set()
         """Sizes that they have run."""
         self.resident_bytes = 0
@@ -67,11 +69,9 @@ class Processes:
         self._check = check
         self._children: list[Child] = []
         try:
-            for load in loads:
-                child = Child("workers.measure.measure", memory_bytes, "measured", environment)
-                self._children.append(child)
-                child.put(load)
-            ready: list[Ready] = self._receive(limit_s)
+            for _ in loads:
+                self._children.append(Child("workers.measure.measure", memory_bytes, "measured", environment))
+            ready: list[Ready] = self._ask(loads, limit_s)
         except BaseException:
             self.end()
             raise
@@ -80,14 +80,14 @@ class Processes:
     def prepare(self, batch: int) -> int:
         """Make batches of this size ready; the most memory that one of them has taken. Raises ProcessFailed."""
         self.batches.add(batch)
-        ready: list[Ready] = self._ask(Prepare(batch), self._limit_s)
+        ready: list[Ready] = self._ask(repeat(Score(batch)), self._limit_s)
         return max(one.peak_bytes for one in ready)
 
     def measure(self, batch: int, seconds: float) -> list[Measured]:
         """Have all of them score in batches of this size for so long. Raises ProcessFailed."""
         self.prepare(batch)
         until = time.monotonic() + _START_TOGETHER_S + seconds
-        measured: list[Measured] = self._ask(Score(until), seconds + self._limit_s)
+        measured: list[Measured] = self._ask(repeat(Score(batch, until)), seconds + self._limit_s)
         self.resident_bytes = sum(one.resident_bytes for one in measured)
         return measured
 
@@ -96,10 +96,8 @@ class Processes:
             child.end()
         self._children = []
 
-    def _ask(self, message: object, limit_s: float) -> list[Any]:
-        for child in self._children:
+    def _ask(self, messages: Iterable[object], limit_s: float) -> list[Any]:
+        """A message to each of them, and what they answer."""
+        for child, message in zip(self._children, messages, strict=False):
             child.put(message)
-        return self._receive(limit_s)
-
-    def _receive(self, limit_s: float) -> list[Any]:
         return [receive(child, limit_s, self._check) for child in self._children]

@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
 from workers.pruned import metadata
 
-EXTRA = "stint[compare]"
 ROUND_TO = 8
 """Channels that are left are multiples of it, or of less in networks that are narrow: oneDNN's blocks are of 8 or 16,
 and a last one that is half empty is computed in full."""
@@ -48,34 +48,32 @@ class PruningError(ModelError):
     """The network cannot be pruned, or not so far."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruned:
-    model: LoadedModel
-    macs: int
-
-
 def macs_of(network: nn.Module, crop_px: int) -> int:
     """Multiplications with addition of convolutions and matrix products, for one image. Computes nothing."""
     ghost = copy.deepcopy(network).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty((1, 3, crop_px, crop_px), device="meta"))
-    flops: int = counter.get_total_flops()
-    return flops // 2
+    return int(counter.get_total_flops()) // 2
 
 
-def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> Iterator[Pruned | PruningError]:
-    """The network with at least each share of its MACs taken out, in ascending order; `model` stays as it is.
+def prune(
+    model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels
+) -> Iterator[tuple[float, LoadedModel | PruningError]]:
+    """Each share, in ascending order, with the network that has lost at least so much of its MACs; `model` stays as it
+    is.
 
     Statistics of batch normalisation are taken on uint8 crops N by crop by crop by 3. A share that cannot be had comes
-    as the error that says why. Raises PruningError where nothing can be pruned, or torch-pruning is not installed.
+    with the error that says why: all of them where torch-pruning is not installed.
     """
     crop_px = model.preprocess.crop_px
     whole = macs_of(model.module, crop_px)
     network = copy.deepcopy(model.module).requires_grad_(True)  # DepGraph follows gradients
-    pruner = _pruner(network, torch.zeros((2, 3, crop_px, crop_px)), model.outputs)
+    pruner: Any = None
     macs, steps, last = whole, 0, whole
     for share in sorted(shares):
         try:
+            if pruner is None:
+                pruner = _pruner(network, torch.zeros((2, 3, crop_px, crop_px)), model.outputs)
             while macs > (1 - share) * whole:
                 if steps == STEPS:
                     raise PruningError(f"only {1 - macs / whole:.0%} of its MACs can be pruned")
@@ -88,27 +86,28 @@ def prune(model: LoadedModel, shares: Sequence[float], crops_NHWC: Pixels) -> It
             left = copy.deepcopy(network).requires_grad_(False).eval()
             _recalibrate(left, model, crops_NHWC)
         except PruningError as error:
-            yield error
+            yield share, error
         except Exception as error:  # noqa: BLE001  (tracing and cutting run the model's own code, which may raise anything)
-            yield PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
+            yield share, PruningError(f"{model.name} cannot be pruned by {share:.0%} ({type(error).__name__}: {error})")
         else:
-            name = f"{model.name} pruned {share:.0%}"
-            yield Pruned(model=replace(model, name=name, module=left), macs=macs)
+            yield share, replace(model, name=f"{model.name} pruned {share:.0%}", module=left)
 
 
 def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise PruningError(f"pruning needs torch-pruning: pip install '{EXTRA}'") from error
+        raise PruningError("pruning needs torch-pruning: pip install 'stint[compare]'") from error
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-    heads = [
-        module
-        for module in network.modules()
-        if outputs in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
-        and isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
+    heads: list[nn.Module] = []
     try:
+        with ExitStack() as hooks, torch.no_grad():
+            for module in network.modules():
+                sizes = (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+                if isinstance(module, nn.Linear | nn.Conv2d) and outputs in sizes:
+                    hooks.enter_context(module.register_forward_hook(lambda called, _, __: heads.append(called)))
+            network(example_NCHW)
         return torch_pruning.pruner.BasePruner(
             network,
             example_NCHW,
@@ -118,30 +117,13 @@ def _pruner(network: nn.Module, example_NCHW: torch.Tensor, outputs: int) -> Any
             pruning_ratio=MOST_PRUNED,
             max_pruning_ratio=MOST_PRUNED,
             iterative_steps=STEPS,
-            ignored_layers=_last(network, example_NCHW, heads),
-            round_to=_round_to(network),
+            # Of layers with as many outputs as there are classes the one called last: its outputs are the classes.
+            ignored_layers=heads[-1:],
+            # The greatest power of two that is not above ROUND_TO and leaves the narrowest layer its steps.
+            round_to=1 << (max(1, min(ROUND_TO, narrowest // NARROWEST_PARTS)).bit_length() - 1),
         )
     except Exception as error:
         raise PruningError(f"its layers cannot be traced for pruning ({type(error).__name__}: {error})") from error
-
-
-def _round_to(network: nn.Module) -> int:
-    """The greatest power of two that is not above ROUND_TO and leaves the narrowest layer its steps."""
-    narrowest = min((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)), default=ROUND_TO)
-    return int(1 << (max(1, min(ROUND_TO, narrowest // NARROWEST_PARTS)).bit_length() - 1))
-
-
-def _last(network: nn.Module, example_NCHW: torch.Tensor, heads: Sequence[nn.Module]) -> list[nn.Module]:
-    """Of layers with as many outputs as there are classes the one called last: its outputs are the classes."""
-    called: list[nn.Module] = []
-    hooks = [head.register_forward_hook(lambda module, _, __: called.append(module)) for head in heads]
-    try:
-        with torch.no_grad():
-            network(example_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called[-1:]
 
 
 def _recalibrate(network: nn.Module, model: LoadedModel, crops_NHWC: Pixels) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow import feather
 
 from workers.contract import InputSpec, SampleSlice
 from workers.image.errors import BadImage
@@ -13,7 +14,6 @@ from workers.source.parquet_rows import binary_cells
 from workers.source.rows import ImageCell
 from workers.source.shard_reader import sample_cells
 
-_COLUMN = "image"
 _MOST_BYTES = 256 * 2**20
 """The sample is cut short where images are so large that it would hold more."""
 
@@ -32,12 +32,10 @@ def read_images(slices: Sequence[SampleSlice], how: InputSpec) -> list[bytes]:
 
 def write_sample(path: Path, images: Sequence[bytes]) -> None:
     """An Arrow file, which processes map without copying."""
-    table = pa.table({_COLUMN: pa.array(images, pa.large_binary())})
-    with pa.ipc.new_file(str(path), table.schema) as writer:
-        writer.write_table(table)
+    table = pa.table({"image": pa.array(images, pa.large_binary())})
+    feather.write_feather(table, str(path), compression="uncompressed")
 
 
 def map_sample(path: str) -> list[ImageCell]:
-    with pa.memory_map(path) as file:
-        column = pa.ipc.open_file(file).read_all().column(_COLUMN)
+    column = feather.read_table(path, memory_map=True).column("image")
     return [cell for chunk in column.chunks for cell in binary_cells(chunk)]

@@ -8,7 +8,7 @@ end with the process that holds them, however that one ends. Imports no torch: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,11 @@ from pathlib import Path
 from workers.bundle import bundle
 from workers.bundle.profiles import Candidate, HostKind
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
-from workers.engines.artifact import ArtifactInfo
 from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, malloc, memory
 from workers.host.cpu import isa_class
-from workers.measure.messages import LoadWorker, Measured
+from workers.measure.messages import LoadWorker, Measured, Unusable
 from workers.measure.processes import Processes, ProcessFailed
 from workers.measure.sample_file import read_images, write_sample
 from workers.outcomes import Failure
@@ -64,12 +63,16 @@ class Trialled:
     peak_bytes: int
     """Of the largest worker."""
 
-
-@dataclass(frozen=True)
-class Unusable:
-    """A candidate that cannot run here, and why."""
-
-    reason: str
+    @classmethod
+    def by(cls, workers: Sequence[Measured]) -> Trialled:
+        wall_s = sum(worker.wall_s for worker in workers)
+        return cls(
+            images_per_s=sum(worker.rows / worker.wall_s for worker in workers),
+            decode_share=sum(worker.stage_s["decode"] for worker in workers) / wall_s,
+            predict_share=sum(worker.stage_s["predict"] for worker in workers) / wall_s,
+            threads_busy=sum(worker.cpu_s for worker in workers) / wall_s,
+            peak_bytes=max(worker.peak_bytes for worker in workers),
+        )
 
 
 class TuneNode:
@@ -84,10 +87,6 @@ class TuneNode:
         """Those that did not come up, and why."""
         self._worker_bytes = 0
         """Most that a worker has taken so far."""
-        self._lease: cores.Lease
-        self._topology: cores.Topology
-        self._sample: Path
-        self._rows = 0
 
     def open(self) -> NodeFacts | Failure:
         """Lease every core of the node and read the sample."""
@@ -107,55 +106,50 @@ class TuneNode:
             self._rows = len(images)
             self._sample = Path(folder) / "sample.arrow"
             write_sample(self._sample, images)
-            engines = _engines((artifact.info for artifact in manifest.artifacts), spec)
-            return NodeFacts(host=HostKind.here(), engines=engines, rows=len(images))
+            # Those that the gate of this run refuses are none of its workers' engines.
+            allowed = [one.info for one in manifest.artifacts if not spec.artifacts or one.info.name in spec.artifacts]
+            isa, installed = isa_class(), installed_to_run()
+            best: dict[str, str] = {}
+            for info in ranked(
+                allowed, precision=spec.model.precision, isa=isa, installed=installed, engine=spec.engine
+            ):
+                best.setdefault(info.engine, info.name)
+            return NodeFacts(host=HostKind.here(), engines=tuple(best.values()), rows=len(images))
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             return classify(error)
 
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
         """Have a candidate's workers score for so long, all at once."""
-        bound_bytes = memory.bound_bytes(
-            self._request.spec.memory_bytes, replace(self._lease.plan, threads=candidate.threads)
-        )
+        plan = replace(self._lease.plan, threads=candidate.threads)
+        bound_bytes = memory.bound_bytes(self._request.spec.memory_bytes, plan)
         room = memory.node_bytes() * memory.NODE_SHARE
         if bound_bytes * candidate.workers > room * 1.001:  # the spec gives workers more than their cores' share
             return Unusable(
-                f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
+                reason=f"{candidate.workers} workers that may take {bound_bytes / 2**30:.2f} GiB each (workers.memory) "
                 f"do not fit the node's {room / 2**30:.2f} GiB"
             )
         key = replace(candidate, batch=0)
-        for fresh in (False, True):
+        while True:
             try:
                 processes = self._started(key, bound_bytes, room)
             except ProcessFailed as failed:
-                return Unusable(str(failed))
+                return Unusable(reason=str(failed))
             alone = processes.batches <= {candidate.batch}
             try:
-                return self._trialled(processes.measure(candidate.batch, slice_s))
+                trialled = Trialled.by(processes.measure(candidate.batch, slice_s))
+                self._worker_bytes = max(self._worker_bytes, trialled.peak_bytes)
+                return trialled
             except ProcessFailed as failed:
                 self._processes.pop(key).end()
-                # What other batches left behind in its process may have been too much, not this one.
-                if alone or fresh or not failed.died:
-                    return Unusable(str(failed))
-        raise AssertionError("a fresh process has run one batch size only")
+                # What other batches left behind in its process may have been too much, not this one: once more, afresh.
+                if alone or not failed.died:
+                    return Unusable(reason=str(failed))
 
     def close(self) -> None:
         for processes in self._processes.values():
             processes.end()
         self._processes.clear()
         self._resources.close()
-
-    def _trialled(self, workers: list[Measured]) -> Trialled:
-        peak_bytes = max(worker.peak_bytes for worker in workers)
-        self._worker_bytes = max(self._worker_bytes, peak_bytes)
-        wall_s = sum(worker.wall_s for worker in workers)
-        return Trialled(
-            images_per_s=sum(worker.rows / worker.wall_s for worker in workers),
-            decode_share=sum(worker.stage_s["decode"] for worker in workers) / wall_s,
-            predict_share=sum(worker.stage_s["predict"] for worker in workers) / wall_s,
-            threads_busy=sum(worker.cpu_s for worker in workers) / wall_s,
-            peak_bytes=peak_bytes,
-        )
 
     def _started(self, candidate: Candidate, bound_bytes: int, room: float) -> Processes:
         """The candidate's workers; those that have not run for longest make room for them. Raises ProcessFailed."""
@@ -169,17 +163,12 @@ class TuneNode:
             # In single images at first: that it can be loaded is one thing, what a batch takes of memory another.
             spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
             plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
-            firsts = [number * self._rows // candidate.workers for number in range(candidate.workers)]
+            loads = [
+                LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=n * self._rows // candidate.workers)
+                for n, plan in enumerate(plans)
+            ]
             try:
-                processes = Processes(
-                    [
-                        LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=first)
-                        for plan, first in zip(plans, firsts, strict=True)
-                    ],
-                    bound_bytes,
-                    limit_s=LIMIT_S,
-                    environment=malloc.variables(),
-                )
+                processes = Processes(loads, bound_bytes, limit_s=LIMIT_S, environment=malloc.variables())
             except ProcessFailed as failed:
                 self._failed[candidate] = str(failed)
                 raise
@@ -199,18 +188,3 @@ def shares(whole: ThreadPlan, topology: cores.Topology, width: int, workers: int
         free = [slot for slot in free if slot not in chosen]
         plans.append(replace(whole, threads=width, cpus=chosen if pin else (), slots=chosen))
     return plans
-
-
-def _engines(artifacts: Iterable[ArtifactInfo], spec: WorkerSpec) -> tuple[str, ...]:
-    """The best artifact of every engine that runs here, the one that the rule takes first before the others.
-
-    Those that the gate of this run refuses are none of its workers' engines.
-    """
-    allowed = [info for info in artifacts if not spec.artifacts or info.name in spec.artifacts]
-    fit = ranked(
-        allowed, precision=spec.model.precision, isa=isa_class(), installed=installed_to_run(), engine=spec.engine
-    )
-    best: dict[str, str] = {}
-    for info in fit:
-        best.setdefault(info.engine, info.name)
-    return tuple(best.values())

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from workers.bundle.bundle import read_manifest
 from workers.contract import Preprocess
@@ -27,9 +28,6 @@ from workers.model.load import load_model
 from workers.score.loading import load_best
 from workers.storage.filesystems import read_url
 from workers.storage.store import open_store
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ForwardPass: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
 """What predicts the pixels of a full buffer, and such a buffer."""
@@ -47,14 +45,17 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     manifest = read_manifest(store, worker.bundle)
     if manifest is None:
         raise ValueError(f"no bundle {worker.bundle} in {worker.output.uri}")
-    crops_NHWC = _crops(load.images, manifest.preprocess)
+    how = manifest.preprocess
+    cells = pq.ParquetFile(Path(load.images)).read_row_group(0, columns=["image"]).column(0)[:DISTINCT_IMAGES]
+    crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)
+    for cell, crop_HWC in zip(cells.to_pylist(), crops_NHWC, strict=True):
+        decode_into(cell, how, crop_HWC)
     if load.kind != BUNDLE:
         with deprecations_silenced(), torch.no_grad():
-            predict = _float_or_int8(load, manifest.preprocess, crops_NHWC)
-        shape = crops_NHWC.shape[1:]
+            predict = _float_or_int8(load, how, crops_NHWC)
 
         def plain(batch: int) -> ForwardPass:
-            pixels_NHWC = np.empty((batch, *shape), np.uint8)
+            pixels_NHWC = np.empty((batch, *crops_NHWC.shape[1:]), np.uint8)
             return predict, Buffer(full_NHWC=pixels_NHWC, interior_NHWC=pixels_NHWC)
 
         return plain, crops_NHWC, load.kind
@@ -70,18 +71,9 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     return bundled, crops_NHWC, first.info.name
 
 
-def _crops(images: str, how: Preprocess) -> Pixels:
-    column = pq.ParquetFile(Path(images)).read_row_group(0, columns=["image"]).column(0)
-    cells = [cell.as_py() for cell in column[:DISTINCT_IMAGES]]
-    crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)
-    for cell, crop_HWC in zip(cells, crops_NHWC, strict=True):
-        decode_into(cell, how, crop_HWC)
-    return crops_NHWC
-
-
 def _float_or_int8(load: LoadVariant, how: Preprocess, crops_NHWC: Pixels) -> Callable[[Pixels], Logits]:
     # torch.hub keeps what it has downloaded, and weights from URLs are read again: once a variant.
-    network = load_model(load.model, read_url).module
+    network = load_model(load.worker.model, read_url).module
     mean = torch.tensor(how.mean).view(1, 3, 1, 1)
     std = torch.tensor(how.std).view(1, 3, 1, 1)
     channels_last = load.kind != EAGER

@@ -31,6 +31,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.arguments import parser
 from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.launch import job_server
 from jobs.launch import package as upload
@@ -294,18 +295,15 @@ def project(tmp_path: Path, digits: Digits) -> Path:
     return root
 
 
-def prepared(root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str, ...] = ()) -> Any:
+def prepared(
+    root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str, ...] = (), working_dir: Path | None = None
+) -> tuple[Submission, list[str]]:
+    sets = [f"--set={override}" for override in overrides]
+    named = [f"--working-dir={working_dir or root}", "--address=http://head:8265", f"--as-of={NIGHT}"]
+    variables = [f"--env={variable}" for variable in env]
     messages: list[str] = []
-    submission = prepare_submission(
-        str(root / spec),
-        overrides,
-        NIGHT,
-        working_dir=str(root),
-        env=env,
-        address="http://head:8265",
-        say=messages.append,
-    )
-    return submission, messages
+    arguments = parser().parse_args(["submit", str(root / spec), *sets, *named, *variables])
+    return prepare_submission(arguments, messages.append), messages
 
 
 def test_what_is_submitted_counts_from_the_working_directory(project: Path) -> None:
@@ -326,9 +324,7 @@ def test_a_working_directory_may_be_named_by_a_link(project: Path) -> None:
     link = project.parent / "current"
     link.symlink_to(project)
     for working_dir, spec in ((link, project), (project, link)):
-        submission = prepare_submission(
-            str(spec / "job.yaml"), (), NIGHT, working_dir=str(working_dir), env=(), address="http://h:8265", say=print
-        )
+        submission, _ = prepared(spec, working_dir=working_dir)
         assert submission.job.spec == "job.yaml"
 
 

@@ -21,10 +21,10 @@ from jobs.measure.frontier import (
     recommended,
     wilson,
 )
-from workers.contract import ModelSpec
+from workers.contract import ModelSpec, ThreadPlan
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
-from workers.measure.messages import MadeCandidate
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate
 
 OWN = Weighed(
     network="own", precision="fp32", artifact="torch-float/fp32", right=90, rows=100, rate=10.0, spread=0.01,
@@ -142,14 +142,16 @@ def test_overrides_are_what_differs_from_the_spec() -> None:
         engine="torch-float", precision="bf16", isa=None, layout=InputLayout(crop_px=32), input_mode="normalized",
         recipe="float", backend=None,
     )  # fmt: skip
-    made = MadeCandidate(
-        share=0.0, info=info, path="", size_bytes=1, right=1, rows=1, labelled=True, refused="", classes=4, macs=1,
-        decode_s=0.1, overrides=(),
+    figures = CandidateFigures(
+        network="big", precision="bf16", artifact=info.name, right=1, rows=1, size_bytes=1, macs=1, decode_s=0.1,
+        overrides=(),
     )  # fmt: skip
-    given = ModelSpec(arch=SPEC.arch, weights=SPEC.weights, engine="torch-int8")
-    assert overrides(given, SPEC, SPEC, made) == ("model.precision=bf16", "model.engine=auto")
+    plan = ThreadPlan(threads=1, cpus=(), slots=(), budget=1, threads_per_core=1)
+    made = MadeCandidate(figures=figures, pruned=False, load=LoadArtifact(plan=plan, info=info, path=""))
+    given = replace(SPEC, engine="torch-int8")
+    assert overrides(given, SPEC, made) == ("model.precision=bf16", "model.engine=auto")
     other = candidate_model(SPEC, "torchvision/resnet18", "DEFAULT")
-    assert overrides(given, SPEC, other, made)[:3] == (
+    assert overrides(given, other, made)[:3] == (
         "model.arch=torchvision/resnet18", "model.weights=DEFAULT", "model.args={}",
     )  # fmt: skip
-    assert overrides(given, SPEC, SPEC, replace(made, share=0.1)) == ()
+    assert overrides(given, SPEC, replace(made, pruned=True)) == ()

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,10 @@ from jobs.measure.halving import (
     survivors,
     without_drift,
 )
-from workers.measure.tune_node import Unusable
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled
+
+TRIAL = Trialled(images_per_s=0, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
 
 
 class Machine:
@@ -42,13 +46,13 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def measure(self, name: str, slice_s: float) -> float | Unusable:
+    def measure(self, name: str, slice_s: float) -> Trialled | Unusable:
         if name in self.out:
-            return Unusable(self.out[name])
+            return Unusable(reason=self.out[name])
         self.slices.append((name, slice_s))
         rate = self.rates[name] * self._drift(self.now) * math.exp(self._random.gauss(0, self._noise))
         self.now += slice_s
-        return rate
+        return replace(TRIAL, images_per_s=rate)
 
     def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Arm[str]]:
         return halve(list(self.rates), self.measure, seconds=seconds, clock=self.clock, keep=keep)
@@ -124,7 +128,7 @@ def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared
     machine = Machine(named(100))
     started: set[str] = set()
 
-    def measure(name: str, slice_s: float) -> float | Unusable:
+    def measure(name: str, slice_s: float) -> Trialled | Unusable:
         if name not in started:
             started.add(name)
             machine.now += 5  # 100 of them do not fit
@@ -145,7 +149,7 @@ def test_a_round_that_nobody_finished_does_not_count() -> None:
     machine = Machine(named(8))
     slow = machine.measure
 
-    def measure(name: str, slice_s: float) -> float | Unusable:
+    def measure(name: str, slice_s: float) -> Trialled | Unusable:
         outcome = slow(name, slice_s)
         if len(machine.slices) > 8 * TURNS + 1:  # from the second slice of the second round on
             machine.now += 1000

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.measure.rates import LadderStep, climb, ladder_table, ratio, steady_rate
+from jobs.measure.rates import Step, climb, ladder_table, ratio, steady_rate
 from tests.benchmarks.peers.scoring import steady_rate_of
 
 
-def step(name: str, cores: int = 1) -> LadderStep:
-    return LadderStep(name=name, change="something", cores=cores)
+def step(name: str, cores: int = 1) -> Step:
+    return name, "something", cores
 
 
 def test_the_ratio_is_the_median_of_the_turns_and_not_that_of_two_medians() -> None:

@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from jobs.arguments import parser
+from jobs.cli import main
+from jobs.console import Console
 from jobs.errors import SpecError
 from jobs.measure.halving import _BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
-from jobs.measure.tune import NOT_REACHED, Tuning, explain_choice, profile_rows, tuning_table
+from jobs.measure.tune import NOT_REACHED, command, explain_choice, profile_row, tuning_table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
-from jobs.pool.local import LocalCluster
 from jobs.spec.days import today
 from jobs.spec.load import load_spec
 from tests.support.digits_job import PYTHON, ROOT, Digits, stint
@@ -30,7 +31,8 @@ from tests.support.ray_heads import await_true
 from workers.bundle.profiles import Candidate, HostKind, read_profile, store_profile
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
-from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, Unusable, shares
+from workers.measure.messages import Unusable
+from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
@@ -101,22 +103,21 @@ TRIAL = Trialled(images_per_s=1, decode_share=0.1, predict_share=0.9, threads_bu
 
 def standing(candidate: Candidate, rate: float, **more: Any) -> Arm[Candidate]:
     slices = [0.99 * rate, 1.01 * rate]
-    return Arm(candidate, **{"steady": slices, "rounds": 2, **more})
+    return Arm(candidate, **{"steady": slices, "rounds": 2, "trial": TRIAL, "peak_bytes": 5 * 2**20, **more})
 
 
 def test_the_choice_is_explained_against_the_rule_and_against_what_was_faster_by_noise() -> None:
-    won = explain_choice(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100), {A: TRIAL})
+    won = explain_choice(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100))
     assert "scores 110 img/s (±1.4%)" in won
     assert f"1.10 × the 100 of the rule's {B}" in won  # noqa: RUF001
     assert "Bound by the network: 90%" in won
     simple, fast = standing(A, 100), standing(C, 100.5)
-    tied = explain_choice(Choice(simple, fast, (simple, fast)), simple, {A: TRIAL})
+    tied = explain_choice(Choice(simple, fast, (simple, fast)), simple)
     assert "is what the rule takes" in tied
     assert f"{C} measured +0.5%" in tied
     assert "the simpler one is taken" in tied
-    assert "something else ran here" in explain_choice(
-        Choice(simple, simple, ()), simple, {A: replace(TRIAL, threads_busy=0.5)}
-    )
+    starved = standing(A, 100, trial=replace(TRIAL, threads_busy=0.5))
+    assert "something else ran here" in explain_choice(Choice(starved, starved, ()), starved)
 
 
 def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> None:
@@ -124,8 +125,7 @@ def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> N
     out = [Arm(replace(A, batch=64), out="a worker took more than 0.10 GiB of memory")]
     unseen = [Arm(replace(A, batch=32))]
     standings = [standing(A, 110), *more, standing(B, 40, rounds=1), *out, *unseen]
-    trials = {s.candidate: TRIAL for s in standings[:-2]}
-    made = profile_rows(standings, trials, dict.fromkeys(trials, 5 * 2**20))
+    made = [profile_row(arm) for arm in standings]
     lines = tuning_table(made, A, B)
     assert [row.out for row in made][-2:] == [out[0].out, NOT_REACHED]
     assert lines[1].split() == [INT8, "2", "×", "1", "8", "110.0", "1.4", "55.0", "5", "2", "chosen"]  # noqa: RUF001
@@ -300,12 +300,12 @@ def test_processes_of_candidates_end_with_the_command_and_nothing_is_stored(
     job: str, number: signal.Signals, code: int
 ) -> None:
     before = stored(job)
-    command = subprocess.Popen(
+    process = subprocess.Popen(
         [PYTHON, "-m", "jobs", "tune", job, "--minutes", "5"], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    children: list[int] = await_true(lambda: children_of(command.pid), "processes of a candidate")
-    os.kill(command.pid, number)
-    assert command.wait(30) == code
+    children: list[int] = await_true(lambda: children_of(process.pid), "processes of a candidate")
+    os.kill(process.pid, number)
+    assert process.wait(30) == code
     await_true(lambda: all(map(gone, children)), "the end of the processes")
     assert stored(job) == before
 
@@ -322,23 +322,14 @@ def test_a_node_whose_cores_others_hold_is_not_tuned(job: str) -> None:
 
 
 def test_a_gpu_is_not_tuned(job: str) -> None:
-    gpu = ("model.device=cuda", "model.precision=bf16", "model.engine=auto")
+    gpu = ("--set=model.device=cuda", "--set=model.precision=bf16", "--set=model.engine=auto")
     with pytest.raises(SpecError, match=r"model\.device"):
-        Tuning(
-            job=Job.open(load_spec(job, gpu), today("UTC")),
-            connect=LocalCluster,
-            nodes=None,
-            seconds=1,
-            interrupted=lambda: False,
-            say=print,
-        ).complete()
+        command(parser().parse_args(["tune", job, *gpu]), Console(main))
 
 
-@pytest.mark.parametrize("command", ["tune", "bench"])
+@pytest.mark.parametrize("name", ["tune", "bench"])
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
-def test_a_time_that_is_none_is_a_mistake_of_usage(
-    command: str, minutes: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_time_that_is_none_is_a_mistake_of_usage(name: str, minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parser().parse_args([command, "job.yaml", "--minutes", minutes])
+        parser().parse_args([name, "job.yaml", "--minutes", minutes])
     assert "--minutes" in capsys.readouterr().err
