@@ -63,7 +63,8 @@ class _Candidates:
 
     def __init__(self, network: Network) -> None:
         from workers.build.sample import read_sample, split_rows
-        from workers.isolation.sample_decoder import SampleDecoder, decode_crop
+        from workers.image.resize import decode_crop
+        from workers.isolation.sample_decoder import SampleDecoder
         from workers.model.load import load_model
         from workers.storage.filesystems import read_url
 
@@ -74,22 +75,13 @@ class _Candidates:
         if self.reference is not None:
             self._check_classes(self.reference)
         with closing(SampleDecoder(memory.bound_bytes(request.memory_bytes, network.plan))) as decoder:
-            sample = read_sample(
-                request.sample,
-                request.input,
-                decoder.decode,
-                model.preprocess,
-                labels_column=request.gate.labels_column,
-                class_names=model.labels,
-                classes=model.outputs,
-                seed=request.model.calibration.seed,
-            )
+            sample = read_sample(request, model, decoder.decode)
         calibrating, comparing = split_rows(len(sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
         self._has_labels = self._labels is not None and bool((self._labels >= 0).any())
-        self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
+        self._rows = [f"{row.uri}#{row.row_group}#{row.row}" for row in sample.rows[comparing]]
         images = sample.encoded[:DECODED]
         took_s = []
         for _ in range(2):
@@ -125,14 +117,14 @@ class _Candidates:
     def _in_each_precision(
         self, model: LoadedModel, share: float, macs: int, overrides: tuple[str, ...]
     ) -> Iterator[MadeCandidate | FailedCandidate | Reference]:
-        from workers.build.artifacts import ArtifactBuilder
+        from workers.build.artifacts import build_artifact
         from workers.bundle import gate
         from workers.bundle.accuracy import compare_logits
-        from workers.engines.artifact import open_artifact
+        from workers.engines.artifact import WantedArtifact, open_artifact
         from workers.engines.base import score_crops
-        from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
+        from workers.engines.choice import installed_to_make, wanted_engines
         from workers.host.cpu import isa_class
-        from workers.quantize.quantizer import float_artifact
+        from workers.quantize.quantizer import Quantizer, float_artifact
 
         request = self._network.request
         try:
@@ -156,14 +148,14 @@ class _Candidates:
         def accepts(artifact: Artifact) -> bool:
             return gate.decide(judged(artifact), request.gate, request.model.task).passed
 
-        builder = ArtifactBuilder(model, self._calibration_NHWC, accepts, request, fp32)
+        quantizer = Quantizer(model, self._calibration_NHWC)
         for precision in PRECISIONS:
             try:
                 wanted = WantedArtifact(engine="torch-float", precision=precision, isa=None)
                 if precision == "int8":
                     # The one that a worker would take here; another instruction set's is of no use for figures.
                     wanted = wanted_engines("int8", request.model.engine, isa_class(), installed_to_make())[0]
-                artifact = builder.build(wanted)
+                artifact = build_artifact(wanted, quantizer, fp32, request, accepts)
                 verdict = gate.decide(judged(artifact), request.gate, request.model.task)
                 right, rows = self._right(scored[id(artifact)][1])
             except MemoryError:
