@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from workers import logs
 from workers.bundle import bundle, gate
 from workers.bundle.gate import Judged
-from workers.bundle.manifest import CalibrationSample, Manifest, RowRef
+from workers.bundle.manifest import CalibrationSample, Manifest
 from workers.contract import BundleRequest, ThreadPlan
 from workers.host import cores, memory
 from workers.outcomes import BundleOutcome, Failure
@@ -29,7 +29,7 @@ from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     from workers.build.sample import Sample
-    from workers.contract import Preprocess
+    from workers.model.load import LoadedModel
 
 
 class Maker:
@@ -39,14 +39,14 @@ class Maker:
         if request.pin:  # a process of its own
             logs.keep_clean()
         self._request = request
-        self._began = time.perf_counter()
         self._plan: ThreadPlan
 
     def make(self) -> BundleOutcome | Failure:
         """Write the bundle if it is missing and the gate lets it pass."""
+        began = time.perf_counter()
         try:
             with ExitStack() as held:
-                return self._make(held)
+                return replace(self._make(held), seconds=time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
@@ -71,27 +71,27 @@ class Maker:
         if manifest is None:
             return self._new(store, held)
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
-        return self._judged_again(manifest, store, held)
+        if lacks_labels(judged := judged_in(manifest), request):
+            return self._judged_again(manifest, judged, store, held)
+        return outcome_of(judged, request)
 
     def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
         from workers.build.artifacts import make_artifacts
         from workers.host.cpu import isa_class
-        from workers.image.resize import decode_into
         from workers.model.load import load_model
-        from workers.model.names import RECIPE
 
         request, spec = self._request, self._request.model
         model = load_model(spec, read_url)
-        sample = self._sample(model.preprocess, model.labels, model.outputs, held)
+        sample = self._sample(model, held)
         contents = make_artifacts(model, sample, request, isa_class())
-        if not contents.passed:
-            return self._outcome(contents.judged, created=False, notes=contents.failures, left_out=sample.left_out)
+        if not contents.artifacts:
+            return outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
         calibration = None
         if spec.precision == "int8":
             calibration = CalibrationSample(
                 seed=spec.calibration.seed,
                 size=spec.calibration.rows,
-                rows=tuple(RowRef(uri=u, row_group=g, row=r) for u, g, r in sample.rows[contents.calibrated_on]),
+                rows=sample.rows[contents.calibrated_on],
                 bad_rows=sample.bad_rows,
             )
         manifest = bundle.write_bundle(
@@ -100,66 +100,51 @@ class Maker:
             spec=spec,
             model=model,
             artifacts=contents.artifacts,
-            recipe=RECIPE if spec.precision == "int8" else spec.precision,
-            versions=contents.versions,
             calibration=calibration,
             golden_images=sample.encoded,
-            decode_into=decode_into,
             notes=(*contents.notes, *(f"left out of the sample: {row}" for row in sample.left_out)),
         )
         # Another run may have written first; then its artifacts are the ones that ship, and the ones to judge.
         ours = {artifact.info.name: report for artifact, report in contents.artifacts}
-        if {a.info.name: a.accuracy for a in manifest.artifacts} == ours:
-            return self._outcome(contents.judged, created=True, notes=contents.failures, left_out=sample.left_out)
-        return self._outcome(judged_in(manifest), created=False, left_out=sample.left_out)
+        if {a.info.name: a.accuracy for a in manifest.artifacts} != ours:
+            return outcome_of(judged_in(manifest), request, left_out=sample.left_out)
+        outcome = outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
+        return replace(outcome, created=True)
 
-    def _judged_again(self, manifest: Manifest, store: Store, held: ExitStack) -> BundleOutcome:
-        """By the bundle's own reports; measured anew on tonight's sample if labels are asked for and they have none."""
-        from workers.bundle.accuracy import compare_logits
-        from workers.engines.base import score_crops
-        from workers.engines.choice import installed_to_run, is_asked_for, unfit
+    def _judged_again(
+        self, manifest: Manifest, judged: Sequence[Judged], store: Store, held: ExitStack
+    ) -> BundleOutcome:
+        """The bundle's artifacts, measured anew on tonight's sample, which has the labels that their reports lack."""
+        from workers.build.artifacts import Judge
+        from workers.engines.choice import installed_to_run, unfit
         from workers.host.cpu import isa_class
 
-        judged, request = judged_in(manifest), self._request
-        if not lacks_labels(judged, request):
-            return self._outcome(judged, created=False)
-        sample = self._sample(manifest.preprocess, manifest.labels, manifest.outputs, held)
-        fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
-        reference_NK = score_crops(fp32, sample.reference_NHWC, request.batch)
-        isa, installed = isa_class(), installed_to_run()
+        request = self._request
+        sample = self._sample(manifest, held)
         # The same seed draws the same rows from the same input: a report that called them others would flatter.
-        calibration = manifest.calibration
-        calibrated_on = {(row.uri, row.row_group, row.row) for row in calibration.rows} if calibration else set()
+        calibrated_on = set(manifest.calibration.rows if manifest.calibration else ())
+        fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
+        rows = {
+            "calibration_rows": judged[0].report.calibration_rows,
+            "shared_rows": sum(row in calibrated_on for row in sample.rows),
+        }
+        judge = Judge(fp32, sample, slice(None), request, **rows)
+        isa, installed = isa_class(), installed_to_run()
         measured: list[Judged] = []
         not_here: list[str] = []
         for before in judged:
-            artifact = manifest.artifact(before.name)
-            assert artifact is not None, "it is where the report comes from"
-            reason = unfit(artifact.info, isa=isa, installed=installed)
-            if reason is None and not is_asked_for(artifact.info, request.model.engine):
-                reason = f"is not what model.engine: {request.model.engine} names"
+            name = before.info.name
+            reason = unfit(before.info, isa=isa, installed=installed, engine=request.model.engine)
             if reason is not None:
-                not_here.append(f"{before.name} is left alone, because it cannot be judged on this node: it {reason}")
+                not_here.append(f"{name} is left alone, because it cannot be judged on this node: it {reason}")
                 continue
-            engine = bundle.load_engine(store, manifest, before.name)
-            logits_NK = score_crops(engine, sample.crops_NHWC, request.batch)
-            report = replace(
-                compare_logits(reference_NK, logits_NK, sample.labels, task=request.model.task),
-                calibration_rows=before.report.calibration_rows,
-                calibration_bad_rows=sample.bad_rows,
-                shared_rows=sum(row in calibrated_on for row in sample.rows),
-            )
-            measured.append(replace(before, report=report))
+            engine = bundle.load_engine(store, manifest, name)
+            measured.append(replace(before, report=judge.measured(engine)))
         if not measured:
             raise bundle.BundleRefused("\n".join(not_here), code="wrong_isa")
-        return self._outcome(measured, created=False, notes=not_here, left_out=sample.left_out)
+        return outcome_of(measured, request, notes=not_here, left_out=sample.left_out)
 
-    def _outcome(
-        self, judged: Sequence[Judged], *, created: bool, notes: Sequence[str] = (), left_out: tuple[str, ...] = ()
-    ) -> BundleOutcome:
-        return outcome_of(judged, self._request, created=created, began=self._began, notes=notes, left_out=left_out)
-
-    def _sample(self, preprocess: Preprocess, labels: tuple[str, ...] | None, classes: int, held: ExitStack) -> Sample:
+    def _sample(self, network: LoadedModel | Manifest, held: ExitStack) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
         from workers.build.sample import read_sample
         from workers.isolation.sample_decoder import SampleDecoder
@@ -170,16 +155,7 @@ class Maker:
             memory.check_room(most_bytes)
             held.callback(memory.Guard(os.getpid(), most_bytes).close)
         with closing(SampleDecoder(worker_bytes(request, self._plan))) as decoder:
-            return read_sample(
-                request.sample,
-                request.input,
-                decoder.decode,
-                preprocess,
-                labels_column=request.gate.labels_column,
-                class_names=labels,
-                classes=classes,
-                seed=request.model.calibration.seed,
-            )
+            return read_sample(request, network, decoder.decode)
 
 
 def maker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
@@ -197,11 +173,7 @@ def worker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
 
 def judged_in(manifest: Manifest) -> list[Judged]:
     """The artifacts of a bundle that have a report, the preferred one first."""
-    return [
-        Judged(name=a.info.name, report=a.accuracy, float_layers=a.info.float_layers)
-        for a in manifest.artifacts
-        if a.accuracy is not None
-    ]
+    return [Judged(info=a.info, report=a.accuracy) for a in manifest.artifacts if a.accuracy is not None]
 
 
 def lacks_labels(judged: Sequence[Judged], request: BundleRequest) -> bool:
@@ -210,25 +182,22 @@ def lacks_labels(judged: Sequence[Judged], request: BundleRequest) -> bool:
 
 
 def outcome_of(
-    judged: Sequence[Judged],
-    request: BundleRequest,
-    *,
-    created: bool,
-    began: float,
-    notes: Sequence[str] = (),
-    left_out: tuple[str, ...] = (),
+    judged: Sequence[Judged], request: BundleRequest, *, notes: Sequence[str] = (), left_out: tuple[str, ...] = ()
 ) -> BundleOutcome:
-    """Judge artifacts by the gate of now: a bundle passes with any of them. One in fp32 may have none, and passes."""
+    """Judge artifacts by the gate of now: a bundle passes with any of them. One in fp32 may have none, and passes.
+
+    It counts as one that was there already, judged in no time: whoever made it says otherwise.
+    """
     task = request.model.task
     passed = [one for one in judged if gate.decide(one.report, request.gate, task).passed]
     preferred = next(iter(passed or judged), None)
     return BundleOutcome(
         fingerprint=request.fingerprint,
         passed=bool(passed) or not judged,
-        created=created,
+        created=False,
         table=gate.format_table(judged, request.gate, task, notes) if judged else "",
-        report={} if preferred is None else {"artifact": preferred.name, **asdict(preferred.report)},
-        seconds=time.perf_counter() - began,
-        artifacts=tuple(one.name for one in passed),
+        report={} if preferred is None else {"artifact": preferred.info.name, **asdict(preferred.report)},
+        seconds=0.0,
+        artifacts=tuple(one.info.name for one in passed),
         left_out=left_out,
     )

@@ -64,7 +64,7 @@ def _existing(store: Store, request: BundleRequest) -> BundleOutcome | None:
     manifest = read_manifest(store, request.fingerprint)
     if manifest is None or lacks_labels(judged := judged_in(manifest), request):
         return None
-    return outcome_of(judged, request, created=False, began=time.perf_counter())
+    return outcome_of(judged, request)
 
 
 def _make(

@@ -50,9 +50,7 @@ from workers.model.names import ModelError
 from workers.model.preprocess import IMAGENET
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.quantizer import float_artifact
-from workers.quantize.with_onnx import quantize_onnx
-from workers.quantize.with_openvino import quantize_openvino
-from workers.quantize.with_pt2e import quantize_pt2e
+from workers.quantize.runtime import make_int8
 
 CALIBRATION_ROWS = 32
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
@@ -108,9 +106,9 @@ def artifacts(model: LoadedModel, pictures_NHWC: Pixels, batch: int) -> dict[str
 
     makers: dict[str, Callable[[], Artifact]] = {
         "torch-int8": torch_int8,
-        "torch-pt2e": lambda: quantize_pt2e(model, pictures_NHWC, isa, batch),
-        "openvino": lambda: quantize_openvino(model, pictures_NHWC, isa),
-        "onnxruntime": lambda: quantize_onnx(model, pictures_NHWC, isa),
+        "torch-pt2e": lambda: make_int8("torch-pt2e", model, pictures_NHWC, isa, batch),
+        "openvino": lambda: make_int8("openvino", model, pictures_NHWC, isa, batch),
+        "onnxruntime": lambda: make_int8("onnxruntime", model, pictures_NHWC, isa, batch),
     }
     made: dict[str, Artifact] = {}
     for name, make in makers.items():
@@ -232,7 +230,7 @@ def sweep(arch: str, side_px: int, rounds: int) -> None:
         candidates = []
         for batch in SWEEP:
             compiled_in = name == "torch-pt2e"
-            artifact = quantize_pt2e(model, pictures_NHWC, isa_class(), batch) if compiled_in else made[name]
+            artifact = make_int8("torch-pt2e", model, pictures_NHWC, isa_class(), batch) if compiled_in else made[name]
             candidates.append(engine_candidate(str(batch), open_artifact(artifact), pictures_NHWC, batch))
         rates = in_turns(candidates, rounds)
         table[name] = {batch: statistics.median(rates[str(batch)]) for batch in SWEEP}

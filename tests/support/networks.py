@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.weights import stored
 from workers.bundle.accuracy import AccuracyReport, compare_logits
-from workers.contract import Preprocess
+from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec, Preprocess, SampleSlice
 from workers.digits import DIGITS, digits_cnn
 from workers.engines.artifact import Artifact, open_artifact
 from workers.engines.base import Engine, Pixels, score_crops
@@ -152,6 +152,19 @@ def loaded(
         preprocess=preprocess,
         labels=labels,
         outputs=outputs,
+    )
+
+
+def sample_request(slices: Sequence[SampleSlice], how: InputSpec, labels_column: str | None = None) -> BundleRequest:
+    """For a bundle that is made of these rows."""
+    return BundleRequest(
+        fingerprint="",
+        model=ModelSpec(arch="tests:network"),
+        gate=GateSpec(labels_column=labels_column),
+        input=how,
+        sample=tuple(slices),
+        output=OutputSpec(uri=""),
+        batch=4,
     )
 
 

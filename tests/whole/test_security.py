@@ -37,7 +37,6 @@ from workers.bundle.manifest import Manifest, StoredObject
 from workers.contract import ModelSpec
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
-from workers.image.resize import decode_into
 from workers.model.load import load_model
 from workers.model.names import ModelError
 from workers.model.state_dict import read_state_dict
@@ -169,11 +168,8 @@ def written() -> tuple[MemoryStore, Any]:
         spec=ModelSpec(arch="workers.digits:digits_cnn", weights="w.safetensors"),
         model=digits_model(),
         artifacts=[(only_float(digits_model()).fp32, None)],
-        recipe="fp32",
-        versions={},
         calibration=None,
         golden_images=[png(crop) for crop in pictures().held_out.pixels_NHWC[:2]],
-        decode_into=decode_into,
     )
     return store, manifest
 
@@ -188,7 +184,7 @@ def test_a_file_of_a_bundle_that_is_not_what_the_manifest_says_is_not_opened(tmp
     def open_it() -> object:
         if what == "golden":
             info = manifest.artifacts[0].info
-            return bundle.check_golden(None, info, manifest, store, decode_into, 4)  # type: ignore[arg-type, func-returns-value]
+            return bundle.check_golden(None, info, manifest, store, 4)  # type: ignore[arg-type, func-returns-value]
         return bundle.load_engine(store, manifest, "torch-float/fp32")
 
     for data in (zipped(pickle.dumps(Payload(mark), 2)), store.get(key)[:-1], b"", store.get(key) + b"\0"):
@@ -214,7 +210,7 @@ def test_not_even_whoever_rewrites_the_manifest_too_gets_a_pickle_run(tmp_path: 
                 bundle.load_engine(store, forged, "torch-float/fp32")
             assert classify(refused.value).message
             with pytest.raises(Exception):  # noqa: B017, PT011
-                bundle.check_golden(None, forged.artifacts[0].info, forged, store, decode_into, 4)  # type: ignore[arg-type]
+                bundle.check_golden(None, forged.artifacts[0].info, forged, store, 4)  # type: ignore[arg-type]
     assert not mark.exists()
 
 

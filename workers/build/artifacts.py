@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,11 +11,12 @@ from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
-from workers.engines.artifact import Artifact, open_artifact
-from workers.engines.base import Pixels, score_crops
-from workers.engines.choice import NEEDS, WantedArtifact, installed_to_make, wanted_engines
+from workers.engines.artifact import Artifact, WantedArtifact, open_artifact
+from workers.engines.base import Engine, score_crops
+from workers.engines.choice import NEEDS, installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
+from workers.quantize.runtime import make_int8
 
 
 @dataclass
@@ -25,28 +25,14 @@ class BundleContents:
 
     calibrated_on: slice
     """Rows of the sample."""
-    fp32: Artifact
-    passed: list[tuple[Artifact, AccuracyReport | None]] = field(default_factory=list)
-    """In the order in which they were wanted."""
+    artifacts: list[tuple[Artifact, AccuracyReport | None]] = field(default_factory=list)
+    """Those that passed, in the order in which they were wanted, and at last the network in fp32; none if none did."""
     judged: list[Judged] = field(default_factory=list)
     """Whether they passed or not."""
     failures: list[str] = field(default_factory=list)
     """Artifacts that could not be made, each with the reason."""
     notes: list[str] = field(default_factory=list)
     """For the manifest: what is not in the bundle, and why."""
-
-    @property
-    def artifacts(self) -> list[tuple[Artifact, AccuracyReport | None]]:
-        """What the bundle gets, the preferred one first."""
-        names = [artifact.info.name for artifact, _ in self.passed]
-        return self.passed if self.fp32.info.name in names else [*self.passed, (self.fp32, None)]
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of the libraries that the artifacts were made with."""
-        engines = {artifact.info.engine for artifact, _ in self.passed}
-        libraries = {"torch", "torchvision", *(module for engine in engines for module in NEEDS[engine].to_make)}
-        return {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 
 def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> BundleContents:
@@ -60,16 +46,20 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
     if spec.precision == "int8":
         calibrating, comparing = split_rows(len(sample), spec.calibration.rows, request.gate.rows)
     fp32 = float_artifact(model)
-    contents = BundleContents(calibrated_on=calibrating, fp32=fp32)
+    contents = BundleContents(calibrated_on=calibrating)
     if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC:
-        contents.passed.append((fp32, None))  # nothing in it is an approximation
+        contents.artifacts.append((fp32, None))  # nothing in it is an approximation
         return contents
-    judge = Judge(fp32, sample, calibrating, comparing, request)
-    builder = ArtifactBuilder(model, sample.crops_NHWC[calibrating], judge.accepts, request, fp32)
+    quantizer = Quantizer(model, sample.crops_NHWC[calibrating])
+    rows = {
+        "calibration_rows": len(sample.rows[calibrating]),
+        "shared_rows": len(sample) if calibrating == comparing else 0,
+    }
+    judge = Judge(open_artifact(fp32), sample, comparing, request, **rows)
     errors: list[Exception] = []
     for wanted in _wanted(request, isa, contents):
         try:
-            artifact = builder.build(wanted)
+            artifact = build_artifact(wanted, quantizer, fp32, request, judge.accepts)
             report = judge.report(artifact)
         except MemoryError:
             raise
@@ -77,15 +67,17 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
             errors.append(error)
             contents.failures.append(f"{wanted.name} could not be made: {error}")
             continue
-        name, decision = artifact.info.name, judge.decide(report)
-        contents.judged.append(Judged(name=name, report=report, float_layers=artifact.info.float_layers))
+        contents.judged.append(Judged(info=artifact.info, report=report))
+        decision = judge.decide(report)
         if decision.passed:
-            contents.passed.append((artifact, report))
+            contents.artifacts.append((artifact, report))
         else:
-            contents.notes.append(f"{name} is refused by the gate: {decision.reason}")
+            contents.notes.append(f"{artifact.info.name} is refused by the gate: {decision.reason}")
     if errors and not contents.judged:
         raise errors[0] if len(errors) == 1 else QuantizeError("\n".join(contents.failures)) from errors[0]
-    contents.notes += [*contents.failures, *builder.notes]
+    if contents.artifacts and spec.precision != "fp32":
+        contents.artifacts.append((fp32, None))
+    contents.notes += [*contents.failures, *quantizer.notes]
     return contents
 
 
@@ -106,31 +98,26 @@ def _wanted(request: BundleRequest, isa: str, contents: BundleContents) -> list[
 
 
 class Judge:
-    """Compares artifacts with the fp32 network on the same rows."""
+    """Compares networks with the fp32 one on the same rows."""
 
-    def __init__(
-        self, fp32: Artifact, sample: Sample, calibrating: slice, comparing: slice, request: BundleRequest
-    ) -> None:
+    def __init__(self, fp32: Engine, sample: Sample, comparing: slice, request: BundleRequest, **rows: int) -> None:
+        """`rows` are calibration_rows and shared_rows, as in AccuracyReport."""
         self._request = request
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
-        self._reference_NK = score_crops(open_artifact(fp32), sample.reference_NHWC[comparing], request.batch)
-        self._rows: dict[str, Any] = {
-            "calibration_rows": len(sample.crops_NHWC[calibrating]),
-            "calibration_bad_rows": sample.bad_rows,
-            "shared_rows": len(sample) if calibrating == comparing else 0,
-        }
+        self._reference_NK = score_crops(fp32, sample.reference_NHWC[comparing], request.batch)
+        self._rows: dict[str, Any] = {"calibration_bad_rows": sample.bad_rows, **rows}
         self._last: tuple[Artifact, AccuracyReport] | None = None
 
-    def report(self, artifact: Artifact) -> AccuracyReport:
-        if self._last is not None and self._last[0] is artifact:
-            return self._last[1]  # what a search for float layers has just accepted is not scored again
-        engine = open_artifact(artifact)
+    def measured(self, engine: Engine) -> AccuracyReport:
         logits_NK = score_crops(engine, self._crops_NHWC, self._request.batch)
         report = compare_logits(self._reference_NK, logits_NK, self._labels, task=self._request.model.task)
-        report = replace(report, **self._rows)
-        self._last = artifact, report
-        return report
+        return replace(report, **self._rows)
+
+    def report(self, artifact: Artifact) -> AccuracyReport:
+        if self._last is None or self._last[0] is not artifact:
+            self._last = artifact, self.measured(open_artifact(artifact))
+        return self._last[1]  # what a search for float layers has just accepted is not scored again
 
     def decide(self, report: AccuracyReport) -> gate.GateDecision:
         return gate.decide(report, self._request.gate, self._request.model.task)
@@ -139,46 +126,21 @@ class Judge:
         return self.decide(self.report(artifact)).passed
 
 
-class ArtifactBuilder:
-    """Each engine's way to an artifact. Those of torch-int8 share one calibration."""
+def build_artifact(
+    wanted: WantedArtifact,
+    quantizer: Quantizer,
+    fp32: Artifact,
+    request: BundleRequest,
+    accepts: Callable[[Artifact], bool],
+) -> Artifact:
+    """Each engine's way to an artifact; those of torch-int8 share the calibration of the `quantizer`.
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        crops_NHWC: Pixels,
-        accepts: Callable[[Artifact], bool],
-        request: BundleRequest,
-        fp32: Artifact,
-    ) -> None:
-        """`accepts` is the gate: layers are left float until it agrees, as many as the request allows."""
-        self._model, self._crops_NHWC, self._accepts, self._request = model, crops_NHWC, accepts, request
-        self._fp32 = fp32
-        self._torch: Quantizer | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return () if self._torch is None else self._torch.notes
-
-    def build(self, wanted: WantedArtifact) -> Artifact:
-        """Raises QuantizeError, and what a library of the engine does."""
-        model, crops_NHWC, isa = self._model, self._crops_NHWC, wanted.isa or ""
-        match wanted.engine:
-            case "torch-float":
-                return self._fp32 if wanted.precision == "fp32" else float_artifact(model, wanted.precision)
-            case "torch-int8":
-                self._torch = self._torch or Quantizer(model, crops_NHWC)
-                most_float = self._request.model.float_layers
-                return self._torch.artifact(isa, accept=self._accepts, most_float=most_float)
-            case "openvino":
-                from workers.quantize.with_openvino import quantize_openvino
-
-                return quantize_openvino(model, crops_NHWC, isa)
-            case "onnxruntime":
-                from workers.quantize.with_onnx import quantize_onnx
-
-                return quantize_onnx(model, crops_NHWC, isa)
-            case "torch-pt2e":
-                from workers.quantize.with_pt2e import quantize_pt2e
-
-                return quantize_pt2e(model, crops_NHWC, isa, self._request.batch)
-        raise QuantizeError(f"model.engine: there is no engine {wanted.engine!r}")
+    `accepts` is the gate: layers are left float until it agrees, as many as the request allows. Raises QuantizeError,
+    and what a library of the engine does.
+    """
+    if wanted.engine == "torch-float":
+        return fp32 if wanted.precision == "fp32" else float_artifact(quantizer.model, wanted.precision)
+    isa = wanted.isa or ""
+    if wanted.engine == "torch-int8":
+        return quantizer.artifact(isa, accept=accepts, most_float=request.model.float_layers)
+    return make_int8(wanted.engine, quantizer.model, quantizer.crops_NHWC, isa, request.batch)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from workers.contract import InputSpec, Preprocess, SampleSlice
+from workers.bundle.manifest import Manifest, RowRef
+from workers.contract import BundleRequest, Preprocess
+from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
+from workers.model.load import LoadedModel
 from workers.model.names import ModelError
 from workers.output import describe_row
 from workers.source.shard_reader import sample_cells
@@ -33,16 +35,15 @@ class SampleUnusable(Exception):
 class Sample:
     """Rows that decoded, in an order drawn by the seed."""
 
-    crops_NHWC: npt.NDArray[np.uint8]
+    crops_NHWC: ImageArray
     """As the job decodes them: what calibrates, and what the network to be judged sees."""
-    reference_NHWC: npt.NDArray[np.uint8]
+    reference_NHWC: ImageArray
     """Exactly decoded: what the fp32 network sees that it is judged by. The same array where the job decodes so."""
-    encoded: list[bytes]
+    encoded: tuple[bytes, ...]
     """The same images as they lie in the input."""
     labels: _Labels | None
     """Class index a row, UNKNOWN where null; None without a label column."""
-    rows: list[tuple[str, int, int]]
-    """Source URI, row group and row of each, for the manifest."""
+    rows: tuple[RowRef, ...]
     bad_rows: int
     """Rows picked that did not decode, those that kill included."""
     left_out: tuple[str, ...] = ()
@@ -53,61 +54,50 @@ class Sample:
 
 
 def read_sample(
-    slices: Sequence[SampleSlice],
-    how: InputSpec,
-    decode: Callable[[memoryview, Preprocess], npt.NDArray[np.uint8]],
-    preprocess: Preprocess,
-    *,
-    labels_column: str | None,
-    class_names: Sequence[str] | None,
-    classes: int,
-    seed: int,
+    request: BundleRequest, network: LoadedModel | Manifest, decode: Callable[[memoryview, Preprocess], ImageArray]
 ) -> Sample:
-    """Read and decode the rows through the production path; exactly as well where `preprocess` decodes otherwise.
+    """Read and decode the rows through the production path; exactly as well where the network's are decoded otherwise.
 
     Raises ModelError when no row is of use; SampleUnusable; what the reader raises and, but for BadImage, what `decode`
     does.
     """
-    exact = replace(preprocess, decode="exact")
-    encoded: list[bytes] = []
-    rows: list[tuple[str, int, int]] = []
-    values: list[object] = []
-    crops: list[npt.NDArray[np.uint8]] = []
-    exact_crops: list[npt.NDArray[np.uint8]] = []
+    how, column = network.preprocess, request.gate.labels_column
+    exact = replace(how, decode="exact")
+    taken: list[tuple[RowRef, bytes, object, ImageArray, ImageArray]] = []
     bad_rows = 0
     left_out: list[str] = []
-    for part in slices:
-        for row, cell, block in sample_cells(part, how):
+    for part in request.sample:
+        uri, row_group = part.rows.uri, part.rows.row_group
+        for row, cell, block in sample_cells(part, request.input):
             try:
                 if isinstance(cell, BadImage):
                     raise cell
-                crop_HWC = decode(memoryview(cell), preprocess)
-                if exact != preprocess:
-                    exact_crops.append(decode(memoryview(cell), exact))
-                crops.append(crop_HWC)
+                crop_HWC = decode(memoryview(cell), how)
+                exact_HWC = crop_HWC if exact == how else decode(memoryview(cell), exact)
             except BadImage as bad:
                 bad_rows += 1
                 if bad.code is ErrorCode.CRASHED_WORKER:
-                    left_out.append(f"{describe_row(part.rows.uri, part.rows.row_group, row, {})}: {bad}")
+                    left_out.append(f"{describe_row(uri, row_group, row, {})}: {bad}")
                 if len(left_out) > MOST_LEFT_OUT:
                     message = f"{len(left_out)} rows of the sample kill whoever decodes them"
                     raise SampleUnusable(_with_rows(message, left_out)) from bad
                 continue
-            encoded.append(bytes(cell))
-            rows.append((part.rows.uri, part.rows.row_group, row))
-            values.append(_value(block.keys, labels_column, row - block.row_start))
-    if not crops:
+            label = None
+            if block.keys is not None and column is not None:
+                label = block.keys.column(column)[row - block.row_start].as_py()
+            taken.append((RowRef(uri=uri, row_group=row_group, row=row), bytes(cell), label, crop_HWC, exact_HWC))
+    if not taken:
         message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
         raise ModelError(_with_rows(message, left_out))
-    order = np.random.default_rng(seed).permutation(len(crops))
-    labels = None if labels_column is None else class_indices(values, class_names, classes, labels_column)
-    crops_NHWC = np.stack([crops[i] for i in order])
+    order = np.random.default_rng(request.model.calibration.seed).permutation(len(taken))
+    rows, encoded, labels, crops, exact_crops = zip(*(taken[i] for i in order), strict=True)
+    crops_NHWC = np.stack(crops)
     return Sample(
         crops_NHWC=crops_NHWC,
-        reference_NHWC=np.stack([exact_crops[i] for i in order]) if exact_crops else crops_NHWC,
-        encoded=[encoded[i] for i in order],
-        labels=None if labels is None else labels[order],
-        rows=[rows[i] for i in order],
+        reference_NHWC=crops_NHWC if exact == how else np.stack(exact_crops),
+        encoded=encoded,
+        labels=None if column is None else class_indices(labels, network.labels, network.outputs, column),
+        rows=rows,
         bad_rows=bad_rows,
         left_out=tuple(left_out),
     )
@@ -117,26 +107,23 @@ def _with_rows(message: str, left_out: Sequence[str]) -> str:
     return "\n".join([message, *left_out[:_ROWS_NAMED], *(["…"] if len(left_out) > _ROWS_NAMED else [])])
 
 
-def _value(keys: pa.Table | None, column: str | None, offset: int) -> object:
-    return keys.column(column)[offset].as_py() if keys is not None and column is not None else None
-
-
 def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> _Labels:
     """Class index of each label: a name among the model's labels, or an index. Raises ModelError for anything else."""
     by_name = {name: index for index, name in enumerate(class_names or ())}
-    indices = np.full(len(values), UNKNOWN, np.int64)
-    for at, value in enumerate(values):
+
+    def index(value: object) -> int:
         if value is None:
-            continue
+            return UNKNOWN
         if isinstance(value, str) and value in by_name:
-            indices[at] = by_name[value]
-        elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
-            indices[at] = int(value)
-        else:
-            raise ModelError(
-                f"gate.labels_column: {value!r} in column {column!r} is neither a class index nor one of the "
-                f"model's labels ({', '.join(list(by_name)[:5]) or 'none are known'}…)"
-            )
+            return by_name[value]
+        if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            return int(value)
+        raise ModelError(
+            f"gate.labels_column: {value!r} in column {column!r} is neither a class index nor one of the "
+            f"model's labels ({', '.join(list(by_name)[:5]) or 'none are known'}…)"
+        )
+
+    indices = np.array([index(value) for value in values], np.int64)
     if (indices >= classes).any():
         raise ModelError(
             f"gate.labels_column: column {column!r} holds {indices.max()}, "

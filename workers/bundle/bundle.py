@@ -9,7 +9,8 @@ safetensors, the manifest is JSON. Imports no torch until an engine is opened.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import importlib.metadata
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,14 +24,14 @@ from workers.bundle.manifest import CalibrationSample, Manifest, StoredArtifact,
 from workers.contract import ModelSpec, Preprocess
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
+from workers.engines.choice import NEEDS
 from workers.host.cpu import cpu_model, isa_class
+from workers.model.names import RECIPE
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
 
 if TYPE_CHECKING:
     from workers.model.load import LoadedModel
-
-DecodeInto = Callable[[bytes, Preprocess, npt.NDArray[np.uint8]], None]
 
 GOLDEN_ROWS = 8
 GOLDEN_TOLERANCE = {"int8": 0.05, "bf16": 0.05, "fp32": 0.005}
@@ -41,14 +42,6 @@ between JPEG decoders: AVX2 against AVX-512 0.004 (ResNet-18) to 0.021 (MobileNe
 coarsely, and other kernels, a GPU's among them, round at other places."""
 
 _MANIFEST = "manifest.json"
-_SUFFIX = {
-    "torch-int8": "torchscript",
-    "torch-float": "torchscript",
-    "torch-pt2e": "pt2",
-    "openvino": "openvino",
-    "onnxruntime": "onnx",
-}
-"""Of an artifact's file, by engine."""
 
 
 class BundleRefused(RuntimeError):
@@ -72,11 +65,8 @@ def write_bundle(
     spec: ModelSpec,
     model: LoadedModel,
     artifacts: Sequence[tuple[Artifact, AccuracyReport | None]],
-    recipe: str,
-    versions: Mapping[str, str],
     calibration: CalibrationSample | None,
     golden_images: Sequence[bytes],
-    decode_into: DecodeInto,
     notes: tuple[str, ...] = (),
 ) -> Manifest:
     """Write a model, and return the manifest that is in the store then: this one, or that of an earlier writer.
@@ -87,9 +77,13 @@ def write_bundle(
     """
     if not golden_images:
         raise ValueError("a bundle needs at least one image for its golden batch")
-    golden = _golden_file(
-        [artifact for artifact, _ in artifacts], golden_images[:GOLDEN_ROWS], model.preprocess, decode_into
-    )
+    images = golden_images[:GOLDEN_ROWS]
+    golden: dict[str, npt.NDArray[np.generic]] = {
+        f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
+    }
+    for a, _ in artifacts:
+        golden[f"logits_{a.info.name}"] = _score(open_artifact(a), images, model.preprocess, len(images))
+    libraries = {"torch", "torchvision", *(module for a, _ in artifacts for module in NEEDS[a.info.engine].to_make)}
     manifest = Manifest(
         fingerprint=fingerprint,
         spec=_stored_spec(spec),
@@ -98,16 +92,14 @@ def write_bundle(
         labels=model.labels,
         preprocess=model.preprocess,
         artifacts=tuple(
-            StoredArtifact(
-                info=a.info, stored=_put(store, fingerprint, a.data, _SUFFIX[a.info.engine]), accuracy=report
-            )
+            StoredArtifact(info=a.info, stored=_put(store, fingerprint, a.data, a.info.suffix), accuracy=report)
             for a, report in artifacts
         ),
-        recipe=recipe,
-        versions=versions,
+        recipe=RECIPE if spec.precision == "int8" else spec.precision,
+        versions={name: importlib.metadata.version(name) for name in sorted(libraries)},
         cpu_model=cpu_model(),
         calibration=calibration,
-        golden=_put(store, fingerprint, golden, "safetensors"),
+        golden=_put(store, fingerprint, safetensors.numpy.save(golden), "safetensors"),
         notes=notes,
     )
     data = manifest.to_json()
@@ -127,7 +119,7 @@ def read_manifest(store: Store, fingerprint: str) -> Manifest | None:
 def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1, device: str = "cpu") -> Engine:
     """Load an artifact by its name; whether this host can run it is for workers.score.loading to know.
 
-    Raises BundleRefused where it is missing or damaged, EngineUnusable, SilentFloatError, NoGpu.
+    Raises BundleRefused where it is missing or damaged, EngineUnusable, SilentFloatError, ModelError.
     """
     artifact = manifest.artifact(name)
     if artifact is None:
@@ -137,10 +129,8 @@ def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1
     return open_artifact(Artifact(info=artifact.info, data=data), threads, device)
 
 
-def check_golden(
-    engine: Engine, info: ArtifactInfo, manifest: Manifest, store: Store, decode_into: DecodeInto, batch: int
-) -> None:
-    """Recompute the golden batch through the decoder in use and the engine that runs artifact `info`.
+def check_golden(engine: Engine, info: ArtifactInfo, manifest: Manifest, store: Store, batch: int) -> None:
+    """Recompute the golden batch through the decoder and the engine that runs artifact `info`.
 
     In batches of `batch`, which are to be those of the shards: engines are quickest at the first size they meet.
     Raises BundleRefused unless the logits are those recorded when the bundle was made, within GOLDEN_TOLERANCE.
@@ -148,7 +138,7 @@ def check_golden(
     tensors = safetensors.numpy.load(_fetch(store, manifest, manifest.golden))
     recorded_NK = tensors[f"logits_{info.name}"]
     images = [tensors[f"image_{row}"].tobytes() for row in range(len(recorded_NK))]
-    found_NK = _score(engine, images, manifest.preprocess, decode_into, batch)
+    found_NK = _score(engine, images, manifest.preprocess, batch)
     spread = max(float(recorded_NK.std()), 1e-6)
     difference = float(np.abs(found_NK - recorded_NK).mean()) / spread
     allowed = GOLDEN_TOLERANCE[info.precision]
@@ -163,26 +153,10 @@ def check_golden(
         )
 
 
-def _golden_file(
-    artifacts: Sequence[Artifact], images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto
-) -> bytes:
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        f"image_{row}": np.frombuffer(data, dtype=np.uint8) for row, data in enumerate(images)
-    }
-    for artifact in artifacts:
-        engine = open_artifact(artifact)
-        tensors[f"logits_{artifact.info.name}"] = _score(engine, images, preprocess, decode_into, len(images))
-    data: bytes = safetensors.numpy.save(tensors)
-    return data
+def _score(engine: Engine, images: Sequence[bytes], preprocess: Preprocess, batch: int) -> Logits:
+    from workers.image.resize import decode_crop
 
-
-def _score(
-    engine: Engine, images: Sequence[bytes], preprocess: Preprocess, decode_into: DecodeInto, batch: int
-) -> Logits:
-    crops_NHWC = np.empty((len(images), preprocess.crop_px, preprocess.crop_px, 3), np.uint8)
-    for row, data in enumerate(images):
-        decode_into(data, preprocess, crops_NHWC[row])
-    return score_crops(engine, crops_NHWC, batch)
+    return score_crops(engine, np.stack([decode_crop(data, preprocess) for data in images]), batch)
 
 
 def _stored_spec(spec: ModelSpec) -> dict[str, object]:

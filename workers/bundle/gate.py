@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from workers.bundle.accuracy import AccuracyReport
 from workers.contract import GateSpec
+from workers.engines.artifact import ArtifactInfo
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class Check:
 
     name: str
     found: str
-    threshold: str
+    threshold: str = ""
     """Empty for a figure that is shown but decides nothing."""
-    passed: bool
+    passed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,12 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
         checks.append(Check("top-1 agreement", found, f">= {gate.min_agreement:.2%}", passed))
         if gate.labels_column is not None:
             checks.append(_true_accuracy(report, gate))
+        if report.labelled_rows:
+            checks.append(Check("true top-1, fp32", _percent(report.top1_fp32)))
+            checks.append(Check("true top-1", _percent(report.top1)))
+        checks.append(Check("mean cosine similarity", _number(report.mean_cosine)))
+    checks.append(Check("mean error / fp32 spread", _number(report.logit_error)))
+    checks.append(Check("greatest error / fp32 spread", _number(report.logit_error_max)))
     failed = [check for check in checks if not check.passed]
     reason = "; ".join(f"{c.name} {c.found}, wanted {c.threshold}" for c in failed)
     return GateDecision(passed=not failed, checks=tuple(checks), reason=reason or "every threshold is met")
@@ -53,10 +60,8 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
 class Judged:
     """An artifact with its report."""
 
-    name: str
+    info: ArtifactInfo
     report: AccuracyReport
-    float_layers: tuple[str, ...] = ()
-    """Layers that stay float in it because the gate refused it without."""
 
 
 _ADVICE = (
@@ -74,19 +79,14 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
 
     `notes` tell of artifacts that are not among them, a line each. At least one artifact is needed.
     """
-    decisions = {one.name: decide(one.report, gate, task) for one in judged}
+    decisions = {one.info.name: decide(one.report, gate, task) for one in judged}
     passed = sum(decision.passed for decision in decisions.values())
     blocks = [judged[at : at + ARTIFACTS_ABREAST] for at in range(0, len(judged), ARTIFACTS_ABREAST)]
-    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, decisions, task))]
-    for one in judged:
-        if one.float_layers:
-            names = ", ".join(one.float_layers[:_FLOAT_LAYERS_NAMED])
-            more = len(one.float_layers) - _FLOAT_LAYERS_NAMED
-            noun = "layer" if len(one.float_layers) == 1 else "layers"
-            lines.append(
-                f"left float in {one.name}: {len(one.float_layers)} {noun}: {names}"
-                + (f", and {more} more" if more > 0 else "")
-            )
+    lines = [_compared(judged[0].report), *(line for block in blocks for line in _block(block, decisions))]
+    for info in (one.info for one in judged if one.info.float_layers):
+        names, count = ", ".join(info.float_layers[:_FLOAT_LAYERS_NAMED]), len(info.float_layers)
+        more = f", and {count - _FLOAT_LAYERS_NAMED} more" if count > _FLOAT_LAYERS_NAMED else ""
+        lines.append(f"left float in {info.name}: {count} {'layer' if count == 1 else 'layers'}: {names}{more}")
     lines += [f"{name} REFUSED: {decision.reason}" for name, decision in decisions.items() if not decision.passed]
     lines += notes
     if not passed:
@@ -94,29 +94,15 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
     return "\n".join([*lines, "gate passed" if passed == len(judged) else f"gate passed by {passed} of {len(judged)}"])
 
 
-def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision], task: str) -> list[str]:
-    checks = [decisions[one.name].checks for one in judged]
-    rows = [("", *(one.name for one in judged), "wanted")]
-    for same in zip(*checks, strict=True):
+def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision]) -> list[str]:
+    rows = [("", *(one.info.name for one in judged), "wanted")]
+    for same in zip(*(decisions[one.info.name].checks for one in judged), strict=True):
         found = (check.found if check.passed else f"{check.found} REFUSED" for check in same)
         rows.append((same[0].name, *found, same[0].threshold))
-    reports = [one.report for one in judged]
-    if task != "embed":
-        if any(report.labelled_rows for report in reports):
-            rows.append(("true top-1, fp32", *(_percent(report.top1_fp32) for report in reports), ""))
-            rows.append(("true top-1", *(_percent(report.top1) for report in reports), ""))
-        rows.append(("mean cosine similarity", *(_number(report.mean_cosine) for report in reports), ""))
-    rows.append(("mean error / fp32 spread", *(_number(report.logit_error) for report in reports), ""))
-    rows.append(("greatest error / fp32 spread", *(_number(report.logit_error_max) for report in reports), ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(judged) + 2)]
-    return [
-        "  ".join(
-            [f"  {row[0]:<{widths[0]}}"]
-            + [f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
-            + [row[-1]]
-        ).rstrip()
-        for row in rows
-    ]
+    aligned = ["<", *[">"] * len(judged), "<"]
+    cells = ([f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)] for row in rows)
+    return [f"  {'  '.join(row)}".rstrip() for row in cells]
 
 
 def _compared(report: AccuracyReport) -> str:

@@ -49,18 +49,11 @@ class HostKind:
     @classmethod
     def here(cls) -> HostKind:
         """This node's, also inside a worker, whose own affinity shows only the cores that it holds."""
-        node, versions = this_node(), dict[str, str]()
+        versions: dict[str, str] = {}
         for library in _ENGINE_LIBRARIES:
             with suppress(importlib.metadata.PackageNotFoundError):
                 versions[library] = importlib.metadata.version(library)
-        return cls(
-            cpu_model=cpu_model(),
-            isa=isa_class(),
-            cores=node.cores,
-            threads_per_core=node.threads_per_core,
-            pinned=node.pinned,
-            versions=versions,
-        )
+        return cls(cpu_model=cpu_model(), isa=isa_class(), versions=versions, **asdict(this_node()))
 
     @property
     def key(self) -> str:
@@ -162,7 +155,7 @@ class Profile:
 def store_profile(store: Store, bundle: str, profile: Profile) -> str:
     """Add a profile to those of its kind of node; its key. Raises StoreError, StoreDenied."""
     folder = f"{_folder(bundle)}/{profile.host.key}"
-    number = 1 + max((n for _, n in _numbered(store, folder)), default=0)
+    number = 1 + max((n for n, _, _ in _numbered(store, folder)), default=0)
     while not store.create(key := f"{folder}/{number:06d}.json", records.to_json(profile)):
         number += 1  # another tuning was first
     return key
@@ -170,43 +163,38 @@ def store_profile(store: Store, bundle: str, profile: Profile) -> str:
 
 def read_profile(store: Store, bundle: str, host: HostKind) -> Profile | None:
     """The newest profile of a kind of node. None without one that can be read; why is logged."""
-    return next(iter(_newest(store, f"{_folder(bundle)}/{host.key}")), None)
+    return _newest(store, f"{_folder(bundle)}/{host.key}").get(host.key)
 
 
 def read_profiles(store: Store, bundle: str) -> tuple[Profile, ...]:
     """The newest profile of every kind of node, with one listing."""
-    return tuple(_newest(store, _folder(bundle)))
+    return tuple(profile for _, profile in sorted(_newest(store, _folder(bundle)).items()))
 
 
-def _newest(store: Store, folder: str) -> Iterator[Profile]:
+def _newest(store: Store, folder: str) -> dict[str, Profile]:
+    """By kind of node."""
+    found: dict[str, Profile] = {}
     try:
-        by_kind: dict[str, list[tuple[int, str]]] = {}
-        for key, number in _numbered(store, folder):
-            by_kind.setdefault(key.rpartition("/")[0], []).append((number, key))
-        for keys in by_kind.values():
-            readable = (_read(store, key) for _, key in sorted(keys, reverse=True))
-            if (profile := next((p for p in readable if p is not None), None)) is not None:
-                yield profile
+        for _, kind, key in sorted(_numbered(store, folder), reverse=True):
+            if kind in found:
+                continue
+            try:
+                profile = _parsed(store.get(key))
+                if profile.host.key != kind:
+                    raise ValueError(f"it is of another kind of node: {profile.host}")
+                found[kind] = profile
+            except (NotFound, ValueError) as error:
+                _logger.warning("profile %s is passed over: %s", key, error)
     except (StoreError, StoreDenied) as error:
         _logger.warning("profiles of `stint tune` cannot be listed, the run goes by the rule: %s", error)
+    return found
 
 
-def _read(store: Store, key: str) -> Profile | None:
-    try:
-        profile = _parsed(store.get(key))
-        if profile.host.key != key.split("/")[-2]:
-            raise ValueError(f"it is of another kind of node: {profile.host}")
-    except (NotFound, ValueError) as error:
-        _logger.warning("profile %s is passed over: %s", key, error)
-        return None
-    return profile
-
-
-def _numbered(store: Store, folder: str) -> Iterator[tuple[str, int]]:
-    """Keys of profiles below a folder, with their numbers."""
+def _numbered(store: Store, folder: str) -> Iterator[tuple[int, str, str]]:
+    """Profiles below a folder: number, kind of node, key."""
     for info in store.list(folder):
-        if found := re.search(r"/(\d{6,})\.json$", info.key):
-            yield info.key, int(found[1])
+        if found := re.search(r"/([^/]+)/(\d{6,})\.json$", info.key):
+            yield int(found[2]), found[1], info.key
 
 
 def _folder(bundle: str) -> str:

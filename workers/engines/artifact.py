@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 
 from workers.engines.base import Engine, InputLayout, LayerCounts, SilentFloatError
@@ -12,9 +13,20 @@ class EngineUnusable(RuntimeError):
     """An artifact that cannot be opened here: its library is missing, or refuses it."""
 
 
+_ENGINES = {
+    "torch-float": ("workers.engines.torch_float:TorchFloatEngine", "torchscript"),
+    "torch-int8": ("workers.engines.torchscript:TorchInt8Engine", "torchscript"),
+    "torch-pt2e": ("workers.engines.pt2e:Pt2eEngine", "pt2"),
+    "openvino": ("workers.engines.openvino_int8:OpenVinoEngine", "openvino"),
+    "onnxruntime": ("workers.engines.onnx_int8:OnnxEngine", "onnx"),
+}
+"""By name: the class, imported where an artifact is opened, because a worker loads the one engine that it runs, and a
+manifest is read without torch; and the suffix of its artifacts' files."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ArtifactInfo:
-    """What the manifest says of an artifact. Plain values, JSON-able."""
+class WantedArtifact:
+    """What makes an artifact one of its own in a bundle."""
 
     engine: str
     """Which one runs it: `torch-int8`, `torch-pt2e`, `openvino`, `onnxruntime` or `torch-float`."""
@@ -22,12 +34,24 @@ class ArtifactInfo:
     """`int8`, `bf16` or `fp32`."""
     isa: str | None
     """Class of CPU it is valid for (see workers.host.cpu); None where the values do not depend on it."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
+        parts = (self.engine, self.precision if self.engine == "torch-float" else "", self.isa or "")
+        return "/".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactInfo(WantedArtifact):
+    """What the manifest says of an artifact. Plain values, JSON-able."""
+
     layout: InputLayout
     input_mode: str
     """`uint8` where the first convolution reads pixels as they are, `normalized` where they become floats first."""
     recipe: str
     """`float`, `graph` or `islands`: how the network was made."""
-    backend: str | None
+    backend: str | None = None
     """torch.backends.quantized.engine that INT8 weights are packed for."""
     quantized_ops: int = 0
     """INT8 convolutions and linear products in its graph: exactly these must be there."""
@@ -37,18 +61,13 @@ class ArtifactInfo:
     """Layers by name that would have become INT8, and stay float because the gate refused them."""
 
     @property
-    def name(self) -> str:
-        """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
-        return artifact_name(self.engine, self.precision, self.isa)
-
-    @property
     def layers(self) -> LayerCounts:
         return LayerCounts(self.quantized_ops, self.float_ops)
 
-
-def artifact_name(engine: str, precision: str, isa: str | None) -> str:
-    parts = (engine, precision if engine == "torch-float" else "", isa or "")
-    return "/".join(part for part in parts if part)
+    @property
+    def suffix(self) -> str:
+        """Of its file."""
+        return _ENGINES[self.engine][1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +81,18 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
 
     torch's engines use as many as torch is set to. `device` is for float artifacts. Raises EngineUnusable when a
     library that it needs is missing or refuses the artifact, SilentFloatError for an INT8 one whose graph is not as
-    stated, NoGpu where `device` is a GPU that is not there.
+    stated, ModelError where `device` is a GPU that is not there.
     """
     info = artifact.info
+    if info.engine not in _ENGINES:
+        raise EngineUnusable(
+            f"{info.name} is of an engine that this version does not know: bring the worker up to date"
+        )
     try:
-        return _open(artifact, threads, device)
+        opened = unchecked(artifact, threads, device)
+        if info.precision == "int8":
+            opened.check(info.layers)
+        return opened
     except (EngineUnusable, SilentFloatError, ModelError, MemoryError):
         raise
     except ImportError as error:  # which says what to install
@@ -76,29 +102,9 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
         raise EngineUnusable(f"{info.name} cannot be opened here: {type(error).__name__}: {error}") from error
 
 
-def _open(artifact: Artifact, threads: int, device: str) -> Engine:
-    # Each imported where it is opened: a worker loads the one engine it runs, and a manifest is read without torch.
-    info, data = artifact.info, artifact.data
-    match info.engine:
-        case "torch-float":
-            from workers.engines.torch_float import TorchFloatEngine
-
-            return TorchFloatEngine(data, info.layout, precision=info.precision, device=device)
-        case "torch-int8":
-            from workers.engines.torch_int8 import TorchInt8Engine
-
-            assert info.backend is not None, "an archive of packed weights names their backend"
-            return TorchInt8Engine(data, info.layout, info.layers, backend=info.backend)
-        case "openvino":
-            from workers.engines.openvino_int8 import OpenVinoEngine
-
-            return OpenVinoEngine(data, info.layout, info.layers, threads=threads)
-        case "onnxruntime":
-            from workers.engines.onnx_int8 import OnnxEngine
-
-            return OnnxEngine(data, info.layout, info.layers, threads=threads)
-        case "torch-pt2e":
-            from workers.engines.pt2e import Pt2eEngine
-
-            return Pt2eEngine(data, info.layout, info.layers)
-    raise EngineUnusable(f"{info.name} is of an engine that this version does not know: bring the worker up to date")
+def unchecked(artifact: Artifact, threads: int = 1, device: str = "cpu") -> Engine:
+    """As open_artifact, whatever layers it executes. Raises what the engine's library does."""
+    engine: Engine = pkgutil.resolve_name(_ENGINES[artifact.info.engine][0])(
+        artifact.data, artifact.info, threads, device
+    )
+    return engine

@@ -47,13 +47,10 @@ class Buffer:
     """View of the square of crop_px pixels inside the frame: decoded pixels are written here, and nowhere else."""
 
 
-def new_buffer(layout: InputLayout, batch: int) -> Buffer:
-    """A buffer whose frame is filled, and whose interior is the same constant until written."""
-    return framed(np.empty(layout.shape(batch), dtype=np.uint8), layout)
-
-
-def framed(full_NHWC: Pixels, layout: InputLayout) -> Buffer:
-    """Pixels of a layout's shape as a buffer: filled with the frame's constant."""
+def new_buffer(layout: InputLayout, batch: int, room_NHWC: Pixels | None = None) -> Buffer:
+    """A buffer whose frame is filled, and whose interior is the same constant until written; in memory of its own, or
+    in `room_NHWC`, of a full buffer's shape."""
+    full_NHWC = np.empty(layout.shape(batch), np.uint8) if room_NHWC is None else room_NHWC
     full_NHWC[:] = layout.pad_pixel
     top, left = layout.pad_px
     interior_NHWC = full_NHWC[:, top : top + layout.crop_px, left : left + layout.crop_px]
@@ -66,28 +63,34 @@ class LayerCounts(NamedTuple):
     int8: int
     floats: int
 
-    def check(self, expected: LayerCounts, found_in: str, *, fewer_floats: bool = True) -> None:
-        """Raise SilentFloatError unless these are the layers `expected` of an artifact that is to be INT8.
-
-        `found_in` says who executes them, for a person. With `fewer_floats` a library may compute more in INT8 by other
-        operators than where the artifact was made, and so fewer layers in float.
-        """
-        floats_fit = self.floats <= expected.floats if fewer_floats else self.floats == expected.floats
-        if self.int8 != expected.int8 or not self.int8 or not floats_fit:
-            raise SilentFloatError(
-                f"an artifact of {expected.int8} INT8 and {expected.floats} float layers was expected, "
-                f"but {found_in} {self.int8} INT8 and {self.floats} float ones"
-            )
-
 
 class Engine:
-    """One network, loaded and ready. `predict` is called by one thread at a time."""
+    """One network, loaded and ready. `predict` is called by one thread at a time.
 
-    precision = "int8"
-    """`int8`, `bf16` or `fp32`."""
+    It is made of an artifact's bytes and what is known of it, of the threads that it may have where it has threads of
+    its own, and of torch's device for floats: workers.engines.artifact.
+    """
+
+    layers: LayerCounts
+    """What it executes; of engines that run INT8."""
+    executes = ""
+    """Who executes that, for a person: `the ONNX model executes`."""
+    fewer_floats = True
+    """A library may compute more in INT8 by other operators than where the artifact was made, and so fewer layers in
+    float."""
 
     def __init__(self, layout: InputLayout) -> None:
         self.layout = layout
+
+    def check(self, expected: LayerCounts) -> None:
+        """Raise SilentFloatError unless it executes the layers `expected` of an artifact that is to be INT8."""
+        int8, floats = self.layers
+        floats_fit = floats <= expected.floats if self.fewer_floats else floats == expected.floats
+        if int8 != expected.int8 or not int8 or not floats_fit:
+            raise SilentFloatError(
+                f"an artifact of {expected.int8} INT8 and {expected.floats} float layers was expected, "
+                f"but {self.executes} {int8} INT8 and {floats} float ones"
+            )
 
     def buffer(self, batch: int) -> Buffer:
         """New pixels for a batch. Batches of another size than the first cost a recompilation, or more at every call:

@@ -21,11 +21,11 @@ such a host, then by the order of its class of CPU in ORDER.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from workers.engines.artifact import ArtifactInfo, artifact_name
+from workers.engines.artifact import ArtifactInfo, WantedArtifact
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
 from workers.model.names import ModelError
 
@@ -52,39 +52,21 @@ NEEDS = {
 ORDER = {
     # torch-int8 needs no extra that a node may lack, and no fallback to float is made for the others. Which is fastest
     # differs with network and CPU by a few per cent (tests/benchmarks/bench_engines.py): `stint tune` finds out.
-    X86_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
-    X86_NO_VNNI: ("torch-int8", "torch-pt2e", "openvino", "onnxruntime"),
+    **dict.fromkeys((X86_VNNI, X86_NO_VNNI), ("torch-int8", "torch-pt2e", "openvino", "onnxruntime")),
     # torch's own INT8 convolutions are weak there; ONNX Runtime has kernels for ARM's dot products.
     ARM64: ("onnxruntime", "openvino", "torch-pt2e"),
 }
 """INT8 engines by class of CPU, the preferred one first. Another class has that of ARM."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WantedArtifact:
-    """An artifact to be made."""
-
-    engine: str
-    precision: str
-    isa: str | None
-
-    @property
-    def name(self) -> str:
-        return artifact_name(self.engine, self.precision, self.isa)
-
-
 def installed_to_make() -> frozenset[str]:
     """Engines whose artifacts can be made in this environment."""
-    return frozenset(engine for engine, needs in NEEDS.items() if not missing(needs.to_make))
+    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_make)))
 
 
 def installed_to_run() -> frozenset[str]:
     """Engines that this environment can run."""
-    return frozenset(engine for engine, needs in NEEDS.items() if not missing(needs.to_run))
-
-
-def missing(modules: Sequence[str]) -> list[str]:
-    return [module for module in modules if importlib.util.find_spec(module) is None]
+    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_run)))
 
 
 def library(engine: str) -> str:
@@ -135,9 +117,7 @@ def ranked(
     fit = [
         info
         for info in artifacts
-        if info.precision == precision
-        and is_asked_for(info, engine)
-        and unfit(info, isa=isa, installed=installed) is None
+        if info.precision == precision and unfit(info, isa=isa, installed=installed, engine=engine) is None
     ]
     order = _order(isa)
 
@@ -148,21 +128,18 @@ def ranked(
     return tuple(sorted(fit, key=place))
 
 
-def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str]) -> str | None:
-    """Why an artifact cannot run on a host, for a person; None if it can."""
+def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: str = "auto") -> str | None:
+    """Why an artifact is not to run on a host, for a person: it cannot, or is not what the spec asks for. Else None.
+
+    By default no native code is loaded from a bundle, whatever its manifest says: that takes the spec's word.
+    """
     if info.isa is not None and not runs_on(info.isa, isa):
         return f"is for {info.isa} CPUs"
     if info.engine not in installed:
         needs = NEEDS.get(info.engine)
         return f"needs 'stint[{needs.extra}]', which is not installed" if needs else "is of an engine not known here"
-    return None
-
-
-def is_asked_for(info: ArtifactInfo, engine: str) -> bool:
-    """By default no native code is loaded from a bundle, whatever its manifest says: that takes the spec's word."""
-    if engine == "auto":
-        return info.engine != "torch-pt2e"
-    return engine in (info.engine, info.name)
+    asked_for = info.engine != "torch-pt2e" if engine == "auto" else engine in (info.engine, info.name)
+    return None if asked_for else f"is not what model.engine: {engine} names"
 
 
 def _order(isa: str) -> tuple[str, ...]:

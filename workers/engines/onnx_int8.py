@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from workers.engines.base import Engine, InputLayout, LayerCounts, Logits, Pixels, new_buffer
+from workers.engines.artifact import ArtifactInfo
+from workers.engines.base import Engine, LayerCounts, Logits, Pixels
 
 INPUT, OUTPUT = "pixels", "logits"
 
@@ -41,10 +42,13 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-class OnnxSession:
-    """A model loaded, and the operators that it executed for one batch of one row."""
+class OnnxEngine(Engine):
+    """Runs an ONNX artifact at any batch size."""
 
-    def __init__(self, data: bytes, layout: InputLayout, threads: int) -> None:
+    executes = "the ONNX model executes"
+
+    def __init__(self, data: bytes, info: ArtifactInfo, threads: int = 1, _device: str = "cpu") -> None:
+        super().__init__(info.layout)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
@@ -62,31 +66,14 @@ class OnnxSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            self.run(new_buffer(layout, 1).full_NHWC)
+            self._run(self.buffer(1).full_NHWC)
             profile = self._session.end_profiling()
             events = json.loads(Path(profile).read_text(encoding="utf-8"))
         self.executed = Counter(str(event["args"]["op_name"]) for event in events if "op_name" in event.get("args", {}))
-        """Kernels by operator: what ran, not what the file says."""
-
-    @property
-    def layers(self) -> LayerCounts:
-        """Products of attention count, too."""
-        return LayerCounts(
-            int8=sum(self.executed[kind] for kind in _INT8), floats=sum(self.executed[kind] for kind in _FLOAT)
-        )
-
-    def run(self, pixels_NHWC: Pixels) -> Logits:
-        logits_NK: Logits = self._session.run([OUTPUT], {INPUT: pixels_NHWC})[0]
-        return logits_NK
-
-
-class OnnxEngine(Engine):
-    """Runs an ONNX artifact at any batch size. Raises SilentFloatError unless the layers `expected` are executed."""
-
-    def __init__(self, data: bytes, layout: InputLayout, expected: LayerCounts, *, threads: int) -> None:
-        super().__init__(layout)
-        self._session = OnnxSession(data, layout, threads)
-        self._session.layers.check(expected, "the ONNX model executes")
+        """Kernels by operator: what ran for one row, not what the file says. Products of attention count, too."""
+        int8, floats = (sum(self.executed[kind] for kind in kinds) for kinds in (_INT8, _FLOAT))
+        self.layers = LayerCounts(int8, floats)
 
     def _run(self, pixels_NHWC: Pixels) -> Logits:
-        return self._session.run(np.ascontiguousarray(pixels_NHWC))
+        logits_NK: Logits = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels_NHWC)})[0]
+        return logits_NK

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workers.engines.base import Engine, InputLayout, LayerCounts, Logits, Pixels, new_buffer
+from workers.engines.artifact import ArtifactInfo, EngineUnusable
+from workers.engines.base import Engine, LayerCounts, Logits, Pixels, new_buffer
 from workers.host.cpu import cpu_flags
 
 BATCH_ENTRY = "stint_batch"
@@ -29,10 +30,6 @@ _NEEDED_FLAGS = frozenset(("avx2", "fma", "bmi2", "f16c"))
 _CALL = re.compile(r"\b(aoti_torch_\w+)\(")
 _INT8 = re.compile(r"aoti_torch_cpu__q(conv|linear)\w*_pointwise\w*")
 _FLOAT = re.compile(r"aoti_torch_cpu_(convolution|_?mkldnn\w*|mkldnn__\w*|_mkl_linear|addmm_out|mm_out)")
-
-
-class WrongCpuError(RuntimeError):
-    """A package of native code for instructions that this CPU lacks."""
 
 
 def calls(data: bytes) -> Counter[str]:
@@ -45,30 +42,25 @@ def calls(data: bytes) -> Counter[str]:
     return counts
 
 
-def called_layers(counts: Counter[str]) -> LayerCounts:
-    """The layers among the operators that a package calls."""
-    return LayerCounts(
-        int8=sum(number for name, number in counts.items() if _INT8.fullmatch(name)),
-        floats=sum(number for name, number in counts.items() if _FLOAT.fullmatch(name)),
-    )
-
-
 class Pt2eEngine(Engine):
     """Runs a package. Its batch is compiled in: other sizes are cut into that one, the last filled up.
 
-    With a dynamic batch oneDNN's weights are laid out for no shape. Raises SilentFloatError unless the code calls the
-    layers `expected`; WrongCpuError where the CPU lacks the instructions compiled for.
+    With a dynamic batch oneDNN's weights are laid out for no shape. Raises EngineUnusable where the CPU lacks the
+    instructions compiled for.
     """
 
-    def __init__(self, data: bytes, layout: InputLayout, expected: LayerCounts) -> None:
-        super().__init__(layout)
-        missing = _NEEDED_FLAGS - cpu_flags()
-        if missing:
-            raise WrongCpuError(
+    executes = "the package's code calls"
+
+    def __init__(self, data: bytes, info: ArtifactInfo, _threads: int = 1, _device: str = "cpu") -> None:
+        super().__init__(info.layout)
+        if missing := _NEEDED_FLAGS - cpu_flags():
+            raise EngineUnusable(
                 f"engine: torch-pt2e is compiled for x86-64-v3, and this CPU has no {', '.join(sorted(missing))}; "
                 "use engine: torch-int8"
             )
-        called_layers(calls(data)).check(expected, "the package's code calls")
+        counts = calls(data)
+        int8, floats = (sum(counts[name] for name in counts if kind.fullmatch(name)) for kind in (_INT8, _FLOAT))
+        self.layers = LayerCounts(int8, floats)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pt2"
             path.write_bytes(data)
@@ -77,6 +69,7 @@ class Pt2eEngine(Engine):
         self.batch = int(self._loader.get_metadata()[BATCH_ENTRY])
         """Rows that it was compiled for: buffers of a multiple of it are read without a copy."""
 
+    @torch.inference_mode()
     def _run(self, pixels_NHWC: Pixels) -> Logits:
         parts: list[Logits] = []
         for start in range(0, len(pixels_NHWC), self.batch):
@@ -86,10 +79,5 @@ class Pt2eEngine(Engine):
                 filled_NHWC = new_buffer(self.layout, self.batch).full_NHWC
                 filled_NHWC[:rows] = part_NHWC
                 part_NHWC = filled_NHWC
-            parts.append(self._run_compiled(part_NHWC)[:rows])
+            parts.append(self._loader.boxed_run([torch.from_numpy(part_NHWC)])[0].numpy()[:rows])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _run_compiled(self, pixels_NHWC: Pixels) -> Logits:
-        with torch.inference_mode():
-            logits_NK: torch.Tensor = self._loader.boxed_run([torch.from_numpy(pixels_NHWC)])[0]
-        return logits_NK.numpy()

@@ -6,22 +6,17 @@ pixels go over from page-locked memory as uint8, a quarter of what floats would 
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from workers.contract import Preprocess
-from workers.engines.base import Buffer, Engine, InputLayout, Logits, Pixels, framed
-from workers.engines.torchscript import from_archive, to_archive
+from workers.engines.artifact import ArtifactInfo
+from workers.engines.base import Buffer, Engine, Logits, Pixels, new_buffer
+from workers.engines.torchscript import from_archive
 from workers.model.names import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By precision."""
-
-
-class NoGpu(ModelError):
-    """`model.device: cuda` where there is no GPU that torch can use."""
 
 
 class NormalizedInput(nn.Module):
@@ -48,34 +43,23 @@ class NormalizedInput(nn.Module):
         return logits_NK.to(torch.float32)
 
 
-def normalized(network: nn.Module, preprocess: Preprocess, precision: str = "fp32") -> NormalizedInput:
-    """The network with its normalisation, in `fp32` or `bf16`. Leaves `network` as it is, but for the memory format of
-    its weights: in bf16 it is a copy."""
-    if precision != "fp32":
-        network = copy.deepcopy(network).to(DTYPES[precision])
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    wrapped: NormalizedInput = NormalizedInput(network, preprocess, DTYPES[precision]).eval()
-    return wrapped
-
-
-def float_archive(network: nn.Module, preprocess: Preprocess, precision: str = "fp32") -> bytes:
-    """The network with its normalisation in a precision, as an archive for TorchFloatEngine."""
-    # torch.jit.optimize_for_inference was measured too: no faster on top of freezing (ResNet-50, batch 16).
-    return to_archive(normalized(network, preprocess, precision), InputLayout(crop_px=preprocess.crop_px).shape(1))
-
-
 class TorchFloatEngine(Engine):
-    """Runs an archive made by `float_archive` on a device of torch's, `cpu` or `cuda`.
+    """Runs an archive of a NormalizedInput on a device of torch's, `cpu` or `cuda`.
 
-    Raises NoGpu where there is no such device.
+    Raises ModelError where there is no such device.
     """
 
-    def __init__(self, archive: bytes, layout: InputLayout, *, precision: str = "fp32", device: str = "cpu") -> None:
-        _check_device(device)
-        super().__init__(layout)
-        self.precision = precision
+    def __init__(self, archive: bytes, info: ArtifactInfo, _threads: int = 1, device: str = "cpu") -> None:
+        super().__init__(info.layout)
         self._device = torch.device(device)
-        if self._device.type == "cuda" and precision == "fp32":
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            built = torch.version.cuda is not None
+            why = "torch finds no GPU or no driver for it" if built else "this torch is built for CPUs only"
+            raise ModelError(
+                f"model.device: cuda, but {why}: run workers on GPU nodes whose image has the CUDA build of torch "
+                f"{torch.__version__.partition('+')[0]}, or set model.device: cpu"
+            )
+        if self._device.type == "cuda" and info.precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa instead of 23 is not what was asked for
         self._module = from_archive(archive, device=device)
 
@@ -84,23 +68,10 @@ class TorchFloatEngine(Engine):
             return super().buffer(batch)
         # Page-locked, so that the GPU fetches the pixels by itself.
         pixels_NHWC = torch.empty(self.layout.shape(batch), dtype=torch.uint8, pin_memory=True)
-        return framed(pixels_NHWC.numpy(), self.layout)
+        return new_buffer(self.layout, batch, pixels_NHWC.numpy())
 
     def _run(self, pixels_NHWC: Pixels) -> Logits:
         with torch.inference_mode():
             there_NHWC = torch.from_numpy(pixels_NHWC).to(self._device, non_blocking=True)
             logits_NK: torch.Tensor = self._module(there_NHWC)
         return logits_NK.cpu().numpy()  # waits for the GPU, so the buffer may be written again
-
-
-def _check_device(device: str) -> None:
-    """Raise NoGpu for a CUDA device that torch cannot use here."""
-    if torch.device(device).type != "cuda" or torch.cuda.is_available():
-        return
-    why = (
-        "this torch is built for CPUs only" if torch.version.cuda is None else "torch finds no GPU or no driver for it"
-    )
-    raise NoGpu(
-        f"model.device: cuda, but {why}: run workers on GPU nodes whose image has the CUDA build of torch "
-        f"{torch.__version__.partition('+')[0]}, or set model.device: cpu"
-    )

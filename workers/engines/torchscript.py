@@ -1,4 +1,4 @@
-"""TorchScript archives: how a network travels from the process that made it to the workers.
+"""TorchScript archives: how a network travels from the process that made it to the workers, and runs there in INT8.
 
 An archive is traced, frozen and self-contained: a worker loads it without the architecture's code, without
 torchvision and without quantizing again. It is read by torch's own C++ reader, not by Python's pickle.
@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers.engines.artifact import ArtifactInfo
+from workers.engines.base import Engine, LayerCounts, Logits, Pixels
+
 _TRACE_BATCH = 2
 """Not 1, which broadcasting and squeezing treat as a special case."""
+_FLOAT_LAYERS = ("aten::_convolution", "aten::conv2d", "aten::linear", "aten::addmm")
 
 
 @contextmanager
@@ -81,3 +85,28 @@ def operators(module: torch.jit.ScriptModule) -> Counter[str]:
     """How often each operator occurs in the frozen graph, e.g. `quantized::conv2d_relu` 33."""
     graph = module.inlined_graph
     return Counter(node.kind() for node in graph.nodes())
+
+
+class TorchInt8Engine(Engine):
+    """Runs an INT8 archive. Quickest in batches of the size that it is given first.
+
+    Each packed weight keeps the oneDNN primitive of its first call, and makes one anew for every call in another shape:
+    a sixteenth of MobileNetV2's time (`python -m tests.benchmarks.bench_engines --first-batch`).
+    """
+
+    executes, fewer_floats = "the archive's graph holds", False
+
+    def __init__(self, archive: bytes, info: ArtifactInfo, _threads: int = 1, _device: str = "cpu") -> None:
+        super().__init__(info.layout)
+        self._module = from_archive(archive, quantized_engine=info.backend)
+        counts = operators(self._module)
+        # Attention's products of two activations are no layers where they stay float.
+        self.layers = LayerCounts(
+            int8=sum(n for kind, n in counts.items() if kind.startswith(("quantized::conv", "quantized::linear"))),
+            floats=sum(counts[kind] for kind in _FLOAT_LAYERS),
+        )
+
+    def _run(self, pixels_NHWC: Pixels) -> Logits:
+        with torch.inference_mode():
+            logits_NK: torch.Tensor = self._module(torch.from_numpy(pixels_NHWC))
+        return logits_NK.numpy()

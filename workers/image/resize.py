@@ -82,6 +82,13 @@ def decode_into(
     place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)
 
 
+def decode_crop(image: bytes | memoryview, how: Preprocess) -> ImageArray:
+    """What the network sees of an encoded image, crop_px x crop_px x 3, uint8. Raises BadImage."""
+    crop_HWC = np.empty((how.crop_px, how.crop_px, 3), np.uint8)
+    decode_into(image, how, crop_HWC)
+    return crop_HWC
+
+
 def resized_px(height: int, width: int, resize_px: int) -> tuple[int, int]:
     """(height, width) after the shorter side becomes `resize_px`: the longer one is cut down to a whole number.
 

@@ -10,7 +10,7 @@ With k rows that kill by themselves, of n: at most k·(⌈log2 n⌉ + 2) deaths,
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MOST_BLAMED = 64
@@ -40,8 +40,6 @@ class Try:
 
     first: int
     last: int
-    fresh: bool = False
-    """In a process that has scored nothing before."""
     blamed: str | None = None
     """Why this single row, which kills, is not to be touched: its error row is all there is to be made."""
 
@@ -50,39 +48,33 @@ class Try:
         return self.last - self.first
 
 
-@dataclass(frozen=True)
-class Death:
-    """How a try ended whose process died of it."""
+def search(rows: int, attempt: Callable[[Try], str | None]) -> dict[int, str]:
+    """The rows that kill, with how they do.
 
-    how: str
-    """For a person: what the row did to it."""
-    used: bool
-    """It had scored other rows before."""
-
-
-def search(rows: int) -> Generator[Try, Death | None, dict[int, str]]:
-    """Yields tries and is sent how each ended, None if it was scored. Returns the rows that kill, with how they do.
-
-    Each row is part of exactly one try that was scored, in ascending order. Raises Hopeless, ReadingKills.
+    `attempt` makes a try in the process that made the one before, or, if it died of that, in a new one. It tells how
+    the process died of it, for a person; None if the rows were scored. Each row is part of exactly one try that was
+    scored, in ascending order. Raises Hopeless, ReadingKills.
     """
     waiting = [Try(0, rows)] if rows else []
     blamed: dict[int, str] = {}
     survived = 0
+    used = False
     while waiting:
         this = waiting.pop()
-        death = yield this
-        if death is None:
+        how = attempt(this)
+        alone, used = not used, how is None
+        if how is None:
             survived += this.blamed is None
         elif this.blamed is not None:
-            raise ReadingKills(this.first, death.how)
+            raise ReadingKills(this.first, how)
         elif this.rows > 1:
             middle = (this.first + this.last) // 2
             waiting += [Try(middle, this.last), Try(this.first, middle)]
-        elif death.used:
-            waiting.append(Try(this.first, this.last, fresh=True))
+        elif not alone:
+            waiting.append(this)
         else:
-            blamed[this.first] = death.how
+            blamed[this.first] = how
             if len(blamed) > MOST_BLAMED or (len(blamed) >= NONE_SURVIVED and not survived):
                 raise Hopeless(blamed)
-            waiting.append(Try(this.first, this.last, blamed=death.how))
+            waiting.append(Try(this.first, this.last, blamed=how))
     return blamed

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workers.contract import Shard, WorkerSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.isolation.bisection import Death, Hopeless, ReadingKills, Try, search
+from workers.isolation.bisection import Hopeless, ReadingKills, Try, search
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
 
@@ -38,28 +37,18 @@ ROW_S = 60.0
 class Phase(enum.Enum):
     """What a child is at; it tells whenever that changes."""
 
-    READY = "ready"
     READING = "reading"
     SCORING = "scoring"
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Put the parts together and create the shard's object."""
-
-    parts: Sequence[Part]
 
 
 class _GivenUp(Exception):
     """There is no result, and why."""
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-def _failure(kind: FailureKind, message: str, code: str = FailureCode.OTHER) -> Failure:
-    return Failure(kind=kind, code=code, message=redacted(message))
+    def __init__(
+        self, why: Failure | str, kind: FailureKind = FailureKind.TASK, code: str = FailureCode.CRASHED
+    ) -> None:
+        super().__init__(why)
+        self.failure = why if isinstance(why, Failure) else Failure(kind=kind, code=code, message=redacted(why))
 
 
 def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes: int) -> ShardResult | Failure:
@@ -70,33 +59,38 @@ def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes:
     """
     with closing(_Children(spec, shard, memory_bytes)) as children:
         try:
-            return children.commit(_scored_parts(children, shard, limit_s))
+            parts = _scored_parts(children, shard, limit_s)
+            children.close()  # what puts them together is to have nothing else in memory
+            result: ShardResult = _ask(children.started(), parts, _READ_S)
+            return result
+        except Died as died:
+            return _GivenUp(f"{shard.describe()}: putting its scored rows together {died}").failure
         except _GivenUp as given_up:
             return given_up.failure
-        except ReadingKills as error:
-            message = f"{shard.describe()}: reading row {error.row} of it, without scoring it, {error.how}"
-            return _failure(FailureKind.DATA, message, FailureCode.CRASHED)
-        except Hopeless as error:
-            rows = ", ".join(map(str, sorted(error.blamed)[:8]))
-            how = next(iter(error.blamed.values()))
-            message = f"{shard.describe()}: {len(error.blamed)} of its rows ({rows} …), each scored alone, {how}"
-            return _failure(FailureKind.TASK, message, FailureCode.CRASHED)
 
 
 def _scored_parts(children: _Children, shard: Shard, limit_s: float) -> list[Part]:
-    """Parts that together are all rows, in their order."""
+    """Parts that together are all rows, in their order. Raises _GivenUp."""
     parts: list[Part] = []
-    tries = search(shard.rows)
-    death: Death | None = None
-    with suppress(StopIteration):
-        while True:
-            this = tries.send(death)
-            outcome = children.score(this, limit_of(this.rows, shard.rows, limit_s))
-            if isinstance(outcome, Death):
-                death = outcome
-            else:
-                death = None
-                parts.append(outcome)
+
+    def attempt(this: Try) -> str | None:
+        try:
+            parts.append(_ask(children.started(), this, limit_of(this.rows, shard.rows, limit_s)))
+        except Died as died:
+            children.close()
+            return str(died)
+        return None
+
+    try:
+        search(shard.rows, attempt)
+    except ReadingKills as error:
+        message = f"{shard.describe()}: reading row {error.row} of it, without scoring it, {error.how}"
+        raise _GivenUp(message, FailureKind.DATA) from error
+    except Hopeless as error:
+        rows = ", ".join(map(str, sorted(error.blamed)[:8]))
+        how = next(iter(error.blamed.values()))
+        message = f"{shard.describe()}: {len(error.blamed)} of its rows ({rows} …), each scored alone, {how}"
+        raise _GivenUp(message) from error
     return parts
 
 
@@ -113,49 +107,24 @@ class _Children:
         self._shard = shard
         self._memory_bytes = memory_bytes
         self._child: Child | None = None
-        self._used = False
-        """The child has been asked for rows."""
-
-    def score(self, this: Try, limit_s: float) -> Part | Death:
-        """Raises _GivenUp for whatever is not the rows' doing."""
-        if this.fresh and self._used:
-            self.close()
-        child, used = self._started(), self._used
-        self._used = True
-        try:
-            part: Part = _ask(child, this, limit_s)
-        except Died as died:
-            self.close()
-            return Death(str(died), used)
-        return part
-
-    def commit(self, parts: Sequence[Part]) -> ShardResult:
-        """In a child that has nothing else in memory. Raises _GivenUp."""
-        self.close()
-        child = self._started()
-        try:
-            result: ShardResult = _ask(child, Commit(parts), _READ_S)
-        except Died as died:
-            raise _crashed(f"{self._shard.describe()}: putting its scored rows together {died}") from died
-        return result
 
     def close(self) -> None:
         if self._child is not None:
             self._child.end()
-        self._child, self._used = None, False
+        self._child = None
 
-    def _started(self) -> Child:
+    def started(self) -> Child:
         if self._child is None:
             self._child = Child("workers.isolation.isolated", self._memory_bytes, "scored")
             try:
                 _ask(self._child, (self._spec, self._shard), _START_S)
             except Died as died:
-                raise _crashed(f"loading the bundle in an isolated process {died}") from died
+                raise _GivenUp(f"loading the bundle in an isolated process {died}") from died
         return self._child
 
 
-def _ask(child: Child, request: Try | Commit | tuple[WorkerSpec, Shard], limit_s: float) -> Any:
-    """The answer: a Part, a ShardResult, or None from a child that has loaded the bundle.
+def _ask(child: Child, request: Try | list[Part] | tuple[WorkerSpec, Shard], limit_s: float) -> Any:
+    """The answer: a Part, a ShardResult of parts put together, or None from a child that has loaded the bundle.
 
     Time runs only while the child scores; a single block may take _READ_S to be read. Raises Died, also when the limit
     is over; _GivenUp.
@@ -169,14 +138,13 @@ def _ask(child: Child, request: Try | Commit | tuple[WorkerSpec, Shard], limit_s
         except Overdue:
             if phase is Phase.SCORING:
                 raise Died(f"was not scored within {limit_s:g} s") from None
-            raise _GivenUp(_failure(FailureKind.INFRA, f"storage has given nothing for {_READ_S:g} s")) from None
+            message = f"storage has given nothing for {_READ_S:g} s"
+            raise _GivenUp(message, FailureKind.INFRA, FailureCode.OTHER) from None
         except KilledFromOutside as killed:
             why = f"the isolated process was killed from outside ({killed}): the node may be short of memory"
-            raise _GivenUp(_failure(FailureKind.INFRA, why, FailureCode.CRASHED)) from killed
+            raise _GivenUp(why, FailureKind.INFRA) from killed
         if phase is Phase.SCORING:
             left_s = max(0.0, left_s - (time.monotonic() - began))
-        if message is Phase.READY:
-            return None
         if isinstance(message, Failure):
             if message.code == FailureCode.MEMORY:
                 raise Died("needed more memory than there is")
@@ -184,7 +152,3 @@ def _ask(child: Child, request: Try | Commit | tuple[WorkerSpec, Shard], limit_s
         if not isinstance(message, Phase):
             return message
         phase = message
-
-
-def _crashed(message: str) -> _GivenUp:
-    return _GivenUp(_failure(FailureKind.TASK, message, FailureCode.CRASHED))

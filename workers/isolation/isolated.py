@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
-from workers.contract import Shard, WorkerSpec
+from workers.contract import Shard
 from workers.failures import classify
 from workers.host.child import to_parent
 from workers.host.without_pandas import without_pandas
 from workers.image.errors import BadImage, ErrorCode
 from workers.isolation.bisection import Try
-from workers.isolation.isolate import Commit, Phase
+from workers.isolation.isolate import Phase
 from workers.isolation.parts import excerpt, joined
 from workers.outcomes import Failure, ShardResult
 from workers.score.scorer import Part, Scorer
@@ -25,9 +25,7 @@ from workers.source.shard_reader import ShardReader
 
 
 def _answer_requests(parent: Connection) -> None:
-    """About one shard, until the parent closes the connection."""
-    spec: WorkerSpec
-    shard: Shard
+    """About one shard, which comes first with a WorkerSpec, until the parent closes the connection."""
     spec, shard = parent.recv()
     without_pandas()
     try:
@@ -35,15 +33,15 @@ def _answer_requests(parent: Connection) -> None:
     except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the parent acts on)
         parent.send(classify(error))
         return
-    parent.send(Phase.READY)
+    parent.send(None)  # ready
     while True:
-        request: Try | Commit = parent.recv()
+        request: Try | list[Part] = parent.recv()
         answer: Part | ShardResult | Failure
         try:
-            if isinstance(request, Commit):
-                answer = scorer.commit(shard, joined(request.parts))
-            else:
+            if isinstance(request, Try):
                 answer = _scored(scorer, shard, request, parent)
+            else:
+                answer = scorer.commit(shard, joined(request))
         except Exception as error:  # noqa: BLE001  (as above)
             answer = classify(error)
         parent.send(answer)

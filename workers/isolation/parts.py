@@ -75,8 +75,6 @@ def joined(parts: Sequence[Part]) -> Part:
         label_NK=np.concatenate([part.scored.label_NK[: part.scored.rows] for part in parts]),
         score_NK=np.concatenate([part.scored.score_NK[: part.scored.rows] for part in parts]),
     )
-    gone: set[int] = set()
-    stage_s: dict[str, float] = {}
     for part in parts:
         rows = scored.rows
         scored.slice_index += part.scored.slice_index
@@ -84,15 +82,13 @@ def joined(parts: Sequence[Part]) -> Part:
         scored.errors |= {rows + row: bad for row, bad in part.scored.errors.items()}
         scored.keys += part.scored.keys
         scored.bytes_read += part.scored.bytes_read
-        gone |= set(part.gone)
-        for stage, seconds in part.stage_s.items():
-            stage_s[stage] = stage_s.get(stage, 0.0) + seconds
+    gone = {index for part in parts for index in part.gone}
     if gone & set(scored.slice_index):
         raise SourceChanged("a source vanished or changed between two parts of its shard")
     return Part(
         scored,
         tuple(sorted(gone)),
-        stage_s,
+        {stage: sum(part.stage_s[stage] for part in parts) for stage in parts[0].stage_s},
         sum(part.wall_s for part in parts),
         sum(part.cpu_s for part in parts),
         max(part.peak_rss_bytes for part in parts),

@@ -9,13 +9,11 @@ from __future__ import annotations
 import traceback
 from multiprocessing.connection import Connection
 
-import numpy as np
-
 from workers.contract import Preprocess
 from workers.host.child import Child, Died, KilledFromOutside, Overdue, serve
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
-from workers.image.resize import decode_into
+from workers.image.resize import decode_crop
 
 IMAGE_S = 30.0
 """To decode one image. The largest that are decoded at all take some seconds."""
@@ -25,13 +23,6 @@ _START_S = 300.0
 
 class DecoderBroken(Exception):
     """The process that decodes cannot be brought up, or failed by an error of ours."""
-
-
-def decode_crop(image: memoryview, how: Preprocess) -> ImageArray:
-    """What the network sees of an encoded image, crop_px x crop_px x 3, uint8. Raises BadImage."""
-    crop_HWC = np.empty((how.crop_px, how.crop_px, 3), np.uint8)
-    decode_into(image, how, crop_HWC)
-    return crop_HWC
 
 
 class SampleDecoder:
@@ -52,38 +43,34 @@ class SampleDecoder:
 
         Raises DecoderBroken, KilledFromOutside too.
         """
-        used = self._used
+        alone = not self._used
         try:
-            return self._decoded(image, how)
+            child = self._started()
+            self._used = True
+            child.put((bytes(image), how))
+            answer: ImageArray | Exception = child.take(IMAGE_S)
+        except Overdue:
+            answer = Died(f"was not decoded within {IMAGE_S:g} s")
         except Died as died:
-            self.close()
-            if used:
-                return self.decode(image, how)
-            raise BadImage(ErrorCode.CRASHED_WORKER, str(died)) from died
+            answer = died
         except KilledFromOutside as killed:
             who = f"the process that decodes the sample was killed from outside ({killed})"
             raise KilledFromOutside(f"{who}: the node may be short of memory") from killed
+        if isinstance(answer, MemoryError):
+            answer = Died("needed more memory than there is")
+        if isinstance(answer, Died):
+            self.close()
+            if alone:
+                raise BadImage(ErrorCode.CRASHED_WORKER, str(answer)) from answer
+            return self.decode(image, how)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         if self._child is not None:
             self._child.end()
         self._child, self._used = None, False
-
-    def _decoded(self, image: memoryview, how: Preprocess) -> ImageArray:
-        child = self._started()
-        self._used = True
-        child.put((bytes(image), how))
-        try:
-            answer: ImageArray | BadImage | MemoryError | str = child.take(IMAGE_S)
-        except Overdue:
-            raise Died(f"was not decoded within {IMAGE_S:g} s") from None
-        if isinstance(answer, BadImage):
-            raise answer
-        if isinstance(answer, MemoryError):
-            raise Died("needed more memory than there is")
-        if isinstance(answer, str):
-            raise DecoderBroken(answer)
-        return answer
 
     def _started(self) -> Child:
         if self._child is None:
@@ -97,7 +84,7 @@ class SampleDecoder:
 
 
 def _serve(parent: Connection) -> None:
-    """For each image its crop, BadImage, MemoryError, or the traceback of another error, until the connection closes.
+    """For each image its crop, BadImage, MemoryError, or DecoderBroken of another error, until the connection closes.
 
     In the process that `python -m workers.isolation.sample_decoder FD PARENT` starts, which may die of any of them.
     """
@@ -109,7 +96,7 @@ def _serve(parent: Connection) -> None:
         except (BadImage, MemoryError) as error:
             parent.send(error)
         except Exception:  # noqa: BLE001  (whatever it is, the parent raises it)
-            parent.send(traceback.format_exc().rstrip())
+            parent.send(DecoderBroken(traceback.format_exc().rstrip()))
 
 
 if __name__ == "__main__":

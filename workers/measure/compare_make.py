@@ -17,22 +17,23 @@ from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
-from workers.build.artifacts import ArtifactBuilder
+from workers.build.artifacts import build_artifact
 from workers.build.sample import read_sample, split_rows
 from workers.bundle import gate
 from workers.bundle.accuracy import compare_logits
-from workers.engines.artifact import Artifact, open_artifact
+from workers.engines.artifact import Artifact, WantedArtifact, open_artifact
 from workers.engines.base import Logits, score_crops
-from workers.engines.choice import WantedArtifact, installed_to_make, wanted_engines
+from workers.engines.choice import installed_to_make, wanted_engines
 from workers.failures import classify
 from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
-from workers.isolation.sample_decoder import SampleDecoder, decode_crop
+from workers.image.resize import decode_crop
+from workers.isolation.sample_decoder import SampleDecoder
 from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
-from workers.quantize.quantizer import float_artifact
+from workers.quantize.quantizer import Quantizer, float_artifact
 from workers.storage.filesystems import read_url
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -54,22 +55,13 @@ class CandidateMaker:
             if own.labels is not None and model.labels is not None and own.labels != model.labels:
                 raise ModelError("its classes have other names than those of the job's own network")
         with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
-            sample = read_sample(
-                request.sample,
-                request.input,
-                decoder.decode,
-                model.preprocess,
-                labels_column=request.gate.labels_column,
-                class_names=model.labels,
-                classes=model.outputs,
-                seed=request.model.calibration.seed,
-            )
+            sample = read_sample(request, model, decoder.decode)
         calibrating, comparing = split_rows(len(sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
         self._labelled = self._labels is not None and bool((self._labels >= 0).any())
-        self._rows = ["{}#{}#{}".format(*row) for row in sample.rows[comparing]]
+        self._rows = [f"{row.uri}#{row.row_group}#{row.row}" for row in sample.rows[comparing]]
         images = sample.encoded[:DECODED]
         decode = [partial(decode_crop, memoryview(image), model.preprocess) for image in images]
         took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
@@ -120,14 +112,14 @@ class CandidateMaker:
                 labelled=self._labelled,
             )
             yield self.reference
-        builder = ArtifactBuilder(model, self._calibration_NHWC, lambda one: verdict(one).passed, request, fp32)
+        quantizer = Quantizer(model, self._calibration_NHWC)
         for precision in PRECISIONS:
             try:
                 wanted = WantedArtifact(engine="torch-float", precision=precision, isa=None)
                 if precision == "int8":
                     # The one that a worker would take here; another instruction set's is of no use for figures.
                     wanted = wanted_engines("int8", request.model.engine, isa_class(), installed_to_make())[0]
-                artifact = builder.build(wanted)
+                artifact = build_artifact(wanted, quantizer, fp32, request, lambda one: verdict(one).passed)
                 decision = verdict(artifact)
                 right, rows = self._right(scored(artifact))
             except MemoryError:

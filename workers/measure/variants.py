@@ -59,13 +59,13 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
             return predict, Buffer(full_NHWC=pixels_NHWC, interior_NHWC=pixels_NHWC)
 
         return plain, crops_NHWC, load.kind
-    first = load_best(store, manifest, worker, decode_into)
+    first = load_best(store, manifest, worker)
 
     def bundled(batch: int) -> ForwardPass:
         """The engine as workers run it: loaded for each size of batch, since it is quickest at the first one."""
         loaded = first
         if batch != first.batch:
-            loaded = load_best(store, manifest, replace(worker, batch=batch), decode_into)
+            loaded = load_best(store, manifest, replace(worker, batch=batch))
         return loaded.engine.predict, loaded.engine.buffer(batch)
 
     return bundled, crops_NHWC, first.info.name

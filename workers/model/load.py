@@ -8,9 +8,10 @@ import json
 import os
 import pickle
 import urllib.error
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from workers.model.torchvision_import import import_torchvision
 _Read = Callable[[str], bytes]
 _RANDOM_INIT = {"googlenet", "inception_v3"}
 """Architectures that draw their initial weights slowly, and can be told not to."""
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""torch.hub unpickles what it downloads, or finds in its cache, in full unless torch is told otherwise by this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,29 +106,20 @@ def _weights_enum(models: Any, name: str, wanted: str) -> Any:
 
 
 def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> nn.Module:
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
     try:
-        with _tensors_only():
-            return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
+        return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
     # RuntimeError: the hash of the file is wrong. UnpicklingError: it holds more than tensors.
     except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"model.weights: {weights} could not be fetched from {weights.url}: {error}. Where workers may not reach "
             "the internet, put that file into your storage and give its path or URL as model.weights"
         ) from error
-
-
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    """torch.hub unpickles what it downloads, or finds in its cache, in full unless torch is told otherwise."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+        del os.environ[_TENSORS_ONLY]
+        if before is not None:
+            os.environ[_TENSORS_ONLY] = before
 
 
 def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: _Read) -> nn.Module:
@@ -218,21 +212,17 @@ def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
     of one 1×1 convolution before pooling (SqueezeNet) is cut likewise. A network that ends in neither is taken for a
     feature extractor and used as it is. Raises ModelError if what comes out is not 2-D.
     """
-    called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]] = []
+    called: list[tuple[str, nn.Module, torch.Tensor]] = []
 
-    def remember(name: str, module: nn.Linear | nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
+    def remember(name: str, module: nn.Module, _args: object, output: torch.Tensor) -> None:
         # Cloned: an activation behind it may work in place, and would make its own output look like the layer's.
-        return module.register_forward_hook(
-            lambda _module, _args, output: called.append((name, module, output.clone()))
-        )
+        called.append((name, module, output.clone()))
 
-    handles = [remember(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            output = network(example_NCHW)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                hooks.callback(module.register_forward_hook(partial(remember, name)).remove)
+        output = network(example_NCHW)
     classifier = _classifier(called, output)
     if classifier is not None:
         network.set_submodule(classifier, nn.Identity())
@@ -246,7 +236,7 @@ def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
     return network
 
 
-def _classifier(called: list[tuple[str, nn.Linear | nn.Conv2d, torch.Tensor]], output: torch.Tensor) -> str | None:
+def _classifier(called: list[tuple[str, nn.Module, torch.Tensor]], output: torch.Tensor) -> str | None:
     linears = [(name, returned) for name, module, returned in called if isinstance(module, nn.Linear)]
     if linears:
         name, returned = linears[-1]

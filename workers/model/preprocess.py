@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from workers.contract import Preprocess
+from workers.contract import Preprocess, PreprocessSpec
 from workers.model.names import ModelError
 
 IMAGENET = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What nearly every network of the field was trained with, and the default where weights say nothing."""
 
-_KEYS = ("resize", "crop", "mean", "std", "interpolation", "decode")
-_CHOICES = {"interpolation": ("bilinear", "bicubic", "nearest"), "decode": ("exact", "scaled")}
+_FIELDS = {"resize": "resize_px", "crop": "crop_px"}
+"""By key of the spec, where the name is another."""
 
 
 def of_weights(weights: Any) -> Preprocess:
@@ -31,42 +29,19 @@ def of_weights(weights: Any) -> Preprocess:
     )
 
 
-def override(preprocess: Preprocess, given: Mapping[str, object]) -> Preprocess:
-    """`preprocess` with the values of a spec's `model.preprocess`. Raises ModelError for a key or value of no use."""
-    changes: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in _KEYS:
-            nearest = difflib.get_close_matches(key, _KEYS, n=1)
-            raise ModelError(
-                f"model.preprocess: unknown key {key!r}"
-                + (f"; did you mean {nearest[0]!r}?" if nearest else "")
-                + f" (keys: {', '.join(_KEYS)})"
-            )
-        changes.update(_checked(key, value))
+def override(preprocess: Preprocess, given: PreprocessSpec) -> Preprocess:
+    """`preprocess` with the values of a spec's `model.preprocess`, checked as jobs.spec does. Raises ModelError for
+    those that do not go together."""
+    changes: dict[str, Any] = {_FIELDS.get(key, key): value for key, value in given.items()}
     changed = replace(preprocess, **changes)
     if changed.resize_px < changed.crop_px:
         raise ModelError(
             f"model.preprocess: resize {changed.resize_px} is smaller than crop {changed.crop_px}; "
             "resize must be at least crop"
         )
+    if min(changed.std) <= 0:
+        raise ModelError(f"model.preprocess.std: each must be above 0, got {changed.std}")
     return changed
-
-
-def _checked(key: str, value: object) -> dict[str, object]:
-    if key in ("resize", "crop"):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"model.preprocess.{key}: a number of pixels was expected, got {value!r}")
-        return {f"{key}_px": value}
-    if key in _CHOICES:
-        if value not in _CHOICES[key]:
-            raise ModelError(f"model.preprocess.{key}: {value!r} is none of {', '.join(_CHOICES[key])}")
-        return {key: value}
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise ModelError(f"model.preprocess.{key}: three numbers (red, green, blue) were expected, got {value!r}")
-    numbers = tuple(float(number) for number in value)
-    if key == "std" and min(numbers) <= 0:
-        raise ModelError(f"model.preprocess.std: each must be above 0, got {value!r}")
-    return {key: numbers}
 
 
 def absorb_transform_input(network: nn.Module, preprocess: Preprocess) -> Preprocess:

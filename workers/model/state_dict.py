@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -32,13 +32,21 @@ def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, tor
     through.
     """
     data = read(weights)
-    if weights.lower().endswith(".safetensors"):
-        try:
+    try:
+        if weights.lower().endswith(".safetensors"):
             loaded: object = safetensors.torch.load(data)
-        except SafetensorError as error:
-            raise ModelError(f"model.weights: {weights} is not a safetensors file: {error}") from error
-    else:
-        loaded = _load_pickle(weights, data)
+        else:
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ModelError(f"model.weights: {weights} is not a safetensors file: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"model.weights: {weights} is refused: it is not a plain state dict, and unpickling anything else could "
+            "run code. Load it where you trust it and save model.state_dict() with safetensors.torch.save_file, or "
+            "with torch.save"
+        ) from error
+    except _UNREADABLE as error:
+        raise ModelError(f"model.weights: {weights} cannot be read as a torch state dict: {error}") from error
     for nesting in _NESTINGS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(nesting), Mapping):
             loaded = loaded[nesting]
@@ -56,45 +64,32 @@ def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, tor
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
-def _load_pickle(weights: str, data: bytes) -> object:
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"model.weights: {weights} is refused: it is not a plain state dict, and unpickling anything else could "
-            "run code. Load it where you trust it and save model.state_dict() with safetensors.torch.save_file, or "
-            "with torch.save"
-        ) from error
-    except _UNREADABLE as error:
-        raise ModelError(f"model.weights: {weights} cannot be read as a torch state dict: {error}") from error
-
-
 def fit_state_dict(network: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
     """Load tensors into a network. Raises ModelError that lists every name or shape that does not fit."""
     expected: dict[str, Any] = network.state_dict()
     tensors = _without_prefixes(tensors, expected)
-    missing = [f"{name} {_shape(value)}" for name, value in expected.items() if name not in tensors]
-    unexpected = [f"{name} {_shape(value)}" for name, value in tensors.items() if name not in expected]
-    mismatched = [
-        (name, value, expected[name])
+    # Counters of batch normalisation, absent from old files, play no part in eval mode.
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in expected]
+    mismatched = {
+        name: (value, expected[name])
         for name, value in tensors.items()
         if name in expected and value.shape != expected[name].shape
-    ]
-    # Counters of batch normalisation, absent from old files, play no part in eval mode.
-    missing = [name for name in missing if not name.split(" ")[0].endswith("num_batches_tracked")]
+    }
     if not (missing or unexpected or mismatched):
         network.load_state_dict(tensors, strict=False)
         return
-    lines = [f"model.weights: the weights in {weights} do not fit the network:"]
-    if missing:
-        lines.append(f"  missing from the file: {_some(missing)}")
-    if unexpected:
-        lines.append(f"  unknown to the network: {_some(unexpected)}")
-    if mismatched:
-        shown = [f"{name} {_shape(theirs)} in the file, {_shape(ours)} expected" for name, theirs, ours in mismatched]
-        lines.append(f"  of another shape: {_some(shown, separator='; ')}")
-    lines.append(f"  {_hint(mismatched, others=bool(missing or unexpected))}")
-    raise ModelError("\n".join(lines))
+    found = {
+        "missing from the file": [f"{name} {tuple(expected[name].shape)}" for name in missing],
+        "unknown to the network": [f"{name} {tuple(tensors[name].shape)}" for name in unexpected],
+        "of another shape": [
+            f"{name} {tuple(theirs.shape)} in the file, {tuple(ours.shape)} expected"
+            for name, (theirs, ours) in mismatched.items()
+        ],
+    }
+    lines = [f"  {what}: {_some(names)}" for what, names in found.items() if names]
+    hint = _hint(mismatched.values(), others=bool(missing or unexpected))
+    raise ModelError("\n".join([f"model.weights: the weights in {weights} do not fit the network:", *lines, hint]))
 
 
 def _without_prefixes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, object]) -> dict[str, torch.Tensor]:
@@ -106,22 +101,18 @@ def _without_prefixes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str
         stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
 
 
-def _hint(mismatched: Sequence[tuple[str, torch.Tensor, torch.Tensor]], *, others: bool) -> str:
+def _hint(mismatched: Iterable[tuple[torch.Tensor, torch.Tensor]], *, others: bool) -> str:
     # A head of another size differs in its outputs alone: the first axis of its weight and bias.
     heads = {
         theirs.shape[0]
-        for _, theirs, ours in mismatched
+        for theirs, ours in mismatched
         if theirs.dim() == ours.dim() >= 1 and theirs.shape[1:] == ours.shape[1:]
     }
     if not others and len(heads) == 1:
-        return f"the head differs; try model.args: {{num_classes: {heads.pop()}}}"
-    return "check that model.arch and model.args are what the weights were trained with"
+        return f"  the head differs; try model.args: {{num_classes: {heads.pop()}}}"
+    return "  check that model.arch and model.args are what the weights were trained with"
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _some(names: Sequence[str], separator: str = ", ") -> str:
+def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMES_SHOWN
-    return separator.join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -9,6 +9,7 @@ everything else work; calling one of them still fails, with torch's own "no kern
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import threading
@@ -20,7 +21,6 @@ _OPS_REGISTERED_AT_IMPORT = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _lock = threading.Lock()
-_kept_library: torch.library.Library | None = None  # a Library unregisters its schemas when it is collected
 
 
 def import_torchvision() -> ModuleType:
@@ -38,20 +38,15 @@ def import_torchvision() -> ModuleType:
             if extension is None or extension._has_ops():
                 raise
         _declare_schemas()
-        _forget_half_import()
+        for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
+            del sys.modules[name]  # left behind: beside a new parent they would not be reachable as its attributes
         return importlib.import_module("torchvision")
 
 
-def _declare_schemas() -> None:
-    global _kept_library
-    if _kept_library is None:
-        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for name in _OPS_REGISTERED_AT_IMPORT:
-            library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
-        _kept_library = library
-
-
-def _forget_half_import() -> None:
-    """Drop the submodules left behind: beside a new parent they would not be reachable as its attributes."""
-    for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
-        del sys.modules[name]
+@functools.cache
+def _declare_schemas() -> torch.library.Library:
+    """Once, and kept: a Library unregisters its schemas when it is collected."""
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for name in _OPS_REGISTERED_AT_IMPORT:
+        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
+    return library

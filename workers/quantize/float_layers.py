@@ -12,6 +12,7 @@ are layers, and an error measured at the layer itself says nothing of what becom
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -78,10 +79,5 @@ def fewest(order: Sequence[str], most: int, accepted: Callable[[tuple[str, ...]]
         if size >= most:
             return tuple(order[:size])
         refused, size = size, min(2 * size, most)
-    while size - refused > 1:
-        middle = (size + refused) // 2
-        if accepted(tuple(order[:middle])):
-            size = middle
-        else:
-            refused = middle
-    return tuple(order[:size])
+    between = range(refused + 1, size)
+    return tuple(order[: refused + 1 + bisect_left(between, True, key=lambda names: accepted(tuple(order[:names])))])

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import fx, nn
-from torch.ao.nn.intrinsic import ConvReLU2d
 from torch.ao.quantization import QConfig, QConfigMapping, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -23,16 +22,14 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.fx.passes.shape_prop import ShapeProp
 
 from workers.contract import Preprocess
-from workers.engines.base import InputLayout, Pixels
+from workers.engines.base import Pixels
 from workers.engines.torch_float import NormalizedInput
-from workers.engines.torch_int8 import QuantizedInput
 from workers.host.cpu import X86_VNNI
-from workers.quantize.calibration import QuantizedNetwork, calibration_batches
 from workers.quantize.float_layers import LogitErrors
 from workers.quantize.fx_layers import GraphLayers
 from workers.quantize.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
-from workers.quantize.pixel_input import PlainInput, find_first_conv, fold
-from workers.quantize.products import ProductErrors
+from workers.quantize.pixel_input import PixelNetwork, PlainInput, calibration_batches, pixel_network
+from workers.quantize.products import watching
 
 _ATTRIBUTES = "_observed_graph_module_attrs"
 """Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""
@@ -49,7 +46,9 @@ _SCALE_KEEPING = (
 class GraphCalibration:
     """A network of which FX traced the whole forward, with its activations observed."""
 
+    recipe, backend = "graph", "onednn"
     others_float = False
+    """Whether the network calls convolutions or linear products that are none of its `layers`, and stay float."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels) -> None:
         """Observe the network on the crops; `network` itself stays as it is.
@@ -60,19 +59,15 @@ class GraphCalibration:
         network = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         network.requires_grad_(False)
         graph = QuantizationTracer([], []).trace(network)
-        first_conv = find_first_conv(graph, network)
+        self._preprocess, self._pixels = preprocess, pixel_network(network, preprocess)
+        self._to_input, network = self._pixels.module, self._pixels.module.get_submodule("network")
+        self._to_input.set_submodule("network", nn.Identity())
         custom = PrepareCustomConfig()
-        self._preprocess = preprocess
-        self._layout = InputLayout(crop_px=preprocess.crop_px)
-        self._reads_pixels = first_conv is not None
-        if first_conv is not None:
-            network, self._layout = fold(network, first_conv, preprocess)
+        if self._pixels.input_mode == "uint8":
             custom.set_input_quantized_indexes([0])
         concatenates = any(node.target is torch.cat for node in graph.nodes)
         self._relu6_convs = set() if concatenates else absorb_relu6(graph, network)
-        identity = nn.Identity()
-        self._to_input = PlainInput(identity) if self._reads_pixels else NormalizedInput(identity, preprocess)
-        self._example = self._to_input(next(calibration_batches(crops_NHWC[:1], self._layout)))
+        self._example = self._to_input(next(calibration_batches(crops_NHWC[:1], self._pixels.layout)))
         self._observed = prepare_fx(
             network,
             _qconfig(),
@@ -84,38 +79,41 @@ class GraphCalibration:
         _share_observers(self._observed)
         self._graph = GraphLayers(self._observed)
         self.layers: Mapping[str, int] = self._graph.calls
+        """Those that can be INT8, in the order of the network, by name, and how often each is called."""
         with torch.no_grad():
-            for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
+            for batch_NHWC in calibration_batches(crops_NHWC, self._pixels.layout):
                 self._observed(self._to_input(batch_NHWC))
 
-    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
-        """See CalibratedNetwork. What serves none but float layers on one of its sides is float as well."""
+    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> PixelNetwork:
+        """The network in INT8 for a class of CPU, but for the layers named. Deterministic; changes nothing here.
+
+        What serves none but float layers on one of its sides is float as well.
+        """
         torch.backends.quantized.engine = "onednn"
         observed = copy.deepcopy(self._observed)
-        _restore_relu6(observed, self._relu6_convs & set(float_layers))
+        for conv in self._relu6_convs & set(float_layers):  # no range clamps their output
+            observed.set_submodule(f"{conv}.1", nn.ReLU6(), strict=True)
         _observe_weights(observed, isa)
         attributes = observed.meta[_ATTRIBUTES]
         float_nodes = self._graph.nodes_of(float_layers)
         configs = {**attributes.node_name_to_qconfig, **dict.fromkeys(float_nodes)}
         observed.meta[_ATTRIBUTES] = replace(attributes, node_name_to_qconfig=configs)
         converted = convert_fx(observed, backend_config=get_onednn_backend_config())
-        example = self._example
-        if self._reads_pixels:
-            example = torch.quantize_per_tensor(example, 1.0, 0, torch.quint8)
+        module: PlainInput | NormalizedInput
+        if self._pixels.input_mode == "uint8":
+            example = torch.quantize_per_tensor(self._example, 1.0, 0, torch.quint8)
+            module = PlainInput(converted, quantized=True)
+        else:
+            example, module = self._example, NormalizedInput(converted, self._preprocess)
         _expand_factors(converted, example)
-        module = QuantizedInput(converted) if self._reads_pixels else NormalizedInput(converted, self._preprocess)
-        return QuantizedNetwork(
-            module=module.eval(),
-            layout=self._layout,
-            recipe="graph",
-            input_mode="uint8" if self._reads_pixels else "normalized",
-            backend="onednn",
-        )
+        return replace(self._pixels, module=module.eval())
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
-        """See CalibratedNetwork. The rounding of an activation counts in equal parts for the layers around it.
+        """How much of the logits' error each layer's rounding causes on these crops. See
+        workers.quantize.float_layers.
 
-        For it is only spared when all of them are float.
+        The rounding of an activation counts in equal parts for the layers around it, for it is only spared when all of
+        them are float.
         """
         found = LogitErrors()
         probed = copy.deepcopy(self._observed)
@@ -123,9 +121,9 @@ class GraphCalibration:
         modules = dict(self._observed.named_modules(remove_duplicate=False))
         for name in around:
             probed.set_submodule(name, _Probe(name, modules[name], found))
-        weights = GraphLayers(probed).weights()
-        with ProductErrors(found, weights, isa):
-            images = calibration_batches(crops_NHWC, self._layout, batch=1)
+        weights = GraphLayers(probed).weights
+        with watching(found, weights, isa):
+            images = calibration_batches(crops_NHWC, self._pixels.layout, batch=1)
             found.run(probed, (self._to_input(image_NHWC) for image_NHWC in images))
         errors = dict.fromkeys(self.layers, 0.0)
         for source, square in found.squares.items():
@@ -194,14 +192,6 @@ def _clamp_observers(observed: fx.GraphModule, convs: set[str]) -> None:
                 observed.set_submodule(str(user.target), ClampedAtSix())
 
 
-def _restore_relu6(observed: fx.GraphModule, convs: Collection[str]) -> None:
-    """Give back their ReLU6 to convolutions that stay float, where no range clamps the output."""
-    for name in convs:
-        fused = observed.get_submodule(name)
-        assert isinstance(fused, ConvReLU2d)
-        fused[1] = nn.ReLU6()
-
-
 def _expand_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
     """Give both sides of each INT8 multiplication of a converted graph the same shape. `example` is its input.
 
@@ -264,23 +254,12 @@ def _share_observers(observed: fx.GraphModule) -> None:
     the first input's range would saturate.
     """
     modules = dict(observed.named_modules(remove_duplicate=False))
-    group: dict[ActivationObserver, ActivationObserver] = {}
-
-    def root(observer: ActivationObserver) -> ActivationObserver:
-        while observer in group:
-            observer = group[observer]
-        return observer
-
-    def observer_of(node: fx.Node) -> ActivationObserver | None:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        return module if isinstance(module, ActivationObserver) else None
-
+    observers = {name: module for name, module in modules.items() if isinstance(module, ActivationObserver)}
+    together = {observer: (observer,) for observer in observers.values()}
     for node in observed.graph.nodes:
         if node.target in _SCALE_KEEPING or isinstance(modules.get(str(node.target)), _POOLS):
-            around = (observer_of(other) for other in (*node.all_input_nodes, *node.users))
-            roots = dict.fromkeys(root(observer) for observer in around if observer is not None)
-            for other in list(roots)[1:]:
-                group[other] = next(iter(roots))
-    for name, module in modules.items():
-        if isinstance(module, ActivationObserver) and root(module) is not module:
-            observed.set_submodule(name, root(module))
+            around = [observers.get(str(other.target)) for other in (*node.all_input_nodes, *node.users)]
+            met = dict.fromkeys(each for observer in around if observer is not None for each in together[observer])
+            together |= dict.fromkeys(met, tuple(met))
+    for name, observer in observers.items():
+        observed.set_submodule(name, together[observer][0])

@@ -30,8 +30,12 @@ class GraphLayers:
 
     def __init__(self, observed: fx.GraphModule) -> None:
         self._modules = dict(observed.named_modules(remove_duplicate=False))
+        self._parameters = dict(observed.named_parameters(remove_duplicate=False))
         self._nodes = list(observed.graph.nodes)
-        self._layer = {node: name for node in self._nodes if (name := self._name(node)) is not None}
+        layers = {node: layer for node in self._nodes if (layer := self._layer_of(node)) is not None}
+        self._layer = {node: name for node, (name, _) in layers.items()}
+        self.weights = {id(weight): name for name, weight in layers.values()}
+        """The layer of each weight, by the weight's id."""
         self.calls = Counter(self._layer.values())
         # The nearest layers before and behind each node, through operations that are none.
         self._before: dict[fx.Node, frozenset[str]] = {}
@@ -40,10 +44,6 @@ class GraphLayers:
             self._before[node] = self._nearest(node.all_input_nodes, self._before)
         for node in reversed(self._nodes):
             self._behind[node] = self._nearest(node.users, self._behind)
-
-    def weights(self) -> dict[int, str]:
-        """The layer of each weight, by the weight's id."""
-        return {id(self._weight(node)): name for node, name in self._layer.items()}
 
     def observers(self) -> dict[str, frozenset[str]]:
         """Names of the modules that observe activations, each with the layers around it."""
@@ -70,33 +70,21 @@ class GraphLayers:
         return found
 
     def _nearest(self, around: Collection[fx.Node], known: dict[fx.Node, frozenset[str]]) -> frozenset[str]:
-        found: frozenset[str] = frozenset()
-        for other in around:
-            found |= {self._layer[other]} if other in self._layer else known[other]
-        return found
+        return frozenset().union(*({self._layer[o]} if o in self._layer else known[o] for o in around))
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
-    def _unfused(self, node: fx.Node) -> nn.Module | None:
-        module = self._module(node)
-        return module[0] if isinstance(module, _FusedModule) else module
-
-    def _name(self, node: fx.Node) -> str | None:
+    def _layer_of(self, node: fx.Node) -> tuple[str, object] | None:
+        """Name and weight of the layer that a node computes."""
         if node.op == "call_function" and node.target in _FUNCTIONS:
-            source = self._weight_source(node)
-            return node.name if source is None else str(source.target).rpartition(".")[0] or str(source.target)
-        return str(node.target) if isinstance(self._unfused(node), (nn.Linear, _ConvNd)) else None
-
-    def _weight(self, node: fx.Node) -> object:
-        source = self._weight_source(node) if node.op == "call_function" else None
-        if source is not None:
-            return source.graph.owning_module.get_parameter(str(source.target))  # type: ignore[union-attr]
-        return getattr(self._unfused(node), "weight", None)
-
-    def _weight_source(self, node: fx.Node) -> fx.Node | None:
-        """Where a function's weight comes from, if it is a parameter."""
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        while isinstance(weight, fx.Node) and isinstance(self._module(weight), ObserverBase):
-            weight = weight.all_input_nodes[0]
-        return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+            source = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+            while isinstance(source, fx.Node) and isinstance(self._module(source), ObserverBase):
+                source = source.all_input_nodes[0]
+            if not isinstance(source, fx.Node) or source.op != "get_attr":  # no parameter
+                return node.name, None
+            name = str(source.target)
+            return name.rpartition(".")[0] or name, self._parameters[name]
+        module = self._module(node)
+        module = module[0] if isinstance(module, _FusedModule) else module
+        return (str(node.target), module.weight) if isinstance(module, (nn.Linear, _ConvNd)) else None

@@ -16,7 +16,7 @@ a layer at the same speed (one ViT-B linear on one core: fp32 150 ms, oneDNN's w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -24,10 +24,10 @@ from torch import nn
 from workers.contract import Preprocess
 from workers.engines.base import InputLayout, Pixels
 from workers.engines.torch_float import NormalizedInput
-from workers.quantize.calibration import QuantizedNetwork, calibration_batches
 from workers.quantize.float_layers import LogitErrors
 from workers.quantize.observers import quantized_weight
-from workers.quantize.products import Observe, Product, ProductErrors, Replace, attention_unfused
+from workers.quantize.pixel_input import PixelNetwork, calibration_batches
+from workers.quantize.products import Call, Intercept, Product, attention_unfused, watching
 
 
 class _Int8Linear(nn.Module):
@@ -70,23 +70,26 @@ class _Islands(nn.Module):
         self.network = network
         # Registered as submodules, for tracing to find the packed weights.
         self.islands = nn.ModuleList()
-        operators: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._operators: dict[int, nn.Module] = {}
         for product in products:
             island = _Int8Linear(product, isa) if product.conv_args is None else _Int8Conv(product, isa)
             self.islands.append(island)
-            operators[id(product.weight)] = island
-        self._replace = Replace(operators)
+            self._operators[id(product.weight)] = island
 
     def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        with attention_unfused(), self._replace:
+        with attention_unfused(), Intercept(self._in_int8):
             logits_NK: torch.Tensor = self.network(pixels_NHWC)
         return logits_NK
 
+    def _in_int8(self, call: Call) -> torch.Tensor | None:
+        operator = self._operators.get(id(call.weight))
+        return None if operator is None else operator(call.x)
+
 
 class IslandCalibration:
-    """A network of which the products were observed where they are called."""
+    """A network of which the products were observed where they are called. For its attributes see GraphCalibration."""
 
-    others_float = True
+    recipe, backend, others_float = "islands", "fbgemm", True
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, crops_NHWC: Pixels, *, convolutions: bool) -> None:
         """Observe the linear products of a network, and on request its convolutions; `network` stays as it is.
@@ -97,35 +100,36 @@ class IslandCalibration:
         self._module = NormalizedInput(network.requires_grad_(False), preprocess).eval()
         self._layout = InputLayout(crop_px=preprocess.crop_px)
         names = {id(weight): _layer_of(name) for name, weight in network.named_parameters()}
-        observe = Observe(convolutions=convolutions)
+        products: dict[int, Product] = {}
+
+        def observe(call: Call) -> torch.Tensor | None:
+            if call.conv_args is not None and not convolutions:
+                return None
+            return products.setdefault(id(call.weight), Product(call)).observe(call)
+
         passes = 0
-        with torch.no_grad(), attention_unfused(), observe:
+        with torch.no_grad(), attention_unfused(), Intercept(observe):
             for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
                 self._module(batch_NHWC)
                 passes += 1
-        self._products = {names[key]: product for key, product in observe.products.items() if product.constant}
+        self._products = {names[key]: product for key, product in products.items() if product.constant}
         if not self._products:
             raise ValueError("the network calls no linear layer" + (" and no convolution" if convolutions else ""))
         self.layers = {name: product.calls // passes for name, product in self._products.items()}
 
-    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> QuantizedNetwork:
-        """See CalibratedNetwork."""
+    def quantized(self, isa: str, float_layers: Collection[str] = ()) -> PixelNetwork:
+        """As GraphCalibration's."""
         torch.backends.quantized.engine = "fbgemm"
         products = [product for name, product in self._products.items() if name not in float_layers]
-        return QuantizedNetwork(
-            module=_Islands(self._module, products, isa).eval(),
-            layout=self._layout,
-            recipe="islands",
-            input_mode="normalized",
-            backend="fbgemm",
-        )
+        module = _Islands(self._module, products, isa).eval()
+        return PixelNetwork(module=module, layout=self._layout, input_mode="normalized")
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
-        """See CalibratedNetwork."""
+        """As GraphCalibration's."""
         found = LogitErrors()
         weights = {id(product.weight): name for name, product in self._products.items()}
         observed = {id(product.weight): product for product in self._products.values()}
-        with attention_unfused(), ProductErrors(found, weights, isa, observed):
+        with attention_unfused(), watching(found, weights, isa, observed):
             found.run(self._module, calibration_batches(crops_NHWC, self._layout, batch=1))
         return {name: found.squares[name] for name in self._products}
 

@@ -1,5 +1,6 @@
-"""Fold the normalisation of pixels into a network's first convolution, so that it reads uint8 as it is.
+"""Networks that take uint8 pixels, and the batches of crops that calibrate them.
 
+The normalisation of pixels is folded into a network's first convolution, so that it reads uint8 as it is.
 With normalised x = (p/255 − m)/s for a pixel p, W·x + b = (W/255s)·p + (b − Σ W·m/s). Zero padding of x is padding
 of p by 255·m, the mean pixel. The convolution therefore loses its padding and the pixels get a frame of the mean
 pixel, rounded; that rounding is the only difference from the original, at most 0.5/255s at the border.
@@ -8,15 +9,20 @@ pixel, rounded; that rounding is the only difference from the original, at most 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
 from workers.contract import Preprocess
-from workers.engines.base import InputLayout
+from workers.engines.base import InputLayout, Pixels, new_buffer
 from workers.engines.torch_float import NormalizedInput
+
+_BATCH = 16
+_TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
 
 
 def find_first_conv(graph: fx.Graph, network: nn.Module) -> str | None:
@@ -28,16 +34,12 @@ def find_first_conv(graph: fx.Graph, network: nn.Module) -> str | None:
     if len(inputs) != 1 or len(inputs[0].users) != 1:
         return None
     (node,) = inputs[0].users
-    if node.op != "call_module":
-        return None
     name = str(node.target)
-    conv = network.get_submodule(name)
-    calls = [other for other in graph.nodes if other.op == "call_module" and other.target == node.target]
-    if type(conv) is not nn.Conv2d or len(calls) != 1:
+    calls = [other for other in graph.nodes if other.op == "call_module" and str(other.target) == name]
+    if calls != [node] or type(conv := network.get_submodule(name)) is not nn.Conv2d:
         return None
-    if conv.in_channels != 3 or conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return None
-    return name
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return name if plain and conv.in_channels == 3 else None
 
 
 def fold(network: nn.Module, conv_name: str, preprocess: Preprocess) -> tuple[nn.Module, InputLayout]:
@@ -64,7 +66,7 @@ def fold(network: nn.Module, conv_name: str, preprocess: Preprocess) -> tuple[nn
 
 @dataclass(frozen=True, kw_only=True)
 class PixelNetwork:
-    """A float network that takes the pixels an engine is given, for the runtimes that quantize such a network."""
+    """A network that takes the pixels an engine is given: in float, for those that quantize it, or quantized."""
 
     module: nn.Module
     """Takes uint8 pixels NHWC of the layout, returns float logits N by K."""
@@ -74,20 +76,31 @@ class PixelNetwork:
 
 
 class PlainInput(nn.Module):
-    """uint8 pixels NHWC → the same values in float NCHW, channels last in memory → the network."""
+    """uint8 pixels NHWC → the same values NCHW, channels last in memory, which INT8 convolutions want → the network.
 
-    def __init__(self, network: nn.Module) -> None:
+    In float; or quantized with scale 1, copied as bytes: no float image ever exists.
+    """
+
+    def __init__(self, network: nn.Module, *, quantized: bool = False) -> None:
         super().__init__()
         self.network = network
+        self._quantized = quantized
 
     def forward(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        logits_NK: torch.Tensor = self.network(pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32))
+        if self._quantized:
+            pixels_NCHW = torch._make_per_tensor_quantized_tensor(pixels_NHWC, 1.0, 0).permute(0, 3, 1, 2)
+        else:
+            pixels_NCHW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32)
+        logits_NK: torch.Tensor = self.network(pixels_NCHW)
         return logits_NK
 
 
 def pixel_network(network: nn.Module, preprocess: Preprocess) -> PixelNetwork:
     """Fold the normalisation into a copy of the network where its structure allows; else put it in front."""
-    first_conv = _first_conv(network)
+    try:
+        first_conv = find_first_conv(QuantizationTracer([], []).trace(network), network)
+    except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
+        first_conv = None
     if first_conv is None:
         module: nn.Module = NormalizedInput(network, preprocess)
         layout = InputLayout(crop_px=preprocess.crop_px)
@@ -96,9 +109,29 @@ def pixel_network(network: nn.Module, preprocess: Preprocess) -> PixelNetwork:
     return PixelNetwork(module=PlainInput(folded).eval(), layout=layout, input_mode="uint8")
 
 
-def _first_conv(network: nn.Module) -> str | None:
-    try:
-        graph = QuantizationTracer([], []).trace(network)
-    except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
-        return None
-    return find_first_conv(graph, network)
+def is_transformer(network: nn.Module) -> bool:
+    """Whether softmax, LayerNorm and GELU, which lose accuracy in INT8, are to stay float in it."""
+    return any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules())
+
+
+def check_crops(crops_NHWC: Pixels, preprocess: Preprocess) -> None:
+    """Raise ValueError unless the crops are what calibration takes."""
+    expected = (preprocess.crop_px, preprocess.crop_px, 3)
+    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
+        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
+
+
+def calibration_batches(crops_NHWC: Pixels, layout: InputLayout, batch: int = _BATCH) -> Iterator[torch.Tensor]:
+    """uint8 batches NHWC as an engine would be given them, frame included."""
+    for start in range(0, len(crops_NHWC), batch):
+        rows = crops_NHWC[start : start + batch]
+        buffer = new_buffer(layout, len(rows))
+        buffer.interior_NHWC[:] = rows
+        yield torch.from_numpy(buffer.full_NHWC)
+
+
+def full_batches(crops_NHWC: Pixels, layout: InputLayout, batch: int) -> Iterator[Pixels]:
+    """The crops in full buffers of one size: `batch` rows, or all where those are fewer. A rest is left out."""
+    batch = min(batch, len(crops_NHWC))
+    whole_NHWC = crops_NHWC[: len(crops_NHWC) // batch * batch]
+    return (pixels_NHWC.numpy() for pixels_NHWC in calibration_batches(whole_NHWC, layout, batch))

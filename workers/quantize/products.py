@@ -32,6 +32,12 @@ class Call:
     conv_args: tuple[list[int], list[int], list[int], int] | None
     """Stride, padding, dilation and groups; None for a linear product."""
 
+    def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The product of other values by the same arguments."""
+        if self.conv_args is None:
+            return nn.functional.linear(x, weight, self.bias)
+        return nn.functional.conv2d(x, weight, self.bias, *self.conv_args)
+
 
 class Product:
     """What calibration learns about one weight: the range of its inputs and outputs, and its constant bias."""
@@ -46,19 +52,24 @@ class Product:
         self.seen_in = ActivationObserver()
         self.seen_out = ActivationObserver()
 
-    def observe(self, call: Call, y: torch.Tensor) -> None:
+    def observe(self, call: Call) -> torch.Tensor:
+        """Returns what the call computes."""
         same_bias = call.bias is self.bias or (
             call.bias is not None and self.bias is not None and torch.equal(call.bias, self.bias)
         )
         self.constant = self.constant and same_bias and call.conv_args == self.conv_args
         self.calls += 1
         self.seen_in(call.x)
-        if self.conv_args is not None:
-            self.seen_out(y)
+        y = call.compute(call.x, call.weight)
+        return y if self.conv_args is None else self.seen_out(y)
 
 
-class _Intercept(TorchFunctionMode):
-    """Routes each product through `product`, every other function straight on."""
+class Intercept(TorchFunctionMode):
+    """Routes each product through `product`. Where that gives None, and for every other function, nothing changes."""
+
+    def __init__(self, product: Callable[[Call], torch.Tensor | None]) -> None:
+        super().__init__()
+        self._product = product
 
     def __torch_function__(
         self,
@@ -68,15 +79,13 @@ class _Intercept(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        found: Any = None
         if func is nn.functional.multi_head_attention_forward:
             # It is one function to this mode, which would see nothing of the products inside.
-            mixed = self._self_attention(*args, **kwargs)
-            return func(*args, **kwargs) if mixed is None else mixed
-        call = _as_product(func, args, kwargs)
-        return func(*args, **kwargs) if call is None else self.product(call, lambda: func(*args, **kwargs))
-
-    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError
+            found = self._self_attention(*args, **kwargs)
+        elif (call := _as_product(func, args, kwargs)) is not None:
+            found = self._product(call)
+        return func(*args, **kwargs) if found is None else found
 
     def _self_attention(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None] | None:
         """Plain self-attention of sequences L × N × E by two products; None where it is anything more."""
@@ -110,68 +119,31 @@ def attention_unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-class Observe(_Intercept):
-    """Records every product of a parameter, and changes nothing."""
-
-    def __init__(self, *, convolutions: bool) -> None:
-        super().__init__()
-        self.convolutions = convolutions
-        self.products: dict[int, Product] = {}
-
-    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        y = compute()
-        if call.conv_args is None or self.convolutions:
-            self.products.setdefault(id(call.weight), Product(call)).observe(call, y)
-        return y
-
-
-class Replace(_Intercept):
-    """Puts operators, by the id of the weight they are made from, in the place of the products observed."""
-
-    def __init__(self, operators: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]) -> None:
-        super().__init__()
-        self.operators = operators
-
-    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        operator = self.operators.get(id(call.weight))
-        return compute() if operator is None else operator(call.x)
-
-
-class ProductErrors(_Intercept):
+def watching(
+    errors: LogitErrors, layers: Mapping[int, str], isa: str, observed: Mapping[int, Product] | None = None
+) -> Intercept:
     """Watches what the INT8 of each product would do to the logits; the products themselves are computed in float.
 
-    Rounds the weights, and where `observed` tells their ranges the input, and a convolution's output, too.
+    Rounds the weights, and where `observed` tells their ranges the input, and a convolution's output, too. `layers`
+    names each product, `observed` holds what calibration learnt, both by the id of its weight.
     """
+    rounded: dict[int, torch.Tensor] = {}
 
-    def __init__(
-        self, errors: LogitErrors, layers: Mapping[int, str], isa: str, observed: Mapping[int, Product] | None = None
-    ) -> None:
-        """`layers` names each product, `observed` holds what calibration learnt, both by the id of its weight."""
-        super().__init__()
-        self._errors, self._layers, self._isa, self._observed = errors, layers, isa, observed or {}
-        self._rounded: dict[int, torch.Tensor] = {}
-
-    def product(self, call: Call, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def product(call: Call) -> torch.Tensor | None:
         key = id(call.weight)
-        if key not in self._layers:
-            return compute()
-        if key not in self._rounded:
-            self._rounded[key] = quantized_weight(call.weight, self._isa).dequantize()
-        y = compute()
+        if key not in layers:
+            return None
+        if key not in rounded:
+            rounded[key] = quantized_weight(call.weight, isa).dequantize()
+        y = call.compute(call.x, call.weight)
         with torch.no_grad():
-            x, known = call.x.detach(), self._observed.get(key)
-            z = _compute(call, x if known is None else fake_quantized(known.seen_in, x), self._rounded[key])
+            x, known = call.x.detach(), (observed or {}).get(key)
+            z = call.compute(x if known is None else fake_quantized(known.seen_in, x), rounded[key])
             if known is not None and call.conv_args is not None:
                 z = fake_quantized(known.seen_out, z)
-            error = z - y.detach()
-        return self._errors.source(self._layers[key], y, error)
+        return errors.source(layers[key], y, z - y.detach())
 
-
-def _compute(call: Call, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if call.conv_args is None:
-        return nn.functional.linear(x, weight, call.bias)
-    stride, padding, dilation, groups = call.conv_args
-    return nn.functional.conv2d(x, weight, call.bias, stride, padding, dilation, groups)
+    return Intercept(product)
 
 
 def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:

@@ -5,44 +5,60 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pkgutil
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
-from workers.engines.artifact import Artifact, ArtifactInfo
-from workers.engines.base import InputLayout, LayerCounts, Pixels
+from workers.engines.artifact import Artifact, ArtifactInfo, unchecked
+from workers.engines.base import Pixels
 from workers.engines.choice import NEEDS
+from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
-from workers.quantize.calibration import calibration_batches, check_crops
-from workers.quantize.pixel_input import PixelNetwork, pixel_network
+from workers.quantize.pixel_input import check_crops, pixel_network
 from workers.quantize.quantizer import QuantizeError
 
+_X86 = (X86_VNNI, X86_NO_VNNI)
+_RUNTIMES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "openvino": ("workers.quantize.with_openvino:quantize_openvino", dict.fromkeys(_X86, "nncf")),
+    "onnxruntime": (
+        "workers.quantize.with_onnx:quantize_onnx",
+        {**dict.fromkeys(_X86, "qdq-u8s8"), ARM64: "qdq-s8s8"},
+    ),
+    "torch-pt2e": ("workers.quantize.with_pt2e:quantize_pt2e", dict.fromkeys(_X86, "pt2e")),
+}
+"""By engine what makes the bytes of its artifact by the runtime's own libraries, and the name of its recipe for each
+class of CPU that it has one for."""
 
-def make_int8(
-    engine: str,
-    recipe: str,
-    model: LoadedModel,
-    crops_NHWC: Pixels,
-    isa: str,
-    isas: Collection[str],
-    quantize: Callable[[PixelNetwork], tuple[bytes, LayerCounts]],
-) -> Artifact:
-    """Make the INT8 artifact of an engine that has recipes for the classes of CPU in `isas`.
 
-    `quantize` does it by the runtime's own libraries: the artifact's bytes, and the layers that it executes.
-    Raises QuantizeError where the class is another, a library is not installed or cannot take the network, or nothing
-    would run in INT8; ValueError for crops that are not uint8 N by crop by crop by 3.
+def make_int8(engine: str, model: LoadedModel, crops_NHWC: Pixels, isa: str, batch: int) -> Artifact:
+    """Calibrate on uint8 crops N by crop by crop by 3 and make an engine's INT8 artifact for CPUs of class `isa`.
+
+    `batch` is compiled in where the engine has none but fixed ones. Deterministic for the same crops in the same order.
+    Raises QuantizeError where there is no recipe for the class, a library is not installed or cannot take the network,
+    or nothing would run in INT8; ValueError for crops of another shape.
     """
-    if isa not in isas:
+    made_by, recipes = _RUNTIMES[engine]
+    if isa not in recipes:
         instead = "precision: fp32" if engine == "onnxruntime" else "engine: onnxruntime"
         raise QuantizeError(f"model.engine: {engine} has no INT8 recipe for {isa} CPUs; use {instead}")
     check_crops(crops_NHWC, model.preprocess)
     network = pixel_network(model.module, model.preprocess)
+    info = ArtifactInfo(
+        engine=engine,
+        precision="int8",
+        isa=isa,
+        layout=network.layout,
+        input_mode=network.input_mode,
+        recipe=recipes[isa],
+    )
     try:
         with quiet(), torch.no_grad():
-            data, layers = quantize(network)
+            data = pkgutil.resolve_name(made_by)(network, crops_NHWC, isa, batch)
+            layers = unchecked(Artifact(info=info, data=data)).layers
     except QuantizeError:
         raise
     except ImportError as error:
@@ -56,25 +72,7 @@ def make_int8(
         ) from error
     if not layers.int8:
         raise QuantizeError(f"model.engine: {engine} runs nothing of {model.name} in INT8; use engine: torch-int8")
-    info = ArtifactInfo(
-        engine=engine,
-        precision="int8",
-        isa=isa,
-        layout=network.layout,
-        input_mode=network.input_mode,
-        recipe=recipe,
-        backend=None,
-        quantized_ops=layers.int8,
-        float_ops=layers.floats,
-    )
-    return Artifact(info=info, data=data)
-
-
-def full_batches(crops_NHWC: Pixels, layout: InputLayout, batch: int) -> Iterator[Pixels]:
-    """The crops in full buffers of one size: `batch` rows, or all where those are fewer. A rest is left out."""
-    batch = min(batch, len(crops_NHWC))
-    whole_NHWC = crops_NHWC[: len(crops_NHWC) // batch * batch]
-    return (pixels_NHWC.numpy() for pixels_NHWC in calibration_batches(whole_NHWC, layout, batch))
+    return Artifact(info=replace(info, quantized_ops=layers.int8, float_ops=layers.floats), data=data)
 
 
 @contextmanager

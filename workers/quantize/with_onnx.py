@@ -15,38 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.engines.artifact import Artifact
-from workers.engines.base import LayerCounts, Pixels
-from workers.engines.onnx_int8 import INPUT, OUTPUT, OnnxSession, import_onnxruntime
-from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
-from workers.model.load import LoadedModel
-from workers.quantize.calibration import is_transformer
-from workers.quantize.pixel_input import PixelNetwork
+from workers.engines.base import Pixels
+from workers.engines.onnx_int8 import INPUT, OUTPUT, import_onnxruntime
+from workers.host.cpu import ARM64, X86_NO_VNNI
+from workers.quantize.pixel_input import PixelNetwork, full_batches, is_transformer
 from workers.quantize.products import attention_unfused
-from workers.quantize.runtime import full_batches, make_int8
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""
 
 _CALIBRATION_BATCH = 8
 _PRODUCTS = ["MatMul", "Gemm", "Conv"]
-
-
-def quantize_onnx(model: LoadedModel, crops_NHWC: Pixels, isa: str) -> Artifact:
-    """Calibrate on uint8 crops N by crop by crop by 3 and make the INT8 artifact for CPUs of class `isa`, ARM included.
-
-    Deterministic for the same crops in the same order. Raises as workers.quantize.runtime.make_int8 does.
-    """
-
-    def quantize(network: PixelNetwork) -> tuple[bytes, LayerCounts]:
-        import_onnxruntime()
-        import onnx
-
-        data = _quantize(onnx, network, crops_NHWC, isa, transformer=is_transformer(model.module))
-        return data, OnnxSession(data, network.layout, 1).layers
-
-    recipe = "qdq-s8s8" if isa == ARM64 else "qdq-u8s8"
-    return make_int8("onnxruntime", recipe, model, crops_NHWC, isa, (X86_VNNI, X86_NO_VNNI, ARM64), quantize)
 
 
 def export(network: PixelNetwork, file: str) -> None:
@@ -65,17 +44,21 @@ def export(network: PixelNetwork, file: str) -> None:
         )
 
 
-def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, *, transformer: bool) -> bytes:
-    """Static INT8: activations per tensor by their extremes, weights per channel and symmetric.
+def quantize_onnx(network: PixelNetwork, crops_NHWC: Pixels, isa: str, _batch: int) -> bytes:
+    """See workers.quantize.runtime. Static INT8: activations per tensor by their extremes, weights per channel and
+    symmetric.
 
     Without VNNI weights have 7 bits, as in workers.quantize.fx_graph. Percentiles and entropy gave nothing over
     extremes. Logit error ÷ spread of extremes / entropy / 99.999th percentile: digits .010 / .010 / .010, ResNet-18
     .031 / .031 / .031, MobileNetV2 .184 / .184 / .185, the last two with random weights.
     """
+    import_onnxruntime()
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     extra: dict[str, Any] = {}
+    transformer = is_transformer(network.module)
     if transformer:  # only products of weights: softmax, LayerNorm and GELU lose accuracy in INT8
         extra |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +67,8 @@ def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, *,
         quant_pre_process(plain, simplified, skip_symbolic_shape=True)
         whole = network.input_mode == "uint8" and isa != ARM64
         if whole:
-            pixels = _float_pixels(onnx.load(simplified).graph)
+            (cast,) = (node for node in onnx.load(simplified).graph.node if node.op_type == "Cast")
+            pixels = str(cast.output[0])  # the tensor in which they have become floats
             extra["TensorQuantOverrides"] = {
                 pixels: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
             }
@@ -107,12 +91,6 @@ def _quantize(onnx: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, *,
             _read_pixels_as_they_are(model.graph, pixels)
         data: bytes = model.SerializeToString()
         return data
-
-
-def _float_pixels(graph: Any) -> str:
-    """Name of the tensor in which the pixels have become floats."""
-    (cast,) = (node for node in graph.node if node.op_type == "Cast")
-    return str(cast.output[0])
 
 
 def _read_pixels_as_they_are(graph: Any, pixels: str) -> None:

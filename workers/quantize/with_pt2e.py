@@ -10,20 +10,16 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from workers.engines.artifact import Artifact
-from workers.engines.base import LayerCounts, Pixels
-from workers.engines.pt2e import BATCH_ENTRY, called_layers, calls
-from workers.host.cpu import X86_NO_VNNI, X86_VNNI
-from workers.model.load import LoadedModel
-from workers.quantize.pixel_input import PixelNetwork
+from workers.engines.base import Pixels
+from workers.engines.pt2e import BATCH_ENTRY
+from workers.host.cpu import X86_VNNI
+from workers.quantize.pixel_input import PixelNetwork, full_batches
 from workers.quantize.quantizer import QuantizeError
-from workers.quantize.runtime import full_batches, make_int8
 
 _INDUCTOR = {
     # Without freezing the code would dequantize and compute in float.
@@ -35,46 +31,31 @@ _INDUCTOR = {
 }
 
 
-def quantize_pt2e(model: LoadedModel, crops_NHWC: Pixels, isa: str, batch: int) -> Artifact:
-    """Calibrate on uint8 crops N by crop by crop by 3 and compile the INT8 package for CPUs of class `isa` and a batch.
+def quantize_pt2e(network: PixelNetwork, crops_NHWC: Pixels, isa: str, batch: int) -> bytes:
+    """See workers.quantize.runtime. Takes a C++ compiler and, for ResNet-50, half a minute.
 
-    Takes a C++ compiler and, for ResNet-50, half a minute. Deterministic for the same crops in the same order. Raises
-    as workers.quantize.runtime.make_int8 does, and QuantizeError without a compiler.
+    Static INT8: activations per tensor by histogram, weights per channel and symmetric, 7 bits without VNNI. Raises
+    QuantizeError without a compiler.
     """
-
-    def quantize(network: PixelNetwork) -> tuple[bytes, LayerCounts]:
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            raise QuantizeError(
-                f"model.engine: torch-pt2e compiles its artifact, and there is no C++ compiler {compiler!r} here; "
-                "install g++ where bundles are made (workers need none), or use engine: torch-int8"
-            )
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
-
-        quantized = _quantize(x86_inductor_quantizer, network, crops_NHWC, isa, batch)
-        data = _compile(quantized, _example(network, batch), batch)
-        return data, called_layers(calls(data))
-
-    return make_int8("torch-pt2e", "pt2e", model, crops_NHWC, isa, (X86_VNNI, X86_NO_VNNI), quantize)
-
-
-def _example(network: PixelNetwork, batch: int) -> tuple[torch.Tensor]:
-    return (torch.zeros(network.layout.shape(batch), dtype=torch.uint8),)
-
-
-def _quantize(quantizer: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: str, batch: int) -> fx.GraphModule:
-    """Static INT8: activations per tensor by histogram, weights per channel and symmetric, 7 bits without VNNI."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise QuantizeError(
+            f"model.engine: torch-pt2e compiles its artifact, and there is no C++ compiler {compiler!r} here; "
+            "install g++ where bundles are made (workers need none), or use engine: torch-int8"
+        )
+    from torch._inductor import aoti_compile_and_package
     from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    config = quantizer.get_default_x86_inductor_quantization_config()
+    config = x86.get_default_x86_inductor_quantization_config()
     low, high = (-128, 127) if isa == X86_VNNI else (-64, 63)
     # The default's least scale is 2^-12, above that of weights that hold the normalisation: they would keep 4 bits.
     observer = PerChannelMinMaxObserver.with_args(eps=float(np.finfo(np.float32).eps))
     weight = replace(config.weight, quant_min=low, quant_max=high, observer_or_fake_quant_ctr=observer)
-    config = replace(config, weight=weight)
-    exported = torch.export.export(network.module, _example(network, batch), strict=True).module()
-    observed = prepare_pt2e(exported, quantizer.X86InductorQuantizer().set_global(config))
+    example = (torch.zeros(network.layout.shape(batch), dtype=torch.uint8),)
+    exported = torch.export.export(network.module, example, strict=True).module()
+    observed = prepare_pt2e(exported, x86.X86InductorQuantizer().set_global(replace(config, weight=weight)))
     rows = max(len(crops_NHWC), batch)  # the exported network takes full batches only: too few crops are repeated
     enough_NHWC = crops_NHWC[np.arange(rows) % len(crops_NHWC)]
     for pixels_NHWC in full_batches(enough_NHWC, network.layout, batch):
@@ -82,7 +63,12 @@ def _quantize(quantizer: Any, network: PixelNetwork, crops_NHWC: Pixels, isa: st
     converted: fx.GraphModule = convert_pt2e(observed)
     if network.input_mode == "uint8":
         _read_pixels_as_they_are(converted)
-    return converted
+    program = torch.export.export(converted, example, strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt2"
+        configs = {**_INDUCTOR, "aot_inductor.metadata": {BATCH_ENTRY: str(batch)}}
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+        return path.read_bytes()
 
 
 def _read_pixels_as_they_are(network: fx.GraphModule) -> None:
@@ -98,14 +84,3 @@ def _read_pixels_as_they_are(network: fx.GraphModule) -> None:
             node.args = (node.args[0], 1.0, 0, *node.args[3:])
     network.graph.eliminate_dead_code()
     network.recompile()
-
-
-def _compile(quantized: fx.GraphModule, example: tuple[torch.Tensor], batch: int) -> bytes:
-    from torch._inductor import aoti_compile_and_package
-
-    program = torch.export.export(quantized, example, strict=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt2"
-        configs = {**_INDUCTOR, "aot_inductor.metadata": {BATCH_ENTRY: str(batch)}}
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-        return path.read_bytes()

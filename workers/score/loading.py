@@ -33,28 +33,26 @@ def load_best(
     store: Store,
     manifest: Manifest,
     spec: WorkerSpec,
-    decode_into: bundle.DecodeInto,
     *,
     memory_bytes: int | None = None,
     lap: Callable[[str], None] = lambda _: None,
 ) -> LoadedArtifact:
     """Load the artifacts that fit this host, the best one first, until one computes the golden batch right.
 
-    Raises BundleRefused where none fits or works, NoGpu, StoreError, StoreDenied.
+    Raises BundleRefused where none fits or works, ModelError, StoreError, StoreDenied.
     """
-    isa, installed = isa_class(), installed_to_run()
     tuned = _tuned(store, spec, memory_bytes)
     allowed = [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
     infos = ranked(
         allowed,
         precision=spec.model.precision,
-        isa=isa,
-        installed=installed,
+        isa=isa_class(),
+        installed=installed_to_run(),
         engine=spec.engine,
         tuned="" if tuned is None else tuned.engine,
     )
     if not infos:
-        raise _nothing_fits(manifest, spec, allowed, isa, installed)
+        raise _nothing_fits(manifest, spec, allowed)
     failed: list[str] = []
     first: Exception | None = None
     for info in infos:
@@ -62,7 +60,7 @@ def load_best(
             engine = bundle.load_engine(store, manifest, info.name, threads=spec.threads, device=spec.model.device)
             lap("bundle")
             batch = _batch(spec, info, tuned, memory_bytes)
-            bundle.check_golden(engine, info, manifest, store, decode_into, batch)
+            bundle.check_golden(engine, info, manifest, store, batch)
             lap("golden")
         except (StoreError, StoreDenied, ModelError, MemoryError):
             raise
@@ -100,9 +98,8 @@ def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory
     return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes, spec.model.device)
 
 
-def _nothing_fits(
-    manifest: Manifest, spec: WorkerSpec, allowed: list[ArtifactInfo], isa: str, installed: frozenset[str]
-) -> bundle.BundleRefused:
+def _nothing_fits(manifest: Manifest, spec: WorkerSpec, allowed: list[ArtifactInfo]) -> bundle.BundleRefused:
+    isa, installed = isa_class(), installed_to_run()
     held = [info for info in allowed if info.precision == spec.model.precision]
     if not held:
         names = ", ".join(a.info.name for a in manifest.artifacts)
@@ -111,10 +108,7 @@ def _nothing_fits(
             "run lets pass: set model.precision to what it holds",
             code="no_artifact",
         )
-    reasons = {info: unfit(info, isa=isa, installed=installed) for info in held}
-    why = "; ".join(
-        f"{info.name} {reason or f'is not what model.engine: {spec.engine} names'}" for info, reason in reasons.items()
-    )
+    why = "; ".join(f"{i.name} {unfit(i, isa=isa, installed=installed, engine=spec.engine)}" for i in held)
     others = any(info.isa is not None and not runs_on(info.isa, isa) for info in held)
     return bundle.BundleRefused(
         f"bundle {manifest.fingerprint} holds nothing that can run here ({cpu_model()}, {isa}, workers.cpus: "

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from workers.bundle import bundle
 from workers.contract import Shard, WorkerSpec
 from workers.host import memory
+from workers.host.cpu import isa_class
 from workers.outcomes import ShardResult
+from workers.score.loading import LoadedArtifact, load_best
 from workers.storage.retries import take_throttled_s
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from workers.bundle.manifest import Manifest
-    from workers.engines.artifact import ArtifactInfo
     from workers.output import Scored
     from workers.score.predictor import Predictor
     from workers.source.rows import RowBlock
@@ -49,17 +51,12 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
+class Scorer(LoadedArtifact):
     """A loaded network with its output. `predict` from one thread, always the same one; `commit` from any."""
 
     spec: WorkerSpec
     store: Store
     predictor: Predictor
-    info: ArtifactInfo
-    """The artifact that it runs."""
-    batch: int
-    notes: tuple[str, ...]
-    """Why it is not the one that should be best here."""
     manifest: Manifest
     isa: str
     keys: tuple[pa.Field, ...]
@@ -71,15 +68,11 @@ class Scorer:
         """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
 
         `lap` is called with the name of each step that is done; `memory_bytes` is the process's bound, for the size of
-        a batch where the spec leaves it open. Raises BundleRefused, NoGpu, StoreError, StoreDenied.
+        a batch where the spec leaves it open. Raises BundleRefused, ModelError, StoreError, StoreDenied.
         """
         import pyarrow as pa
         import torch
 
-        from workers.bundle import bundle
-        from workers.host.cpu import isa_class
-        from workers.image.resize import decode_into
-        from workers.score.loading import load_best
         from workers.score.predictor import Predictor
         from workers.storage.store import open_store
 
@@ -93,7 +86,7 @@ class Scorer:
             raise bundle.BundleRefused(
                 f"no bundle {spec.bundle} in {spec.output.uri}: run `stint quantize`", code="no_bundle"
             )
-        loaded = load_best(store, manifest, spec, decode_into, memory_bytes=memory_bytes, lap=lap)
+        loaded = load_best(store, manifest, spec, memory_bytes=memory_bytes, lap=lap)
         predictor = Predictor(
             loaded.engine,
             manifest.preprocess,
@@ -108,12 +101,10 @@ class Scorer:
         if torch.get_num_threads() != spec.threads:
             raise RuntimeError(f"torch runs {torch.get_num_threads()} threads, the plan says {spec.threads}")
         return cls(
+            **vars(loaded),
             spec=spec,
             store=store,
             predictor=predictor,
-            info=loaded.info,
-            batch=loaded.batch,
-            notes=loaded.notes,
             manifest=manifest,
             isa=isa_class(),
             keys=tuple(pa.ipc.read_schema(pa.py_buffer(spec.key_schema))) if spec.key_schema else (),

@@ -7,6 +7,7 @@ here, whatever the job does, as they were for the gate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
 from workers.engines.base import score_crops
+from workers.image.decode import ImageArray
 from workers.image.errors import BadImage
 from workers.storage.store import Store
 
@@ -43,32 +45,27 @@ def second_opinion(
     import torch
 
     torch.set_num_threads(threads)
-    engine = bundle.load_engine(store, manifest, _REFERENCE, threads=threads)
+    engine = bundle.load_engine(store, manifest, _REFERENCE)
     labels, opinions = manifest.labels, dict[int, Opinion]()
     for first in range(0, len(images), _CROPS):
-        rows, crops_NHWC = _decoded(images[first : first + _CROPS], manifest)
-        if not rows:
+        crops = _decoded(images[first : first + _CROPS], manifest)
+        if not crops:
             continue
-        logits_NK = score_crops(engine, crops_NHWC[: len(rows)], min(_BATCH, len(rows)))
+        logits_NK = score_crops(engine, np.stack(list(crops.values())), min(_BATCH, len(crops)))
         scores, classes = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
-        for row, k, score in zip(rows, classes.tolist(), scores.tolist(), strict=True):
+        for row, k, score in zip(crops, classes.tolist(), scores.tolist(), strict=True):
             opinions[first + row] = Opinion(str(labels[k]) if labels else str(k), score)
     return [opinions.get(row) for row in range(len(images))]
 
 
-def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> tuple[list[int], np.ndarray]:
-    """Which of the images decode, and their crops, one behind the other."""
-    from workers.image.resize import decode_into
+def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> dict[int, ImageArray]:
+    """Crops of the images that decode, by their number."""
+    from workers.image.resize import decode_crop
 
     how = replace(manifest.preprocess, decode="exact")
-    crops_NHWC = np.empty((len(images), how.crop_px, how.crop_px, 3), np.uint8)
-    rows: list[int] = []
+    crops: dict[int, ImageArray] = {}
     for row, data in enumerate(images):
-        if data is None:
-            continue
-        try:
-            decode_into(data, how, crops_NHWC[len(rows)])
-        except BadImage:
-            continue
-        rows.append(row)
-    return rows, crops_NHWC
+        with suppress(BadImage):
+            if data is not None:
+                crops[row] = decode_crop(data, how)
+    return crops

@@ -22,7 +22,7 @@ def main() -> None:
     from workers.host.cpu import isa_class
     from workers.image.resize import decode_into
     from workers.model.load import load_model
-    from workers.quantize.with_openvino import quantize_openvino
+    from workers.quantize.runtime import make_int8
     from workers.storage.filesystems import read_url
 
     spec, file = sys.argv[1:]
@@ -32,7 +32,7 @@ def main() -> None:
     crops_NHWC = np.empty((len(pictures), side, side, 3), np.uint8)
     for picture, crop_HWC in zip(pictures, crops_NHWC, strict=True):
         decode_into(picture, model.preprocess, crop_HWC)
-    artifact = quantize_openvino(model, crops_NHWC, isa_class())
+    artifact = make_int8("openvino", model, crops_NHWC, isa_class(), 1)
     Path(file).write_bytes(artifact.data)
     Path(f"{file}.json").write_text(json.dumps(asdict(artifact.info)))
 

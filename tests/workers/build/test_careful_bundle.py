@@ -26,6 +26,7 @@ from workers.bundle.manifest import Manifest
 from workers.contract import BundleRequest, InputSpec, Preprocess, SampleSlice, Slice, ThreadPlan
 from workers.host import memory
 from workers.image.errors import BadImage, ErrorCode
+from workers.image.resize import decode_crop
 from workers.isolation import sample_decoder
 from workers.maker import Maker, maker_bytes, worker_bytes
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
@@ -54,7 +55,7 @@ class Bench:
         whole = Slice(
             uri=str(file), size=info["size"], version=version_of(info), row_group=0, row_start=0, row_stop=rows
         )
-        output = replace(self.request.output, url=str(self.folder / f"{name}-out"))
+        output = replace(self.request.output, uri=str(self.folder / f"{name}-out"))
         sample = (SampleSlice(rows=whole, take=rows),)
         return replace(self.request, sample=sample, output=output)
 
@@ -211,7 +212,7 @@ def test_pixels_of_the_sample_are_those_that_this_process_decodes(bench: Bench) 
     with closing(sample_decoder.SampleDecoder(MEMORY_BYTES)) as decoder:
         for image in bench.images[:3]:
             for each in (how, replace(how, decode="scaled")):
-                expected = sample_decoder.decode_crop(memoryview(image), each)
+                expected = decode_crop(memoryview(image), each)
                 assert (decoder.decode(memoryview(image), each) == expected).all()
         with pytest.raises(BadImage) as refused:
             decoder.decode(memoryview(b"no image"), how)

@@ -36,6 +36,7 @@ from workers.digits import DIGITS, digits_cnn
 from workers.engines.artifact import Artifact, ArtifactInfo
 from workers.engines.base import Pixels, score_crops
 from workers.host.cpu import isa_class
+from workers.image import resize
 from workers.image.resize import decode_into
 from workers.model.names import RECIPE
 
@@ -74,11 +75,8 @@ def write(store: MemoryStore, artifacts: Artifacts | None = None, spec: ModelSpe
         spec=spec,
         model=digits_model(),
         artifacts=judged,
-        recipe=RECIPE,
-        versions={"torch": torch.__version__},
         calibration=CALIBRATION,
         golden_images=[png(crop) for crop in unseen.pixels_NHWC[:12]],
-        decode_into=decode_into,
     )
 
 
@@ -144,7 +142,7 @@ def test_no_bundle_is_none(store: MemoryStore) -> None:
 def test_loaded_engine_scores_as_the_artifact_did_and_passes_its_golden_batch(store: MemoryStore, name: str) -> None:
     manifest = write(store)
     engine = load_engine(store, manifest, name)
-    check_golden(engine, info_of(manifest, name), manifest, store, decode_into, 4)
+    check_golden(engine, info_of(manifest, name), manifest, store, 4)
     before = dict(zip((FP32, INT8), engines(digits_artifacts()), strict=True))[name]
     crops_NHWC = digits().held_out.pixels_NHWC[:8]
     np.testing.assert_array_equal(score_crops(engine, crops_NHWC, 8), score_crops(before, crops_NHWC, 8))
@@ -175,7 +173,7 @@ def test_golden_batch_holds_encoded_images_and_the_logits_of_each_artifact(store
 
 def test_bundle_in_fp32_has_no_int8_and_says_so(store: MemoryStore) -> None:
     manifest = write(store, only_float(digits_model()))
-    check_golden(load_engine(store, manifest, FP32), info_of(manifest, FP32), manifest, store, decode_into, 4)
+    check_golden(load_engine(store, manifest, FP32), info_of(manifest, FP32), manifest, store, 4)
     with pytest.raises(BundleRefused, match=f"holds {FP32}, not {INT8}") as caught:
         load_engine(store, manifest, INT8)
     assert caught.value.code == "no_artifact"
@@ -214,20 +212,23 @@ def test_network_with_other_weights_fails_the_golden_batch(store: MemoryStore) -
     changed = MemoryStore()
     engine = load_engine(changed, write(changed, tampered), FP32)
     with pytest.raises(BundleRefused, match="computes other values here") as caught:
-        check_golden(engine, info_of(manifest, FP32), manifest, store, decode_into, 4)
+        check_golden(engine, info_of(manifest, FP32), manifest, store, 4)
     assert caught.value.code == "golden_mismatch"
 
 
 @pytest.mark.parametrize("name", [INT8, FP32])
-def test_decoder_that_sees_other_pixels_fails_the_golden_batch(store: MemoryStore, name: str) -> None:
+def test_decoder_that_sees_other_pixels_fails_the_golden_batch(
+    store: MemoryStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = write(store)
 
     def upside_down(data: bytes, how: Preprocess, out_HWC: Pixels) -> None:
         decode_into(data, how, out_HWC)
         out_HWC[:] = out_HWC[::-1].copy()
 
+    monkeypatch.setattr(resize, "decode_into", upside_down)
     with pytest.raises(BundleRefused) as caught:
-        check_golden(load_engine(store, manifest, name), info_of(manifest, name), manifest, store, upside_down, 4)
+        check_golden(load_engine(store, manifest, name), info_of(manifest, name), manifest, store, 4)
     assert caught.value.code == "golden_mismatch"
 
 
@@ -239,11 +240,8 @@ def test_bundle_without_golden_images_is_refused(store: MemoryStore) -> None:
             spec=SPEC,
             model=digits_model(),
             artifacts=[(digits_artifacts().fp32, None)],
-            recipe=RECIPE,
-            versions={},
             calibration=None,
             golden_images=[],
-            decode_into=decode_into,
         )
     assert not keys(store)
 

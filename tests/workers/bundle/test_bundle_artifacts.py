@@ -26,15 +26,13 @@ from tests.support.digits_job import ROOT, Digits, predictions
 from tests.support.networks import digits_artifacts, one_thread
 from workers.build import artifacts
 from workers.bundle.bundle import BundleRefused, check_golden, load_engine, read_manifest
-from workers.bundle.gate import Judged
 from workers.bundle.manifest import Manifest
 from workers.bundle.profiles import BATCH, GPU_BATCH, Candidate, HostKind, Profile, Row, batch_by_rule, store_profile
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, ArtifactInfo, EngineUnusable, open_artifact
 from workers.engines.base import Engine, Logits, Pixels
-from workers.engines.torch_int8 import TorchInt8Engine
+from workers.engines.torchscript import TorchInt8Engine
 from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
-from workers.image.resize import decode_into
 from workers.maker import Maker, judged_in, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode
 from workers.quantize.quantizer import QuantizeError
@@ -117,7 +115,7 @@ def test_a_host_with_vnni_makes_and_judges_artifacts_for_both_classes(make: Call
         info = made.manifest.artifact(name)
         assert info is not None
         engine = load_engine(made.job.store, made.manifest, name)
-        check_golden(engine, info.info, made.manifest, made.job.store, decode_into, 4)
+        check_golden(engine, info.info, made.manifest, made.job.store, 4)
 
 
 def test_bf16_is_judged_against_fp32_as_int8_is(make: Callable[..., Made]) -> None:
@@ -130,7 +128,7 @@ def test_bf16_is_judged_against_fp32_as_int8_is(make: Callable[..., Made]) -> No
     assert report.calibration_rows == 0
     assert made.manifest.calibration is None
     scorer = made.scorer()
-    assert (scorer.info.name, scorer.predictor._engine.precision) == ("torch-float/bf16", "bf16")
+    assert (scorer.info.name, scorer.info.precision) == ("torch-float/bf16", "bf16")
     refused = make(model__precision="bf16", gate={"min_agreement": 0, "labels_column": "digit", "max_top1_drop": 0})
     assert isinstance(refused.outcome, BundleOutcome)  # judged again, by the gate of now, from its own report
     assert not refused.outcome.created
@@ -226,13 +224,13 @@ def test_a_bundle_of_which_nothing_passes_is_refused_with_a_table_of_each(
 def test_a_stricter_gate_tells_workers_which_artifacts_still_pass(made: Made) -> None:
     strict = replace(made.request, gate=replace(made.request.gate, min_agreement=1.0, labels_column=None))
     reports = judged_in(made.manifest)
-    good = [Judged(name=one.name, report=replace(one.report, top1_agreement=1.0)) for one in reports[:1]]
-    bad = [Judged(name=one.name, report=replace(one.report, top1_agreement=0.99)) for one in reports[1:]]
-    outcome = outcome_of([*bad, *good], strict, created=False, began=0.0)
+    good = [replace(one, report=replace(one.report, top1_agreement=1.0)) for one in reports[:1]]
+    bad = [replace(one, report=replace(one.report, top1_agreement=0.99)) for one in reports[1:]]
+    outcome = outcome_of([*bad, *good], strict)
     assert outcome.passed
-    assert outcome.artifacts == (reports[0].name,)
+    assert outcome.artifacts == (reports[0].info.name,)
     spec = made.job.worker_spec(None, artifacts=outcome.artifacts)
-    assert Scorer.load(replace(spec, pin=False)).info.name == reports[0].name
+    assert Scorer.load(replace(spec, pin=False)).info.name == reports[0].info.name
     with pytest.raises(BundleRefused, match="nothing in int8 that the gate of this run lets pass") as refused:
         made.scorer(artifacts=(FP32,))
     assert refused.value.code == "no_artifact"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.gate import ARTIFACTS_ABREAST, Judged, decide, format_table
 from workers.contract import GateSpec
+from workers.engines.artifact import ArtifactInfo
+from workers.engines.base import InputLayout
 
 GOOD = AccuracyReport(
     rows=512,
@@ -57,8 +60,13 @@ def test_int8_that_is_better_than_fp32_passes() -> None:
     assert decide(replace(GOOD, top1=0.9), LABELLED, "classify").passed
 
 
-def judged(report: AccuracyReport = GOOD, name: str = "torch-int8/x86-vnni", **more: tuple[str, ...]) -> Judged:
-    return Judged(name=name, report=report, **more)
+def judged(report: AccuracyReport = GOOD, name: str = "torch-int8/x86-vnni", **more: Any) -> Judged:
+    engine, _, isa = name.partition("/")
+    layout = InputLayout(crop_px=8)
+    info = ArtifactInfo(
+        engine=engine, precision="int8", isa=isa, layout=layout, input_mode="uint8", recipe="graph", **more
+    )
+    return Judged(info=info, report=report)
 
 
 def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:

@@ -22,33 +22,31 @@ from jobs.run.run import Run
 from jobs.spec.load import load_spec
 from jobs.spec.schema import Model
 from tests.support.digits_job import Digits, stint
-from tests.support.networks import digits, digits_model, one_thread
+from tests.support.networks import digits, digits_model, loaded, one_thread
 from tests.support.ray_heads import await_job_server, started_head
 from workers.actor import Worker
 from workers.contract import Preprocess
 from workers.digits import DIGITS
 from workers.engines import torch_float
-from workers.engines.base import InputLayout, score_crops
-from workers.engines.torch_float import NoGpu, NormalizedInput, TorchFloatEngine, float_archive
+from workers.engines.artifact import ArtifactInfo, open_artifact
+from workers.engines.base import score_crops
+from workers.engines.torch_float import NormalizedInput, TorchFloatEngine
 from workers.engines.torchscript import from_archive
 from workers.failures import classify
 from workers.host import cpu as gpus
+from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.quantize.quantizer import float_artifact
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-LAYOUT = InputLayout(crop_px=DIGITS.crop_px)
 
 
 def test_bf16_computes_in_bf16_and_answers_in_float32_nearly_as_fp32_does() -> None:
     model = digits_model()
     crops_NHWC = digits().held_out.pixels_NHWC[:64]
     with one_thread():
-        engines = {
-            precision: TorchFloatEngine(
-                float_archive(model.module, model.preprocess, precision), LAYOUT, precision=precision, device="cpu"
-            )
-            for precision in ("fp32", "bf16")
-        }
+        made = {precision: float_artifact(model, precision) for precision in ("fp32", "bf16")}
+        engines = {precision: TorchFloatEngine(artifact.data, artifact.info) for precision, artifact in made.items()}
         logits_NK = {precision: score_crops(engine, crops_NHWC, 16) for precision, engine in engines.items()}
     assert {weights.dtype for weights in model.module.parameters()} == {torch.float32}  # the model itself is left alone
     assert logits_NK["bf16"].dtype == np.float32
@@ -75,7 +73,7 @@ class _MakesTensors(nn.Module):
 
 
 def test_tensors_that_a_network_makes_as_it_runs_are_made_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = float_archive(_MakesTensors().eval(), DIGITS)
+    archive = float_artifact(loaded(_MakesTensors(), DIGITS, outputs=3)).data
 
     def places(module: torch.jit.ScriptModule) -> set[str]:
         graph = module.graph
@@ -97,9 +95,9 @@ def test_tensors_that_a_network_makes_as_it_runs_are_made_where_it_runs(monkeypa
 
 @no_gpu
 def test_an_engine_on_a_gpu_that_is_not_there_says_what_to_do() -> None:
-    archive = float_archive(_MakesTensors().eval(), DIGITS)
-    with pytest.raises(NoGpu, match=r"model\.device: cuda, but .*GPU nodes.*or set model\.device: cpu") as refused:
-        TorchFloatEngine(archive, LAYOUT, device="cuda")
+    artifact = float_artifact(loaded(_MakesTensors(), DIGITS, outputs=3))
+    with pytest.raises(ModelError, match=r"model\.device: cuda, but .*GPU nodes.*or set model\.device: cpu") as refused:
+        open_artifact(artifact, device="cuda")
     failure = classify(refused.value)
     assert (failure.kind, failure.code) == (FailureKind.TASK, FailureCode.MODEL)
 
@@ -176,9 +174,9 @@ def test_the_same_bundle_runs_in_bf16_on_a_cpu_as_it_would_on_a_gpu(
     opened: list[str] = []
     real = torch_float.TorchFloatEngine.__init__
 
-    def on_the_cpu(self: TorchFloatEngine, archive: bytes, layout: InputLayout, *, precision: str, device: str) -> None:
+    def on_the_cpu(self: TorchFloatEngine, archive: bytes, info: ArtifactInfo, threads: int, device: str) -> None:
         opened.append(device)
-        real(self, archive, layout, precision=precision, device="cpu")
+        real(self, archive, info, threads, "cpu")
 
     monkeypatch.setattr(torch_float.TorchFloatEngine, "__init__", on_the_cpu)
     spec = write_spec(digits.spec(tmp_path / "out", model__device="cuda"))

@@ -21,8 +21,8 @@ from workers.engines.onnx_int8 import OnnxEngine
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
-from workers.quantize.runtime import quiet
-from workers.quantize.with_onnx import OPSET, export, quantize_onnx
+from workers.quantize.runtime import make_int8, quiet
+from workers.quantize.with_onnx import OPSET, export
 
 pytestmark = pytest.mark.int8
 
@@ -35,12 +35,13 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def artifact(isa: str = X86_VNNI) -> Artifact:
-    return quantize_onnx(digits_model(), calibration(), isa)
+    return make_int8("onnxruntime", digits_model(), calibration(), isa, 1)
 
 
 def engine(made: Artifact) -> OnnxEngine:
-    info = made.info
-    return OnnxEngine(made.data, info.layout, info.layers, threads=1)
+    opened = open_artifact(made)
+    assert isinstance(opened, OnnxEngine)
+    return opened
 
 
 @pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI, ARM64))
@@ -55,7 +56,7 @@ def test_digits_are_as_good_in_int8_as_in_fp32(isa: str) -> None:
 
 
 def test_every_layer_of_the_digits_network_runs_in_int8_and_the_pixels_never_become_floats() -> None:
-    info, executed = artifact().info, engine(artifact())._session.executed
+    info, executed = artifact().info, engine(artifact()).executed
     assert (info.engine, info.quantized_ops, info.float_ops, info.input_mode) == ("onnxruntime", 7, 0, "uint8")
     assert (executed["QLinearConv"], executed["QLinearAdd"], executed["QGemm"]) == (6, 2, 1)
     assert executed["Cast"] == executed["QuantizeLinear"] == 0
@@ -63,7 +64,7 @@ def test_every_layer_of_the_digits_network_runs_in_int8_and_the_pixels_never_bec
 
 def test_the_same_crops_give_the_same_logits_at_any_batch() -> None:
     crops_NHWC = digits().held_out.pixels_NHWC[:12]
-    again = quantize_onnx(digits_model(), calibration(), X86_VNNI)
+    again = make_int8("onnxruntime", digits_model(), calibration(), X86_VNNI, 1)
     first = score_crops(engine(artifact()), crops_NHWC, 12)
     np.testing.assert_array_equal(score_crops(engine(again), crops_NHWC, 12), first)
     np.testing.assert_array_equal(score_crops(engine(artifact()), crops_NHWC, 5), first)
@@ -76,7 +77,7 @@ def test_pixels_that_are_no_full_buffer_are_refused() -> None:
 
 
 def test_as_arm_gets_it_every_layer_runs_in_int8_too() -> None:
-    info, executed = artifact(ARM64).info, engine(artifact(ARM64))._session.executed
+    info, executed = artifact(ARM64).info, engine(artifact(ARM64)).executed
     assert (info.recipe, info.quantized_ops, info.float_ops) == ("qdq-s8s8", 7, 0)
     assert (executed["QLinearConv"], executed["QLinearAdd"], executed["QGemm"]) == (6, 2, 1)
 
@@ -132,11 +133,11 @@ def test_worker_sends_nothing_writes_nothing_home_and_needs_no_torchvision(tmp_p
 
 
 def test_vision_transformer_has_its_products_of_weights_in_int8() -> None:
-    made = quantize_onnx(small_transformer(), noise(24), X86)
+    made = make_int8("onnxruntime", small_transformer(), noise(24), X86, 1)
     assert made.info.quantized_ops >= 10
     assert compare(open_artifact(float_artifact(small_transformer())), engine(made), noise(24)).logit_error < 0.1
 
 
 def test_network_that_cannot_be_exported_is_told_with_the_reason() -> None:
     with pytest.raises(QuantizeError, match=r"(?s)out of order.*torch-int8"):
-        quantize_onnx(broken(), noise(4), X86_VNNI)
+        make_int8("onnxruntime", broken(), noise(4), X86_VNNI, 1)

@@ -24,8 +24,7 @@ from workers.engines.openvino_int8 import OpenVinoEngine, import_openvino, pack,
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
 from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
-from workers.quantize.runtime import quiet
-from workers.quantize.with_openvino import quantize_openvino
+from workers.quantize.runtime import make_int8, quiet
 
 pytestmark = pytest.mark.int8
 
@@ -38,12 +37,13 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def artifact(isa: str = X86_VNNI) -> Artifact:
-    return quantize_openvino(digits_model(), calibration(), isa)
+    return make_int8("openvino", digits_model(), calibration(), isa, 1)
 
 
 def engine(made: Artifact) -> OpenVinoEngine:
-    info = made.info
-    return OpenVinoEngine(made.data, info.layout, info.layers, threads=1)
+    opened = open_artifact(made)
+    assert isinstance(opened, OpenVinoEngine)
+    return opened
 
 
 @pytest.mark.parametrize("isa", judged_here(X86_VNNI, X86_NO_VNNI))
@@ -65,7 +65,7 @@ def test_every_layer_of_the_digits_network_runs_in_int8_from_uint8_pixels() -> N
 
 def test_the_same_crops_give_the_same_logits_at_any_batch() -> None:
     crops_NHWC = digits().held_out.pixels_NHWC[:12]
-    again = quantize_openvino(digits_model(), calibration(), X86_VNNI)
+    again = make_int8("openvino", digits_model(), calibration(), X86_VNNI, 1)
     first = score_crops(engine(artifact()), crops_NHWC, 12)
     np.testing.assert_array_equal(score_crops(engine(again), crops_NHWC, 12), first)
     np.testing.assert_array_equal(score_crops(engine(artifact()), crops_NHWC, 5), first)
@@ -145,7 +145,7 @@ def test_worker_sends_nothing_writes_nothing_home_and_needs_no_torchvision(tmp_p
 
 
 def test_vision_transformer_has_its_products_in_int8() -> None:
-    made = quantize_openvino(small_transformer(), noise(24), X86)
+    made = make_int8("openvino", small_transformer(), noise(24), X86, 1)
     assert made.info.float_ops == 0
     assert made.info.quantized_ops >= 10
     assert compare(open_artifact(float_artifact(small_transformer())), engine(made), noise(24)).logit_error < 0.1
@@ -153,9 +153,9 @@ def test_vision_transformer_has_its_products_in_int8() -> None:
 
 def test_network_that_cannot_be_converted_is_told_with_the_reason() -> None:
     with pytest.raises(QuantizeError, match=r"(?s)out of order.*torch-int8"):
-        quantize_openvino(broken(), noise(4), X86_VNNI)
+        make_int8("openvino", broken(), noise(4), X86_VNNI, 1)
 
 
 def test_other_processors_are_sent_to_the_engine_that_has_a_recipe() -> None:
     with pytest.raises(QuantizeError, match="onnxruntime"):
-        quantize_openvino(digits_model(), calibration(), ARM64)
+        make_int8("openvino", digits_model(), calibration(), ARM64, 1)

@@ -15,13 +15,13 @@ import torch
 from tests.support.engine_cases import broken, calibration, noise, score_elsewhere
 from tests.support.networks import X86, compare, digits, digits_artifacts, digits_model, one_thread
 from workers.engines import pt2e
-from workers.engines.artifact import Artifact, open_artifact
+from workers.engines.artifact import Artifact, EngineUnusable, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
-from workers.engines.pt2e import Pt2eEngine, WrongCpuError, calls
+from workers.engines.pt2e import Pt2eEngine, calls
 from workers.host.cpu import ARM64, X86_VNNI, isa_class
 from workers.quantize import with_pt2e as making
 from workers.quantize.quantizer import QuantizeError
-from workers.quantize.with_pt2e import quantize_pt2e
+from workers.quantize.runtime import make_int8
 
 BATCH = 6
 
@@ -41,11 +41,13 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def artifact() -> Artifact:
-    return quantize_pt2e(digits_model(), calibration(), X86, BATCH)
+    return make_int8("torch-pt2e", digits_model(), calibration(), X86, BATCH)
 
 
 def engine(made: Artifact) -> Pt2eEngine:
-    return Pt2eEngine(made.data, made.info.layout, made.info.layers)
+    opened = open_artifact(made)
+    assert isinstance(opened, Pt2eEngine)
+    return opened
 
 
 def test_digits_are_as_good_in_int8_as_in_fp32() -> None:
@@ -93,7 +95,7 @@ def test_package_that_computes_in_float_is_refused(monkeypatch: pytest.MonkeyPat
     """Without freezing, quantized weights are unpacked and multiplied in float: the trap this check is for."""
     monkeypatch.setitem(making._INDUCTOR, "freezing", False)
     with pytest.raises(QuantizeError, match="runs nothing of"):
-        quantize_pt2e(digits_model(), calibration(), X86, BATCH)
+        make_int8("torch-pt2e", digits_model(), calibration(), X86, BATCH)
 
 
 def test_worker_loads_it_without_compiler_and_without_torchao(tmp_path: Path) -> None:
@@ -107,22 +109,22 @@ def test_cpu_without_the_instructions_compiled_for_is_told_before_the_code_is_lo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pt2e, "cpu_flags", lambda: frozenset({"sse4_2", "fma", "bmi2", "f16c"}))
-    with pytest.raises(WrongCpuError, match=r"avx2.*torch-int8"):
+    with pytest.raises(EngineUnusable, match=r"avx2.*torch-int8"):
         engine(artifact())
 
 
 def test_without_a_compiler_making_one_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     with pytest.raises(QuantizeError, match="install g\\+\\+ where bundles are made"):
-        quantize_pt2e(digits_model(), calibration(), X86, BATCH)
+        make_int8("torch-pt2e", digits_model(), calibration(), X86, BATCH)
 
 
 def test_network_that_cannot_be_exported_is_told_with_the_reason() -> None:
     with pytest.raises(QuantizeError, match=r"(?s)out of order.*torch-int8"):
-        quantize_pt2e(broken(), noise(4), X86, BATCH)
+        make_int8("torch-pt2e", broken(), noise(4), X86, BATCH)
 
 
 def test_other_processors_are_sent_to_the_engine_that_has_a_recipe() -> None:
     with pytest.raises(QuantizeError, match="onnxruntime"):
-        quantize_pt2e(digits_model(), calibration(), ARM64, BATCH)
+        make_int8("torch-pt2e", digits_model(), calibration(), ARM64, BATCH)
     assert torch.is_grad_enabled()

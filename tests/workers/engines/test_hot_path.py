@@ -16,6 +16,7 @@ import pytest
 import simplejpeg
 import torch
 import yaml
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import main
@@ -23,7 +24,7 @@ from jobs.plan.job import Job
 from jobs.spec.load import load_spec
 from tests.support.digits_job import Digits
 from tests.support.images import encode, photo, photographs
-from tests.support.networks import Artifacts, quantize
+from tests.support.networks import Artifacts, loaded, quantize, sample_request
 from tests.workers.source.test_reading import shard, slices_of
 from workers.build.sample import read_sample
 from workers.bundle.bundle import read_manifest
@@ -33,8 +34,7 @@ from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.host.cpu import isa_class
 from workers.image.errors import BadImage, ErrorCode
-from workers.image.resize import Preparer, decode_into
-from workers.isolation.sample_decoder import decode_crop
+from workers.image.resize import Preparer, decode_crop, decode_into
 from workers.model.load import LoadedModel
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
 from workers.source import parquet_rows
@@ -267,13 +267,13 @@ def test_a_sample_keeps_what_the_job_sees_and_what_the_reference_sees(tmp_path: 
     file = tmp_path / "images.parquet"
     pq.write_table(pa.table({"image": [encode(photo(400, 500, n), "JPEG") for n in (0, 1)]}), file)
     slices = [SampleSlice(rows=rows, take=2) for rows in slices_of(file, (0, 0, 2))]
-    options: dict[str, Any] = {"labels_column": None, "class_names": None, "classes": 4, "seed": 0}
-    scaled = replace(HOW, decode="scaled")
-    plain = read_sample(slices, PARQUET, decode_crop, HOW, **options)
+    request = sample_request(slices, PARQUET)
+    exactly, scaled = (loaded(nn.Identity(), replace(HOW, decode=decode), outputs=4) for decode in ("exact", "scaled"))
+    plain = read_sample(request, exactly, decode_crop)
     assert plain.reference_NHWC is plain.crops_NHWC
-    both = read_sample(slices, PARQUET, decode_crop, scaled, **options)
+    both = read_sample(request, scaled, decode_crop)
     assert (both.reference_NHWC == plain.crops_NHWC).all()
-    assert (both.crops_NHWC == read_sample(slices, PARQUET, decode_crop, scaled, **options).crops_NHWC).all()
+    assert (both.crops_NHWC == read_sample(request, scaled, decode_crop).crops_NHWC).all()
     assert (both.crops_NHWC != both.reference_NHWC).any()
 
 

@@ -9,30 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.isolation.bisection import MOST_BLAMED, NONE_SURVIVED, Death, Hopeless, ReadingKills, Try, search
+from workers.isolation.bisection import MOST_BLAMED, NONE_SURVIVED, Hopeless, ReadingKills, Try, search
 
 Kills = Callable[[Try, bool], bool]
 
 
 def run(rows: int, kills: Kills) -> tuple[dict[int, str], list[Try], int]:
     """What is blamed, the tries that survived, and the deaths; `kills` is asked whether a try kills its process."""
-    steps = search(rows)
     survived: list[Try] = []
     deaths, used = 0, False
-    try:
-        this = next(steps)
-        while True:
-            used = used and not this.fresh
-            if kills(this, used):
-                deaths += 1
-                this = steps.send(Death("dies", used))
-                used = False
-            else:
-                survived.append(this)
-                used = True
-                this = steps.send(None)
-    except StopIteration as end:
-        return end.value, survived, deaths
+
+    def attempt(this: Try) -> str | None:
+        nonlocal deaths, used
+        if kills(this, used):
+            deaths, used = deaths + 1, False
+            return "dies"
+        survived.append(this)
+        used = True
+        return None
+
+    return search(rows, attempt), survived, deaths
 
 
 def covered(tries: list[Try]) -> list[int]:

@@ -18,6 +18,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from jobs.errors import SpecError
+from jobs.spec.load import parse_spec
 from tests.support.networks import one_thread
 from workers.contract import ModelSpec
 from workers.digits import digits_cnn
@@ -276,7 +278,7 @@ def test_label_files_of_another_kind_are_refused(text: bytes) -> None:
 
 
 def test_preprocessing_is_overridden_key_by_key() -> None:
-    given = {"resize": 40, "crop": 32, "mean": [0.1, 0.2, 0.3], "interpolation": "bicubic"}
+    given = {"resize": 40, "crop": 32, "mean": (0.1, 0.2, 0.3), "interpolation": "bicubic"}
     found = load_model(digits_spec(weights=None, preprocess=given), reader({})).preprocess
     assert found == replace(IMAGENET, resize_px=40, crop_px=32, mean=(0.1, 0.2, 0.3), interpolation="bicubic")
 
@@ -284,17 +286,21 @@ def test_preprocessing_is_overridden_key_by_key() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"crops": 32}, "did you mean 'crop'"),
-        ({"crop": "32"}, "number of pixels"),
+        ({"crops": 32}, r"unknown key 'model.preprocess.crops': did you mean 'crop'\?"),
+        ({"crop": "many"}, r"model.preprocess.crop: .*integer, .*got 'many'"),
         ({"crop": 320}, "smaller than crop"),
         ({"std": [0.1, 0, 0.1]}, "above 0"),
-        ({"mean": [0.1]}, "three numbers"),
-        ({"interpolation": "lanczos"}, "bilinear, bicubic, nearest"),
+        ({"mean": [0.1]}, r"'model.preprocess.mean.1' is missing"),
+        ({"interpolation": "lanczos"}, "'bilinear', 'bicubic' or 'nearest'"),
     ],
 )
-def test_preprocessing_of_no_use_is_refused(given: dict[str, object], words: str) -> None:
-    with pytest.raises(ModelError, match=words):
-        load_model(digits_spec(weights=None, preprocess=given), reader({}))
+def test_preprocessing_of_no_use_is_refused_with_the_spec_or_by_what_the_weights_come_with(
+    given: dict[str, object], words: str
+) -> None:
+    model = {"arch": "workers.digits:digits_cnn", "preprocess": given}
+    raw = {"name": "x", "input": {"uri": "in"}, "output": {"uri": "out"}, "model": model}
+    with pytest.raises((SpecError, ModelError), match=words):
+        load_model(parse_spec(raw).model, reader({}))
 
 
 def test_crop_that_the_network_does_not_take_is_refused() -> None:

@@ -18,15 +18,18 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from jobs.cli import main
 from tests.support import images
 from tests.support.digits_job import Digits, predictions
+from tests.support.networks import loaded, sample_request
 from tests.support.tars import END, FORMATS, JPG, Row, archive, index, photos, read, shard, write_tar
 from workers.build.sample import read_sample
+from workers.bundle.manifest import RowRef
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
-from workers.isolation.sample_decoder import decode_crop
+from workers.image.resize import decode_crop
 from workers.source import source_file, tar, webdataset
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
@@ -237,9 +240,11 @@ def test_labels_of_the_gate_are_read_from_class_members(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples)
     slices = [SampleSlice(rows=s, take=2) for s in shard(path, index(path, 2)).slices]
     crop = Preprocess(resize_px=32, crop_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    sample = read_sample(slices, JPG, decode_crop, crop, labels_column="cls", class_names=None, classes=10, seed=0)
+    request = sample_request(slices, JPG, labels_column="cls")
+    sample = read_sample(request, loaded(nn.Identity(), crop, outputs=10), decode_crop)
     assert sample.labels is not None
-    assert sorted(zip(sample.labels.tolist(), sample.rows, strict=True)) == [(i, (str(path), 0, i)) for i in range(4)]
+    found = {int(label): row for label, row in zip(sample.labels, sample.rows, strict=True)}
+    assert found == {i: RowRef(uri=str(path), row_group=0, row=i) for i in range(4)}
 
 
 # ------------------------------------------------------------------------------- reading from the middle
