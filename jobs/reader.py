@@ -74,19 +74,28 @@ def done(output: str, model: str | None = None) -> Predictions:
     none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
-    root = model or current_root(store) or _only_root(store.url)
-    ledger = Ledger(store, root)
-    numbers = ledger.done_numbers()
-    plans = [plan for plan in ledger.plans() if plan.number in numbers]
-    if not plans:
-        raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
-    files = tuple(f"{store.url}/{root}/{key}" for key in ledger.done_keys(plan.number for plan in plans))
-    if not files:
-        raise SpecError(f"{output}/{root} holds no rows: all files that were scored are empty", "score one with rows")
+    return predictions(Ledger(store, model or current_root(store) or _only_root(store.url)))
+
+
+def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
+    """What is done of one model; with rows of plans that are under way where they are asked for. Raises as `done`."""
+    numbers, plans = ledger.done_numbers(), ledger.plans()
+    closed = [plan for plan in plans if plan.number in numbers]
+    url = f"{ledger.store.url}/{ledger.root}"
+    if not closed and not with_open:
+        raise SpecError(f"{url} has no complete plan", "run the job to its end")
+    keys = list(ledger.done_keys(plan.number for plan in closed))
+    if with_open:
+        keys += [key for plan in plans if plan.number not in numbers for key in ledger.present(plan)]
+    if not keys:
+        why, way_out = "no rows: all files that were scored are empty", "score one with rows"
+        if with_open:
+            why, way_out = "no predictions yet", "run the job"
+        raise SpecError(f"{url} holds {why}", way_out)
     return Predictions(
-        root=root,
-        files=files,
-        superseded=frozenset(ledger.superseded(plans, numbers)),
+        root=ledger.root,
+        files=tuple(f"{url}/{key}" for key in keys),
+        superseded=frozenset(ledger.superseded(closed, numbers)),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.progress import format
+from workers.redaction import redacted
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,5 +35,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("number", "money", "significant", "percent", "points", "seconds", "size", "moment")
-    environment.filters |= {name: getattr(format, name) for name in names}
+    environment.filters |= {name: getattr(format, name) for name in names} | {"redacted": redacted}
     return environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 
 from jobs.console import Console
@@ -13,9 +13,10 @@ from jobs.errors import COMPLETE, SpecError, StintError
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
-from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_of, shards_of
+from jobs.queries.find_rows import Found, by_keys, by_place, parse, shards_of
 from jobs.queries.trace import Explainer
 from workers.redaction import redacted_values
+from workers.source.single_rows import Place
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.retries import retrying
@@ -36,12 +37,12 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     named = parse(key, job.input_spec())
     plans = job.ledger.plans()
     explainer = Explainer(job, plans)
-    if isinstance(named, ByPlace):
-        claims = by_place(plans, named.uri, named.row_group, named.row)
+    if isinstance(named, Place):
+        claims = by_place(plans, named)
         if not claims:
             raise _not_claimed(plans, named)
     else:
-        claims = by_keys(job.ledger, plans, named.values, _READ_MOST)
+        claims = by_keys(job.ledger, plans, named, _READ_MOST)
         if not claims:
             raise _not_scored(job, plans, key)
         _check_one(job, explainer.alive(claims) or claims, named, key, show)
@@ -53,16 +54,16 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return COMPLETE
 
 
-def _check_one(job: Job, found: Sequence[Found], named: ByKeys, key: str, show: Callable[[str], None]) -> None:
+def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: str, show: Callable[[str], None]) -> None:
     """Raises SpecError where the key is that of several rows: of several files, or of one version of a file."""
     each = Counter((row.at.uri, row.at.version) for row in found)
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
-    places = dict.fromkeys(place_of(row.at.uri, row.at.row_group, row.at.row, job.spec.input.format) for row in found)
+    places = dict.fromkeys(row.at.place.write(job.spec.input) for row in found)
     for place in list(places)[:LISTED]:
         show(place)
     count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
-    others = [name for name in job.spec.input.keys if name not in named.values]
+    others = [name for name in job.spec.input.keys if name not in named]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
     listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"
     raise SpecError(f"{key} is the key of {count} rows, {listed}", f"{more}name one by its place, as it is listed")
@@ -82,7 +83,7 @@ def _not_scored(job: Job, plans: Sequence[Plan], key: str) -> StintError:
     )
 
 
-def _not_claimed(plans: Sequence[Plan], named: ByPlace) -> StintError:
+def _not_claimed(plans: Sequence[Plan], named: Place) -> StintError:
     claiming = [plan for plan in plans if named.uri in plan.sources["uri"].to_pylist()]
     if claiming:
         pieces = [piece for shard in shards_of(claiming[-1], [named.uri]) for piece in shard.slices]

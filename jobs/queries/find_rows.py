@@ -15,50 +15,31 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import absolute
-from jobs.report.row_images import RowAt
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key
 from workers.output import SOURCE_FIELDS
+from workers.source.single_rows import Place, RowAt
 from workers.storage.filesystems import open_filesystem
 
 SOURCE = "source_uri"
-_PLACE = re.compile(r"(?P<uri>.+)#(?P<row_group>\d{1,9})/(?P<row>\d{1,18})", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ByKeys:
-    """`id=7`, `id=7,day=2026-03-01`, `source_uri=s3://…`: values as they were written."""
+def parse(text: str, given: InputSpec) -> Place | dict[str, str]:
+    """A place, or values of key columns as they were written: `id=7`, `id=7,day=2026-03-01`, `source_uri=s3://…`.
 
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ByPlace:
-    """`URI#ROWGROUP/ROW`, as URI row group ROWGROUP row ROW is told everywhere; or the URI of an image file."""
-
-    uri: str
-    row_group: int
-    row: int
-
-
-def place_of(uri: str, row_group: int, row: int, format: str) -> str:
-    """As `ByPlace` is written, for rows of an input of this format."""
-    return uri if format == "images" else f"{uri}#{row_group}/{row}"
-
-
-def parse(text: str, given: InputSpec) -> ByKeys | ByPlace:
-    """Raises SpecError for what names no row of this input."""
-    found = _PLACE.fullmatch(text)
-    if found is not None:
-        return ByPlace(absolute(found["uri"]), int(found["row_group"]), int(found["row"]))
+    Raises SpecError for what names no row of this input.
+    """
     names = (*given.keys, SOURCE)
     name, equals, _ = text.partition("=")
-    if equals and name in names:
-        return ByKeys(_values(text, names))
-    if given.format == "images":
-        return ByPlace(absolute(text), 0, 0)
-    if equals and "/" not in name:
-        raise SpecError(f"{name!r} is no key column: there are {', '.join(names)}", _ways(names))
-    raise SpecError(f"{text!r} names no row", _ways(names))
+    place = Place.read(text, given)
+    if equals and name in names and (place is None or place.uri == text):  # no file is named like that
+        return _values(text, names)
+    if place is not None:
+        return place._replace(uri=absolute(place.uri))
+    no_key = f"{name!r} is no key column: there are {', '.join(names)}"
+    raise SpecError(
+        no_key if equals and "/" not in name else f"{text!r} names no row",
+        f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW",
+    )
 
 
 def _values(text: str, names: Sequence[str]) -> dict[str, str]:
@@ -71,10 +52,6 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
             raise SpecError(f"{text!r} gives {name} twice", "give each key column once")
         values[name] = absolute(value) if name == SOURCE else value
     return values
-
-
-def _ways(names: Sequence[str]) -> str:
-    return f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -107,11 +84,12 @@ def pieces_of(plans: Iterable[Plan], rows: Iterable[RowAt]) -> list[Slice]:
     return [piece for piece in slices if (piece.uri, piece.version) in sources]
 
 
-def by_place(plans: Iterable[Plan], uri: str, row_group: int, row: int) -> list[Found]:
+def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
     """The row in every version that a plan claims, in the order of plans.
 
     Twice in the same version where its source was gone at first and has been claimed again.
     """
+    uri, row_group, row = place
     return [
         Found(plan, shard, RowAt(uri, piece.version, row_group, row))
         for plan in plans

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,28 +18,23 @@ from jobs.ledger.current import current_root, roots
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.queries.explanation import (
-    AccuracyPart,
-    AttemptPart,
     Explanation,
-    Label,
     ModelPart,
-    NoPrediction,
     ObjectPart,
     OtherVersion,
     PlanPart,
     Prediction,
     ShardPart,
-    Vector,
+    prediction_of,
 )
-from jobs.queries.find_rows import Found, place_of
-from jobs.report.drift import class_name
+from jobs.queries.find_rows import Found
 from jobs.report.journal import read_journal, run_ids
-from jobs.report.row_images import CHANGED, GONE, RowAt
 from jobs.report.runs import RunSeen, read_run
 from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard
 from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
+from workers.source.single_rows import CHANGED, GONE, RowAt
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
@@ -48,7 +43,13 @@ from workers.storage.store import Store
 
 _READS_AT_ONCE = 16
 _CLOCKS_DIFFER = timedelta(hours=1)
-_ATTEMPT = tuple(field.name for field in fields(AttemptPart) if field.name != "run_id")
+_ATTEMPT = (
+    "at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed", "rows_ok",
+    "rows_bad", "rows_gone", "wall_s",
+)  # fmt: skip
+"""What is shown of it, see jobs.report.journal."""
+_ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
+"""What is shown of it, see workers.bundle.accuracy."""
 OTHERS = 10
 """Versions of a file beside the one that is explained: the newest."""
 
@@ -73,18 +74,9 @@ class _OutputRow:
         return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.present else {}
 
     def prediction(self, manifest: Manifest | None) -> Prediction:
-        """Class names come from the manifest, where it is there."""
         if not self.present:
             return None
-        keys = set(key_names(self.row.schema))
-        row = self.row.select([name for name in self.row.column_names if name not in keys]).to_pylist()[0]
-        if row["error_code"] is not None:
-            return NoPrediction(row["error_code"], row["error_message"])
-        if "embedding" in row:
-            return Vector(len(row["embedding"]))
-        top = zip(row["topk_label"], row["topk_score"], strict=True)
-        labels = manifest.labels if manifest else None
-        return Label(row["label"], row["score"], [(class_name(labels, k), score) for k, score in top])
+        return prediction_of(self.row.drop_columns(key_names(self.row.schema)).to_pylist()[0], manifest)
 
 
 def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
@@ -105,45 +97,28 @@ def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
 
 def _attempts(
     store: Store, root: str, shard: Shard, since: datetime | None, until: datetime | None
-) -> list[AttemptPart]:
+) -> list[dict[str, Any]]:
     """Attempts at a shard that runs have written into their journals, oldest first. Raises StoreError, StoreDenied.
 
     Reads the journals of the model's runs that were under way between `since`, when the plan was made, and `until`,
     when it was done, by the store's clock, where these are known; all of them where those have nothing: a store that
     was copied has other times. Journals are advisory: an attempt that is in none may have been made all the same.
     """
-    ids = [run_id for run_id in run_ids(store) if until is None or _began(run_id) <= until + _CLOCKS_DIFFER]
+    # Ids begin with their time.
+    ids = [run_id for run_id in run_ids(store) if until is None or run_id <= f"{until + _CLOCKS_DIFFER:%Y%m%dT%H%M%S}"]
     runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
-    near = [run for run in runs if since is None or _ended(run) >= since - _CLOCKS_DIFFER]
+    near = [run for run in runs if since is None or run.heard_at >= since - _CLOCKS_DIFFER]
     return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
 
 
-def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[AttemptPart]:
+def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[dict[str, Any]]:
     found = []
     for run in runs:
         table = read_journal(store, run.run_id, ("plan", "shard", *_ATTEMPT)).attempts
         here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
         rows = here.select(_ATTEMPT).to_pylist()
-        found += [AttemptPart(run_id=run.run_id, **{**row, "at": _iso(row["at"])}) for row in rows]
+        found += [{"run_id": run.run_id, **row, "at": _iso(row["at"])} for row in rows]
     return found
-
-
-def _began(run_id: str) -> datetime:
-    """Ids begin with their time; one that does not is as old as can be."""
-    try:
-        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-    except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
-
-
-def _ended(run: RunSeen) -> datetime:
-    """When it was last heard of; one that does not tell may be under way."""
-    text = run.report.ended if run.report else run.snapshot.at if run.snapshot else ""
-    try:
-        ended = datetime.fromisoformat(text)
-    except ValueError:
-        return datetime.max.replace(tzinfo=UTC) - _CLOCKS_DIFFER
-    return ended if ended.tzinfo is not None else ended.replace(tzinfo=UTC)
 
 
 def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
@@ -197,23 +172,22 @@ class Explainer:
 
         What readers see counts; without that, what was claimed last.
         """
-        root = self.job.ledger.root
+        root, given = self.job.ledger.root, self.job.spec.input
         objects = [_read_row(self.job.store, f"{root}/{claim.shard.key}", claim.at) for claim in claims]
         standings = [self._standing(claim, found) for claim, found in zip(claims, objects, strict=True)]
         main = max(range(len(claims)), key=lambda n: (standings[n].rank, claims[n].plan.number))
         others = sorted(set(range(len(claims))) - {main}, key=lambda n: -claims[n].plan.number)[:OTHERS]
         claim, found = claims[main], objects[main]
         plan, shard = claim.plan, claim.shard
-        manifest = self._manifest(found)
         claimed_at, done_at = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
         return Explanation(
-            place=self._place(claim.at),
+            place=claim.at.place.write(given),
             source_uri=claim.at.uri,
             source_version=claim.at.version,
             row_group=claim.at.row_group,
             row=claim.at.row,
             keys={} if found is None else found.keys,
-            prediction=None if found is None else found.prediction(manifest),
+            prediction=self._prediction(found),
             seen=standings[main].seen,
             standing=standings[main].why,
             source=_source(claim),
@@ -222,8 +196,17 @@ class Explainer:
             object=None if found is None else self._object(claim, found),
             attempts=_attempts(self.job.store, root, shard, claimed_at, done_at),
             crashes=_crashes(self.job.store, root, shard),
-            model=self._model(found, manifest),
-            others=[self._other(claims[n], objects[n], standings[n].why) for n in others],
+            model=self._model(found),
+            others=[
+                OtherVersion(
+                    plan=claims[n].plan.number,
+                    version=claims[n].at.version,
+                    place=claims[n].at.place.write(given),
+                    prediction=self._prediction(objects[n]),
+                    standing=standings[n].why,
+                )
+                for n in others
+            ],
         )
 
     # ------------------------------------------------------------------------------------------- parts
@@ -260,34 +243,28 @@ class Explainer:
         url = f"{self.job.store.url}/{self.job.ledger.root}/{claim.shard.key}"
         return ObjectPart(url, facts.size, facts.sha256, recorded, dict(found.metadata))
 
-    def _other(self, claim: Found, found: _OutputRow | None, standing: str) -> OtherVersion:
-        prediction = None if found is None else found.prediction(self._manifest(found))
-        return OtherVersion(claim.plan.number, claim.at.version, self._place(claim.at), prediction, standing)
-
-    def _manifest(self, found: _OutputRow | None) -> Manifest | None:
-        bundle = self.job.fingerprints.bundle if found is None else found.metadata.get("bundle", "")
-        if bundle not in self._manifests:
-            self._manifests[bundle] = read_manifest(self.job.store, bundle)
-        return self._manifests[bundle]
+    def _prediction(self, found: _OutputRow | None) -> Prediction:
+        return None if found is None else found.prediction(self._manifest(found.metadata.get("bundle", "")))
 
     @cached_property
-    def _manifests(self) -> dict[str, Manifest | None]:
-        return {}
+    def _manifest(self) -> Callable[[str], Manifest | None]:
+        """Of the bundle with a fingerprint."""
+        return cache(partial(read_manifest, self.job.store))
 
-    def _model(self, found: _OutputRow | None, manifest: Manifest | None) -> ModelPart:
+    def _model(self, found: _OutputRow | None) -> ModelPart:
         metadata = {} if found is None else found.metadata
-        engine = metadata.get("engine", "")
+        bundle, engine = metadata.get("bundle", self.job.fingerprints.bundle), metadata.get("engine", "")
+        manifest = self._manifest(bundle)
         artifact = None if manifest is None else manifest.artifact(engine)
         measured = None if artifact is None else artifact.accuracy
-        names = [field.name for field in fields(AccuracyPart)]
         spec = self.job.spec.model
         return ModelPart(
             arch=spec.arch if manifest is None else manifest.spec["arch"],
             weights=spec.weights if manifest is None else manifest.spec["weights"],
-            bundle=metadata.get("bundle", self.job.fingerprints.bundle),
+            bundle=bundle,
             task=spec.task if manifest is None else manifest.task,
             artifact=engine,
-            accuracy=None if measured is None else AccuracyPart(**{name: getattr(measured, name) for name in names}),
+            accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
         )
 
     def _modified(self, key: str) -> datetime | None:
@@ -298,9 +275,6 @@ class Explainer:
         except (NotFound, NotImplementedError, KeyError):  # not all of fsspec's file systems know
             return None
         return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-    def _place(self, at: RowAt) -> str:
-        return place_of(at.uri, at.row_group, at.row, self.job.spec.input.format)
 
 
 def _source(claim: Found) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +30,9 @@ from jobs.plan.job import Job
 from jobs.spec.days import Days
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
-from workers.source.parquet import open_parquet
-from workers.source.source_file import opened
-from workers.source.webdataset import keys_of
+from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
-from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
-from workers.storage.retries import retrying
 
 AT_ONCE = 8
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
@@ -204,7 +199,7 @@ def _check_shard(
     if rows_bad != facts.rows_bad:
         problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
     if keys and not misplaced:
-        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys, given.format)]
+        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, given)]
     return problems, facts
 
 
@@ -241,26 +236,17 @@ def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) 
     return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], format: str) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
-        found = table.slice(position, s.rows).select(keys)
+        found = table.slice(position, s.rows).select(list(how.keys))
         position += s.rows
-        fs, path = open_filesystem(s.uri)
-        try:
-            info = retrying(partial(fs.info, path), s.uri)
-            if (int(info["size"]), version_of(info)) != (s.size, s.version):
-                continue
-            with opened(fs, path) as file:
-                if format == "webdataset":
-                    rows = keys_of(file, s.byte_start, s.rows, keys)
-                else:
-                    rows = open_parquet(file).read_row_group(s.row_group, columns=keys).slice(s.row_start, s.rows)
-        except (FileNotFoundError, NotFound):
+        rows = key_columns(s, how)
+        if rows is None:
             continue
-        given = rows.select(keys).cast(found.schema)
-        for name in keys:
+        given = rows.select(found.column_names).cast(found.schema)
+        for name in how.keys:
             if not _bits(found.column(name)).equals(_bits(given.column(name))):
                 where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
                 yield f"key column {name!r} differs from {where}"

@@ -95,7 +95,7 @@ def read_sample(
                 continue
             encoded.append(bytes(cell))
             rows.append((part.rows.uri, part.rows.row_group, row))
-            values.append(_value(block.keys, labels_column, row - block.row_start))
+            values.append(_value(block.keys, labels_column, block.rows.index(row)))
     if not crops:
         message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
         raise ModelError(_with_rows(message, left_out))
