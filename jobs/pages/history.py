@@ -13,7 +13,6 @@ from rich.table import Table
 from jobs.pages.charts import Line, trend
 from jobs.pages.page import render
 from jobs.progress.format import money, number, percent, printable, seconds, significant
-from jobs.progress.snapshot import cost_per_million
 from jobs.report.journal import run_ids
 from jobs.report.report import COMPLETED, UNFINISHED, headline, unfinished_report
 from jobs.report.runs import RunSeen, read_run
@@ -26,8 +25,6 @@ _NIGHTS_MOST = 400
 _READS_AT_ONCE = 16
 LOG_WIDTH = 148
 """Columns of a table that goes to a file or a pipe: with everything in it."""
-HISTORY_SECTIONS = (("trends", "Trends"), ("nights", "Nights"))
-"""Ids and titles, in the order of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +56,10 @@ class Night:
         return headline(self.outcome)[0]
 
     @property
+    def tone(self) -> str:
+        return headline(self.outcome)[1]
+
+    @property
     def ok(self) -> bool:
         return self.outcome == COMPLETED
 
@@ -75,17 +76,15 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
 
 
 def _night(run: RunSeen) -> Night | None:
-    if run.report is not None:
-        report = run.report
-    elif run.snapshot is not None:
-        report = unfinished_report(run.snapshot)
-    else:
+    report = run.report or (unfinished_report(run.snapshot) if run.snapshot else None)
+    if report is None:
         return None
-    drift, scored = report.drift, report.rows_scored_here
-    had_workers = bool(scored) or run.report is None  # one that died had them, whether they scored anything or not
+    drift = report.drift
+    # One that died had workers, whether they scored anything or not.
+    had_workers = bool(report.rows_scored_here) or run.report is None
     rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
     if not rows:  # it completed nothing
-        rows, bad = scored, sum(report.bad_by_code.values())
+        rows, bad = report.rows_scored_here, sum(report.bad_by_code.values())
     return Night(
         run_id=run.run_id,
         day=report.as_of[:10] or _day_of(run.run_id),
@@ -96,7 +95,7 @@ def _night(run: RunSeen) -> Night | None:
         elapsed_s=report.elapsed_s or None,
         core_hours=report.core_hours if had_workers else None,
         cost=report.cost if had_workers else None,
-        cost_per_million=cost_per_million(report.cost, scored) if scored and report.cost is not None else None,
+        cost_per_million=report.cost_per_million,
         psi_classes=(drift.get("classes") or {}).get("psi"),
         psi_scores=(drift.get("scores") or {}).get("psi"),
         max_psi=drift.get("max_psi"),
@@ -151,32 +150,22 @@ _COLUMNS = (
 
 def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> str:
     """How rows, rate, cost and predictions went from night to night; the newest of the `nights` is the last."""
-    last = next((night for night in reversed(nights) if night.ok), None)
-    return render(
-        "history.html.j2",
-        job=job,
-        root=root,
-        output=output,
-        nights=[(night, headline(night.outcome)[1]) for night in reversed(nights)],
-        complete=sum(night.ok for night in nights),
-        flagged=sum(bool(night.flags) for night in nights),
-        last=last,
-        trends=_trends(nights) if len(nights) > 1 else [],
-    )
+    trends = _trends(nights) if len(nights) > 1 else []
+    return render("history.html.j2", job=job, root=root, output=output, nights=nights[::-1], trends=trends)
 
 
-def _trends(nights: Sequence[Night]) -> list[dict[str, Any]]:
-    """Charts with their titles; of what no night tells, a line that says so."""
+def _trends(nights: Sequence[Night]) -> list[tuple[str, str]]:
+    """Charts with their titles; nothing of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
     allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
 
     def chart(
         title: str, unit: str, write: Callable[[float], str], *lines: Line, **threshold: Any
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> tuple[str, str]:  # fmt: skip
         known = any(value is not None for line in lines for value in line.values)
         days = [night.day for night in nights]
         drawn = trend(lines, days, what=f"{title} by night", unit=unit, write=write, **threshold) if known else ""
-        return {"title": title, "chart": drawn}
+        return title, drawn
 
     def line(name: str, attribute: str) -> Line:
         return Line(name=name, values=[getattr(night, attribute) for night in nights])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from jobs.progress import format
 from workers.redaction import redacted
@@ -20,9 +21,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render(template: str, **values: Any) -> str:
     """The page of `jobs/pages/templates/<template>`; pages extend `base.html.j2`, which says what it offers them."""
-    text = _environment().get_template(template).render(values)
     # A file name need not be UTF-8, and a page that cannot be written tells nothing.
-    return text.encode("utf-8", "replace").decode()
+    return fragment(template, **values).encode("utf-8", "replace").decode()
+
+
+def fragment(template: str, **values: Any) -> Markup:
+    """A piece of a page."""
+    return Markup(_environment().get_template(template).render(values))
 
 
 @cache

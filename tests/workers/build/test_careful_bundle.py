@@ -54,7 +54,7 @@ class Bench:
         whole = Slice(
             uri=str(file), size=info["size"], version=version_of(info), row_group=0, row_start=0, row_stop=rows
         )
-        output = replace(self.request.output, url=str(self.folder / f"{name}-out"))
+        output = replace(self.request.output, uri=str(self.folder / f"{name}-out"))
         sample = (SampleSlice(rows=whole, take=rows),)
         return replace(self.request, sample=sample, output=output)
 
