@@ -10,8 +10,8 @@ A shape lives in a square of 100 by 100 that the page stretches to its width, so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -67,14 +67,6 @@ class Bar:
     """The value for a person."""
     before: float | None = None
     before_text: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One value a night; None where there is none."""
-
-    name: str
-    values: Sequence[float | None]
 
 
 def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
@@ -143,7 +135,7 @@ def bars(rows: Sequence[Bar], *, what: str) -> Markup:
 
 
 def trend(
-    lines: Sequence[Line],
+    lines: Mapping[str, Sequence[float | None]],
     nights: Sequence[str],
     *,
     what: str,
@@ -152,23 +144,22 @@ def trend(
     threshold: float | None = None,
     threshold_text: str = "",
 ) -> Markup:
-    """Up to two lines over nights, broken where a value is missing, and a dashed one at `threshold`."""
-    lines = [replace(line, values=[v if v is not None and math.isfinite(v) else None for v in line.values])
-             for line in lines]  # fmt: skip
-    highest = max((value for line in lines for value in line.values if value is not None), default=0.0)
+    """Up to two lines over nights, by their names, broken where a value is missing, and a dashed one at `threshold`."""
+    finite = {name: [v if v is not None and math.isfinite(v) else None for v in line] for name, line in lines.items()}
+    highest = max((value for line in finite.values() for value in line if value is not None), default=0.0)
     drawn = threshold if threshold is not None and threshold <= _DRAWN_UP_TO * highest else None
     axis = Axis.upto(max(highest, drawn or 0.0), write)
     paths = [] if drawn is None else [("line threshold", f"M0 {_y(drawn, axis.top)}H100")]
-    for line, colour in zip(lines, ("now", "before"), strict=False):
-        paths += [(f"line {colour}", _line(line.values, axis.top)), (f"dots {colour}", _dots(line.values, axis.top))]
+    for line, colour in zip(finite.values(), ("now", "before"), strict=False):
+        paths += [(f"line {colour}", _line(line, axis.top)), (f"dots {colour}", _dots(line, axis.top))]
     rects = []
     width = 100 / max(1, len(nights))
     for at, night in enumerate(nights):
-        figures = [f"{line.name} {write(value)}" for line in lines if (value := line.values[at]) is not None]
+        figures = [f"{name} {write(value)}" for name, line in finite.items() if (value := line[at]) is not None]
         title = f"{night}: {', '.join(figures) or 'no figure'}"
         rects.append(("touch", _short(at * width), "0", _short(width), "100", title))
     ticks = [((at + 0.5) / len(nights), nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
-    legend = [("now stroke", lines[0].name), ("before stroke", lines[1].name)] if len(lines) > 1 else []
+    legend = list(zip(("now stroke", "before stroke"), lines, strict=False)) if len(lines) > 1 else []
     if threshold_text:
         legend.append(("threshold", threshold_text))
     return _frame(axis, ticks, rects=rects, paths=paths, what=what, unit=unit, legend=legend)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from jobs.pages.charts import Line, trend
+from jobs.pages.charts import trend
 from jobs.pages.page import render
 from jobs.progress.format import money, number, percent, printable, seconds, significant
 from jobs.report.journal import run_ids
@@ -60,6 +60,10 @@ class Night:
         return headline(self.outcome)[1]
 
     @property
+    def minutes(self) -> float | None:
+        return None if self.elapsed_s is None else self.elapsed_s / 60
+
+    @property
     def ok(self) -> bool:
         return self.outcome == COMPLETED
 
@@ -71,14 +75,13 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
     StoreDenied.
     """
     newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), _READS_AT_ONCE, "nights")
-    found = (night for run in newest_first if run.root == root and (night := _night(run)) is not None)
+    found = (_night(run) for run in newest_first if run.root == root)
     return list(itertools.islice(found, most))[::-1]
 
 
-def _night(run: RunSeen) -> Night | None:
-    report = run.report or (unfinished_report(run.snapshot) if run.snapshot else None)
-    if report is None:
-        return None
+def _night(run: RunSeen) -> Night:
+    assert run.report or run.snapshot, "one of them has told its root"
+    report = run.report or unfinished_report(run.snapshot)
     drift = report.drift
     # One that died had workers, whether they scored anything or not.
     had_workers = bool(report.rows_scored_here) or run.report is None
@@ -113,8 +116,12 @@ def nights_table(nights: Sequence[Night], width: int) -> Table:
     columns = [column for column in _COLUMNS if width >= column.from_width]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
     for column in columns:
-        justify: Literal["right", "left"] = "right" if column.right else "left"
-        table.add_column(column.title, justify=justify, no_wrap=column.title != _OUTCOME, overflow="fold")
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=column.title != _OUTCOME,
+            overflow="fold",
+        )
     for night in nights:
         style = None if night.ok else "yellow" if night.outcome == UNFINISHED else "red"
         table.add_row(*(column.write(night) for column in columns), style=style)
@@ -150,33 +157,29 @@ _COLUMNS = (
 
 def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> str:
     """How rows, rate, cost and predictions went from night to night; the newest of the `nights` is the last."""
-    trends = _trends(nights) if len(nights) > 1 else []
+    trends = [*_trends(nights)] if len(nights) > 1 else []
     return render("history.html.j2", job=job, root=root, output=output, nights=nights[::-1], trends=trends)
 
 
-def _trends(nights: Sequence[Night]) -> list[tuple[str, str]]:
+_TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
+    ("Rows", "rows", "{:,.0f}".format, {"": "rows"}),
+    ("Rate", "rows a second", significant, {"": "rate"}),
+    ("Cost of a million", "in the currency of cost.per_cpu_hour", money, {"": "cost_per_million"}),
+    ("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", {"": "bad_share"}),
+    ("Drift", "population stability index", "{:.3g}".format, {"classes": "psi_classes", "scores": "psi_scores"}),
+    ("Duration", "minutes", "{:,.3g}".format, {"": "minutes"}),
+)
+"""Title, unit, how a figure is written, and the fields of a Night by the names of the lines."""
+
+
+def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
     """Charts with their titles; nothing of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
     allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
-
-    def chart(
-        title: str, unit: str, write: Callable[[float], str], *lines: Line, **threshold: Any
-    ) -> tuple[str, str]:  # fmt: skip
-        known = any(value is not None for line in lines for value in line.values)
-        days = [night.day for night in nights]
-        drawn = trend(lines, days, what=f"{title} by night", unit=unit, write=write, **threshold) if known else ""
-        return title, drawn
-
-    def line(name: str, attribute: str) -> Line:
-        return Line(name=name, values=[getattr(night, attribute) for night in nights])
-
-    return [
-        chart("Rows", "rows", "{:,.0f}".format, line("", "rows")),
-        chart("Rate", "rows a second", significant, line("", "rate")),
-        chart("Cost of a million", "in the currency of cost.per_cpu_hour", money, line("", "cost_per_million")),
-        chart("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", line("", "bad_share")),
-        chart("Drift", "population stability index", lambda psi: f"{psi:.3g}", line("classes", "psi_classes"),
-            line("scores", "psi_scores"), **allowed),
-        chart("Duration", "minutes", lambda minutes: f"{minutes:,.3g}",
-            Line(name="", values=[None if night.elapsed_s is None else night.elapsed_s / 60 for night in nights])),
-    ]  # fmt: skip
+    days = [night.day for night in nights]
+    for title, unit, write, fields in _TRENDS:
+        lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
+        known = any(value is not None for line in lines.values() for value in line)
+        threshold: Any = allowed if title == "Drift" else {}
+        what = f"{title} by night"
+        yield title, trend(lines, days, what=what, unit=unit, write=write, **threshold) if known else ""

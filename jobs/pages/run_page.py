@@ -15,7 +15,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import percent, seconds
 from jobs.progress.snapshot import bottleneck
-from jobs.report.report import Report, ending, redacted_report
+from jobs.report.report import Report, ending, headline, redacted_report
 
 SECTIONS = (
     ("outcome", "Outcome"),
@@ -48,13 +48,14 @@ _ACCURACY = (
 def report_page(report: Report) -> str:
     """A section says so where its figures are missing."""
     report = redacted_report(report)
-    drift = {"flags": (), "against": (), "moved": (), **report.drift}
+    drift = {"flags": (), "against": (), "moved": (), "classes": None, "scores": None, **report.drift}
     workers = _workers(report.workers)
     return render(
         "report.html.j2",
         report=report,
         drift=drift,
         sections=SECTIONS,
+        headline=headline(report.outcome),
         ending=ending(report),
         over_time=over_time,
         histogram=histogram,
@@ -69,13 +70,9 @@ def report_page(report: Report) -> str:
         bars=bars,
         classes=_classes(report.classes, drift.get("classes_before") or {}),
         scores=_scores(report.scores, drift.get("scores_before") or ()),
-        measures=[
-            _measure(name, drift[part], drift)
-            for name, part in (("predicted classes", "classes"), ("scores", "scores"))
-            if drift.get(part)
-        ],
         accuracy=dict.fromkeys(_ACCURACY) | report.accuracy,
         matrix=_matrix(report.confusion),
+        confusion={(true, said): rows for true, said, rows in report.confusion},
     )
 
 
@@ -126,25 +123,19 @@ def _stages(stage_s: Mapping[str, float]) -> list[Bar]:
     ]
 
 
-def _classes(now: Mapping[str, int], before: Mapping[str, int]) -> Markup:
+def _classes(now: Mapping[str, int], before: Mapping[str, int]) -> list[Bar]:
     """The most frequent ones of tonight."""
     total, total_before = sum(now.values()), sum(before.values())
-    top = sorted(now.items(), key=lambda pair: (-pair[1], pair[0]))[:CLASSES_SHOWN]
-    if not total:
-        return Markup("")
-    return bars(
-        [
-            Bar(
-                label=label,
-                value=rows / total,
-                text=percent(rows / total),
-                before=before.get(label, 0) / total_before if total_before else None,
-                before_text=f"before {percent(before.get(label, 0) / total_before)}" if total_before else f"{rows:,}",
-            )
-            for label, rows in top
-        ],
-        what="Predicted classes as shares of all predictions",
-    )
+    return [
+        Bar(
+            label=label,
+            value=rows / total,
+            text=percent(rows / total),
+            before=before.get(label, 0) / total_before if total_before else None,
+            before_text=f"before {percent(before.get(label, 0) / total_before)}" if total_before else f"{rows:,}",
+        )
+        for label, rows in sorted(now.items(), key=lambda pair: (-pair[1], pair[0]))[:CLASSES_SHOWN]
+    ]
 
 
 def _scores(now: Sequence[int], before: Sequence[int]) -> Markup:
@@ -161,30 +152,10 @@ def _scores(now: Sequence[int], before: Sequence[int]) -> Markup:
     )
 
 
-def _measure(name: str, distance: Mapping[str, float], drift: Mapping[str, Any]) -> dict[str, Any]:
-    if distance["psi"] <= distance["chance"]:
-        verdict, tone = "within chance", "good"
-    elif distance["psi"] > drift["max_psi"] or distance["js"] > drift["max_js"]:
-        verdict, tone = "beyond the threshold", "warn"
-    else:
-        verdict, tone = "within the thresholds", "good"
-    return {**distance, "name": name, "verdict": verdict, "tone": tone}
-
-
-def _matrix(confusion: Sequence[tuple[str, str, int]]) -> dict[str, Any] | None:
-    """Rows by true label, each cell with its share of the true label's rows; None of too many labels, or of errors
-    alone."""
+def _matrix(confusion: Sequence[tuple[str, str, int]]) -> list[str]:
+    """The labels of its rows and columns; none where there are too many, or errors alone."""
     labels = sorted({label for pair in confusion for label in pair[:2]}, key=lambda label: (len(label), label))
-    if not 0 < len(labels) <= MATRIX_LABELS or not any(true == said for true, said, _ in confusion):
-        return None
-    counts = {(true, said): rows for true, said, rows in confusion}
-    lines = []
-    for true in labels:
-        total = sum(counts.get((true, said), 0) for said in labels)
-        cells = [{"rows": (rows := counts.get((true, said), 0)), "right": true == said, "share": rows / max(1, total)}
-                 for said in labels]  # fmt: skip
-        lines.append({"label": true, "total": total, "cells": cells})
-    return {"labels": labels, "lines": lines}
+    return labels if len(labels) <= MATRIX_LABELS and any(true == said for true, said, _ in confusion) else []
 
 
 def _reasons(report: Report) -> list[dict[str, Any]]:

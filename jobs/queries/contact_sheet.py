@@ -16,7 +16,7 @@ from jobs.pages.page import render
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.queries.explanation import Label, Prediction, prediction_of
-from jobs.queries.find_rows import pieces_of
+from jobs.queries.find_rows import shards_of
 from jobs.queries.query import choose
 from jobs.reader import predictions
 from jobs.report.thumbnails import thumbnail
@@ -97,8 +97,10 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     manifest = read_manifest(job.store, job.fingerprints.bundle)
     names = [field.name for field in SOURCE_FIELDS]
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
-    given = job.input_spec(uris={at.uri for at in places})
-    images = fetch_images(given, places, pieces_of(job.ledger.plans(), places))
+    uris = {at.uri for at in places}
+    given = job.input_spec(uris=uris)
+    pieces = (piece for plan in job.ledger.plans() for shard in shards_of(plan, uris) for piece in shard.slices)
+    images = fetch_images(given, places, pieces)
     keys = rows.select(key_names(rows.schema))
     predicted = rows.select(
         [name for name in rows.column_names if name not in (VECTOR, *keys.column_names)]

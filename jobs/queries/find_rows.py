@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import absolute
-from workers.contract import InputSpec, Shard, Slice, parse_shard_key
+from workers.contract import InputSpec, Shard, parse_shard_key
 from workers.output import SOURCE_FIELDS
 from workers.source.single_rows import Place, RowAt
 from workers.storage.filesystems import open_filesystem
@@ -61,8 +61,7 @@ FILE = "__filename"
 """Arrow's name for the file that a row is read from."""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A row in one version of its source, and the shard that it belongs to."""
 
     plan: Plan
@@ -74,14 +73,6 @@ def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
     """Shards of the plan that read any of these sources."""
     named = pc.is_in(plan.sources["uri"], value_set=pa.array(uris, pa.string())).combine_chunks()
     return plan.shards.picked(plan.shards_of(named.to_numpy(zero_copy_only=False)))
-
-
-def pieces_of(plans: Iterable[Plan], rows: Iterable[RowAt]) -> list[Slice]:
-    """Every slice of the sources that the rows are of."""
-    sources = {(row.uri, row.version) for row in rows}
-    uris = {uri for uri, _ in sources}
-    slices = (piece for plan in plans for shard in shards_of(plan, uris) for piece in shard.slices)
-    return [piece for piece in slices if (piece.uri, piece.version) in sources]
 
 
 def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:

@@ -133,14 +133,17 @@ def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
     return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
 
 
-class _Standing(NamedTuple):
-    """Of a claim on a row."""
+class _Version(NamedTuple):
+    """A claim on the row, in one version of its file, and what became of it."""
 
+    claim: Found
+    output: _OutputRow | None
+    """None while there is no object."""
     rank: int
     """How much it counts: 2 where its row is what readers of this model see, 1 where it is to be, else 0."""
     seen: bool
-    why: str
-    """For a person."""
+    standing: str
+    """Why it is seen, or not, for a person."""
 
 
 @dataclass(frozen=True)
@@ -159,100 +162,98 @@ class Explainer:
         """(uri, version) of rows that readers no longer see."""
         return self.job.ledger.superseded([plan for plan in self.plans if plan.number in self.done], self.done)
 
-    @cached_property
-    def _current(self) -> str | None:
-        return current_root(self.job.store)
-
     def alive(self, claims: Sequence[Found]) -> list[Found]:
         """Those that no later version has put out of date."""
         return [claim for claim in claims if (claim.at.uri, claim.at.version) not in self.dead]
 
     def explain(self, claims: Sequence[Found]) -> Explanation:
-        """Of one row, claimed in one version of its file or in several; `claims` are in the order of plans.
+        """Of one row, claimed in one version of its file or in several.
 
         What readers see counts; without that, what was claimed last.
         """
         root, given = self.job.ledger.root, self.job.spec.input
-        objects = [_read_row(self.job.store, f"{root}/{claim.shard.key}", claim.at) for claim in claims]
-        standings = [self._standing(claim, found) for claim, found in zip(claims, objects, strict=True)]
-        main = max(range(len(claims)), key=lambda n: (standings[n].rank, claims[n].plan.number))
-        others = sorted(set(range(len(claims))) - {main}, key=lambda n: -claims[n].plan.number)[:OTHERS]
-        claim, found = claims[main], objects[main]
-        plan, shard = claim.plan, claim.shard
+        versions = sorted(map(self._version, claims), key=lambda version: -version.claim.plan.number)
+        main = max(versions, key=lambda version: version.rank)
+        (plan, shard, at), output = main.claim, main.output
         claimed_at, done_at = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
         return Explanation(
-            place=claim.at.place.write(given),
-            source_uri=claim.at.uri,
-            source_version=claim.at.version,
-            row_group=claim.at.row_group,
-            row=claim.at.row,
-            keys={} if found is None else found.keys,
-            prediction=self._prediction(found),
-            seen=standings[main].seen,
-            standing=standings[main].why,
-            source=_source(claim),
+            place=at.place.write(given),
+            source_uri=at.uri,
+            source_version=at.version,
+            row_group=at.row_group,
+            row=at.row,
+            keys={} if output is None else output.keys,
+            prediction=self._prediction(output),
+            seen=main.seen,
+            standing=main.standing,
+            source=_source(at),
             plan=PlanPart(plan.number, plan.rows, len(plan.shards), _iso(claimed_at), _iso(done_at)),
             shard=ShardPart(shard.name, shard.rows, shard.slices),
-            object=None if found is None else self._object(claim, found),
+            object=None if output is None else self._object(main.claim, output),
             attempts=_attempts(self.job.store, root, shard, claimed_at, done_at),
             crashes=_crashes(self.job.store, root, shard),
-            model=self._model(found),
+            model=self._model(output),
             others=[
                 OtherVersion(
-                    plan=claims[n].plan.number,
-                    version=claims[n].at.version,
-                    place=claims[n].at.place.write(given),
-                    prediction=self._prediction(objects[n]),
-                    standing=standings[n].why,
+                    plan=other.claim.plan.number,
+                    version=other.claim.at.version,
+                    place=other.claim.at.place.write(given),
+                    prediction=self._prediction(other.output),
+                    standing=other.standing,
                 )
-                for n in others
+                for other in [version for version in versions if version is not main][:OTHERS]
             ],
         )
 
     # ------------------------------------------------------------------------------------------- parts
 
-    def _standing(self, claim: Found, found: _OutputRow | None) -> _Standing:
-        number = claim.plan.number
-        if found is None:
+    def _version(self, claim: Found) -> _Version:
+        output = _read_row(self.job.store, f"{self.job.ledger.root}/{claim.shard.key}", claim.at)
+        return _Version(claim, output, *self._standing(claim, output))
+
+    def _standing(self, claim: Found, output: _OutputRow | None) -> tuple[int, bool, str]:
+        number, root = claim.plan.number, self.job.ledger.root
+        if output is None:
             why = f"shard {claim.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
-            return _Standing(0, False, why)
-        if not found.present:
-            return _Standing(0, False, "its file was gone, or another one, when it was its turn, so it has no row")
+            return 0, False, why
+        if not output.present:
+            return 0, False, "its file was gone, or another one, when it was its turn, so it has no row"
         if number not in self.done:
-            return _Standing(1, False, f"plan {number} is not done; run the job to finish it")
-        if (claim.at.uri, claim.at.version) in self.dead:
-            return _Standing(0, False, f"superseded: plan {self._later(claim)} has the file in a newer version")
-        if self._current == self.job.ledger.root:
-            return _Standing(2, True, f"plan {number} is done, and readers follow this model")
-        if self._current is None and roots(self.job.store.url) == [self.job.ledger.root]:
-            return _Standing(2, True, f"plan {number} is done, and this is the only model")
-        follow = f"readers follow {self._current}" if self._current else "of several models none is promoted"
-        return _Standing(2, False, f"plan {number} is done, but {follow}")
+            return 1, False, f"plan {number} is not done; run the job to finish it"
+        if not self.alive([claim]):
+            return 0, False, f"superseded: plan {self._later(claim)} has the file in a newer version"
+        current = current_root(self.job.store)
+        if current == root:
+            return 2, True, f"plan {number} is done, and readers follow this model"
+        if current is None and roots(self.job.store.url) == [root]:
+            return 2, True, f"plan {number} is done, and this is the only model"
+        follow = f"readers follow {current}" if current else "of several models none is promoted"
+        return 2, False, f"plan {number} is done, but {follow}"
 
     def _later(self, claim: Found) -> int:
         """The last done plan that claims the file."""
         claiming = (plan.number for plan in self.plans if claim.at.uri in plan.sources["uri"].to_pylist())
         return max((number for number in claiming if number in self.done), default=claim.plan.number)
 
-    def _object(self, claim: Found, found: _OutputRow) -> ObjectPart:
-        facts = object_facts(found.data)
+    def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
+        facts = object_facts(output.data)
         recorded: bool | None = None
         if claim.plan.number in self.done:
             table = self.job.ledger.read_done(claim.plan.number).table
             recorded = table.filter(pc.equal(table["key"], claim.shard.key))["sha256"].to_pylist() == [facts.sha256]
         url = f"{self.job.store.url}/{self.job.ledger.root}/{claim.shard.key}"
-        return ObjectPart(url, facts.size, facts.sha256, recorded, dict(found.metadata))
+        return ObjectPart(url, facts.size, facts.sha256, recorded, dict(output.metadata))
 
-    def _prediction(self, found: _OutputRow | None) -> Prediction:
-        return None if found is None else found.prediction(self._manifest(found.metadata.get("bundle", "")))
+    def _prediction(self, output: _OutputRow | None) -> Prediction:
+        return None if output is None else output.prediction(self._manifest(output.metadata.get("bundle", "")))
 
     @cached_property
     def _manifest(self) -> Callable[[str], Manifest | None]:
         """Of the bundle with a fingerprint."""
         return cache(partial(read_manifest, self.job.store))
 
-    def _model(self, found: _OutputRow | None) -> ModelPart:
-        metadata = {} if found is None else found.metadata
+    def _model(self, output: _OutputRow | None) -> ModelPart:
+        metadata = {} if output is None else output.metadata
         bundle, engine = metadata.get("bundle", self.job.fingerprints.bundle), metadata.get("engine", "")
         manifest = self._manifest(bundle)
         artifact = None if manifest is None else manifest.artifact(engine)
@@ -277,19 +278,19 @@ class Explainer:
         return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
-def _source(claim: Found) -> str:
+def _source(at: RowAt) -> str:
     """What became of the file since it was claimed."""
     try:
-        fs, path = open_filesystem(claim.at.uri)
-        info = retrying(lambda: fs.info(path), claim.at.uri)
+        fs, path = open_filesystem(at.uri)
+        info = retrying(lambda: fs.info(path), at.uri)
     except NotFound:
-        return f"{GONE}; claimed in version {claim.at.version}"
+        return f"{GONE}; claimed in version {at.version}"
     except (StoreError, StoreDenied) as error:
         return f"cannot be looked at: {error}"
     now = version_of(info)
-    if now == claim.at.version:
+    if now == at.version:
         return f"there, in the version that was claimed ({now})"
-    return f"{CHANGED}: version {claim.at.version} was claimed, {now} is there"
+    return f"{CHANGED}: version {at.version} was claimed, {now} is there"
 
 
 def _iso(at: datetime | None) -> Any:

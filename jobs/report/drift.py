@@ -115,34 +115,25 @@ def compare_nights(
 
     None where there is nothing to compare.
     """
-    classes_before: dict[str, int] = {}
-    scores_before = np.zeros(len(scores), np.int64)
-    against = []
-    for run_id, by_label, scores_then in before:
-        if not sum(scores_then) or len(scores_then) != len(scores):
-            continue
-        against.append(run_id)
-        scores_before += np.asarray(scores_then, np.int64)
-        for label, rows in by_label.items():
-            classes_before[label] = classes_before.get(label, 0) + rows
-    if not against or not sum(scores):
+    nights = [night for night in before if sum(night[2]) and len(night[2]) == len(scores)]
+    if not nights or not sum(scores):
         return None
-    by_class, by_score_distance = class_distance(classes, classes_before), distance(scores, scores_before)
-    flags = [
-        *_flags("predicted classes", by_class, max_psi, max_js),
-        *_flags("scores", by_score_distance, max_psi, max_js),
-    ]
+    classes_before = Counter[str]()
+    for _, by_label, _ in nights:
+        classes_before.update(by_label)
+    scores_before = tuple(map(sum, zip(*(scores_then for _, _, scores_then in nights), strict=True)))
+    found = {"predicted classes": class_distance(classes, classes_before), "scores": distance(scores, scores_before)}
     return Drift(
-        against=tuple(against),
-        rows_before=int(scores_before.sum()),
-        classes=by_class,
-        scores=by_score_distance,
+        against=tuple(run_id for run_id, _, _ in nights),
+        rows_before=sum(scores_before),
+        classes=found["predicted classes"],
+        scores=found["scores"],
         max_psi=max_psi,
         max_js=max_js,
-        flags=tuple(flags),
+        flags=tuple(flag for what, its in found.items() for flag in _flags(what, its, max_psi, max_js)),
         moved=_moved(classes, classes_before),
-        classes_before=classes_before,
-        scores_before=tuple(int(n) for n in scores_before),
+        classes_before=dict(classes_before),
+        scores_before=scores_before,
     )
 
 

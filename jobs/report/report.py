@@ -228,37 +228,17 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a run ended, in words for a person."""
-
-    title: str
-    tone: str
-    """`good`, `warn` or `bad`."""
-    happened: str
-    """One sentence."""
-    details: str
-    """The rest of an error's message; mostly empty."""
-
-    @property
-    def symbol(self) -> str:
-        """Beside the colour."""
-        return {"good": "✓", "warn": "!", "bad": "✕"}[self.tone]
-
-
 def headline(outcome: str) -> tuple[str, str]:
-    """Title and tone of a report's outcome."""
+    """Title of a report's outcome, and its tone: `good`, `warn` or `bad`."""
     return _HEADLINES.get(outcome, ("Failed", "bad"))
 
 
-def ending(report: Report) -> Ending:
-    title, tone = headline(report.outcome)
-    happened, _, details = report.error.strip().partition("\n")
+def ending(report: Report) -> tuple[str, str]:
+    """What happened, in a sentence for a person, and the rest of an error's message; that is mostly empty."""
     if report.outcome == COMPLETED:
-        happened, details = _completed(report), ""
-    elif not happened:
-        happened = f"The run ended with {report.outcome or 'an error'}; there is no message."
-    return Ending(title=title, tone=tone, happened=happened, details=details)
+        return _completed(report), ""
+    happened, _, details = report.error.strip().partition("\n")
+    return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
 
 
 def _completed(report: Report) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
@@ -58,7 +58,10 @@ def _part_of(data: bytes, px: int) -> ImageArray | None:
         if image.width * image.height > MAX_PIXELS:
             return None
         image.draft("RGB", (px, px))
-        whole = _loaded(image.load)
+        whole = False
+        with suppress(Exception):  # as above; what was decoded before that is in the image
+            image.load()
+            whole = True
         # Without tiles Pillow takes the pixels that it has for all there are. Its own switch for that is a global one,
         # and workers may decode in this process.
         image.tile = []
@@ -67,11 +70,3 @@ def _part_of(data: bytes, px: int) -> ImageArray | None:
             return None
         exif = jpeg_exif(data) if kind == "JPEG" else b"" if kind == "TIFF" else image.info.get("exif", b"")
     return upright(image_HWC, exif_orientation(exif))
-
-
-def _loaded(load: Callable[[], object]) -> bool:
-    try:
-        load()
-    except Exception:  # noqa: BLE001  (as above; what was decoded before that is in the image)
-        return False
-    return True

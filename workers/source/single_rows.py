@@ -70,8 +70,8 @@ class Fetched:
 def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[Fetched]:
     """The images of the rows, in their order; all of them are held in memory. Raises nothing for a row's sake.
 
-    Rows of one row group are read together. `pieces` are slices of plans that hold the rows: in a tar they tell from
-    which byte to read, and without them it is read from its beginning.
+    Rows of one row group are read together. `pieces` are slices of plans, of these sources or of others: in a tar they
+    tell from which byte to read, and without them it is read from its beginning.
     """
     starts: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(lambda: [(0, 0)])
     for piece in pieces:
