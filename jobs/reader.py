@@ -40,7 +40,7 @@ class Predictions:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        return self._dataset.schema
+        return self.dataset.schema
 
     def reader(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
         """The rows as a stream. `columns` as in `schema`, all by default. Raises KeyError for one that is not there."""
@@ -53,14 +53,15 @@ class Predictions:
         return self.reader(columns).read_all()
 
     @cached_property
-    def _dataset(self) -> pads.Dataset:
+    def dataset(self) -> pads.Dataset:
+        """The objects as they are, with the rows that are out of date."""
         opened = [open_filesystem(file, library_retries=True) for file in self.files]
         return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         read = list(dict.fromkeys([*names, *SOURCE_COLUMNS])) if self.superseded else names
         dead = pa.array([f"{uri}\0{version}" for uri, version in self.superseded], pa.string())
-        for batch in self._dataset.to_batches(columns=read):
+        for batch in self.dataset.to_batches(columns=read):
             if self.superseded:
                 identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
                 batch = batch.filter(pc.invert(pc.is_in(identity, dead))).select(names)

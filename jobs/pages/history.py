@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from workers.storage.store import Store
 _NIGHTS_MOST = 400
 """A year of them, and some that were run again."""
 _READS_AT_ONCE = 16
+_TIME = re.compile(r"^(\d{4})(\d\d)(\d\d)T")
+"""Of its beginning, at the beginning of a run's id."""
 LOG_WIDTH = 148
 """Columns of a table that goes to a file or a pipe: with everything in it."""
 
@@ -52,12 +55,9 @@ class Night:
     """Of drift, see jobs.report.drift.Drift."""
 
     @property
-    def title(self) -> str:
-        return headline(self.outcome)[0]
-
-    @property
-    def tone(self) -> str:
-        return headline(self.outcome)[1]
+    def headline(self) -> tuple[str, str]:
+        """Title and tone."""
+        return headline(self.outcome)
 
     @property
     def minutes(self) -> float | None:
@@ -80,8 +80,10 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
 
 
 def _night(run: RunSeen) -> Night:
-    assert run.report or run.snapshot, "one of them has told its root"
-    report = run.report or unfinished_report(run.snapshot)
+    report = run.report
+    if report is None:
+        assert run.snapshot is not None, "it has told its root"
+        report = unfinished_report(run.snapshot)
     drift = report.drift
     # One that died had workers, whether they scored anything or not.
     had_workers = bool(report.rows_scored_here) or run.report is None
@@ -90,7 +92,7 @@ def _night(run: RunSeen) -> Night:
         rows, bad = report.rows_scored_here, sum(report.bad_by_code.values())
     return Night(
         run_id=run.run_id,
-        day=report.as_of[:10] or _day_of(run.run_id),
+        day=report.as_of[:10] or _TIME.sub(r"\1-\2-\3", run.run_id)[:10],
         outcome=report.outcome,
         rows=rows,
         bad_share=bad / rows if rows else None,
@@ -106,53 +108,36 @@ def _night(run: RunSeen) -> Night:
     )
 
 
-def _day_of(run_id: str) -> str:
-    """On which a run began: ids begin with their time."""
-    return f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}" if run_id[:8].isdigit() else run_id[:10]
-
-
 def nights_table(nights: Sequence[Night], width: int) -> Table:
     """For a terminal of so many columns: a narrow one gets fewer figures."""
-    columns = [column for column in _COLUMNS if width >= column.from_width]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
-    for column in columns:
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=column.title != _OUTCOME,
-            overflow="fold",
-        )
+    columns = [(title, write) for title, from_width, write in _COLUMNS if width >= from_width]
+    for title, _ in columns:
+        justify: Any = "left" if title in _TEXTS else "right"
+        table.add_column(title, justify=justify, no_wrap=title != "outcome", overflow="fold")
     for night in nights:
         style = None if night.ok else "yellow" if night.outcome == UNFINISHED else "red"
-        table.add_row(*(column.write(night) for column in columns), style=style)
+        table.add_row(*(write(night) for _, write in columns), style=style)
     return table
 
 
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    write: Callable[[Night], str]
-    from_width: int = 0
-    """Of the terminal; there is no room for it in a narrower one."""
-    right: bool = True
-
-
-_OUTCOME = "outcome"
-_COLUMNS = (
-    _Column("night", lambda night: printable(night.day), right=False),
-    _Column(_OUTCOME, lambda night: printable(night.title), right=False),
-    _Column("rows", lambda night: number(night.rows)),
-    _Column("bad", lambda night: percent(night.bad_share, 2)),
-    _Column("rows/s", lambda night: significant(night.rate), 96),
-    _Column("took", lambda night: seconds(night.elapsed_s)),
-    _Column("core-hours", lambda night: money(night.core_hours), 116),
-    _Column("cost", lambda night: money(night.cost), 116),
-    _Column("a million", lambda night: money(night.cost_per_million)),
-    _Column("PSI\nclasses", lambda night: number(night.psi_classes, 3)),
-    _Column("PSI\nscores", lambda night: number(night.psi_scores, 3), 96),
-    _Column("", lambda night: "DRIFT" if night.flags else "", right=False),
-    _Column("run", lambda night: printable(night.run_id), LOG_WIDTH, right=False),
+_TEXTS = ("night", "outcome", "", "run")
+_COLUMNS: tuple[tuple[str, int, Callable[[Night], str]], ...] = (
+    ("night", 0, lambda night: printable(night.day)),
+    ("outcome", 0, lambda night: printable(night.headline[0])),
+    ("rows", 0, lambda night: number(night.rows)),
+    ("bad", 0, lambda night: percent(night.bad_share, 2)),
+    ("rows/s", 96, lambda night: significant(night.rate)),
+    ("took", 0, lambda night: seconds(night.elapsed_s)),
+    ("core-hours", 116, lambda night: money(night.core_hours)),
+    ("cost", 116, lambda night: money(night.cost)),
+    ("a million", 0, lambda night: money(night.cost_per_million)),
+    ("PSI\nclasses", 0, lambda night: number(night.psi_classes, 3)),
+    ("PSI\nscores", 96, lambda night: number(night.psi_scores, 3)),
+    ("", 0, lambda night: "DRIFT" if night.flags else ""),
+    ("run", LOG_WIDTH, lambda night: printable(night.run_id)),
 )
+"""Title, the least width of a terminal that has room for it, and what stands there."""
 
 
 def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> str:

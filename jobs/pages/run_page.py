@@ -5,11 +5,10 @@ A section whose figures are missing (embeddings, a run that ended before it scor
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
-
-from markupsafe import Markup
 
 from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
@@ -18,19 +17,10 @@ from jobs.progress.snapshot import bottleneck
 from jobs.report.report import Report, ending, headline, redacted_report
 
 SECTIONS = (
-    ("outcome", "Outcome"),
-    ("rows", "Rows"),
-    ("throughput", "Throughput"),
-    ("workers", "Workers"),
-    ("stages", "Stages"),
-    ("shards", "Shards"),
-    ("predictions", "Predictions"),
-    ("accuracy", "Accuracy"),
-    ("cost", "Cost"),
-    ("failures", "Failures"),
-    ("run", "Run"),
-)
-"""Ids and titles, in the order of the page."""
+    "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
+    "run",
+)  # fmt: skip
+"""Their ids, in the order of the page; their titles are the same."""
 WORKERS_OPEN = 40
 """A longer table of workers is folded."""
 CLASSES_SHOWN = 20
@@ -38,17 +28,10 @@ MATRIX_LABELS = 12
 """Up to so many classes the confusion is a matrix."""
 
 
-_ACCURACY = (
-    "artifact", "rows", "top1_agreement", "mean_cosine", "logit_error", "logit_error_max", "nonfinite_rows", "top1",
-    "top1_fp32", "labelled_rows", "calibration_rows", "calibration_bad_rows", "shared_rows",
-)  # fmt: skip
-"""Of the report's section; a run may lack any."""
-
-
 def report_page(report: Report) -> str:
     """A section says so where its figures are missing."""
     report = redacted_report(report)
-    drift = {"flags": (), "against": (), "moved": (), "classes": None, "scores": None, **report.drift}
+    drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
     workers = _workers(report.workers)
     return render(
         "report.html.j2",
@@ -68,9 +51,9 @@ def report_page(report: Report) -> str:
         bottleneck=bottleneck(report.stage_s).describe(),
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
         bars=bars,
-        classes=_classes(report.classes, drift.get("classes_before") or {}),
-        scores=_scores(report.scores, drift.get("scores_before") or ()),
-        accuracy=dict.fromkeys(_ACCURACY) | report.accuracy,
+        classes=_classes(report.classes, drift["classes_before"] or {}),
+        scores=_scores(report.scores, drift["scores_before"] or ()),
+        accuracy=accuracy,
         matrix=_matrix(report.confusion),
         confusion={(true, said): rows for true, said, rows in report.confusion},
     )
@@ -138,9 +121,9 @@ def _classes(now: Mapping[str, int], before: Mapping[str, int]) -> list[Bar]:
     ]
 
 
-def _scores(now: Sequence[int], before: Sequence[int]) -> Markup:
+def _scores(now: Sequence[int], before: Sequence[int]) -> str:
     if not sum(now):
-        return Markup("")
+        return ""
     compared = before if len(before) == len(now) and sum(before) > 0 else ()
     return histogram(
         [at / len(now) for at in range(len(now) + 1)],

@@ -78,20 +78,6 @@ class PlanPart:
 
 
 @dataclass(frozen=True)
-class ShardPart:
-    name: str
-    rows: int
-    slices: Sequence[Slice]
-
-    def lines(self) -> Iterator[str]:
-        yield f"{self.name}, {self.rows:,} rows:"
-        for piece in self.slices[:SLICES_SHOWN]:
-            yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
-        if len(self.slices) > SLICES_SHOWN:
-            yield f"  … and {len(self.slices) - SLICES_SHOWN:,} slices more"
-
-
-@dataclass(frozen=True)
 class ObjectPart:
     key: str
     size: int
@@ -169,7 +155,8 @@ class Explanation:
     source: str
     """What became of the file since."""
     plan: PlanPart
-    shard: ShardPart
+    shard: Mapping[str, Any]
+    """Its `name`, its `rows`, and its `slices` as workers.contract.Slice."""
     object: ObjectPart | None
     attempts: Sequence[Mapping[str, Any]]
     """At the row's shard, as jobs.report.journal has them, each with its `run_id`; oldest first."""
@@ -188,7 +175,7 @@ class Explanation:
             "readers": [f"{'see it' if self.seen else 'do not see it'}: {self.standing}"],
             "source": [self.source],
             "plan": [self.plan],
-            "shard": [*self.shard.lines()],
+            "shard": [*_shard(**self.shard)],
             "attempts": [*map(_attempt, self.attempts)] or ["no run's journal has one"],
             "crashes": [*map(_crash, self.crashes)],
             "object": [*self.object.lines()] if self.object else [],
@@ -198,6 +185,14 @@ class Explanation:
         for name, values in parts.items():
             lines += [f"{'' if number else name:<{INDENT}}{value}" for number, value in enumerate(values)]
         return "\n".join(printable(redacted(line.replace(SPACE, " "))) for line in lines)
+
+
+def _shard(name: str, rows: int, slices: Sequence[Slice]) -> Iterator[str]:
+    yield f"{name}, {rows:,} rows:"
+    for piece in slices[:SLICES_SHOWN]:
+        yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
+    if len(slices) > SLICES_SHOWN:
+        yield f"  … and {len(slices) - SLICES_SHOWN:,} slices more"
 
 
 def _attempt(its: Mapping[str, Any]) -> str:

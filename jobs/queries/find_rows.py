@@ -15,10 +15,10 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import absolute
+from jobs.reader import Predictions
 from workers.contract import InputSpec, Shard, parse_shard_key
 from workers.output import SOURCE_FIELDS
 from workers.source.single_rows import Place, RowAt
-from workers.storage.filesystems import open_filesystem
 
 SOURCE = "source_uri"
 
@@ -97,15 +97,12 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
     SpecError for a value that the column cannot hold; RunFailed for damaged objects; StoreError, StoreDenied.
     """
     of_number = {plan.number: plan for plan in plans}
-    paths, fs = [], None
-    for plan in plans:
-        for key in ledger.present(plan):
-            fs, path = open_filesystem(f"{ledger.store.url}/{ledger.root}/{key}", library_retries=True)
-            paths.append(path)
-    if not paths:
+    keys = (key for plan in plans for key in ledger.present(plan))
+    files = tuple(f"{ledger.store.url}/{ledger.root}/{key}" for key in keys)
+    if not files:
         return []
     try:
-        objects = pads.dataset(paths, filesystem=fs, format="parquet")
+        objects = Predictions(ledger.root, files, frozenset()).dataset
         names = [field.name for field in SOURCE_FIELDS]
         batches = objects.scanner(columns=[*names, FILE], filter=_condition(objects.schema, values)).to_batches()
         rows = list(islice((row for batch in batches for row in batch.to_pylist()), most))

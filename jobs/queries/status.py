@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -113,7 +114,7 @@ def watch(
     run: RunSeen | None = None
     seen: Snapshot | None = None
     failing = False
-    try:
+    with closing(display):
         while True:
             began = clock()
             try:
@@ -121,9 +122,9 @@ def watch(
                 if run is None:
                     return f"nothing is under way\n{describe_status(job, now())}"
                 if not run.under_way(now()):
-                    return f"run {run.run_id}: {run.describe(now(), left=bool(_missing(job.ledger)))}"
+                    return f"run {run.run_id}: {run.describe(now(), left=bool(missing_of(job.ledger)))}"
                 assert run.snapshot is not None, "it is under way"
-                seen = with_ledger(run.snapshot, _missing(job.ledger))
+                seen = with_ledger(run.snapshot, missing_of(job.ledger))
                 failing = False
             except StoreError as error:
                 if not failing:
@@ -137,8 +138,6 @@ def watch(
                     heard_s = run.heard_s(now())
                     display.show(aged(seen, heard_s), heard_s=heard_s)
                 sleep(min(left_s, display.every_s))
-    finally:
-        display.close()
 
 
 def _newest_under_way(job: Job, now: datetime) -> RunSeen | None:
@@ -146,7 +145,7 @@ def _newest_under_way(job: Job, now: datetime) -> RunSeen | None:
     return runs[-1] if runs else None
 
 
-def _missing(ledger: Ledger) -> Missing:
+def missing_of(ledger: Ledger) -> Missing:
     """Shards of the open plans that have no object."""
     done = ledger.done_numbers()
     return ledger.missing(*(plan for plan in ledger.plans() if plan.number not in done))

@@ -98,7 +98,7 @@ def verify(job: Job) -> Verdict:
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
-        record = _done_record(ledger, plan, verdict) if plan.number in done else Named.none(len(plan.shards))
+        record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
         gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
     verdict.problems += claims.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
@@ -111,13 +111,9 @@ def verify(job: Job) -> Verdict:
 class Named:
     """Lines of a done record by the number of the shard."""
 
-    record: DoneRecord
     line: npt.NDArray[np.int64]
     """Of each shard of the plan; -1 for one that is not named."""
-
-    @classmethod
-    def none(cls, shards: int) -> Named:
-        return cls(DoneRecord.of(()), np.full(shards, -1))
+    record: DoneRecord = field(default_factory=lambda: DoneRecord.of(()))
 
     def __getitem__(self, index: int) -> DoneShard | None:
         line = int(self.line[index])
@@ -126,7 +122,7 @@ class Named:
 
 def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
     """It must name every object of the plan once, because strict readers see just what it names."""
-    named = Named.none(len(plan.shards))
+    named = Named(np.full(len(plan.shards), -1))
     try:
         record = ledger.read_done(plan.number)
     except RunFailed as error:
@@ -143,7 +139,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
             named.line[found[1]] = line
     lacking = (shard_key(plan.number, index) for index in np.flatnonzero(named.line < 0).tolist())
     verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in lacking]
-    return Named(record, named.line)
+    return Named(named.line, record)
 
 
 def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict) -> list[Slice]:
@@ -151,17 +147,13 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, ver
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-
-    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None, list[Slice]]:
-        problems, facts = _check_shard(ledger, shard, record[shard.index], given)
-        return problems, facts, [shard.slices[i] for i in facts.gone] if facts else []
-
-    for problems, facts, lost in ahead(check, plan.shards, AT_ONCE, "verify"):
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
+    for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
         verdict.problems += problems
         if facts is not None:
             verdict.rows_ok += facts.rows_ok
             verdict.rows_bad += facts.rows_bad
-            gone += lost
+            gone += [shard.slices[i] for i in facts.gone]
     verdict.rows_gone += sum(piece.rows for piece in gone)
     return gone
 
