@@ -102,9 +102,8 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     pieces = (piece for plan in job.ledger.plans() for shard in shards_of(plan, uris) for piece in shard.slices)
     images = fetch_images(given, places, pieces)
     keys = rows.select(key_names(rows.schema))
-    predicted = rows.select(
-        [name for name in rows.column_names if name not in (VECTOR, *keys.column_names)]
-    ).to_pylist()
+    shown = [name for name in rows.column_names if name not in (VECTOR, *keys.column_names)]
+    predicted = rows.select(shown).to_pylist()
     for number, row in enumerate(predicted):
         if row["error_code"] == ErrorCode.CRASHED_WORKER:
             images[number] = Fetched(None, KILLER)

@@ -321,8 +321,9 @@ class Explainer:
 
     def _later(self, claim: Found) -> int:
         """The last done plan that claims the file."""
-        claiming = (plan.number for plan in self.plans if claim.at.uri in plan.sources["uri"].to_pylist())
-        return max((number for number in claiming if number in self.done), default=claim.plan.number)
+        done = (plan for plan in self.plans if plan.number in self.done)
+        claiming = (plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
+        return max(claiming, default=claim.plan.number)
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
         facts = object_facts(output.data)

@@ -1,4 +1,5 @@
-"""How a person names a row of the input: by its keys, by its place, or by the URI of an image file."""
+"""How a person names a row of the input, and where it is found again: by its keys in the objects, by its place (or the
+URI of an image file) through the plans that claim it."""
 
 from __future__ import annotations
 
@@ -53,9 +54,6 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
         values[name] = absolute(value) if name == SOURCE else value
     return values
 
-
-# ----------------------------------------------------------------------------------------------------
-# Rows found again: by their place, through the plans that claim them; by their keys, in the objects.
 
 FILE = "__filename"
 """Arrow's name for the file that a row is read from."""

@@ -31,9 +31,9 @@ from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-_FOLDER = "_stint/journals"
+FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
-_PARTS = re.compile(rf"{_FOLDER}/[^/]+/\d{{8,}}\.parquet")
+_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.parquet")
 PART_EVERY_S = 2.0
 """At first; a part that long after the one before."""
 PART_EVERY_MOST_S = 60.0
@@ -43,7 +43,6 @@ _READS_AT_ONCE = 16
 _WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
 BUSY_STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
-_DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
 _OF_RESULT = ("committed", "rows_ok", "rows_bad", "rows_gone", "wall_s", "bytes_read")
 
 ATTEMPTS = pa.schema(
@@ -125,7 +124,7 @@ class Journal:
     def _create(self, part: int, rows: list[dict[str, Any]], workers: list[dict[str, Any]], snapshot: Snapshot) -> None:
         metadata = {"snapshot": snapshot.to_json(), "workers": json.dumps(redacted_values(workers))}
         data = to_bytes([pa.Table.from_pylist(rows, ATTEMPTS)], ATTEMPTS, metadata)
-        self.store.create(f"{_FOLDER}/{self.run_id}/{part:08d}.parquet", data)
+        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
 
     def _collect(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):
@@ -182,9 +181,9 @@ def _read_part(store: Store, columns: Sequence[str], key: str) -> JournalContent
         table = file.read(list(columns)).replace_schema_metadata(None)
         snapshot = Snapshot.from_json(metadata[b"stint.snapshot"])
         return JournalContent(table, json.loads(metadata[b"stint.workers"]), snapshot)
-    except (*_DAMAGED, KeyError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, NotFound):
         return None
 
 
 def _part_keys(store: Store, run_id: str) -> list[str]:
-    return sorted(info.key for info in store.list(f"{_FOLDER}/{run_id}") if _PARTS.fullmatch(info.key))
+    return sorted(info.key for info in store.list(f"{FOLDER}/{run_id}") if _PARTS.fullmatch(info.key))

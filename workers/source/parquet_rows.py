@@ -44,13 +44,13 @@ def row_group_blocks(
     )
     position = 0
     for batch in batches:
-        here: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
-        part = batch.slice(max(0, rows.row_start - position), len(here))
+        wanted: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
         if only is not None:
-            here = [row for row in here if row in only]
-            part = batch.take(pa.array([row - position for row in here], pa.int64()))
-        if here:
-            yield from _blocks(part, index, here, kind, rows.uri, how)
+            wanted = [row for row in wanted if row in only]
+        if wanted:
+            places = [row - position for row in wanted] if only is not None else []
+            part = batch.take(pa.array(places)) if places else batch.slice(wanted[0] - position, len(wanted))
+            yield from _blocks(part, index, wanted, kind, rows.uri, how)
         position += batch.num_rows
         if position >= rows.row_stop:
             return

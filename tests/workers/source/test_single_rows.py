@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import tars
-from workers.contract import InputSpec
+from workers.contract import InputSpec, SampleSlice, Slice
 from workers.source import parquet_rows
+from workers.source.shard_reader import sample_cells
 from workers.source.single_rows import CHANGED, GONE, Fetched, Place, RowAt, fetch_images
 from workers.storage.filesystems import open_filesystem, version_of
 
@@ -85,6 +86,23 @@ def test_a_hundred_rows_of_a_row_group_are_read_in_one_pass(tmp_path: Path, monk
     found = fetch_images(PARQUET, [at(file, row) for row in range(299, 0, -3)])
     assert [fetched.data for fetched in found] == [b"%d" % n for n in range(299, 0, -3)]
     assert len(passes) == 1
+
+
+def test_a_sample_follows_the_uris_of_its_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10):
+        (tmp_path / f"{number}.jpg").write_bytes(b"%d" % number)
+    file = parquet_of(tmp_path / "a.parquet", [f"{number}.jpg" for number in range(10)], pa.string())
+    followed = []
+    image_at = parquet_rows.image_at
+    monkeypatch.setattr(parquet_rows, "image_at", lambda *args: followed.append(args[0]) or image_at(*args))
+    piece = Slice(uri=str(file), size=file.stat().st_size, version=version(file), row_group=0, row_start=0, row_stop=10)
+    how = InputSpec(format="parquet", image="image", keys=("id",), uri_roots=(str(tmp_path),))
+    taken = [
+        (row, bytes(cell), block.keys["id"][block.rows.index(row)].as_py())
+        for row, cell, block in sample_cells(SampleSlice(rows=piece, take=3), how)
+    ]
+    assert taken == [(0, b"0", 0), (4, b"4", 4), (9, b"9", 9)]
+    assert sorted(followed) == ["0.jpg", "4.jpg", "9.jpg"]
 
 
 @pytest.mark.parametrize("known", [True, False])
