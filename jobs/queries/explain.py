@@ -310,7 +310,9 @@ class Explainer:
         if number not in self.done:
             return 1, False, f"plan {number} is not done; run the job to finish it"
         if not self.alive([claim]):
-            return 0, False, f"superseded: plan {self._later(claim)} has the file in a newer version"
+            done = (plan for plan in self.plans if plan.number in self.done)
+            later = max(plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
+            return 0, False, f"superseded: plan {later} has the file in a newer version"
         current = current_root(self.job.store)
         if current == root:
             return 2, True, f"plan {number} is done, and readers follow this model"
@@ -318,12 +320,6 @@ class Explainer:
             return 2, True, f"plan {number} is done, and this is the only model"
         follow = f"readers follow {current}" if current else "of several models none is promoted"
         return 2, False, f"plan {number} is done, but {follow}"
-
-    def _later(self, claim: Found) -> int:
-        """The last done plan that claims the file."""
-        done = (plan for plan in self.plans if plan.number in self.done)
-        claiming = (plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
-        return max(claiming, default=claim.plan.number)
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
         facts = object_facts(output.data)

@@ -63,9 +63,9 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
     for plan in plans:
         if plan.number in done:
-            objects = job.ledger.read_done(plan.number)
-            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
-            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
+            record = job.ledger.read_done(plan.number)
+            rows = f"{record.rows_ok:,} rows ok, {record.rows_bad:,} bad"
+            lines.append(f"plan {plan.number}: done, {len(record):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
         lines.append(
