@@ -48,8 +48,8 @@ def row_group_blocks(
         if only is not None:
             wanted = [row for row in wanted if row in only]
         if wanted:
-            places = [row - position for row in wanted] if only is not None else []
-            part = batch.take(pa.array(places)) if places else batch.slice(wanted[0] - position, len(wanted))
+            places = None if only is None else pa.array([row - position for row in wanted])
+            part = batch.slice(wanted[0] - position, len(wanted)) if places is None else batch.take(places)
             yield from _blocks(part, index, wanted, kind, rows.uri, how)
         position += batch.num_rows
         if position >= rows.row_stop:
