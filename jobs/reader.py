@@ -40,7 +40,7 @@ class Predictions:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        return self._dataset.schema
+        return self.dataset.schema
 
     def reader(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
         """The rows as a stream. `columns` as in `schema`, all by default. Raises KeyError for one that is not there."""
@@ -53,14 +53,15 @@ class Predictions:
         return self.reader(columns).read_all()
 
     @cached_property
-    def _dataset(self) -> pads.Dataset:
+    def dataset(self) -> pads.Dataset:
+        """The objects as they are, with the rows that are out of date."""
         opened = [open_filesystem(file, library_retries=True) for file in self.files]
         return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         read = list(dict.fromkeys([*names, *SOURCE_COLUMNS])) if self.superseded else names
         dead = pa.array([f"{uri}\0{version}" for uri, version in self.superseded], pa.string())
-        for batch in self._dataset.to_batches(columns=read):
+        for batch in self.dataset.to_batches(columns=read):
             if self.superseded:
                 identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
                 batch = batch.filter(pc.invert(pc.is_in(identity, dead))).select(names)
@@ -74,19 +75,28 @@ def done(output: str, model: str | None = None) -> Predictions:
     none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
-    root = model or current_root(store) or _only_root(store.url)
-    ledger = Ledger(store, root)
-    numbers = ledger.done_numbers()
-    plans = [plan for plan in ledger.plans() if plan.number in numbers]
-    if not plans:
-        raise SpecError(f"{output}/{root} has no complete plan", "run the job to its end")
-    files = tuple(f"{store.url}/{root}/{key}" for key in ledger.done_keys(plan.number for plan in plans))
-    if not files:
-        raise SpecError(f"{output}/{root} holds no rows: all files that were scored are empty", "score one with rows")
+    return predictions(Ledger(store, model or current_root(store) or _only_root(store.url)))
+
+
+def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
+    """What is done of one model; with rows of plans that are under way where they are asked for. Raises as `done`."""
+    numbers, plans = ledger.done_numbers(), ledger.plans()
+    closed = [plan for plan in plans if plan.number in numbers]
+    url = f"{ledger.store.url}/{ledger.root}"
+    if not closed and not with_open:
+        raise SpecError(f"{url} has no complete plan", "run the job to its end")
+    keys = list(ledger.done_keys(plan.number for plan in closed))
+    if with_open:
+        keys += [key for plan in plans if plan.number not in numbers for key in ledger.present(plan)]
+    if not keys:
+        why, way_out = "no rows: all files that were scored are empty", "score one with rows"
+        if with_open:
+            why, way_out = "no predictions yet", "run the job"
+        raise SpecError(f"{url} holds {why}", way_out)
     return Predictions(
-        root=root,
-        files=files,
-        superseded=frozenset(ledger.superseded(plans, numbers)),
+        root=ledger.root,
+        files=tuple(f"{url}/{key}" for key in keys),
+        superseded=frozenset(ledger.superseded(closed, numbers)),
     )
 
 

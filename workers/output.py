@@ -178,14 +178,13 @@ class OutputObject:
         """Raises NotOurs for bytes that are no Parquet file, or whose metadata is damaged."""
         try:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise NotOurs(f"not a Parquet file: {error}") from error
-        self.schema = self._file.schema_arrow
-        self.rows = int(self._file.metadata.num_rows)
-        found = (self.schema.metadata or {}).items()  # in the order in which they were written
-        try:
+            self.schema = self._file.schema_arrow
+            self.rows = int(self._file.metadata.num_rows)
+            found = (self.schema.metadata or {}).items()  # in the order in which they were written
             self.metadata = {k.decode().removeprefix("stint."): v.decode() for k, v in found if k.startswith(b"stint.")}
             """What `encode` was given and what it counted, by name."""
+        except (pa.ArrowException, OSError) as error:
+            raise NotOurs(f"not a Parquet file: {error}") from error
         except UnicodeDecodeError as error:
             raise NotOurs(f"damaged metadata: {error}") from error
 

@@ -10,11 +10,12 @@ A shape lives in a square of 100 by 100 that the page stretches to its width, so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from jobs.pages.page import fragment
 from jobs.progress.format import seconds
 
 _EDGE = 0.1
@@ -30,6 +31,8 @@ _CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
 _DRAWN_UP_TO = 4.0
 """A threshold so many times the highest value is named, not drawn: it would press the line flat."""
 _COMPARED = (("now", "tonight"), ("before stroke", "before"))
+_Rect = tuple[str, str, str, str, str, str]
+"""Class, x, y, width, height, title."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,6 @@ class Bar:
     before_text: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One value a night; None where there is none."""
-
-    name: str
-    values: Sequence[float | None]
-
-
 def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
     """Columns of rows a second; `rows` ended in each step of `step_s` since the beginning."""
     together = max(1, math.ceil(len(rows) / _MOST_COLUMNS))
@@ -87,7 +82,7 @@ def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
     every_s = next((step for step in _CLOCK_STEPS_S if whole_s / step <= _X_LABELS), whole_s / _X_LABELS)
     ticks = [(at * every_s / whole_s, _clock(at * every_s)) for at in range(int(whole_s / every_s) + 1)]
     axis = Axis.upto(max(rates, default=0.0), lambda value: f"{value:,.10g}")
-    return _frame(_columns(rates, axis.top, titles), axis, ticks, what=what, unit="rows a second")
+    return _frame(axis, ticks, rects=_columns(rates, axis.top, titles), what=what, unit="rows a second")
 
 
 def histogram(
@@ -115,25 +110,32 @@ def histogram(
         f"{edge(low)} to {edge(high)}: {count:,}" + (f" ({now[at]:.1%}; before {then[at]:.1%})" if then else "")
         for at, (low, high, count) in enumerate(zip(edges, edges[1:], counts, strict=False))
     ]
-    body = _columns(now, axis.top, titles)
-    if then:
-        body += Markup('<path class="line before" d="{}"/>').format(_steps(then, axis.top))
     every = max(1, math.ceil(len(counts) / _X_LABELS))
     ticks = [(at / len(counts), edge(edges[at])) for at in range(0, len(edges), every)] if counts else []
-    return _frame(body, axis, ticks, what=what, unit=unit, legend=_legend(*_COMPARED) if then else "")
+    return _frame(
+        axis,
+        ticks,
+        rects=_columns(now, axis.top, titles),
+        paths=[("line before", _steps(then, axis.top))] if then else [],
+        what=what,
+        unit=unit,
+        legend=_COMPARED if then else (),
+    )
 
 
 def bars(rows: Sequence[Bar], *, what: str) -> Markup:
     """One bar a row, with its label and value as text; a second, thin one where the row has a `before`."""
     top = max((value for row in rows for value in (row.value, row.before) if value), default=1.0)
+
+    def width(value: float) -> str:
+        return _short(100 * min(1.0, value / top)) if value > 0 and top > 0 else "0"
+
     compared = any(row.before is not None for row in rows)
-    return Markup('<ul class="bars" aria-label="{}">{}</ul>{}').format(
-        what, Markup("").join(_bar(row, top) for row in rows), _legend(*_COMPARED) if compared else ""
-    )
+    return fragment("bars.html.j2", rows=rows, width=width, what=what, legend=_COMPARED if compared else ())
 
 
 def trend(
-    lines: Sequence[Line],
+    lines: Mapping[str, Sequence[float | None]],
     nights: Sequence[str],
     *,
     what: str,
@@ -142,69 +144,52 @@ def trend(
     threshold: float | None = None,
     threshold_text: str = "",
 ) -> Markup:
-    """Up to two lines over nights, broken where a value is missing, and a dashed one at `threshold`."""
-    lines = [replace(line, values=[v if v is not None and math.isfinite(v) else None for v in line.values])
-             for line in lines]  # fmt: skip
-    highest = max((value for line in lines for value in line.values if value is not None), default=0.0)
+    """Up to two lines over nights, by their names, broken where a value is missing, and a dashed one at `threshold`."""
+    finite = {name: [v if v is not None and math.isfinite(v) else None for v in line] for name, line in lines.items()}
+    highest = max((value for line in finite.values() for value in line if value is not None), default=0.0)
     drawn = threshold if threshold is not None and threshold <= _DRAWN_UP_TO * highest else None
     axis = Axis.upto(max(highest, drawn or 0.0), write)
-    body = Markup("")
-    if drawn is not None:
-        body += Markup('<path class="line threshold" d="M0 {}H100"/>').format(_y(drawn, axis.top))
-    for line, colour in zip(lines, ("now", "before"), strict=False):
-        body += Markup('<path class="line {0}" d="{1}"/><path class="dots {0}" d="{2}"/>').format(
-            colour, _line(line.values, axis.top), _dots(line.values, axis.top)
-        )
+    paths = [] if drawn is None else [("line threshold", f"M0 {_y(drawn, axis.top)}H100")]
+    for line, colour in zip(finite.values(), ("now", "before"), strict=False):
+        paths += [(f"line {colour}", _line(line, axis.top)), (f"dots {colour}", _dots(line, axis.top))]
+    rects = []
     width = 100 / max(1, len(nights))
     for at, night in enumerate(nights):
-        figures = [f"{line.name} {write(value)}" for line in lines if (value := line.values[at]) is not None]
-        body += Markup('<rect class="touch" x="{}" y="0" width="{}" height="100"><title>{}</title></rect>').format(
-            _short(at * width), _short(width), f"{night}: {', '.join(figures) or 'no figure'}"
-        )
+        figures = [f"{name} {write(value)}" for name, line in finite.items() if (value := line[at]) is not None]
+        title = f"{night}: {', '.join(figures) or 'no figure'}"
+        rects.append(("touch", _short(at * width), "0", _short(width), "100", title))
     ticks = [((at + 0.5) / len(nights), nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
-    marks = [("now stroke", lines[0].name), ("before stroke", lines[1].name)] if len(lines) > 1 else []
+    legend = list(zip(("now stroke", "before stroke"), lines, strict=False)) if len(lines) > 1 else []
     if threshold_text:
-        marks.append(("threshold", threshold_text))
-    return _frame(body, axis, ticks, what=what, unit=unit, legend=_legend(*marks) if marks else "")
+        legend.append(("threshold", threshold_text))
+    return _frame(axis, ticks, rects=rects, paths=paths, what=what, unit=unit, legend=legend)
 
 
 def _frame(
-    body: Markup, axis: Axis, ticks: Iterable[tuple[float, str]], *, what: str, unit: str, legend: Markup | str = ""
-) -> Markup:
-    """A chart in its axes; `ticks` are places between 0 and 1, and what stands there."""
-    grid = Markup("").join(
-        Markup('<path class="grid" d="M0 {}H100"/>').format(_y(at, axis.steps)) for at in range(axis.steps + 1)
-    )
-    ys = Markup("").join(Markup("<span>{}</span>").format(axis.write(at * axis.step)) for at in range(axis.steps + 1))
-    xs = Markup("").join(
-        Markup('<span style="left:{}%;transform:translateX({}%)">{}</span>').format(
-            _short(100 * at), 0 if at < _EDGE else -100 if at > 1 - _EDGE else -50, text
-        )
-        for at, text in ticks
-    )
-    return Markup(
-        '<figure class="chart" role="img" aria-label="{what}"><p class="unit">{unit}</p><div class="chart-y">{ys}</div>'
-        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><title>{what}</title>{grid}{body}'
-        '</svg><div class="chart-x">{xs}</div></figure>{legend}'
-    ).format(what=what, unit=unit, ys=ys, xs=xs, grid=grid, body=body, legend=legend)
-
-
-def _legend(*entries: tuple[str, str]) -> Markup:
-    """Each a mark (`now`, `before`, `threshold`, with `stroke` for a line) and what it stands for."""
-    return Markup('<p class="legend">{}</p>').format(
-        Markup(" ").join(Markup('<span><i class="{}"></i>{}</span>').format(*entry) for entry in entries)
+    axis: Axis, ticks: Iterable[tuple[float, str]], *, rects: Sequence[_Rect], paths: Sequence[tuple[str, str]] = (),
+    what: str, unit: str, legend: Sequence[tuple[str, str]] = (),
+) -> Markup:  # fmt: skip
+    """A chart in its axes; `ticks` are places between 0 and 1, and what stands there; `paths`, by their class, lie over
+    the rectangles; `legend` has marks (`now`, `before`, `threshold`, with `stroke` for a line) and what they mean."""
+    return fragment(
+        "chart.html.j2",
+        ys=[(_y(at, axis.steps), axis.write(at * axis.step)) for at in range(axis.steps + 1)],
+        xs=[(_short(100 * at), 0 if at < _EDGE else -100 if at > 1 - _EDGE else -50, text) for at, text in ticks],
+        rects=rects,
+        paths=paths,
+        what=what,
+        unit=unit,
+        legend=legend,
     )
 
 
-def _columns(values: Sequence[float], top: float, titles: Sequence[str]) -> Markup:
+def _columns(values: Sequence[float], top: float, titles: Sequence[str]) -> list[_Rect]:
     width = 100 / max(1, len(values))
     gap = width * 0.14 if len(values) <= _GAPS_UP_TO else 0.0
-    return Markup("").join(
-        Markup('<rect class="now" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-            _short(at * width + gap / 2), _y(value, top), _short(width - gap), _short(100 * value / top), title
-        )
+    return [
+        ("now", _short(at * width + gap / 2), _y(value, top), _short(width - gap), _short(100 * value / top), title)
         for at, (value, title) in enumerate(zip(values, titles, strict=True))
-    )
+    ]
 
 
 def _steps(values: Sequence[float], top: float) -> str:
@@ -243,21 +228,6 @@ def _y(value: float, top: float) -> str:
 def _short(value: float) -> str:
     """Two places are finer than a pixel."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _bar(row: Bar, top: float) -> Markup:
-    def width(value: float) -> str:
-        return _short(100 * min(1.0, value / top)) if value > 0 and top > 0 else "0"
-
-    before, note = Markup(""), Markup("")
-    if row.before is not None:
-        before = Markup('<span class="bar before" style="width:{}%"></span>').format(width(row.before))
-    if row.before_text:
-        note = Markup(" <small>{}</small>").format(row.before_text)
-    return Markup(
-        '<li><span class="bars-label">{}</span><span class="bars-track"><span class="bar now" style="width:{}%"></span>'
-        '{}</span><span class="bars-value">{}{}</span></li>'
-    ).format(row.label, width(row.value), before, row.text, note)
 
 
 def _shares(counts: Sequence[float]) -> list[float]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from jobs.pages.charts import Line, trend
+from jobs.pages.charts import trend
 from jobs.pages.page import render
 from jobs.progress.format import money, number, percent, printable, seconds, significant
-from jobs.progress.snapshot import cost_per_million
 from jobs.report.journal import run_ids
 from jobs.report.report import COMPLETED, UNFINISHED, headline, unfinished_report
 from jobs.report.runs import RunSeen, read_run
@@ -24,10 +24,10 @@ from workers.storage.store import Store
 _NIGHTS_MOST = 400
 """A year of them, and some that were run again."""
 _READS_AT_ONCE = 16
+_TIME = re.compile(r"^(\d{4})(\d\d)(\d\d)T")
+"""Of its beginning, at the beginning of a run's id."""
 LOG_WIDTH = 148
 """Columns of a table that goes to a file or a pipe: with everything in it."""
-HISTORY_SECTIONS = (("trends", "Trends"), ("nights", "Nights"))
-"""Ids and titles, in the order of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,13 @@ class Night:
     """Of drift, see jobs.report.drift.Drift."""
 
     @property
-    def title(self) -> str:
-        return headline(self.outcome)[0]
+    def headline(self) -> tuple[str, str]:
+        """Title and tone."""
+        return headline(self.outcome)
+
+    @property
+    def minutes(self) -> float | None:
+        return None if self.elapsed_s is None else self.elapsed_s / 60
 
     @property
     def ok(self) -> bool:
@@ -70,25 +75,24 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
     StoreDenied.
     """
     newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), _READS_AT_ONCE, "nights")
-    found = (night for run in newest_first if run.root == root and (night := _night(run)) is not None)
+    found = (_night(run) for run in newest_first if run.root == root)
     return list(itertools.islice(found, most))[::-1]
 
 
-def _night(run: RunSeen) -> Night | None:
-    if run.report is not None:
-        report = run.report
-    elif run.snapshot is not None:
+def _night(run: RunSeen) -> Night:
+    report = run.report
+    if report is None:
+        assert run.snapshot is not None, "it has told its root"
         report = unfinished_report(run.snapshot)
-    else:
-        return None
-    drift, scored = report.drift, report.rows_scored_here
-    had_workers = bool(scored) or run.report is None  # one that died had them, whether they scored anything or not
+    drift = report.drift
+    # One that died had workers, whether they scored anything or not.
+    had_workers = bool(report.rows_scored_here) or run.report is None
     rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
     if not rows:  # it completed nothing
-        rows, bad = scored, sum(report.bad_by_code.values())
+        rows, bad = report.rows_scored_here, sum(report.bad_by_code.values())
     return Night(
         run_id=run.run_id,
-        day=report.as_of[:10] or _day_of(run.run_id),
+        day=report.as_of[:10] or _TIME.sub(r"\1-\2-\3", run.run_id)[:10],
         outcome=report.outcome,
         rows=rows,
         bad_share=bad / rows if rows else None,
@@ -96,7 +100,7 @@ def _night(run: RunSeen) -> Night | None:
         elapsed_s=report.elapsed_s or None,
         core_hours=report.core_hours if had_workers else None,
         cost=report.cost if had_workers else None,
-        cost_per_million=cost_per_million(report.cost, scored) if scored and report.cost is not None else None,
+        cost_per_million=report.cost_per_million,
         psi_classes=(drift.get("classes") or {}).get("psi"),
         psi_scores=(drift.get("scores") or {}).get("psi"),
         max_psi=drift.get("max_psi"),
@@ -104,90 +108,63 @@ def _night(run: RunSeen) -> Night | None:
     )
 
 
-def _day_of(run_id: str) -> str:
-    """On which a run began: ids begin with their time."""
-    return f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}" if run_id[:8].isdigit() else run_id[:10]
-
-
 def nights_table(nights: Sequence[Night], width: int) -> Table:
     """For a terminal of so many columns: a narrow one gets fewer figures."""
-    columns = [column for column in _COLUMNS if width >= column.from_width]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
-    for column in columns:
-        justify: Literal["right", "left"] = "right" if column.right else "left"
-        table.add_column(column.title, justify=justify, no_wrap=column.title != _OUTCOME, overflow="fold")
+    columns = [(title, write) for title, from_width, write in _COLUMNS if width >= from_width]
+    for title, _ in columns:
+        justify: Any = "left" if title in _TEXTS else "right"
+        table.add_column(title, justify=justify, no_wrap=title != "outcome", overflow="fold")
     for night in nights:
         style = None if night.ok else "yellow" if night.outcome == UNFINISHED else "red"
-        table.add_row(*(column.write(night) for column in columns), style=style)
+        table.add_row(*(write(night) for _, write in columns), style=style)
     return table
 
 
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    write: Callable[[Night], str]
-    from_width: int = 0
-    """Of the terminal; there is no room for it in a narrower one."""
-    right: bool = True
-
-
-_OUTCOME = "outcome"
-_COLUMNS = (
-    _Column("night", lambda night: printable(night.day), right=False),
-    _Column(_OUTCOME, lambda night: printable(night.title), right=False),
-    _Column("rows", lambda night: number(night.rows)),
-    _Column("bad", lambda night: percent(night.bad_share, 2)),
-    _Column("rows/s", lambda night: significant(night.rate), 96),
-    _Column("took", lambda night: seconds(night.elapsed_s)),
-    _Column("core-hours", lambda night: money(night.core_hours), 116),
-    _Column("cost", lambda night: money(night.cost), 116),
-    _Column("a million", lambda night: money(night.cost_per_million)),
-    _Column("PSI\nclasses", lambda night: number(night.psi_classes, 3)),
-    _Column("PSI\nscores", lambda night: number(night.psi_scores, 3), 96),
-    _Column("", lambda night: "DRIFT" if night.flags else "", right=False),
-    _Column("run", lambda night: printable(night.run_id), LOG_WIDTH, right=False),
+_TEXTS = ("night", "outcome", "", "run")
+_COLUMNS: tuple[tuple[str, int, Callable[[Night], str]], ...] = (
+    ("night", 0, lambda night: printable(night.day)),
+    ("outcome", 0, lambda night: printable(night.headline[0])),
+    ("rows", 0, lambda night: number(night.rows)),
+    ("bad", 0, lambda night: percent(night.bad_share, 2)),
+    ("rows/s", 96, lambda night: significant(night.rate)),
+    ("took", 0, lambda night: seconds(night.elapsed_s)),
+    ("core-hours", 116, lambda night: money(night.core_hours)),
+    ("cost", 116, lambda night: money(night.cost)),
+    ("a million", 0, lambda night: money(night.cost_per_million)),
+    ("PSI\nclasses", 0, lambda night: number(night.psi_classes, 3)),
+    ("PSI\nscores", 96, lambda night: number(night.psi_scores, 3)),
+    ("", 0, lambda night: "DRIFT" if night.flags else ""),
+    ("run", LOG_WIDTH, lambda night: printable(night.run_id)),
 )
+"""Title, the least width of a terminal that has room for it, and what stands there."""
 
 
 def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> str:
     """How rows, rate, cost and predictions went from night to night; the newest of the `nights` is the last."""
-    last = next((night for night in reversed(nights) if night.ok), None)
-    return render(
-        "history.html.j2",
-        job=job,
-        root=root,
-        output=output,
-        nights=[(night, headline(night.outcome)[1]) for night in reversed(nights)],
-        complete=sum(night.ok for night in nights),
-        flagged=sum(bool(night.flags) for night in nights),
-        last=last,
-        trends=_trends(nights) if len(nights) > 1 else [],
-    )
+    trends = [*_trends(nights)] if len(nights) > 1 else []
+    return render("history.html.j2", job=job, root=root, output=output, nights=nights[::-1], trends=trends)
 
 
-def _trends(nights: Sequence[Night]) -> list[dict[str, Any]]:
-    """Charts with their titles; of what no night tells, a line that says so."""
+_TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
+    ("Rows", "rows", "{:,.0f}".format, {"": "rows"}),
+    ("Rate", "rows a second", significant, {"": "rate"}),
+    ("Cost of a million", "in the currency of cost.per_cpu_hour", money, {"": "cost_per_million"}),
+    ("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", {"": "bad_share"}),
+    ("Drift", "population stability index", "{:.3g}".format, {"classes": "psi_classes", "scores": "psi_scores"}),
+    ("Duration", "minutes", "{:,.3g}".format, {"": "minutes"}),
+)
+"""Title, unit, how a figure is written, and the fields of a Night by the names of the lines."""
+
+
+def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
+    """Charts with their titles; nothing of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
     allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
-
-    def chart(
-        title: str, unit: str, write: Callable[[float], str], *lines: Line, **threshold: Any
-    ) -> dict[str, Any]:  # fmt: skip
-        known = any(value is not None for line in lines for value in line.values)
-        days = [night.day for night in nights]
-        drawn = trend(lines, days, what=f"{title} by night", unit=unit, write=write, **threshold) if known else ""
-        return {"title": title, "chart": drawn}
-
-    def line(name: str, attribute: str) -> Line:
-        return Line(name=name, values=[getattr(night, attribute) for night in nights])
-
-    return [
-        chart("Rows", "rows", "{:,.0f}".format, line("", "rows")),
-        chart("Rate", "rows a second", significant, line("", "rate")),
-        chart("Cost of a million", "in the currency of cost.per_cpu_hour", money, line("", "cost_per_million")),
-        chart("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", line("", "bad_share")),
-        chart("Drift", "population stability index", lambda psi: f"{psi:.3g}", line("classes", "psi_classes"),
-            line("scores", "psi_scores"), **allowed),
-        chart("Duration", "minutes", lambda minutes: f"{minutes:,.3g}",
-            Line(name="", values=[None if night.elapsed_s is None else night.elapsed_s / 60 for night in nights])),
-    ]  # fmt: skip
+    days = [night.day for night in nights]
+    for title, unit, write, fields in _TRENDS:
+        lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
+        known = any(value is not None for line in lines.values() for value in line)
+        threshold: Any = allowed if title == "Drift" else {}
+        what = f"{title} by night"
+        yield title, trend(lines, days, what=what, unit=unit, write=write, **threshold) if known else ""

@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from jobs.progress import format
+from workers.redaction import redacted
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
     """The page of `jobs/pages/templates/<template>`; pages extend `base.html.j2`, which says what it offers them."""
-    text = _environment().get_template(template).render(values)
     # A file name need not be UTF-8, and a page that cannot be written tells nothing.
-    return text.encode("utf-8", "replace").decode()
+    return fragment(template, **values).encode("utf-8", "replace").decode()
+
+
+def fragment(template: str, **values: Any) -> Markup:
+    """A piece of a page."""
+    return Markup(_environment().get_template(template).render(values))
 
 
 @cache
@@ -34,5 +40,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("number", "money", "significant", "percent", "points", "seconds", "size", "moment")
-    environment.filters |= {name: getattr(format, name) for name in names}
+    environment.filters |= {name: getattr(format, name) for name in names} | {"redacted": redacted}
     return environment

@@ -38,40 +38,29 @@ def describe_plan(job: Job) -> str:
 
 
 def _estimate(job: Job, rows: int) -> str:
-    """Scaled from the last run that scored something; honest about having none."""
-    report = last_report(job.store, job.fingerprints.root)
+    """Scaled from the last run that scored something, else from how the nodes were tuned, with as many workers as the
+    spec allows; honest about having neither."""
+    report, profile = last_report(job.store, job.fingerprints.root), job.width.profile
+    per_cpu_hour, cost, on_one_node = job.spec.cost.per_cpu_hour, None, ""
     if rows == 0:
         return "nothing to score"
-    if report is None:
-        return _by_profile(job, rows)
-    rows_an_hour_core = report.rows_scored_here / report.core_hours
-    core_hours = rows / rows_an_hour_core
-    cores = max(1, len(report.workers)) * job.threads
-    text = (
-        f"time: {duration(core_hours / cores * 3600)} with {cores} cores, {core_hours:.2f} core-hours "
-        f"(run {report.run_id}: {rows_an_hour_core / 3600:,.0f} rows/s a core)"
-    )
-    if report.cost is not None:
-        text += f"; cost {report.cost * rows / report.rows_scored_here:.2f}"
-    return text
-
-
-def _by_profile(job: Job, rows: int) -> str:
-    """As the nodes were tuned, with as many workers as the spec allows."""
-    rate, profile = worker_rate(job.profiles, job.threads), job.width.profile
-    if rate is None:
+    if report is not None:
+        rate = report.rows_scored_here / report.core_hours / 3600  # of a core
+        cores, which, source = max(1, len(report.workers)) * job.threads, "cores", f"run {report.run_id}"
+        cost = None if report.cost is None else report.cost * rows / report.rows_scored_here
+    elif (of_worker := worker_rate(job.profiles, job.threads)) is not None:
+        rate = of_worker / job.threads
+        cores, which, source = job.spec.workers.max * job.threads, "cores (workers.max)", job.width.reason
+        if profile is not None:
+            on_one_node = f"; {duration(rows / (of_worker * profile.workers))} on one node"
+            if per_cpu_hour is not None:
+                cost = rows / rate / 3600 * profile.host.threads_per_core * per_cpu_hour
+    else:
         return "time and cost: unknown until a first run, or `stint tune`, has measured the rate"
-    cores = job.spec.workers.max * job.threads
-    core_hours = rows / rate * job.threads / 3600
-    text = (
-        f"time: {duration(core_hours / cores * 3600)} with {cores} cores (workers.max), {core_hours:.2f} core-hours "
-        f"({job.width.reason}: {rate / job.threads:,.0f} rows/s a core)"
+    return (
+        f"time: {duration(rows / rate / cores)} with {cores} {which}, {rows / rate / 3600:.2f} core-hours "
+        f"({source}: {rate:,.0f} rows/s a core){on_one_node}" + ("" if cost is None else f"; cost {cost:.2f}")
     )
-    if profile is not None:
-        text += f"; {duration(rows / (rate * profile.workers))} on one node"
-    if job.spec.cost.per_cpu_hour is not None and profile is not None:
-        text += f"; cost {core_hours * profile.host.threads_per_core * job.spec.cost.per_cpu_hour:.2f}"
-    return text
 
 
 def _bundle_is_there(job: Job) -> bool:

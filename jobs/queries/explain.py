@@ -5,25 +5,62 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.console import Console
-from jobs.errors import COMPLETE, SpecError, StintError
+from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
+from jobs.ledger import crashes
+from jobs.ledger.current import current_root, roots
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
-from jobs.queries.find_rows import ByKeys, ByPlace, Found, by_keys, by_place, parse, place_of, shards_of
-from jobs.queries.trace import Explainer
+from jobs.queries.explanation import (
+    Explanation,
+    ModelPart,
+    ObjectPart,
+    OtherVersion,
+    PlanPart,
+    Prediction,
+    prediction_of,
+)
+from jobs.queries.find_rows import Found, by_keys, by_place, parse, shards_of
+from jobs.queries.status import missing_of
+from jobs.report.journal import read_journal, run_ids
+from jobs.report.runs import RunSeen, read_run
+from workers.bundle.bundle import read_manifest
+from workers.bundle.manifest import Manifest
+from workers.contract import Shard
+from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
 from workers.redaction import redacted_values
-from workers.storage.errors import NotFound
+from workers.source.single_rows import CHANGED, GONE, Place, RowAt
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
+from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
+from workers.storage.store import Store
 
 LISTED = 20
 """Rows that are named where several have the key."""
 _READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
+_READS_AT_ONCE = 16
+_CLOCKS_DIFFER = timedelta(hours=1)
+_ATTEMPT = (
+    "at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed", "rows_ok",
+    "rows_bad", "rows_gone", "wall_s",
+)  # fmt: skip
+"""What is shown of it, see jobs.report.journal."""
+_ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
+"""What is shown of it, see workers.bundle.accuracy."""
+OTHERS = 10
+"""Versions of a file beside the one that is explained: the newest."""
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -36,14 +73,14 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     named = parse(key, job.input_spec())
     plans = job.ledger.plans()
     explainer = Explainer(job, plans)
-    if isinstance(named, ByPlace):
-        claims = by_place(plans, named.uri, named.row_group, named.row)
+    if isinstance(named, Place):
+        claims = by_place(plans, named)
         if not claims:
             raise _not_claimed(plans, named)
     else:
-        claims = by_keys(job.ledger, plans, named.values, _READ_MOST)
+        claims = by_keys(job.ledger, plans, named, _READ_MOST)
         if not claims:
-            raise _not_scored(job, plans, key)
+            raise _not_scored(job, key)
         _check_one(job, explainer.alive(claims) or claims, named, key, show)
     explanation = explainer.explain(claims)
     if arguments.json:
@@ -53,42 +90,40 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return COMPLETE
 
 
-def _check_one(job: Job, found: Sequence[Found], named: ByKeys, key: str, show: Callable[[str], None]) -> None:
+def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: str, show: Callable[[str], None]) -> None:
     """Raises SpecError where the key is that of several rows: of several files, or of one version of a file."""
     each = Counter((row.at.uri, row.at.version) for row in found)
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
-    places = dict.fromkeys(place_of(row.at.uri, row.at.row_group, row.at.row, job.spec.input.format) for row in found)
+    places = dict.fromkeys(row.at.place.write(job.spec.input) for row in found)
     for place in list(places)[:LISTED]:
         show(place)
     count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
-    others = [name for name in job.spec.input.keys if name not in named.values]
+    others = [name for name in job.spec.input.keys if name not in named]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
     listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"
     raise SpecError(f"{key} is the key of {count} rows, {listed}", f"{more}name one by its place, as it is listed")
 
 
-def _not_scored(job: Job, plans: Sequence[Plan], key: str) -> StintError:
-    done = job.ledger.done_numbers()
-    missing = job.ledger.missing(*(plan for plan in plans if plan.number not in done))
+def _not_scored(job: Job, key: str) -> StintError:
+    what, missing = f"no prediction of this model has {key}", missing_of(job.ledger)
     if not len(missing):
-        return StintError(
-            f"no prediction of this model has {key}", "see `stint plan` for input that is not claimed yet"
-        )
+        return StintError(what, "see `stint plan` for input that is not claimed yet")
     return StintError(
-        f"no prediction of this model has {key}; {missing.rows:,} rows in {len(missing):,} shards are claimed and not "
-        "scored yet, and only their places are known",
+        f"{what}; {missing.rows:,} rows in {len(missing):,} shards are claimed and not scored yet, and only their "
+        "places are known",
         "name the row as URI#ROWGROUP/ROW, or run the job to its end",
     )
 
 
-def _not_claimed(plans: Sequence[Plan], named: ByPlace) -> StintError:
+def _not_claimed(plans: Sequence[Plan], named: Place) -> StintError:
     claiming = [plan for plan in plans if named.uri in plan.sources["uri"].to_pylist()]
     if claiming:
         pieces = [piece for shard in shards_of(claiming[-1], [named.uri]) for piece in shard.slices]
         groups = sorted({piece.row_group for piece in pieces if piece.uri == named.uri})
         rows = max((p.row_stop for p in pieces if (p.uri, p.row_group) == (named.uri, named.row_group)), default=0)
-        has = f"row group {named.row_group} has {rows:,} rows" if rows else f"its row groups are {_ranges(groups)}"
+        all_of_them = " to ".join(map(str, sorted({*groups[:1], *groups[-1:]}))) or "none: it has no rows"
+        has = f"row group {named.row_group} has {rows:,} rows" if rows else f"its row groups are {all_of_them}"
         return StintError(
             f"{named.uri} is claimed by plan {claiming[-1].number}, and {has}: both count from 0",
             "name a row that it has",
@@ -104,7 +139,245 @@ def _not_claimed(plans: Sequence[Plan], named: ByPlace) -> StintError:
     )
 
 
-def _ranges(groups: Sequence[int]) -> str:
-    if not groups:
-        return "none: it has no rows"
-    return f"{groups[0]} to {groups[-1]}" if len(groups) > 1 else str(groups[0])
+# --------------------------------------------------------------------------------------------------
+# What is put together of one row: its claim, its object, and what became of it in other versions of its file.
+
+
+@dataclass(frozen=True)
+class _OutputRow:
+    """An output object, and a row in it."""
+
+    data: bytes
+    metadata: Mapping[str, str]
+    """`stint.…`, without the prefix."""
+    row: pa.Table
+    """One row, or none: then its source was gone when it was its turn."""
+
+    @property
+    def present(self) -> bool:
+        return bool(self.row.num_rows)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Values of the key columns, for a person."""
+        return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.present else {}
+
+    def prediction(self, manifest: Manifest | None) -> Prediction:
+        if not self.present:
+            return None
+        return prediction_of(self.row.drop_columns(key_names(self.row.schema)).to_pylist()[0], manifest)
+
+
+def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
+    """None while there is no object. Raises RunFailed for one that is damaged; StoreError, StoreDenied."""
+    try:
+        data = store.get(key)
+    except NotFound:
+        return None
+    try:
+        opened = OutputObject(data)
+        table = opened.table()
+        for column, value in zip(SOURCE_FIELDS, astuple(at), strict=True):
+            table = table.filter(pc.equal(table[column.name], pa.scalar(value, column.type)))
+    except (NotOurs, KeyError) as error:
+        raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
+    return _OutputRow(data, opened.metadata, table)
+
+
+def _attempts(
+    store: Store, root: str, shard: Shard, since: datetime | None, until: datetime | None
+) -> list[dict[str, Any]]:
+    """Attempts at a shard that runs have written into their journals, oldest first. Raises StoreError, StoreDenied.
+
+    Reads the journals of the model's runs that were under way between `since`, when the plan was made, and `until`,
+    when it was done, by the store's clock, where these are known; all of them where those have nothing: a store that
+    was copied has other times. Journals are advisory: an attempt that is in none may have been made all the same.
+    """
+    # Ids begin with their time.
+    ids = [run_id for run_id in run_ids(store) if until is None or run_id <= f"{until + _CLOCKS_DIFFER:%Y%m%dT%H%M%S}"]
+    runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
+    near = [run for run in runs if since is None or run.heard_at >= since - _CLOCKS_DIFFER]
+    return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
+
+
+def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[dict[str, Any]]:
+    found = []
+    for run in runs:
+        table = read_journal(store, run.run_id, ("plan", "shard", *_ATTEMPT)).attempts
+        here = table.filter(pc.and_(pc.equal(table["plan"], shard.plan), pc.equal(table["shard"], shard.index)))
+        rows = here.select(_ATTEMPT).to_pylist()
+        found += [{"run_id": run.run_id, **row, "at": _iso(row["at"])} for row in rows]
+    return found
+
+
+def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
+    """As jobs.ledger.crashes records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
+
+    def found() -> Iterator[str]:
+        for info in store.list(f"{root}/{crashes.CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
+            if crashes.parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
+                yield info.key
+
+    read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")
+    return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
+
+
+class _Version(NamedTuple):
+    """A claim on the row, in one version of its file, and what became of it."""
+
+    claim: Found
+    output: _OutputRow | None
+    """None while there is no object."""
+    rank: int
+    """How much it counts: 2 where its row is what readers of this model see, 1 where it is to be, else 0."""
+    seen: bool
+    standing: str
+    """Why it is seen, or not, for a person."""
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """For one command: what it reads of the ledger it reads once. Raises RunFailed, StoreError, StoreDenied."""
+
+    job: Job
+    plans: Sequence[Plan]
+
+    @cached_property
+    def done(self) -> set[int]:
+        return self.job.ledger.done_numbers()
+
+    @cached_property
+    def dead(self) -> set[tuple[str, str]]:
+        """(uri, version) of rows that readers no longer see."""
+        return self.job.ledger.superseded([plan for plan in self.plans if plan.number in self.done], self.done)
+
+    def alive(self, claims: Sequence[Found]) -> list[Found]:
+        """Those that no later version has put out of date."""
+        return [claim for claim in claims if (claim.at.uri, claim.at.version) not in self.dead]
+
+    def explain(self, claims: Sequence[Found]) -> Explanation:
+        """Of one row, claimed in one version of its file or in several.
+
+        What readers see counts; without that, what was claimed last.
+        """
+        root, given = self.job.ledger.root, self.job.spec.input
+        versions = sorted(map(self._version, claims), key=lambda version: -version.claim.plan.number)
+        main = max(versions, key=lambda version: version.rank)
+        (plan, shard, at), output = main.claim, main.output
+        claimed_at, done_at = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
+        return Explanation(
+            place=at.place.write(given),
+            source_uri=at.uri,
+            source_version=at.version,
+            row_group=at.row_group,
+            row=at.row,
+            keys={} if output is None else output.keys,
+            prediction=self._prediction(output),
+            seen=main.seen,
+            standing=main.standing,
+            source=_source(at),
+            plan=PlanPart(plan.number, plan.rows, len(plan.shards), _iso(claimed_at), _iso(done_at)),
+            shard={"name": shard.name, "rows": shard.rows, "slices": shard.slices},
+            object=None if output is None else self._object(main.claim, output),
+            attempts=_attempts(self.job.store, root, shard, claimed_at, done_at),
+            crashes=_crashes(self.job.store, root, shard),
+            model=self._model(output),
+            others=[
+                OtherVersion(
+                    plan=other.claim.plan.number,
+                    version=other.claim.at.version,
+                    place=other.claim.at.place.write(given),
+                    prediction=self._prediction(other.output),
+                    standing=other.standing,
+                )
+                for other in [version for version in versions if version is not main][:OTHERS]
+            ],
+        )
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def _version(self, claim: Found) -> _Version:
+        output = _read_row(self.job.store, f"{self.job.ledger.root}/{claim.shard.key}", claim.at)
+        return _Version(claim, output, *self._standing(claim, output))
+
+    def _standing(self, claim: Found, output: _OutputRow | None) -> tuple[int, bool, str]:
+        number, root = claim.plan.number, self.job.ledger.root
+        if output is None:
+            why = f"shard {claim.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
+            return 0, False, why
+        if not output.present:
+            return 0, False, "its file was gone, or another one, when it was its turn, so it has no row"
+        if number not in self.done:
+            return 1, False, f"plan {number} is not done; run the job to finish it"
+        if not self.alive([claim]):
+            done = (plan for plan in self.plans if plan.number in self.done)
+            later = max(plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
+            return 0, False, f"superseded: plan {later} has the file in a newer version"
+        current = current_root(self.job.store)
+        if current == root:
+            return 2, True, f"plan {number} is done, and readers follow this model"
+        if current is None and roots(self.job.store.url) == [root]:
+            return 2, True, f"plan {number} is done, and this is the only model"
+        follow = f"readers follow {current}" if current else "of several models none is promoted"
+        return 2, False, f"plan {number} is done, but {follow}"
+
+    def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
+        facts = object_facts(output.data)
+        recorded: bool | None = None
+        if claim.plan.number in self.done:
+            table = self.job.ledger.read_done(claim.plan.number).table
+            recorded = table.filter(pc.equal(table["key"], claim.shard.key))["sha256"].to_pylist() == [facts.sha256]
+        url = f"{self.job.store.url}/{self.job.ledger.root}/{claim.shard.key}"
+        return ObjectPart(url, facts.size, facts.sha256, recorded, dict(output.metadata))
+
+    def _prediction(self, output: _OutputRow | None) -> Prediction:
+        return None if output is None else output.prediction(self._manifest(output.metadata.get("bundle", "")))
+
+    @cached_property
+    def _manifest(self) -> Callable[[str], Manifest | None]:
+        """Of the bundle with a fingerprint."""
+        return cache(partial(read_manifest, self.job.store))
+
+    def _model(self, output: _OutputRow | None) -> ModelPart:
+        metadata = {} if output is None else output.metadata
+        bundle, engine = metadata.get("bundle", self.job.fingerprints.bundle), metadata.get("engine", "")
+        manifest = self._manifest(bundle)
+        artifact = None if manifest is None else manifest.artifact(engine)
+        measured = None if artifact is None else artifact.accuracy
+        spec = self.job.spec.model
+        return ModelPart(
+            arch=spec.arch if manifest is None else manifest.spec["arch"],
+            weights=spec.weights if manifest is None else manifest.spec["weights"],
+            bundle=bundle,
+            task=spec.task if manifest is None else manifest.task,
+            artifact=engine,
+            accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
+        )
+
+    def _modified(self, key: str) -> datetime | None:
+        url = f"{self.job.store.url}/{self.job.ledger.root}/{key}"
+        fs, path = open_filesystem(url)
+        try:
+            at: datetime = retrying(lambda: fs.modified(path), url)
+        except (NotFound, NotImplementedError, KeyError):  # not all of fsspec's file systems know
+            return None
+        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _source(at: RowAt) -> str:
+    """What became of the file since it was claimed."""
+    try:
+        fs, path = open_filesystem(at.uri)
+        info = retrying(lambda: fs.info(path), at.uri)
+    except NotFound:
+        return f"{GONE}; claimed in version {at.version}"
+    except (StoreError, StoreDenied) as error:
+        return f"cannot be looked at: {error}"
+    now = version_of(info)
+    if now == at.version:
+        return f"there, in the version that was claimed ({now})"
+    return f"{CHANGED}: version {at.version} was claimed, {now} is there"
+
+
+def _iso(at: datetime | None) -> Any:
+    return None if at is None else at.isoformat(timespec="seconds")

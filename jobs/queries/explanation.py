@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.progress.format import SPACE, moment, percent, printable, seconds, significant
+from jobs.report.drift import class_name
+from workers.bundle.manifest import Manifest
 from workers.contract import Slice
 from workers.redaction import redacted
 
 INDENT = 12
 SLICES_SHOWN = 4
-NEW_LINE = "\n"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,19 @@ Prediction = Label | Vector | NoPrediction | None
 """None while there is no row."""
 
 
+def prediction_of(row: Mapping[str, Any], manifest: Manifest | None) -> Prediction:
+    """What a row of an output object says, as far as its columns are there. Class names are the manifest's."""
+    if row["error_code"] is not None:
+        return NoPrediction(row["error_code"], row["error_message"])
+    if "embedding" in row:
+        return Vector(len(row["embedding"]))
+    if "label" not in row:
+        return None
+    labels = manifest.labels if manifest else None
+    top = zip(row["topk_label"], row["topk_score"], strict=True)
+    return Label(row["label"], row["score"], [(class_name(labels, k), score) for k, score in top])
+
+
 @dataclass(frozen=True)
 class PlanPart:
     number: int
@@ -61,20 +75,6 @@ class PlanPart:
         claimed = f" claimed it at {moment(self.claimed_at)}" if self.claimed_at else " claimed it"
         done = f"done at {moment(self.done_at)}" if self.done_at else "not done"
         return f"{self.number}{claimed}, with {self.rows - 1:,} more rows in {self.shards:,} shards; {done}"
-
-
-@dataclass(frozen=True)
-class ShardPart:
-    name: str
-    rows: int
-    slices: Sequence[Slice]
-
-    def lines(self) -> Iterator[str]:
-        yield f"{self.name}, {self.rows:,} rows:"
-        for piece in self.slices[:SLICES_SHOWN]:
-            yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
-        if len(self.slices) > SLICES_SHOWN:
-            yield f"  … and {len(self.slices) - SLICES_SHOWN:,} slices more"
 
 
 @dataclass(frozen=True)
@@ -92,63 +92,6 @@ class ObjectPart:
         yield f"{self.size:,} bytes, sha256 {self.sha256}, {recorded[self.as_recorded]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttemptPart:
-    """An attempt at the row's shard, as a run's journal has it."""
-
-    run_id: str
-    at: str
-    worker: int
-    host: str
-    engine: str
-    attempt: int
-    second: bool
-    isolated: bool
-    failure: str | None
-    message: str | None
-    committed: bool
-    rows_ok: int | None
-    """None of an attempt that failed, as the next ones."""
-    rows_bad: int | None
-    rows_gone: int | None
-    wall_s: float
-
-    def __str__(self) -> str:
-        kind = " a second one, begun while another worker had the shard;" if self.second else ""
-        kind += " in isolation;" if self.isolated else ""
-        where = f"worker {self.worker} on {self.host}" + (f", {self.engine}" if self.engine else "")
-        return f"{moment(self.at)}  run {self.run_id} attempt {self.attempt}:{kind} {where}: {self._end()}"
-
-    def _end(self) -> str:
-        if self.failure is not None:
-            return f"failed, {self.failure}: {str(self.message).partition(NEW_LINE)[0]}"
-        counts = f"{self.rows_ok:,} rows ok, {self.rows_bad:,} bad"
-        counts += f", {self.rows_gone:,} gone" if self.rows_gone else ""
-        ended = "committed" if self.committed else "came second: the object was there"
-        return f"{ended}, {counts}, in {seconds(self.wall_s)}"
-
-
-@dataclass(frozen=True)
-class AccuracyPart:
-    """What the gate measured, as workers.bundle.accuracy defines it."""
-
-    rows: int
-    top1_agreement: float
-    mean_cosine: float
-    logit_error: float
-    top1: float | None
-    top1_fp32: float | None
-    labelled_rows: int
-
-    def line(self, task: str) -> str:
-        if task == "embed":
-            return f"at the gate: cosine to fp32 {significant(self.mean_cosine)} in the mean of {self.rows:,} rows"
-        text = f"at the gate: same class as fp32 on {percent(self.top1_agreement)} of {self.rows:,} rows"
-        if self.top1 is not None and self.top1_fp32 is not None:
-            text += f"; right on {percent(self.top1)}, fp32 on {percent(self.top1_fp32)}"
-        return text
-
-
 @dataclass(frozen=True)
 class ModelPart:
     arch: str
@@ -156,7 +99,8 @@ class ModelPart:
     bundle: str
     task: str
     artifact: str
-    accuracy: AccuracyPart | None
+    accuracy: Mapping[str, Any] | None
+    """What the gate measured: some figures of workers.bundle.accuracy.AccuracyReport."""
 
     def lines(self, metadata: Mapping[str, str]) -> Iterator[str]:
         """`metadata` is the object's: what scored the row."""
@@ -167,8 +111,15 @@ class ModelPart:
             parts = [f"{prefix}{metadata[name]}" for name, prefix in named.items() if metadata.get(name)]
             version = f" ({metadata['engine_version']})" if metadata.get("engine_version") else ""
             yield ", ".join([f"{metadata.get('engine', 'an unknown engine')}{version}", *parts])
-        if self.accuracy is not None:
-            yield self.accuracy.line(self.task)
+        if (gate := self.accuracy) is None:
+            return
+        if self.task == "embed":
+            yield f"at the gate: cosine to fp32 {significant(gate['mean_cosine'])} in the mean of {gate['rows']:,} rows"
+            return
+        right = (
+            "" if gate["top1"] is None else f"; right on {percent(gate['top1'])}, fp32 on {percent(gate['top1_fp32'])}"
+        )
+        yield f"at the gate: same class as fp32 on {percent(gate['top1_agreement'])} of {gate['rows']:,} rows{right}"
 
 
 @dataclass(frozen=True)
@@ -204,10 +155,11 @@ class Explanation:
     source: str
     """What became of the file since."""
     plan: PlanPart
-    shard: ShardPart
+    shard: Mapping[str, Any]
+    """Its `name`, its `rows`, and its `slices` as workers.contract.Slice."""
     object: ObjectPart | None
-    attempts: Sequence[AttemptPart]
-    """Oldest first."""
+    attempts: Sequence[Mapping[str, Any]]
+    """At the row's shard, as jobs.report.journal has them, each with its `run_id`; oldest first."""
     crashes: Sequence[Mapping[str, Any]]
     """As jobs.ledger.crashes records them, oldest first."""
     model: ModelPart
@@ -218,29 +170,46 @@ class Explanation:
         """Lines for a terminal: what data brought in cannot command it."""
         keys = "  ".join(f"{name}={value}" for name, value in self.keys.items())
         lines = [f"{keys}  ({self.place})" if keys else self.place, ""]
-        for name, values in self._parts():
-            for number, value in enumerate(values):
-                lines.append(f"{'' if number else name:<{INDENT}}{value}")
+        parts: dict[str, Sequence[Any]] = {
+            "prediction": [self.prediction or "none"],
+            "readers": [f"{'see it' if self.seen else 'do not see it'}: {self.standing}"],
+            "source": [self.source],
+            "plan": [self.plan],
+            "shard": [*_shard(**self.shard)],
+            "attempts": [*map(_attempt, self.attempts)] or ["no run's journal has one"],
+            "crashes": [*map(_crash, self.crashes)],
+            "object": [*self.object.lines()] if self.object else [],
+            "model": [*self.model.lines(self.object.metadata if self.object else {})],
+            "elsewhere": self.others,
+        }
+        for name, values in parts.items():
+            lines += [f"{'' if number else name:<{INDENT}}{value}" for number, value in enumerate(values)]
         return "\n".join(printable(redacted(line.replace(SPACE, " "))) for line in lines)
 
-    def _parts(self) -> Iterator[tuple[str, Sequence[Any]]]:
-        yield "prediction", [self.prediction or "none"]
-        yield "readers", [f"{'see it' if self.seen else 'do not see it'}: {self.standing}"]
-        yield "source", [self.source]
-        yield "plan", [self.plan]
-        yield "shard", list(self.shard.lines())
-        yield "attempts", list[Any](self.attempts) or ["no run's journal has one"]
-        if self.crashes:
-            yield "crashes", [_crash(crash) for crash in self.crashes]
-        if self.object is not None:
-            yield "object", list(self.object.lines())
-        yield "model", list(self.model.lines({} if self.object is None else self.object.metadata))
-        if self.others:
-            yield "elsewhere", self.others
+
+def _shard(name: str, rows: int, slices: Sequence[Slice]) -> Iterator[str]:
+    yield f"{name}, {rows:,} rows:"
+    for piece in slices[:SLICES_SHOWN]:
+        yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
+    if len(slices) > SLICES_SHOWN:
+        yield f"  … and {len(slices) - SLICES_SHOWN:,} slices more"
 
 
-def _crash(crash: Mapping[str, Any]) -> str:
-    return (
-        f"{moment(str(crash.get('at', '')))}  run {crash.get('run_id', '')}, {crash.get('host', '')}: "
-        f"{crash.get('code', '')}: {crash.get('reason', '')}"
-    )
+def _attempt(its: Mapping[str, Any]) -> str:
+    kind = " a second one, begun while another worker had the shard;" if its["second"] else ""
+    kind += " in isolation;" if its["isolated"] else ""
+    where = f"worker {its['worker']} on {its['host']}" + (f", {its['engine']}" if its["engine"] else "")
+    if its["failure"] is not None:
+        first_line, *_ = f"{its['message']}".splitlines() or [""]
+        end = f"failed, {its['failure']}: {first_line}"
+    else:
+        end = "committed" if its["committed"] else "came second: the object was there"
+        end += f", {its['rows_ok']:,} rows ok, {its['rows_bad']:,} bad"
+        end += f", {its['rows_gone']:,} gone" if its["rows_gone"] else ""
+        end += f", in {seconds(its['wall_s'])}"
+    return f"{moment(its['at'])}  run {its['run_id']} attempt {its['attempt']}:{kind} {where}: {end}"
+
+
+def _crash(its: Mapping[str, Any]) -> str:
+    at, run_id, host, code, reason = (its.get(name, "") for name in ("at", "run_id", "host", "code", "reason"))
+    return f"{moment(str(at))}  run {run_id}, {host}: {code}: {reason}"

@@ -1,11 +1,12 @@
-"""How a person names a row of the input: by its keys, by its place, or by the URI of an image file."""
+"""How a person names a row of the input, and where it is found again: by its keys in the objects, by its place (or the
+URI of an image file) through the plans that claim it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,50 +16,31 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import absolute
-from jobs.report.row_images import RowAt
-from workers.contract import InputSpec, Shard, Slice, parse_shard_key
+from jobs.reader import Predictions
+from workers.contract import InputSpec, Shard, parse_shard_key
 from workers.output import SOURCE_FIELDS
-from workers.storage.filesystems import open_filesystem
+from workers.source.single_rows import Place, RowAt
 
 SOURCE = "source_uri"
-_PLACE = re.compile(r"(?P<uri>.+)#(?P<row_group>\d{1,9})/(?P<row>\d{1,18})", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ByKeys:
-    """`id=7`, `id=7,day=2026-03-01`, `source_uri=s3://…`: values as they were written."""
+def parse(text: str, given: InputSpec) -> Place | dict[str, str]:
+    """A place, or values of key columns as they were written: `id=7`, `id=7,day=2026-03-01`, `source_uri=s3://…`.
 
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ByPlace:
-    """`URI#ROWGROUP/ROW`, as URI row group ROWGROUP row ROW is told everywhere; or the URI of an image file."""
-
-    uri: str
-    row_group: int
-    row: int
-
-
-def place_of(uri: str, row_group: int, row: int, format: str) -> str:
-    """As `ByPlace` is written, for rows of an input of this format."""
-    return uri if format == "images" else f"{uri}#{row_group}/{row}"
-
-
-def parse(text: str, given: InputSpec) -> ByKeys | ByPlace:
-    """Raises SpecError for what names no row of this input."""
-    found = _PLACE.fullmatch(text)
-    if found is not None:
-        return ByPlace(absolute(found["uri"]), int(found["row_group"]), int(found["row"]))
+    Raises SpecError for what names no row of this input.
+    """
     names = (*given.keys, SOURCE)
     name, equals, _ = text.partition("=")
-    if equals and name in names:
-        return ByKeys(_values(text, names))
-    if given.format == "images":
-        return ByPlace(absolute(text), 0, 0)
-    if equals and "/" not in name:
-        raise SpecError(f"{name!r} is no key column: there are {', '.join(names)}", _ways(names))
-    raise SpecError(f"{text!r} names no row", _ways(names))
+    place = Place.read(text, given)
+    if equals and name in names and (place is None or place.uri == text):  # no file is named like that
+        return _values(text, names)
+    if place is not None:
+        return place._replace(uri=absolute(place.uri))
+    no_key = f"{name!r} is no key column: there are {', '.join(names)}"
+    raise SpecError(
+        no_key if equals and "/" not in name else f"{text!r} names no row",
+        f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW",
+    )
 
 
 def _values(text: str, names: Sequence[str]) -> dict[str, str]:
@@ -73,19 +55,11 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _ways(names: Sequence[str]) -> str:
-    return f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW"
-
-
-# ----------------------------------------------------------------------------------------------------
-# Rows found again: by their place, through the plans that claim them; by their keys, in the objects.
-
 FILE = "__filename"
 """Arrow's name for the file that a row is read from."""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A row in one version of its source, and the shard that it belongs to."""
 
     plan: Plan
@@ -99,19 +73,12 @@ def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
     return plan.shards.picked(plan.shards_of(named.to_numpy(zero_copy_only=False)))
 
 
-def pieces_of(plans: Iterable[Plan], rows: Iterable[RowAt]) -> list[Slice]:
-    """Every slice of the sources that the rows are of."""
-    sources = {(row.uri, row.version) for row in rows}
-    uris = {uri for uri, _ in sources}
-    slices = (piece for plan in plans for shard in shards_of(plan, uris) for piece in shard.slices)
-    return [piece for piece in slices if (piece.uri, piece.version) in sources]
-
-
-def by_place(plans: Iterable[Plan], uri: str, row_group: int, row: int) -> list[Found]:
+def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
     """The row in every version that a plan claims, in the order of plans.
 
     Twice in the same version where its source was gone at first and has been claimed again.
     """
+    uri, row_group, row = place
     return [
         Found(plan, shard, RowAt(uri, piece.version, row_group, row))
         for plan in plans
@@ -128,15 +95,12 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
     SpecError for a value that the column cannot hold; RunFailed for damaged objects; StoreError, StoreDenied.
     """
     of_number = {plan.number: plan for plan in plans}
-    paths, fs = [], None
-    for plan in plans:
-        for key in ledger.present(plan):
-            fs, path = open_filesystem(f"{ledger.store.url}/{ledger.root}/{key}", library_retries=True)
-            paths.append(path)
-    if not paths:
+    keys = (key for plan in plans for key in ledger.present(plan))
+    files = tuple(f"{ledger.store.url}/{ledger.root}/{key}" for key in keys)
+    if not files:
         return []
     try:
-        objects = pads.dataset(paths, filesystem=fs, format="parquet")
+        objects = Predictions(ledger.root, files, frozenset()).dataset
         names = [field.name for field in SOURCE_FIELDS]
         batches = objects.scanner(columns=[*names, FILE], filter=_condition(objects.schema, values)).to_batches()
         rows = list(islice((row for batch in batches for row in batch.to_pylist()), most))

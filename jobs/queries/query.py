@@ -77,22 +77,14 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
             rows = database.from_arrow(pa.RecordBatchReader.from_batches(reader.schema, stream.batches()))
             # Nothing can be set back from here on, and whatever is no expression is refused by the parser.
             database.execute("SET lock_configuration = true")
-            matching = rows.filter(f"({where or 'true'}\n)").project(f"*, {_first(order)}, {_second(seed)}")
+            sign = "-" if order == "-score" else ""  # rows without a score come last
+            first = "0.0" if order == "random" else f"coalesce({sign}score::DOUBLE, 'infinity'::DOUBLE)"
+            by = f'{first} AS "{FIRST}", hash({_PLACE}, {seed:d}) AS "{SECOND}"'
+            matching = rows.filter(f"({where or 'true'}\n)").project(f"*, {by}")
             best, count = _best(pa.RecordBatchReader.from_stream(matching), n)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _explained(error, stream, where, reader.schema) from error
     return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
-
-
-def _first(order: str) -> str:
-    """What comes before chance. Rows without a score come last."""
-    if order == "random":
-        return f'0.0 AS "{FIRST}"'
-    return f"coalesce({'-' if order == '-score' else ''}score::DOUBLE, 'infinity'::DOUBLE) AS \"{FIRST}\""
-
-
-def _second(seed: int) -> str:
-    return f'hash({_PLACE}, {seed:d}) AS "{SECOND}"'
 
 
 def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
@@ -113,15 +105,7 @@ def _explained(error: Exception, stream: _Counted, where: str | None, schema: pa
         return RunFailed(
             f"predictions cannot be read: {stream.fault}", "`stint verify` names the objects that are damaged"
         )
-    said = _said(error)
-    return SpecError(f"--where {where!r}: {said}", f"a condition in SQL over {_columns(schema)}")
-
-
-def _said(error: Exception) -> str:
-    """DuckDB's message without its drawing of the query, which shows our half of it, too."""
-    text = str(error).partition("\n\nLINE ")[0]
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{column.name} ({column.type})" for column in schema)
+    # Without DuckDB's drawing of the query, which shows our half of it, too.
+    said = " ".join(str(error).partition("\n\nLINE ")[0].split())
+    columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
+    return SpecError(f"--where {where!r}: {said}", f"a condition in SQL over {columns}")

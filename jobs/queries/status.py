@@ -9,8 +9,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from jobs.console import Console
 from jobs.errors import COMPLETE
@@ -41,17 +43,13 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return COMPLETE
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 # ------------------------------------------------------------------------------------------- status
 
 
 def describe_status(job: Job, now: datetime | None = None) -> str:
     """A line a plan: shards there, rows, done or not, and which shards have killed workers. A line a run: those of the
     last day, those under way, and the last one with this model. Reads the ledger only."""
-    now = now or utc_now()
+    now = now or datetime.now(UTC)
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     lines = [f"job {job.spec.name}: {job.store.url}/{job.fingerprints.root}/"]
     if current := current_root(job.store):
@@ -65,9 +63,9 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
     for plan in plans:
         if plan.number in done:
-            objects = job.ledger.read_done(plan.number)
-            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
-            lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
+            record = job.ledger.read_done(plan.number)
+            rows = f"{record.rows_ok:,} rows ok, {record.rows_bad:,} bad"
+            lines.append(f"plan {plan.number}: done, {len(record):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
         lines.append(
@@ -100,7 +98,7 @@ def watch(
     display: Display,
     *,
     every_s: float = EVERY_S,
-    now: Callable[[], datetime] = utc_now,
+    now: Callable[[], datetime] = partial(datetime.now, UTC),  # noqa: B008  (a function)
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
@@ -113,17 +111,21 @@ def watch(
     run: RunSeen | None = None
     seen: Snapshot | None = None
     failing = False
-    try:
+    with closing(display):
         while True:
             began = clock()
             try:
-                run = _newest_under_way(job, now()) if run is None else read_run(job.store, run.run_id)
+                if run is not None:
+                    run = read_run(job.store, run.run_id)
+                else:
+                    here = (run for run in reversed(newest_runs(job.store)) if run.root == job.ledger.root)
+                    run = next((run for run in here if run.under_way(now())), None)
                 if run is None:
                     return f"nothing is under way\n{describe_status(job, now())}"
                 if not run.under_way(now()):
-                    return f"run {run.run_id}: {run.describe(now(), left=bool(_missing(job.ledger)))}"
+                    return f"run {run.run_id}: {run.describe(now(), left=bool(missing_of(job.ledger)))}"
                 assert run.snapshot is not None, "it is under way"
-                seen = with_ledger(run.snapshot, _missing(job.ledger))
+                seen = with_ledger(run.snapshot, missing_of(job.ledger))
                 failing = False
             except StoreError as error:
                 if not failing:
@@ -137,16 +139,9 @@ def watch(
                     heard_s = run.heard_s(now())
                     display.show(aged(seen, heard_s), heard_s=heard_s)
                 sleep(min(left_s, display.every_s))
-    finally:
-        display.close()
 
 
-def _newest_under_way(job: Job, now: datetime) -> RunSeen | None:
-    runs = [run for run in newest_runs(job.store) if run.root == job.ledger.root and run.under_way(now)]
-    return runs[-1] if runs else None
-
-
-def _missing(ledger: Ledger) -> Missing:
+def missing_of(ledger: Ledger) -> Missing:
     """Shards of the open plans that have no object."""
     done = ledger.done_numbers()
     return ledger.missing(*(plan for plan in ledger.plans() if plan.number not in done))

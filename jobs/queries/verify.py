@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +30,9 @@ from jobs.plan.job import Job
 from jobs.spec.days import Days
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
-from workers.source.parquet import open_parquet
-from workers.source.source_file import opened
-from workers.source.webdataset import keys_of
+from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
-from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
-from workers.storage.retries import retrying
 
 AT_ONCE = 8
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
@@ -103,7 +98,7 @@ def verify(job: Job) -> Verdict:
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
-        record = _done_record(ledger, plan, verdict) if plan.number in done else Named.none(len(plan.shards))
+        record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
         gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
     verdict.problems += claims.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
@@ -116,13 +111,9 @@ def verify(job: Job) -> Verdict:
 class Named:
     """Lines of a done record by the number of the shard."""
 
-    record: DoneRecord
     line: npt.NDArray[np.int64]
     """Of each shard of the plan; -1 for one that is not named."""
-
-    @classmethod
-    def none(cls, shards: int) -> Named:
-        return cls(DoneRecord.of(()), np.full(shards, -1))
+    record: DoneRecord = field(default_factory=lambda: DoneRecord.of(()))
 
     def __getitem__(self, index: int) -> DoneShard | None:
         line = int(self.line[index])
@@ -131,7 +122,7 @@ class Named:
 
 def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
     """It must name every object of the plan once, because strict readers see just what it names."""
-    named = Named.none(len(plan.shards))
+    named = Named(np.full(len(plan.shards), -1))
     try:
         record = ledger.read_done(plan.number)
     except RunFailed as error:
@@ -148,7 +139,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
             named.line[found[1]] = line
     lacking = (shard_key(plan.number, index) for index in np.flatnonzero(named.line < 0).tolist())
     verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in lacking]
-    return Named(record, named.line)
+    return Named(named.line, record)
 
 
 def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict) -> list[Slice]:
@@ -156,17 +147,13 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, ver
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-
-    def check(shard: Shard) -> tuple[list[str], ObjectFacts | None, list[Slice]]:
-        problems, facts = _check_shard(ledger, shard, record[shard.index], given)
-        return problems, facts, [shard.slices[i] for i in facts.gone] if facts else []
-
-    for problems, facts, lost in ahead(check, plan.shards, AT_ONCE, "verify"):
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
+    for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
         verdict.problems += problems
         if facts is not None:
             verdict.rows_ok += facts.rows_ok
             verdict.rows_bad += facts.rows_bad
-            gone += lost
+            gone += [shard.slices[i] for i in facts.gone]
     verdict.rows_gone += sum(piece.rows for piece in gone)
     return gone
 
@@ -204,7 +191,7 @@ def _check_shard(
     if rows_bad != facts.rows_bad:
         problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
     if keys and not misplaced:
-        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, keys, given.format)]
+        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, given)]
     return problems, facts
 
 
@@ -241,26 +228,17 @@ def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) 
     return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], format: str) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
-        found = table.slice(position, s.rows).select(keys)
+        found = table.slice(position, s.rows).select(list(how.keys))
         position += s.rows
-        fs, path = open_filesystem(s.uri)
-        try:
-            info = retrying(partial(fs.info, path), s.uri)
-            if (int(info["size"]), version_of(info)) != (s.size, s.version):
-                continue
-            with opened(fs, path) as file:
-                if format == "webdataset":
-                    rows = keys_of(file, s.byte_start, s.rows, keys)
-                else:
-                    rows = open_parquet(file).read_row_group(s.row_group, columns=keys).slice(s.row_start, s.rows)
-        except (FileNotFoundError, NotFound):
+        rows = key_columns(s, how)
+        if rows is None:
             continue
-        given = rows.select(keys).cast(found.schema)
-        for name in keys:
+        given = rows.select(found.column_names).cast(found.schema)
+        for name in how.keys:
             if not _bits(found.column(name)).equals(_bits(given.column(name))):
                 where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
                 yield f"key column {name!r} differs from {where}"

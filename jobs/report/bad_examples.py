@@ -7,17 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from jobs.ledger.bad_rows import error_rows
-from jobs.ledger.ledger import Ledger
 from jobs.plan.job import Job
 from jobs.report.figures import settled
 from jobs.report.journal import JournalContent
-from jobs.report.row_images import RowAt, fetch_images, thumbnail
-from workers.contract import Shard, Slice
+from jobs.report.thumbnails import thumbnail
 from workers.image.errors import ErrorCode
+from workers.source.single_rows import RowAt, fetch_images
 from workers.storage.lookahead import ahead
 
 EACH = 3
@@ -36,10 +34,8 @@ def find(job: Job, journal: JournalContent, codes: Collection[str]) -> list[dict
     table = settled(journal)
     table = table.filter(pc.greater(pc.fill_null(table["rows_bad"], 0), 0)).slice(0, _READ_MOST)
     ledger, found = job.ledger, Counter[str]()
-    shards = [
-        _shard(ledger, plan, index)
-        for plan, index in zip(table["plan"].to_pylist(), table["shard"].to_pylist(), strict=True)
-    ]
+    places = zip(table["plan"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    shards = [ledger.plan(plan).shards[index] for plan, index in places]
     objects = ahead(lambda shard: job.store.get(f"{ledger.root}/{shard.key}"), shards, _READS_AT_ONCE, "bad rows")
     examples: list[dict[str, Any]] = []
     for shard, data in zip(shards, objects, strict=False):
@@ -54,24 +50,14 @@ def find(job: Job, journal: JournalContent, codes: Collection[str]) -> list[dict
 
 def with_pictures(job: Job, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The same with `picture`, a data URI, or empty where nothing is to be seen. Raises StoreError, StoreDenied."""
-    seen = [example for example in examples if example["code"] in SEEN]
-    rows = [_place(example) for example in seen]
-    pieces: list[Slice] = []
-    for name in dict.fromkeys(example["shard"] for example in seen):
-        plan, _, index = name.partition("/")
-        pieces += _shard(job.ledger, int(plan), int(index)).slices
-    images = fetch_images(job.input_spec(uris={row.uri for row in rows}), rows, pieces)
-    pictures = {row: thumbnail(image.data, PICTURE_PX) for row, image in zip(rows, images, strict=True) if image.data}
-    return [
-        {**example, "picture": pictures.get(_place(example), "") if example["code"] in SEEN else ""}
-        for example in examples
-    ]
-
-
-def _place(example: Mapping[str, Any]) -> RowAt:
-    return RowAt(example["uri"], example["version"], example["row_group"], example["row"])
-
-
-def _shard(ledger: Ledger, plan: int, index: int) -> Shard:
-    (shard,) = ledger.plan(plan).shards.picked(np.array([index]))
-    return shard
+    places = {
+        number: RowAt(example["uri"], example["version"], example["row_group"], example["row"])
+        for number, example in enumerate(examples)
+        if example["code"] in SEEN
+    }
+    shards = [map(int, name.split("/")) for name in {examples[number]["shard"] for number in places}]
+    pieces = [piece for plan, index in shards for piece in job.ledger.plan(plan).shards[index].slices]
+    given = job.input_spec(uris={row.uri for row in places.values()})
+    images = zip(places, fetch_images(given, list(places.values()), pieces), strict=True)
+    pictures = {number: thumbnail(image.data, PICTURE_PX) for number, image in images if image.data}
+    return [{**example, "picture": pictures.get(number, "")} for number, example in enumerate(examples)]

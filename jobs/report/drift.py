@@ -89,18 +89,11 @@ def distance(now: npt.ArrayLike, before: npt.ArrayLike) -> Distance:
 
 def class_distance(now: Mapping[str, int], before: Mapping[str, int]) -> Distance:
     """As `distance`, of rows by label, with rare classes pooled."""
-    n, m = sum(now.values()), sum(before.values())
-    kept: list[tuple[int, int]] = []
-    rest = [0, 0]
-    for label in sorted(now.keys() | before.keys()):
-        a, b = now.get(label, 0), before.get(label, 0)
-        if (a + b) / (n + m) * min(n, m) < POOLED_BELOW:
-            rest = [rest[0] + a, rest[1] + b]
-        else:
-            kept.append((a, b))
-    if any(rest):
-        kept.append((rest[0], rest[1]))
-    return distance([a for a, _ in kept], [b for _, b in kept])
+    labels = sorted(now.keys() | before.keys())
+    counts = np.array([[of.get(label, 0) for label in labels] for of in (now, before)], np.float64)
+    rows = counts.sum(axis=1)
+    rare = counts.sum(axis=0) / max(1.0, rows.sum()) * rows.min() < POOLED_BELOW
+    return distance(*np.hstack([counts[:, ~rare], counts[:, rare].sum(axis=1, keepdims=True)]))
 
 
 def compare_nights(
@@ -115,34 +108,25 @@ def compare_nights(
 
     None where there is nothing to compare.
     """
-    classes_before: dict[str, int] = {}
-    scores_before = np.zeros(len(scores), np.int64)
-    against = []
-    for run_id, by_label, scores_then in before:
-        if not sum(scores_then) or len(scores_then) != len(scores):
-            continue
-        against.append(run_id)
-        scores_before += np.asarray(scores_then, np.int64)
-        for label, rows in by_label.items():
-            classes_before[label] = classes_before.get(label, 0) + rows
-    if not against or not sum(scores):
+    nights = [night for night in before if sum(night[2]) and len(night[2]) == len(scores)]
+    if not nights or not sum(scores):
         return None
-    by_class, by_score_distance = class_distance(classes, classes_before), distance(scores, scores_before)
-    flags = [
-        *_flags("predicted classes", by_class, max_psi, max_js),
-        *_flags("scores", by_score_distance, max_psi, max_js),
-    ]
+    classes_before = Counter[str]()
+    for _, by_label, _ in nights:
+        classes_before.update(by_label)
+    scores_before = tuple(map(sum, zip(*(scores_then for _, _, scores_then in nights), strict=True)))
+    found = {"predicted classes": class_distance(classes, classes_before), "scores": distance(scores, scores_before)}
     return Drift(
-        against=tuple(against),
-        rows_before=int(scores_before.sum()),
-        classes=by_class,
-        scores=by_score_distance,
+        against=tuple(run_id for run_id, _, _ in nights),
+        rows_before=sum(scores_before),
+        classes=found["predicted classes"],
+        scores=found["scores"],
         max_psi=max_psi,
         max_js=max_js,
-        flags=tuple(flags),
+        flags=tuple(flag for what, its in found.items() for flag in _flags(what, its, max_psi, max_js)),
         moved=_moved(classes, classes_before),
-        classes_before=classes_before,
-        scores_before=tuple(int(n) for n in scores_before),
+        classes_before=dict(classes_before),
+        scores_before=scores_before,
     )
 
 
@@ -184,14 +168,14 @@ _READS_AT_ONCE = 16
 _Counts = npt.NDArray[np.int64]
 
 
+@dataclass
 class Distribution:
     """Rows by class and by score, of one plan, or of several together. Embeddings have none."""
 
-    def __init__(self) -> None:
-        self.classes: Counter[str] = Counter()
-        """Rows by predicted label."""
-        self.scores: _Counts = np.zeros(SCORE_BINS, np.int64)
-        """Rows by score, in bins of workers.output."""
+    classes: Counter[str] = field(default_factory=Counter)
+    """Rows by predicted label."""
+    scores: _Counts = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
+    """Rows by score, in bins of workers.output."""
 
     @property
     def rows(self) -> int:
@@ -231,10 +215,8 @@ class Distributions:
         for index, rows in self._classes[plan.number].items():
             found.classes[class_name(labels, index)] += rows
         found.scores += self._scores[plan.number]
-        counted = np.zeros(len(plan.shards), np.bool_)
-        known = np.frombuffer(bytes(self._counted[plan.number]), np.bool_)
-        counted[: len(known)] = known
-        others = np.flatnonzero(~counted)
+        counted = bytes(self._counted[plan.number]).ljust(len(plan.shards), b"\0")
+        others = np.flatnonzero(~np.frombuffer(counted, np.bool_))
         if len(others) > _READ_MOST:
             others = others[np.linspace(0, len(others) - 1, _READ_MOST).astype(np.int64)]
         for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), _READS_AT_ONCE, "classes"):
@@ -255,7 +237,6 @@ def of_object(data: bytes) -> Distribution:
         return found
     table = opened.table(["label", "score"])
     table = table.filter(pc.is_valid(table["label"]))
-    counts = pc.value_counts(table["label"].combine_chunks())
-    found.classes.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+    found.classes.update(table["label"].to_pylist())
     found.scores += by_score(table["score"].to_numpy())
     return found

@@ -31,9 +31,9 @@ from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
-_FOLDER = "_stint/journals"
+FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
-_PARTS = re.compile(rf"{_FOLDER}/[^/]+/\d{{8,}}\.parquet")
+_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.parquet")
 PART_EVERY_S = 2.0
 """At first; a part that long after the one before."""
 PART_EVERY_MOST_S = 60.0
@@ -43,7 +43,6 @@ _READS_AT_ONCE = 16
 _WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
 BUSY_STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
-_DAMAGED = (pa.ArrowException, OSError, ValueError, NotFound)
 _OF_RESULT = ("committed", "rows_ok", "rows_bad", "rows_gone", "wall_s", "bytes_read")
 
 ATTEMPTS = pa.schema(
@@ -125,7 +124,7 @@ class Journal:
     def _create(self, part: int, rows: list[dict[str, Any]], workers: list[dict[str, Any]], snapshot: Snapshot) -> None:
         metadata = {"snapshot": snapshot.to_json(), "workers": json.dumps(redacted_values(workers))}
         data = to_bytes([pa.Table.from_pylist(rows, ATTEMPTS)], ATTEMPTS, metadata)
-        self.store.create(f"{_FOLDER}/{self.run_id}/{part:08d}.parquet", data)
+        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
 
     def _collect(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):
@@ -141,7 +140,7 @@ def run_ids(store: Store) -> list[str]:
 
 @dataclass(frozen=True)
 class JournalContent:
-    """What the parts of a journal hold together."""
+    """What a part of a journal holds, or all of them together."""
 
     attempts: pa.Table
     """Every attempt in the order in which they ended; columns as in ATTEMPTS."""
@@ -157,37 +156,34 @@ def read_journal(store: Store, run_id: str, columns: Sequence[str] | None = None
     Raises StoreError, StoreDenied.
     """
     schema = ATTEMPTS if columns is None else pa.schema([ATTEMPTS.field(name) for name in columns])
-
-    def part(key: str) -> tuple[pa.Table, bytes, bytes] | None:
-        try:
-            file = pq.ParquetFile(pa.BufferReader(store.get(key)), page_checksum_verification=True)
-            metadata = file.schema_arrow.metadata or {}
-            if not file.schema_arrow.remove_metadata().equals(ATTEMPTS):
-                return None
-            table = file.read(schema.names).replace_schema_metadata(None)
-            return table, metadata[b"stint.snapshot"], metadata[b"stint.workers"]
-        except (*_DAMAGED, KeyError):
-            return None
-
-    parts = [found for found in ahead(part, _part_keys(store, run_id), _READS_AT_ONCE, "journal") if found is not None]
-    tables = [table for table, _, _ in parts]
+    read = ahead(partial(_read_part, store, schema.names), _part_keys(store, run_id), _READS_AT_ONCE, "journal")
+    parts = [part for part in read if part is not None]
     return JournalContent(
-        attempts=pa.concat_tables(tables) if tables else schema.empty_table(),
-        workers=[worker for _, _, workers in parts for worker in json.loads(workers)],
-        snapshot=Snapshot.from_json(parts[-1][1]) if parts else None,
+        attempts=pa.concat_tables([schema.empty_table(), *(part.attempts for part in parts)]),
+        workers=[worker for part in parts for worker in part.workers],
+        snapshot=parts[-1].snapshot if parts else None,
     )
 
 
 def last_snapshot(store: Store, run_id: str) -> Snapshot | None:
     """How a run stood when it last wrote; None where it has not, or not as this version reads."""
-    for key in reversed(_part_keys(store, run_id)):
-        try:
-            metadata = pq.read_schema(pa.BufferReader(store.get(key))).metadata or {}
-            return Snapshot.from_json(metadata[b"stint.snapshot"])
-        except (*_DAMAGED, KeyError):
-            continue
-    return None
+    parts = (_read_part(store, (), key) for key in reversed(_part_keys(store, run_id)))
+    return next((part.snapshot for part in parts if part is not None), None)
+
+
+def _read_part(store: Store, columns: Sequence[str], key: str) -> JournalContent | None:
+    """None for one that is damaged, or of another version. Raises StoreError, StoreDenied."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(store.get(key)), page_checksum_verification=True)
+        metadata = file.schema_arrow.metadata or {}
+        if not file.schema_arrow.remove_metadata().equals(ATTEMPTS):
+            return None
+        table = file.read(list(columns)).replace_schema_metadata(None)
+        snapshot = Snapshot.from_json(metadata[b"stint.snapshot"])
+        return JournalContent(table, json.loads(metadata[b"stint.workers"]), snapshot)
+    except (pa.ArrowException, OSError, ValueError, KeyError, NotFound):
+        return None
 
 
 def _part_keys(store: Store, run_id: str) -> list[str]:
-    return sorted(info.key for info in store.list(f"{_FOLDER}/{run_id}") if _PARTS.fullmatch(info.key))
+    return sorted(info.key for info in store.list(f"{FOLDER}/{run_id}") if _PARTS.fullmatch(info.key))

@@ -132,10 +132,6 @@ class Report:
     """A few error rows by code, see jobs.ledger.bad_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
 
-    @property
-    def folder(self) -> str:
-        return f"{self.output}/_stint/runs/{self.run_id}"
-
 
 def unfinished_report(last: Snapshot) -> Report:
     """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""
@@ -224,48 +220,24 @@ def summary(report: Report) -> str:
         first = f"{report.speculative_wins:,} of which ended first"
         lines.append(f"second attempts of slow shards: {report.speculative_attempts:,}, {first}")
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
-    lines += [f"predictions: {report.output}/{report.root}/", f"report: {report.folder}/report.html"]
+    lines.append(f"predictions: {report.output}/{report.root}/")
+    lines.append(f"report: {report.output}/_stint/runs/{report.run_id}/report.html")
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a run ended, in words for a person."""
-
-    title: str
-    tone: str
-    """`good`, `warn` or `bad`."""
-    happened: str
-    """One sentence."""
-    details: str
-    """The rest of an error's message; mostly empty."""
-
-    @property
-    def symbol(self) -> str:
-        """Beside the colour."""
-        return {"good": "✓", "warn": "!", "bad": "✕"}[self.tone]
-
-
 def headline(outcome: str) -> tuple[str, str]:
-    """Title and tone of a report's outcome."""
+    """Title of a report's outcome, and its tone: `good`, `warn` or `bad`."""
     return _HEADLINES.get(outcome, ("Failed", "bad"))
 
 
-def ending(report: Report) -> Ending:
-    title, tone = headline(report.outcome)
-    happened, _, details = report.error.strip().partition("\n")
-    if report.outcome == COMPLETED:
-        happened, details = _completed(report), ""
-    elif not happened:
-        happened = f"The run ended with {report.outcome or 'an error'}; there is no message."
-    return Ending(title=title, tone=tone, happened=happened, details=details)
-
-
-def _completed(report: Report) -> str:
+def ending(report: Report) -> tuple[str, str]:
+    """What happened, in a sentence for a person, and the rest of an error's message; that is mostly empty."""
+    if report.outcome != COMPLETED:
+        happened, _, details = report.error.strip().partition("\n")
+        return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
     if not report.plans:
-        return "There was nothing new to score."
+        return "There was nothing new to score.", ""
     rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
-    text = f"{rows:,} rows have a prediction or a reason why not"
-    if 0 < here < rows:
-        text += f"; {here:,} of them were scored by this run"
-    return f"{text}, in {duration(report.elapsed_s)}."
+    by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
+    took = duration(report.elapsed_s)
+    return f"{rows:,} rows have a prediction or a reason why not{by_this_run}, in {took}.", ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
@@ -43,10 +43,19 @@ class RunSeen:
         left = self.report or self.snapshot
         return left.root if left else ""
 
+    @property
+    def heard_at(self) -> datetime:
+        """When it wrote last; of one that does not tell, as late as can be: it may be under way."""
+        text = self.report.ended if self.report else self.snapshot.at if self.snapshot else ""
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            return datetime.max.replace(tzinfo=UTC)
+        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
     def heard_s(self, now: datetime) -> float:
         """How long ago it wrote last; clocks of two machines may differ a little."""
-        assert self.snapshot is not None, "it has written"
-        return max(0.0, (now - datetime.fromisoformat(self.snapshot.at)).total_seconds())
+        return max(0.0, (now - self.heard_at).total_seconds())
 
     def under_way(self, now: datetime) -> bool:
         return self.report is None and self.snapshot is not None and self.heard_s(now) <= _SILENT_S

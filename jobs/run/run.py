@@ -344,8 +344,7 @@ class Run:
         try:
             # A night with nothing to do does not look up what a worker costs.
             price, counted = self._price if self.report.workers else Price(), self._tally.distributions
-            for fields in compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry):
-                self.report = replace(self.report, **fields)
+            compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry)
         except (StoreError, StoreDenied) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")
         save_report(self.job, self.report, self.say, pictures=not hurry)

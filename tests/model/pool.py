@@ -54,7 +54,7 @@ class ModelWorker:
     def _score(self, shard: Shard) -> ShardResult:
         reader = ShardReader(shard, self._spec.input)
         blocks = list(reader.blocks())
-        read = [(block.slice_index, block.row_start + n) for block in blocks for n in range(len(block.images))]
+        read = [(block.slice_index, row) for block in blocks for row in block.rows]
         gone = tuple(sorted(reader.gone))
         data = _encoded(shard, tuple(read), gone, self._world.token().hex)
         key = f"{self._spec.root}/{shard.key}"

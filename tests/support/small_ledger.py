@@ -84,7 +84,7 @@ class SmallLedger:
         reader = ShardReader(shard, job.input_spec())
         scored = Scored(np.zeros((shard.rows, 2), np.int32), np.zeros((shard.rows, 2), np.float32))
         for block in reader.blocks():
-            for offset in range(len(block.images)):
+            for offset, row in enumerate(block.rows):
                 number, at = scored.rows, shard.slices[block.slice_index]
                 key = block.keys.column(0)[offset].as_py() if block.keys is not None else at.uri
                 said = says(key)
@@ -94,7 +94,7 @@ class SmallLedger:
                     scored.label_NK[number] = said[0], (said[0] + 1) % len(LABELS)
                     scored.score_NK[number] = said[1], 1 - said[1]
                 scored.slice_index.append(block.slice_index)
-                scored.row.append(block.row_start + offset)
+                scored.row.append(row)
             if block.keys is not None:
                 scored.keys.append(block.keys)
         told = {"plan_token": plan.token, "token": "t", "bundle": job.fingerprints.bundle, "model": "m", **metadata}

@@ -84,9 +84,9 @@ def read(path: Path | str, parts: Sequence[Block], how: InputSpec = JPG) -> list
     places = []
     for block in ShardReader(of, how).blocks():
         keys = block.keys.to_pylist() if block.keys is not None else [{}] * len(block.images)
-        for offset, (cell, named) in enumerate(zip(block.images, keys, strict=True)):
+        for row, cell, named in zip(block.rows, block.images, keys, strict=True):
             rows.append((cell.code if isinstance(cell, BadImage) else bytes(memoryview(cell)), named))
-            places.append((block.slice_index, block.row_start + offset))
+            places.append((block.slice_index, row))
     assert places == [(i, row) for i, s in enumerate(of.slices) for row in range(s.row_start, s.row_stop)]
     return rows
 

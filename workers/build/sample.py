@@ -84,7 +84,7 @@ def read_sample(
                 continue
             label = None
             if block.keys is not None and column is not None:
-                label = block.keys.column(column)[row - block.row_start].as_py()
+                label = block.keys.column(column)[block.rows.index(row)].as_py()
             taken.append((RowRef(uri=uri, row_group=row_group, row=row), bytes(cell), label, crop_HWC, exact_HWC))
     if not taken:
         message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"

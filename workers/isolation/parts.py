@@ -33,12 +33,12 @@ class Excerpt:
         """
         first_row = self.shard.slices[0].row_start + self.rows_before
         for block in blocks:
-            skip = max(0, first_row - block.row_start) if block.slice_index == 0 else 0
+            skip = max(0, first_row - block.rows[0]) if block.slice_index == 0 else 0
             images = block.images[skip:]
             if images:
                 yield RowBlock(
                     block.slice_index + self.slice_first,
-                    block.row_start + skip,
+                    block.rows[skip:],
                     images if blamed is None else [blamed] * len(images),
                     # A copy: of a slice all rows around it would travel along between processes.
                     None if block.keys is None else block.keys.take(pa.array(range(skip, block.keys.num_rows))),

@@ -187,7 +187,7 @@ class _WorkerLoop:
 
     def _block(self, rows: int) -> RowBlock:
         images = list(itertools.islice(itertools.cycle(self._images), rows))
-        return RowBlock(slice_index=0, row_start=0, images=images, keys=None, bytes_read=0)
+        return RowBlock(slice_index=0, rows=range(rows), images=images, keys=None, bytes_read=0)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Predictor:
         done = 0
         for block in blocks:
             scored.slice_index += [block.slice_index] * len(block.images)
-            scored.row += range(block.row_start, block.row_start + len(block.images))
+            scored.row += block.rows
             if block.keys is not None:
                 scored.keys.append(block.keys)
             scored.bytes_read += block.bytes_read

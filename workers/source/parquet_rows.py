@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,53 +18,62 @@ from workers.source.source_file import InputUnreadable
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
-"""Column chunks up to this size are read in one request; larger ones are streamed, BUFFER_BYTES at a time."""
+"""Column chunks up to this size are read in one request, if all rows are wanted; others are streamed, BUFFER_BYTES at a
+time."""
 BUFFER_BYTES = 8 * 2**20
 
 
-def row_group_blocks(file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
-    """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable and what Arrow raises."""
+def row_group_blocks(
+    file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
+) -> Iterator[RowBlock]:
+    """The rows of one slice, which is number `index` of its shard, all or those among `only`.
+
+    Raises InputUnreadable and what Arrow raises.
+    """
     schema = parquet.schema_arrow
     kind = image_kind(schema, how.image)
     columns = {"struct": [f"{how.image}.bytes", f"{how.image}.path"], "struct_bytes": [f"{how.image}.bytes"]}
     group = parquet.metadata.row_group(rows.row_group)
-    if max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
+    if only is not None or max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=rows_a_batch(group),
+        batch_size=_rows_a_batch(group),
         row_groups=[rows.row_group],
         columns=[*columns.get(kind, [how.image]), *how.keys],
         use_threads=False,
     )
     position = 0
     for batch in batches:
-        start, stop = max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows)
-        if start < stop:
-            yield from _blocks(batch.slice(start - position, stop - start), index, start, kind, rows.uri, how)
+        wanted: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
+        if only is not None:
+            wanted = [row for row in wanted if row in only]
+        if wanted:
+            places = None if only is None else pa.array([row - position for row in wanted])
+            part = batch.slice(wanted[0] - position, len(wanted)) if places is None else batch.take(places)
+            yield from _blocks(part, index, wanted, kind, rows.uri, how)
         position += batch.num_rows
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
 
 
-def rows_a_batch(group: Any) -> int:
+def _rows_a_batch(group: Any) -> int:
     """Rows of a row group, given its metadata, that are about BLOCK_BYTES."""
     bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
     return int(min(1024, max(16, BLOCK_BYTES // bytes_a_row)))
 
 
 def _blocks(
-    batch: pa.RecordBatch, index: int, start: int, kind: str, source: str, how: InputSpec
+    batch: pa.RecordBatch, index: int, rows: Sequence[int], kind: str, source: str, how: InputSpec
 ) -> Iterator[RowBlock]:
-    """The rows of a batch; more than one block where the images that its URIs lead to are large."""
+    """The rows of a batch, by their numbers; more than one block where the images that its URIs lead to are large."""
     keys = pa.Table.from_batches([batch.select(list(how.keys))]) if how.keys else None
     images: list[ImageCell] = []
     done = held_bytes = 0
 
     def block() -> RowBlock:
-        return RowBlock(
-            index, start + done, images, None if keys is None else keys.slice(done, len(images)), held_bytes
-        )
+        here = slice(done, done + len(images))
+        return RowBlock(index, rows[here], images, None if keys is None else keys.slice(done, len(images)), held_bytes)
 
     for image in _followed(_cells_of(batch.column(how.image), kind), source, how):
         images.append(image)

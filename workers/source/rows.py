@@ -21,10 +21,11 @@ ImageCell: TypeAlias = memoryview | bytes | BadImage
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of one slice."""
+    """Rows of one slice."""
 
     slice_index: int
-    row_start: int
+    rows: Sequence[int]
+    """Their numbers in the row group, ascending."""
     images: Sequence[ImageCell]
     keys: pa.Table | None
     bytes_read: int

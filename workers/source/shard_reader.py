@@ -8,7 +8,7 @@ was claimed yields no rows: it is reported as gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -39,6 +39,8 @@ class ShardReader:
 
     shard: Shard
     input: InputSpec
+    only: Container[int] | None = None
+    """Numbers of the rows that are wanted, of whatever slice of its files; all of them by default."""
     gone: set[int] = field(default_factory=set)
     """Indices of slices whose source vanished or changed."""
     read_s: float = 0.0
@@ -91,11 +93,12 @@ class ShardReader:
         if self.input.format == "webdataset":
             window = webdataset.streaming(file)
             for index in indices:
-                yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input)
+                yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input, self.only)
         else:
             parquet = open_parquet(file)
             for index in indices:
-                yield from parquet_rows.row_group_blocks(file, parquet, index, self.shard.slices[index], self.input)
+                rows = self.shard.slices[index]
+                yield from parquet_rows.row_group_blocks(file, parquet, index, rows, self.input, self.only)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
@@ -105,7 +108,7 @@ class ShardReader:
             if image is None:
                 self.gone.add(index)
             else:
-                yield RowBlock(index, 0, [image], None, 0 if isinstance(image, BadImage) else len(image))
+                yield RowBlock(index, [0], [image], None, 0 if isinstance(image, BadImage) else len(image))
 
 
 def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
@@ -115,10 +118,28 @@ def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, Image
     """
     chosen = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
     shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
-    for block in ShardReader(shard, how).blocks():
-        for row, cell in enumerate(block.images, block.row_start):
-            if row in chosen:
-                yield row, cell, block
+    for block in ShardReader(shard, how, chosen).blocks():
+        for row, cell in zip(block.rows, block.images, strict=True):
+            yield row, cell, block
+
+
+def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
+    """The key columns of a slice's rows, without their images; None where its source is not what was claimed any more.
+
+    Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
+    """
+    fs, path = open_filesystem(part.uri)
+    if not _unchanged(fs, path, part):
+        return None
+    try:
+        file = opened(fs, path)
+    except NotFound:
+        return None
+    with file:
+        if how.format == "webdataset":
+            return webdataset.keys_of(file, part.byte_start, part.rows, how.keys)
+        rows = open_parquet(file).read_row_group(part.row_group, columns=list(how.keys))
+        return rows.slice(part.row_start, part.rows)
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:

@@ -11,7 +11,7 @@ reads rows in the middle without what lies before them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -105,30 +105,34 @@ def streaming(file: SourceFile) -> Window:
     return Window(file, first_bytes=2**19, most_bytes=(8 if file.remote else 2) * 2**20)
 
 
-def sample_blocks(window: Window, index: int, rows: Slice, how: InputSpec) -> Iterator[RowBlock]:
-    """The rows of one slice, which is number `index` of its shard. Raises InputUnreadable, StoreError.
+def sample_blocks(
+    window: Window, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
+) -> Iterator[RowBlock]:
+    """The rows of one slice, which is number `index` of its shard, all or those among `only`.
 
-    Slices of one file in ascending order share a `streaming` window, and nothing is read twice.
+    Slices of one file in ascending order share a `streaming` window, and nothing is read twice. Raises InputUnreadable,
+    StoreError.
     """
-    held: list[_Sample] = []
-    held_bytes = row = 0
-    for sample in islice(_samples(window, rows.byte_start, extensions(how.image), how.keys), rows.rows):
-        held.append(sample)
-        held_bytes += sample.bytes_read
-        row += 1
+    held: dict[int, _Sample] = {}
+    held_bytes, row = 0, rows.row_start - 1
+    samples = _samples(window, rows.byte_start, extensions(how.image), how.keys)
+    for row, sample in zip(range(rows.row_start, rows.row_stop), samples, strict=False):
+        if only is None or row in only:
+            held[row] = sample
+            held_bytes += sample.bytes_read
         if held_bytes >= BLOCK_BYTES or len(held) == BLOCK_ROWS:
-            yield _row_block(held, index, rows.row_start + row - len(held), how)
-            held, held_bytes = [], 0
-    if row != rows.rows:
-        raise _too_few(row, rows.rows, rows.byte_start)
+            yield _row_block(held, index, how)
+            held, held_bytes = {}, 0
+    if row + 1 != rows.row_stop:
+        raise _too_few(row + 1 - rows.row_start, rows.rows, rows.byte_start)
     if held:
-        yield _row_block(held, index, rows.row_start + row - len(held), how)
+        yield _row_block(held, index, how)
 
 
-def _row_block(samples: Sequence[_Sample], index: int, row_start: int, how: InputSpec) -> RowBlock:
-    images = [_image_cell(sample, how) for sample in samples]
-    keys = _key_table(samples, how.keys) if how.keys else None
-    return RowBlock(index, row_start, images, keys, sum(sample.bytes_read for sample in samples))
+def _row_block(samples: Mapping[int, _Sample], index: int, how: InputSpec) -> RowBlock:
+    images = [_image_cell(sample, how) for sample in samples.values()]
+    keys = _key_table(samples.values(), how.keys) if how.keys else None
+    return RowBlock(index, list(samples), images, keys, sum(sample.bytes_read for sample in samples.values()))
 
 
 def _image_cell(sample: _Sample, how: InputSpec) -> ImageCell:
@@ -145,7 +149,7 @@ def _image_cell(sample: _Sample, how: InputSpec) -> ImageCell:
     return BadImage(ErrorCode.TOO_LARGE, f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
 
 
-def _key_table(samples: Sequence[_Sample], names: Sequence[str]) -> pa.Table:
+def _key_table(samples: Collection[_Sample], names: Sequence[str]) -> pa.Table:
     return pa.table({name: pa.array([_key_value(s, name) for s in samples], pa.string()) for name in names})
 
 

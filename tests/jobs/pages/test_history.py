@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.pages.history import HISTORY_SECTIONS, LOG_WIDTH, Night, history_page, nights, nights_table
+from jobs.pages.history import LOG_WIDTH, Night, history_page, nights, nights_table
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import Journal
@@ -143,10 +143,10 @@ def test_figures_that_are_no_numbers_are_missing_ones(ledger: Ledger) -> None:
     assert night.rows == complete_report()["rows_scored_here"]
 
 
-def test_an_older_report_has_its_cost_of_a_million_from_its_cost(ledger: Ledger) -> None:
-    older = early_report() | {"root": ledger.job.ledger.root, "outcome": "complete", "rows_ok": 2_000, "rows_bad": 0,
-                              "cost": 0.5, "rows_scored_here": 2_000}  # fmt: skip
-    ledger.left("20260301T020000Z-aaaaaa", "report.json", json.dumps(older))
+def test_a_report_without_its_day_is_of_the_one_on_which_it_began(ledger: Ledger) -> None:
+    early = early_report() | {"root": ledger.job.ledger.root, "outcome": "complete", "rows_ok": 2_000, "rows_bad": 0,
+                              "cost_per_million": 250.0, "rows_scored_here": 2_000}  # fmt: skip
+    ledger.left("20260301T020000Z-aaaaaa", "report.json", json.dumps(early))
     (night,) = ledger.nights()
     assert (night.day, night.rows, night.cost_per_million) == ("2026-03-01", 2_000, 250.0)
 
@@ -171,9 +171,8 @@ def test_the_page_of_nights_loads_nothing_fits_its_window_and_can_be_read(browse
     page = history_page("products", "model=products-5d2c81a09be4", "s3://shop/products", nights_example())
     with shown(browser, page, tmp_path) as it:
         assert it.empty_sections() == []
-        assert it.page.evaluate("() => [...document.querySelectorAll('section')].map(it => it.id)") == [
-            name for name, _ in HISTORY_SECTIONS
-        ]
+        ids = it.page.evaluate("() => [...document.querySelectorAll('section')].map(it => it.id)")
+        assert ids == ["trends", "nights"]
         for view in VIEWS:
             it.view(*view)
             assert (view, it.overflowing(), it.faint()) == (view, [], [])

@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from jobs.pages import page
-from jobs.pages.charts import Axis, Bar, Line, bars, histogram, over_time, trend
+from jobs.pages.charts import Axis, Bar, bars, histogram, over_time, trend
 from jobs.progress.format import NONE, moment, money, number, percent, points, seconds, significant, size
 
 ROOT = Path(__file__).parents[3]
@@ -153,8 +153,8 @@ def test_bars_are_as_long_as_their_values_and_escape_their_labels() -> None:
 
 
 def test_a_trend_is_broken_where_a_night_has_no_figure_and_tells_its_threshold() -> None:
-    line = Line(name="classes", values=[1.0, None, 2.0, 4.0, math.inf])
-    chart = trend([line], list("abcde"), what="Drift", unit="PSI", write=str, threshold=3.0, threshold_text="at most 3")
+    lines = {"classes": [1.0, None, 2.0, 4.0, math.inf]}
+    chart = trend(lines, list("abcde"), what="Drift", unit="PSI", write=str, threshold=3.0, threshold_text="at most 3")
     assert re.findall(r'class="line now" d="([^"]+)"', chart) == ["M10 75M50 50L70 0"]
     assert re.findall(r'class="line threshold" d="([^"]+)"', chart) == ["M0 25H100"]
     assert "b: no figure" in chart
@@ -162,7 +162,7 @@ def test_a_trend_is_broken_where_a_night_has_no_figure_and_tells_its_threshold()
 
 
 def test_a_threshold_far_above_is_told_but_does_not_press_the_line_flat() -> None:
-    chart = trend([Line(name="", values=[0.01, 0.02])], ["a", "b"], what="", unit="", write=str, threshold=1.0,
+    chart = trend({"": [0.01, 0.02]}, ["a", "b"], what="", unit="", write=str, threshold=1.0,
                   threshold_text="at most 1")  # fmt: skip
     assert "line threshold" not in chart
     assert "at most 1" in chart
@@ -172,7 +172,7 @@ def test_charts_of_nothing_are_empty_and_no_error() -> None:
     assert heights(over_time([], 1, what="")) == []
     assert heights(histogram([0], [], what="", unit="", edge=str)) == []
     assert "<li>" not in bars([], what="")
-    assert "rect" not in trend([], [], what="", unit="", write=str)
+    assert "rect" not in trend({}, [], what="", unit="", write=str)
 
 
 def test_the_environment_is_strict_and_escapes() -> None:

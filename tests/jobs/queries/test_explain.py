@@ -16,7 +16,7 @@ from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.ledger.crashes import CrashLog
 from jobs.progress.snapshot import Snapshot
-from jobs.queries.find_rows import ByKeys, ByPlace, parse
+from jobs.queries.find_rows import parse
 from jobs.report.journal import Journal
 from tests.support import tars
 from tests.support.fakes import INFO, RESULT
@@ -24,6 +24,7 @@ from tests.support.small_ledger import SmallLedger
 from workers.contract import InputSpec
 from workers.image.errors import ErrorCode
 from workers.outcomes import Failure, FailureKind
+from workers.source.single_rows import Place
 
 RUN = "20200101T020000Z-abc123"
 
@@ -328,21 +329,21 @@ KEYED = InputSpec(format="parquet", image="image", keys=("id", "day"))
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("id=7", ByKeys({"id": "7"})),
-        ("id=a,b=c,day=2026-03-01", ByKeys({"id": "a,b=c", "day": "2026-03-01"})),
-        ("id=", ByKeys({"id": ""})),
-        ("s3://b/day=1/a.parquet#2/30", ByPlace("s3://b/day=1/a.parquet", 2, 30)),
-        ("/a/x#1/2#3/4", ByPlace("/a/x#1/2", 3, 4)),
-        ("source_uri=s3://b/a.parquet,id=3", ByKeys({"source_uri": "s3://b/a.parquet", "id": "3"})),
+        ("id=7", {"id": "7"}),
+        ("id=a,b=c,day=2026-03-01", {"id": "a,b=c", "day": "2026-03-01"}),
+        ("id=", {"id": ""}),
+        ("s3://b/day=1/a.parquet#2/30", Place("s3://b/day=1/a.parquet", 2, 30)),
+        ("/a/x#1/2#3/4", Place("/a/x#1/2", 3, 4)),
+        ("source_uri=s3://b/a.parquet,id=3", {"source_uri": "s3://b/a.parquet", "id": "3"}),
     ],
 )
-def test_keys_and_places_are_told_apart(text: str, named: ByKeys | ByPlace) -> None:
+def test_keys_and_places_are_told_apart(text: str, named: dict[str, str] | Place) -> None:
     assert parse(text, KEYED) == named
 
 
 def test_a_relative_path_counts_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse("in/a.parquet#0/1", KEYED) == ByPlace(f"{tmp_path}/in/a.parquet", 0, 1)
-    assert parse("in/a=b.jpg", InputSpec(format="images", image="")) == ByPlace(f"{tmp_path}/in/a=b.jpg", 0, 0)
+    assert parse("in/a.parquet#0/1", KEYED) == Place(f"{tmp_path}/in/a.parquet", 0, 1)
+    assert parse("in/a=b.jpg", InputSpec(format="images", image="")) == Place(f"{tmp_path}/in/a=b.jpg", 0, 0)
     with pytest.raises(SpecError, match="names no row"):
         parse("in/a=b.parquet", KEYED)

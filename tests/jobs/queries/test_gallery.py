@@ -198,7 +198,7 @@ def test_fp32_is_asked_and_what_differs_is_marked(
 
 
 def test_looking_and_explaining_need_no_torch() -> None:
-    imported = "import sys, jobs.queries.contact_sheet, jobs.queries.explain, jobs.report.row_images"
+    imported = "import sys, jobs.queries.contact_sheet, jobs.queries.explain, jobs.report.thumbnails"
     code = f"{imported}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"

@@ -1,158 +1,22 @@
-"""Input rows found again, in every format, and made into pictures for a person."""
+"""Images made into pictures for a person."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.report import row_images
-from jobs.report.row_images import CHANGED, GONE, Fetched, RowAt, fetch_images, thumbnail
-from tests.support import images, tars
-from workers.contract import InputSpec
-from workers.storage.filesystems import open_filesystem, version_of
-
-PARQUET = InputSpec(format="parquet", image="image", keys=("id",))
-
-
-def version(path: Path) -> str:
-    fs, name = open_filesystem(str(path))
-    return version_of(fs.info(name))
-
-
-def at(path: Path, row: int, row_group: int = 0) -> RowAt:
-    return RowAt(str(path), version(path), row_group, row)
-
-
-def parquet_of(path: Path, cells: Sequence[object], kind: pa.DataType, rows_a_group: int = 1000) -> Path:
-    table = pa.table({"id": pa.array(range(len(cells))), "image": pa.array(cells, kind)})
-    pq.write_table(table, path, row_group_size=rows_a_group)
-    return path
+from jobs.report.thumbnails import thumbnail
+from tests.support import images
 
 
 def seen(uri: str) -> np.ndarray:
     """The pixels of a data: URI."""
     assert uri.startswith("data:image/jpeg;base64,")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
-
-
-# --------------------------------------------------------------------------------------------- rows
-
-
-def test_rows_of_parquet_come_in_the_order_asked_for_from_any_row_group(tmp_path: Path) -> None:
-    file = parquet_of(tmp_path / "a.parquet", [b"0", b"1", None, b"3", b"4", b"5"], pa.binary(), rows_a_group=4)
-    found = fetch_images(PARQUET, [at(file, 1, 1), at(file, 0), at(file, 2), at(file, 3), at(file, 0)])
-    assert found == [
-        Fetched(b"5"), Fetched(b"0"), Fetched(None, "the image cell is null"), Fetched(b"3"), Fetched(b"0"),
-    ]  # fmt: skip
-
-
-def test_a_struct_of_bytes_and_path_gives_the_bytes_or_what_the_path_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "b.jpg").write_bytes(b"linked")
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    cells = [{"bytes": b"held", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}]
-    file = parquet_of(tmp_path / "a.parquet", cells, kind)
-    how = InputSpec(format="parquet", image="image", uri_roots=(str(tmp_path),))
-    assert fetch_images(how, [at(file, 0), at(file, 1)]) == [Fetched(b"held"), Fetched(b"linked")]
-
-
-def test_uris_are_followed_below_the_roots_only_and_those_of_other_rows_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/b.jpg").write_bytes(b"b")
-    (tmp_path / "secret").write_bytes(b"secret")
-    cells = ["b.jpg", "other.jpg", "../secret", "none.jpg", None]
-    file = parquet_of(tmp_path / "in/a.parquet", cells, pa.string())
-    how = InputSpec(format="parquet", image="image", uri_roots=(str(tmp_path / "in"),))
-    followed: list[str | None] = []
-    image_at = row_images.parquet_rows.image_at
-
-    def watched(value: str | None, source: str, roots: tuple[str, ...]) -> object:
-        followed.append(value)
-        return image_at(value, source, roots)
-
-    monkeypatch.setattr(row_images.parquet_rows, "image_at", watched)
-    b, refused, none, null = fetch_images(how, [at(file, row) for row in (0, 2, 3, 4)])
-    assert b == Fetched(b"b")
-    assert (refused.data, none, null) == (
-        None, Fetched(None, "'none.jpg': no such object"), Fetched(None, "the image cell is null"),
-    )  # fmt: skip
-    assert "outside of input.uri_roots" in refused.problem
-    assert sorted(map(str, followed)) == ["../secret", "None", "b.jpg", "none.jpg"]
-
-
-def test_a_hundred_rows_of_a_row_group_are_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = parquet_of(tmp_path / "a.parquet", [b"%d" % n for n in range(300)], pa.binary())
-    passes = []
-    taken = row_images._rows_of_group
-    monkeypatch.setattr(row_images, "_rows_of_group", lambda *args: passes.append(args) or taken(*args))
-    found = fetch_images(PARQUET, [at(file, row) for row in range(299, 0, -3)])
-    assert [fetched.data for fetched in found] == [b"%d" % n for n in range(299, 0, -3)]
-    assert len(passes) == 1
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_samples_of_a_tar_are_found_with_and_without_the_plans_slices(tmp_path: Path, known: bool) -> None:
-    samples = tars.photos(50)
-    samples[7] = {"__key__": "no-image", "cls": "3"}
-    file = tars.write_tar(tmp_path / "a.tar", samples)
-    pieces = [piece for piece in tars.shard(file, tars.index(file)).slices if piece.row_start != 16] if known else []
-    rows = [49, 0, 20, 7, 48]
-    found = fetch_images(tars.JPG, [at(file, row) for row in rows], pieces)
-    assert [fetched.data for fetched in found] == [samples[row].get("jpg") for row in rows]
-    assert "has no jpg, png; it has cls" in found[3].problem
-
-
-def test_image_files_are_rows(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
-    how = InputSpec(format="images", image="")
-    assert fetch_images(how, [at(tmp_path / f"{name}.jpg", 0) for name in "ba"]) == [Fetched(b"b"), Fetched(b"a")]
-
-
-@pytest.mark.parametrize("format", ["parquet", "webdataset", "images"])
-def test_a_file_that_is_gone_or_another_one_by_now_is_told(tmp_path: Path, format: str) -> None:
-    gone, changed, there = (tmp_path / name for name in ("gone", "changed", "there"))
-    for file in (gone, changed, there):
-        if format == "parquet":
-            parquet_of(file, [b"x"], pa.binary())
-        elif format == "webdataset":
-            tars.write_tar(file, [{"__key__": "k", "jpg": b"x"}])
-        else:
-            file.write_bytes(b"x")
-    rows = [at(file, 0) for file in (gone, changed, there)]
-    gone.unlink()
-    os.utime(changed, (1, 1))
-    how = InputSpec(format=format, image="jpg" if format == "webdataset" else "image")
-    assert fetch_images(how, rows) == [Fetched(None, GONE), Fetched(None, CHANGED), Fetched(b"x")]
-
-
-def test_a_damaged_file_and_rows_that_it_lacks_are_told_and_concern_no_other(tmp_path: Path) -> None:
-    damaged, short = tmp_path / "damaged.parquet", parquet_of(tmp_path / "short.parquet", [b"0", b"1"], pa.binary())
-    damaged.write_bytes(b"PAR1 this is not Parquet")
-    bad, beyond, first = fetch_images(PARQUET, [at(damaged, 0), at(short, 5), at(short, 1)])
-    assert bad.data is None
-    assert "cannot be read" in bad.problem
-    assert (beyond, first) == (Fetched(None, "the file has no such row"), Fetched(b"1"))
-
-
-def test_a_store_that_refuses_is_told_without_credentials(tmp_path: Path) -> None:
-    (found,) = fetch_images(PARQUET, [RowAt("nosuch://user:secret@host/a.parquet", "v", 0, 0)])
-    assert found.data is None
-    assert "cannot be read" in found.problem
-    assert "secret" not in found.problem
-
-
-# ----------------------------------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize("name", [name for name, sample in images.samples().items() if sample.code is None])

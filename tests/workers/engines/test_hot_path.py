@@ -71,7 +71,13 @@ def predictor(engine: Summing, *, batch: int = 4, threads: int = 1) -> Predictor
 
 
 def block(images: list[Any], row_start: int = 0) -> RowBlock:
-    return RowBlock(0, row_start, images, None, sum(len(image) for image in images if isinstance(image, bytes)))
+    return RowBlock(
+        0,
+        range(row_start, row_start + len(images)),
+        images,
+        None,
+        sum(len(image) for image in images if isinstance(image, bytes)),
+    )
 
 
 # ------------------------------------------------------------------------------------- no float image

@@ -169,7 +169,7 @@ def test_images_that_uris_lead_to_are_in_memory_a_block_at_a_time(tmp_path: Path
     how = InputSpec(format="parquet", image="image", keys=("id",), uri_roots=(str(tmp_path),))
     blocks = list(ShardReader(shard, how).blocks())
     assert [len(block.images) for block in blocks] == [4] * 6
-    assert [block.row_start for block in blocks] == list(range(0, rows, 4))
+    assert [block.rows[0] for block in blocks] == list(range(0, rows, 4))
     assert [key for block in blocks for key in block.keys["id"].to_pylist()] == list(range(rows))
     assert FETCHES * image.stat().st_size <= 4 * BLOCK_BYTES
 

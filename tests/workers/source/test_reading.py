@@ -124,7 +124,7 @@ def test_a_uri_that_is_no_text_is_a_bad_row_and_beside_bytes_it_does_not_matter(
 def test_slices_come_in_order_with_the_rows_they_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.array(images(25)), rows_a_group=10)
     blocks = list(ShardReader(shard(slices_of(path, (0, 3, 7), (2, 0, 5))), PARQUET).blocks())
-    assert [(b.slice_index, b.row_start, len(b.images)) for b in blocks] == [(0, 3, 4), (1, 0, 5)]
+    assert [(b.slice_index, b.rows[0], len(b.images)) for b in blocks] == [(0, 3, 4), (1, 0, 5)]
     assert bytes(memoryview(blocks[1].images[0])) == images(25)[20]
 
 
@@ -276,7 +276,7 @@ class Blocks:
     def blocks(self) -> Any:
         for i in range(self.count):
             self.given += 1
-            yield RowBlock(0, i, [], None, self.size)
+            yield RowBlock(0, [i], [], None, self.size)
         if self.error:
             raise self.error
 
@@ -286,7 +286,7 @@ def test_read_ahead_holds_no_more_bytes_than_its_bound(tmp_path: Path) -> None:
     ahead = ReadAhead(source, max_bytes=35)  # type: ignore[arg-type]
     taken = []
     for block in ahead:
-        taken.append(block.row_start)
+        taken += block.rows
         assert source.given <= len(taken) + 3 + 1  # three fit the bound, one waits in the reader's hand
     assert taken == list(range(100))
     ahead.close()
@@ -294,7 +294,7 @@ def test_read_ahead_holds_no_more_bytes_than_its_bound(tmp_path: Path) -> None:
 
 def test_a_block_above_the_bound_passes_alone_and_close_ends_a_reader_that_waits() -> None:
     ahead = ReadAhead(Blocks(3, 1000), max_bytes=10)  # type: ignore[arg-type]
-    assert [b.row_start for b in ahead] == [0, 1, 2]
+    assert [row for b in ahead for row in b.rows] == [0, 1, 2]
     waiting = ReadAhead(Blocks(100, 10), max_bytes=10)  # type: ignore[arg-type]
     waiting.close()
     assert not waiting._thread.is_alive()
