@@ -50,6 +50,10 @@ class Opened:
     columns: tuple[str, ...] | None = ()
     """Names of every column; None for a tar, whose samples need not be alike."""
 
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.groups)
+
 
 def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that could not be read, each with the reason.

@@ -20,19 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ledger.bad_rows import BadRows, error_rows
+from jobs.ledger.bad_rows import ErrorRow, error_rows
 from jobs.ledger.done import DONE_SCHEMA, DoneRecord, PlanObjects, done_shard
 from jobs.ledger.notes import NOTE_LEAST, recall
 from jobs.ledger.plans import (
     Content,
-    Missing,
     NotAPlan,
     Plan,
+    Shards,
     dead_versions,
     decode_plan,
     disputed,
     encode_plan,
-    identities,
     to_bytes,
 )
 from jobs.ledger.presence import PlanListing, Present
@@ -93,13 +92,14 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------ shards
 
-    def missing(self, *plans: Plan) -> Missing:
+    def missing(self, *plans: Plan) -> Shards:
         """Shards of the plans that have no object yet, by one listing of each plan."""
-        return Missing([(plan, np.flatnonzero(~self.present(plan).bits(plan.number))) for plan in plans])
+        present = self.present(*plans)
+        return Shards([(plan, np.flatnonzero(~present.bits(plan.number))) for plan in plans])
 
-    def present(self, plan: Plan) -> Present:
-        """Objects of the plan, by one listing, which leaves out what earlier ones have shown to be whole."""
-        return Present({plan.number: self._listing(plan).present()})
+    def present(self, *plans: Plan) -> Present:
+        """Objects of the plans, by one listing of each, which leaves out what earlier ones have shown to be whole."""
+        return Present({plan.number: self._listing(plan).present() for plan in plans})
 
     def whole(self, plan: Plan) -> bool:
         """Whether nothing of the plan is missing."""
@@ -130,15 +130,17 @@ class Ledger:
         lost: set[Slice] = set()
         for plan in plans:
             again = {(piece.uri, piece.version) for piece in lost}
-            if again and not again.isdisjoint(plan.claimed):
-                lost.difference_update(piece for shard in _reading(plan, again.__contains__) for piece in shard.slices)
+            if again:
+                claimed_again = plan.shards_reading(again.__contains__)
+                lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
             if plan.number not in relevant:
                 continue
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
-                shards = [shard for shard in _reading(plan, lambda source: source[0] in here) if shard.index in gaps]
+                reading = plan.shards_reading(lambda source: source[0] in here)
+                shards = [shard for shard in reading if shard.index in gaps]
             else:
-                stale = list(_reading(plan, lambda source: here.get(source[0], source[1]) != source[1]))
+                stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
                 if not stale:
                     continue
                 written = self.present(plan)
@@ -149,23 +151,22 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> BadRows:
-        """Why rows of a complete plan have no prediction, read from its objects; `dead` (uri, version) do not count."""
+    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> tuple[Counter[str], dict[str, str]]:
+        """Rows of a complete plan without a prediction, counted by code, and one of each code for a person.
 
-        def read(shard: Shard) -> tuple[dict[str, int], dict[str, str]]:
-            counts: Counter[str] = Counter()
-            samples: dict[str, str] = {}
-            for row in error_rows(self.store.get(f"{self.root}/{shard.key}")):
-                if (row.uri, row.version) not in dead:
-                    counts[row.code] += 1
-                    if row.code not in samples:
-                        samples[row.code] = row.describe()
-            return counts, samples
+        Read from its objects; `dead` (uri, version) do not count.
+        """
 
-        found = BadRows()
-        for counts, samples in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
-            found.add(counts, samples)
-        return found
+        def read(shard: Shard) -> list[ErrorRow]:
+            rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
+            return [row for row in rows if (row.uri, row.version) not in dead]
+
+        by_code: Counter[str] = Counter()
+        samples: dict[str, str] = {}
+        for rows in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
+            by_code.update(row.code for row in rows)
+            samples = {row.code: row.describe() for row in reversed(rows)} | samples
+        return by_code, samples
 
     # ------------------------------------------------------------------------------------------- done
 
@@ -243,9 +244,3 @@ class Ledger:
     def _numbers(self, folder: str) -> list[int]:
         prefix = f"{self.root}/{folder}"
         return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
-
-
-def _reading(plan: Plan, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
-    """Shards of the plan with slices of sources whose (uri, version) is wanted."""
-    chosen = np.fromiter(map(wanted, identities(plan.sources)), bool, len(plan.sources))
-    return plan.shards.picked(plan.shards_of(chosen))

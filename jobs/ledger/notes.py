@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,32 +39,29 @@ class Noting(KnownObjects):
     """The objects of plans as results describe them, noted every so often in a thread of its own."""
 
     def __init__(self, store: Store, root: str, plans: Sequence[Plan], say: Callable[[str], None]) -> None:
-        super().__init__({plan.number: len(plan.shards) for plan in plans})
+        super().__init__()
         self._store, self._root, self._say = store, root, say
         self._tokens = {plan.number: plan.token for plan in plans}
-        self._writes: Errands[None] = Errands("noting")
+        self._writes: Errands[bool] = Errands("noting")
 
     def note_due(self, plan: int) -> None:
         """Note what has been added of the plan since the last time, once it is enough. Does not wait."""
-        if self.of(plan).new >= NOTE_EVERY:
+        if self[plan].new >= NOTE_EVERY:
             self._note(plan)
             self._report_failures(0.0)
 
     def close(self) -> None:
         """Note the rest. Raises nothing: a run that ends with an error ends with that one."""
         for plan in self._tokens:
-            if self.of(plan).new >= NOTE_LEAST:
+            if self[plan].new >= NOTE_LEAST:
                 self._note(plan)
         self._report_failures(_WAIT_S)
         self._writes.close()
 
     def _note(self, plan: int) -> None:
-        table = self.of(plan).take_new().table
+        table, metadata = self[plan].take_new().table, {"token": self._tokens[plan]}
         key = f"{self._root}/{_FOLDER}/{plan:08d}/{uuid.uuid4().hex}.parquet"
-        self._writes.send(partial(self._write, key, table, self._tokens[plan]))
-
-    def _write(self, key: str, table: pa.Table, token: str) -> None:
-        self._store.create(key, to_bytes([table], DONE_SCHEMA, {"token": token}))
+        self._writes.send(lambda: self._store.create(key, to_bytes([table], DONE_SCHEMA, metadata)))
 
     def _report_failures(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):

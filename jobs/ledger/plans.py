@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -64,37 +64,25 @@ class Plan:
 
     @cached_property
     def shards(self) -> Shards:
-        return Shards(self)
+        return Shards([(self, np.arange(len(self.slices)))])
 
     @cached_property
     def rows(self) -> int:
         return int(self.slices.rows.sum())
 
-    def shards_of(self, sources: npt.NDArray[np.bool_]) -> Ints:
-        """Numbers of the shards that read any of the sources marked, which are those at these places in `sources`."""
-        if not len(self.slices):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(np.logical_or.reduceat(sources[self.slices.pieces["source"]], self.slices.starts[:-1]))
+    def shards_reading(self, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
+        """Shards with slices of sources whose (uri, version) is wanted."""
+        return self.shards_of(np.fromiter(map(wanted, identities(self.sources)), bool, len(self.sources)))
+
+    def shards_of(self, sources: npt.NDArray[np.bool_]) -> Iterator[Shard]:
+        """Shards with slices of any of the sources marked, which are those at these places in `sources`."""
+        marked = np.logical_or.reduceat(sources[self.slices.pieces["source"]], self.slices.starts[:-1])
+        return self.shards.picked(np.flatnonzero(marked))
 
 
 @dataclass(frozen=True, eq=False)
 class Shards(OnDemand[Shard]):
-    """The shards of a plan, by number."""
-
-    plan: Plan
-
-    def __len__(self) -> int:
-        return len(self.plan.slices)
-
-    def picked(self, numbers: Ints) -> Iterator[Shard]:
-        plan = self.plan
-        for index, slices in zip(numbers.tolist(), plan.slices.picked(numbers), strict=True):
-            yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
-
-
-@dataclass(frozen=True, eq=False)
-class Missing(OnDemand[Shard]):
-    """Shards that have no object, plan by plan. A million of them made at once are a third of a gigabyte."""
+    """Some shards, plan by plan. A million of them made at once are a third of a gigabyte."""
 
     parts: Sequence[tuple[Plan, Ints]]
     """Plans, each with the numbers of its shards."""
@@ -114,7 +102,9 @@ class Missing(OnDemand[Shard]):
         edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(numbers)]
         for first, end in pairwise(edges if len(numbers) else []):
             plan, of_plan = self.parts[part[first]]
-            yield from plan.shards.picked(of_plan[numbers[first:end] - begins[part[first]]])
+            chosen = of_plan[numbers[first:end] - begins[part[first]]]
+            for index, slices in zip(chosen.tolist(), plan.slices.picked(chosen), strict=True):
+                yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
@@ -129,12 +119,23 @@ def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
 
 @dataclass(frozen=True)
 class Content:
-    """What a plan is to claim."""
+    """What a plan is to claim, and how its rows fall into shards."""
 
-    cut: Cut
-    keys: pa.Schema | None
+    shards: Slices
+    empty: tuple[Source, ...] = ()
+    """Sources with no row: claimed, in no shard."""
+    warnings: tuple[str, ...] = ()
+    """Of how the rows were cut, for a person."""
+    keys: pa.Schema | None = None
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
+
+    def sizes(self) -> str:
+        """For a person: how many shards, and how large."""
+        if not len(self.shards):
+            return "0 shards"
+        rows = sorted(self.shards.rows.tolist())
+        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
 def encode_plan(content: Content, token: str) -> bytes:
@@ -146,7 +147,7 @@ def encode_plan(content: Content, token: str) -> bytes:
 
 
 def _encoded(content: Content) -> Iterator[pa.Table]:
-    slices, empty = content.cut.shards, content.cut.empty
+    slices, empty = content.shards, content.empty
     shard = np.repeat(np.arange(len(slices)), np.diff(slices.starts))
     for first in range(0, len(shard), ROWS_TOGETHER):
         chosen = slice(first, first + ROWS_TOGETHER)
@@ -190,13 +191,13 @@ def decode_plan(number: int, data: bytes) -> Plan:
 def _decoded(file: pq.ParquetFile) -> Slices:
     """The slices of a plan's file. Its sources are named once each, although there is a row for every slice."""
     sources, pieces, shards = [SOURCES.empty_table()], [np.zeros(0, PIECE)], [np.zeros(0, np.int64)]
-    before: tuple[str, str] | None = None
+    last = pa.table({"uri": pa.nulls(1, pa.string()), "version": pa.nulls(1, pa.string())})
     count = 0
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group).combine_chunks()
-        new = _begins(rows["uri"]) | _begins(rows["version"])
-        new[:1] = before != (rows["uri"][0].as_py(), rows["version"][0].as_py())
-        before = rows["uri"][-1].as_py(), rows["version"][-1].as_py()
+        rows = file.read_row_group(group)
+        names = pa.concat_tables([last, rows.select(last.column_names)]).combine_chunks()
+        new = _changes(names["uri"]) | _changes(names["version"])
+        last = names.slice(len(rows))
         sources.append(rows.select(SOURCES.names).filter(pa.array(new)))
         there = np.zeros(len(rows), PIECE)
         there["source"] = count + np.cumsum(new) - 1
@@ -214,11 +215,10 @@ def _decoded(file: pq.ParquetFile) -> Slices:
     return Slices(pa.concat_tables(sources), np.concatenate(pieces), starts)
 
 
-def _begins(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Where the value is another than in the row before; True in the first row."""
-    values = column.combine_chunks()
-    differs = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
-    return np.concatenate([[True], differs.to_numpy(zero_copy_only=False)])
+def _changes(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """From the second row on, where the value is another than in the row before, or that one had none."""
+    changes: npt.NDArray[np.bool_] = pc.fill_null(pc.not_equal(column[1:], column[:-1]), True).to_numpy()
+    return changes
 
 
 def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str]) -> bytes:
@@ -229,23 +229,6 @@ def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[st
         for table in tables:
             file.write_table(table.cast(schema))
     return bytes(sink.getvalue())
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the rows of a claim fall into shards."""
-
-    shards: Slices
-    warnings: tuple[str, ...] = ()
-    empty: tuple[Source, ...] = ()
-    """Sources with no row: claimed, in no shard."""
-
-    def sizes(self) -> str:
-        """For a person: how many shards, and how large."""
-        if not len(self.shards):
-            return "0 shards"
-        rows = sorted(self.shards.rows.tolist())
-        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
 def latest_versions(plans: Iterable[Plan]) -> dict[str, str]:

@@ -119,23 +119,28 @@ class SlicesBuilder:
         self._versions: list[str] = []
         self._pieces = array("q")
         self._starts = array("q", [0])
+        self._end: tuple[int, int] | None = None
+        """Row group and row where the last slice ends, if one that begins there goes on with it."""
 
     def source(self, uri: str, size: int, version: str) -> None:
         """Whose slices come next."""
+        self._end = None
         if not self._uris or (self._uris[-1], self._versions[-1]) != (uri, version):
             self._uris.append(uri)
             self._sizes.append(size)
             self._versions.append(version)
 
     def add(self, row_group: int, row_start: int, row_stop: int, byte_start: int) -> None:
-        self._pieces.extend((len(self._uris) - 1, row_group, row_start, row_stop, byte_start))
-
-    def grow(self, row_stop: int) -> None:
-        """Let the last slice go on up to another row."""
-        self._pieces[-2] = row_stop
+        """Rows that follow the last ones of the shard, since its source was named, become one slice with them."""
+        if self._end == (row_group, row_start):
+            self._pieces[-2] = row_stop
+        else:
+            self._pieces.extend((len(self._uris) - 1, row_group, row_start, row_stop, byte_start))
+        self._end = row_group, row_stop
 
     def end_shard(self) -> None:
         """A shard without slices is none."""
+        self._end = None
         if (end := len(self._pieces) // WIDTH) > self._starts[-1]:
             self._starts.append(end)
 

@@ -14,8 +14,8 @@ import jobs
 import workers
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
-from jobs.ledger import plans
 from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width
@@ -161,13 +161,12 @@ class Job:
             memory_bytes=spec.workers.memory_bytes,
         )
 
-    def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> plans.Cut:
+    def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
-        slices = tuple(again)
-        total = sum(group.rows for o in opened for group in o.groups) + sum(piece.rows for piece in slices)
+        total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
         within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
-        return sharding.cut(opened, within, slices)
+        return sharding.cut(opened, within, again)
 
 
 def _is_file(url: str) -> bool:

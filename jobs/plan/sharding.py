@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.plans import Cut
+from jobs.ledger.plans import Content
 from jobs.ledger.slices import SlicesBuilder, Source
 from workers.contract import Slice
 
@@ -76,32 +76,32 @@ def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max
 class _Filling:
     """The shard that is being filled."""
 
-    def __init__(self, within: Bounds, left: int) -> None:
+    def __init__(self, builder: SlicesBuilder, within: Bounds, left: int) -> None:
+        self._builder = builder
         self._within = within
         self._left = left
         """Rows from where this shard begins."""
         self._limit = within.limit(left)
         self._rows = self._bytes = 0
 
-    def begins_with(self, rows: int, size: int) -> bool:
-        """Take a piece in; True when it was too much for the shard, so that it is the first of the next one."""
-        new = bool(self._rows) and (self._rows + rows > self._limit or self._bytes + size > self._within.bytes)
-        if new:
+    def make_room(self, rows: int, size: int) -> None:
+        """For the piece that comes next: where it is too much for the shard, it is the first of another one."""
+        if self._rows and (self._rows + rows > self._limit or self._bytes + size > self._within.bytes):
+            self._builder.end_shard()
             self._left -= self._rows
             self._limit = self._within.limit(self._left)
             self._rows = self._bytes = 0
         self._rows += rows
         self._bytes += size
-        return new
 
 
-def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Cut:
+def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Content:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
     builder = SlicesBuilder()
     split: list[str] = []
     empty: list[Source] = []
-    left = sum(group.rows for opened in sources for group in opened.groups) + sum(piece.rows for piece in again)
-    shard = _Filling(within, left)
+    left = sum(opened.rows for opened in sources) + sum(piece.rows for piece in again)
+    shard = _Filling(builder, within, left)
     for opened in sources:
         source = opened.source
         groups = [group for group in opened.groups if group.rows]
@@ -109,7 +109,6 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
             empty.append(source)
             continue
         builder.source(source.uri, source.size, source.version)
-        end = 0, -1  # row group and row where the last slice of this shard ends
         for group in groups:
             pieces = _pieces(group, within, left)
             if len(pieces) > 1:
@@ -117,19 +116,12 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
                 split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
             start = group.row_start
             for rows in pieces:
-                new = shard.begins_with(rows, group.bytes // len(pieces))
-                if new:
-                    builder.end_shard()
-                if not new and end == (group.number, start):
-                    builder.grow(start + rows)
-                else:
-                    builder.add(group.number, start, start + rows, group.byte_start)
+                shard.make_room(rows, group.bytes // len(pieces))
+                builder.add(group.number, start, start + rows, group.byte_start)
                 start += rows
-                end = group.number, start
             left -= group.rows
     for piece in again:
-        if shard.begins_with(piece.rows, 0):
-            builder.end_shard()
+        shard.make_room(piece.rows, 0)
         builder.source(piece.uri, piece.size, piece.version)
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
@@ -139,7 +131,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         if split
         else ""
     )
-    return Cut(builder.slices(), (warning,) if warning else (), tuple(empty))
+    return Content(builder.slices(), tuple(empty), (warning,) if warning else ())
 
 
 def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:

@@ -96,7 +96,7 @@ class Found:
 def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
     """Shards of the plan that read any of these sources."""
     named = pc.is_in(plan.sources["uri"], value_set=pa.array(uris, pa.string())).combine_chunks()
-    return plan.shards.picked(plan.shards_of(named.to_numpy(zero_copy_only=False)))
+    return plan.shards_of(named.to_numpy(zero_copy_only=False))
 
 
 def pieces_of(plans: Iterable[Plan], rows: Iterable[RowAt]) -> list[Slice]:

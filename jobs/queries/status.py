@@ -17,7 +17,7 @@ from jobs.errors import COMPLETE
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Missing
+from jobs.ledger.plans import Shards
 from jobs.plan.command_line import for_each_day, job_of, last_job_of
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
@@ -66,7 +66,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     for plan in plans:
         if plan.number in done:
             objects = job.ledger.read_done(plan.number)
-            rows = f"{objects.rows_ok:,} rows ok, {objects.rows_bad:,} bad"
+            rows = f"{objects.total('rows_ok'):,} rows ok, {objects.total('rows_bad'):,} bad"
             lines.append(f"plan {plan.number}: done, {len(objects):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
@@ -146,13 +146,13 @@ def _newest_under_way(job: Job, now: datetime) -> RunSeen | None:
     return runs[-1] if runs else None
 
 
-def _missing(ledger: Ledger) -> Missing:
+def _missing(ledger: Ledger) -> Shards:
     """Shards of the open plans that have no object."""
     done = ledger.done_numbers()
     return ledger.missing(*(plan for plan in ledger.plans() if plan.number not in done))
 
 
-def with_ledger(snapshot: Snapshot, missing: Missing) -> Snapshot:
+def with_ledger(snapshot: Snapshot, missing: Shards) -> Snapshot:
     """With what has been committed since, by this run or by others, as rows found done.
 
     A run works on the plans that were open when it began. Plans claimed later make this see less than there is, and

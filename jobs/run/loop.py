@@ -334,9 +334,10 @@ class Loop:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
         if self.noting:
             self.noting.note_due(result.plan)
-        rows_bad = self.tally.rows_bad - self._bad_before
-        if policy.bad_rows_exceeded(rows_bad, self._rows_total, self.limits.bad_rows):
-            raise bad_rows_error(rows_bad, self._rows_total, self.limits.bad_rows, self.tally.bad_rows)
+        tally, budget = self.tally, self.limits.bad_rows
+        rows_bad = tally.rows_bad - self._bad_before
+        if policy.bad_rows_exceeded(rows_bad, self._rows_total, budget):
+            raise bad_rows_error(rows_bad, self._rows_total, budget, tally.bad_by_code, tally.bad_samples)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._resize_after = now

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.ledger import plans, slices
-from jobs.ledger.plans import Content, Cut, decode_plan, encode_plan
+from jobs.ledger.plans import Content, decode_plan, encode_plan
 from jobs.ledger.slices import Source
 from tests.support.slices import slices_of
 from workers.contract import Slice
@@ -51,7 +51,7 @@ def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> Non
 def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
     shards: list[tuple[Slice, ...]], together: int
 ) -> None:
-    content = Content(Cut(slices_of(shards), empty=(Source("empty", 1, "v"),)), None, {"a": "v0"})
+    content = Content(slices_of(shards), (Source("empty", 1, "v"),), supersedes={"a": "v0"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "ROWS_TOGETHER", together)
         patch.setattr(slices, "_TOGETHER", together)
@@ -66,7 +66,7 @@ def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
 @pytest.mark.parametrize("column", ["byte_start", "version", "shard"])
 def test_a_plan_without_one_of_its_columns_is_refused(column: str) -> None:
     piece = Slice(uri="a", size=7, version="v", row_group=1, row_start=2, row_stop=3, byte_start=4)
-    data = encode_plan(Content(Cut(slices_of([(piece,)])), None), "token")
+    data = encode_plan(Content(slices_of([(piece,)])), "token")
     table = pq.read_table(pa.BufferReader(data)).drop_columns([column])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

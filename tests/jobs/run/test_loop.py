@@ -12,7 +12,7 @@ import pytest
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.pool.local import LocalPool
@@ -38,7 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setup(shards: int = 12) -> tuple[Ledger, Plan]:
     ledger = Ledger(MemoryStore(), ROOT)
-    content = Content(cut([opened("a", *[10] * shards)], Bounds(10, 10, 2**20)), keys=None)
+    content = cut([opened("a", *[10] * shards)], Bounds(10, 10, 2**20))
     plan = ledger.claim(lambda _: content)
     assert plan is not None
     return ledger, plan
