@@ -1,11 +1,17 @@
-"""A plan: which rows of which source versions it claims, and how they fall into shards. One Parquet file each."""
+"""A plan: which rows of which source versions it claims, and how they fall into shards. One Parquet file each.
+
+Slices of many shards are held in columns, and become objects only on demand: a plan of a million shards is 32 MB this
+way, and its sources; as objects it would be most of a gigabyte.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +19,130 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.ledger.slices import PIECE, SOURCES, Ints, OnDemand, Slices, Source
-from workers.contract import Shard
+from workers.contract import Shard, Slice
+
+Ints = npt.NDArray[np.int64]
+
+PIECE = np.dtype(
+    [
+        ("source", np.int32),
+        ("row_group", np.int32),
+        ("row_start", np.int64),
+        ("row_stop", np.int64),
+        ("byte_start", np.int64),
+    ]
+)
+"""A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
+WIDTH = len(PIECE.names or ())
+SOURCES = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())])
+_TOGETHER = 4096
+"""Shards that are made into objects at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """The slices of each shard, by the shard's number."""
+
+    sources: pa.Table
+    """As SOURCES."""
+    pieces: npt.NDArray[Any]
+    """As PIECE, in the order of shards."""
+    starts: Ints
+    """Where in `pieces` each shard begins, and where the last one ends."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[tuple[Slice, ...]]:
+        return self.picked(np.arange(len(self)))
+
+    @cached_property
+    def rows(self) -> Ints:
+        """Of each shard."""
+        rows = self.pieces["row_stop"] - self.pieces["row_start"]
+        return np.diff(np.concatenate([[0], np.cumsum(rows)])[self.starts])
+
+    def picked(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
+        """Of the shards with these numbers, in the order of `numbers`."""
+        for first in range(0, len(numbers), _TOGETHER):
+            yield from self._objects(numbers[first : first + _TOGETHER])
+
+    def _objects(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
+        begins, counts = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
+        # Of each slice the place in its shard, added to the place where the shard begins.
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = self.pieces[np.repeat(begins, counts) + within]
+        names, source = np.unique(chosen["source"], return_inverse=True)
+        uris, sizes, versions = (column.to_pylist() for column in self.sources.take(pa.array(names)).columns)
+        objects = (
+            Slice(
+                uri=uris[i],
+                size=sizes[i],
+                version=versions[i],
+                row_group=row_group,
+                row_start=row_start,
+                row_stop=row_stop,
+                byte_start=byte_start,
+            )
+            for i, (_, row_group, row_start, row_stop, byte_start) in zip(source.tolist(), chosen.tolist(), strict=True)
+        )
+        for count in counts.tolist():
+            yield tuple(islice(objects, count))
+
+
+class SlicesBuilder:
+    """Slices in the making: say of which source, add its slices, and where a shard ends."""
+
+    def __init__(self) -> None:
+        self._uris: list[str] = []
+        self._sizes = array("q")
+        self._versions: list[str] = []
+        self._pieces = array("q")
+        self._starts = array("q", [0])
+        self._end: tuple[int, int] | None = None
+        """Row group and row where the last slice ends, if one that begins there goes on with it."""
+
+    def source(self, uri: str, size: int, version: str) -> None:
+        """Whose slices come next."""
+        self._end = None
+        if not self._uris or (self._uris[-1], self._versions[-1]) != (uri, version):
+            self._uris.append(uri)
+            self._sizes.append(size)
+            self._versions.append(version)
+
+    def add(self, row_group: int, row_start: int, row_stop: int, byte_start: int) -> None:
+        """Rows that follow the last ones of the shard, since its source was named, become one slice with them."""
+        if self._end == (row_group, row_start):
+            self._pieces[-2] = row_stop
+        else:
+            self._pieces.extend((len(self._uris) - 1, row_group, row_start, row_stop, byte_start))
+        self._end = row_group, row_stop
+
+    def end_shard(self) -> None:
+        """A shard without slices is none."""
+        self._end = None
+        if (end := len(self._pieces) // WIDTH) > self._starts[-1]:
+            self._starts.append(end)
+
+    def slices(self) -> Slices:
+        columns = np.array(self._pieces, np.int64).reshape(-1, WIDTH)
+        pieces = np.empty(len(columns), PIECE)
+        for column, name in enumerate(PIECE.names or ()):
+            pieces[name] = columns[:, column]
+        sources = pa.table([self._uris, np.array(self._sizes), self._versions], schema=SOURCES)
+        return Slices(sources, pieces, np.array(self._starts, np.int64))
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Source:
+    uri: str
+    size: int
+    version: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.uri, self.version
+
 
 CLAIMED_ONLY = -1
 """Shard number of a source that is claimed and has no rows."""
@@ -24,9 +152,7 @@ ROWS_TOGETHER = 2**17
 PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
+        *SOURCES,
         ("row_group", pa.int32()),
         ("row_start", pa.int64()),
         ("row_stop", pa.int64()),
@@ -81,8 +207,8 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Shards(OnDemand[Shard]):
-    """Some shards, plan by plan. A million of them made at once are a third of a gigabyte."""
+class Shards(Sequence[Shard]):
+    """Some shards, plan by plan, made when they are asked for and not kept: a million are a third of a gigabyte."""
 
     parts: Sequence[tuple[Plan, Ints]]
     """Plans, each with the numbers of its shards."""
@@ -95,7 +221,21 @@ class Shards(OnDemand[Shard]):
         """Of all of them."""
         return sum(int(plan.slices.rows[numbers].sum()) for plan, numbers in self.parts)
 
+    def __iter__(self) -> Iterator[Shard]:
+        return self.picked(np.arange(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Shard: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, at: int | slice) -> Shard | Sequence[Shard]:
+        where = range(len(self))[at]
+        if isinstance(where, int):
+            return next(self.picked(np.array([where])))
+        return tuple(self.picked(np.array(where, np.int64)))
+
     def picked(self, numbers: Ints) -> Iterator[Shard]:
+        """Those at these places, in the order of `numbers`, many made at once."""
         begins = np.cumsum([0, *(len(of_plan) for _, of_plan in self.parts)])
         part = np.searchsorted(begins, numbers, side="right") - 1
         # One run of places within the same plan after the other.
@@ -105,6 +245,11 @@ class Shards(OnDemand[Shard]):
             chosen = of_plan[numbers[first:end] - begins[part[first]]]
             for index, slices in zip(chosen.tolist(), plan.slices.picked(chosen), strict=True):
                 yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
+
+
+def picked(shards: Sequence[Shard], numbers: Ints) -> Iterator[Shard]:
+    """The shards at these places, in the order of `numbers`."""
+    return shards.picked(numbers) if isinstance(shards, Shards) else (shards[number] for number in numbers.tolist())
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:

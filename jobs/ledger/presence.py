@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +24,23 @@ def plan_of(key: str) -> int:
     return int(key[len("plan=") : key.index("/")])
 
 
+@dataclass(frozen=True, eq=False)
 class Present(Collection[str]):
     """Keys, below the root, of the objects that are there."""
 
-    def __init__(self, bits: Mapping[int, Bits]) -> None:
-        """By plan."""
-        self._bits = bits
-
-    def bits(self, plan: int) -> Bits:
-        """By shard."""
-        return self._bits[plan]
+    bits: Mapping[int, Bits]
+    """By plan and shard."""
 
     def __contains__(self, key: object) -> bool:
         plan, index = (parse_shard_key(key) if isinstance(key, str) else None) or (0, 0)
-        bits = self._bits.get(plan, ())
+        bits = self.bits.get(plan, ())
         return index < len(bits) and bool(bits[index])
 
     def __len__(self) -> int:
-        return sum(int(bits.sum()) for bits in self._bits.values())
+        return sum(int(bits.sum()) for bits in self.bits.values())
 
     def __iter__(self) -> Iterator[str]:
-        for plan, bits in self._bits.items():
+        for plan, bits in self.bits.items():
             yield from (shard_key(plan, index) for index in np.flatnonzero(bits).tolist())
 
 

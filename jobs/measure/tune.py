@@ -22,7 +22,7 @@ from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
 from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
-from jobs.plan.command_line import days_of, spec_of
+from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
@@ -54,7 +54,7 @@ class NodeToTune(Protocol):
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint tune`, on this machine or on the nodes of a cluster, see jobs.arguments. Raises StintError."""
     interrupted = console.interrupts()
-    job = Job.open(spec_of(arguments), days_of(arguments)[-1])
+    job = last_job_of(arguments, writing=True)
 
     def cluster_nodes(request: TuneRequest) -> tuple[Mapping[str, NodeToTune], Mapping[str, str]]:
         from jobs.measure.tune_ray import nodes_to_tune  # with Ray

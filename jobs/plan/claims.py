@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, claims_of, identities, latest_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from workers.contract import Slice
 
 
@@ -136,7 +136,12 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
     for identity, slices in claimed.items():
         name = f"{identity[0]} (version {identity[1]})"
         # The slices of one plan that another claims again carry the same bounds, so a slice counts as gone once.
-        scored = list(_less(slices, gaps.get(identity, [])))
+        left, scored = Counter(gaps.get(identity, ())), []
+        for number, piece in slices:
+            if left[piece]:
+                left[piece] -= 1
+            else:
+                scored.append((number, piece))
         scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
         for (number, piece), (other, following) in pairwise(scored):
             if piece.row_group == following.row_group and following.row_start < piece.row_stop:
@@ -155,12 +160,3 @@ def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:
     """(uri, version) of sources that several plans claim."""
     times = claims_of(plans).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
     return set(identities(times.filter(pc.greater(times["plan_count_distinct"], 1))))
-
-
-def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:
-    left = Counter(gone)
-    for number, piece in slices:
-        if left[piece]:
-            left[piece] -= 1
-        else:
-            yield number, piece

@@ -18,7 +18,7 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
-from jobs.plan.worker_width import Width, choose_width, given_width
+from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
@@ -100,16 +100,18 @@ class Job:
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
-        """Of every kind of node that was tuned with this model."""
-        return read_profiles(self.store, self.fingerprints.bundle) if self.spec.model.device == "cpu" else ()
+        """Of every kind of node that was tuned with this model, and that workers may be on."""
+        if self.spec.model.device != "cpu":
+            return ()
+        return of_host(read_profiles(self.store, self.fingerprints.bundle), self.host)
 
     @cached_property
     def width(self) -> Width:
         """Cores a worker, and where that comes from."""
         given = self.spec.workers
         if given.cpus == "auto":
-            return choose_width(self.profiles, self.host, self.most_threads)
-        return given_width(given.cpus, self.profiles if given.batch == "auto" else (), self.host)
+            return choose_width(self.profiles, self.most_threads)
+        return given_width(given.cpus, self.profiles if given.batch == "auto" else ())
 
     @property
     def threads(self) -> int:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from jobs.input.footers import Opened, RowGroup
 from jobs.ledger.plans import Content
-from jobs.ledger.slices import SlicesBuilder, Source
+from jobs.ledger.plans import SlicesBuilder, Source
 from workers.contract import Slice
 
 _MAX_SHARD_ROWS = 4096
@@ -73,26 +73,25 @@ def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max
     return Bounds(rows, split_rows, max_bytes, workers, last)
 
 
+@dataclass
 class _Filling:
     """The shard that is being filled."""
 
-    def __init__(self, builder: SlicesBuilder, within: Bounds, left: int) -> None:
-        self._builder = builder
-        self._within = within
-        self._left = left
-        """Rows from where this shard begins."""
-        self._limit = within.limit(left)
-        self._rows = self._bytes = 0
+    builder: SlicesBuilder
+    within: Bounds
+    most_rows: int = 0
+    rows: int = 0
+    bytes: int = 0
 
-    def make_room(self, rows: int, size: int) -> None:
-        """For the piece that comes next: where it is too much for the shard, it is the first of another one."""
-        if self._rows and (self._rows + rows > self._limit or self._bytes + size > self._within.bytes):
-            self._builder.end_shard()
-            self._left -= self._rows
-            self._limit = self._within.limit(self._left)
-            self._rows = self._bytes = 0
-        self._rows += rows
-        self._bytes += size
+    def make_room(self, rows: int, size: int, left: int) -> None:
+        """For a piece with which `left` rows begin: where it is too much for the shard, it is the first of another."""
+        if self.rows and (self.rows + rows > self.most_rows or self.bytes + size > self.within.bytes):
+            self.builder.end_shard()
+            self.rows = self.bytes = 0
+        if not self.rows:
+            self.most_rows = self.within.limit(left)
+        self.rows += rows
+        self.bytes += size
 
 
 def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Content:
@@ -101,7 +100,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
     split: list[str] = []
     empty: list[Source] = []
     left = sum(opened.rows for opened in sources) + sum(piece.rows for piece in again)
-    shard = _Filling(builder, within, left)
+    shard = _Filling(builder, within)
     for opened in sources:
         source = opened.source
         groups = [group for group in opened.groups if group.rows]
@@ -116,12 +115,13 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
                 split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
             start = group.row_start
             for rows in pieces:
-                shard.make_room(rows, group.bytes // len(pieces))
+                shard.make_room(rows, group.bytes // len(pieces), left)
                 builder.add(group.number, start, start + rows, group.byte_start)
                 start += rows
-            left -= group.rows
+                left -= rows
     for piece in again:
-        shard.make_room(piece.rows, 0)
+        shard.make_room(piece.rows, 0, left)
+        left -= piece.rows
         builder.source(piece.uri, piece.size, piece.version)
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()

@@ -209,7 +209,7 @@ class Explanation:
     attempts: Sequence[AttemptPart]
     """Oldest first."""
     crashes: Sequence[Mapping[str, Any]]
-    """As jobs.ledger.crashes records them, oldest first."""
+    """As Ledger.record_crash records them, oldest first."""
     model: ModelPart
     others: Sequence[OtherVersion]
     """Newest first."""

@@ -14,11 +14,10 @@ from datetime import UTC, datetime, timedelta
 
 from jobs.console import Console
 from jobs.errors import COMPLETE
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Shards
-from jobs.plan.command_line import for_each_day, job_of, last_job_of
+from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.snapshot import Snapshot
@@ -35,7 +34,7 @@ LOOK_SHARE = 0.05
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint status`."""
     if not arguments.watch:
-        return for_each_day(arguments, console, lambda days: console.show(describe_status(job_of(arguments, days))))
+        return for_each_day(arguments, console, lambda job: console.show(describe_status(job)))
     if ended := watch(last_job_of(arguments), display_for(sys.stdout), every_s=arguments.every):
         console.show(ended)
     return COMPLETE
@@ -62,7 +61,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     runs = _runs(newest_runs(job.store), job.ledger.root, now, left=bool(open_plans))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
-    crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
+    crashes = job.ledger.crashes(open_plans) if open_plans else {}
     for plan in plans:
         if plan.number in done:
             objects = job.ledger.read_done(plan.number)

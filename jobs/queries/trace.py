@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import RunFailed
-from jobs.ledger import crashes
 from jobs.ledger.current import current_root, roots
+from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.queries.explanation import (
@@ -147,11 +147,11 @@ def _ended(run: RunSeen) -> datetime:
 
 
 def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
-    """As jobs.ledger.crashes records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
+    """As Ledger.record_crash records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
 
     def found() -> Iterator[str]:
-        for info in store.list(f"{root}/{crashes.CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
-            if crashes.parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
+        for info in store.list(f"{root}/{CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
+            if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
     read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")

@@ -18,9 +18,8 @@ from zoneinfo import ZoneInfo
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
 from jobs.ledger.bad_rows import bad_rows_error
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.done import DoneRecord
-from jobs.ledger.notes import Noting
+from jobs.ledger.done import Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
 from jobs.plan.discovery import Discovery, discover
@@ -266,9 +265,8 @@ class Run:
             workers=workers_that_fit(self.job, self._connected()),
             progress=progress,
             tally=self._tally,
-            noting=noting,
             interrupted=self.interrupted,
-            crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
+            run_id=self.report.run_id,
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_of_worker(self.job) if sized else None,
         )

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
@@ -211,7 +210,7 @@ def main() -> None:
             clock=lambda: pool.now,
         ),
         interrupted=lambda: False,
-        crashes=CrashLog(store, ledger.root, "bench"),
+        run_id="bench",
         finish_in_s=arguments.deadline_h and arguments.deadline_h * 3600,
         rate_before=RATE,
         clock=lambda: pool.now,

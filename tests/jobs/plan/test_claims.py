@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.ledger.plans import dead_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from jobs.plan.claims import NextClaim, next_claim
 from workers.contract import Slice
 

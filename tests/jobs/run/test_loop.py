@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
@@ -57,7 +56,7 @@ def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any)
         "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=io.StringIO()),
         "tally": tally,
         "interrupted": lambda: False,
-        "crashes": CrashLog(ledger.store, ROOT, "run"),
+        "run_id": "run",
     }
     return Loop(**{**settings, **changes})
 
@@ -354,7 +353,7 @@ def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypa
     monkeypatch.setattr(one.pool, "close", lambda: (answers.set(), close()))  # once everything is scored
     one.run()
     assert not ledger.missing(plan)
-    assert CrashLog(ledger.store, ROOT).counts({plan.number}) == {plan.shards[3].key: 1}
+    assert ledger.crashes({plan.number}) == {plan.shards[3].key: 1}
 
 
 def test_a_run_in_which_nothing_fails_never_pauses() -> None:
