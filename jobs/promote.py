@@ -16,8 +16,7 @@ from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.current import CURRENT, current_root, roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import latest_versions
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Source, latest_versions
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input

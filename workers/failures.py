@@ -16,7 +16,6 @@ from workers.source.shard_reader import SourceChanged
 from workers.source.source_file import InputUnreadable
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 
-
 _SORTED: tuple[tuple[tuple[type[Exception], ...], FailureKind, FailureCode], ...] = (
     ((NoCores,), FailureKind.INFRA, FailureCode.NO_CORES),
     ((TooWide,), FailureKind.INFRA, FailureCode.TOO_WIDE),

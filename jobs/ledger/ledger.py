@@ -28,13 +28,13 @@ import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import ErrorRow, error_rows
-from jobs.ledger.done import DONE_SCHEMA, DoneRecord, PlanObjects, done_shard
-from jobs.ledger.done import NOTE_LEAST, recall
+from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
 from jobs.ledger.plans import (
     Content,
     NotAPlan,
     Plan,
     Shards,
+    Source,
     dead_versions,
     decode_plan,
     disputed,
@@ -42,7 +42,6 @@ from jobs.ledger.plans import (
     to_bytes,
 )
 from jobs.ledger.presence import PlanListing, Present
-from jobs.ledger.plans import Source
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, WorkerInfo
 from workers.output import ObjectFacts, object_facts

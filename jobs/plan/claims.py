@@ -14,8 +14,7 @@ from itertools import chain, pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.ledger.plans import Plan, claims_of, identities, latest_versions
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
 from workers.contract import Slice
 
 

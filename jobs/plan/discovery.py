@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from jobs.errors import SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
-from jobs.ledger.plans import Content, Plan, latest_versions
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job
 from workers.contract import Slice

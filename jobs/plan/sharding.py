@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.plans import Content
-from jobs.ledger.plans import SlicesBuilder, Source
+from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
 
 _MAX_SHARD_ROWS = 4096

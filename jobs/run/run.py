@@ -18,8 +18,7 @@ from zoneinfo import ZoneInfo
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
 from jobs.ledger.bad_rows import bad_rows_error
-from jobs.ledger.done import DoneRecord
-from jobs.ledger.done import Noting
+from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
 from jobs.plan.discovery import Discovery, discover

@@ -16,8 +16,7 @@ import time
 
 from jobs.ledger.done import DoneRecord, DoneShard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, encode_plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Content, Source, encode_plan
 from jobs.plan.claims import next_claim
 from tests.support.slices import slices_of
 from workers.contract import Slice

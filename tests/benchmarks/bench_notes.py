@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.ledger import Ledger
 from jobs.ledger.done import Noting
-from jobs.ledger.plans import Plan
-from jobs.ledger.plans import Source
+from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan, Source
 from jobs.plan.sharding import Bounds, cut
 from tests.support.fakes import RESULT, MemoryStore, object_of
 from workers.output import object_facts

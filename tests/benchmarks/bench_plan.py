@@ -24,11 +24,9 @@ import numpy as np
 
 from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
-from jobs.ledger.done import KnownObjects
+from jobs.ledger.done import NOTE_EVERY, KnownObjects, Noting
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.done import NOTE_EVERY, Noting
-from jobs.ledger.plans import Plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Plan, Source
 from jobs.plan.claims import next_claim
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job

@@ -15,8 +15,7 @@ from unittest import mock
 import jobs.plan.discovery
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Plan, Shards, decode_plan, encode_plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Plan, Shards, Source, decode_plan, encode_plan
 from jobs.plan.claims import NextClaim
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts

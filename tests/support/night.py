@@ -21,7 +21,7 @@ from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from tests.support.fakes import INFO, RESULT, MemoryStore
+from tests.support.fakes import INFO, RESULT
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureCode, FailureKind
 
@@ -321,7 +321,9 @@ def simulate(night: Night) -> Morning:
     pool = NightPool(night)
     shards = [_shard(index, rows) for index, rows in enumerate(night.sizes)]
     plan: Any = SimpleNamespace(number=1, rows=sum(night.sizes))
-    ledger: Any = SimpleNamespace(present=lambda plan: set(), crashes=lambda plans: {}, record_crash=lambda *_, **__: None)
+    ledger: Any = SimpleNamespace(
+        present=lambda plan: set(), crashes=lambda plans: {}, record_crash=lambda *_, **__: None
+    )
     tally = Tally()
     loop = Loop(
         ledger=ledger,

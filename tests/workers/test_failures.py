@@ -166,7 +166,9 @@ def test_status_tells_of_crashes_and_verify_takes_their_records_for_no_strays(
 
     def crash(plan: int, index: int) -> None:
         piece = Slice(uri="a", size=1, version="v", row_group=0, row_start=0, row_stop=1)
-        ledger.record_crash(Shard(plan=plan, plan_token="t", index=index, slices=(piece,)), died, None, run_id="run", at="now")
+        ledger.record_crash(
+            Shard(plan=plan, plan_token="t", index=index, slices=(piece,)), died, None, run_id="run", at="now"
+        )
 
     crash(1, 2)
     crash(1, 2)

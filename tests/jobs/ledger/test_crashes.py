@@ -16,8 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.ledger.ledger import parse_crash_key
-from jobs.ledger.ledger import Ledger
+from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary

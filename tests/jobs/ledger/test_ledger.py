@@ -15,8 +15,7 @@ from jobs.errors import RunFailed
 from jobs.input.footers import Opened
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan, decode_plan, encode_plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from jobs.plan.claims import next_claim
 from jobs.plan.sharding import Bounds, cut
 from jobs.run.backlog import Backlog

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.ledger import ledger as ledgers
 from jobs.ledger import done as noting
-from jobs.ledger.done import DoneRecord, DoneShard, KnownObjects, PlanObjects
+from jobs.ledger import ledger as ledgers
+from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, KnownObjects, Noting, PlanObjects, recall
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.done import NOTE_KEY, Noting, recall
 from jobs.ledger.plans import Plan, decode_plan
 from tests.jobs.ledger.test_ledger import ROOT, claim, opened
 from tests.support.fakes import RESULT, MemoryStore, object_of

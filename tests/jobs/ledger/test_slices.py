@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.ledger import plans
-from jobs.ledger.plans import Content, Plan, decode_plan, encode_plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from tests.support.slices import slices_of
 from workers.contract import Slice
 

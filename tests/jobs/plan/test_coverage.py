@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from jobs.ledger.plans import Content, Plan, decode_plan, encode_plan
-from jobs.ledger.plans import Source
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from jobs.plan import claims
 from tests.support.slices import slices_of
 from workers.contract import Slice
