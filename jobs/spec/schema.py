@@ -95,15 +95,15 @@ def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: it
         wrong: list[InitErrorDetails] = []
         faults = list(_faults_of_keys(name, given if isinstance(given, dict) else getattr(given, "__dict__", {})))
         try:
-            made = by_types(given)
-            faults += faults_of(made)
+            section = by_types(given)
+            faults += faults_of(section)
         except ValidationError as error:
             wrong += cast(list[InitErrorDetails], error.errors())
         for fault in faults:
             wrong.append(InitErrorDetails(type=PydanticCustomError("section", "{fault}", {"fault": fault}), input={}))
         if wrong:
             raise ValidationError.from_exception_data(name, wrong)
-        return made
+        return section
 
     return WrapValidator(check)
 
