@@ -16,21 +16,19 @@ from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.current import CURRENT, current_root, roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import latest_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source, latest_versions
 from jobs.plan import claims
-from jobs.plan.command_line import for_each_day, job_of
+from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
-from jobs.spec.days import Days
 from workers.storage.store import Store
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint promote`."""
 
-    def move(days: Days | None) -> None:
-        console.show(promote(job_of(arguments, days), arguments.to, allow_fewer=arguments.allow_fewer))
+    def move(job: Job) -> None:
+        console.show(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))
 
     return for_each_day(arguments, console, move)
 

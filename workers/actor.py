@@ -95,20 +95,24 @@ class Worker:
         return outcome
 
     def _start(self) -> WorkerInfo:
-        clock = _Stopwatch()
-        spec = self._spec
+        spec, began = self._spec, time.perf_counter()
+        start_s: dict[str, float] = {}
+
+        def lap(name: str) -> None:
+            start_s[name] = time.perf_counter() - began - sum(start_s.values())
+
         if spec.pin:
             self._lease = cores.lease(spec.threads)
             cores.apply(self._lease.plan)
         plan = self._lease.plan if self._lease else cores.unpinned(spec.threads)
-        clock.lap("lease")
+        lap("lease")
         from workers.host.without_pandas import without_pandas
         from workers.score.scorer import Scorer
 
         if spec.pin:  # a process of its own
             without_pandas()
         self._memory_bytes = memory.bound_bytes(spec.memory_bytes, plan)
-        self._scorer = Scorer.load(spec, clock.lap, memory_bytes=self._memory_bytes)
+        self._scorer = Scorer.load(spec, lap, memory_bytes=self._memory_bytes)
         import torch
 
         if spec.pin:
@@ -125,7 +129,7 @@ class Worker:
             batch=self._scorer.batch,
             notes=self._scorer.notes,
             memory_bytes=self._memory_bytes,
-            start_s=clock.laps,
+            start_s=start_s,
         )
 
     def _score(self, shard: Shard) -> ShardResult:
@@ -163,14 +167,3 @@ class Worker:
             ahead.reader,
             lambda done: self._notice.between_rounds(done, shard.rows, time.monotonic() - began),
         )
-
-
-class _Stopwatch:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now

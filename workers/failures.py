@@ -16,36 +16,29 @@ from workers.source.shard_reader import SourceChanged
 from workers.source.source_file import InputUnreadable
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 
+_SORTED: tuple[tuple[tuple[type[Exception], ...], FailureKind, FailureCode], ...] = (
+    ((NoCores,), FailureKind.INFRA, FailureCode.NO_CORES),
+    ((TooWide,), FailureKind.INFRA, FailureCode.TOO_WIDE),
+    ((Preempted,), FailureKind.INFRA, FailureCode.PREEMPTED),
+    ((KilledFromOutside,), FailureKind.INFRA, FailureCode.CRASHED),
+    ((MemoryError, BoundTooLow), FailureKind.INFRA, FailureCode.MEMORY),
+    ((BundleRefused, StoreError, SourceChanged, ConnectionError, TimeoutError), FailureKind.INFRA, FailureCode.OTHER),
+    ((InputUnreadable,), FailureKind.DATA, FailureCode.OTHER),
+    ((StoreDenied, NotFound), FailureKind.TASK, FailureCode.DENIED),
+    ((ModelError,), FailureKind.TASK, FailureCode.MODEL),
+    ((Exception,), FailureKind.TASK, FailureCode.OTHER),
+)
+"""The first line that fits counts."""
+
 
 def classify(error: Exception) -> Failure:
     """INFRA works somewhere else or later; TASK repeats; DATA is the input as a whole."""
-    kind, code = FailureKind.TASK, str(FailureCode.OTHER)
-    match error:
-        case NoCores():
-            kind, code = FailureKind.INFRA, FailureCode.NO_CORES
-        case TooWide():
-            kind, code = FailureKind.INFRA, FailureCode.TOO_WIDE
-        case Preempted():
-            kind, code = FailureKind.INFRA, FailureCode.PREEMPTED
-        case BundleRefused():
-            kind, code = FailureKind.INFRA, error.code
-        case StoreError() | SourceChanged() | ConnectionError() | TimeoutError():
-            kind = FailureKind.INFRA
-        case KilledFromOutside():
-            kind, code = FailureKind.INFRA, FailureCode.CRASHED
-        case MemoryError() | BoundTooLow():
-            kind, code = FailureKind.INFRA, FailureCode.MEMORY
-        case InputUnreadable():
-            kind = FailureKind.DATA
-        case StoreDenied() | NotFound():
-            code = FailureCode.DENIED
-        case ModelError():
-            code = FailureCode.MODEL
+    kind, code = next((kind, code) for types, kind, code in _SORTED if isinstance(error, types))
     # Errors of our own say what happened by themselves; of others the type is half the message.
     ours = type(error).__module__.startswith("workers.")
     return Failure(
         kind=kind,
-        code=code,
+        code=error.code if isinstance(error, BundleRefused) else code,
         message=redacted(str(error) if ours else f"{type(error).__name__}: {error}"),
         # A worker that had to go has nothing to explain.
         traceback="" if code == FailureCode.PREEMPTED else redacted("".join(traceback.format_exception(error))),

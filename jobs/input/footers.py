@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from jobs.errors import SpecError
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.parquet import chunk_sizes, image_kind, open_parquet
 from workers.source.source_file import InputUnreadable, opened
@@ -49,6 +49,10 @@ class Opened:
     """Types of the key columns; None for image files."""
     columns: tuple[str, ...] | None = ()
     """Names of every column; None for a tar, whose samples need not be alike."""
+
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.groups)
 
 
 def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opened], dict[Source, str]]:
@@ -115,16 +119,13 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
     return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), None)
 
 
-def _check_key_types(opened_: Iterable[Opened]) -> None:
-    first: Opened | None = None
-    for this in opened_:
-        first = first or this
-        if this.keys != first.keys:
-            raise SpecError(
-                f"input.keys: column types differ: {first.source.uri} has {_types(first)}, "
-                f"{this.source.uri} has {_types(this)}",
-                "cast them to one type, or leave the column out of input.keys",
-            )
+def _check_key_types(opened_: Sequence[Opened]) -> None:
+    if other := next((this for this in opened_ if this.keys != opened_[0].keys), None):
+        raise SpecError(
+            f"input.keys: column types differ: {opened_[0].source.uri} has {_types(opened_[0])}, "
+            f"{other.source.uri} has {_types(other)}",
+            "cast them to one type, or leave the column out of input.keys",
+        )
 
 
 def _types(opened_: Opened) -> str:

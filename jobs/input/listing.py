@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.manifest import pin_entries, read_entries
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from workers.contract import InputSpec
 from workers.storage.errors import NotFound, StoreDenied

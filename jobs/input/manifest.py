@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise
 from workers.storage.errors import NotFound, StoreDenied, StoreError
@@ -73,26 +73,24 @@ def _check(uri: str, manifest: str) -> None:
 
 
 def _parquet_entries(data: bytes, url: str) -> list[Entry]:
+    kinds = {"uri": pa.string(), "version": pa.string(), "size": pa.int64()}
     try:
-        names = pq.read_schema(pa.BufferReader(data)).names
-        if "uri" not in names:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if "uri" not in (names := file.schema_arrow.names):
             raise SpecError(
                 f"input.manifest: {url} has no column 'uri'; it has {', '.join(names)}",
                 "name its columns uri and, where they are known, version and size",
             )
-        table = pq.read_table(pa.BufferReader(data), columns=[n for n in ("uri", "version", "size") if n in names])
-        uris = table.column("uri").cast(pa.string()).to_pylist()
-        versions, sizes = (
-            table.column(name).cast(kind).to_pylist() if name in table.column_names else [None] * len(uris)
-            for name, kind in (("version", pa.string()), ("size", pa.int64()))
-        )
+        table = file.read([name for name in kinds if name in names])
+        columns = (table[n].cast(kinds[n]).to_pylist() if n in names else [None] * len(table) for n in kinds)
+        entries = [Entry(*entry) for entry in zip(*columns, strict=True)]
     except pa.ArrowException as error:
         raise SpecError(
             f"input.manifest: {url}: {error}", "the columns are uri, version (text), size (bytes)"
         ) from error
-    if (row := next((i for i, uri in enumerate(uris) if not uri), None)) is not None:
+    if (row := next((i for i, entry in enumerate(entries) if not entry.uri), None)) is not None:
         raise SpecError(f"input.manifest: {url}: row {row} has no uri")
-    return [Entry(*entry) for entry in zip(uris, versions, sizes, strict=True)]
+    return entries
 
 
 def _text_entries(data: bytes, url: str) -> list[Entry]:

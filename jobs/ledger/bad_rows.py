@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
@@ -12,29 +12,21 @@ from jobs.errors import BadRowsExceeded
 from workers.output import OutputObject, describe_row, key_names, shown_keys
 
 
-@dataclass
-class BadRows:
-    """Error rows by code, with one row of each for a person."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    samples: dict[str, str] = field(default_factory=dict)
-
-    def add(self, counts: Mapping[str, int], samples: Mapping[str, str]) -> None:
-        self.counts.update(counts)
-        self.samples = {**samples, **self.samples}
-
-
-def bad_rows_error(rows_bad: int, rows_total: int, budget: float, reasons: BadRows) -> BadRowsExceeded:
-    """The end of a run whose input is too bad, with a table of reasons and a sample row of each."""
+def bad_rows_error(
+    rows_bad: int, rows_total: int, budget: float, by_code: Counter[str], samples: Mapping[str, str]
+) -> BadRowsExceeded:
+    """The end of a run whose input is too bad, with a table of error rows by code and a sample row of each."""
     lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
-    lines += [f"  {n:>8,}  {code:<20} e.g. {reasons.samples[code]}" for code, n in reasons.counts.most_common()]
+    lines += [f"  {n:>8,}  {code:<20} e.g. {samples[code]}" for code, n in by_code.most_common()]
     return BadRowsExceeded(
         "\n".join(lines),
         "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
     )
 
 
-_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code", "error_message"]
+_COLUMNS = ("error_code", "error_message", "source_uri", "source_version", "row_group", "row")
+_FIELDS = ("code", "message", "uri", "version", "row_group", "row")
+"""Of ErrorRow, in the order of the columns."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +50,8 @@ def error_rows(data: bytes) -> Iterator[ErrorRow]:
     """In the order of the object's rows. Raises NotOurs for what is no output object."""
     opened = OutputObject(data)
     names = key_names(opened.schema)
-    table = opened.table(_COLUMNS + names)
+    table = opened.table([*_COLUMNS, *names])
     bad = table.filter(pc.is_valid(table["error_code"]))
     keys = bad.select(names)
-    for number, row in enumerate(bad.select(_COLUMNS).to_pylist()):
-        yield ErrorRow(
-            code=row["error_code"],
-            message=row["error_message"],
-            uri=row["source_uri"],
-            version=row["source_version"],
-            row_group=row["row_group"],
-            row=row["row"],
-            keys=shown_keys(keys, number),
-        )
+    for number, row in enumerate(bad.select(_COLUMNS).rename_columns(_FIELDS).to_pylist()):
+        yield ErrorRow(**row, keys=shown_keys(keys, number))

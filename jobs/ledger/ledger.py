@@ -3,13 +3,20 @@
     _stint/plans/00000001.parquet    sources claimed + shard boundaries + token, created once
     plan=00000001/00000000.parquet   predictions of one shard, created once
     _stint/done/00000001.parquet     every object of the plan with rows and checksum, created when all exist
+    _stint/crashes/00000001/00000000-<random>.json    a worker died while it held the shard, created once each time
 
 Planning is serialised by `create` of the next number; nothing else needs order, a lock or a clock. Any run may help to
 finish any plan that has no done record.
+
+The crashes of a shard are counted durably, by the number of these objects: nothing is rewritten, any number of runs may
+add to it, and a run that is killed leaves what it knew to the next. Correctness does not depend on them: they decide
+how a shard is scored.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,28 +27,30 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ledger.bad_rows import BadRows, error_rows
-from jobs.ledger.done import DONE_SCHEMA, DoneRecord, PlanObjects, done_shard
-from jobs.ledger.notes import NOTE_LEAST, recall
+from jobs.ledger.bad_rows import ErrorRow, error_rows
+from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
 from jobs.ledger.plans import (
     Content,
-    Missing,
     NotAPlan,
     Plan,
+    Shards,
+    Source,
     dead_versions,
     decode_plan,
     disputed,
     encode_plan,
-    identities,
     to_bytes,
 )
 from jobs.ledger.presence import PlanListing, Present
-from jobs.ledger.slices import Source
-from workers.contract import Shard, Slice, parse_shard_key
+from workers.contract import Shard, Slice, parse_shard_key, shard_key
+from workers.outcomes import Failure, WorkerInfo
 from workers.output import ObjectFacts, object_facts
+from workers.redaction import redacted
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
+CRASHES_FOLDER = "_stint/crashes"
+_CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
 _READS_AT_ONCE = 16
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
@@ -93,13 +102,14 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------ shards
 
-    def missing(self, *plans: Plan) -> Missing:
+    def missing(self, *plans: Plan) -> Shards:
         """Shards of the plans that have no object yet, by one listing of each plan."""
-        return Missing([(plan, np.flatnonzero(~self.present(plan).bits(plan.number))) for plan in plans])
+        present = self.present(*plans)
+        return Shards([(plan, np.flatnonzero(~present.bits[plan.number])) for plan in plans])
 
-    def present(self, plan: Plan) -> Present:
-        """Objects of the plan, by one listing, which leaves out what earlier ones have shown to be whole."""
-        return Present({plan.number: self._listing(plan).present()})
+    def present(self, *plans: Plan) -> Present:
+        """Objects of the plans, by one listing of each, which leaves out what earlier ones have shown to be whole."""
+        return Present({plan.number: self._listing(plan).present() for plan in plans})
 
     def whole(self, plan: Plan) -> bool:
         """Whether nothing of the plan is missing."""
@@ -130,15 +140,17 @@ class Ledger:
         lost: set[Slice] = set()
         for plan in plans:
             again = {(piece.uri, piece.version) for piece in lost}
-            if again and not again.isdisjoint(plan.claimed):
-                lost.difference_update(piece for shard in _reading(plan, again.__contains__) for piece in shard.slices)
+            if again:
+                claimed_again = plan.shards_reading(again.__contains__)
+                lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
             if plan.number not in relevant:
                 continue
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
-                shards = [shard for shard in _reading(plan, lambda source: source[0] in here) if shard.index in gaps]
+                reading = plan.shards_reading(lambda source: source[0] in here)
+                shards = [shard for shard in reading if shard.index in gaps]
             else:
-                stale = list(_reading(plan, lambda source: here.get(source[0], source[1]) != source[1]))
+                stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
                 if not stale:
                     continue
                 written = self.present(plan)
@@ -149,23 +161,44 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> BadRows:
-        """Why rows of a complete plan have no prediction, read from its objects; `dead` (uri, version) do not count."""
+    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> tuple[Counter[str], dict[str, str]]:
+        """Rows of a complete plan without a prediction, counted by code, and one of each code for a person.
 
-        def read(shard: Shard) -> tuple[dict[str, int], dict[str, str]]:
-            counts: Counter[str] = Counter()
-            samples: dict[str, str] = {}
-            for row in error_rows(self.store.get(f"{self.root}/{shard.key}")):
-                if (row.uri, row.version) not in dead:
-                    counts[row.code] += 1
-                    if row.code not in samples:
-                        samples[row.code] = row.describe()
-            return counts, samples
+        Read from its objects; `dead` (uri, version) do not count.
+        """
 
-        found = BadRows()
-        for counts, samples in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
-            found.add(counts, samples)
-        return found
+        def read(shard: Shard) -> list[ErrorRow]:
+            rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
+            return [row for row in rows if (row.uri, row.version) not in dead]
+
+        by_code: Counter[str] = Counter()
+        samples: dict[str, str] = {}
+        for rows in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
+            by_code.update(row.code for row in rows)
+            samples = {row.code: row.describe() for row in reversed(rows)} | samples
+        return by_code, samples
+
+    # ---------------------------------------------------------------------------------------- crashes
+
+    def crashes(self, plans: Iterable[int]) -> dict[str, int]:
+        """Crashes of all runs by the key of the shard, with a listing for each plan. Raises StoreError, StoreDenied."""
+        listed = (info.key for plan in sorted(plans) for info in self.store.list(self._crashes_of(plan)))
+        found = (parse_crash_key(key.removeprefix(f"{self.root}/")) for key in listed)
+        return dict(Counter(shard_key(*place) for place in found if place))
+
+    def record_crash(self, shard: Shard, failure: Failure, worker: WorkerInfo | None, *, run_id: str, at: str) -> None:
+        """Count one more. Raises StoreError, StoreDenied."""
+        crash = {
+            "shard": shard.name,
+            "code": failure.code,
+            "reason": redacted(failure.message),
+            "host": worker.host if worker else "",
+            "pid": worker.pid if worker else None,
+            "run_id": run_id,
+            "at": at,
+        }
+        key = f"{self._crashes_of(shard.plan)}/{shard.index:08d}-{uuid.uuid4().hex}.json"
+        self.store.create(key, json.dumps(crash, indent=2).encode())
 
     # ------------------------------------------------------------------------------------------- done
 
@@ -240,12 +273,15 @@ class Ledger:
     def _done_key(self, number: int) -> str:
         return f"{self.root}/_stint/done/{number:08d}.parquet"
 
+    def _crashes_of(self, plan: int) -> str:
+        return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"
+
     def _numbers(self, folder: str) -> list[int]:
         prefix = f"{self.root}/{folder}"
         return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
 
 
-def _reading(plan: Plan, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
-    """Shards of the plan with slices of sources whose (uri, version) is wanted."""
-    chosen = np.fromiter(map(wanted, identities(plan.sources)), bool, len(plan.sources))
-    return plan.shards.picked(plan.shards_of(chosen))
+def parse_crash_key(key: str) -> tuple[int, int] | None:
+    """Plan and shard index of a crash's key below the root; None for another key."""
+    found = _CRASH_KEY.fullmatch(key)
+    return (int(found[1]), int(found[2])) if found else None

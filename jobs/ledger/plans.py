@@ -1,11 +1,17 @@
-"""A plan: which rows of which source versions it claims, and how they fall into shards. One Parquet file each."""
+"""A plan: which rows of which source versions it claims, and how they fall into shards. One Parquet file each.
+
+Slices of many shards are held in columns, and become objects only on demand: a plan of a million shards is 32 MB this
+way, and its sources; as objects it would be most of a gigabyte.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +19,130 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.ledger.slices import PIECE, SOURCES, Ints, OnDemand, Slices, Source
-from workers.contract import Shard
+from workers.contract import Shard, Slice
+
+Ints = npt.NDArray[np.int64]
+
+PIECE = np.dtype(
+    [
+        ("source", np.int32),
+        ("row_group", np.int32),
+        ("row_start", np.int64),
+        ("row_stop", np.int64),
+        ("byte_start", np.int64),
+    ]
+)
+"""A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
+WIDTH = len(PIECE.names or ())
+SOURCES = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())])
+_TOGETHER = 4096
+"""Shards that are made into objects at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """The slices of each shard, by the shard's number."""
+
+    sources: pa.Table
+    """As SOURCES."""
+    pieces: npt.NDArray[Any]
+    """As PIECE, in the order of shards."""
+    starts: Ints
+    """Where in `pieces` each shard begins, and where the last one ends."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[tuple[Slice, ...]]:
+        return self.picked(np.arange(len(self)))
+
+    @cached_property
+    def rows(self) -> Ints:
+        """Of each shard."""
+        rows = self.pieces["row_stop"] - self.pieces["row_start"]
+        return np.diff(np.concatenate([[0], np.cumsum(rows)])[self.starts])
+
+    def picked(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
+        """Of the shards with these numbers, in the order of `numbers`."""
+        for first in range(0, len(numbers), _TOGETHER):
+            yield from self._objects(numbers[first : first + _TOGETHER])
+
+    def _objects(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
+        begins, counts = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
+        # Of each slice the place in its shard, added to the place where the shard begins.
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = self.pieces[np.repeat(begins, counts) + within]
+        names, source = np.unique(chosen["source"], return_inverse=True)
+        uris, sizes, versions = (column.to_pylist() for column in self.sources.take(pa.array(names)).columns)
+        objects = (
+            Slice(
+                uri=uris[i],
+                size=sizes[i],
+                version=versions[i],
+                row_group=row_group,
+                row_start=row_start,
+                row_stop=row_stop,
+                byte_start=byte_start,
+            )
+            for i, (_, row_group, row_start, row_stop, byte_start) in zip(source.tolist(), chosen.tolist(), strict=True)
+        )
+        for count in counts.tolist():
+            yield tuple(islice(objects, count))
+
+
+class SlicesBuilder:
+    """Slices in the making: say of which source, add its slices, and where a shard ends."""
+
+    def __init__(self) -> None:
+        self._uris: list[str] = []
+        self._sizes = array("q")
+        self._versions: list[str] = []
+        self._pieces = array("q")
+        self._starts = array("q", [0])
+        self._end: tuple[int, int] | None = None
+        """Row group and row where the last slice ends, if one that begins there goes on with it."""
+
+    def source(self, uri: str, size: int, version: str) -> None:
+        """Whose slices come next."""
+        self._end = None
+        if not self._uris or (self._uris[-1], self._versions[-1]) != (uri, version):
+            self._uris.append(uri)
+            self._sizes.append(size)
+            self._versions.append(version)
+
+    def add(self, row_group: int, row_start: int, row_stop: int, byte_start: int) -> None:
+        """Rows that follow the last ones of the shard, since its source was named, become one slice with them."""
+        if self._end == (row_group, row_start):
+            self._pieces[-2] = row_stop
+        else:
+            self._pieces.extend((len(self._uris) - 1, row_group, row_start, row_stop, byte_start))
+        self._end = row_group, row_stop
+
+    def end_shard(self) -> None:
+        """A shard without slices is none."""
+        self._end = None
+        if (end := len(self._pieces) // WIDTH) > self._starts[-1]:
+            self._starts.append(end)
+
+    def slices(self) -> Slices:
+        columns = np.array(self._pieces, np.int64).reshape(-1, WIDTH)
+        pieces = np.empty(len(columns), PIECE)
+        for column, name in enumerate(PIECE.names or ()):
+            pieces[name] = columns[:, column]
+        sources = pa.table([self._uris, np.array(self._sizes), self._versions], schema=SOURCES)
+        return Slices(sources, pieces, np.array(self._starts, np.int64))
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Source:
+    uri: str
+    size: int
+    version: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.uri, self.version
+
 
 CLAIMED_ONLY = -1
 """Shard number of a source that is claimed and has no rows."""
@@ -24,9 +152,7 @@ ROWS_TOGETHER = 2**17
 PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
+        *SOURCES,
         ("row_group", pa.int32()),
         ("row_start", pa.int64()),
         ("row_stop", pa.int64()),
@@ -64,37 +190,25 @@ class Plan:
 
     @cached_property
     def shards(self) -> Shards:
-        return Shards(self)
+        return Shards([(self, np.arange(len(self.slices)))])
 
     @cached_property
     def rows(self) -> int:
         return int(self.slices.rows.sum())
 
-    def shards_of(self, sources: npt.NDArray[np.bool_]) -> Ints:
-        """Numbers of the shards that read any of the sources marked, which are those at these places in `sources`."""
-        if not len(self.slices):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(np.logical_or.reduceat(sources[self.slices.pieces["source"]], self.slices.starts[:-1]))
+    def shards_reading(self, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
+        """Shards with slices of sources whose (uri, version) is wanted."""
+        return self.shards_of(np.fromiter(map(wanted, identities(self.sources)), bool, len(self.sources)))
+
+    def shards_of(self, sources: npt.NDArray[np.bool_]) -> Iterator[Shard]:
+        """Shards with slices of any of the sources marked, which are those at these places in `sources`."""
+        marked = np.logical_or.reduceat(sources[self.slices.pieces["source"]], self.slices.starts[:-1])
+        return self.shards.picked(np.flatnonzero(marked))
 
 
 @dataclass(frozen=True, eq=False)
-class Shards(OnDemand[Shard]):
-    """The shards of a plan, by number."""
-
-    plan: Plan
-
-    def __len__(self) -> int:
-        return len(self.plan.slices)
-
-    def picked(self, numbers: Ints) -> Iterator[Shard]:
-        plan = self.plan
-        for index, slices in zip(numbers.tolist(), plan.slices.picked(numbers), strict=True):
-            yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
-
-
-@dataclass(frozen=True, eq=False)
-class Missing(OnDemand[Shard]):
-    """Shards that have no object, plan by plan. A million of them made at once are a third of a gigabyte."""
+class Shards(Sequence[Shard]):
+    """Some shards, plan by plan, made when they are asked for and not kept: a million are a third of a gigabyte."""
 
     parts: Sequence[tuple[Plan, Ints]]
     """Plans, each with the numbers of its shards."""
@@ -107,14 +221,35 @@ class Missing(OnDemand[Shard]):
         """Of all of them."""
         return sum(int(plan.slices.rows[numbers].sum()) for plan, numbers in self.parts)
 
+    def __iter__(self) -> Iterator[Shard]:
+        return self.picked(np.arange(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Shard: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, at: int | slice) -> Shard | Sequence[Shard]:
+        where = range(len(self))[at]
+        if isinstance(where, int):
+            return next(self.picked(np.array([where])))
+        return tuple(self.picked(np.array(where, np.int64)))
+
     def picked(self, numbers: Ints) -> Iterator[Shard]:
+        """Those at these places, in the order of `numbers`, many made at once."""
         begins = np.cumsum([0, *(len(of_plan) for _, of_plan in self.parts)])
         part = np.searchsorted(begins, numbers, side="right") - 1
         # One run of places within the same plan after the other.
         edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(numbers)]
         for first, end in pairwise(edges if len(numbers) else []):
             plan, of_plan = self.parts[part[first]]
-            yield from plan.shards.picked(of_plan[numbers[first:end] - begins[part[first]]])
+            chosen = of_plan[numbers[first:end] - begins[part[first]]]
+            for index, slices in zip(chosen.tolist(), plan.slices.picked(chosen), strict=True):
+                yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
+
+
+def picked(shards: Sequence[Shard], numbers: Ints) -> Iterator[Shard]:
+    """The shards at these places, in the order of `numbers`."""
+    return shards.picked(numbers) if isinstance(shards, Shards) else (shards[number] for number in numbers.tolist())
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
@@ -129,12 +264,23 @@ def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
 
 @dataclass(frozen=True)
 class Content:
-    """What a plan is to claim."""
+    """What a plan is to claim, and how its rows fall into shards."""
 
-    cut: Cut
-    keys: pa.Schema | None
+    shards: Slices
+    empty: tuple[Source, ...] = ()
+    """Sources with no row: claimed, in no shard."""
+    warnings: tuple[str, ...] = ()
+    """Of how the rows were cut, for a person."""
+    keys: pa.Schema | None = None
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
+
+    def sizes(self) -> str:
+        """For a person: how many shards, and how large."""
+        if not len(self.shards):
+            return "0 shards"
+        rows = sorted(self.shards.rows.tolist())
+        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
 def encode_plan(content: Content, token: str) -> bytes:
@@ -146,7 +292,7 @@ def encode_plan(content: Content, token: str) -> bytes:
 
 
 def _encoded(content: Content) -> Iterator[pa.Table]:
-    slices, empty = content.cut.shards, content.cut.empty
+    slices, empty = content.shards, content.empty
     shard = np.repeat(np.arange(len(slices)), np.diff(slices.starts))
     for first in range(0, len(shard), ROWS_TOGETHER):
         chosen = slice(first, first + ROWS_TOGETHER)
@@ -190,13 +336,13 @@ def decode_plan(number: int, data: bytes) -> Plan:
 def _decoded(file: pq.ParquetFile) -> Slices:
     """The slices of a plan's file. Its sources are named once each, although there is a row for every slice."""
     sources, pieces, shards = [SOURCES.empty_table()], [np.zeros(0, PIECE)], [np.zeros(0, np.int64)]
-    before: tuple[str, str] | None = None
+    last = pa.table({"uri": pa.nulls(1, pa.string()), "version": pa.nulls(1, pa.string())})
     count = 0
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group).combine_chunks()
-        new = _begins(rows["uri"]) | _begins(rows["version"])
-        new[:1] = before != (rows["uri"][0].as_py(), rows["version"][0].as_py())
-        before = rows["uri"][-1].as_py(), rows["version"][-1].as_py()
+        rows = file.read_row_group(group)
+        names = pa.concat_tables([last, rows.select(last.column_names)]).combine_chunks()
+        new = _changes(names["uri"]) | _changes(names["version"])
+        last = names.slice(len(rows))
         sources.append(rows.select(SOURCES.names).filter(pa.array(new)))
         there = np.zeros(len(rows), PIECE)
         there["source"] = count + np.cumsum(new) - 1
@@ -214,11 +360,10 @@ def _decoded(file: pq.ParquetFile) -> Slices:
     return Slices(pa.concat_tables(sources), np.concatenate(pieces), starts)
 
 
-def _begins(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Where the value is another than in the row before; True in the first row."""
-    values = column.combine_chunks()
-    differs = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
-    return np.concatenate([[True], differs.to_numpy(zero_copy_only=False)])
+def _changes(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """From the second row on, where the value is another than in the row before, or that one had none."""
+    changes: npt.NDArray[np.bool_] = pc.fill_null(pc.not_equal(column[1:], column[:-1]), True).to_numpy()
+    return changes
 
 
 def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str]) -> bytes:
@@ -229,23 +374,6 @@ def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[st
         for table in tables:
             file.write_table(table.cast(schema))
     return bytes(sink.getvalue())
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the rows of a claim fall into shards."""
-
-    shards: Slices
-    warnings: tuple[str, ...] = ()
-    empty: tuple[Source, ...] = ()
-    """Sources with no row: claimed, in no shard."""
-
-    def sizes(self) -> str:
-        """For a person: how many shards, and how large."""
-        if not len(self.shards):
-            return "0 shards"
-        rows = sorted(self.shards.rows.tolist())
-        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
 
 
 def latest_versions(plans: Iterable[Plan]) -> dict[str, str]:

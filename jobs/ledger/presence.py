@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,33 +24,23 @@ def plan_of(key: str) -> int:
     return int(key[len("plan=") : key.index("/")])
 
 
+@dataclass(frozen=True, eq=False)
 class Present(Collection[str]):
     """Keys, below the root, of the objects that are there."""
 
-    def __init__(self, bits: Mapping[int, Bits]) -> None:
-        """By plan."""
-        self._bits = bits
-
-    @classmethod
-    def of_all(cls, several: Iterable[Present]) -> Present:
-        return cls({plan: bits for present in several for plan, bits in present._bits.items()})
-
-    def bits(self, plan: int) -> Bits:
-        """By shard."""
-        return self._bits[plan]
+    bits: Mapping[int, Bits]
+    """By plan and shard."""
 
     def __contains__(self, key: object) -> bool:
-        found = parse_shard_key(key) if isinstance(key, str) else None
-        if found is None or found[0] not in self._bits:
-            return False
-        bits = self._bits[found[0]]
-        return found[1] < len(bits) and bool(bits[found[1]])
+        plan, index = (parse_shard_key(key) if isinstance(key, str) else None) or (0, 0)
+        bits = self.bits.get(plan, ())
+        return index < len(bits) and bool(bits[index])
 
     def __len__(self) -> int:
-        return sum(int(bits.sum()) for bits in self._bits.values())
+        return sum(int(bits.sum()) for bits in self.bits.values())
 
     def __iter__(self) -> Iterator[str]:
-        for plan, bits in self._bits.items():
+        for plan, bits in self.bits.items():
             yield from (shard_key(plan, index) for index in np.flatnonzero(bits).tolist())
 
 

@@ -22,7 +22,7 @@ from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import open_sources
 from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
-from jobs.plan.command_line import days_of, spec_of
+from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
@@ -53,14 +53,14 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     Raises StintError: GateRefused for a model that must not run, Interrupted with nothing stored, RunFailed when a
     kind of node could not be tuned, after what the others gave was stored and said.
     """
-    spec = spec_of(arguments)
+    job = last_job_of(arguments, writing=True)
+    spec = job.spec
     if spec.model.device != "cpu":
         raise SpecError(
             f"model.device: {spec.model.device}: stint tune divides the cores of CPU nodes",
             "set workers.batch by hand for workers with a GPU",
         )
     interrupted = console.interrupts()
-    job = Job.open(spec, days_of(arguments)[-1])
     tuning = _Tuning(job, arguments.minutes * 60, interrupted, console.say)
     with ExitStack() as resources:
 

@@ -6,16 +6,15 @@ replaces another version names it as superseded, and strict readers drop the row
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.ledger.plans import Plan, claims_of, identities, latest_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
 from workers.contract import Slice
 
 
@@ -32,6 +31,11 @@ class NextClaim:
     kept: tuple[Source, ...] = ()
     """Changed sources that are left as they were scored, because the spec says so."""
 
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """Of what is claimed again."""
+        return tuple(chain.from_iterable(self.again.values()))
+
 
 def next_claim(
     sources: Sequence[Source], plans: Sequence[Plan], lost: Collection[Slice], *, rescore: bool
@@ -41,16 +45,15 @@ def next_claim(
     `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
     whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
     """
-    holes: dict[tuple[str, str], list[Slice]] = {}
-    for piece in sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)):
-        holes.setdefault((piece.uri, piece.version), []).append(piece)
+    holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
     new: list[Source] = []
     again: dict[Source, tuple[Slice, ...]] = {}
     supersedes: dict[str, str] = {}
     kept: list[Source] = []
-    claims = _Claims(plans)
-    open_ones = list(claims.besides_claimed(sources, {uri for uri, _ in holes}))
-    former = claims.of(source.uri for source, before in open_ones if before not in (None, source.version))
+    latest_first = claims_of(reversed(plans))
+    open_ones = list(_besides_claimed(latest_first, sources, {uri for uri, _ in holes}))
+    changed = [source.uri for source, before in open_ones if before not in (None, source.version)]
+    former = set(identities(latest_first.filter(pc.is_in(latest_first["uri"], pa.array(changed, pa.string())))))
     for source, before in open_ones:
         if before is None:
             new.append(source)
@@ -68,28 +71,30 @@ def next_claim(
     return NextClaim(tuple(new), again, supersedes, tuple(kept))
 
 
-class _Claims:
-    """Sources of all plans, as columns: of a year of nights nearly all are claimed as they are listed."""
+def _besides_claimed(
+    latest_first: pa.Table, sources: Sequence[Source], also: Collection[str]
+) -> Iterator[tuple[Source, str | None]]:
+    """Each with the version claimed last, if any; but not those claimed as they are, unless `also` has the URI.
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        self._latest_first = claims_of(reversed(plans))
+    In columns, because of a year of nights nearly all are claimed as they are listed.
+    """
+    uris = pa.array([source.uri for source in sources], pa.string())
+    # Of several places with the URI this is the first, so the version that was claimed last.
+    place = pc.index_in(uris, value_set=latest_first["uri"])
+    before = latest_first["version"].take(place).combine_chunks()
+    as_it_is = pc.fill_null(pc.equal(before, pa.array([source.version for source in sources], pa.string())), False)
+    named = pc.is_in(uris, value_set=pa.array(also, pa.string()))
+    chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), named))
+    for index, version in zip(chosen.to_pylist(), before.take(chosen).to_pylist(), strict=True):
+        yield sources[index], version
 
-    def besides_claimed(self, sources: Sequence[Source], also: Collection[str]) -> Iterator[tuple[Source, str | None]]:
-        """Each with the version claimed last, if any; but not those claimed as they are, unless `also` has the URI."""
-        uris = pa.array([source.uri for source in sources], pa.string())
-        # Of several places with the URI this is the first, so the version that was claimed last.
-        place = pc.index_in(uris, value_set=self._latest_first["uri"])
-        before = self._latest_first["version"].take(place).combine_chunks()
-        as_it_is = pc.fill_null(pc.equal(before, pa.array([source.version for source in sources], pa.string())), False)
-        named = pc.is_in(uris, value_set=pa.array(also, pa.string()))
-        chosen = pc.indices_nonzero(pc.or_(pc.invert(as_it_is), named))
-        for index, version in zip(chosen.to_pylist(), before.take(chosen).to_pylist(), strict=True):
-            yield sources[index], version
 
-    def of(self, uris: Iterable[str]) -> set[tuple[str, str]]:
-        """Identities of every claim of these URIs."""
-        named = pc.is_in(self._latest_first["uri"], value_set=pa.array(uris, pa.string()))
-        return set(identities(self._latest_first.filter(named)))
+def _by_identity(slices: Iterable[Slice]) -> dict[tuple[str, str], list[Slice]]:
+    """By (uri, version) of their source."""
+    found = defaultdict[tuple[str, str], list[Slice]](list)
+    for piece in slices:
+        found[piece.uri, piece.version].append(piece)
+    return dict(found)
 
 
 def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
@@ -118,21 +123,24 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
     """
     latest = latest_versions(plans)
     here = {source.uri: source.version for source in sources}
-    gaps: dict[tuple[str, str], list[Slice]] = {}
-    for piece in gone:
-        gaps.setdefault((piece.uri, piece.version), []).append(piece)
+    gaps = _by_identity(gone)
     # A plan's own slices never overlap: `verify` compares each row with its place.
     doubtful = _claimed_again(plans) | gaps.keys()
-    claimed: dict[tuple[str, str], list[tuple[int, Slice]]] = {}
+    claimed = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
     for plan in plans:
-        if not doubtful.isdisjoint(plan.claimed):
-            for piece in (piece for shard in plan.shards for piece in shard.slices):
+        for shard in plan.shards_reading(doubtful.__contains__):
+            for piece in shard.slices:
                 if (identity := (piece.uri, piece.version)) in doubtful:
-                    claimed.setdefault(identity, []).append((plan.number, piece))
+                    claimed[identity].append((plan.number, piece))
     for identity, slices in claimed.items():
         name = f"{identity[0]} (version {identity[1]})"
         # The slices of one plan that another claims again carry the same bounds, so a slice counts as gone once.
-        scored = list(_less(slices, gaps.get(identity, [])))
+        left, scored = Counter(gaps.get(identity, ())), []
+        for number, piece in slices:
+            if left[piece]:
+                left[piece] -= 1
+            else:
+                scored.append((number, piece))
         scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
         for (number, piece), (other, following) in pairwise(scored):
             if piece.row_group == following.row_group and following.row_start < piece.row_stop:
@@ -141,22 +149,13 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
                     f"{number} and {other}"
                 )
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
-        if rows and here.get(identity[0]) == identity[1] == latest[identity[0]]:
-            yield f"{name}: {rows} rows are back that were gone when it was their turn: run the job again to score them"
-        elif rows and identity[0] in here and latest[identity[0]] == identity[1]:
-            yield f"{name}: {rows} rows changed before it was their turn: run the job again to score what is there now"
+        if rows and identity[0] in here and latest[identity[0]] == identity[1]:
+            there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
+            what, now = there if here[identity[0]] == identity[1] else again
+            yield f"{name}: {rows} rows {what} it was their turn: run the job again to score {now}"
 
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:
     """(uri, version) of sources that several plans claim."""
     times = claims_of(plans).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
     return set(identities(times.filter(pc.greater(times["plan_count_distinct"], 1))))
-
-
-def _less(slices: Sequence[tuple[int, Slice]], gone: Sequence[Slice]) -> Iterator[tuple[int, Slice]]:
-    left = Counter(gone)
-    for number, piece in slices:
-        if left[piece]:
-            left[piece] -= 1
-        else:
-            yield number, piece

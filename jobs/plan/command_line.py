@@ -14,42 +14,36 @@ from jobs.spec.load import load_spec
 from jobs.spec.schema import JobSpec
 
 
-def spec_of(arguments: argparse.Namespace) -> JobSpec:
-    return load_spec(arguments.spec, arguments.overrides)
+def last_job_of(arguments: argparse.Namespace, *, writing: bool = False) -> Job:
+    """The job as of the last day that is named."""
+    spec, of_days = _named(arguments)
+    return Job.open(spec, of_days[-1], writing=writing)
 
 
-def days_of(arguments: argparse.Namespace) -> list[Days | None]:
-    """The days of each run that the command stands for, oldest first."""
-    spec = spec_of(arguments)
-    return runs(arguments.days, spec.input.by_date, spec.output.uri)
-
-
-def job_of(arguments: argparse.Namespace, days: Days | None) -> Job:
-    """For commands that only read."""
-    return Job.open(spec_of(arguments), days, writing=False)
-
-
-def last_job_of(arguments: argparse.Namespace) -> Job:
-    """The job as of the last day that is named, for commands that only read."""
-    return job_of(arguments, days_of(arguments)[-1])
-
-
-def for_each_day(arguments: argparse.Namespace, console: Console, do: Callable[[Days | None], None]) -> int:
-    """Do each of the command's runs and return the exit code.
+def for_each_day(
+    arguments: argparse.Namespace, console: Console, do: Callable[[Job], None], *, writing: bool = False
+) -> int:
+    """Do each of the command's runs, oldest first, and return the exit code.
 
     Of several runs, those of days without a delivery are named and passed over; NothingThere if all are.
     """
-    of_days = days_of(arguments)
+    spec, of_days = _named(arguments)
     absent = 0
     for days in of_days:
         try:
-            do(days)
+            do(Job.open(spec, days, writing=writing))
         except NothingThere as error:
             absent += 1
             if absent == len(of_days):
                 raise
             console.say(f"{days} is passed over: {error}")
     return COMPLETE
+
+
+def _named(arguments: argparse.Namespace) -> tuple[JobSpec, list[Days | None]]:
+    """The spec, and the days of each run that the command stands for."""
+    spec = load_spec(arguments.spec, arguments.overrides)
+    return spec, runs(arguments.days, spec.input.by_date, spec.output.uri)
 
 
 def schema(_: argparse.Namespace, console: Console) -> int:

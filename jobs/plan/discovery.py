@@ -7,13 +7,12 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.errors import SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
-from jobs.ledger.plans import Content, Cut, Plan, latest_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job
 from workers.contract import Slice
@@ -44,13 +43,11 @@ class Discovery:
     @property
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
-        return sum(group.rows for opened in self.fresh for group in opened.groups) + sum(
-            piece.rows for slices in self.claim.again.values() for piece in slices
-        )
+        return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
 
-    def cut(self) -> Cut:
+    def cut(self) -> Content:
         """How the next plan falls into shards."""
-        return self.job.cut(self.fresh, (piece for slices in self.claim.again.values() for piece in slices))
+        return self.job.cut(self.fresh, self.claim.slices)
 
     def content(self, plans: Sequence[Plan]) -> Content | None:
         """What of this discovery is still to be claimed after `plans`, some of which may have come since.
@@ -63,11 +60,12 @@ class Discovery:
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
             return None
-        cut = self.job.cut(fresh, (piece for slices in now.again.values() for piece in slices))
+        cut = self.job.cut(fresh, now.slices)
         empty = tuple(source for source, slices in now.again.items() if not slices)
         claimed = {opened.source.uri for opened in fresh} | {source.uri for source in now.again}
-        return Content(
-            cut=Cut(cut.shards, cut.warnings, cut.empty + empty),
+        return replace(
+            cut,
+            empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
         )

@@ -14,11 +14,11 @@ import jobs
 import workers
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
-from jobs.ledger import plans
 from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Content
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
-from jobs.plan.worker_width import Width, choose_width, given_width
+from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, day_in, filled, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
@@ -100,16 +100,18 @@ class Job:
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
-        """Of every kind of node that was tuned with this model."""
-        return read_profiles(self.store, self.fingerprints.bundle) if self.spec.model.device == "cpu" else ()
+        """Of every kind of node that was tuned with this model, and that workers may be on."""
+        if self.spec.model.device != "cpu":
+            return ()
+        return of_host(read_profiles(self.store, self.fingerprints.bundle), self.host)
 
     @cached_property
     def width(self) -> Width:
         """Cores a worker, and where that comes from."""
         given = self.spec.workers
         if given.cpus == "auto":
-            return choose_width(self.profiles, self.host, self.most_threads)
-        return given_width(given.cpus, self.profiles if given.batch == "auto" else (), self.host)
+            return choose_width(self.profiles, self.most_threads)
+        return given_width(given.cpus, self.profiles if given.batch == "auto" else ())
 
     @property
     def threads(self) -> int:
@@ -161,13 +163,12 @@ class Job:
             memory_bytes=spec.workers.memory_bytes,
         )
 
-    def cut(self, opened: Sequence[Opened], again: Iterable[Slice] = ()) -> plans.Cut:
+    def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
-        slices = tuple(again)
-        total = sum(group.rows for o in opened for group in o.groups) + sum(piece.rows for piece in slices)
+        total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
         within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
-        return sharding.cut(opened, within, slices)
+        return sharding.cut(opened, within, again)
 
 
 def _is_file(url: str) -> bool:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.plans import Cut
-from jobs.ledger.slices import SlicesBuilder, Source
+from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
 
 _MAX_SHARD_ROWS = 4096
@@ -73,35 +72,34 @@ def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max
     return Bounds(rows, split_rows, max_bytes, workers, last)
 
 
+@dataclass
 class _Filling:
     """The shard that is being filled."""
 
-    def __init__(self, within: Bounds, left: int) -> None:
-        self._within = within
-        self._left = left
-        """Rows from where this shard begins."""
-        self._limit = within.limit(left)
-        self._rows = self._bytes = 0
+    builder: SlicesBuilder
+    within: Bounds
+    most_rows: int = 0
+    rows: int = 0
+    bytes: int = 0
 
-    def begins_with(self, rows: int, size: int) -> bool:
-        """Take a piece in; True when it was too much for the shard, so that it is the first of the next one."""
-        new = bool(self._rows) and (self._rows + rows > self._limit or self._bytes + size > self._within.bytes)
-        if new:
-            self._left -= self._rows
-            self._limit = self._within.limit(self._left)
-            self._rows = self._bytes = 0
-        self._rows += rows
-        self._bytes += size
-        return new
+    def make_room(self, rows: int, size: int, left: int) -> None:
+        """For a piece with which `left` rows begin: where it is too much for the shard, it is the first of another."""
+        if self.rows and (self.rows + rows > self.most_rows or self.bytes + size > self.within.bytes):
+            self.builder.end_shard()
+            self.rows = self.bytes = 0
+        if not self.rows:
+            self.most_rows = self.within.limit(left)
+        self.rows += rows
+        self.bytes += size
 
 
-def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Cut:
+def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Content:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
     builder = SlicesBuilder()
     split: list[str] = []
     empty: list[Source] = []
-    left = sum(group.rows for opened in sources for group in opened.groups) + sum(piece.rows for piece in again)
-    shard = _Filling(within, left)
+    left = sum(opened.rows for opened in sources) + sum(piece.rows for piece in again)
+    shard = _Filling(builder, within)
     for opened in sources:
         source = opened.source
         groups = [group for group in opened.groups if group.rows]
@@ -109,7 +107,6 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
             empty.append(source)
             continue
         builder.source(source.uri, source.size, source.version)
-        end = 0, -1  # row group and row where the last slice of this shard ends
         for group in groups:
             pieces = _pieces(group, within, left)
             if len(pieces) > 1:
@@ -117,19 +114,13 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
                 split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
             start = group.row_start
             for rows in pieces:
-                new = shard.begins_with(rows, group.bytes // len(pieces))
-                if new:
-                    builder.end_shard()
-                if not new and end == (group.number, start):
-                    builder.grow(start + rows)
-                else:
-                    builder.add(group.number, start, start + rows, group.byte_start)
+                shard.make_room(rows, group.bytes // len(pieces), left)
+                builder.add(group.number, start, start + rows, group.byte_start)
                 start += rows
-                end = group.number, start
-            left -= group.rows
+                left -= rows
     for piece in again:
-        if shard.begins_with(piece.rows, 0):
-            builder.end_shard()
+        shard.make_room(piece.rows, 0, left)
+        left -= piece.rows
         builder.source(piece.uri, piece.size, piece.version)
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
@@ -139,7 +130,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         if split
         else ""
     )
-    return Cut(builder.slices(), (warning,) if warning else (), tuple(empty))
+    return Content(builder.slices(), tuple(empty), (warning,) if warning else ())
 
 
 def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.bundle.profiles import HostKind, Profile
@@ -24,15 +24,19 @@ class Width:
     """Whether there are profiles for workers of this width."""
 
 
-def choose_width(profiles: Sequence[Profile], host: HostKind | None = None, most_threads: int | None = None) -> Width:
-    """The width of the workers of a run, before it is known on which nodes they will be.
+def of_host(profiles: Iterable[Profile], host: HostKind | None) -> tuple[Profile, ...]:
+    """Those of the only node that there is; all where None is known."""
+    return tuple(profile for profile in profiles if host is None or profile.host.key == host.key)
 
-    `host` is the only node, where that is known; else `most_threads` are the cores of the largest node that is there.
-    Of several kinds of nodes each may run workers: the width that loses least on the kind on which it loses most.
+
+def choose_width(of: Sequence[Profile], most_threads: int | None = None) -> Width:
+    """The width of the workers of a run, from the profiles `of` nodes on which they may be.
+
+    `most_threads` are the cores of the largest node that is there, as far as known. Of several kinds of nodes each may
+    run workers: the width that loses least on the kind on which it loses most.
     """
-    of = [profile for profile in profiles if host is None or profile.host.key == host.key]
     if not of:
-        return Width(threads=CORES_BY_RULE, reason="no profile of this kind of node" if host else "no profile")
+        return Width(threads=CORES_BY_RULE, reason="no profile of this kind of node")
     kinds = [p.rates() for p in of]
     widths = sorted({width for rates in kinds for width in rates if most_threads is None or width <= most_threads})
     kept = {width: kept_share(width, kinds) for width in widths}
@@ -45,9 +49,8 @@ def choose_width(profiles: Sequence[Profile], host: HostKind | None = None, most
     return Width(threads=best, reason=reason, from_profiles=True)
 
 
-def given_width(threads: int, profiles: Sequence[Profile], host: HostKind | None = None) -> Width:
+def given_width(threads: int, of: Sequence[Profile]) -> Width:
     """The width that the spec names; engine and batch may still be as tuned for workers of that width."""
-    of = [profile for profile in profiles if host is None or profile.host.key == host.key]
     fit = [profile for profile in of if profile.row_at(threads) is not None]
     only = fit[0] if len(of) == 1 and fit else None
     reason = f"tuned {only.tuned_at}" if only else f"workers.cpus: {threads}"
@@ -60,10 +63,8 @@ def kept_share(width: int, kinds: Sequence[Mapping[int, float]]) -> float:
     return min(rates.get(width, 0.0) / max(rates.values()) for rates in kinds)
 
 
-def worker_rate(profiles: Sequence[Profile], threads: int, host: HostKind | None = None) -> float | None:
+def worker_rate(profiles: Sequence[Profile], threads: int) -> float | None:
     """Rows a second of a worker of this width, by the slowest kind of node that was tuned; None where none was."""
-    if host is not None:
-        profiles = [profile for profile in profiles if profile.host.key == host.key]
     rows = [row for profile in profiles if (row := profile.row_at(threads)) is not None]
     rates = [row.images_per_s / row.candidate.workers for row in rows if row.images_per_s]
     return min(rates, default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jobs.console import Console
-from jobs.plan.command_line import for_each_day, job_of
+from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
@@ -16,7 +16,7 @@ from workers.storage.errors import NotFound
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint plan`."""
-    return for_each_day(arguments, console, lambda days: console.show(describe_plan(job_of(arguments, days))))
+    return for_each_day(arguments, console, lambda job: console.show(describe_plan(job)))
 
 
 def describe_plan(job: Job) -> str:

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
-from jobs.ledger import crashes
 from jobs.ledger.current import current_root, roots
+from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
@@ -211,11 +211,11 @@ def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[di
 
 
 def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
-    """As jobs.ledger.crashes records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
+    """As Ledger.record_crash records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
 
     def found() -> Iterator[str]:
-        for info in store.list(f"{root}/{crashes.CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
-            if crashes.parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
+        for info in store.list(f"{root}/{CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
+            if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
     read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")

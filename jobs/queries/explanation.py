@@ -161,7 +161,7 @@ class Explanation:
     attempts: Sequence[Mapping[str, Any]]
     """At the row's shard, as jobs.report.journal has them, each with its `run_id`; oldest first."""
     crashes: Sequence[Mapping[str, Any]]
-    """As jobs.ledger.crashes records them, oldest first."""
+    """As Ledger.record_crash records them, oldest first."""
     model: ModelPart
     others: Sequence[OtherVersion]
     """Newest first."""

@@ -70,7 +70,7 @@ class Found(NamedTuple):
 def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
     """Shards of the plan that read any of these sources."""
     named = pc.is_in(plan.sources["uri"], value_set=pa.array(uris, pa.string())).combine_chunks()
-    return plan.shards.picked(plan.shards_of(named.to_numpy(zero_copy_only=False)))
+    return plan.shards_of(named.to_numpy(zero_copy_only=False))
 
 
 def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:

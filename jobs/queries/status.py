@@ -16,11 +16,10 @@ from functools import partial
 
 from jobs.console import Console
 from jobs.errors import COMPLETE
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Missing
-from jobs.plan.command_line import for_each_day, job_of, last_job_of
+from jobs.ledger.plans import Shards
+from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.snapshot import Snapshot
@@ -37,7 +36,7 @@ LOOK_SHARE = 0.05
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint status`."""
     if not arguments.watch:
-        return for_each_day(arguments, console, lambda days: console.show(describe_status(job_of(arguments, days))))
+        return for_each_day(arguments, console, lambda job: console.show(describe_status(job)))
     if ended := watch(last_job_of(arguments), display_for(sys.stdout), every_s=arguments.every):
         console.show(ended)
     return COMPLETE
@@ -60,11 +59,11 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     runs = _runs(newest_runs(job.store), job.ledger.root, now, left=bool(open_plans))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
-    crashes = CrashLog(job.store, job.ledger.root).counts(open_plans) if open_plans else {}
+    crashes = job.ledger.crashes(open_plans) if open_plans else {}
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            rows = f"{record.rows_ok:,} rows ok, {record.rows_bad:,} bad"
+            rows = f"{record.total('rows_ok'):,} rows ok, {record.total('rows_bad'):,} bad"
             lines.append(f"plan {plan.number}: done, {len(record):,} shards, {rows}")
             continue
         missing = job.ledger.missing(plan)
@@ -141,13 +140,13 @@ def watch(
                 sleep(min(left_s, display.every_s))
 
 
-def missing_of(ledger: Ledger) -> Missing:
+def missing_of(ledger: Ledger) -> Shards:
     """Shards of the open plans that have no object."""
     done = ledger.done_numbers()
     return ledger.missing(*(plan for plan in ledger.plans() if plan.number not in done))
 
 
-def with_ledger(snapshot: Snapshot, missing: Missing) -> Snapshot:
+def with_ledger(snapshot: Snapshot, missing: Shards) -> Snapshot:
     """With what has been committed since, by this run or by others, as rows found done.
 
     A run works on the plans that were open when it began. Plans claimed later make this see less than there is, and

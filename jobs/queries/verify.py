@@ -18,16 +18,13 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
-from jobs.ledger import crashes
-from jobs.ledger import notes as noting
-from jobs.ledger.done import DoneRecord, DoneShard, done_shard
-from jobs.ledger.ledger import Ledger
+from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
+from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
-from jobs.plan.command_line import for_each_day, job_of
+from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
-from jobs.spec.days import Days
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
@@ -67,8 +64,8 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint verify`: 0 if there is no problem."""
     verdicts = []
 
-    def check(days: Days | None) -> None:
-        verdict = verify(job_of(arguments, days))
+    def check(job: Job) -> None:
+        verdict = verify(job)
         for note in verdict.notes:
             console.show(f"note: {note}")
         for problem in verdict.problems:
@@ -258,8 +255,8 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
     for info in ledger.store.list(ledger.root):
         key = info.key.removeprefix(f"{ledger.root}/")
         # Records of crashes and notes are advisory, and any number of them may be there for a shard.
-        found = parse_shard_key(key) or crashes.parse_crash_key(key)
-        if key in explained or ((noted := noting.NOTE_KEY.fullmatch(key)) and int(noted[1]) in shards_of):
+        found = parse_shard_key(key) or parse_crash_key(key)
+        if key in explained or ((noted := NOTE_KEY.fullmatch(key)) and int(noted[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

@@ -125,7 +125,7 @@ def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]
 def rate_of_worker(job: Job) -> float | None:
     """Rows a second of a worker: by the last run, else by the profiles of the nodes, else None."""
     before = rate_before(job.store, job.ledger.root, job.threads)
-    return before if before is not None else worker_rate(job.profiles, job.threads, job.host)
+    return before if before is not None else worker_rate(job.profiles, job.threads)
 
 
 def rate_before(store: Store, root: str, threads: int) -> float | None:

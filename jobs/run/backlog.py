@@ -19,8 +19,8 @@ from operator import attrgetter
 
 import numpy as np
 
+from jobs.ledger.plans import picked
 from jobs.ledger.presence import plan_of
-from jobs.ledger.slices import picked
 from jobs.run import policy
 from jobs.run.policy import Attempts, Budget, Manner
 from jobs.spec.schema import Limits

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from jobs.errors import RunFailed
 from jobs.ledger.background import Errands
-from jobs.ledger.crashes import CrashLog
+from jobs.ledger.ledger import Ledger
 from jobs.progress.progress import Progress
 from jobs.run import policy
 from jobs.run.backlog import Backlog, Retry
@@ -30,7 +30,8 @@ RECORDS_AT_ONCE = 8
 class FailedAttempts:
     backlog: Backlog
     limits: Limits
-    crashes: CrashLog
+    ledger: Ledger
+    run_id: str
     tally: Tally
     progress: Progress
     _last_start: str = field(default="", init=False)
@@ -78,7 +79,7 @@ class FailedAttempts:
         budget, at, isolated = policy.budget_of(failure), _now(), manner is Manner.ISOLATED
         if budget is Budget.CRASH:
             info = self.tally.workers.get(worker)
-            self._records.send(lambda: self.crashes.record(shard, failure, info, at=at))
+            self._records.send(lambda: self.ledger.record_crash(shard, failure, info, run_id=self.run_id, at=at))
         host = self.tally.host(worker)
         retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=isolated, now=now)
         attempt = len(retry.history)

@@ -18,9 +18,7 @@ from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
 from jobs.fleet.fleet import Fleet
 from jobs.ledger.bad_rows import bad_rows_error
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import (
     MAX_HELD_SHARDS,
@@ -67,7 +65,8 @@ class Loop:
     workers: Workers
     progress: Progress
     interrupted: Callable[[], bool]
-    crashes: CrashLog
+    run_id: str
+    """Under which crashes are recorded."""
     finish_in_s: float | None = None
     """How far away the deadline is that the fleet is sized for, where there is one."""
     rate_before: float | None = None
@@ -75,15 +74,13 @@ class Loop:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
-    noting: Noting | None = None
-    """Writes down what results say of objects, now and then, for the run that finishes the plan."""
 
     def __post_init__(self, missing: Sequence[Shard]) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
         # backlog keeps this order among shards of about one size.
         begin = random.randrange(len(missing)) if missing else 0  # noqa: S311
         try:
-            crashes = self.crashes.counts({plan.number for plan in self.plans}) if missing else {}
+            crashes = self.ledger.crashes(plan.number for plan in self.plans) if missing else {}
         except BaseException:
             self.progress.close()
             self.pool.close()
@@ -91,7 +88,7 @@ class Loop:
         now = self.clock()
         self._backlog = Backlog(missing, crashes, self.limits, begin=begin, now=now)
         self._assignments = Assignments(self.limits)
-        self._failed = FailedAttempts(self._backlog, self.limits, self.crashes, self.tally, self.progress)
+        self._failed = FailedAttempts(self._backlog, self.limits, self.ledger, self.run_id, self.tally, self.progress)
         self._rows_total = sum(plan.rows for plan in self.plans)
         self._bad_before = self.tally.rows_bad  # of other plans, when a run scores a second time
         self._start_after = 0.0
@@ -332,11 +329,11 @@ class Loop:
 
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
-        if self.noting:
-            self.noting.note_due(result.plan)
-        rows_bad = self.tally.rows_bad - self._bad_before
-        if policy.bad_rows_exceeded(rows_bad, self._rows_total, self.limits.bad_rows):
-            raise bad_rows_error(rows_bad, self._rows_total, self.limits.bad_rows, self.tally.bad_rows)
+        self.tally.done.note_due(result.plan)
+        tally, budget = self.tally, self.limits.bad_rows
+        rows_bad = tally.rows_bad - self._bad_before
+        if policy.bad_rows_exceeded(rows_bad, self._rows_total, budget):
+            raise bad_rows_error(rows_bad, self._rows_total, budget, tally.bad_by_code, tally.bad_samples)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._resize_after = now

@@ -33,7 +33,7 @@ class Relisting:
         if not self._listings.under_way and now >= self._again_after:
             numbers = open_plans()
             plans = [plan for plan in self._plans if plan.number in numbers]
-            self._listings.send(lambda: Present.of_all(self._ledger.present(plan) for plan in plans))
+            self._listings.send(lambda: self._ledger.present(*plans))
             self._began = now
         found: Collection[str] = ()
         for outcome in self._listings.ended():

@@ -18,10 +18,8 @@ from zoneinfo import ZoneInfo
 from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened, open_sources
 from jobs.ledger.bad_rows import bad_rows_error
-from jobs.ledger.crashes import CrashLog
-from jobs.ledger.done import DoneRecord
-from jobs.ledger.notes import Noting
-from jobs.ledger.plans import Content, Missing, Plan
+from jobs.ledger.done import DoneRecord, Noting
+from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
@@ -203,7 +201,7 @@ class Run:
 
         plan = self.job.ledger.claim(content)
         if plan is not None and claimed is not None:
-            for warning in claimed.cut.warnings:
+            for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
 
@@ -218,7 +216,7 @@ class Run:
         """With nothing new, from what is there: the bundle of an open plan may still be missing."""
         return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
 
-    def _open(self) -> tuple[list[Plan], Missing]:
+    def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
         done = self.job.ledger.done_numbers()
         plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
@@ -235,7 +233,7 @@ class Run:
         self._artifacts = outcome.artifacts
         return outcome
 
-    def _score(self, plans: Sequence[Plan], missing: Missing) -> None:
+    def _score(self, plans: Sequence[Plan], missing: Shards) -> None:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
         self._say_profile()
@@ -266,9 +264,8 @@ class Run:
             workers=workers_that_fit(self.job, self._connected()),
             progress=progress,
             tally=self._tally,
-            noting=noting,
             interrupted=self.interrupted,
-            crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
+            run_id=self.report.run_id,
             finish_in_s=finish_in_s if sized else None,
             rate_before=rate_of_worker(self.job) if sized else None,
         )
@@ -306,18 +303,17 @@ class Run:
         for plan in plans:
             if plan.number in broken:
                 continue
-            objects = self.job.ledger.finish(plan, self._tally.done.of(plan.number))
-            if bad_rows_exceeded(objects.rows_bad, plan.rows, budget):
+            objects = self.job.ledger.finish(plan, self._tally.done[plan.number])
+            if bad_rows_exceeded(objects.total("rows_bad"), plan.rows, budget):
                 too_bad.append((plan, objects))
             else:
                 self._record_done(plan, objects)
         # One bad delivery does not hold up the others; and what has been replaced since counts no more.
         errors: list[StintError] = []
         for plan, objects in too_bad:
-            reasons = self.job.ledger.bad_rows(plan, self._replaced(plan))
-            rows_bad = reasons.counts.total()
-            if bad_rows_exceeded(rows_bad, plan.rows, budget):
-                errors.append(bad_rows_error(rows_bad, plan.rows, budget, reasons))
+            by_code, samples = self.job.ledger.bad_rows(plan, self._replaced(plan))
+            if bad_rows_exceeded(by_code.total(), plan.rows, budget):
+                errors.append(bad_rows_error(by_code.total(), plan.rows, budget, by_code, samples))
             else:
                 self._record_done(plan, objects)
         if errors:
@@ -326,9 +322,9 @@ class Run:
     def _record_done(self, plan: Plan, objects: DoneRecord) -> None:
         self.job.ledger.record_done(plan, objects)
         self.report.plans.append(plan.number)
-        self.report.rows_ok += objects.rows_ok
-        self.report.rows_bad += objects.rows_bad
-        self.report.rows_gone += objects.rows_gone
+        self.report.rows_ok += objects.total("rows_ok")
+        self.report.rows_bad += objects.total("rows_bad")
+        self.report.rows_gone += objects.total("rows_gone")
 
     def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
         """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""

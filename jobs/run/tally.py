@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.ledger.bad_rows import BadRows
 from jobs.ledger.done import KnownObjects
 from jobs.progress.counts import Counts
 from jobs.progress.snapshot import Price, cost_per_million
@@ -92,10 +91,6 @@ class Tally(Counts):
     scoring_s: float = 0.0
     """From the first worker being ready to the end of the loop."""
 
-    @property
-    def bad_rows(self) -> BadRows:
-        return BadRows(self.bad_by_code, self.bad_samples)
-
     def host(self, worker: int) -> str:
         """Empty where it is not known."""
         return self.workers[worker].host if worker in self.workers else ""
@@ -121,7 +116,7 @@ class Tally(Counts):
         self.add_result(result)
         self.speculative_wins += second
         if not result.rows_gone:
-            self.done.add(shard.key, result)
+            self.done.add(shard, result)
         self.distributions.add(shard, result)
 
     def failed(

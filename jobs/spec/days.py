@@ -32,9 +32,6 @@ class Days:
         most = (self.last - date.min).days
         return replace(self, first=min(self.first, self.last - timedelta(min(days - 1, most))))
 
-    def single(self) -> list[Days]:
-        return [Days(day, day) for day in self]
-
 
 def today(timezone: str, now: datetime | None = None) -> Days:
     """The present date in a time zone."""
@@ -88,4 +85,4 @@ def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | Non
             f"--backfill {days}: no {AS_OF} is in input.uri, so every day would score the same input",
             "one run scores everything that is new, whenever it came",
         )
-    return [*days.single()] if AS_OF in output else [days]
+    return [Days(day, day) for day in days] if AS_OF in output else [days]

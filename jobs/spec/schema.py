@@ -7,11 +7,24 @@ Sections that workers need are dataclasses of `workers.contract`, checked here; 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
@@ -30,51 +43,97 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def _no_credentials(key: str, *urls: str | None) -> None:
-    """Raises ValueError where a URL of the spec carries a credential: specs end up in reports and logs."""
-    for url in urls:
-        if url and (kind := credential_in(url)):
-            raise ValueError(
-                f"{key}: {shown(url)}: the URL carries {kind}, which would end up in logs and reports. Take it out and "
-                "give credentials by the environment, as the store's library finds them (AWS_PROFILE, "
-                "AZURE_STORAGE_SAS_TOKEN, a role of the node)"
-            )
-
-
-def _check_input(given: InputSpec) -> InputSpec:
-    """The section with its `image` filled in. Raises ValueError."""
-    for key, urls in ("uri", given.uris), ("manifest", (given.manifest,)), ("uri_roots", given.uri_roots):
-        _no_credentials(f"input.{key}", *urls)
-    for root in given.uri_roots:
-        try:
-            check_root(root)
-        except ValueError as error:
-            raise ValueError(f"input.uri_roots: {root}: {error}") from error
-    if not all(given.uris) or given.manifest == "":
-        raise ValueError("input: an empty path; write . for the working directory")
-    if bool(given.uris) == (given.manifest is not None):
-        raise ValueError("input: exactly one of uri and manifest is wanted")
-    if given.days > 1 and not given.by_date:
-        raise ValueError(f"input.days: {given.days} folders are wanted, but no {AS_OF} is in input.uri or manifest")
-    image = given.image or _DEFAULT_IMAGE[given.format]
-    _check_keys(given, extensions(image) if given.format == "webdataset" else (image,))
-    return replace(given, image=image)
-
-
-def _check_keys(given: InputSpec, images: tuple[str, ...]) -> None:
-    if not images:
-        raise ValueError(f"input.image: {given.image!r} names no extension, as jpg;png does")
-    if given.format == "images" and given.keys:
-        raise ValueError("input.keys: image files have no columns; source_uri tells rows apart")
-    if reserved := _RESERVED_COLUMNS.intersection(given.keys):
+def _no_credentials(url: str) -> None:
+    """Specs end up in reports and logs."""
+    if kind := credential_in(url):
         raise ValueError(
+            f"{shown(url)}: the URL carries {kind}, which would end up in logs and reports. Take it out and "
+            "give credentials by the environment, as the store's library finds them (AWS_PROFILE, "
+            "AZURE_STORAGE_SAS_TOKEN, a role of the node)"
+        )
+
+
+def _no_false_root(root: str) -> None:
+    try:
+        check_root(root)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from error
+
+
+def _no_bare_name(arch: str) -> None:
+    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
+        raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
+
+
+_OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
+    "input": {
+        "uri": (_no_credentials,),
+        "manifest": (_no_credentials,),
+        "uri_roots": (_no_credentials, _no_false_root),
+    },
+    "model": {"arch": (_no_bare_name,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
+    "output": {"uri": (_no_credentials,)},
+}
+"""By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
+
+
+def _faults_of_keys(section: str, given: Mapping[str, Any]) -> Iterator[str]:
+    for key, checks in _OF_KEYS[section].items():
+        values = given.get(key)
+        for text in (v for v in (values if isinstance(values, list | tuple) else [values]) if isinstance(v, str)):
+            try:
+                for check in checks:
+                    check(text)
+            except ValueError as error:
+                yield f"{section}.{key}: {error}"
+
+
+def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: iter(())) -> WrapValidator:
+    """Has all faults of a section told at once: of types, of keys, and of the section, once its types are right."""
+
+    def check(given: Any, by_types: ValidatorFunctionWrapHandler) -> Any:
+        wrong: list[InitErrorDetails] = []
+        faults = list(_faults_of_keys(name, given if isinstance(given, dict) else getattr(given, "__dict__", {})))
+        try:
+            section = by_types(given)
+            faults += faults_of(section)
+        except ValidationError as error:
+            wrong += cast(list[InitErrorDetails], error.errors())
+        for fault in faults:
+            wrong.append(InitErrorDetails(type=PydanticCustomError("section", "{fault}", {"fault": fault}), input={}))
+        if wrong:
+            raise ValidationError.from_exception_data(name, wrong)
+        return section
+
+    return WrapValidator(check)
+
+
+def _faults_of_input(given: InputSpec) -> Iterator[str]:
+    if not all(given.uris) or given.manifest == "":
+        yield "input: an empty path; write . for the working directory"
+    if bool(given.uris) == (given.manifest is not None):
+        yield "input: exactly one of uri and manifest is wanted"
+    if given.days > 1 and not given.by_date:
+        yield f"input.days: {given.days} folders are wanted, but no {AS_OF} is in input.uri or manifest"
+    image = _with_image(given).image
+    images = extensions(image) if given.format == "webdataset" else (image,)
+    if not images:
+        yield f"input.image: {image!r} names no extension, as jpg;png does"
+    if given.format == "images" and given.keys:
+        yield "input.keys: image files have no columns; source_uri tells rows apart"
+    if reserved := _RESERVED_COLUMNS.intersection(given.keys):
+        yield (
             f"input.keys: {', '.join(sorted(reserved))} is a name that Stint uses in its output; "
             "rename the input column"
         )
     if len(set(given.keys)) != len(given.keys):
-        raise ValueError("input.keys: a key is named twice")
-    if image := [key for key in given.keys if (key.lower() if given.format == "webdataset" else key) in images]:
-        raise ValueError(f"input.keys: {image[0]!r} is the image itself, which is not copied")
+        yield "input.keys: a key is named twice"
+    if copied := [key for key in given.keys if (key.lower() if given.format == "webdataset" else key) in images]:
+        yield f"input.keys: {copied[0]!r} is the image itself, which is not copied"
+
+
+def _with_image(given: InputSpec) -> InputSpec:
+    return replace(given, image=given.image or _DEFAULT_IMAGE[given.format])
 
 
 LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
@@ -94,39 +153,34 @@ def _precision_of_float_engines(given: Any) -> Any:
     return {**given, "precision": "fp32"} if given.get("engine") == "torch-float" else given
 
 
-def _check_model(given: ModelSpec) -> ModelSpec:
-    """The section, without keys of `preprocess` that are null. Raises ValueError."""
-    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", given.arch):
-        raise ValueError(
-            f"model.arch: {given.arch!r}: write torchvision/<name> (did you mean torchvision/{given.arch}?) or "
-            "module:function"
-        )
-    _no_credentials("model.weights", given.weights)
-    _no_credentials("model.labels", given.labels if isinstance(given.labels, str) else None)
-    if given.device == "cuda" and (given.precision == "int8" or given.engine not in ("auto", "torch-float")):
+def _faults_of_model(given: ModelSpec) -> Iterator[str]:
+    floats = given.engine in ("auto", "torch-float")
+    if given.device == "cuda" and (given.precision == "int8" or not floats):
         asked = "precision: int8" if given.precision == "int8" else f"engine: {given.engine}"
-        raise ValueError(
+        yield (
             f"model.device: cuda runs the float engine, in bf16 or fp32, not {asked}: INT8 is for CPUs, whose "
             "instructions the artifacts are made for; leave model.precision and model.engine out"
         )
-    if given.precision == "int8" and given.engine == "torch-float":
-        raise ValueError("model.engine: torch-float runs bf16 and fp32, not precision: int8; write one of them")
-    if given.precision != "int8" and given.engine not in ("auto", "torch-float"):
-        raise ValueError(
-            f"model.engine: {given.engine} runs int8, not precision: {given.precision}; leave model.engine out"
-        )
+    elif given.precision == "int8" and given.engine == "torch-float":
+        yield "model.engine: torch-float runs bf16 and fp32, not precision: int8; write one of them"
+    elif given.precision != "int8" and not floats:
+        yield f"model.engine: {given.engine} runs int8, not precision: {given.precision}; leave model.engine out"
+
+
+def _without_nulls(given: ModelSpec) -> ModelSpec:
+    """Keys of `preprocess` that are null change nothing."""
     overrides = {key: value for key, value in given.preprocess.items() if value is not None}
     return replace(given, preprocess=cast(PreprocessSpec, overrides))
 
 
-def _check_output(given: OutputSpec) -> OutputSpec:
-    _no_credentials("output.uri", given.uri)
-    return given
-
-
-Input = Annotated[InputSpec, AfterValidator(_check_input)]
-Model = Annotated[ModelSpec, BeforeValidator(_precision_of_float_engines), AfterValidator(_check_model)]
-Output = Annotated[OutputSpec, AfterValidator(_check_output)]
+Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
+Model = Annotated[
+    ModelSpec,
+    BeforeValidator(_precision_of_float_engines),
+    _section("model", _faults_of_model),
+    AfterValidator(_without_nulls),
+]
+Output = Annotated[OutputSpec, _section("output")]
 
 
 class Group(Section):

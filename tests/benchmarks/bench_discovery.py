@@ -16,8 +16,7 @@ import time
 
 from jobs.ledger.done import DoneRecord, DoneShard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Cut, encode_plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Content, Source, encode_plan
 from jobs.plan.claims import next_claim
 from tests.support.slices import slices_of
 from workers.contract import Slice
@@ -84,7 +83,7 @@ def _write(folder: str, nights: int, files: int) -> None:
             for s in _sources(number, files)
             for group in range(GROUPS_A_FILE)
         ]
-        data = encode_plan(Content(Cut(slices_of((piece,) for piece in slices)), None), "t")
+        data = encode_plan(Content(slices_of((piece,) for piece in slices)), "t")
         ledger.store.create(f"{ledger.root}/_stint/plans/{number:08d}.parquet", data)
         plan = ledger.plan(number)
         facts = (DoneShard(s.key, step, 0, 0, 10_000, f"{hash(s.key) % 2**64:064x}") for s in plan.shards)

@@ -21,10 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.ledger.crashes import CrashLog
-from jobs.ledger.done import KnownObjects
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerPlaced, WorkerReady
 from jobs.progress.displays import LineDisplay, Outlet
@@ -173,7 +171,7 @@ def planned(shards: int) -> tuple[Ledger, Plan, PagedStore]:
     store = PagedStore(shards)
     ledger = Ledger(store, "model=net-0123456789abcdef")
     files = [opened(f"s3://bucket/images/{n:06d}.parquet", *[SHARD_ROWS] * 1000) for n in range(-(-shards // 1000))]
-    content = Content(cut(files, Bounds(SHARD_ROWS, SHARD_ROWS, 2**40)), keys=None)
+    content = cut(files, Bounds(SHARD_ROWS, SHARD_ROWS, 2**40))
     plan = ledger.claim(lambda _: content)
     assert plan is not None
     return ledger, plan, store
@@ -193,7 +191,7 @@ def main() -> None:
     pool = HeapPool(store)
     profile = cProfile.Profile() if arguments.profile else None
     journal = Journal(Forgetful(), "bench", print)
-    tally = Tally(done=KnownObjects({plan.number: shards}), journal=journal)
+    tally = Tally(journal=journal)
     began = time.process_time()
     loop = Loop(
         ledger=ledger,
@@ -212,7 +210,7 @@ def main() -> None:
             clock=lambda: pool.now,
         ),
         interrupted=lambda: False,
-        crashes=CrashLog(store, ledger.root, "bench"),
+        run_id="bench",
         finish_in_s=arguments.deadline_h and arguments.deadline_h * 3600,
         rate_before=RATE,
         clock=lambda: pool.now,

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jobs.input.footers import Opened, RowGroup
+from jobs.ledger.done import Noting
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import Noting
-from jobs.ledger.plans import Content, Plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Plan, Source
 from jobs.plan.sharding import Bounds, cut
 from tests.support.fakes import RESULT, MemoryStore, object_of
 from workers.output import object_facts
@@ -46,7 +45,7 @@ def scored(shards: int) -> tuple[Ledger, Plan]:
     store = SlowStore()
     ledger = Ledger(store, ROOT)
     source = Opened(Source("in.parquet", 1, "v"), tuple(RowGroup(ROWS, 1, i) for i in range(shards)), None)
-    plan = ledger.claim(lambda _: Content(cut([source], Bounds(ROWS, ROWS, 2**40)), None))
+    plan = ledger.claim(lambda _: cut([source], Bounds(ROWS, ROWS, 2**40)))
     assert plan is not None
     data = object_of(plan.shards[0])  # of the others all is alike but the name
     for shard in plan.shards:
@@ -59,7 +58,7 @@ def note(ledger: Ledger, plan: Plan) -> None:
     facts = object_facts(ledger.store.get(f"{ROOT}/{plan.shards[0].key}"))
     result = replace(RESULT, plan=plan.number, rows_ok=facts.rows_ok, rows_bad=0, sha256=facts.sha256)
     for shard in plan.shards:
-        noting.add(shard.key, replace(result, index=shard.index, object_bytes=facts.size))
+        noting.add(shard, replace(result, index=shard.index, object_bytes=facts.size))
     noting.close()
 
 

@@ -24,11 +24,9 @@ import numpy as np
 
 from jobs.input.footers import Opened, RowGroup
 from jobs.input.listing import Listing
-from jobs.ledger.done import KnownObjects
+from jobs.ledger.done import NOTE_EVERY, KnownObjects, Noting
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import NOTE_EVERY, Noting
-from jobs.ledger.plans import Plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Plan, Source
 from jobs.plan.claims import next_claim
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
@@ -38,6 +36,7 @@ from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_reco
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from tests.support.fakes import RESULT, object_of
+from workers.contract import Shard
 from workers.storage.store import LocalStore, ObjectInfo
 
 ROOT = "model=net-0123456789abcdef"
@@ -228,9 +227,9 @@ def finish(it: Step) -> str:
     _results(known, it.missing)
     (open_plan,) = it.ledger.plans()
     with it:
-        record = it.ledger.finish(open_plan, known.of(1))
+        record = it.ledger.finish(open_plan, known[1])
         it.ledger.record_done(open_plan, record)
-    return f"{len(record):,} objects with {record.rows_ok:,} rows"
+    return f"{len(record):,} objects with {record.total('rows_ok'):,} rows"
 
 
 def status_done(it: Step) -> str:
@@ -268,9 +267,9 @@ def _check_objects(it: Step, plan: Plan) -> float:
 
 def _results(known: KnownObjects, numbers: np.ndarray) -> None:
     for index in numbers.tolist():
-        key = f"plan=00000001/{index:08d}.parquet"
+        shard = Shard(plan=1, plan_token="", index=index, slices=())
         result = replace(RESULT, index=index, rows_ok=ROWS, rows_bad=0, sha256=f"{index:064x}", object_bytes=50_000)
-        known.add(key, result)
+        known.add(shard, result)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from unittest import mock
 import jobs.plan.discovery
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Missing, Plan, decode_plan, encode_plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Plan, Shards, Source, decode_plan, encode_plan
 from jobs.plan.claims import NextClaim
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
@@ -108,7 +107,7 @@ def done_too_early(self: Run) -> None:
     plans, left = self._open()
     if len(left) > 1:
         *parts, (plan, numbers) = left.parts
-        self._score(plans, Missing((*parts, (plan, numbers[:-1]))))
+        self._score(plans, Shards((*parts, (plan, numbers[:-1]))))
         left = self._open()[1]
     for plan in plans:
         there = self.job.ledger.present(plan)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.output import Scored, encode, object_facts

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
@@ -211,7 +210,7 @@ def fated(
         "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=log, clock=lambda: pool.now),
         "tally": tally,
         "interrupted": lambda: False,
-        "crashes": CrashLog(ledger.store, ledger.root, run_id),
+        "run_id": run_id,
         "clock": lambda: pool.now,
         "sleep": lambda seconds: None,
     }

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
-from tests.support.fakes import INFO, RESULT, MemoryStore
+from tests.support.fakes import INFO, RESULT
 from workers.contract import Shard, Slice
 from workers.outcomes import Failure, FailureCode, FailureKind
 
@@ -322,7 +321,9 @@ def simulate(night: Night) -> Morning:
     pool = NightPool(night)
     shards = [_shard(index, rows) for index, rows in enumerate(night.sizes)]
     plan: Any = SimpleNamespace(number=1, rows=sum(night.sizes))
-    ledger: Any = SimpleNamespace(present=lambda plan: set())
+    ledger: Any = SimpleNamespace(
+        present=lambda plan: set(), crashes=lambda plans: {}, record_crash=lambda *_, **__: None
+    )
     tally = Tally()
     loop = Loop(
         ledger=ledger,
@@ -334,7 +335,7 @@ def simulate(night: Night) -> Morning:
         progress=Progress(plan.rows, len(shards), counts=tally, out=io.StringIO(), clock=lambda: pool.now),
         tally=tally,
         interrupted=lambda: False,
-        crashes=CrashLog(MemoryStore(), "", "night"),
+        run_id="night",
         finish_in_s=None if night.hours is None else night.hours * 3600,
         rate_before=night.rate_before,
         clock=lambda: pool.now,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from jobs.ledger.slices import Slices, SlicesBuilder
+from jobs.ledger.plans import Slices, SlicesBuilder
 from workers.contract import Slice
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from jobs.ledger.crashes import CrashLog
+from jobs.ledger.ledger import Ledger
 from jobs.pool.nodes import NodeState, loss_code, node_state
 from tests.support.digits_job import Digits
 from workers.bundle.bundle import BundleRefused
@@ -167,11 +167,13 @@ def test_status_tells_of_crashes_and_verify_takes_their_records_for_no_strays(
     assert main(["run", spec, "--pool=local"]) == 0
     root = next(out.glob("model=*")).name
     died = Failure(kind=INFRA, code=FailureCode.CRASHED, message="SIGSEGV")
-    log = CrashLog(open_store(str(out)), root, "run")
+    ledger = Ledger(open_store(str(out)), root)
 
     def crash(plan: int, index: int) -> None:
         piece = Slice(uri="a", size=1, version="v", row_group=0, row_start=0, row_stop=1)
-        log.record(Shard(plan=plan, plan_token="t", index=index, slices=(piece,)), died, None, at="now")
+        ledger.record_crash(
+            Shard(plan=plan, plan_token="t", index=index, slices=(piece,)), died, None, run_id="run", at="now"
+        )
 
     crash(1, 2)
     crash(1, 2)

@@ -49,11 +49,18 @@ class HostKind:
     @classmethod
     def here(cls) -> HostKind:
         """This node's, also inside a worker, whose own affinity shows only the cores that it holds."""
-        versions: dict[str, str] = {}
+        (cores, threads_per_core, pinned), versions = this_node(), dict[str, str]()
         for library in _ENGINE_LIBRARIES:
             with suppress(importlib.metadata.PackageNotFoundError):
                 versions[library] = importlib.metadata.version(library)
-        return cls(cpu_model=cpu_model(), isa=isa_class(), versions=versions, **asdict(this_node()))
+        return cls(
+            cpu_model=cpu_model(),
+            isa=isa_class(),
+            cores=cores,
+            threads_per_core=threads_per_core,
+            pinned=pinned,
+            versions=versions,
+        )
 
     @property
     def key(self) -> str:

@@ -93,33 +93,23 @@ def _quota_cpus(root: Path) -> float | None:
     return min(quotas) if quotas else None
 
 
-def _quota_of(folder: Path) -> list[float]:
-    v2 = (cgroups.read_text(folder / "cpu.max") or "max").split()
-    if v2[0] != "max":
-        return [int(v2[0]) / int(v2[1])]
-    v1, period = cgroups.read_text(folder / "cpu.cfs_quota_us"), cgroups.read_text(folder / "cpu.cfs_period_us")
-    if v1 and period and int(v1) > 0:
-        return [int(v1) / int(period)]
-    return []
+def _quota_of(folder: Path) -> Iterator[float]:
+    v1 = (cgroups.read_text(folder / f"cpu.cfs_{name}_us") or "max" for name in ("quota", "period"))
+    quota, _, period = (cgroups.read_text(folder / "cpu.max") or " ".join(v1)).partition(" ")
+    if "max" not in (quota, period) and int(quota) > 0:
+        yield int(quota) / int(period)
 
 
-@dataclass(frozen=True)
-class Node:
-    """What a node grants all of its workers together."""
+def this_node() -> tuple[int, int, bool]:
+    """The cores that this node grants all of its workers together, threads per core, and whether workers are pinned.
 
-    cores: int
-    threads_per_core: int
-    pinned: bool
-    """Whether workers are pinned there."""
-
-
-def this_node() -> Node:
-    """From inside a pinned worker, too, whose own affinity shows its own cores alone."""
+    From inside a pinned worker, too, whose own affinity shows its own cores alone.
+    """
     if known := os.environ.get(NODE_VARIABLE):
         cores, threads_per_core, pinned = map(int, known.split(","))
-        return Node(cores, threads_per_core, bool(pinned))
+        return cores, threads_per_core, bool(pinned)
     topology = read_topology()
-    return Node(topology.budget, topology.threads_per_core, topology.may_pin)
+    return topology.budget, topology.threads_per_core, topology.may_pin
 
 
 class Lease:

@@ -55,16 +55,11 @@ _PILLOW_FAULTS = (
     *(AttributeError, AssertionError, RuntimeError, struct.error, zlib.error, Warning),
 )
 
-# EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the stored picture belong, undone.
-_UPRIGHT: dict[int, Callable[[ImageArray], ImageArray]] = {
-    2: lambda image_HWC: image_HWC[:, ::-1],
-    3: lambda image_HWC: image_HWC[::-1, ::-1],
-    4: lambda image_HWC: image_HWC[::-1],
-    5: lambda image_HWC: image_HWC.transpose(1, 0, 2),
-    6: lambda image_HWC: image_HWC[::-1].transpose(1, 0, 2),
-    7: lambda image_HWC: image_HWC[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda image_HWC: image_HWC[:, ::-1].transpose(1, 0, 2),
-}
+# EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the stored picture belong.
+LEFT, UP = (2, 3, 7, 8), (3, 4, 6, 7)
+"""Orientations in which the stored columns, or rows, come in the opposite order."""
+ON_ITS_SIDE = 5
+"""From this one on the stored rows are the columns that a person sees."""
 
 
 SizeKnown: TypeAlias = Callable[[int], object]
@@ -96,8 +91,10 @@ def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> 
 
 def upright(image_HWC: ImageArray, orientation: int) -> ImageArray:
     """A view of a stored picture, or of a part of one, as a person is to see it."""
-    turn = _UPRIGHT.get(orientation)
-    return image_HWC if turn is None else turn(image_HWC)
+    if orientation == 1:
+        return image_HWC
+    turned_HWC = image_HWC[:: -1 if orientation in UP else 1, :: -1 if orientation in LEFT else 1]
+    return turned_HWC.transpose(1, 0, 2) if orientation >= ON_ITS_SIDE else turned_HWC
 
 
 def decode_stored(
@@ -245,17 +242,27 @@ def _rgb8(image: Image.Image) -> ImageArray:
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     """How the image, or a part of it, becomes RGB bytes."""
+    levels: Callable[[Image.Image], npt.NDArray[np.generic]]
     if image.mode.startswith("I;16"):
-        unused = _bits(image) - 8
-        return _grey8(image, lambda part: np.asarray(part) >> unused)
-    if image.mode == "F":
+        bits = _tag(image, 258)  # TIFF BitsPerSample: 12-bit samples keep their values in Pillow's 16
+        unused = (bits[0] if isinstance(bits, tuple) else 16) - 8
+        levels = lambda part: np.asarray(part) >> unused  # noqa: E731
+    elif image.mode == "F":
         low, high = _range(image)
         if not (low >= 0 and high <= 255):  # also refuses NaN
             raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"float values in [{low:g}, {high:g}] have no defined look")
-        return _grey8(image, lambda part: np.rint(np.asarray(part) * (255 if high <= 1 else 1)))
-    if image.mode in ("I", "LAB"):
+        levels = lambda part: np.rint(np.asarray(part) * (255 if high <= 1 else 1))  # noqa: E731
+    elif image.mode in ("I", "LAB"):
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
-    return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
+    else:
+        return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
+    white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
+
+    def convert(part: Image.Image) -> ImageArray:
+        grey_HW = levels(part).astype(np.uint8)
+        return np.repeat((255 - grey_HW if white_is_zero else grey_HW)[:, :, None], 3, axis=2)
+
+    return convert
 
 
 def _over_white(part: Image.Image) -> ImageArray:
@@ -271,23 +278,6 @@ def _range(image: Image.Image) -> tuple[float, float]:
     strips = (np.asarray(image.crop((0, rows.start, width, rows.stop))) for rows in _strips(width, height))
     ends = np.array([(strip.min(), strip.max()) for strip in strips])
     return float(ends[:, 0].min()), float(ends[:, 1].max())
-
-
-def _grey8(image: Image.Image, levels: Callable[[Image.Image], npt.NDArray[np.generic]]) -> Callable[..., ImageArray]:
-    white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
-
-    def convert(part: Image.Image) -> ImageArray:
-        grey_HW = levels(part).astype(np.uint8)
-        if white_is_zero:
-            grey_HW = 255 - grey_HW
-        return np.repeat(grey_HW[:, :, None], 3, axis=2)
-
-    return convert
-
-
-def _bits(image: Image.Image) -> int:
-    bits = _tag(image, 258)  # TIFF BitsPerSample: 12-bit samples keep their values in Pillow's 16
-    return bits[0] if isinstance(bits, tuple) else 16
 
 
 def _tag(image: Image.Image, tag: int) -> object:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from workers.contract import Preprocess
-from workers.image.decode import ImageArray, SizeKnown, Stored, decode_stored, upright
+from workers.image.decode import LEFT, ON_ITS_SIDE, UP, ImageArray, SizeKnown, Stored, decode_stored, upright
 
 LARGE_PIXELS = 16_000_000
 """Images with more are decoded one at a time where there is a lock: the largest take over a GiB each."""
@@ -41,9 +41,6 @@ _KERNELS = {
 """What torch's `interpolate(antialias=True)` calls. They take scales beside the size of the output."""
 _REACH = {"bilinear": 1, "bicubic": 2}
 """Of an output pixel, to each side, in output pixels."""
-
-_LEFT, _UP = (2, 3, 7, 8), (3, 4, 6, 7)
-"""EXIF orientations in which the stored columns, or rows, come in the opposite order."""
 
 
 class Preparer:
@@ -105,8 +102,8 @@ def place(stored: Stored, how: Preprocess, out_HWC: ImageArray) -> None:
     view = _view(height, width, shrunk, orientation, how.resize_px, how.crop_px, how.interpolation)
     if how.interpolation == "nearest":
         crop_HWC = image_HWC[
-            _nearest(height, view.size[0], orientation in _UP)[view.rows][:, None] // shrunk,
-            _nearest(width, view.size[1], orientation in _LEFT)[view.columns] // shrunk,
+            _nearest(height, view.size[0], orientation in UP)[view.rows][:, None] // shrunk,
+            _nearest(width, view.size[1], orientation in LEFT)[view.columns] // shrunk,
         ]
     else:
         if view.scales is not None:
@@ -143,10 +140,10 @@ class _View(NamedTuple):
 def _view(
     height: int, width: int, shrunk: int, orientation: int, resize_px: int, crop_px: int, interpolation: str
 ) -> _View:
-    on_its_side = orientation >= 5
+    on_its_side = orientation >= ON_ITS_SIDE
     size = resized_px(height, width, resize_px)
-    rows, into_rows = _centre(size[0], crop_px, orientation in _UP)
-    columns, into_columns = _centre(size[1], crop_px, orientation in _LEFT)
+    rows, into_rows = _centre(size[0], crop_px, orientation in UP)
+    columns, into_columns = _centre(size[1], crop_px, orientation in LEFT)
     whole = into_rows == into_columns == slice(0, crop_px)
     image_rows, image_columns = -(-height // shrunk), -(-width // shrunk)
     step = height / shrunk / size[0]

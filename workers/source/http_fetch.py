@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -49,8 +48,8 @@ def fetch(url: str) -> bytes:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 0
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    address = _address(host, port)
-    pool = _pool(parts.scheme, host, port, address)
+    secured = {"cert_reqs": "CERT_REQUIRED", "server_hostname": host} if parts.scheme == "https" else {}
+    pool = _pools.connection_from_host(_address(host, port), port, parts.scheme, pool_kwargs=secured)
     try:
         answer = pool.urlopen(
             "GET",
@@ -77,6 +76,8 @@ def fetch(url: str) -> bytes:
     return body
 
 
+_pools = urllib3.PoolManager(num_pools=64, maxsize=CONNECTIONS)
+"""Connections, each to one checked address."""
 _found: dict[tuple[str, int], tuple[float, str]] = {}
 """By host and port, an address that may be connected to, and until when that is good. Any thread may write."""
 
@@ -96,16 +97,6 @@ def _address(host: str, port: int) -> str:
             raise Refused(f"{host} is at {address}, where URIs in data may not lead")
     _found[host, port] = time.monotonic() + ADDRESS_S, addresses[0]
     return addresses[0]
-
-
-@lru_cache(maxsize=64)
-def _pool(scheme: str, host: str, port: int, address: str) -> urllib3.HTTPConnectionPool:
-    """Connections to one checked address."""
-    if scheme == "https":
-        return urllib3.HTTPSConnectionPool(
-            address, port, maxsize=CONNECTIONS, cert_reqs="CERT_REQUIRED", server_hostname=host
-        )
-    return urllib3.HTTPConnectionPool(address, port, maxsize=CONNECTIONS)
 
 
 def _host_header(scheme: str, host: str, port: int) -> str:

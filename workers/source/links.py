@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
@@ -40,7 +40,8 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
     try:
         opened = f"/proc/self/fd/{descriptor}"
         real = Path(opened).readlink()
-        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in _local_folders(roots)):
+        folders = [root.partition("://")[2] or root for root in roots if is_local(root.lower())]
+        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
             raise Refused(f"{path!r} is a link that leads out of input.uri_roots")
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -50,15 +51,6 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
         return Path(opened).read_bytes()
     finally:
         os.close(descriptor)
-
-
-def _local_folders(roots: Sequence[str]) -> Iterator[str]:
-    for root in roots:
-        scheme, separator, path = root.partition("://")
-        if not separator:
-            yield root
-        elif scheme.lower() in ("file", "local"):
-            yield path
 
 
 def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:

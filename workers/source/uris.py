@@ -194,17 +194,13 @@ def _place(url: str) -> _Place:
         return _web_place(scheme, url.partition("://")[2])
     if "::" in url:
         raise Refused("chained URLs are not followed")
+    host, _, path = url.partition("://")[2].partition("/")
     if scheme in ("", "file", "local"):
-        path = url
-        if scheme:
-            host, _, rest = url.partition("://")[2].partition("/")
-            if host not in ("", "localhost"):
-                raise Refused(f"{scheme}:// names files of this machine, as {scheme}:///path")
-            path = f"/{rest}"
-        return _Place("", "", posixpath.normpath(path))
+        if host not in ("", "localhost"):
+            raise Refused(f"{scheme}:// names files of this machine, as {scheme}:///path")
+        return _Place("", "", posixpath.normpath(f"/{path}" if scheme else url))
     if scheme not in _SCHEMES:
         raise Refused(f"{scheme}:// is not followed; these are: {', '.join(sorted(_SCHEMES))}")
-    host, _, path = url.partition("://")[2].partition("/")
     if not host:
         raise Refused("no bucket or host is named")
     path = _without_dots(f"/{path}")

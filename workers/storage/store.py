@@ -127,18 +127,11 @@ class LocalStore:
         return retrying((self._base / key).read_bytes, f"{self.url}/{key}")
 
     def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:  # noqa: ARG002  (no pages here)
-        yield from self._below(prefix.strip("/"))
-
-    def _below(self, folder: str) -> Iterator[ObjectInfo]:
-        path = self._base / folder
-        for name in retrying(lambda: sorted(_entries(path)), str(path)):
-            key = f"{folder}/{name}" if folder else name
-            if name.endswith("/"):
-                yield from self._below(key.rstrip("/"))
-                continue
+        folder = str(self._base / prefix.strip("/"))
+        for path in retrying(lambda: sorted(_files_below(folder)), folder):
             with contextlib.suppress(NotFound):  # another writer's temporary file, gone by now
-                stat = retrying(partial(os.stat, f"{path}/{name}"), f"{self.url}/{key}")
-                yield ObjectInfo(key, stat.st_size, f"{stat.st_mtime_ns}")
+                stat = retrying(partial(os.stat, path), path)
+                yield ObjectInfo(path[len(self.url) :].lstrip("/"), stat.st_size, f"{stat.st_mtime_ns}")
 
 
 _REFUSALS = frozenset(
@@ -160,14 +153,15 @@ def _link(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _entries(folder: Path) -> Iterator[str]:
-    """Names in a folder, those of folders with a slash so that they sort as keys do. Of links only those to files."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                yield f"{entry.name}/"
-            elif not entry.is_dir():
-                yield entry.name
+def _files_below(folder: str) -> Iterator[str]:
+    """Their paths. Of links only those to files; nothing where there is no such folder. Raises OSError."""
+
+    def unless_gone(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for path, _, names in os.walk(folder, onerror=unless_gone):
+        yield from (f"{path}/{name}" for name in names)
 
 
 def _sync_folder(folder: Path) -> None:

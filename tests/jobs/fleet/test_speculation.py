@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.fleet.speculation import RunningAttempt, SecondAttempt, left_s, pays, second_attempts, spares
-from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
@@ -232,7 +231,7 @@ def test_a_shard_that_kills_both_workers_has_crashed_twice_and_is_tried_alone_fr
     run = late(CRASH, CRASH, by_s=SOONER_S)
     tally = run.loop.run()
     committed_once(run)
-    counts = CrashLog(run.loop.ledger.store, ROOT).counts({1})
+    counts = run.loop.ledger.crashes({1})
     assert counts[run.attempts_at(LATE)[0].shard.key] == 2
     assert tally.failures.counts["crashed"] == 2
     third = run.attempts_at(LATE)[2]
@@ -241,7 +240,7 @@ def test_a_shard_that_kills_both_workers_has_crashed_twice_and_is_tried_alone_fr
 
 def test_suspects_get_no_second_attempt() -> None:
     ledger, plan = setup(12)
-    CrashLog(ledger.store, ROOT).record(plan.shards[LATE], CRASH, None, at="")
+    ledger.record_crash(plan.shards[LATE], CRASH, None, run_id="", at="")
 
     def fate(given: Given) -> Fate:
         if given.shard.index == LATE and run.pool.now < 50 * SHARD_S:

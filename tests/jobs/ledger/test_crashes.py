@@ -16,8 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.ledger.crashes import CrashLog, parse_crash_key
-from jobs.ledger.ledger import Ledger
+from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
@@ -106,7 +105,7 @@ def test_a_shard_that_was_merely_held_beside_the_poison_is_acquitted_when_it_com
     ledger, plan = setup()
     run = fated(ledger, plan, poison(), workers=1)
     run.loop.run()
-    counts = CrashLog(ledger.store, ROOT).counts({plan.number})
+    counts = ledger.crashes({plan.number})
     beside = {key: n for key, n in counts.items() if key != plan.shards[POISON].key}
     assert counts[plan.shards[POISON].key] == 3
     assert list(beside.values()) == [1]  # it was read ahead once, and never convicted
@@ -321,7 +320,7 @@ def test_a_shard_that_takes_node_after_node_along_is_isolated_before_it_has_cost
     attempts = run.attempts_at(POISON)
     assert [given.isolated_s is not None for given in attempts] == [False] * 5 + [True]
     assert [given.beside for given in attempts[3:]] == [0, 0, 0]
-    assert CrashLog(ledger.store, ROOT).counts({plan.number})[plan.shards[POISON].key] == 3
+    assert ledger.crashes({plan.number})[plan.shards[POISON].key] == 3
 
 
 def test_a_broken_host_does_not_spend_a_shards_budget_with_all_of_its_workers() -> None:
@@ -335,9 +334,8 @@ def test_a_broken_host_does_not_spend_a_shards_budget_with_all_of_its_workers() 
 
 def test_a_shard_does_not_wait_for_a_worker_that_is_busy_isolating_another() -> None:
     ledger, plan = setup(2)
-    crashes = CrashLog(ledger.store, ROOT)
     for _ in range(3):
-        crashes.record(plan.shards[0], CRASH, None, at="")  # type: ignore[arg-type]
+        ledger.record_crash(plan.shards[0], CRASH, None, run_id="", at="")  # type: ignore[arg-type]
     fails_once = iter([STORAGE])
 
     def fate(given: Given) -> Fate:
@@ -513,12 +511,12 @@ def test_runs_that_are_killed_at_any_time_count_the_crashes_of_a_shard_together(
                 continue
         run.loop.run()
     assert not ledger.missing(plan)
-    counts = CrashLog(ledger.store, ROOT).counts({plan.number})
+    counts = ledger.crashes({plan.number})
     assert counts.get(plan.shards[POISON].key) == len(died) == retries + 1
 
 
 def test_a_store_without_crashes_has_none_to_tell() -> None:
-    assert CrashLog(MemoryStore(), ROOT).counts({1}) == {}
+    assert Ledger(MemoryStore(), ROOT).crashes({1}) == {}
 
 
 def test_a_driver_that_was_held_up_for_hours_does_not_take_its_workers_for_stuck() -> None:
@@ -545,9 +543,13 @@ def test_a_run_that_cannot_read_what_crashed_before_leaves_nothing_running() -> 
     ledger, plan = setup()
     closed: list[str] = []
     pool = SimpleNamespace(close=lambda: closed.append("pool"))
-    crashes = SimpleNamespace(counts=lambda plans: (_ for _ in ()).throw(StoreError("503")))
+
+    def unread(_: object) -> dict[str, int]:
+        raise StoreError("503")
+
+    ledger.crashes = unread  # type: ignore[method-assign]
     with pytest.raises(StoreError):
-        fated(ledger, plan, lambda _: COMMIT, pool=pool, crashes=crashes)
+        fated(ledger, plan, lambda _: COMMIT, pool=pool)
     assert closed == ["pool"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,7 @@ from jobs.errors import RunFailed
 from jobs.input.footers import Opened
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from jobs.plan.claims import next_claim
 from jobs.plan.sharding import Bounds, cut
 from jobs.run.backlog import Backlog
@@ -26,7 +26,7 @@ from workers.output import NotOurs
 ROOT = "model=net-0123"
 
 
-def by_ten(sources: Sequence[Opened]) -> Cut:
+def by_ten(sources: Sequence[Opened]) -> Content:
     return cut(sources, Bounds(10, 10, 2**20))
 
 
@@ -38,7 +38,7 @@ def claim(here: Ledger, *sources: Opened) -> Plan | None:
     def content(plans: Sequence[Plan]) -> Content | None:
         now = next_claim([o.source for o in sources], plans, (), rescore=True)
         new = [o for o in sources if o.source in now.new]
-        return Content(by_ten(new), None, now.supersedes) if new else None
+        return replace(by_ten(new), supersedes=now.supersedes) if new else None
 
     return here.claim(content)
 
@@ -46,7 +46,7 @@ def claim(here: Ledger, *sources: Opened) -> Plan | None:
 def test_a_plan_comes_back_from_its_bytes_as_it_was_made() -> None:
     keys = pa.schema([("id", pa.int64())])
     made = by_ten([opened("a", 10, 5), opened("empty"), opened("b", 5)])
-    plan = decode_plan(3, encode_plan(Content(made, keys), "token"))
+    plan = decode_plan(3, encode_plan(replace(made, keys=keys), "token"))
     assert [shard.slices for shard in plan.shards] == list(made.shards)
     assert [shard.key for shard in plan.shards] == ["plan=00000003/00000000.parquet", "plan=00000003/00000001.parquet"]
     assert plan.claimed == {("a", "v1"), ("b", "v1"), ("empty", "v1")}

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.ledger import done as noting
 from jobs.ledger import ledger as ledgers
-from jobs.ledger import notes as noting
-from jobs.ledger.done import DoneRecord, DoneShard, KnownObjects, PlanObjects
+from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, KnownObjects, Noting, PlanObjects, recall
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.notes import NOTE_KEY, Noting, recall
 from jobs.ledger.plans import Plan, decode_plan
 from tests.jobs.ledger.test_ledger import ROOT, claim, opened
 from tests.support.fakes import RESULT, MemoryStore, object_of
+from workers.contract import Shard
 from workers.outcomes import ShardResult
 from workers.output import object_facts
 from workers.storage.errors import StoreError
@@ -53,11 +53,11 @@ def setup(shards: int = 10) -> tuple[Ledger, Counting, Plan]:
     return here, store, plan
 
 
-def result(here: Ledger, plan: Plan, index: int) -> tuple[str, ShardResult]:
-    key = plan.shards[index].key
-    facts = object_facts(MemoryStore.get(here.store, f"{ROOT}/{key}"))  # type: ignore[arg-type]
+def result(here: Ledger, plan: Plan, index: int) -> tuple[Shard, ShardResult]:
+    shard = plan.shards[index]
+    facts = object_facts(MemoryStore.get(here.store, f"{ROOT}/{shard.key}"))  # type: ignore[arg-type]
     told = replace(RESULT, plan=plan.number, index=index, rows_ok=facts.rows_ok, rows_bad=facts.rows_bad)
-    return key, replace(told, sha256=facts.sha256, object_bytes=facts.size)
+    return shard, replace(told, sha256=facts.sha256, object_bytes=facts.size)
 
 
 def killed_after(here: Ledger, plan: Plan, numbers: range) -> None:
@@ -82,7 +82,7 @@ def test_a_plan_is_finished_from_notes_of_killed_runs_and_only_the_rest_is_read(
     known = KnownObjects()
     for index in (8, 9):
         known.add(*result(here, plan, index))
-    assert list(here.finish(plan, known.of(plan.number))) == everything
+    assert list(here.finish(plan, known[plan.number])) == everything
     assert store.read == [f"{ROOT}/{plan.shards[index].key}" for index in (4, 5, 6, 7)]
 
 
@@ -121,13 +121,13 @@ def test_where_a_note_and_a_result_differ_the_object_tells() -> None:
     everything = list(here.finish(plan))
     former, latest = Noting(here.store, ROOT, [plan], pytest.fail), KnownObjects()
     for index in range(4):
-        key, told = result(here, plan, index)
-        former.add(key, replace(told, sha256="0" * 64) if index == 2 else told)
+        shard, told = result(here, plan, index)
+        former.add(shard, replace(told, sha256="0" * 64) if index == 2 else told)
         former.note_due(plan.number)
-        latest.add(key, told)
+        latest.add(shard, told)
     former._report_failures(10.0)
     store.read.clear()
-    assert list(here.finish(plan, latest.of(plan.number))) == everything
+    assert list(here.finish(plan, latest[plan.number])) == everything
     assert store.read == [f"{ROOT}/{plan.shards[index].key}" for index in (2, *range(4, 10))]
     killed_after(here, plan, range(4))
     assert list(here.finish(plan)) == everything
@@ -157,7 +157,7 @@ def test_a_note_that_cannot_be_written_is_told_and_fails_nothing(tmp_path: Path)
         run.note_due(plan.number)
     run.close()
     assert told == ["could not note what is done, so those objects will be read at the end: no space left on device"]
-    assert run.of(plan.number).unknown(10).tolist() == [5, 6, 7, 8, 9]
+    assert run[plan.number].unknown(10).tolist() == [5, 6, 7, 8, 9]
 
 
 def test_lines_of_a_record_come_back_as_they_were_and_those_of_other_plans_are_passed_over() -> None:

@@ -82,9 +82,7 @@ def test_what_is_seen_is_a_copy() -> None:
 
 
 def test_keys_that_are_there_are_told_from_others() -> None:
-    present = Present.of_all(
-        [Present({1: look(Paged([0, 2]), 3).present()}), Present({4: look(Paged([]), 2).present()})]
-    )
+    present = Present({1: look(Paged([0, 2]), 3).present(), 4: look(Paged([]), 2).present()})
     shard = Shard(plan=1, plan_token="t", index=2, slices=())
     assert shard.key in present
     assert list(present) == ["plan=00000001/00000000.parquet", "plan=00000001/00000002.parquet"]

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.ledger import plans, slices
-from jobs.ledger.plans import Content, Cut, decode_plan, encode_plan
-from jobs.ledger.slices import Source
+from jobs.ledger import plans
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from tests.support.slices import slices_of
 from workers.contract import Slice
 
@@ -37,13 +36,14 @@ SHARDS = st.lists(
 @given(SHARDS)
 def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> None:
     made = slices_of(shards)
-    assert list(made) == shards
-    assert len(made) == len(shards)
+    of_plan = Plan(1, "token", None, made).shards
+    assert list(made) == [shard.slices for shard in of_plan] == shards
+    assert len(made) == len(of_plan) == len(shards)
     assert made.rows.tolist() == [sum(piece.rows for piece in of_shard) for of_shard in shards]
-    assert [made[i] for i in range(-len(shards), 0)] == shards
-    assert list(made[1:-1:2]) == shards[1:-1:2]
+    assert [of_plan[i].slices for i in range(-len(shards), 0)] == shards
+    assert [shard.slices for shard in of_plan[1:-1:2]] == shards[1:-1:2]
     with pytest.raises(IndexError):
-        made[len(shards)]
+        of_plan[len(shards)]
 
 
 @settings(deadline=None)
@@ -51,10 +51,10 @@ def test_shards_come_out_as_they_went_in(shards: list[tuple[Slice, ...]]) -> Non
 def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
     shards: list[tuple[Slice, ...]], together: int
 ) -> None:
-    content = Content(Cut(slices_of(shards), empty=(Source("empty", 1, "v"),)), None, {"a": "v0"})
+    content = Content(slices_of(shards), (Source("empty", 1, "v"),), supersedes={"a": "v0"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "ROWS_TOGETHER", together)
-        patch.setattr(slices, "_TOGETHER", together)
+        patch.setattr(plans, "_TOGETHER", together)
         data = encode_plan(content, "token")
         plan = decode_plan(5, data)
         assert [shard.slices for shard in plan.shards] == shards
@@ -66,7 +66,7 @@ def test_a_plan_comes_back_from_its_bytes_however_many_rows_are_written_at_once(
 @pytest.mark.parametrize("column", ["byte_start", "version", "shard"])
 def test_a_plan_without_one_of_its_columns_is_refused(column: str) -> None:
     piece = Slice(uri="a", size=7, version="v", row_group=1, row_start=2, row_stop=3, byte_start=4)
-    data = encode_plan(Content(Cut(slices_of([(piece,)])), None), "token")
+    data = encode_plan(Content(slices_of([(piece,)])), "token")
     table = pq.read_table(pa.BufferReader(data)).drop_columns([column])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

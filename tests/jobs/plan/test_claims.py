@@ -9,8 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ledger.plans import dead_versions
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source, dead_versions
 from jobs.plan.claims import NextClaim, next_claim
 from workers.contract import Slice
 

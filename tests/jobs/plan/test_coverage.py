@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from jobs.ledger.plans import Content, Cut, Plan, decode_plan, encode_plan
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
 from jobs.plan import claims
 from tests.support.slices import slices_of
 from workers.contract import Slice
@@ -19,7 +18,7 @@ def rows(uri: str, start: int, stop: int, version: str = "v1") -> Slice:
 
 
 def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = None) -> Plan:
-    content = Content(Cut(slices_of([slices])), None, supersedes or {})
+    content = Content(slices_of([slices]), supersedes=supersedes or {})
     return decode_plan(number, encode_plan(content, f"token-{number}"))
 
 

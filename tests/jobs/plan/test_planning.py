@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.input.footers import Opened, RowGroup
-from jobs.ledger.slices import Source
+from jobs.ledger.plans import Source
 from jobs.plan.sharding import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
 
 MIB = 2**20

@@ -14,7 +14,6 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import SpecError
-from jobs.ledger.crashes import CrashLog
 from jobs.progress.snapshot import Snapshot
 from jobs.queries.find_rows import parse
 from jobs.report.journal import Journal
@@ -167,10 +166,9 @@ def test_runs_that_began_after_the_plan_was_done_are_not_looked_into(small: Smal
 
 def test_crashes_of_the_shard_are_told(small: SmallLedger, explain: Explain) -> None:
     plan = small.score(says)
-    log = CrashLog(small.job.store, small.job.ledger.root, RUN)
     crashed = Failure(kind=FailureKind.INFRA, message="signal 11", code="crashed")
     for shard, at in ((plan.shards[1], "2026-03-01T02:00:00"), (plan.shards[0], "2026-03-01T02:00:01")):
-        log.record(shard, crashed, INFO, at=at)
+        small.job.ledger.record_crash(shard, crashed, INFO, run_id=RUN, at=at)
     crashes = explain("id=5")["crashes"]
     assert [(crash["run_id"], crash["reason"], crash["host"]) for crash in crashes] == [(RUN, "signal 11", "here")]
 

@@ -14,7 +14,7 @@ import yaml
 
 from jobs.cli import main
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.plan.sharding import Bounds, cut
 from jobs.progress.snapshot import Snapshot, UnderWay
@@ -56,7 +56,7 @@ def job(store: Store) -> Job:
 def claim(of: Job, *uris: str) -> Plan:
     """Each file ten shards of ten rows."""
     made = cut([opened(uri, *[10] * 10) for uri in uris], Bounds(10, 10, 2**20))
-    plan = of.ledger.claim(lambda plans: Content(made, None))
+    plan = of.ledger.claim(lambda plans: made)
     assert plan is not None
     return plan
 

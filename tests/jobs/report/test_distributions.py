@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.report import drift
 from jobs.report.drift import Distributions, of_object
@@ -23,7 +23,7 @@ SURE = (0,) * (SCORE_BINS - 1) + (1,)
 @pytest.fixture
 def plan() -> Plan:
     """Of 4 shards of 10 rows."""
-    content = Content(cut([opened("a", 10, 10, 10, 10)], Bounds(10, 10, 2**20)), keys=None)
+    content = cut([opened("a", 10, 10, 10, 10)], Bounds(10, 10, 2**20))
     claimed = Ledger(MemoryStore(), "model=net-1").claim(lambda plans: content)
     assert claimed is not None
     return claimed

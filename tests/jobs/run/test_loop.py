@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
-from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.pool.local import LocalPool
@@ -38,7 +37,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setup(shards: int = 12) -> tuple[Ledger, Plan]:
     ledger = Ledger(MemoryStore(), ROOT)
-    content = Content(cut([opened("a", *[10] * shards)], Bounds(10, 10, 2**20)), keys=None)
+    content = cut([opened("a", *[10] * shards)], Bounds(10, 10, 2**20))
     plan = ledger.claim(lambda _: content)
     assert plan is not None
     return ledger, plan
@@ -57,7 +56,7 @@ def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any)
         "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=io.StringIO()),
         "tally": tally,
         "interrupted": lambda: False,
-        "crashes": CrashLog(ledger.store, ROOT, "run"),
+        "run_id": "run",
     }
     return Loop(**{**settings, **changes})
 
@@ -354,7 +353,7 @@ def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypa
     monkeypatch.setattr(one.pool, "close", lambda: (answers.set(), close()))  # once everything is scored
     one.run()
     assert not ledger.missing(plan)
-    assert CrashLog(ledger.store, ROOT).counts({plan.number}) == {plan.shards[3].key: 1}
+    assert ledger.crashes({plan.number}) == {plan.shards[3].key: 1}
 
 
 def test_a_run_in_which_nothing_fails_never_pauses() -> None:

@@ -142,3 +142,44 @@ def test_every_field_of_the_spec_is_described() -> None:
     }
     assert len(described) > 60
     assert [key for key, has_words in described.items() if not has_words] == []
+
+
+def test_all_faults_of_all_sections_are_told_at_once_and_no_credential_is_shown() -> None:
+    given = raw(
+        input={
+            "uri": ["s3://bucket/{as_of}", "https://user:geheim@host/x"],
+            "uri_roots": ["http://169.254.169.254/"],
+            "imge": "x",
+            "days": 0,
+        },
+        model={"arch": "resnet50", "weights": "https://host/x?sig=geheim", "float_layers": 2},
+        output={"uri": "https://user:geheim@host/out", "topk": 0, "zzzz": 1},
+    )
+    with pytest.raises(SpecError) as refused:
+        parse_spec(given)
+    said = str(refused.value)
+    for fault in (
+        r"input.uri: 'https://…@host/x': the URL carries a user name or password",
+        r"input.uri_roots: http://169.254.169.254/: 169.254.169.254 is an address that no image server has",
+        r"unknown key 'input.imge': did you mean 'image'?",
+        r"input.days: Input should be greater than or equal to 1, got 0",
+        r"did you mean torchvision/resnet50?",
+        r"model.weights: 'https://host/x?…': the URL carries a signature or token in its query",
+        r"model.float_layers: Input should be less than or equal to 1, got 2",
+        r"output.uri: 'https://…@host/out': the URL carries a user name or password",
+        r"output.topk: Input should be greater than or equal to 1, got 0",
+        r"unknown key 'output.zzzz'",
+    ):
+        assert said.count(fault) == 1, fault
+    assert "geheim" not in said
+
+
+def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() -> None:
+    given = raw(
+        input={"uri": "data/", "days": 3, "keys": ["id", "id", "plan"]},
+        model={"arch": "resnet50", "device": "cuda", "precision": "int8"},
+    )
+    with pytest.raises(
+        SpecError, match=r"folders are wanted.*plan is a name.*named twice.*torchvision/resnet50.*model\.device: cuda"
+    ):
+        parse_spec(given)

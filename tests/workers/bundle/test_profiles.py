@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.plan.worker_width import choose_width, describe_width, given_width, kept_share, worker_rate
+from jobs.plan.worker_width import choose_width, describe_width, given_width, kept_share, of_host, worker_rate
 from tests.support.fakes import MemoryStore
 from workers.bundle import records
 from workers.bundle.profiles import (
@@ -187,14 +187,14 @@ def test_without_a_profile_a_worker_gets_one_core() -> None:
     width = choose_width([])
     assert (width.threads, width.from_profiles) == (1, False)
     assert "stint tune" in describe_width(width)
-    assert choose_width([profile(OTHER, best=2, w2=10.0)], HOST).threads == 1
+    assert choose_width(of_host([profile(OTHER, best=2, w2=10.0)], HOST)).threads == 1
 
 
 def test_the_one_kind_of_node_there_is_decides_alone() -> None:
     width = choose_width([profile(best=2, w1=100.0, w2=99.5)])
     assert (width.threads, width.profile.host) == (2, HOST)  # type: ignore[union-attr]
     assert describe_width(width).startswith("profile: torch-int8/x86-vnni, 4 workers of 2 cores, batch 16: 100 img/s")
-    mine = choose_width([profile(best=2, w2=10.0), profile(OTHER, best=1, w1=10.0)], HOST)
+    mine = choose_width(of_host([profile(best=2, w2=10.0), profile(OTHER, best=1, w1=10.0)], HOST))
     assert mine.threads == 2
 
 
@@ -237,6 +237,6 @@ def test_the_best_of_a_width_is_the_one_that_came_furthest() -> None:
 def test_the_rate_of_a_worker_is_that_of_the_slowest_kind_of_node() -> None:
     both = [profile(HOST, w1=80.0), profile(OTHER, w1=100.0)]
     assert worker_rate(both, 1) == pytest.approx(10)  # 80 by 8 workers, 100 by 4
-    assert worker_rate(both, 1, OTHER) == pytest.approx(25)
+    assert worker_rate(of_host(both, OTHER), 1) == pytest.approx(25)
     assert worker_rate(both, 2) is None
     assert worker_rate([], 1) is None

@@ -33,10 +33,10 @@ from workers.storage.errors import ServerFault, StoreDenied, StoreError
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No pauses, and no connections left over from other tests."""
     monkeypatch.setattr(retries, "sleep", lambda _: None)
-    http_fetch._pool.cache_clear()
+    http_fetch._pools.clear()
     http_fetch._found.clear()
     yield
-    http_fetch._pool.cache_clear()
+    http_fetch._pools.clear()
     http_fetch._found.clear()
 
 
