@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.progress.metrics import JOB, METRICS, Metric, MetricKind
+from jobs.progress.metrics import GAUGE, JOB, METRICS, Metric
 from jobs.progress.snapshot import Snapshot
 
 _logger = logging.getLogger("stint")
@@ -43,7 +43,7 @@ class RayMetrics:
         for metric in METRICS:
             for value, number in metric.values(snapshot).items():
                 tags = {JOB: snapshot.job, **({metric.label: value} if metric.label else {})}
-                if metric.kind is MetricKind.GAUGE:
+                if metric.kind == GAUGE:
                     self._of(metric).set(number, tags)
                 else:
                     self._count(metric, value, number, tags)
@@ -60,6 +60,6 @@ class RayMetrics:
 
     def _of(self, metric: Metric) -> Any:
         if metric.name not in self._metrics:
-            kind = Gauge if metric.kind is MetricKind.GAUGE else Counter
+            kind = Gauge if metric.kind == GAUGE else Counter
             self._metrics[metric.name] = kind(metric.name, metric.meaning, metric.labels)
         return self._metrics[metric.name]

@@ -51,12 +51,6 @@ class Retry:
     waiting: bool = False
 
 
-@dataclass(frozen=True)
-class Assignment:
-    shard: Shard
-    manner: Manner
-
-
 class Backlog:
     """Shards that are not committed yet. Each is under way, or waits: as a retry, or because it is new."""
 
@@ -118,7 +112,7 @@ class Backlog:
 
     def take(
         self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
-    ) -> Assignment | None:
+    ) -> tuple[Shard, Manner] | None:
         """The next shard for a worker that holds `held`; only one that goes beside others when it holds any.
 
         `ready` are all workers that take shards, with their hosts; `starting` tells whether others are on their way.
@@ -161,10 +155,10 @@ class Backlog:
         attempts = self.attempts(shard)
         return not attempts.crashes and self._doubled.get(shard.key, attempts.by_itself) == attempts.by_itself
 
-    def _given(self, shard: Shard, manner: Manner) -> Assignment:
+    def _given(self, shard: Shard, manner: Manner) -> tuple[Shard, Manner]:
         self._under_way[shard.key] = 1
         self._doubled.pop(shard.key, None)
-        return Assignment(shard, manner)
+        return shard, manner
 
     def returned(self, shard: Shard) -> None:
         """An attempt is over, however it ended. What follows is said next: `settle`, `again`, or both for another."""

@@ -11,7 +11,7 @@ from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintErr
 from jobs.fleet.fleet import groups_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
-from jobs.pool.contract import Cluster
+from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.run import policy
 from jobs.run.policy import MakerStep
 from jobs.spec.schema import Group
@@ -109,22 +109,28 @@ def _make(
 def _attempt(
     request: BundleRequest, cluster: Cluster, group: Group, patience_s: float | None, interrupted: Callable[[], bool]
 ) -> BundleOutcome | Failure | None:
-    """One maker on a node of the group; None when the group had no node for it in time.
-
-    One that never ends is left to be given up by the next attempt, or by the end of the run.
-    """
-    cluster.start_bundle(request, group.labels)
+    """One maker on a node of the group; None when the group had no node for it in time."""
+    makers = cluster.pool(request)
+    makers.start(group.labels)
     placed, limit_s, began = False, patience_s, time.monotonic()
-    while (outcome := cluster.poll_bundle(_POLL_S)) is None:
-        if interrupted():
-            raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-        if not placed and cluster.bundle_has_node():
-            placed, began = True, time.monotonic()
-            limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
-        if limit_s is not None and time.monotonic() - began > limit_s:
-            message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
-            return policy.stuck(message) if placed else None
-    return outcome
+    try:
+        while True:
+            for event in makers.poll(_POLL_S):
+                match event:
+                    case BundleMade():
+                        return event.outcome
+                    case WorkerGone():
+                        return event.failure
+                    case WorkerPlaced():
+                        placed, began = True, time.monotonic()
+                        limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
+            if interrupted():
+                raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+            if limit_s is not None and time.monotonic() - began > limit_s:
+                message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
+                return policy.stuck(message) if placed else None
+    finally:
+        makers.close()
 
 
 def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> StintError:

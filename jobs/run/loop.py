@@ -17,7 +17,7 @@ from dataclasses import InitVar, dataclass, field
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
 from jobs.fleet.fleet import Fleet
-from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.bad_rows import BadRows, bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import Noting
@@ -75,8 +75,6 @@ class Loop:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
-    noting: Noting | None = None
-    """Writes down what results say of objects, now and then, for the run that finishes the plan."""
 
     def __post_init__(self, missing: Sequence[Shard]) -> None:
         # Runs that overlap start at different places, so that they share the work rather than race for each shard. The
@@ -117,7 +115,8 @@ class Loop:
         if self.interrupted():
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
-        self._drop_done_elsewhere(began)
+        if present := self._relisting.present(self._backlog.plans, began):
+            self.tally.add_elsewhere(*self._backlog.drop_present(present))
         self._failed.note_unrecorded()
         wanted = self._staff(began)
         events = self.pool.poll(POLL_S)
@@ -134,33 +133,27 @@ class Loop:
         self.tally.scoring_s += took if ready else 0.0
 
     def _workers_now(self) -> WorkersNow:
-        """What a snapshot has of workers, and of the shards that they have been with for longest."""
         now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
         leaving = self._released & ready.keys()
+        by_state = {
+            "starting": max(0, self.pool.size() - len(ready)),
+            "scoring": len(busy) - sum(worker in busy for worker in leaving),
+            "idle": len(idle) - sum(worker in idle for worker in leaving),
+            "leaving": len(leaving),
+        }
         pace = self.tally.s_a_row
-        return WorkersNow(
-            by_state={
-                "starting": max(0, self.pool.size() - len(ready)),
-                "scoring": len(busy) - sum(worker in busy for worker in leaving),
-                "idle": len(idle) - sum(worker in idle for worker in leaving),
-                "leaving": len(leaving),
-            },
-            slowest=tuple(
-                UnderWay(
-                    shard=held.shard.name,
-                    worker=worker,
-                    host=self.tally.host(worker),
-                    rows=held.shard.rows,
-                    age_s=now - held.since,
-                    expected_s=None if pace is None else pace * held.shard.rows,
-                )
-                for worker, held in self._assignments.longest(SLOWEST_SHOWN)
-            ),
-            ready_s=self.tally.worker_seconds,
-            idle_s=self.tally.idle_seconds,
-            threads_per_core=self.tally.threads_per_core,
-            failures_by_code=dict(self.tally.failures.counts),
-        )
+        slowest = [
+            UnderWay(
+                shard=held.shard.name,
+                worker=worker,
+                host=self.tally.host(worker),
+                rows=held.shard.rows,
+                age_s=now - held.since,
+                expected_s=None if pace is None else pace * held.shard.rows,
+            )
+            for worker, held in self._assignments.longest(SLOWEST_SHOWN)
+        ]
+        return by_state, slowest
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
@@ -214,7 +207,7 @@ class Loop:
             taken = self._backlog.take(worker, held=held, ready=able, starting=starting, now=now)
             if taken is None:
                 continue
-            self._assign(worker, taken.shard, taken.manner, now, held=held)
+            self._assign(worker, *taken, now, held=held)
             waiting -= 1
             if not waiting:
                 return
@@ -332,11 +325,12 @@ class Loop:
 
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
-        if self.noting:
-            self.noting.note_due(result.plan)
+        if isinstance(self.tally.done, Noting):  # writes down what results say, for the run that finishes the plan
+            self.tally.done.note_due(result.plan)
         rows_bad = self.tally.rows_bad - self._bad_before
         if policy.bad_rows_exceeded(rows_bad, self._rows_total, self.limits.bad_rows):
-            raise bad_rows_error(rows_bad, self._rows_total, self.limits.bad_rows, self.tally.bad_rows)
+            reasons = BadRows(self.tally.bad_by_code, self.tally.bad_samples)
+            raise bad_rows_error(rows_bad, self._rows_total, self.limits.bad_rows, reasons)
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._resize_after = now
@@ -351,8 +345,3 @@ class Loop:
                 "mend the cause, then run the same command",
             )
         self._start_after = now + pause_s
-
-    def _drop_done_elsewhere(self, now: float) -> None:
-        present = self._relisting.present(lambda: set(self._backlog.plans), now)
-        if present:
-            self.tally.add_elsewhere(*self._backlog.drop_present(present))

@@ -25,14 +25,13 @@ class Relisting:
         self._again_after = now + RELIST_S
         self._failures = 0
 
-    def present(self, open_plans: Callable[[], Collection[int]], now: float) -> Collection[str]:
-        """Keys that the last listing has found, once; empty until the next is over.
+    def present(self, open_plans: Collection[int], now: float) -> Collection[str]:
+        """Keys that the last listing has found, once; empty until the next, of `open_plans`, is over.
 
         Raises StoreDenied, and RunFailed when listing keeps failing.
         """
         if not self._listings.under_way and now >= self._again_after:
-            numbers = open_plans()
-            plans = [plan for plan in self._plans if plan.number in numbers]
+            plans = [plan for plan in self._plans if plan.number in open_plans]
             self._listings.send(lambda: Present.of_all(self._ledger.present(plan) for plan in plans))
             self._began = now
         found: Collection[str] = ()

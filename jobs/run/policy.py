@@ -102,19 +102,15 @@ class Attempts:
 
     def after(self, failure: Failure, budget: Budget, *, isolated: bool = False) -> Attempts:
         """With one failure more. What is taken away with notice counts nowhere."""
-        match budget:
-            case Budget.NONE:
-                return self
-            case Budget.INFRA:
-                nodes_lost = self.nodes_lost + (failure.code == FailureCode.NODE_LOST)
-                return replace(self, infra=self.infra + 1, nodes_lost=nodes_lost)
-            case Budget.TASK:
-                return replace(self, task=self.task + 1)
-            case Budget.DATA:
-                return replace(self, data=self.data + 1)
-            case Budget.CRASH:
-                isolated_crashes = self.isolated_crashes + isolated
-                return replace(self, crashes=self.crashes + 1, isolated_crashes=isolated_crashes)
+        infra, crash = budget is Budget.INFRA, budget is Budget.CRASH
+        return Attempts(
+            infra=self.infra + infra,
+            task=self.task + (budget is Budget.TASK),
+            data=self.data + (budget is Budget.DATA),
+            crashes=self.crashes + crash,
+            isolated_crashes=self.isolated_crashes + (crash and isolated),
+            nodes_lost=self.nodes_lost + (infra and failure.code == FailureCode.NODE_LOST),
+        )
 
 
 def suspected(failure: Failure, before: Attempts) -> Failure:

@@ -72,15 +72,6 @@ def waits_for_gpus(job: Job, cluster: Cluster) -> bool:
     return wants and cluster.most_workers(job.threads) is None and not cluster.gpus()
 
 
-class _Publisher:
-    """Makes it known to whoever monitors the cluster how the run stands."""
-
-    every_s = 5.0
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.show = cluster.publish
-
-
 @dataclass
 class Run:
     """One execution of a job. `connect` brings up the cluster, and only when there is work for it."""
@@ -253,7 +244,7 @@ class Run:
             price=self._price,
             finish_in_s=finish_in_s,
             display=display_for(sys.stderr, self.progress),
-            watchers=(self._journal, _Publisher(self._connected())),
+            watchers=(self._journal, self._connected()),
         )
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
@@ -266,7 +257,6 @@ class Run:
             workers=workers_that_fit(self.job, self._connected()),
             progress=progress,
             tally=self._tally,
-            noting=noting,
             interrupted=self.interrupted,
             crashes=CrashLog(self.job.store, self.job.ledger.root, self.report.run_id),
             finish_in_s=finish_in_s if sized else None,

@@ -15,6 +15,7 @@ from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
@@ -208,7 +209,9 @@ def fated(
         "missing": ledger.missing(plan),
         "limits": limits or Limits(),
         "workers": Workers(max=workers),
-        "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=log, clock=lambda: pool.now),
+        "progress": Progress(
+            plan.rows, len(plan.shards), counts=tally, display=display_for(log), clock=lambda: pool.now
+        ),
         "tally": tally,
         "interrupted": lambda: False,
         "crashes": CrashLog(ledger.store, ledger.root, run_id),

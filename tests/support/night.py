@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
@@ -331,7 +332,9 @@ def simulate(night: Night) -> Morning:
         missing=shards,
         limits=Limits(),
         workers=night.workers,
-        progress=Progress(plan.rows, len(shards), counts=tally, out=io.StringIO(), clock=lambda: pool.now),
+        progress=Progress(
+            plan.rows, len(shards), counts=tally, display=display_for(io.StringIO()), clock=lambda: pool.now
+        ),
         tally=tally,
         interrupted=lambda: False,
         crashes=CrashLog(MemoryStore(), "", "night"),

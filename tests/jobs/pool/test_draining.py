@@ -152,8 +152,8 @@ def test_a_run_without_any_budget_outlives_a_drain_whose_worker_hands_back_what_
     assert [worker for worker, after in pool.assigned if worker == 0 and after] == []
     assert {worker for worker, _ in pool.assigned} >= {0, 1}
     assert pool.ended.count(0) == 1
-    assert {failure.budget for failure in tally.failures.kept} == {"none"}
-    assert len(tally.failures.kept) == 2
+    assert {failure["budget"] for failure in tally.failures_kept} == {"none"}
+    assert len(tally.failures_kept) == 2
 
 
 # ---------------------------------------------------------------------------------------- in the pool

@@ -20,7 +20,7 @@ from ray._common.formatters import JSONFormatter
 
 from jobs.pool.local import LocalCluster
 from jobs.pool.ray_metrics import RayMetrics
-from jobs.progress.metrics import CODES, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric, MetricKind
+from jobs.progress.metrics import CODES, COUNTER, GAUGE, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric
 from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
 from tests.support.fakes import INFO
@@ -81,7 +81,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_local_pool_publishes_nothing_and_no_snapshot_raises(caplog: pytest.LogCaptureFixture) -> None:
-    LocalCluster().publish(EARLY)
+    LocalCluster().show(EARLY)
     RayMetrics().publish(replace(EARLY, job=5))  # type: ignore[arg-type]
     assert "metrics could not be published" in caplog.text
 
@@ -106,7 +106,7 @@ from jobs.progress.snapshot import Snapshot
 cluster = RayCluster(sys.argv[1] or None)
 print(ray.nodes()[0]["MetricsExportPort"], flush=True)
 for line in sys.stdin:
-    cluster.publish(Snapshot.from_json(line))
+    cluster.show(Snapshot.from_json(line))
     print("published", flush=True)
 cluster.close()
 """
@@ -206,7 +206,7 @@ def test_exactly_what_is_defined_is_exported_with_these_labels_and_types(export:
 @pytest.mark.ray
 def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is MetricKind.COUNTER:
+        if metric.kind == COUNTER:
             first, second = metric.values(LATER), metric.values(EARLY)
             expected = {value: number + second[value] for value, number in first.items()}
             assert values(export, "products", metric) == pytest.approx(expected), metric.name
@@ -216,7 +216,7 @@ def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
 @pytest.mark.ray
 def test_gauges_are_what_each_driver_said_last(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is MetricKind.GAUGE:
+        if metric.kind == GAUGE:
             assert values(export, "thumbnails", metric) == pytest.approx(dict(metric.values(OTHER_JOB))), metric.name
             said = (replace(LATER, ended=True), EARLY)
             expected = {value: sum(metric.values(at)[value] for at in said) for value in metric.values(EARLY)}
