@@ -27,7 +27,6 @@ SHARDS_A_SPARE = 50
 class RunningAttempt:
     """An attempt that is under way."""
 
-    worker: int
     shard: Shard
     ends_in_s: float
     """As expected, with what its worker has to do before."""

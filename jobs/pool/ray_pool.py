@@ -32,7 +32,7 @@ from jobs.pool.contract import (
     WorkerReady,
     drain,
 )
-from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notices, loss_code, node_state
+from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notice, loss_code, node_state
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import malloc
@@ -67,6 +67,8 @@ class _Actor:
     ready: bool = False
     leaving: bool = False
     """It was given notice, or said that it has to go."""
+    leave_by_ms: float | None = None
+    """The deadline of which it was given notice, in Unix time."""
     shards: dict[Any, Shard] = field(default_factory=dict)
     """Shards under way, by the object reference of the call."""
 
@@ -99,8 +101,6 @@ class RayPool:
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
-        self._leave_by_ms: dict[int, float] = {}
-        """Workers that were given notice, each with the deadline that it knows of, in Unix time."""
 
     def workers(self) -> Mapping[int, int]:
         return self._holding
@@ -167,18 +167,17 @@ class RayPool:
 
     def _drained(self) -> list[Event]:
         """Give notice to workers whose node drains: Ray does not."""
-        if not self._nodes.draining:
-            return []  # as nearly always
+        draining = self._nodes.draining
         events: list[Event] = []
-        nodes = {worker: actor.node for worker, actor in self._actors.items()}
-        notices = drain_notices(self._nodes.draining, nodes, self._leave_by_ms, time.time() * 1000)
-        for worker, (deadline_ms, left_s) in notices.items():
-            self._leave_by_ms[worker] = deadline_ms
-            actor = self._actors[worker]
-            actor.leaving = True
-            if actor.ready:
-                actor.handle.leave.remote(left_s)
-            events.append(WorkerLeaving(worker, left_s))
+        for worker, actor in self._actors.items() if draining else ():
+            if actor.node not in draining:
+                continue
+            notice = drain_notice(draining[actor.node], actor.leave_by_ms, time.time() * 1000)
+            if notice is not None:
+                actor.leaving, (actor.leave_by_ms, left_s) = True, notice
+                if actor.ready:
+                    actor.handle.leave.remote(left_s)
+                events.append(WorkerLeaving(worker, left_s))
         return events
 
     def _take(self, call: Any) -> Event | None:

@@ -102,24 +102,25 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
 
 def describe_snapshot(snapshot: Snapshot) -> str:
     """How a run stands, on one line without escape codes."""
-    parts = [f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})"]
     if waiting := describe_waiting(snapshot):
-        parts.append(waiting)
+        state = [waiting]
     else:
-        parts.append(f"{snapshot.rate:,.0f} rows/s")
-        parts.append("ETA unknown" if snapshot.eta_s is None else f"ETA {describe_eta(snapshot.eta_s)}")
-        if deadline := describe_deadline(snapshot):
-            parts.append(deadline)
         ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
-        parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
-    if snapshot.cost is not None:
-        parts.append(f"cost {money(snapshot.cost)}")
-    parts.append(f"shards {snapshot.shards_done}/{snapshot.shards_total}")
-    parts.append(f"bad {snapshot.rows_bad}")
-    if snapshot.bad_by_code:
-        most = Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN)
-        parts[-1] += " (" + ", ".join(f"{printable(code)} {n}" for code, n in most) + ")"
-    return " · ".join(parts)
+        state = [
+            f"{snapshot.rate:,.0f} rows/s",
+            f"ETA {'unknown' if snapshot.eta_s is None else describe_eta(snapshot.eta_s)}",
+            describe_deadline(snapshot),
+            f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers",
+        ]
+    codes = ", ".join(f"{printable(code)} {n}" for code, n in Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN))
+    parts = [
+        f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})",
+        *state,
+        "" if snapshot.cost is None else f"cost {money(snapshot.cost)}",
+        f"shards {snapshot.shards_done}/{snapshot.shards_total}",
+        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else ""),
+    ]
+    return " · ".join(filter(None, parts))
 
 
 class LineDisplay(Display):

@@ -153,8 +153,8 @@ def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     for shard in slowest:
         place = f"{printable(shard.shard):<17}  {shard.worker:>6}  {_cut_short(printable(shard.host), host, fill=True)}"
         age, *times = _slow(shard)
-        line = Text.assemble(" " * _LABEL, place, f"{shard.rows:>9,}  {' ' * (6 - age.cell_len)}", age)
-        lines.append(Text.assemble(line, " " * (10 - times[0].cell_len), times[0]) if times else line)
+        line = [" " * _LABEL, place, f"{shard.rows:>9,}  {' ' * (6 - age.cell_len)}", age]
+        lines.append(Text.assemble(*line, *(part for time in times for part in (" " * (10 - time.cell_len), time))))
     return lines
 
 

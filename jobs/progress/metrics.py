@@ -29,7 +29,7 @@ GAUGE = "gauge"
 @dataclass(frozen=True)
 class Metric:
     name: str
-    """As Ray is given it."""
+    """As Ray is given it, which puts its own in front; OpenTelemetry ends those of counters in `_total`."""
     kind: str
     """COUNTER or GAUGE."""
     meaning: str
@@ -37,11 +37,6 @@ class Metric:
     """None where it is not known; of a metric with a label by that label's value."""
     label: str = ""
     """Beside JOB; empty for none."""
-
-    @property
-    def exported(self) -> str:
-        """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
-        return f"ray_{self.name}" + ("_total" if self.kind == COUNTER else "")
 
     @property
     def labels(self) -> tuple[str, ...]:

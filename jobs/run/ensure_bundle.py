@@ -89,16 +89,11 @@ def _make(
         budget = policy.budget_of(outcome)
         counted = attempts.after(outcome, budget)
         step = policy.maker_step(counted, outcome, budget)
-        match step:
-            case MakerStep.WAIT:
-                say(f"waiting to make the bundle: {outcome.message}")
-            case MakerStep.AGAIN:
-                say(f"making the bundle again: {outcome.message}")
-            case MakerStep.WITHOUT_EXTRAS:
-                say(f"making the bundle again, without the engines that auto adds: {outcome.message}")
-                request = replace(request, without_extras=True)
-            case MakerStep.GIVE_UP:
-                raise _error(outcome, budget, request)
+        if step is MakerStep.GIVE_UP:
+            raise _error(outcome, budget, request)
+        say(f"{step.value}: {outcome.message}")
+        if step is MakerStep.WITHOUT_EXTRAS:
+            request = replace(request, without_extras=True)
         attempts = attempts if step is MakerStep.WAIT else counted
         time.sleep(PAUSE_S)
         if (existing := _existing(job.store, request)) is not None:
@@ -141,19 +136,15 @@ def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> S
         message += f"\n{failure.traceback.rstrip()}"
     if budget is not policy.Budget.CRASH:
         return RunFailed(message, "mend the cause, then run the same command")
-    return RunFailed(
-        f"{message}\nthe sample was {_sampled(request)}",
-        "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
-        "the same command",
-    )
-
-
-def _sampled(request: BundleRequest) -> str:
-    """Which rows the sample is, for a person."""
     parts = [
         f"{part.take} of the rows {part.rows.row_start}:{part.rows.row_stop} of {part.rows.uri} "
         f"row group {part.rows.row_group}"
         for part in request.sample[:ROWS_NAMED]
     ]
-    more = len(request.sample) - ROWS_NAMED
-    return "; ".join(parts) + (f"; and {more} more row groups" if more > 0 else "")
+    if (more := len(request.sample) - ROWS_NAMED) > 0:
+        parts.append(f"and {more} more row groups")
+    return RunFailed(
+        f"{message}\nthe sample was {'; '.join(parts)}",
+        "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
+        "the same command",
+    )

@@ -17,11 +17,13 @@ from dataclasses import InitVar, dataclass, field
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
 from jobs.fleet.fleet import Fleet
+from jobs.ledger.background import Errands
 from jobs.ledger.bad_rows import BadRows, bad_rows_error
 from jobs.ledger.crashes import CrashLog
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.notes import Noting
 from jobs.ledger.plans import Plan
+from jobs.ledger.presence import Present
 from jobs.pool.contract import (
     MAX_HELD_SHARDS,
     Event,
@@ -38,18 +40,21 @@ from jobs.run import policy
 from jobs.run.assignments import Assignments, Candidates
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
-from jobs.run.other_runs import Relisting
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult
+from workers.storage.errors import StoreDenied, StoreError
 
 POLL_S = 0.2
 OVERDUE_S = 5.0
 """How often the loop checks for workers that are stuck."""
 ASLEEP_S = 60.0
 """A driver that was held up for so long (stopped, moved to another machine) handles first what has happened since."""
+RELIST_S = 5.0
+RELIST_SHARE = 0.05
+"""Time spent on listing what other runs have committed, as a share of all."""
 RECORDS_WAIT_S = 10.0
 """At the end of a run, for crashes that are still being recorded."""
 
@@ -95,7 +100,8 @@ class Loop:
         self._start_after = 0.0
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
-        self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
+        self._listings: Errands[Present] = Errands("listing")
+        self._listing_failures, self._listed_at, self._list_after = 0, now, now + RELIST_S
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
         self._wanted, self._released = 0, frozenset[int]()
@@ -104,7 +110,7 @@ class Loop:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
-            closing.callback(self._relisting.close)
+            closing.callback(self._listings.close)
             closing.callback(self.pool.close)
             closing.callback(self.progress.close)
             while self._backlog.left:
@@ -115,8 +121,7 @@ class Loop:
         if self.interrupted():
             raise Interrupted("interrupted; everything committed so far stays", "run the same command to go on")
         began = self.clock()
-        if present := self._relisting.present(self._backlog.plans, began):
-            self.tally.add_elsewhere(*self._backlog.drop_present(present))
+        self._drop_done_elsewhere(began)
         self._failed.note_unrecorded()
         wanted = self._staff(began)
         events = self.pool.poll(POLL_S)
@@ -345,3 +350,25 @@ class Loop:
                 "mend the cause, then run the same command",
             )
         self._start_after = now + pause_s
+
+    def _drop_done_elsewhere(self, now: float) -> None:
+        """Drop what the last listing has found, and list again when it is time. Raises StoreDenied, RunFailed."""
+        if not self._listings.under_way and now >= self._list_after:
+            plans = [plan for plan in self.plans if plan.number in self._backlog.plans]
+            self._listings.send(lambda: Present.of_all(self.ledger.present(plan) for plan in plans))
+            self._listed_at = now
+        for outcome in self._listings.ended():
+            self._list_after = now + max(RELIST_S, (now - self._listed_at) / RELIST_SHARE)
+            if isinstance(outcome, StoreDenied):
+                raise outcome
+            if not isinstance(outcome, StoreError):
+                self._listing_failures = 0
+                self.tally.add_elsewhere(*self._backlog.drop_present(outcome))
+                continue
+            self._listing_failures += 1
+            if self._listing_failures >= policy.LISTING_FAILURES:
+                raise RunFailed(
+                    f"the output could not be listed {self._listing_failures} times in a row: {outcome}",
+                    "check the store, then run the same command: committed shards stay",
+                ) from outcome
+            self.progress.note(f"could not look for what other runs have committed, trying again: {outcome}")

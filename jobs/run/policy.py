@@ -162,12 +162,12 @@ def shard_step(
 
 
 class MakerStep(enum.Enum):
-    """What a failure of the bundle's maker comes to."""
+    """What a failure of the bundle's maker comes to, for a person."""
 
-    WAIT = "wait"
+    WAIT = "waiting to make the bundle"
     """Ask again: nobody's fault."""
-    AGAIN = "again"
-    WITHOUT_EXTRAS = "without extras"
+    AGAIN = "making the bundle again"
+    WITHOUT_EXTRAS = "making the bundle again, without the engines that auto adds"
     """Again, and from now on without libraries that `model.engine: auto` can do without."""
     GIVE_UP = "give up"
 

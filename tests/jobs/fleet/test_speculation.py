@@ -61,7 +61,7 @@ def test_a_second_attempt_must_end_well_before_the_first(
 
 def test_what_ends_last_goes_to_the_fastest_idle_worker() -> None:
     small, large, soon = shard(1, 100), shard(2, 400), shard(3, 100)
-    running = [RunningAttempt(7, soon, 20.0), RunningAttempt(8, small, 900.0), RunningAttempt(9, large, 1000.0)]
+    running = [RunningAttempt(soon, 20.0), RunningAttempt(small, 900.0), RunningAttempt(large, 1000.0)]
     assert second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0}) == [
         SecondAttempt(large, 5, 800.0),
         SecondAttempt(small, 4, 800.0),

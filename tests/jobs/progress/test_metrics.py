@@ -50,6 +50,11 @@ LATER = replace(
 OTHER_JOB = replace(EARLY, run_id="2", job="thumbnails", eta_s=None, late_s=None, deadline_in_s=None, cost=None)
 
 
+def exported_name(metric: Metric) -> str:
+    """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
+    return f"ray_{metric.name}" + ("_total" if metric.kind == COUNTER else "")
+
+
 # ----------------------------------------------------------------------------------------- definitions
 
 
@@ -92,7 +97,7 @@ def test_the_document_has_every_metric_and_no_other() -> None:
         for line in (ROOT / "docs/MONITORING.md").read_text().splitlines()
         if line.startswith("| `ray_stint_")
     }
-    assert rows == {(metric.exported, metric.label, metric.meaning) for metric in METRICS}
+    assert rows == {(exported_name(metric), metric.label, metric.meaning) for metric in METRICS}
 
 
 # --------------------------------------------------------------------------------------------- scraped
@@ -134,7 +139,7 @@ def values(samples: Sequence[Sample], job: str, metric: Metric) -> dict[str, flo
     """By the metric's label, summed over drivers: what `sum by (stint_job, …)` gives."""
     found: dict[str, float] = {}
     for sample in samples:
-        if sample.name == metric.exported and sample.labels[JOB] == job:
+        if sample.name == exported_name(metric) and sample.labels[JOB] == job:
             value = sample.labels.get(metric.label, "")
             found[value] = found.get(value, 0.0) + sample.value
     return found
@@ -195,10 +200,10 @@ def export(head: Head) -> list[Sample]:
 @pytest.mark.ray
 def test_exactly_what_is_defined_is_exported_with_these_labels_and_types(export: list[Sample]) -> None:
     exported = {sample.name for sample in export if sample.name.startswith("ray_stint_")}
-    assert exported == {metric.exported for metric in METRICS}
+    assert exported == {exported_name(metric) for metric in METRICS}
     for metric in METRICS:
         for sample in export:
-            if sample.name == metric.exported:
+            if sample.name == exported_name(metric):
                 assert set(metric.labels) <= sample.labels.keys()
                 assert not {"job", "instance"} & sample.labels.keys()  # which Prometheus would rename
 

@@ -32,7 +32,7 @@ ROOT = "model=net-0"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "POLL_S", 0.01)
-    monkeypatch.setattr("jobs.run.other_runs.RELIST_S", 0.05)
+    monkeypatch.setattr("jobs.run.loop.RELIST_S", 0.05)
     monkeypatch.setattr("jobs.run.policy.START_PAUSE_S", 0.01)
     monkeypatch.setattr("jobs.run.policy.FAULT_PAUSE_S", 0.01)
 
