@@ -23,8 +23,6 @@ from jobs.progress.format import describe_deadline, describe_eta, describe_waiti
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 
-LINE_EVERY_S = 5.0
-VIEW_EVERY_S = 0.5
 _CODES_SHOWN = 3
 _NO_CURSOR = ("dumb", "unknown")
 """Values of TERM: a terminal that prints, and can do nothing else."""
@@ -36,11 +34,6 @@ class Outlet:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self.gone = False
-
-    @property
-    def can_draw(self) -> bool:
-        utf = (self.encoding or "utf-8").lower().startswith("utf")
-        return self.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._out, name)
@@ -64,7 +57,7 @@ class Outlet:
 class Display:
     """Shows snapshots on a stream, and notes above whatever is live."""
 
-    every_s = LINE_EVERY_S
+    every_s = 5.0
     """How often it wants to be shown something."""
 
     def __init__(self, outlet: Outlet) -> None:
@@ -96,7 +89,9 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
     """What shows a run on `out`, by one of jobs.arguments.WAYS."""
     outlet = Outlet(out)
     if how == "auto":
-        how = "live" if outlet.can_draw else "lines"
+        utf = (out.encoding or "utf-8").lower().startswith("utf")
+        can_draw = out.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
+        how = "live" if can_draw else "lines"
     return {"json": JsonDisplay, "live": LiveDisplay, "lines": LineDisplay}[how](outlet)
 
 
@@ -151,7 +146,7 @@ class LiveDisplay(Display):
     """For a person at a terminal: a view that is drawn over and over, with notes above it. It vanishes at the end, and
     leaves the notes, and a line of how a run ended."""
 
-    every_s = VIEW_EVERY_S
+    every_s = 0.5
 
     def __init__(self, outlet: Outlet) -> None:
         super().__init__(outlet)

@@ -144,7 +144,8 @@ def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     if not slowest:
         return []
     if width < _NARROW:
-        return _row("slowest", [Text(slowest[0].shard), *_slow(slowest[0])], width)
+        first = slowest[0]
+        return _row("slowest", [first.shard, duration(first.age_s), _times_expected(first)], width)
     host = min(max(_HOST_LEAST, *(len(shard.host) for shard in slowest)), width - _LABEL - 55)
     if host < _HOST_LEAST:
         host = 0
@@ -152,19 +153,16 @@ def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     lines = [Text.assemble((f"{'slowest':<{_LABEL}}", "bold"), (titles, "dim"))]
     for shard in slowest:
         place = f"{printable(shard.shard):<17}  {shard.worker:>6}  {_cut_short(printable(shard.host), host, fill=True)}"
-        age, *times = _slow(shard)
-        line = [" " * _LABEL, place, f"{shard.rows:>9,}  {' ' * (6 - age.cell_len)}", age]
-        lines.append(Text.assemble(*line, *(part for time in times for part in (" " * (10 - time.cell_len), time))))
+        times = _times_expected(shard)
+        times.pad_left(10 - times.cell_len)
+        lines.append(Text.assemble(" " * _LABEL, place, f"{shard.rows:>9,}  {duration(shard.age_s):>6}", times))
     return lines
 
 
-def _slow(shard: UnderWay) -> list[Text]:
-    """How long it has been under way, and how many times the expected that is."""
-    age = Text(duration(shard.age_s))
-    if not shard.expected_s:
-        return [age]
-    times = shard.age_s / shard.expected_s
-    return [age, Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "bold red" if times >= _SLOW_TIMES else "")]
+def _times_expected(shard: UnderWay) -> Text:
+    """How many times as long as expected it has been under way; empty where nothing is expected."""
+    times = shard.age_s / shard.expected_s if shard.expected_s else 0.0
+    return Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}" if times else "", "bold red" if times >= _SLOW_TIMES else "")
 
 
 def _indented(width: int) -> int:

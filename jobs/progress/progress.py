@@ -69,7 +69,6 @@ class Progress:
         self._began = self.clock()
         self._watchers: list[Watcher] = [self.display, *self.watchers]
         self._due = [-math.inf] * len(self._watchers)
-        self._next_due = -math.inf
         self._ended: deque[tuple[float, int]] = deque()
         """When shards ended, and their rows."""
         self._first_ready: float | None = None
@@ -126,14 +125,13 @@ class Progress:
         self._ready, self._wanted, self._workers_now = ready, wanted, workers_now
         if ready and self._first_ready is None:
             self._first_ready = now
-        if now < self._next_due or not self._watchers:
+        if now < min(self._due, default=math.inf):
             return
         snapshot = self.snapshot()
         for number, watcher in enumerate(self._watchers):
             if now >= self._due[number]:
                 watcher.show(snapshot)
                 self._due[number] = now + watcher.every_s
-        self._next_due = min(self._due)
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
         elapsed_s, rate, counts = self.clock() - self._began, self.rate(), self.counts
@@ -177,5 +175,5 @@ class Progress:
             snapshot = self.snapshot(ended=True)
             for watcher in self._watchers:
                 watcher.show(snapshot)
-            self._watchers = []
+            self._watchers, self._due = [], []
             self.display.close()

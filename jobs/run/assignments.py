@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
-from jobs.fleet.speculation import RunningAttempt, left_s
+from jobs.fleet.speculation import left_s
 from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.run import policy
 from jobs.run.policy import Manner
@@ -106,8 +106,9 @@ class Assignments:
         for worker in islice(self.busy, number):
             yield worker, self._held[worker][0]
 
-    def running(self, now: float, s_a_row: Callable[[int], float | None]) -> Iterator[RunningAttempt]:
-        """First attempts that were made beside others, of workers of which is known how long a row takes them."""
+    def running(self, now: float, s_a_row: Callable[[int], float | None]) -> Iterator[tuple[Shard, float]]:
+        """First attempts that were made beside others, each with the seconds in which it is expected to end; of workers
+        of which is known how long a row takes them."""
         for worker in self.busy:
             pace = s_a_row(worker)
             if pace is None:
@@ -116,7 +117,7 @@ class Assignments:
             for number, held in enumerate(self._held[worker]):
                 ends_in_s += left_s(held.shard.rows, pace, 0.0 if number else now - held.since)
                 if held.manner is Manner.BESIDE and not held.second:
-                    yield RunningAttempt(held.shard, ends_in_s)
+                    yield held.shard, ends_in_s
 
     def overdue(self, now: float, s_a_row: float | None) -> Iterator[tuple[int, Failure]]:
         """Workers to be ended, and why; `s_a_row` is what a row has taken on average in this run."""

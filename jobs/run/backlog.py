@@ -62,7 +62,8 @@ class Backlog:
         self.left: dict[str, int] = {}
         """Rows of each shard, by key."""
         self._limits = limits
-        self._plans: Counter[int] = Counter()
+        self.plans: Counter[int] = Counter()
+        """Of which shards are left, and how many."""
         self._under_way: dict[str, int] = {}
         """Attempts at shards that are left, by key."""
         self._doubled: dict[str, int] = {}
@@ -78,7 +79,7 @@ class Backlog:
         for place, shard in zip(order.tolist(), picked(missing, order), strict=True):
             rows = shard.rows
             self.left[shard.key] = rows
-            self._plans[shard.plan] += 1
+            self.plans[shard.plan] += 1
             if shard.key in crashes:
                 retry = self._retry(shard)
                 retry.attempts = Attempts(crashes=crashes[shard.key])
@@ -96,11 +97,6 @@ class Backlog:
     def waiting(self) -> int:
         """Shards that no worker has, those included that must wait a while."""
         return len(self.left) - len(self._under_way)
-
-    @property
-    def plans(self) -> Collection[int]:
-        """Of which shards are left."""
-        return self._plans.keys()
 
     def any_to_go(self, now: float) -> bool:
         """Whether any shard may go now, were it to the right worker."""
@@ -177,9 +173,9 @@ class Backlog:
             return False
         self.rows_left -= rows
         plan = plan_of(key)
-        self._plans[plan] -= 1
-        if not self._plans[plan]:
-            del self._plans[plan]
+        self.plans[plan] -= 1
+        if not self.plans[plan]:
+            del self.plans[plan]
         for by_key in (self._under_way, self._doubled, self._retries):
             by_key.pop(key, None)
         return True

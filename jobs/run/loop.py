@@ -235,12 +235,10 @@ class Loop:
         idle = {worker for worker in self._assignments.holding[0] if worker in ready and self._fleet.stays(worker)}
         if not self._backlog.waiting:
             running = self._assignments.running(now, self._fleet.s_a_row)
-            running = (attempt for attempt in running if self._backlog.may_double(attempt.shard))
+            running = ((shard, ends_in_s) for shard, ends_in_s in running if self._backlog.may_double(shard))
             paces = {worker: pace for worker in idle if (pace := self._fleet.s_a_row(worker)) is not None}
-            for second in speculation.second_attempts(running, paces):
-                worker, shard = second.worker, second.shard
-                sooner = f"to end {second.saves_s:.0f} s sooner"
-                self.progress.note(f"worker {worker} tries {shard.describe()} too, {sooner}")
+            for worker, shard, saves_s in list(speculation.second_attempts(running, paces)):
+                self.progress.note(f"worker {worker} tries {shard.describe()} too, to end {saves_s:.0f} s sooner")
                 self._backlog.double(shard)
                 self._assign(worker, shard, Manner.BESIDE, now, held=0, second=True)
                 self.tally.speculative_attempts += 1

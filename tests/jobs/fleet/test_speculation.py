@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.fleet.speculation import RunningAttempt, SecondAttempt, left_s, pays, second_attempts, spares
+from jobs.fleet.speculation import left_s, pays, second_attempts, spares
 from jobs.ledger.crashes import CrashLog
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.snapshot import Price
@@ -61,14 +61,11 @@ def test_a_second_attempt_must_end_well_before_the_first(
 
 def test_what_ends_last_goes_to_the_fastest_idle_worker() -> None:
     small, large, soon = shard(1, 100), shard(2, 400), shard(3, 100)
-    running = [RunningAttempt(soon, 20.0), RunningAttempt(small, 900.0), RunningAttempt(large, 1000.0)]
-    assert second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0}) == [
-        SecondAttempt(large, 5, 800.0),
-        SecondAttempt(small, 4, 800.0),
-    ]
-    assert second_attempts(running, {4: 1.0}) == [SecondAttempt(large, 4, 600.0)]
-    assert second_attempts(running, {4: 10.0}) == []  # itself too slow
-    assert second_attempts(running, {}) == second_attempts([], {4: 1.0}) == []
+    running = [(soon, 20.0), (small, 900.0), (large, 1000.0)]
+    assert [*second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0})] == [(5, large, 800.0), (4, small, 800.0)]
+    assert [*second_attempts(running, {4: 1.0})] == [(4, large, 600.0)]
+    assert [*second_attempts(running, {4: 10.0})] == []  # itself too slow
+    assert [*second_attempts(running, {})] == [*second_attempts([], {4: 1.0})] == []
 
 
 def test_one_idle_worker_is_kept_for_every_so_many_shards_that_are_under_way() -> None:
