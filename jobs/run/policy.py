@@ -144,21 +144,17 @@ def shard_step(
     `crashed_aside` shards were set aside before because they kept crashing. One such shard does not hold up a night.
     Where other shards have been scored in this run (`worked`), a refusal may be one node's, that has no credentials.
     """
-    match budget:
-        case Budget.NONE:
-            spent = False
-        case Budget.INFRA:
-            spent = attempts.infra > limits.infra_retries
-        case Budget.TASK:
-            refused = failure.code == FailureCode.DENIED and not worked
-            spent = attempts.task > limits.task_retries or refused
-        case Budget.DATA:
-            return ShardStep.SET_ASIDE if attempts.data > limits.task_retries else ShardStep.RETRY
-        case Budget.CRASH:
-            spent = attempts.isolated_crashes > ISOLATED_RETRIES
-            if spent and crashed_aside < CRASHED_ASIDE:
-                return ShardStep.SET_ASIDE
-    return ShardStep.STOP if spent else ShardStep.RETRY
+    spent = {
+        Budget.NONE: False,
+        Budget.INFRA: attempts.infra > limits.infra_retries,
+        Budget.TASK: attempts.task > limits.task_retries or (failure.code == FailureCode.DENIED and not worked),
+        Budget.DATA: attempts.data > limits.task_retries,
+        Budget.CRASH: attempts.isolated_crashes > ISOLATED_RETRIES,
+    }
+    if not spent[budget]:
+        return ShardStep.RETRY
+    others_go_on = budget is Budget.DATA or (budget is Budget.CRASH and crashed_aside < CRASHED_ASIDE)
+    return ShardStep.SET_ASIDE if others_go_on else ShardStep.STOP
 
 
 class MakerStep(enum.Enum):
