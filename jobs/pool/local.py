@@ -15,7 +15,17 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from jobs.pool.contract import MAX_HELD_SHARDS, BundleMade, Event, Pool, ShardEnded, WorkerGone, WorkerReady, drain
+from jobs.pool.contract import (
+    MAX_HELD_SHARDS,
+    BundleMade,
+    Event,
+    Pool,
+    ShardEnded,
+    WorkerGone,
+    WorkerPlaced,
+    WorkerReady,
+    drain,
+)
 from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -52,6 +62,8 @@ class LocalPool:
         self._workers[worker] = self._factory()
         self._threads[worker] = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
         future = self._threads[worker].submit(self._workers[worker].start)
+        if isinstance(self._workers[worker], Maker):
+            self._events.put(WorkerPlaced(worker, "this process", 1))  # from now on it may take too long
         future.add_done_callback(lambda f: self._events.put(_started(worker, _outcome(f))))
         return worker
 
