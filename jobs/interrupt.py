@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-from types import FrameType
 
 from jobs.errors import INTERRUPTED
 
@@ -36,7 +35,7 @@ class InterruptFlag:
     def install(self) -> None:
         """In the main thread."""
         for number in SIGNALS:
-            signal.signal(number, self._handle)
+            signal.signal(number, lambda *_: self._interrupt())
         if self._woken is None:
             ours, self._woken = socket.socketpair()
             self._woken.setblocking(False)
@@ -47,9 +46,6 @@ class InterruptFlag:
         while numbers := ours.recv(64):
             if any(number in SIGNALS for number in numbers):
                 self._interrupt()
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._interrupt()
 
     def _interrupt(self) -> None:
         # Not to be waited for: the handler may interrupt the very thread that holds it.

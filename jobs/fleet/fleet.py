@@ -68,8 +68,17 @@ class _Group:
     rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
 
     @property
-    def oldest_pending(self) -> _Worker | None:
-        return next(iter(self.pending.values()), None)
+    def unfit(self) -> bool:
+        return self.failures.count >= groups.GROUP_START_FAILURES
+
+    def state(self, now: float) -> groups.GroupState:
+        return groups.GroupState(
+            most=self.spec.max,
+            ready=len(self.ready),
+            starting=len(self.starting),
+            open=now >= self.closed_until,
+            unfit=self.unfit,
+        )
 
     def on_nodes(self) -> list[tuple[str, int]]:
         """For each worker of which it is known: its node, and how many workers fit that."""
@@ -118,7 +127,7 @@ class Fleet:
 
     def asked(self, worker: int, group: int, now: float) -> None:
         self._workers[worker] = _Worker(self._groups[group], now)
-        self._list(worker)
+        self._file(worker, 1)
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
         """It has a node, with room for so many workers in all; its start is under way."""
@@ -168,40 +177,34 @@ class Fleet:
         if not lost.ready:
             for failures in (lost.group.failures, self._failures):
                 failures.add(lost.asked_at, now)
-            if lost.group.failures.count >= groups.GROUP_START_FAILURES:
+            if lost.group.unfit:
                 lost.group.closed_until = now + groups.REOPEN_S
 
     def ended(self, worker: int) -> None:
         """The loop has ended it."""
-        self._unlist(worker)
+        self._file(worker, -1)
         del self._workers[worker]
 
     @contextmanager
     def _changing(self, worker: int) -> Iterator[_Worker]:
-        self._unlist(worker)
+        self._file(worker, -1)
         yield self._workers[worker]
-        self._list(worker)
+        self._file(worker, 1)
 
-    def _list(self, number: int) -> None:
+    def _file(self, number: int, change: int) -> None:
+        """Add a worker to those of its kind, or take it out (-1)."""
         worker = self._workers[number]
-        self._list_of(worker)[number] = worker
-        self._count(worker, 1)
-
-    def _unlist(self, number: int) -> None:
-        worker = self._workers[number]
-        del self._list_of(worker)[number]
-        self._count(worker, -1)
-
-    def _list_of(self, worker: _Worker) -> dict[int, _Worker]:
         if worker.leaving:
-            return self._leaving
-        if worker.ready:
-            return worker.group.ready
-        return worker.group.pending if worker.node is None else worker.group.starting
-
-    def _count(self, worker: _Worker, change: int) -> None:
-        if worker.ready and not worker.leaving:
+            alike = self._leaving
+        elif worker.ready:
+            alike = worker.group.ready
             self._ready_on[worker.node or ""] += change
+        else:
+            alike = worker.group.pending if worker.node is None else worker.group.starting
+        if change > 0:
+            alike[number] = worker
+        else:
+            del alike[number]
         self._nodes_changed = True
 
     def labels(self, group: int) -> Mapping[str, str]:
@@ -209,7 +212,7 @@ class Fleet:
 
     def others_to_try(self) -> bool:
         """Whether a group that is asked next may start workers where another could not."""
-        return any(g.failures.count < groups.GROUP_START_FAILURES for g in self._groups) and len(self._groups) > 1
+        return len(self._groups) > 1 and not all(group.unfit for group in self._groups)
 
     @property
     def start_failures(self) -> int:
@@ -246,7 +249,7 @@ class Fleet:
         self._check_pending(now)
         outlook = self._outlook(now, rows_left, shards_left)
         self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._bounds.min, most=self._bounds.max)
-        states = [_state(group, now) for group in self._groups]
+        states = [group.state(now) for group in self._groups]
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
         asked = groups.requests(self._wanted, states, replace=lasts_s > 4 * outlook.start_delay_s)
@@ -270,8 +273,9 @@ class Fleet:
         To count on the places of those others would bring up node after node to fill.
         """
         for group in self._groups:
-            if (oldest := group.oldest_pending) is None:
+            if not group.pending:
                 continue
+            oldest = next(iter(group.pending.values()))
             if now - oldest.asked_at > group.spec.patience_s:
                 group.closed_until = now + groups.REOPEN_S
             if now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
@@ -303,13 +307,3 @@ class Fleet:
             nodes_hold=self._nodes_hold,
             losing=self._losing,
         )
-
-
-def _state(group: _Group, now: float) -> groups.GroupState:
-    return groups.GroupState(
-        most=group.spec.max,
-        ready=len(group.ready),
-        starting=len(group.starting),
-        open=now >= group.closed_until,
-        unfit=group.failures.count >= groups.GROUP_START_FAILURES,
-    )

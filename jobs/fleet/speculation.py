@@ -7,8 +7,7 @@ how far an attempt has come is from M. Zaharia et al., "Improving MapReduce Perf
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 from workers.contract import Shard
 
@@ -23,45 +22,27 @@ SHARDS_A_SPARE = 50
 """While so many shards are under way one idle worker more is kept, because one of them may turn out to be late."""
 
 
-@dataclass(frozen=True)
-class RunningAttempt:
-    """An attempt that is under way."""
-
-    worker: int
-    shard: Shard
-    ends_in_s: float
-    """As expected, with what its worker has to do before."""
-
-
-@dataclass(frozen=True)
-class SecondAttempt:
-    """A shard that a second worker should try."""
-
-    shard: Shard
-    worker: int
-    saves_s: float
-    """As expected: by how much earlier it ends than the first attempt."""
-
-
 def left_s(rows: int, s_a_row: float, elapsed_s: float) -> float:
     """Seconds that an attempt is still expected to take. One that is late is likely to be as late again."""
     return abs(rows * s_a_row - elapsed_s)
 
 
-def second_attempts(running: Iterable[RunningAttempt], idle: Mapping[int, float]) -> list[SecondAttempt]:
-    """Which idle workers should try which shards: the ones that end last go to the fastest worker that is idle.
+def second_attempts(
+    running: Iterable[tuple[Shard, float]], idle: Mapping[int, float]
+) -> Iterator[tuple[int, Shard, float]]:
+    """Which idle workers should try which shards, and by how many seconds sooner those are expected to end then: the
+    ones that end last go to the fastest worker that is idle.
 
-    `idle` has the seconds that each takes for a row.
+    `running` has attempts under way, each with the seconds in which it is expected to end, with what its worker has to
+    do before; `idle` the seconds that each worker takes for a row.
     """
     fastest = sorted(idle, key=lambda worker: (idle[worker], worker), reverse=True)
-    found: list[SecondAttempt] = []
-    for attempt in sorted(running, key=lambda a: (-a.ends_in_s, a.shard.plan, a.shard.index)):
+    for shard, ends_in_s in sorted(running, key=lambda a: (-a[1], a[0].plan, a[0].index)):
         if not fastest:
-            break
-        takes_s = attempt.shard.rows * idle[fastest[-1]]
-        if pays(attempt.ends_in_s, takes_s):
-            found.append(SecondAttempt(attempt.shard, fastest.pop(), attempt.ends_in_s - takes_s))
-    return found
+            return
+        takes_s = shard.rows * idle[fastest[-1]]
+        if pays(ends_in_s, takes_s):
+            yield fastest.pop(), shard, ends_in_s - takes_s
 
 
 def pays(first_ends_in_s: float, second_takes_s: float) -> bool:

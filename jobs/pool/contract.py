@@ -1,6 +1,7 @@
 """What the run loop needs of workers: the contract that RayPool and LocalPool share.
 
-A pool only keeps workers and passes shards and outcomes; every decision is in `policy`, every fact in the ledger.
+A pool only keeps workers and passes shards and outcomes; every decision is in `policy`, every fact in the ledger. Who
+makes a bundle is a worker of a pool, too, whose only work is to start.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
-from jobs.progress.snapshot import Snapshot
+from jobs.progress.progress import Watcher
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.outcomes import BundleOutcome, Failure, ShardResult, WorkerInfo
 
@@ -34,6 +35,14 @@ class WorkerPlaced:
 class WorkerReady:
     worker: int
     info: WorkerInfo
+
+
+@dataclass(frozen=True)
+class BundleMade:
+    """A worker of a pool of makers is done, and gone."""
+
+    worker: int
+    outcome: BundleOutcome
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class ShardEnded:
     outcome: ShardResult | Failure
 
 
-Event = WorkerPlaced | WorkerReady | WorkerLeaving | WorkerGone | ShardEnded
+Event = WorkerPlaced | WorkerReady | BundleMade | WorkerLeaving | WorkerGone | ShardEnded
 
 
 class Pool(Protocol):
@@ -102,8 +111,8 @@ def drain(events: SimpleQueue[_T], timeout_s: float) -> list[_T]:
     return found
 
 
-class Cluster(Protocol):
-    """Where workers run."""
+class Cluster(Watcher, Protocol):
+    """Where workers run. It is shown how the run stands, for whoever monitors it; that is cheap, and raises nothing."""
 
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
@@ -114,24 +123,10 @@ class Cluster(Protocol):
     def gpus(self) -> int:
         """GPUs that there are now; a cluster may grow some."""
 
-    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
-        """Have a worker on a node with these labels make the bundle, or check the one that is there.
-
-        An attempt that is under way is given up for it.
-        """
-
-    def bundle_has_node(self) -> bool:
-        """Whether what `start_bundle` asked for has found its node."""
-
-    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        """The outcome of `start_bundle`, or None if it is still under way after `timeout_s`."""
-
-    def pool(self, spec: WorkerSpec) -> Pool: ...
+    def pool(self, spec: WorkerSpec | BundleRequest) -> Pool:
+        """Of workers that score, or each make the bundle (or check the one that is there) and end."""
 
     def describe(self) -> str:
         """One line for a person: what there is, and what may be waited for."""
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Make known how the run stands to whoever monitors the cluster. Cheap, and raises nothing."""
 
     def close(self) -> None: ...

@@ -5,43 +5,46 @@ Cores are neither leased nor pinned, because the process may be anybody's; one w
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from queue import SimpleQueue
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
-from jobs.pool.contract import MAX_HELD_SHARDS, Event, Pool, ShardEnded, WorkerGone, WorkerReady, drain
+from jobs.pool.contract import (
+    MAX_HELD_SHARDS,
+    BundleMade,
+    Event,
+    Pool,
+    ShardEnded,
+    WorkerGone,
+    WorkerPlaced,
+    WorkerReady,
+    drain,
+)
 from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import cpu as gpus
 from workers.host.cores import read_topology
 from workers.maker import Maker
-from workers.outcomes import BundleOutcome, Failure, FailureKind, ShardResult, WorkerInfo
+from workers.outcomes import BundleOutcome, Failure, FailureKind, WorkerInfo
 
 _T = TypeVar("_T")
 
 
-class AnyWorker(Protocol):
-    """What `workers.actor.Worker` offers to whoever runs it."""
-
-    def start(self) -> WorkerInfo | Failure: ...
-    def score(self, shard: Shard) -> ShardResult | Failure: ...
-    def score_isolated(self, shard: Shard, limit_s: float) -> ShardResult | Failure: ...
-    def stop(self) -> None: ...
-
-
 class LocalPool:
-    """Runs `factory()` workers, each on threads of its own."""
+    """Runs `factory()` workers, each with what workers.actor.Worker offers, and on threads of its own."""
 
-    def __init__(self, factory: Callable[[], AnyWorker]) -> None:
+    def __init__(self, factory: Callable[[], Any]) -> None:
         self._factory = factory
-        self._next = 0
+        self._numbers = count()
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._workers: dict[int, AnyWorker] = {}
+        self._workers: dict[int, Any] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._ready: dict[int, list[Shard]] = {}
         self._unwanted: set[int] = set()
@@ -55,11 +58,13 @@ class LocalPool:
         return len(self._workers) - len(self._unwanted)
 
     def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
-        worker, self._next = self._next, self._next + 1
+        worker = next(self._numbers)
         self._workers[worker] = self._factory()
         self._threads[worker] = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
         future = self._threads[worker].submit(self._workers[worker].start)
-        future.add_done_callback(lambda f: self._events.put(_started(worker, f)))
+        if isinstance(self._workers[worker], Maker):
+            self._events.put(WorkerPlaced(worker, "this process", 1))  # from now on it may take too long
+        future.add_done_callback(lambda f: self._events.put(_started(worker, _outcome(f))))
         return worker
 
     def end(self, worker: int) -> None:
@@ -89,17 +94,14 @@ class LocalPool:
         """Note what an event changes here; whether it is handed out."""
         if event.worker not in self._workers:
             return False  # what a worker that was ended had under way
-        if event.worker in self._unwanted:
+        wanted = event.worker not in self._unwanted
+        if not wanted or isinstance(event, WorkerGone | BundleMade):
             self._retire(event.worker)
-            return False
-        match event:
-            case WorkerReady():
-                self._ready[event.worker] = []
-            case WorkerGone():
-                self._retire(event.worker)
-            case ShardEnded():
-                self._ready[event.worker].remove(event.shard)
-        return True
+        elif isinstance(event, WorkerReady):
+            self._ready[event.worker] = []
+        elif isinstance(event, ShardEnded):
+            self._ready[event.worker].remove(event.shard)
+        return wanted
 
     def _retire(self, worker: int) -> None:
         self._unwanted.discard(worker)
@@ -116,20 +118,27 @@ def _outcome(future: Future[_T]) -> _T | Failure:
     return Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
 
 
-def _started(worker: int, future: Future[WorkerInfo | Failure]) -> Event:
-    outcome = _outcome(future)
+def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> Event:
     if isinstance(outcome, Failure):
         return WorkerGone(worker, outcome, (), started=False)
-    return WorkerReady(worker, outcome)
+    return WorkerReady(worker, outcome) if isinstance(outcome, WorkerInfo) else BundleMade(worker, outcome)
+
+
+class _Maker(Maker):
+    """As a worker of a LocalPool, which makes the bundle when it starts, and holds nothing."""
+
+    start = Maker.make
+
+    def stop(self) -> None: ...
 
 
 class LocalCluster:
     """This process as the place where workers run."""
 
+    every_s = math.inf
+
     def __init__(self) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would end up in the progress
-        self._maker = ThreadPoolExecutor(1, "maker")
-        self._bundle: Future[BundleOutcome | Failure] | None = None
 
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
@@ -140,29 +149,15 @@ class LocalCluster:
     def gpus(self) -> int:
         return gpus.gpu_count()
 
-    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:  # noqa: ARG002
-        self._maker.shutdown(wait=False, cancel_futures=True)  # an attempt that is stuck keeps its thread
-        self._maker = ThreadPoolExecutor(1, "maker")
-        self._bundle = self._maker.submit(Maker(replace(request, pin=False)).make)
-
-    def bundle_has_node(self) -> bool:
-        return True
-
-    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        assert self._bundle is not None, "start_bundle comes first"
-        try:
-            return self._bundle.result(timeout_s)
-        except TimeoutError:
-            return None
-
-    def pool(self, spec: WorkerSpec) -> Pool:
+    def pool(self, spec: WorkerSpec | BundleRequest) -> Pool:
+        if isinstance(spec, BundleRequest):
+            return LocalPool(lambda: _Maker(replace(spec, pin=False)))
         return LocalPool(lambda: Worker(replace(spec, pin=False)))
 
     def describe(self) -> str:
         return f"this process (one worker; the machine grants {read_topology().budget} cores)"
 
-    def publish(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Nothing: whoever runs it looks at it, and no cluster is there to be monitored."""
 
-    def close(self) -> None:
-        self._maker.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> None: ...

@@ -83,22 +83,16 @@ def loss_code(*, preempted: bool, out_of_memory: bool, unavailable: bool, node: 
     return FailureCode.CRASHED if node is NodeState.ALIVE and not unavailable else FailureCode.NODE_LOST
 
 
-def drain_notices(
-    deadlines_ms: Mapping[str, int], nodes: Mapping[int, str], known_ms: Mapping[int, float], now_ms: float
-) -> dict[int, tuple[float, float]]:
-    """Workers to be given notice, each with its deadline and the seconds that are left to it; both may be infinite.
+def drain_notice(deadline_ms: int, known_ms: float | None, now_ms: float) -> tuple[float, float] | None:
+    """The deadline of which a worker is to be given notice, and the seconds left to it; both may be infinite.
 
-    `deadlines_ms` are those of draining nodes, in Unix time, 0 for none, as Ray has them; `nodes` where each worker is,
-    `known_ms` the deadlines that workers know of. A worker gets notice once, and again if its time becomes shorter.
+    `deadline_ms` is that of its draining node, in Unix time, 0 for none, as Ray has it; `known_ms` the one that the
+    worker knows of. It gets notice once, and again if its time becomes shorter.
     """
-    found = {}
-    for worker, node in nodes.items():
-        if node in deadlines_ms:
-            deadline_ms = deadlines_ms[node] or math.inf
-            before_ms = known_ms.get(worker)
-            if before_ms is None or deadline_ms < before_ms - EARLIER_S * 1000:
-                found[worker] = deadline_ms, max(0.0, (deadline_ms - now_ms) / 1000)
-    return found
+    by_ms = deadline_ms or math.inf
+    if known_ms is not None and by_ms >= known_ms - EARLIER_S * 1000:
+        return None
+    return by_ms, max(0.0, (by_ms - now_ms) / 1000)
 
 
 @dataclass(frozen=True)

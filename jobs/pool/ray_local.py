@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,13 @@ _ASK_S, _WAIT_S = 0.02, 30.0
 
 def start(cpus: int, **options: Any) -> None:
     """`ray.init` with these options besides. Raises what it does."""
-    with _inherited(malloc.variables()), _lean():
-        ray.init(
-            "local",
-            num_cpus=cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **options,
-        )
+    with (
+        _inherited(malloc.variables()),
+        _replaced(parameter, "RayParams", partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)),
+        _replaced(node.Node, "start_api_server", _no_api_server),
+        _replaced(services, "get_node", partial(_once_registered, services.get_node)),
+    ):
+        ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options)
 
 
 @contextmanager
@@ -53,16 +52,6 @@ def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _lean() -> Iterator[None]:
-    with ExitStack() as meanwhile:
-        lean = partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
-        meanwhile.enter_context(_replaced(parameter, "RayParams", lean))
-        meanwhile.enter_context(_replaced(node.Node, "start_api_server", _no_api_server))
-        meanwhile.enter_context(_replaced(services, "get_node", partial(_once_registered, services.get_node)))
-        yield
 
 
 @contextmanager

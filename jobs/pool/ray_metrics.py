@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.progress.metrics import JOB, METRICS, Metric, MetricKind
+from jobs.progress.metrics import GAUGE, JOB, METRICS, Metric
 from jobs.progress.snapshot import Snapshot
 
 _logger = logging.getLogger("stint")
@@ -31,22 +31,19 @@ class RayMetrics:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Note how the run stands, in this process's memory. Raises nothing: a run goes on, watched or not."""
-        try:
-            self._publish(snapshot)
-        except Exception as error:  # noqa: BLE001  (whatever Ray's metrics may raise)
-            _logger.warning("metrics could not be published: %s", error)
-
-    def _publish(self, snapshot: Snapshot) -> None:
         if snapshot.run_id != self._run_id:  # whose counts begin at zero again
             self._run_id = snapshot.run_id
             self._counted.clear()
-        for metric in METRICS:
-            for value, number in metric.values(snapshot).items():
-                tags = {JOB: snapshot.job, **({metric.label: value} if metric.label else {})}
-                if metric.kind is MetricKind.GAUGE:
-                    self._of(metric).set(number, tags)
-                else:
-                    self._count(metric, value, number, tags)
+        try:
+            for metric in METRICS:
+                for value, number in metric.values(snapshot).items():
+                    tags = {JOB: snapshot.job, **({metric.label: value} if metric.label else {})}
+                    if metric.kind == GAUGE:
+                        self._of(metric).set(number, tags)
+                    else:
+                        self._count(metric, value, number, tags)
+        except Exception as error:  # noqa: BLE001  (whatever Ray's metrics may raise)
+            _logger.warning("metrics could not be published: %s", error)
 
     def _count(self, metric: Metric, value: str, number: float, tags: dict[str, str]) -> None:
         key = metric.name, value
@@ -60,6 +57,6 @@ class RayMetrics:
 
     def _of(self, metric: Metric) -> Any:
         if metric.name not in self._metrics:
-            kind = Gauge if metric.kind is MetricKind.GAUGE else Counter
+            kind = Gauge if metric.kind == GAUGE else Counter
             self._metrics[metric.name] = kind(metric.name, metric.meaning, metric.labels)
         return self._metrics[metric.name]

@@ -22,13 +22,23 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving, WorkerPlaced, WorkerReady, drain
-from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notices, loss_code, node_state
+from jobs.pool.contract import (
+    BundleMade,
+    Event,
+    ShardEnded,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerPlaced,
+    WorkerReady,
+    drain,
+)
+from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notice, loss_code, node_state
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
 from workers.host import malloc
 from workers.host.cores import thread_environment
-from workers.outcomes import Failure, FailureCode, FailureKind
+from workers.maker import Maker
+from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 from workers.redaction import redacted
 
 CONCURRENCY = 3
@@ -53,23 +63,28 @@ class _Actor:
     starting: Any
     """The call that ends when it is ready."""
     node: str = ""
-    """Its id, once the actor is placed."""
+    """Its id; empty until the actor is placed."""
     ready: bool = False
     leaving: bool = False
     """It was given notice, or said that it has to go."""
+    leave_by_ms: float | None = None
+    """The deadline of which it was given notice, in Unix time."""
     shards: dict[Any, Shard] = field(default_factory=dict)
     """Shards under way, by the object reference of the call."""
 
 
 class RayPool:
-    def __init__(self, spec: WorkerSpec, threads_per_core: int, nodes: NodeWatch, *, any_process: bool = False) -> None:
+    def __init__(
+        self, spec: WorkerSpec | BundleRequest, threads_per_core: int, nodes: NodeWatch, *, any_process: bool = False
+    ) -> None:
         """`any_process`: workers may take processes that Ray has started before anybody asked, see `runtime_env`."""
         self._nodes = nodes
         self._spec = spec
         self._any_process = any_process
-        self._actor_class = ray.remote(Worker)
+        self._makers = isinstance(spec, BundleRequest)
+        self._actor_class = ray.remote(Maker if self._makers else Worker)
         """Made once: Ray sends each to the cluster, which made a start cost the driver 14 ms and not 1.5."""
-        self._gpus = 1 if spec.model.device == "cuda" else 0
+        self._gpus = 1 if spec.model.device == "cuda" and not self._makers else 0
         """That a worker takes."""
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
@@ -86,8 +101,6 @@ class RayPool:
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
-        self._leave_by_ms: dict[int, float] = {}
-        """Workers that were given notice, each with the deadline that it knows of, in Unix time."""
 
     def workers(self) -> Mapping[int, int]:
         return self._holding
@@ -98,18 +111,19 @@ class RayPool:
     def start(self, labels: Mapping[str, str]) -> int:
         worker, self._next = self._next, self._next + 1
         cpus = self._spec.threads * self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
-        handle, placing = start_actor(
-            self._actor_class,
-            self._spec,
-            cpus=cpus,
-            threads=self._spec.threads,
-            labels=labels,
-            any_process=self._any_process,
+        handle = self._actor_class.options(
+            num_cpus=cpus,
             num_gpus=self._gpus or None,
+            memory=self._spec.memory_bytes,
+            label_selector=dict(labels) or None,
+            max_restarts=0,
             max_task_retries=0,
-            max_concurrency=CONCURRENCY,
-        )
-        starting = handle.start.remote()
+            max_concurrency=1 if self._makers else CONCURRENCY,
+            runtime_env=runtime_env(self._spec.threads, any_process=self._any_process),
+        ).remote(self._spec)
+        # A lambda, so that it travels by value: nodes need not import this module.
+        placing = handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        starting = (handle.make if self._makers else handle.start).remote()
         self._actors[worker] = _Actor(handle, cpus, labels, placing, starting)
         for call in (placing, starting):
             self._wait_for(call, worker)
@@ -153,18 +167,17 @@ class RayPool:
 
     def _drained(self) -> list[Event]:
         """Give notice to workers whose node drains: Ray does not."""
-        if not self._nodes.draining:
-            return []  # as nearly always
+        draining = self._nodes.draining
         events: list[Event] = []
-        nodes = {worker: actor.node for worker, actor in self._actors.items()}
-        notices = drain_notices(self._nodes.draining, nodes, self._leave_by_ms, time.time() * 1000)
-        for worker, (deadline_ms, left_s) in notices.items():
-            self._leave_by_ms[worker] = deadline_ms
-            actor = self._actors[worker]
-            actor.leaving = True
-            if actor.ready:
-                actor.handle.leave.remote(left_s)
-            events.append(WorkerLeaving(worker, left_s))
+        for worker, actor in self._actors.items() if draining else ():
+            if actor.node not in draining:
+                continue
+            notice = drain_notice(draining[actor.node], actor.leave_by_ms, time.time() * 1000)
+            if notice is not None:
+                actor.leaving, (actor.leave_by_ms, left_s) = True, notice
+                if actor.ready:
+                    actor.handle.leave.remote(left_s)
+                events.append(WorkerLeaving(worker, left_s))
         return events
 
     def _take(self, call: Any) -> Event | None:
@@ -190,6 +203,9 @@ class RayPool:
         if not actor.ready:
             if isinstance(outcome, Failure):
                 return self._gone(worker, outcome)
+            if isinstance(outcome, BundleOutcome):
+                self.end(worker)
+                return BundleMade(worker, outcome)
             # Pods and virtual machines differ: what a node says of itself sizes what the next actors ask for.
             there, here = frozenset(actor.labels.items()), outcome.plan.threads_per_core
             self._threads_per_core = here
@@ -211,7 +227,8 @@ class RayPool:
         events: list[Event] = []
         for worker, (died_at, error) in list(self._lost.items()):
             actor = self._actors[worker]
-            failure = loss("worker", error, died_at, actor.node, self._nodes, noticed=actor.leaving)
+            what = "the worker that makes the bundle was" if self._makers else "worker"
+            failure = loss(what, actor, error, died_at, self._nodes)
             if failure is not None:
                 events.append(self._gone(worker, failure))
         return events
@@ -243,29 +260,6 @@ class RayPool:
         return event
 
 
-def start_actor(
-    actor_class: Any,
-    spec: WorkerSpec | BundleRequest,
-    *,
-    cpus: int,
-    threads: int,
-    labels: Mapping[str, str],
-    any_process: bool,
-    **options: Any,
-) -> tuple[Any, Any]:
-    """An actor on a node with these labels, and the call that ends with that node's id once its process runs."""
-    handle = actor_class.options(
-        num_cpus=cpus,
-        memory=spec.memory_bytes,
-        label_selector=dict(labels) or None,
-        max_restarts=0,
-        runtime_env=runtime_env(threads, any_process=any_process),
-        **options,
-    ).remote(spec)
-    # A lambda, so that it travels by value: nodes need not import this module.
-    return handle, handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-
-
 def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     """What an actor asks of its process: thread and malloc variables, but None for `any_process`.
 
@@ -278,22 +272,19 @@ def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.variables({})}}
 
 
-def loss(
-    what: str, error: RayError, died_at: float, node: str | None, nodes: NodeWatch, *, noticed: bool = False
-) -> Failure | None:
+def loss(what: str, actor: _Actor, error: RayError, died_at: float, nodes: NodeWatch) -> Failure | None:
     """What an error that is one of LOST, at a time of time.monotonic, means for an actor, named `what` for a person.
 
-    `node` is where it was, None if nowhere yet; `noticed` says that it was given notice, or said that it has to go.
-    None while it is not known what became of the node.
+    None while it is not known what became of its node.
     """
     code = FailureCode.OTHER
     if not isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
         died = isinstance(error, RayActorError)
-        state = _state_after(died_at, node, nodes) if died and not noticed else NodeState.ALIVE
+        state = _state_after(died_at, actor.node, nodes) if died and not actor.leaving else NodeState.ALIVE
         if state is None:
             return None
         code = loss_code(
-            preempted=noticed or (isinstance(error, RayActorError) and error.preempted),
+            preempted=actor.leaving or (isinstance(error, RayActorError) and error.preempted),
             out_of_memory=isinstance(error, OutOfMemoryError),
             unavailable=isinstance(error, ActorUnavailableError),
             node=state,
@@ -302,7 +293,7 @@ def loss(
     return Failure(kind=FailureKind.INFRA, code=code, message=message, traceback=redacted(detail))
 
 
-def _state_after(died_at: float, node: str | None, nodes: NodeWatch) -> NodeState | None:
+def _state_after(died_at: float, node: str, nodes: NodeWatch) -> NodeState | None:
     """What became of the node of an actor that died then; None while that is not known yet."""
     dead_s = time.monotonic() - died_at
     settled = dead_s >= SETTLE_S

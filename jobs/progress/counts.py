@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from workers.outcomes import ShardResult
+from workers.outcomes import ShardResult, WorkerInfo
 
 
 @dataclass
@@ -35,6 +35,14 @@ class Counts:
     """Of the largest worker process."""
     threads_busy: float = 0.0
     """Most threads that a worker kept busy over a shard."""
+    workers: dict[int, WorkerInfo] = field(default_factory=dict)
+    """All that have been ready."""
+    worker_seconds: float = 0.0
+    """Of ready workers."""
+    idle_seconds: float = 0.0
+    """Of those, without any shard."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Attempts at shards, by the failure's code, or its kind where it has none."""
 
     @property
     def rows(self) -> int:
@@ -53,6 +61,10 @@ class Counts:
     def s_a_row(self) -> float | None:
         """Seconds that a worker took for a row; None before the first shard has ended."""
         return self.wall_s / self.rows if self.rows else None
+
+    @property
+    def threads_per_core(self) -> int:
+        return max((info.plan.threads_per_core for info in self.workers.values()), default=1)
 
     def add_result(self, result: ShardResult) -> None:
         """Count a shard; once, whichever of its attempts was first."""

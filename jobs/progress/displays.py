@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -23,8 +23,6 @@ from jobs.progress.format import describe_deadline, describe_eta, describe_waiti
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 
-LINE_EVERY_S = 5.0
-VIEW_EVERY_S = 0.5
 _CODES_SHOWN = 3
 _NO_CURSOR = ("dumb", "unknown")
 """Values of TERM: a terminal that prints, and can do nothing else."""
@@ -36,11 +34,6 @@ class Outlet:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self.gone = False
-
-    @property
-    def can_draw(self) -> bool:
-        utf = (self.encoding or "utf-8").lower().startswith("utf")
-        return self.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._out, name)
@@ -61,75 +54,30 @@ class Outlet:
             self.gone = True
 
 
-class Display(Protocol):
-    @property
-    def every_s(self) -> float:
-        """How often it wants to be shown something."""
+class Display:
+    """Shows snapshots on a stream, and notes above whatever is live."""
 
-    @property
-    def gone(self) -> bool:
-        """Nobody is there any more to see it."""
-
-    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
-        """`heard_s` is how old the snapshot is, where that is more than a moment."""
-
-    def note(self, text: str) -> None:
-        """A line of its own, above whatever is live; redacted already."""
-
-    def close(self) -> None:
-        """The terminal is again as it was. Raises nothing, and may be called twice."""
-
-
-def display_for(out: TextIO, how: str = "auto") -> Display:
-    """What shows a run on `out`, by one of jobs.arguments.WAYS."""
-    outlet = Outlet(out)
-    match how:
-        case "json":
-            return JsonDisplay(outlet)
-        case "live":
-            return LiveDisplay(outlet)
-        case "auto" if outlet.can_draw:
-            return LiveDisplay(outlet)
-        case "auto" | "lines":
-            return LineDisplay(outlet)
-    raise ValueError(f"a run cannot be shown as {how!r}")
-
-
-def describe_snapshot(snapshot: Snapshot) -> str:
-    """How a run stands, on one line without escape codes."""
-    parts = [f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})"]
-    if waiting := describe_waiting(snapshot):
-        parts.append(waiting)
-    else:
-        parts.append(f"{snapshot.rate:,.0f} rows/s")
-        parts.append("ETA unknown" if snapshot.eta_s is None else f"ETA {describe_eta(snapshot.eta_s)}")
-        if deadline := describe_deadline(snapshot):
-            parts.append(deadline)
-        ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
-        parts.append(f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers")
-    if snapshot.cost is not None:
-        parts.append(f"cost {money(snapshot.cost)}")
-    parts.append(f"shards {snapshot.shards_done}/{snapshot.shards_total}")
-    parts.append(f"bad {snapshot.rows_bad}")
-    if snapshot.bad_by_code:
-        most = Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN)
-        parts[-1] += " (" + ", ".join(f"{printable(code)} {n}" for code, n in most) + ")"
-    return " · ".join(parts)
-
-
-class _Lines:
-    """What is printed line by line."""
-
-    every_s = LINE_EVERY_S
+    every_s = 5.0
+    """How often it wants to be shown something."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
 
     @property
     def gone(self) -> bool:
+        """Nobody is there any more to see it."""
         return self._outlet.gone
 
+    def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
+        """`heard_s` is how old the snapshot is, where that is more than a moment."""
+        raise NotImplementedError
+
+    def note(self, text: str) -> None:
+        """A line of its own; redacted already."""
+        raise NotImplementedError
+
     def close(self) -> None:
+        """The terminal is again as it was. Raises nothing, and may be called twice."""
         self._outlet.flush()
 
     def _print(self, text: str) -> None:
@@ -137,7 +85,40 @@ class _Lines:
         self._outlet.flush()
 
 
-class LineDisplay(_Lines):
+def display_for(out: TextIO, how: str = "auto") -> Display:
+    """What shows a run on `out`, by one of jobs.arguments.WAYS."""
+    outlet = Outlet(out)
+    if how == "auto":
+        utf = (out.encoding or "utf-8").lower().startswith("utf")
+        can_draw = out.isatty() and utf and os.environ.get("TERM", "").lower() not in _NO_CURSOR
+        how = "live" if can_draw else "lines"
+    return {"json": JsonDisplay, "live": LiveDisplay, "lines": LineDisplay}[how](outlet)
+
+
+def describe_snapshot(snapshot: Snapshot) -> str:
+    """How a run stands, on one line without escape codes."""
+    if waiting := describe_waiting(snapshot):
+        state = [waiting]
+    else:
+        ready, wanted = snapshot.workers_ready, snapshot.workers_wanted
+        state = [
+            f"{snapshot.rate:,.0f} rows/s",
+            f"ETA {'unknown' if snapshot.eta_s is None else describe_eta(snapshot.eta_s)}",
+            describe_deadline(snapshot),
+            f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers",
+        ]
+    codes = ", ".join(f"{printable(code)} {n}" for code, n in Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN))
+    parts = [
+        f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})",
+        *state,
+        "" if snapshot.cost is None else f"cost {money(snapshot.cost)}",
+        f"shards {snapshot.shards_done}/{snapshot.shards_total}",
+        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else ""),
+    ]
+    return " · ".join(filter(None, parts))
+
+
+class LineDisplay(Display):
     """For job logs."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
@@ -147,7 +128,7 @@ class LineDisplay(_Lines):
         self._print("\n".join(map(printable, text.expandtabs().splitlines())))
 
 
-class JsonDisplay(_Lines):
+class JsonDisplay(Display):
     """For programs: `{"event": "progress", …}` with the fields of a Snapshot, and `{"event": "note", "at", "text"}`."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
@@ -161,42 +142,40 @@ class JsonDisplay(_Lines):
         self._print(json.dumps(finite, separators=(",", ":")))
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """For a person at a terminal: a view that is drawn over and over, with notes above it. It vanishes at the end, and
     leaves the notes, and a line of how a run ended."""
 
-    every_s = VIEW_EVERY_S
+    every_s = 0.5
 
     def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+        super().__init__(outlet)
         self._console = Console(file=cast("TextIO", outlet), force_terminal=True, highlight=False, legacy_windows=False)
         self._live: Live | None = None
         """From the first snapshot on."""
-        self._frame: _Frame | None = None
-
-    @property
-    def gone(self) -> bool:
-        return self._outlet.gone
+        self._shown: tuple[Snapshot, float | None]
+        self._drawn: list[int] = []
+        """Columns of each line of the view."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
-        if self._outlet.gone:
+        if self.gone:
             self.close()
             return
         if snapshot.ended and heard_s is None:  # what stays of the view
             self.close()
             self.note(describe_snapshot(snapshot))
             return
+        self._unfold()
+        self._shown = snapshot, heard_s
         if self._live is None:
             # What else prints to this terminal meanwhile comes above the view, too.
             self._live = Live(
-                console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop",
+                self, console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop",
                 redirect_stdout=sys.stdout.isatty(), redirect_stderr=sys.stderr.isatty(),
             )  # fmt: skip
             self._live.start()
             self._console.show_cursor(True)  # a driver that is killed leaves it as it is
-        self._unfold()
-        self._frame = _Frame(snapshot, heard_s)
-        self._live.update(self._frame, refresh=True)
+        self._live.refresh()
 
     def note(self, text: str) -> None:
         self._unfold()
@@ -210,27 +189,17 @@ class LiveDisplay:
             live.update(Text(""))  # of a view with more rows than the terminal, all would be printed now
             self._unfold()
             live.stop()
+            self._drawn = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The view, as wide as the terminal is when it is drawn."""
+        snapshot, heard_s = self._shown
+        lines = view_lines(snapshot, options.max_width, heard_s)
+        self._drawn = [drawn.cell_len for drawn in lines[: options.size.height]]
+        yield Group(*lines)
 
     def _unfold(self) -> None:
         """A terminal that has become narrower has broken long lines of the view, which takes more rows now than it is
         known to: out with those."""
-        if self._frame is not None and (rows := self._frame.rows_more(self._console.width)):
+        if rows := sum(max(0, cells - 1) // self._console.width for cells in self._drawn):
             self._outlet.write(f"\x1b[{rows}A\x1b[J")
-
-
-class _Frame:
-    """A view as wide as the terminal is when it is drawn."""
-
-    def __init__(self, snapshot: Snapshot, heard_s: float | None) -> None:
-        self._snapshot, self._heard_s = snapshot, heard_s
-        self._drawn: list[int] = []
-        """Columns of each line."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = view_lines(self._snapshot, options.max_width, self._heard_s)
-        self._drawn = [drawn.cell_len for drawn in lines[: options.size.height]]
-        yield Group(*lines)
-
-    def rows_more(self, columns: int) -> int:
-        """That it takes on a terminal of so many columns, than it has lines."""
-        return sum(max(0, cells - 1) // columns for cells in self._drawn)

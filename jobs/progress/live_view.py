@@ -6,11 +6,10 @@ background, on a dark one and without colours. Lines are broken between words an
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group
+from rich.markup import escape
 from rich.text import Text
 
 from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
@@ -34,7 +33,6 @@ _SLOW_TIMES = 3.0
 """So many times what was expected is worth a colour."""
 _HOST_LEAST = 8
 """Columns of a host's name, when it is cut short."""
-_PICTURE_COLUMNS = 100
 
 
 def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> list[Text]:
@@ -43,32 +41,16 @@ def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> 
     `heard_s` is how old the snapshot is, where that is more than a moment.
     """
     width = max(1, min(width, _WIDEST))
-    lines = [
-        *_header(snapshot, width, heard_s),
-        _bar(snapshot, width),
-        *_row("rows", _rows(snapshot), width),
-        *_row("ETA", _eta(snapshot), width),
-        *_row("workers", _workers(snapshot), width),
-        *_time(snapshot, width),
-        *_row("used", _used(snapshot), width),
-        *_row("bad rows", _bad_rows(snapshot), width),
-        *_row("failures", _failures(snapshot), width),
-        *_slowest(snapshot.slowest, width),
-    ]
+    lines = [*_header(snapshot, width, heard_s), _bar(snapshot, width)]
+    for label, pieces in _figures(snapshot).items():
+        lines += _row(label, pieces, width)
+        if label == "workers":
+            lines += _time(snapshot, width)
+    lines += _slowest(snapshot.slowest, width)
     for line in lines:
         line.truncate(width, overflow="crop")  # no wider but on a terminal of a few columns
         line.no_wrap = True
     return lines
-
-
-def picture(snapshot: Snapshot) -> str:
-    """The view as SVG. The same snapshot gives the same text."""
-    console = Console(
-        record=True, width=_PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor",
-        no_color=False, legacy_windows=False,
-    )  # fmt: skip
-    console.print(Group(*view_lines(snapshot, _PICTURE_COLUMNS)))
-    return console.export_svg(title="stint run")
 
 
 def _header(snapshot: Snapshot, width: int, heard_s: float | None) -> list[Text]:
@@ -96,37 +78,46 @@ def _bar(snapshot: Snapshot, width: int) -> Text:
     )
 
 
-def _rows(snapshot: Snapshot) -> list[Text]:
-    return [
-        Text.assemble((f"{snapshot.rows_done:,}", "bold"), f" of {snapshot.rows_total:,}"),
-        Text.assemble((f"{snapshot.rate:,.0f}", "bold"), " rows/s"),
-        Text(f"{snapshot.shards_done:,} of {snapshot.shards_total:,} shards"),
-        *([Text(f"{snapshot.rows_gone:,} gone")] if snapshot.rows_gone else []),
-        *([Text(f"{snapshot.rows_elsewhere:,} found in the ledger")] if snapshot.rows_elsewhere else []),
-    ]
+def _figures(at: Snapshot) -> dict[str, list[str]]:
+    """By label, the pieces that follow it, in rich's markup; empty ones are left out, and a label without any."""
+    waiting, deadline, bad = describe_waiting(at), describe_deadline(at), at.rows_bad
+    eta = waiting or ("unknown" if at.eta_s is None else describe_eta(at.eta_s))
+    style = "bold red" if deadline.startswith("LATE") else "green" if at.late_s is not None else "default"
+    workers = {state: at.workers.get(state, 0) for state in _WORKERS_SHOWN}
+    reasons, failures = Counter(at.bad_by_code).most_common(), Counter(at.failures_by_code)
+    more = reasons[_REASONS_SHOWN:]
+    return {
+        "rows": [
+            f"[bold]{at.rows_done:,}[/] of {at.rows_total:,}",
+            f"[bold]{at.rate:,.0f}[/] rows/s",
+            f"{at.shards_done:,} of {at.shards_total:,} shards",
+            f"{at.rows_gone:,} gone" if at.rows_gone else "",
+            f"{at.rows_elsewhere:,} found in the ledger" if at.rows_elsewhere else "",
+        ],
+        "ETA": [f"[bold]{eta}[/]", f"[{style}]{deadline}[/]" if deadline and not waiting else ""],
+        "workers": [
+            *(f"[bold]{number:,}[/] {state}" for state, number in workers.items() if number or state == "scoring"),
+            f"{at.workers_wanted:,} wanted",
+        ],
+        "used": [
+            "" if at.cost is None else f"cost [bold]{money(at.cost)}[/]",
+            f"{money(at.core_hours)} core-hours",
+        ],
+        "bad rows": [
+            f"[bold yellow]{bad:,}[/] = {percent(bad / (at.rows_ok + bad), 2)} of those scored" if bad else "none",
+            *(f"{_safe(code)} {n:,} ({percent(n / bad, 0)})" for code, n in reasons[:_REASONS_SHOWN]),
+            f"{len(more)} other reasons {sum(n for _, n in more):,}" if more else "",
+        ],
+        "failures": [
+            f"[bold yellow]{failures.total():,}[/] attempts" if failures else "",
+            *(f"{_safe(code)} {n:,}" for code, n in failures.most_common()),
+        ],
+    }
 
 
-def _eta(snapshot: Snapshot) -> list[Text]:
-    if waiting := describe_waiting(snapshot):
-        return [Text(waiting, "bold")]
-    eta = Text("unknown" if snapshot.eta_s is None else describe_eta(snapshot.eta_s), "bold")
-    deadline = describe_deadline(snapshot)
-    style = "bold red" if deadline.startswith("LATE") else "green" if snapshot.late_s is not None else ""
-    return [eta, *([Text(deadline, style)] if deadline else [])]
-
-
-def _workers(snapshot: Snapshot) -> list[Text]:
-    states = [
-        Text.assemble((f"{number:,}", "bold"), f" {state}")
-        for state in _WORKERS_SHOWN
-        if (number := snapshot.workers.get(state, 0)) or state == "scoring"
-    ]
-    return [*states, Text(f"{snapshot.workers_wanted:,} wanted")]
-
-
-def _used(snapshot: Snapshot) -> list[Text]:
-    cost = [] if snapshot.cost is None else [Text.assemble("cost ", (money(snapshot.cost), "bold"))]
-    return [*cost, Text(f"{money(snapshot.core_hours)} core-hours")]
+def _safe(text: str) -> str:
+    """Nothing in it is a command, for a terminal or for rich."""
+    return escape(printable(text))
 
 
 def _time(snapshot: Snapshot, width: int) -> list[Text]:
@@ -138,7 +129,7 @@ def _time(snapshot: Snapshot, width: int) -> list[Text]:
     parts = _proportional(seconds, max(len(_STAGES), width - _indented(width) - (0 if _indented(width) else 5)))
     bar = Text.assemble(*((glyph * n, style) for n, (_, glyph, style) in zip(parts, _STAGES, strict=True)))
     legend = [
-        Text.assemble((glyph, style), f" {stage} {percent(spent / total, 0)}")
+        f"[{style}]{glyph}[/] {stage} {percent(spent / total, 0)}"
         for spent, (stage, glyph, style) in zip(seconds, _STAGES, strict=True)
     ]
     slow = bottleneck(snapshot.stage_s)
@@ -147,33 +138,14 @@ def _time(snapshot: Snapshot, width: int) -> list[Text]:
     return [*_row("time", [bar], width), *_row("", legend, width, "  "), *_row("", [advice], width)]
 
 
-def _bad_rows(snapshot: Snapshot) -> list[Text]:
-    bad = snapshot.rows_bad
-    if not bad:
-        return [Text("none")]
-    codes = Counter(snapshot.bad_by_code).most_common()
-    reasons = [Text(f"{printable(code)} {n:,} ({percent(n / bad, 0)})") for code, n in codes[:_REASONS_SHOWN]]
-    if rest := codes[_REASONS_SHOWN:]:
-        reasons.append(Text(f"{len(rest)} other reasons {sum(n for _, n in rest):,}"))
-    share = percent(bad / (snapshot.rows_ok + bad), 2)
-    return [Text.assemble((f"{bad:,}", "bold yellow"), f" = {share} of those scored"), *reasons]
-
-
-def _failures(snapshot: Snapshot) -> list[Text]:
-    codes = Counter(snapshot.failures_by_code)
-    if not codes:
-        return []
-    total = Text.assemble((f"{codes.total():,}", "bold yellow"), " attempts")
-    return [total, *(Text(f"{printable(code)} {n:,}") for code, n in codes.most_common())]
-
-
 def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     """A table: hosts are cut short where there is little room, and left out where there is less."""
     slowest = [shard for shard in slowest if shard.age_s >= _SLOW_LEAST_S]
     if not slowest:
         return []
     if width < _NARROW:
-        return _row("slowest", [Text(slowest[0].shard), *_slow(slowest[0])], width)
+        first = slowest[0]
+        return _row("slowest", [first.shard, duration(first.age_s), _times_expected(first)], width)
     host = min(max(_HOST_LEAST, *(len(shard.host) for shard in slowest)), width - _LABEL - 55)
     if host < _HOST_LEAST:
         host = 0
@@ -181,32 +153,30 @@ def _slowest(slowest: Sequence[UnderWay], width: int) -> list[Text]:
     lines = [Text.assemble((f"{'slowest':<{_LABEL}}", "bold"), (titles, "dim"))]
     for shard in slowest:
         place = f"{printable(shard.shard):<17}  {shard.worker:>6}  {_cut_short(printable(shard.host), host, fill=True)}"
-        age, *times = _slow(shard)
-        line = Text.assemble(" " * _LABEL, place, f"{shard.rows:>9,}  {' ' * (6 - age.cell_len)}", age)
-        lines.append(Text.assemble(line, " " * (10 - times[0].cell_len), times[0]) if times else line)
+        times = _times_expected(shard)
+        times.pad_left(10 - times.cell_len)
+        lines.append(Text.assemble(" " * _LABEL, place, f"{shard.rows:>9,}  {duration(shard.age_s):>6}", times))
     return lines
 
 
-def _slow(shard: UnderWay) -> list[Text]:
-    """How long it has been under way, and how many times the expected that is."""
-    age = Text(duration(shard.age_s))
-    if not shard.expected_s:
-        return [age]
-    times = shard.age_s / shard.expected_s
-    return [age, Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "bold red" if times >= _SLOW_TIMES else "")]
+def _times_expected(shard: UnderWay) -> Text:
+    """How many times as long as expected it has been under way; empty where nothing is expected."""
+    times = shard.age_s / shard.expected_s if shard.expected_s else 0.0
+    return Text(f"{times:,.1f}\N{MULTIPLICATION SIGN}" if times else "", "bold red" if times >= _SLOW_TIMES else "")
 
 
 def _indented(width: int) -> int:
     return _LABEL if width >= _NARROW else 0
 
 
-def _row(label: str, pieces: Sequence[Text], width: int, between: str = " · ") -> list[Text]:
-    """Pieces after a label, in as many lines as they take; none without pieces."""
+def _row(label: str, given: Sequence[str | Text], width: int, between: str = " · ") -> list[Text]:
+    """Pieces (rich's markup, if not texts) after a label, in as many lines as they take; none without pieces."""
+    pieces = [Text.from_markup(piece, emoji=False) if isinstance(piece, str) else piece for piece in given if piece]
     if not pieces:
         return []
     indent = _indented(width)
     if not indent and label:
-        pieces = [Text.assemble((label, "bold"), " ", pieces[0]), *pieces[1:]]
+        pieces[0] = Text.assemble((label, "bold"), " ", pieces[0])
     first, *others = _flow(pieces, width - indent, between)
     if not indent:
         return [first, *others]

@@ -6,7 +6,6 @@ the one that Prometheus gives to what it scrapes. Nothing here knows Ray; jobs.p
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,30 +20,23 @@ OTHER = "other"
 METRIC_STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
 REASONS = tuple(str(code) for code in ErrorCode)
 CODES = tuple(str(code) for code in (*FailureCode, *FailureKind) if code)
-
-
-class MetricKind(enum.StrEnum):
-    COUNTER = "counter"
-    """Only goes up; a new driver begins at zero."""
-    GAUGE = "gauge"
-    """As it is now; gone with the driver."""
+COUNTER = "counter"
+"""Only goes up; a new driver begins at zero."""
+GAUGE = "gauge"
+"""As it is now; gone with the driver."""
 
 
 @dataclass(frozen=True)
 class Metric:
     name: str
-    """As Ray is given it."""
-    kind: MetricKind
+    """As Ray is given it, which puts its own in front; OpenTelemetry ends those of counters in `_total`."""
+    kind: str
+    """COUNTER or GAUGE."""
     meaning: str
     value: Callable[[Snapshot], float | Mapping[str, float] | None]
     """None where it is not known; of a metric with a label by that label's value."""
     label: str = ""
     """Beside JOB; empty for none."""
-
-    @property
-    def exported(self) -> str:
-        """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
-        return f"ray_{self.name}" + ("_total" if self.kind is COUNTER else "")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,25 +56,13 @@ def _listed(values: Mapping[str, float], names: tuple[str, ...]) -> Mapping[str,
     return {**{name: values.get(name, 0.0) for name in names}, OTHER: others}
 
 
-def _rows(at: Snapshot) -> Mapping[str, float]:
-    return {"ok": at.rows_ok, "bad": at.rows_bad, "gone": at.rows_gone, "elsewhere": at.rows_elsewhere}
-
-
-def _eta(at: Snapshot) -> Mapping[str, float]:
-    return {} if at.eta_s is None else dict(zip(("best", "worst"), at.eta_s, strict=True))
-
-
-def _workers(at: Snapshot) -> Mapping[str, float]:
-    return {state: at.workers.get(state, 0) for state in WORKER_STATES}
-
-
-COUNTER, GAUGE = MetricKind
 METRICS = (
     Metric("stint_run_active", GAUGE, "1 while a run scores, 0 at its end", lambda at: not at.ended),
     Metric(
         "stint_rows", COUNTER,
         "rows done, by outcome: ok, bad, gone, or elsewhere (there before, or committed by another run)",
-        _rows, "outcome",
+        lambda at: {"ok": at.rows_ok, "bad": at.rows_bad, "gone": at.rows_gone, "elsewhere": at.rows_elsewhere},
+        "outcome",
     ),
     Metric(
         "stint_bad_rows", COUNTER, "rows without a prediction, by reason: the error codes of the output",
@@ -99,7 +79,7 @@ METRICS = (
     Metric(
         "stint_eta_seconds", GAUGE,
         "seconds to the end, if all goes well (best) and if not (worst); absent before anything has ended",
-        _eta, "bound",
+        lambda at: {} if at.eta_s is None else dict(zip(("best", "worst"), at.eta_s, strict=True)), "bound",
     ),
     Metric(
         "stint_deadline_seconds", GAUGE, "seconds to schedule.finish_by, negative after it; absent without one",
@@ -112,7 +92,7 @@ METRICS = (
     ),
     Metric(
         "stint_workers", GAUGE, "workers, by state: starting (or waiting for a node), scoring, idle, leaving",
-        _workers, "state",
+        lambda at: {state: at.workers.get(state, 0) for state in WORKER_STATES}, "state",
     ),
     Metric("stint_workers_wanted", GAUGE, "workers that there should be", lambda at: at.workers_wanted),
     Metric(

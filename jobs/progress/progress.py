@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from jobs.progress.counts import Counts
-from jobs.progress.displays import Display, display_for
+from jobs.progress.displays import Display
 from jobs.progress.snapshot import Price, Snapshot, UnderWay
 from workers.redaction import redacted
 
@@ -39,62 +38,46 @@ class Watcher(Protocol):
     def show(self, snapshot: Snapshot) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkersNow:
-    """What the loop knows of its workers, asked only when a snapshot is due."""
-
-    by_state: Mapping[str, int] = field(default_factory=dict)
-    """How many, by state, see jobs.progress.snapshot.WORKER_STATES."""
-    slowest: Sequence[UnderWay] = ()
-    ready_s: float = 0.0
-    """Seconds that workers have been ready so far."""
-    idle_s: float = 0.0
-    """Of those, without a shard."""
-    threads_per_core: int = 1
-    failures_by_code: Mapping[str, int] = field(default_factory=dict)
+WorkersNow = tuple[Mapping[str, int], Sequence[UnderWay]]
+"""How many workers there are by state (jobs.progress.snapshot.WORKER_STATES), and the shards under way longest."""
 
 
+def _unknown() -> WorkersNow:
+    return {}, ()
+
+
+@dataclass
 class Progress:
     """How a run stands, by its counts: the rate, and when the rest will be done."""
 
-    def __init__(
-        self,
-        rows_total: int,
-        shards_total: int,
-        *,
-        counts: Counts | None = None,
-        run_id: str = "",
-        job: str = "",
-        root: str = "",
-        price: Price | None = None,
-        finish_in_s: float | None = None,
-        display: Display | None = None,
-        watchers: Sequence[Watcher] = (),
-        out: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`counts` are kept by the loop. `finish_in_s` is how far away the deadline is, where there is one. Without a
-        `display` it is what suits `out` (default: stderr)."""
-        self.rows_total = rows_total
-        self.shards_total = shards_total
-        self.counts = counts or Counts()
-        self._run_id, self._job, self._root, self._price = run_id, job, root, price or Price()
-        self._display = display or display_for(out or sys.stderr)
-        self._watchers: list[Watcher] = [self._display, *watchers]
-        self._clock = clock
-        self._began = clock()
+    rows_total: int
+    shards_total: int
+    display: Display
+    watchers: Sequence[Watcher] = ()
+    """Beside the display."""
+    counts: Counts = field(default_factory=Counts)
+    """Kept by the loop."""
+    run_id: str = ""
+    job: str = ""
+    root: str = ""
+    price: Price = field(default_factory=Price)
+    finish_in_s: float | None = None
+    """How far away the deadline is, where there is one."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._watchers: list[Watcher] = [self.display, *self.watchers]
         self._due = [-math.inf] * len(self._watchers)
-        self._next_due = -math.inf
-        self._finish_at = None if finish_in_s is None else clock() + finish_in_s
         self._ended: deque[tuple[float, int]] = deque()
         """When shards ended, and their rows."""
         self._first_ready: float | None = None
         self._ready = self._wanted = 0
-        self._workers_now: Callable[[], WorkersNow] = WorkersNow
+        self._workers_now: Callable[[], WorkersNow] = _unknown
 
     def shard_ended(self, rows: int) -> None:
         """So many rows were scored just now."""
-        now = self._clock()
+        now = self.clock()
         if self._ended and now - self._ended[-1][0] < WINDOW_STEP_S:
             now, before = self._ended.pop()
             rows += before
@@ -106,7 +89,7 @@ class Progress:
 
     def rate(self) -> float:
         """Rows a second over the last WINDOW_S, counted from when the first worker was ready."""
-        now = self._clock()
+        now = self.clock()
         while self._ended and self._ended[0][0] < now - WINDOW_S:
             self._ended.popleft()
         if self._first_ready is None or not self._ended:
@@ -125,7 +108,7 @@ class Progress:
     def _unsure(self, rate: float) -> float:
         """Twice the standard error of the rate, as a share of it, by how its parts differ."""
         assert self._first_ready is not None, "there is a rate"
-        now = self._clock()
+        now = self.clock()
         began = max(self._first_ready, now - WINDOW_S)
         part_s = (now - began) / _WINDOW_PARTS
         if part_s < 2 * WINDOW_STEP_S:
@@ -136,32 +119,30 @@ class Progress:
         error = statistics.stdev(count / part_s for count in rows) / math.sqrt(_WINDOW_PARTS)
         return min(UNSURE_MOST, max(UNSURE_LEAST, 2 * error / rate))
 
-    def tick(self, ready: int, wanted: int, workers_now: Callable[[], WorkersNow] = WorkersNow) -> None:
+    def tick(self, ready: int, wanted: int, workers_now: Callable[[], WorkersNow] = _unknown) -> None:
         """How many workers are ready of those wanted; `workers_now` is called only when a watcher is due."""
-        now = self._clock()
+        now = self.clock()
         self._ready, self._wanted, self._workers_now = ready, wanted, workers_now
         if ready and self._first_ready is None:
             self._first_ready = now
-        if now < self._next_due or not self._watchers:
+        if now < min(self._due, default=math.inf):
             return
         snapshot = self.snapshot()
         for number, watcher in enumerate(self._watchers):
             if now >= self._due[number]:
                 watcher.show(snapshot)
                 self._due[number] = now + watcher.every_s
-        self._next_due = min(self._due)
 
     def snapshot(self, *, ended: bool = False) -> Snapshot:
-        now, workers, eta, rate = self._clock(), self._workers_now(), self.eta_s(), self.rate()
-        counts = self.counts
-        left_s = None if self._finish_at is None else self._finish_at - now
-        states = workers.by_state or {"starting": max(0, self._wanted - self._ready), "scoring": self._ready}
+        elapsed_s, rate, counts = self.clock() - self._began, self.rate(), self.counts
+        left_s = None if self.finish_in_s is None else self.finish_in_s - elapsed_s
+        states, slowest = self._workers_now()
         return Snapshot(
-            run_id=self._run_id,
-            job=self._job,
-            root=self._root,
+            run_id=self.run_id,
+            job=self.job,
+            root=self.root,
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            elapsed_s=now - self._began,
+            elapsed_s=elapsed_s,
             rows_total=self.rows_total,
             rows_ok=counts.rows_ok,
             rows_bad=counts.rows_bad,
@@ -171,22 +152,22 @@ class Progress:
             shards_done=counts.shards_done,
             bad_by_code=dict(counts.bad_by_code),
             rate=rate,
-            eta_s=eta,
+            eta_s=self.eta_s(),
             late_s=None if left_s is None or not rate else self.rows_left / rate - left_s,
             deadline_in_s=left_s,
             workers_wanted=self._wanted,
-            workers=states,
-            slowest=tuple(workers.slowest),
-            stage_s={**counts.stage_s, "idle": workers.idle_s},
-            core_hours=self._price.core_hours(workers.ready_s),
-            cost=self._price.cost(workers.ready_s, workers.threads_per_core),
-            failures_by_code=dict(workers.failures_by_code),
+            workers=states or {"starting": max(0, self._wanted - self._ready), "scoring": self._ready},
+            slowest=tuple(slowest),
+            stage_s={**counts.stage_s, "idle": counts.idle_seconds},
+            core_hours=self.price.core_hours(counts.worker_seconds),
+            cost=self.price.cost(counts.worker_seconds, counts.threads_per_core),
+            failures_by_code=dict(counts.failures),
             ended=ended,
         )
 
     def note(self, text: str) -> None:
         """A line of its own, above whatever is live."""
-        self._display.note(redacted(text))  # it may quote what a library or Ray said of a failure
+        self.display.note(redacted(text))  # it may quote what a library or Ray said of a failure
 
     def close(self) -> None:
         """Everybody is shown how it ended."""
@@ -194,5 +175,5 @@ class Progress:
             snapshot = self.snapshot(ended=True)
             for watcher in self._watchers:
                 watcher.show(snapshot)
-            self._watchers = []
-            self._display.close()
+            self._watchers, self._due = [], []
+            self.display.close()

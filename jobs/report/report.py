@@ -92,7 +92,7 @@ class Report:
     """The same by code: `preempted`, `node_lost`, `crashed`, `memory`, `stuck`, …, or `infra`, `task`, `data`."""
     failed_starts: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
-    """The first ones in full, see jobs.run.tally.FailureRecord."""
+    """The first ones in full, see jobs.run.tally.Tally.failed."""
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)

@@ -6,12 +6,12 @@ loop is then a look at a few of them, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
-from jobs.fleet.speculation import RunningAttempt, left_s
+from jobs.fleet.speculation import left_s
 from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.run import policy
 from jobs.run.policy import Manner
@@ -38,9 +38,9 @@ class Assignments:
         self._limits = limits
         self._held: dict[int, list[HeldShard]] = {}
         """By ready worker, in the order in which they were given."""
-        self._by_number: list[set[int]] = [set() for _ in range(MAX_HELD_SHARDS)]
-        """Workers that hold none, one, and so on up to those with no room; without those that take no more."""
-        self._busy: dict[int, None] = {}
+        self.holding: list[set[int]] = [set() for _ in range(MAX_HELD_SHARDS)]
+        """Ready workers that take more shards, by how many they hold: none, one, and so on."""
+        self.busy: dict[int, None] = {}
         """Workers that hold something: the one that has been longest with what it was given first comes first."""
         self._placed_at: dict[int, float] = {}
         """Of workers that are not ready."""
@@ -54,7 +54,7 @@ class Assignments:
 
     def ready(self, worker: int) -> None:
         self._held[worker] = []
-        self._by_number[0].add(worker)
+        self.holding[0].add(worker)
         self._placed_at.pop(worker, None)
 
     def assigned(
@@ -64,7 +64,7 @@ class Assignments:
         if manner is Manner.ISOLATED:
             self.isolating.add(worker)
         self._file(worker)
-        self._busy.setdefault(worker)
+        self.busy.setdefault(worker)
 
     def ended(self, worker: int, shard: Shard, now: float) -> HeldShard:
         """An attempt is over; how the shard was held."""
@@ -74,25 +74,25 @@ class Assignments:
         self.isolating.discard(worker)
         self._file(worker)
         if index == 0:
-            del self._busy[worker]
+            del self.busy[worker]
             if held:
                 held[0].since = now
-                self._busy[worker] = None
+                self.busy[worker] = None
         return ended
 
     def gone(self, worker: int) -> dict[str, Manner]:
         """Forget a worker; how it held its shards, by key."""
         self._placed_at.pop(worker, None)
-        self._busy.pop(worker, None)
+        self.busy.pop(worker, None)
         self.isolating.discard(worker)
-        for workers in self._by_number:
+        for workers in self.holding:
             workers.discard(worker)
         return {held.shard.key: held.manner for held in self._held.pop(worker, [])}
 
     def _file(self, worker: int) -> None:
         held = self._held[worker]
         room = all(each.manner is Manner.BESIDE for each in held)
-        for number, workers in enumerate(self._by_number):
+        for number, workers in enumerate(self.holding):
             if room and number == len(held):
                 workers.add(worker)
             else:
@@ -101,24 +101,15 @@ class Assignments:
     def shards(self, worker: int) -> tuple[Shard, ...]:
         return tuple(held.shard for held in self._held.get(worker, []))
 
-    @property
-    def holding(self) -> Sequence[AbstractSet[int]]:
-        """Ready workers that take more shards, by how many they hold; it changes with every event."""
-        return self._by_number
-
-    @property
-    def busy(self) -> Collection[int]:
-        """Ready workers that hold something."""
-        return self._busy.keys()
-
     def longest(self, number: int) -> Iterator[tuple[int, HeldShard]]:
         """Workers that have been longest with what they are at, each with that."""
-        for worker in islice(self._busy, number):
+        for worker in islice(self.busy, number):
             yield worker, self._held[worker][0]
 
-    def running(self, now: float, s_a_row: Callable[[int], float | None]) -> Iterator[RunningAttempt]:
-        """First attempts that were made beside others, of workers of which is known how long a row takes them."""
-        for worker in self._busy:
+    def running(self, now: float, s_a_row: Callable[[int], float | None]) -> Iterator[tuple[Shard, float]]:
+        """First attempts that were made beside others, each with the seconds in which it is expected to end; of workers
+        of which is known how long a row takes them."""
+        for worker in self.busy:
             pace = s_a_row(worker)
             if pace is None:
                 continue
@@ -126,7 +117,7 @@ class Assignments:
             for number, held in enumerate(self._held[worker]):
                 ends_in_s += left_s(held.shard.rows, pace, 0.0 if number else now - held.since)
                 if held.manner is Manner.BESIDE and not held.second:
-                    yield RunningAttempt(worker, held.shard, ends_in_s)
+                    yield held.shard, ends_in_s
 
     def overdue(self, now: float, s_a_row: float | None) -> Iterator[tuple[int, Failure]]:
         """Workers to be ended, and why; `s_a_row` is what a row has taken on average in this run."""
@@ -135,7 +126,7 @@ class Assignments:
                 message = f"worker {worker} has had its node for {now - placed_at:.0f} s and is not ready"
                 yield worker, policy.stuck(message)
         least_s = policy.stall_after_s(self._limits.stall_s, s_a_row, rows=0)
-        for worker in self._busy:
+        for worker in self.busy:
             held = self._held[worker]
             oldest = held[0]  # what was given first is worked on first, or is at least being read
             if now - oldest.since <= (least_s or 0.0):

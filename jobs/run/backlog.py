@@ -51,12 +51,6 @@ class Retry:
     waiting: bool = False
 
 
-@dataclass(frozen=True)
-class Assignment:
-    shard: Shard
-    manner: Manner
-
-
 class Backlog:
     """Shards that are not committed yet. Each is under way, or waits: as a retry, or because it is new."""
 
@@ -68,7 +62,8 @@ class Backlog:
         self.left: dict[str, int] = {}
         """Rows of each shard, by key."""
         self._limits = limits
-        self._plans: Counter[int] = Counter()
+        self.plans: Counter[int] = Counter()
+        """Of which shards are left, and how many."""
         self._under_way: dict[str, int] = {}
         """Attempts at shards that are left, by key."""
         self._doubled: dict[str, int] = {}
@@ -84,7 +79,7 @@ class Backlog:
         for place, shard in zip(order.tolist(), picked(missing, order), strict=True):
             rows = shard.rows
             self.left[shard.key] = rows
-            self._plans[shard.plan] += 1
+            self.plans[shard.plan] += 1
             if shard.key in crashes:
                 retry = self._retry(shard)
                 retry.attempts = Attempts(crashes=crashes[shard.key])
@@ -103,11 +98,6 @@ class Backlog:
         """Shards that no worker has, those included that must wait a while."""
         return len(self.left) - len(self._under_way)
 
-    @property
-    def plans(self) -> Collection[int]:
-        """Of which shards are left."""
-        return self._plans.keys()
-
     def any_to_go(self, now: float) -> bool:
         """Whether any shard may go now, were it to the right worker."""
         while self._later and self._later[0][0] <= now:
@@ -118,7 +108,7 @@ class Backlog:
 
     def take(
         self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
-    ) -> Assignment | None:
+    ) -> tuple[Shard, Manner] | None:
         """The next shard for a worker that holds `held`; only one that goes beside others when it holds any.
 
         `ready` are all workers that take shards, with their hosts; `starting` tells whether others are on their way.
@@ -161,10 +151,10 @@ class Backlog:
         attempts = self.attempts(shard)
         return not attempts.crashes and self._doubled.get(shard.key, attempts.by_itself) == attempts.by_itself
 
-    def _given(self, shard: Shard, manner: Manner) -> Assignment:
+    def _given(self, shard: Shard, manner: Manner) -> tuple[Shard, Manner]:
         self._under_way[shard.key] = 1
         self._doubled.pop(shard.key, None)
-        return Assignment(shard, manner)
+        return shard, manner
 
     def returned(self, shard: Shard) -> None:
         """An attempt is over, however it ended. What follows is said next: `settle`, `again`, or both for another."""
@@ -183,9 +173,9 @@ class Backlog:
             return False
         self.rows_left -= rows
         plan = plan_of(key)
-        self._plans[plan] -= 1
-        if not self._plans[plan]:
-            del self._plans[plan]
+        self.plans[plan] -= 1
+        if not self.plans[plan]:
+            del self.plans[plan]
         for by_key in (self._under_way, self._doubled, self._retries):
             by_key.pop(key, None)
         return True

@@ -11,7 +11,7 @@ from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintErr
 from jobs.fleet.fleet import groups_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
-from jobs.pool.contract import Cluster
+from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.run import policy
 from jobs.run.policy import MakerStep
 from jobs.spec.schema import Group
@@ -89,16 +89,11 @@ def _make(
         budget = policy.budget_of(outcome)
         counted = attempts.after(outcome, budget)
         step = policy.maker_step(counted, outcome, budget)
-        match step:
-            case MakerStep.WAIT:
-                say(f"waiting to make the bundle: {outcome.message}")
-            case MakerStep.AGAIN:
-                say(f"making the bundle again: {outcome.message}")
-            case MakerStep.WITHOUT_EXTRAS:
-                say(f"making the bundle again, without the engines that auto adds: {outcome.message}")
-                request = replace(request, without_extras=True)
-            case MakerStep.GIVE_UP:
-                raise _error(outcome, budget, request)
+        if step is MakerStep.GIVE_UP:
+            raise _error(outcome, budget, request)
+        say(f"{step.value}: {outcome.message}")
+        if step is MakerStep.WITHOUT_EXTRAS:
+            request = replace(request, without_extras=True)
         attempts = attempts if step is MakerStep.WAIT else counted
         time.sleep(PAUSE_S)
         if (existing := _existing(job.store, request)) is not None:
@@ -109,22 +104,28 @@ def _make(
 def _attempt(
     request: BundleRequest, cluster: Cluster, group: Group, patience_s: float | None, interrupted: Callable[[], bool]
 ) -> BundleOutcome | Failure | None:
-    """One maker on a node of the group; None when the group had no node for it in time.
-
-    One that never ends is left to be given up by the next attempt, or by the end of the run.
-    """
-    cluster.start_bundle(request, group.labels)
+    """One maker on a node of the group; None when the group had no node for it in time."""
+    makers = cluster.pool(request)
+    makers.start(group.labels)
     placed, limit_s, began = False, patience_s, time.monotonic()
-    while (outcome := cluster.poll_bundle(_POLL_S)) is None:
-        if interrupted():
-            raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-        if not placed and cluster.bundle_has_node():
-            placed, began = True, time.monotonic()
-            limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
-        if limit_s is not None and time.monotonic() - began > limit_s:
-            message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
-            return policy.stuck(message) if placed else None
-    return outcome
+    try:
+        while True:
+            for event in makers.poll(_POLL_S):
+                match event:
+                    case BundleMade():
+                        return event.outcome
+                    case WorkerGone():
+                        return event.failure
+                    case WorkerPlaced():
+                        placed, began = True, time.monotonic()
+                        limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
+            if interrupted():
+                raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+            if limit_s is not None and time.monotonic() - began > limit_s:
+                message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
+                return policy.stuck(message) if placed else None
+    finally:
+        makers.close()
 
 
 def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> StintError:
@@ -135,19 +136,15 @@ def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> S
         message += f"\n{failure.traceback.rstrip()}"
     if budget is not policy.Budget.CRASH:
         return RunFailed(message, "mend the cause, then run the same command")
-    return RunFailed(
-        f"{message}\nthe sample was {_sampled(request)}",
-        "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
-        "the same command",
-    )
-
-
-def _sampled(request: BundleRequest) -> str:
-    """Which rows the sample is, for a person."""
     parts = [
         f"{part.take} of the rows {part.rows.row_start}:{part.rows.row_stop} of {part.rows.uri} "
         f"row group {part.rows.row_group}"
         for part in request.sample[:ROWS_NAMED]
     ]
-    more = len(request.sample) - ROWS_NAMED
-    return "; ".join(parts) + (f"; and {more} more row groups" if more > 0 else "")
+    if (more := len(request.sample) - ROWS_NAMED) > 0:
+        parts.append(f"and {more} more row groups")
+    return RunFailed(
+        f"{message}\nthe sample was {'; '.join(parts)}",
+        "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
+        "the same command",
+    )

@@ -114,24 +114,20 @@ class FailedAttempts:
 def given_up_error(retry: Retry, limits: Limits) -> RunFailed:
     """A shard has no attempts left, and the run ends: by which limit, its rows, where it was tried, why it failed."""
     shard, failure, times = retry.shard, retry.failure, len(retry.history)
-    match retry.budget:
-        case Budget.CRASH:
-            spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"
-            todo = "look at the nodes' memory (workers.memory) and at the rows named above, then run the same command"
-        case Budget.INFRA:
-            spent = f"limits.infra_retries allows {limits.infra_retries}"
-            todo = "check the store and the nodes, then run the same command: committed shards stay"
-        case _ if failure.code == FailureCode.DENIED:
-            spent = "the store refuses, and will again"
-            todo = "mend the permissions, then run the same command: committed shards stay"
-        case _:
-            spent = f"limits.task_retries allows {limits.task_retries}"
-            todo = "mend the cause, then run the same command: committed shards stay"
+    spent, todo = f"limits.task_retries allows {limits.task_retries}", "mend the cause"
+    if retry.budget is Budget.CRASH:
+        spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"
+        todo = "look at the nodes' memory (workers.memory) and at the rows named above"
+    elif retry.budget is Budget.INFRA:
+        spent, todo = f"limits.infra_retries allows {limits.infra_retries}", "check the store and the nodes"
+    elif failure.code == FailureCode.DENIED:
+        spent, todo = "the store refuses, and will again", "mend the permissions"
     workers = ", ".join(map(str, sorted(retry.failed_on)))
     lines = [f"{shard.describe()} failed {times} time(s), on worker(s) {workers}; {spent}: {failure.message}"]
     others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
     lines += [f"before: {line}" for line in others]
-    return RunFailed("\n".join([*lines, failure.traceback]).rstrip(), todo)
+    then = f"{todo}, then run the same command: committed shards stay"
+    return RunFailed("\n".join([*lines, failure.traceback]).rstrip(), then)
 
 
 def died(attempts: Attempts) -> str:

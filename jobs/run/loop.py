@@ -17,9 +17,11 @@ from dataclasses import InitVar, dataclass, field
 from jobs.errors import Interrupted, RunFailed
 from jobs.fleet import speculation
 from jobs.fleet.fleet import Fleet
+from jobs.ledger.background import Errands
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
+from jobs.ledger.presence import Present
 from jobs.pool.contract import (
     MAX_HELD_SHARDS,
     Event,
@@ -36,18 +38,21 @@ from jobs.run import policy
 from jobs.run.assignments import Assignments, Candidates
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
-from jobs.run.other_runs import Relisting
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult
+from workers.storage.errors import StoreDenied, StoreError
 
 POLL_S = 0.2
 OVERDUE_S = 5.0
 """How often the loop checks for workers that are stuck."""
 ASLEEP_S = 60.0
 """A driver that was held up for so long (stopped, moved to another machine) handles first what has happened since."""
+RELIST_S = 5.0
+RELIST_SHARE = 0.05
+"""Time spent on listing what other runs have committed, as a share of all."""
 RECORDS_WAIT_S = 10.0
 """At the end of a run, for crashes that are still being recorded."""
 
@@ -94,7 +99,8 @@ class Loop:
         self._start_after = 0.0
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
-        self._relisting = Relisting(self.ledger, self.plans, self.progress.note, now=now)
+        self._listings: Errands[Present] = Errands("listing")
+        self._listing_failures, self._listed_at, self._list_after = 0, now, now + RELIST_S
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
         self._wanted, self._released = 0, frozenset[int]()
@@ -103,7 +109,7 @@ class Loop:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
-            closing.callback(self._relisting.close)
+            closing.callback(self._listings.close)
             closing.callback(self.pool.close)
             closing.callback(self.progress.close)
             while self._backlog.left:
@@ -131,33 +137,27 @@ class Loop:
         self.tally.scoring_s += took if ready else 0.0
 
     def _workers_now(self) -> WorkersNow:
-        """What a snapshot has of workers, and of the shards that they have been with for longest."""
         now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
         leaving = self._released & ready.keys()
+        by_state = {
+            "starting": max(0, self.pool.size() - len(ready)),
+            "scoring": len(busy) - sum(worker in busy for worker in leaving),
+            "idle": len(idle) - sum(worker in idle for worker in leaving),
+            "leaving": len(leaving),
+        }
         pace = self.tally.s_a_row
-        return WorkersNow(
-            by_state={
-                "starting": max(0, self.pool.size() - len(ready)),
-                "scoring": len(busy) - sum(worker in busy for worker in leaving),
-                "idle": len(idle) - sum(worker in idle for worker in leaving),
-                "leaving": len(leaving),
-            },
-            slowest=tuple(
-                UnderWay(
-                    shard=held.shard.name,
-                    worker=worker,
-                    host=self.tally.host(worker),
-                    rows=held.shard.rows,
-                    age_s=now - held.since,
-                    expected_s=None if pace is None else pace * held.shard.rows,
-                )
-                for worker, held in self._assignments.longest(SLOWEST_SHOWN)
-            ),
-            ready_s=self.tally.worker_seconds,
-            idle_s=self.tally.idle_seconds,
-            threads_per_core=self.tally.threads_per_core,
-            failures_by_code=dict(self.tally.failures.counts),
-        )
+        slowest = [
+            UnderWay(
+                shard=held.shard.name,
+                worker=worker,
+                host=self.tally.host(worker),
+                rows=held.shard.rows,
+                age_s=now - held.since,
+                expected_s=None if pace is None else pace * held.shard.rows,
+            )
+            for worker, held in self._assignments.longest(SLOWEST_SHOWN)
+        ]
+        return by_state, slowest
 
     def _staff(self, now: float) -> int:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
@@ -211,7 +211,7 @@ class Loop:
             taken = self._backlog.take(worker, held=held, ready=able, starting=starting, now=now)
             if taken is None:
                 continue
-            self._assign(worker, taken.shard, taken.manner, now, held=held)
+            self._assign(worker, *taken, now, held=held)
             waiting -= 1
             if not waiting:
                 return
@@ -234,12 +234,10 @@ class Loop:
         idle = {worker for worker in self._assignments.holding[0] if worker in ready and self._fleet.stays(worker)}
         if not self._backlog.waiting:
             running = self._assignments.running(now, self._fleet.s_a_row)
-            running = (attempt for attempt in running if self._backlog.may_double(attempt.shard))
+            running = ((shard, ends_in_s) for shard, ends_in_s in running if self._backlog.may_double(shard))
             paces = {worker: pace for worker in idle if (pace := self._fleet.s_a_row(worker)) is not None}
-            for second in speculation.second_attempts(running, paces):
-                worker, shard = second.worker, second.shard
-                sooner = f"to end {second.saves_s:.0f} s sooner"
-                self.progress.note(f"worker {worker} tries {shard.describe()} too, {sooner}")
+            for worker, shard, saves_s in list(speculation.second_attempts(running, paces)):
+                self.progress.note(f"worker {worker} tries {shard.describe()} too, to end {saves_s:.0f} s sooner")
                 self._backlog.double(shard)
                 self._assign(worker, shard, Manner.BESIDE, now, held=0, second=True)
                 self.tally.speculative_attempts += 1
@@ -350,6 +348,23 @@ class Loop:
         self._start_after = now + pause_s
 
     def _drop_done_elsewhere(self, now: float) -> None:
-        present = self._relisting.present(lambda: set(self._backlog.plans), now)
-        if present:
-            self.tally.add_elsewhere(*self._backlog.drop_present(present))
+        """Drop what the last listing has found, and list again when it is time. Raises StoreDenied, RunFailed."""
+        if not self._listings.under_way and now >= self._list_after:
+            plans = [plan for plan in self.plans if plan.number in self._backlog.plans]
+            self._listings.send(lambda: self.ledger.present(*plans))
+            self._listed_at = now
+        for outcome in self._listings.ended():
+            self._list_after = now + max(RELIST_S, (now - self._listed_at) / RELIST_SHARE)
+            if isinstance(outcome, StoreDenied):
+                raise outcome
+            if not isinstance(outcome, StoreError):
+                self._listing_failures = 0
+                self.tally.add_elsewhere(*self._backlog.drop_present(outcome))
+                continue
+            self._listing_failures += 1
+            if self._listing_failures >= policy.LISTING_FAILURES:
+                raise RunFailed(
+                    f"the output could not be listed {self._listing_failures} times in a row: {outcome}",
+                    "check the store, then run the same command: committed shards stay",
+                ) from outcome
+            self.progress.note(f"could not look for what other runs have committed, trying again: {outcome}")

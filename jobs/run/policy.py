@@ -102,19 +102,15 @@ class Attempts:
 
     def after(self, failure: Failure, budget: Budget, *, isolated: bool = False) -> Attempts:
         """With one failure more. What is taken away with notice counts nowhere."""
-        match budget:
-            case Budget.NONE:
-                return self
-            case Budget.INFRA:
-                nodes_lost = self.nodes_lost + (failure.code == FailureCode.NODE_LOST)
-                return replace(self, infra=self.infra + 1, nodes_lost=nodes_lost)
-            case Budget.TASK:
-                return replace(self, task=self.task + 1)
-            case Budget.DATA:
-                return replace(self, data=self.data + 1)
-            case Budget.CRASH:
-                isolated_crashes = self.isolated_crashes + isolated
-                return replace(self, crashes=self.crashes + 1, isolated_crashes=isolated_crashes)
+        infra, crash = budget is Budget.INFRA, budget is Budget.CRASH
+        return Attempts(
+            infra=self.infra + infra,
+            task=self.task + (budget is Budget.TASK),
+            data=self.data + (budget is Budget.DATA),
+            crashes=self.crashes + crash,
+            isolated_crashes=self.isolated_crashes + (crash and isolated),
+            nodes_lost=self.nodes_lost + (infra and failure.code == FailureCode.NODE_LOST),
+        )
 
 
 def suspected(failure: Failure, before: Attempts) -> Failure:
@@ -148,30 +144,26 @@ def shard_step(
     `crashed_aside` shards were set aside before because they kept crashing. One such shard does not hold up a night.
     Where other shards have been scored in this run (`worked`), a refusal may be one node's, that has no credentials.
     """
-    match budget:
-        case Budget.NONE:
-            spent = False
-        case Budget.INFRA:
-            spent = attempts.infra > limits.infra_retries
-        case Budget.TASK:
-            refused = failure.code == FailureCode.DENIED and not worked
-            spent = attempts.task > limits.task_retries or refused
-        case Budget.DATA:
-            return ShardStep.SET_ASIDE if attempts.data > limits.task_retries else ShardStep.RETRY
-        case Budget.CRASH:
-            spent = attempts.isolated_crashes > ISOLATED_RETRIES
-            if spent and crashed_aside < CRASHED_ASIDE:
-                return ShardStep.SET_ASIDE
-    return ShardStep.STOP if spent else ShardStep.RETRY
+    spent = {
+        Budget.NONE: False,
+        Budget.INFRA: attempts.infra > limits.infra_retries,
+        Budget.TASK: attempts.task > limits.task_retries or (failure.code == FailureCode.DENIED and not worked),
+        Budget.DATA: attempts.data > limits.task_retries,
+        Budget.CRASH: attempts.isolated_crashes > ISOLATED_RETRIES,
+    }
+    if not spent[budget]:
+        return ShardStep.RETRY
+    others_go_on = budget is Budget.DATA or (budget is Budget.CRASH and crashed_aside < CRASHED_ASIDE)
+    return ShardStep.SET_ASIDE if others_go_on else ShardStep.STOP
 
 
 class MakerStep(enum.Enum):
-    """What a failure of the bundle's maker comes to."""
+    """What a failure of the bundle's maker comes to, for a person."""
 
-    WAIT = "wait"
+    WAIT = "waiting to make the bundle"
     """Ask again: nobody's fault."""
-    AGAIN = "again"
-    WITHOUT_EXTRAS = "without extras"
+    AGAIN = "making the bundle again"
+    WITHOUT_EXTRAS = "making the bundle again, without the engines that auto adds"
     """Again, and from now on without libraries that `model.engine: auto` can do without."""
     GIVE_UP = "give up"
 

@@ -64,21 +64,6 @@ def workers_that_fit(job: Job, cluster: Cluster) -> Workers:
     return given.model_copy(update={"max": min(given.max, room), "min": min(given.min, room), "groups": ()})
 
 
-def waits_for_gpus(job: Job, cluster: Cluster) -> bool:
-    """Whether workers want GPUs of a cluster that has none now: it may grow one."""
-    wants = job.spec.model.device == "cuda"
-    return wants and cluster.most_workers(job.threads) is None and not cluster.gpus()
-
-
-class _Publisher:
-    """Makes it known to whoever monitors the cluster how the run stands."""
-
-    every_s = 5.0
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.show = cluster.publish
-
-
 @dataclass
 class Run:
     """One execution of a job. `connect` brings up the cluster, and only when there is work for it."""
@@ -160,8 +145,10 @@ class Run:
         """Have workers and a model that may score what was found, and claim it."""
         self._say_found(found)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
-            workers_that_fit(self.job, self._connected())  # refused here, before anything is claimed
-            if waits_for_gpus(self.job, self._connected()):
+            cluster = self._connected()
+            workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
+            may_grow = cluster.most_workers(self.job.threads) is None
+            if self.job.spec.model.device == "cuda" and may_grow and not cluster.gpus():
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
             outcome = self._ensure_bundle(partial(self._to_sample, found))
@@ -251,7 +238,7 @@ class Run:
             price=self._price,
             finish_in_s=finish_in_s,
             display=display_for(sys.stderr, self.progress),
-            watchers=(self._journal, _Publisher(self._connected())),
+            watchers=(self._journal, self._connected()),
         )
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,48 +21,6 @@ TRACEBACK_KEPT = 2000
 """Characters, of the end."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FailureRecord:
-    """One thing that went wrong, as the report has it."""
-
-    at: str
-    """UTC, ISO 8601."""
-    worker: int
-    host: str
-    """Empty where it is not known."""
-    kind: str
-    code: str
-    budget: str
-    """What it was charged to, see jobs.run.policy.Budget; `start` for a worker that did not start."""
-    message: str
-    traceback: str
-    shard: str = ""
-    rows: str = ""
-    """The shard for a person: which rows of which sources."""
-    attempt: int = 0
-    """Of the shard in this run, from 1."""
-
-
-@dataclass
-class FailureLog:
-    """Every failure of a run: the first ones in full, all of them by number."""
-
-    kept: list[FailureRecord] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    """Attempts at shards, by the failure's code, or its kind where it has none."""
-    starts: int = 0
-    """Workers that did not start."""
-
-    @property
-    def total(self) -> int:
-        """Attempts at shards that failed."""
-        return self.counts.total()
-
-    @property
-    def left_out(self) -> int:
-        return self.total + self.starts - len(self.kept)
-
-
 @dataclass
 class Tally(Counts):
     """What this run did."""
@@ -76,28 +33,22 @@ class Tally(Counts):
     wasted."""
     speculative_wins: int = 0
     """Of those, the ones that were first."""
-    workers: dict[int, WorkerInfo] = field(default_factory=dict)
     set_aside: list[tuple[Shard, Failure]] = field(default_factory=list)
     """Shards whose input cannot be read; the others go on without them."""
-    failures: FailureLog = field(default_factory=FailureLog)
+    failures_kept: list[dict[str, Any]] = field(default_factory=list)
+    """The first ones in full, as the report has them."""
+    failed_starts: int = 0
+    """Workers that did not start."""
     journal: Journal | None = None
     """Where every attempt is noted, too."""
     distributions: Distributions = field(default_factory=Distributions)
     """Of the predictions, by plan."""
-    worker_seconds: float = 0.0
-    """Of ready workers."""
-    idle_seconds: float = 0.0
-    """Of those, without any shard."""
     scoring_s: float = 0.0
     """From the first worker being ready to the end of the loop."""
 
     def host(self, worker: int) -> str:
         """Empty where it is not known."""
         return self.workers[worker].host if worker in self.workers else ""
-
-    @property
-    def threads_per_core(self) -> int:
-        return max((info.plan.threads_per_core for info in self.workers.values()), default=1)
 
     def ready(self, worker: int, info: WorkerInfo) -> None:
         self.workers[worker] = info
@@ -123,28 +74,28 @@ class Tally(Counts):
         self, worker: int, shard: Shard | None, failure: Failure, *, at: str, budget: str, attempt: int = 0,
         isolated: bool = False,
     ) -> None:  # fmt: skip
-        """An attempt at a shard failed, or, without a shard, a worker did not start."""
-        log = self.failures
+        """An attempt at a shard failed, or, without a shard, a worker did not start. `at` is in UTC, ISO 8601; `budget`
+        is what it was charged to (jobs.run.policy.Budget), or `start`; `attempt` counts from 1, in this run."""
         if shard is None:
-            log.starts += 1
+            self.failed_starts += 1
         else:
-            log.counts[failure.code or failure.kind.value] += 1
+            self.failures[failure.code or failure.kind.value] += 1
             self._note(worker, shard, failure, attempt, isolated=isolated)
-        if len(log.kept) < FAILURES_KEPT and (shard or log.starts <= STARTS_KEPT):
-            log.kept.append(
-                FailureRecord(
-                    at=at,
-                    worker=worker,
-                    host=self.host(worker),
-                    kind=failure.kind.value,
-                    code=failure.code,
-                    budget=budget,
-                    message=failure.message,
-                    traceback=failure.traceback[-TRACEBACK_KEPT:],
-                    shard=shard.name if shard else "",
-                    rows=shard.describe() if shard else "",
-                    attempt=attempt,
-                )
+        if len(self.failures_kept) < FAILURES_KEPT and (shard or self.failed_starts <= STARTS_KEPT):
+            self.failures_kept.append(
+                {
+                    "at": at,
+                    "worker": worker,
+                    "host": self.host(worker),
+                    "kind": failure.kind.value,
+                    "code": failure.code,
+                    "budget": budget,
+                    "message": failure.message,
+                    "traceback": failure.traceback[-TRACEBACK_KEPT:],
+                    "shard": shard.name if shard else "",
+                    "rows": shard.describe() if shard else "",
+                    "attempt": attempt,
+                }
             )
 
     def _note(self, worker: int, shard: Shard, outcome: ShardResult | Failure, attempt: int, **how: bool) -> None:
@@ -169,11 +120,11 @@ class Tally(Counts):
             "peak_rss_bytes": self.peak_rss_bytes,
             "threads_busy": round(self.threads_busy, 3),
             "workers": [{"worker": number, **asdict(info)} for number, info in self.workers.items()],
-            "retries": self.failures.total,
-            "retries_by_code": dict(self.failures.counts.most_common()),
-            "failed_starts": self.failures.starts,
-            "failures": [asdict(record) for record in self.failures.kept],
-            "failures_left_out": self.failures.left_out,
+            "retries": self.failures.total(),
+            "retries_by_code": dict(self.failures.most_common()),
+            "failed_starts": self.failed_starts,
+            "failures": self.failures_kept,
+            "failures_left_out": self.failures.total() + self.failed_starts - len(self.failures_kept),
             "set_aside": [f"{shard.describe()}: {failure.message}" for shard, failure in self.set_aside],
             "rate": round(self.rows / self.scoring_s, 2) if self.scoring_s else 0.0,
             "core_hours": price.core_hours(self.worker_seconds),

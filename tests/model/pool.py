@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from jobs.plan.job import Job
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import BundleMade, Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress.snapshot import Snapshot
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
@@ -172,12 +172,57 @@ class ModelPool:
         self._held.clear()
 
 
+class ModelMakers:
+    """The pool's contract for one maker, whose bundle is a manifest, created as a real one creates it."""
+
+    def __init__(self, world: World, job: Job, request: BundleRequest) -> None:
+        self._world, self._job, self._request = world, job, request
+        self._events: list[Event] = []
+
+    def workers(self) -> dict[int, int]:
+        return {}
+
+    def size(self) -> int:
+        return len(self._events)
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        fingerprint = self._request.fingerprint
+        manifest = Manifest(
+            fingerprint=fingerprint, spec={}, task="classify", outputs=1, labels=None,
+            preprocess=Preprocess(resize_px=1, crop_px=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+            artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None,
+            golden=StoredObject(sha256="", size=0, suffix=""), notes=(self._world.token().hex,),
+        )  # fmt: skip
+        try:
+            created = self._job.store.create(f"_stint/bundles/{fingerprint}/manifest.json", manifest.to_json())
+        except Exception as error:  # noqa: BLE001  (as workers.maker does)
+            self._events = [WorkerGone(0, classify(error), (), started=False)]
+            return 0
+        outcome = BundleOutcome(fingerprint=fingerprint, passed=True, created=created, table="", report={}, seconds=0.0)
+        self._events = [BundleMade(0, outcome)]
+        return 0
+
+    def end(self, worker: int) -> None:
+        self._events = []
+
+    def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
+        raise AssertionError("makers take no shards")
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self._events = []
+
+
 class ModelCluster:
-    """One machine for as many workers as the spec allows. Its bundle is a manifest, created as a maker creates it."""
+    """One machine for as many workers as the spec allows."""
+
+    every_s = 5.0
 
     def __init__(self, world: World, job: Job, slow: Slow | None = None) -> None:
         self._world, self._job, self._slow = world, job, slow
-        self._outcome: BundleOutcome | Failure | None = None
 
     def most_workers(self, threads: int) -> int | None:
         return self._job.spec.workers.max
@@ -188,36 +233,15 @@ class ModelCluster:
     def gpus(self) -> int:
         return 0
 
-    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
-        manifest = Manifest(
-            fingerprint=request.fingerprint, spec={}, task="classify", outputs=1, labels=None,
-            preprocess=Preprocess(resize_px=1, crop_px=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-            artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None,
-            golden=StoredObject(sha256="", size=0, suffix=""), notes=(self._world.token().hex,),
-        )  # fmt: skip
-        key = f"_stint/bundles/{request.fingerprint}/manifest.json"
-        try:
-            created = self._job.store.create(key, manifest.to_json())
-        except Exception as error:  # noqa: BLE001  (as workers.maker does)
-            self._outcome = classify(error)
-            return
-        self._outcome = BundleOutcome(
-            fingerprint=request.fingerprint, passed=True, created=created, table="", report={}, seconds=0.0
-        )
-
-    def bundle_has_node(self) -> bool:
-        return True
-
-    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        return self._outcome
-
-    def pool(self, spec: WorkerSpec) -> ModelPool:
+    def pool(self, spec: WorkerSpec | BundleRequest) -> ModelPool | ModelMakers:
+        if isinstance(spec, BundleRequest):
+            return ModelMakers(self._world, self._job, spec)
         return ModelPool(self._world, spec, self._slow)
 
     def describe(self) -> str:
         return "a model"
 
-    def publish(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Nobody monitors it."""
 
     def close(self) -> None:

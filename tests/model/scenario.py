@@ -155,7 +155,7 @@ class Stage:
                     self.body()()
                 else:
                     job = Job.open(self.spec, self.days)
-                    ModelCluster(self.world, job).start_bundle(job.bundle_request(), {})
+                    ModelCluster(self.world, job).pool(job.bundle_request()).start({})
             for path in [p for p in bucket.objects if "/_stint/runs/" in p or "/_stint/journals/" in p]:
                 bucket.remove(path)
         for name, data in scenario.files.items():

@@ -14,6 +14,7 @@ from unittest import mock
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
@@ -207,7 +208,9 @@ def fated(
         "missing": ledger.missing(plan),
         "limits": limits or Limits(),
         "workers": Workers(max=workers),
-        "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=log, clock=lambda: pool.now),
+        "progress": Progress(
+            plan.rows, len(plan.shards), counts=tally, display=display_for(log), clock=lambda: pool.now
+        ),
         "tally": tally,
         "interrupted": lambda: False,
         "run_id": run_id,

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
+from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.run.tally import Tally
@@ -332,7 +333,9 @@ def simulate(night: Night) -> Morning:
         missing=shards,
         limits=Limits(),
         workers=night.workers,
-        progress=Progress(plan.rows, len(shards), counts=tally, out=io.StringIO(), clock=lambda: pool.now),
+        progress=Progress(
+            plan.rows, len(shards), counts=tally, display=display_for(io.StringIO()), clock=lambda: pool.now
+        ),
         tally=tally,
         interrupted=lambda: False,
         run_id="night",

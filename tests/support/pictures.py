@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from playwright.sync_api import sync_playwright
 
 from jobs.demo import load_digits, write_images
-from jobs.progress.live_view import picture
 from jobs.progress.snapshot import Snapshot
 from jobs.report import journal
 from tests.support.browser import ARGUMENTS, CHROMIUM
+from tests.support.snapshots import picture
 from workers.storage.store import open_store
 
 if TYPE_CHECKING:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
+from rich.console import Console, Group
+
+from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot, UnderWay
+
+_PICTURE_COLUMNS = 100
 
 FULL = Snapshot(
     run_id="20260301T020003Z-ab12cd",
@@ -47,3 +54,13 @@ BEGUN = Snapshot(
     workers_wanted=4, workers={"starting": 4},
 )  # fmt: skip
 """No worker is up yet."""
+
+
+def picture(snapshot: Snapshot) -> str:
+    """The view as SVG. The same snapshot gives the same text."""
+    console = Console(
+        record=True, width=_PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor",
+        no_color=False, legacy_windows=False,
+    )  # fmt: skip
+    console.print(Group(*view_lines(snapshot, _PICTURE_COLUMNS)))
+    return console.export_svg(title="stint run")

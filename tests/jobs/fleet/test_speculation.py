@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.fleet.speculation import RunningAttempt, SecondAttempt, left_s, pays, second_attempts, spares
+from jobs.fleet.speculation import left_s, pays, second_attempts, spares
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
@@ -60,14 +60,11 @@ def test_a_second_attempt_must_end_well_before_the_first(
 
 def test_what_ends_last_goes_to_the_fastest_idle_worker() -> None:
     small, large, soon = shard(1, 100), shard(2, 400), shard(3, 100)
-    running = [RunningAttempt(7, soon, 20.0), RunningAttempt(8, small, 900.0), RunningAttempt(9, large, 1000.0)]
-    assert second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0}) == [
-        SecondAttempt(large, 5, 800.0),
-        SecondAttempt(small, 4, 800.0),
-    ]
-    assert second_attempts(running, {4: 1.0}) == [SecondAttempt(large, 4, 600.0)]
-    assert second_attempts(running, {4: 10.0}) == []  # itself too slow
-    assert second_attempts(running, {}) == second_attempts([], {4: 1.0}) == []
+    running = [(soon, 20.0), (small, 900.0), (large, 1000.0)]
+    assert [*second_attempts(running, {4: 1.0, 5: 0.5, 6: 1.0})] == [(5, large, 800.0), (4, small, 800.0)]
+    assert [*second_attempts(running, {4: 1.0})] == [(4, large, 600.0)]
+    assert [*second_attempts(running, {4: 10.0})] == []  # itself too slow
+    assert [*second_attempts(running, {})] == [*second_attempts([], {4: 1.0})] == []
 
 
 def test_one_idle_worker_is_kept_for_every_so_many_shards_that_are_under_way() -> None:
@@ -116,7 +113,7 @@ def test_a_shard_that_is_late_is_tried_by_an_idle_worker_whose_result_ends_the_r
     tally = run.loop.run()
     committed_once(run)
     assert run.pool.now < 15 * SHARD_S
-    assert (tally.speculative_attempts, tally.speculative_wins, tally.failures.total) == (1, 1, 0)
+    assert (tally.speculative_attempts, tally.speculative_wins, tally.failures.total()) == (1, 1, 0)
     first, second = run.attempts_at(LATE)
     assert first.worker != second.worker
     assert "tries shard 00000001/00000011" in run.told.getvalue()
@@ -130,7 +127,7 @@ def test_a_first_attempt_that_ends_first_after_all_makes_the_second_one_waste_an
         run = late(COMMIT, outcome, by_s=SOONER_S)
         tally = run.loop.run()
         committed_once(run)
-        assert (tally.speculative_attempts, tally.speculative_wins, tally.failures.total) == (1, 0, 0)
+        assert (tally.speculative_attempts, tally.speculative_wins, tally.failures.total()) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("loser", [COMMIT, TASK, STORAGE, PREEMPTED, CRASH])
@@ -147,7 +144,7 @@ def test_what_becomes_of_the_slower_attempt_is_neither_a_second_result_nor_a_fai
     run.pool.fate = fate
     tally = run.loop.run()
     committed_once(run)
-    assert tally.failures.total == 0
+    assert tally.failures.total() == 0
     assert tally.speculative_attempts == tally.speculative_wins == 2
 
 
@@ -157,7 +154,7 @@ def test_a_shard_whose_first_attempt_fails_while_the_second_goes_on_is_not_queue
     tally = run.loop.run()
     committed_once(run)
     assert len(run.attempts_at(LATE)) == 2
-    assert (tally.failures.total, tally.speculative_wins) == (1, 1)
+    assert (tally.failures.total(), tally.speculative_wins) == (1, 1)
 
 
 @pytest.mark.parametrize("failure", [TASK, STORAGE], ids=["task", "storage"])
@@ -177,7 +174,7 @@ def test_a_second_attempt_that_fails_is_the_only_one_so_that_a_broken_node_does_
     tally = run.loop.run()
     committed_once(run)
     assert tally.speculative_attempts == 1
-    assert (tally.failures.counts["preempted"], tally.failures.total) == (1, 2)
+    assert (tally.failures["preempted"], tally.failures.total()) == (1, 2)
 
 
 @pytest.mark.parametrize(("failure", "another"), [(PREEMPTED, True), (NODE, True), (STORAGE, False), (TASK, False)])
@@ -186,17 +183,18 @@ def test_only_a_second_attempt_that_was_taken_away_is_followed_by_another(failur
     ready = {1: "here", 2: "there"}
     given = backlog.take(1, held=0, ready=ready, starting=False, now=0.0)
     assert given is not None
-    assert backlog.may_double(given.shard)
-    backlog.double(given.shard)
-    assert not backlog.may_double(given.shard)
-    backlog.returned(given.shard)
-    backlog.failed(given.shard, 2, failure, policy.budget_of(failure), host="there", isolated=False, now=1.0)
-    assert backlog.may_double(given.shard) is another
-    backlog.returned(given.shard)
-    backlog.failed(given.shard, 1, PREEMPTED, Budget.NONE, host="here", isolated=False, now=2.0)
-    backlog.again(given.shard, due_at=2.0)
+    begun = given[0]
+    assert backlog.may_double(begun)
+    backlog.double(begun)
+    assert not backlog.may_double(begun)
+    backlog.returned(begun)
+    backlog.failed(begun, 2, failure, policy.budget_of(failure), host="there", isolated=False, now=1.0)
+    assert backlog.may_double(begun) is another
+    backlog.returned(begun)
+    backlog.failed(begun, 1, PREEMPTED, Budget.NONE, host="here", isolated=False, now=2.0)
+    backlog.again(begun, due_at=2.0)
     assert backlog.take(2, held=0, ready=ready, starting=False, now=3.0) == given
-    assert backlog.may_double(given.shard)  # it has begun anew
+    assert backlog.may_double(begun)  # it has begun anew
 
 
 def test_a_shard_that_was_committed_here_counts_as_such_whichever_attempt_is_heard_of_first() -> None:
@@ -224,7 +222,7 @@ def test_a_shard_whose_two_attempts_both_fail_waits_again_and_each_failure_count
     tally = run.loop.run()
     committed_once(run)
     assert len(run.attempts_at(LATE)) == 3
-    assert dict(tally.failures.counts) == {"task": 1, "infra": 1}
+    assert dict(tally.failures) == {"task": 1, "infra": 1}
 
 
 def test_a_shard_that_kills_both_workers_has_crashed_twice_and_is_tried_alone_from_then_on() -> None:
@@ -233,7 +231,7 @@ def test_a_shard_that_kills_both_workers_has_crashed_twice_and_is_tried_alone_fr
     committed_once(run)
     counts = run.loop.ledger.crashes({1})
     assert counts[run.attempts_at(LATE)[0].shard.key] == 2
-    assert tally.failures.counts["crashed"] == 2
+    assert tally.failures["crashed"] == 2
     third = run.attempts_at(LATE)[2]
     assert (third.beside, third.isolated_s) == (0, None)
 
@@ -262,7 +260,7 @@ def test_two_attempts_that_hang_are_both_ended_and_the_shard_goes_on_elsewhere()
     run = fated(ledger, plan, fate)
     tally = run.loop.run()
     committed_once(run)
-    assert tally.failures.counts["stuck"] == 2
+    assert tally.failures["stuck"] == 2
     assert run.pool.now < 2 * policy.STALL_LEAST_S
 
 

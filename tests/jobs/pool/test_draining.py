@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 from jobs.pool import ray_pool
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerLeaving
 from jobs.pool.local import LocalPool
-from jobs.pool.nodes import NodeWatch, drain_notices
+from jobs.pool.nodes import NodeWatch, drain_notice
 from jobs.spec.schema import Limits, Workers
 from tests.jobs.pool.test_ray_pool import SHARD, Nodes, pool_with_one_actor
 from tests.jobs.run.test_loop import ROOT, loop, setup
@@ -26,25 +26,32 @@ from workers.outcomes import Failure, FailureCode, FailureKind
 INF = float("inf")
 
 
-def test_workers_on_a_draining_node_get_notice_of_the_seconds_they_have_left() -> None:
-    nodes = {1: "a", 2: "b", 3: "a"}
-    assert drain_notices({"a": 70_000}, nodes, {}, now_ms=40_000) == {1: (70_000, 30.0), 3: (70_000, 30.0)}
-    assert drain_notices({}, nodes, {}, now_ms=40_000) == {}
+def test_workers_on_a_draining_node_get_notice_of_the_seconds_they_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes()
+    pool = pool_with_one_actor(monkeypatch, RESULT, nodes=nodes)
+    monkeypatch.setattr(ray_pool.time, "time", lambda: 40.0)
+    for _ in range(2):
+        pool.start({})
+    pool._waiting.clear()
+    for worker, node in enumerate("aba"):
+        pool._actors[worker].node = node
+    assert list(pool._drained()) == []
+    nodes.draining = {"a": 70_000}
+    assert list(pool._drained()) == [WorkerLeaving(0, 30.0), WorkerLeaving(2, 30.0)]
 
 
 def test_a_drain_without_a_deadline_leaves_all_the_time_and_one_that_is_over_none() -> None:
-    assert drain_notices({"a": 0}, {1: "a"}, {}, now_ms=40_000) == {1: (INF, INF)}
-    assert drain_notices({"a": 30_000}, {1: "a"}, {}, now_ms=40_000) == {1: (30_000, 0.0)}
+    assert drain_notice(0, None, now_ms=40_000) == (INF, INF)
+    assert drain_notice(30_000, None, now_ms=40_000) == (30_000, 0.0)
 
 
 def test_a_worker_gets_notice_once_and_again_only_if_its_time_becomes_shorter() -> None:
-    nodes = {1: "a"}
-    assert drain_notices({"a": 70_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert drain_notices({"a": 69_500}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert drain_notices({"a": 90_000}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert drain_notices({"a": 0}, nodes, {1: 70_000}, now_ms=40_000) == {}
-    assert drain_notices({"a": 50_000}, nodes, {1: 70_000}, now_ms=40_000) == {1: (50_000, 10.0)}
-    assert drain_notices({"a": 50_000}, nodes, {1: INF}, now_ms=40_000) == {1: (50_000, 10.0)}
+    assert drain_notice(70_000, 70_000, now_ms=40_000) is None
+    assert drain_notice(69_500, 70_000, now_ms=40_000) is None
+    assert drain_notice(90_000, 70_000, now_ms=40_000) is None
+    assert drain_notice(0, 70_000, now_ms=40_000) is None
+    assert drain_notice(50_000, 70_000, now_ms=40_000) == (50_000, 10.0)
+    assert drain_notice(50_000, INF, now_ms=40_000) == (50_000, 10.0)
 
 
 HOME = [{"NodeID": "home", "Alive": True}]
@@ -152,8 +159,8 @@ def test_a_run_without_any_budget_outlives_a_drain_whose_worker_hands_back_what_
     assert [worker for worker, after in pool.assigned if worker == 0 and after] == []
     assert {worker for worker, _ in pool.assigned} >= {0, 1}
     assert pool.ended.count(0) == 1
-    assert {failure.budget for failure in tally.failures.kept} == {"none"}
-    assert len(tally.failures.kept) == 2
+    assert {failure["budget"] for failure in tally.failures_kept} == {"none"}
+    assert len(tally.failures_kept) == 2
 
 
 # ---------------------------------------------------------------------------------------- in the pool

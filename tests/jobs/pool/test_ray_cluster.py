@@ -1,18 +1,21 @@
-"""The cluster's maker of bundles: what its end means, by what Ray raises and says of its node. No Ray is started."""
+"""Makers of bundles as workers of a pool: what their end means, by what Ray raises and says of their node. No Ray is
+started."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
-from jobs.pool import ray_cluster, ray_pool
-from jobs.pool.ray_cluster import RayCluster
+from jobs.pool import ray_pool
+from jobs.pool.contract import BundleMade, WorkerGone
+from tests.jobs.pool.test_ray_pool import GPUS, MEMORY, pool_with_one_actor
 from tests.support.ray_heads import await_true
 from workers.contract import BundleRequest, GateSpec, InputSpec, ModelSpec, OutputSpec
-from workers.outcomes import FailureCode, FailureKind
+from workers.outcomes import BundleOutcome, FailureCode, FailureKind
 
 HOME = {"NodeID": "driver's", "Alive": True, "Resources": {"CPU": 0}, "DeathReason": 0}
 UP = {"NodeID": "n", "Alive": True, "Resources": {"CPU": 4}, "DeathReason": 0}
@@ -30,62 +33,20 @@ REQUEST = BundleRequest(
 )
 
 
-class FakeRay:
-    """One actor: the call that places it ends with the node's id, the one that makes the bundle as told."""
-
-    def __init__(self, outcome: Any, nodes: list[dict[str, Any]], *, placed: bool = True) -> None:
-        """`nodes` is how the actor's node is found after its end was told once, twice, and so on."""
-        self.outcome, self.found, self.placed = outcome, nodes, placed
-        self.told = 0
-        self.asked: dict[str, Any] = {}
-        handle = SimpleNamespace(__ray_call__=_call("placing"), make=_call("make"))
-        self._made = SimpleNamespace(remote=lambda _: handle)
-
-    def init(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def get_runtime_context(self) -> Any:
-        return SimpleNamespace(get_node_id=lambda: "driver's")
-
-    def remote(self, _: type) -> Any:
-        return SimpleNamespace(options=lambda **asked: self.asked.update(asked) or self._made)
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [HOME, UP if self.told == 0 else self.found[min(self.told, len(self.found)) - 1]]
-
-    def wait(self, calls: list[str], timeout: float) -> tuple[list[str], list[str]]:
-        return (calls, []) if self.placed or calls == ["make"] else ([], calls)
-
-    def get(self, call: str) -> Any:
-        if call == "placing":
-            return "n"
-        self.told += 1
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
-
-    def kill(self, _: Any) -> None:
-        pass
-
-    def shutdown(self) -> None:
-        pass
-
-
-def _call(name: str) -> Any:
-    return SimpleNamespace(remote=lambda *_: name)
-
-
-def ends(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> Any:
-    """How the cluster tells the end of its maker."""
-    monkeypatch.setattr(ray_cluster, "ray", fake)
-    monkeypatch.setattr(ray_cluster.ray_local, "start", lambda *_, **__: None)
-    monkeypatch.setattr(ray_pool, "SETTLE_S", 0.05)
-    cluster = RayCluster(None)
-    try:
-        cluster.start_bundle(REQUEST, {})
-        return await_true(lambda: cluster.poll_bundle(0.01), "the end of the maker", 30)
-    finally:
-        cluster.close()
+def ends(
+    monkeypatch: pytest.MonkeyPatch, error: RayError, nodes: list[dict[str, Any]], *, placed: bool = True
+) -> WorkerGone:
+    """How the pool tells the end of its maker; `nodes` is how its node is found when first asked for, and then."""
+    pool = pool_with_one_actor(monkeypatch, error, request=REQUEST)
+    monkeypatch.setattr(ray_pool, "SETTLE_S", 0.1)
+    found = chain(nodes, repeat(nodes[-1]))
+    monkeypatch.setattr(ray_pool.ray, "nodes", lambda: [HOME, next(found)])
+    del pool._waiting[pool._actors[0].placing]
+    pool._actors[0].node = "n" if placed else ""
+    (gone,) = await_true(lambda: pool.poll(0.01), "the end of the maker", 30)
+    assert isinstance(gone, WorkerGone)
+    assert (pool.size(), gone.started) == (0, False)
+    return gone
 
 
 def preempted() -> ActorDiedError:
@@ -109,24 +70,31 @@ def preempted() -> ActorDiedError:
 def test_how_a_maker_was_lost_is_told_by_types_and_by_its_node(
     monkeypatch: pytest.MonkeyPatch, error: RayError, nodes: list[dict[str, Any]], code: FailureCode
 ) -> None:
-    failure = ends(monkeypatch, FakeRay(error, nodes))
+    failure = ends(monkeypatch, error, nodes).failure
     assert (failure.kind, failure.code) == (FailureKind.INFRA, code)
     assert failure.message.startswith("the worker that makes the bundle was lost: ")
     assert type(error).__name__ in failure.traceback
 
 
 def test_a_maker_that_never_had_a_node_has_not_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = ends(monkeypatch, FakeRay(ActorDiedError(), [UP], placed=False))
+    failure = ends(monkeypatch, ActorDiedError(), [UP], placed=False).failure
     assert failure.code == FailureCode.NODE_LOST
 
 
 def test_an_error_in_the_maker_itself_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = ends(monkeypatch, FakeRay(RayError("cannot be pickled"), [UP]))
+    failure = ends(monkeypatch, RayError("cannot be pickled"), [UP]).failure
     assert failure.kind is FailureKind.TASK
 
 
-def test_a_maker_asks_for_the_memory_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay(ActorDiedError(), [UP])
-    ends(monkeypatch, fake)
-    assert fake.asked["memory"] == REQUEST.memory_bytes
-    assert fake.asked["max_restarts"] == 0
+def test_a_maker_asks_for_the_memory_of_a_worker_and_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpus = replace(REQUEST, model=replace(REQUEST.model, device="cuda"))
+    pool_with_one_actor(monkeypatch, ActorDiedError(), request=on_gpus)
+    assert ([REQUEST.memory_bytes], [None]) == (MEMORY, GPUS)
+
+
+def test_a_bundle_that_is_made_is_told_and_its_maker_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = BundleOutcome(fingerprint="f", passed=True, created=True, table="", report={}, seconds=1.0)
+    pool = pool_with_one_actor(monkeypatch, made, request=REQUEST)
+    del pool._waiting[pool._actors[0].placing]
+    assert pool.poll(1.0) == [BundleMade(0, made)]
+    assert pool.size() == 0

@@ -22,7 +22,7 @@ from jobs.pool.contract import ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.pool.nodes import NodeListing
 from jobs.pool.ray_pool import RayPool
 from tests.support.fakes import INFO
-from workers.contract import Shard, Slice
+from workers.contract import BundleRequest, Shard, Slice
 from workers.outcomes import FailureCode, FailureKind
 
 SHARD = Shard(
@@ -44,6 +44,8 @@ ASKED: list[int] = []
 """CPUs that actors asked for."""
 GPUS: list[int | None] = []
 """And GPUs."""
+MEMORY: list[int | None] = []
+"""And bytes of memory."""
 CLASSES: list[Any] = []
 """That were made actor classes, each of which Ray sends to the whole cluster."""
 
@@ -80,20 +82,24 @@ def pool_with_one_actor(
     node: str = "gone",
     nodes: Nodes | None = None,
     device: str = "cpu",
+    request: BundleRequest | None = None,
 ) -> RayPool:
-    """One actor, every call of which ends with the outcome, which may be an error."""
+    """One actor, every call of which ends with the outcome, which may be an error. With a `request` it is a maker."""
     call = SimpleNamespace(remote=lambda *_: Call())
-    handle = SimpleNamespace(__ray_call__=call, start=call, score=call)
+    handle = SimpleNamespace(__ray_call__=call, start=call, score=call, make=call)
     made = SimpleNamespace(remote=lambda _: handle)
 
     def options(**asked: Any) -> Any:
         ASKED.append(asked["num_cpus"])
         GPUS.append(asked["num_gpus"])
+        MEMORY.append(asked["memory"])
+        assert asked["max_restarts"] == 0
         return made
 
     actor_class = SimpleNamespace(options=options)
     ASKED.clear()
     GPUS.clear()
+    MEMORY.clear()
 
     def get(_: Any) -> Any:
         if isinstance(outcome, Exception):
@@ -111,7 +117,7 @@ def pool_with_one_actor(
     monkeypatch.setattr(ray_pool.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(ray_pool, "SETTLE_S", 0.01)
     spec: Any = SimpleNamespace(threads=1, memory_bytes=None, model=SimpleNamespace(device=device))
-    pool = RayPool(spec, 1, nodes or Nodes())  # type: ignore[arg-type]
+    pool = RayPool(request or spec, 1, nodes or Nodes())  # type: ignore[arg-type]
     worker = pool.start({})
     if ready:
         pool._actors[worker].ready = True

@@ -12,9 +12,9 @@ import pytest
 from rich.color import ColorType
 from rich.console import Console, Group
 
-from jobs.progress.live_view import picture, view_lines
+from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot, UnderWay
-from tests.support.snapshots import BEGUN, FULL
+from tests.support.snapshots import BEGUN, FULL, picture
 
 EIGHTY = """\
 ── products · run 20260301T020003Z-ab12cd ───────────────────────────── 1h04m ──

@@ -20,7 +20,7 @@ from ray._common.formatters import JSONFormatter
 
 from jobs.pool.local import LocalCluster
 from jobs.pool.ray_metrics import RayMetrics
-from jobs.progress.metrics import CODES, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric, MetricKind
+from jobs.progress.metrics import CODES, COUNTER, GAUGE, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric
 from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
 from tests.support.fakes import INFO
@@ -48,6 +48,11 @@ LATER = replace(
     workers={"scoring": 3}, core_hours=0.75, cost=1.5, failures_by_code={"crashed": 2, "infra": 1, "odd": 1},
 )  # fmt: skip
 OTHER_JOB = replace(EARLY, run_id="2", job="thumbnails", eta_s=None, late_s=None, deadline_in_s=None, cost=None)
+
+
+def exported_name(metric: Metric) -> str:
+    """As Prometheus has it: Ray puts its name in front, OpenTelemetry marks counters."""
+    return f"ray_{metric.name}" + ("_total" if metric.kind == COUNTER else "")
 
 
 # ----------------------------------------------------------------------------------------- definitions
@@ -81,7 +86,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_local_pool_publishes_nothing_and_no_snapshot_raises(caplog: pytest.LogCaptureFixture) -> None:
-    LocalCluster().publish(EARLY)
+    LocalCluster().show(EARLY)
     RayMetrics().publish(replace(EARLY, job=5))  # type: ignore[arg-type]
     assert "metrics could not be published" in caplog.text
 
@@ -92,7 +97,7 @@ def test_the_document_has_every_metric_and_no_other() -> None:
         for line in (ROOT / "docs/MONITORING.md").read_text().splitlines()
         if line.startswith("| `ray_stint_")
     }
-    assert rows == {(metric.exported, metric.label, metric.meaning) for metric in METRICS}
+    assert rows == {(exported_name(metric), metric.label, metric.meaning) for metric in METRICS}
 
 
 # --------------------------------------------------------------------------------------------- scraped
@@ -106,7 +111,7 @@ from jobs.progress.snapshot import Snapshot
 cluster = RayCluster(sys.argv[1] or None)
 print(ray.nodes()[0]["MetricsExportPort"], flush=True)
 for line in sys.stdin:
-    cluster.publish(Snapshot.from_json(line))
+    cluster.show(Snapshot.from_json(line))
     print("published", flush=True)
 cluster.close()
 """
@@ -134,7 +139,7 @@ def values(samples: Sequence[Sample], job: str, metric: Metric) -> dict[str, flo
     """By the metric's label, summed over drivers: what `sum by (stint_job, …)` gives."""
     found: dict[str, float] = {}
     for sample in samples:
-        if sample.name == metric.exported and sample.labels[JOB] == job:
+        if sample.name == exported_name(metric) and sample.labels[JOB] == job:
             value = sample.labels.get(metric.label, "")
             found[value] = found.get(value, 0.0) + sample.value
     return found
@@ -195,10 +200,10 @@ def export(head: Head) -> list[Sample]:
 @pytest.mark.ray
 def test_exactly_what_is_defined_is_exported_with_these_labels_and_types(export: list[Sample]) -> None:
     exported = {sample.name for sample in export if sample.name.startswith("ray_stint_")}
-    assert exported == {metric.exported for metric in METRICS}
+    assert exported == {exported_name(metric) for metric in METRICS}
     for metric in METRICS:
         for sample in export:
-            if sample.name == metric.exported:
+            if sample.name == exported_name(metric):
                 assert set(metric.labels) <= sample.labels.keys()
                 assert not {"job", "instance"} & sample.labels.keys()  # which Prometheus would rename
 
@@ -206,7 +211,7 @@ def test_exactly_what_is_defined_is_exported_with_these_labels_and_types(export:
 @pytest.mark.ray
 def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is MetricKind.COUNTER:
+        if metric.kind == COUNTER:
             first, second = metric.values(LATER), metric.values(EARLY)
             expected = {value: number + second[value] for value, number in first.items()}
             assert values(export, "products", metric) == pytest.approx(expected), metric.name
@@ -216,7 +221,7 @@ def test_counters_are_what_all_drivers_have_added(export: list[Sample]) -> None:
 @pytest.mark.ray
 def test_gauges_are_what_each_driver_said_last(export: list[Sample]) -> None:
     for metric in METRICS:
-        if metric.kind is MetricKind.GAUGE:
+        if metric.kind == GAUGE:
             assert values(export, "thumbnails", metric) == pytest.approx(dict(metric.values(OTHER_JOB))), metric.name
             said = (replace(LATER, ended=True), EARLY)
             expected = {value: sum(metric.values(at)[value] for at in said) for value in metric.values(EARLY)}

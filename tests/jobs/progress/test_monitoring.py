@@ -19,6 +19,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from jobs.progress.metrics import METRICS
+from tests.jobs.progress.test_metrics import exported_name
 from tests.k8s.k8s_rendering import compose, the
 from tests.support.promql import GRAFANA, dashboard, expressions, named, rule_groups, selectors
 
@@ -91,7 +92,7 @@ def test_every_expression_is_promql_and_knows_the_dashboards_variables() -> None
 
 
 def test_every_metric_of_a_run_is_on_the_dashboard_and_none_is_asked_for_that_is_not_published() -> None:
-    published = {metric.exported for metric in METRICS}
+    published = {exported_name(metric) for metric in METRICS}
     on_the_dashboard = {
         selector.name
         for where, expression in expressions()

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from jobs.progress.counts import Counts
-from jobs.progress.displays import describe_snapshot
+from jobs.progress.displays import describe_snapshot, display_for
 from jobs.progress.format import duration
 from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import Price, Snapshot
-from tests.support.fakes import RESULT
+from tests.support.fakes import INFO, RESULT
 from workers.outcomes import ShardResult
 
 
@@ -43,7 +43,7 @@ def end(progress: Progress, result: ShardResult) -> None:
 
 def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_rows() -> None:
     out, clock = io.StringIO(), Clock()
-    progress = Progress(1000, 10, out=out, clock=clock)
+    progress = Progress(1000, 10, display=display_for(out), clock=clock)
     progress.tick(0, 4)
     clock.now = 6.0
     progress.tick(2, 4)
@@ -64,7 +64,7 @@ def test_a_job_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_bad_row
 
 def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     clock = Clock()
-    progress = Progress(1000, 10, finish_in_s=30, out=io.StringIO(), clock=clock)
+    progress = Progress(1000, 10, finish_in_s=30, display=display_for(io.StringIO()), clock=clock)
     progress.tick(1, 1)
     clock.now = 10.0
     end(progress, RESULT)
@@ -74,7 +74,7 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
 
 def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
     clock = Clock()
-    progress = Progress(1000, 10, finish_in_s=3600, out=io.StringIO(), clock=clock)
+    progress = Progress(1000, 10, finish_in_s=3600, display=display_for(io.StringIO()), clock=clock)
     progress.tick(1, 4)
     assert "ETA unknown · deadline in 1h00m · 1 of 4 workers" in describe_snapshot(progress.snapshot())
     clock.now = 10.0
@@ -86,7 +86,7 @@ def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_
 
 def test_the_rate_is_that_of_the_last_minutes() -> None:
     clock = Clock()
-    progress = Progress(100_000, 1000, out=io.StringIO(), clock=clock)
+    progress = Progress(100_000, 1000, display=display_for(io.StringIO()), clock=clock)
     progress.tick(1, 1)
     end(progress, replace(RESULT, rows_ok=10_000))
     clock.now = 1000.0
@@ -95,7 +95,7 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
 
 
 def test_rows_that_others_scored_count_as_done() -> None:
-    progress = Progress(1000, 10, out=io.StringIO())
+    progress = Progress(1000, 10, display=display_for(io.StringIO()))
     progress.counts.add_elsewhere(3, 300)
     assert describe_snapshot(progress.snapshot()).startswith("300/1,000 rows (30.0%)")
 
@@ -103,7 +103,9 @@ def test_rows_that_others_scored_count_as_done() -> None:
 def test_a_run_that_scores_a_second_time_goes_on_counting() -> None:
     counts = Counts()
     counts.add_result(RESULT)
-    progress = Progress(counts.rows_done + 300, counts.shards_done + 3, counts=counts, out=io.StringIO())
+    progress = Progress(
+        counts.rows_done + 300, counts.shards_done + 3, counts=counts, display=display_for(io.StringIO())
+    )
     end(progress, RESULT)
     assert describe_snapshot(progress.snapshot()).startswith("200/400 rows (50.0%)")
     assert progress.snapshot().bad_by_code == {"truncated": 2 * RESULT.rows_bad}
@@ -111,7 +113,7 @@ def test_a_run_that_scores_a_second_time_goes_on_counting() -> None:
 
 def steady(clock: Clock, at: tuple[int, ...]) -> Progress:
     """Of 1,000 rows, 100 of which end at each of these seconds; the first worker was ready two minutes ago."""
-    progress = Progress(1000, 10, out=io.StringIO(), clock=clock)
+    progress = Progress(1000, 10, display=display_for(io.StringIO()), clock=clock)
     progress.tick(1, 1)
     for second in at:
         clock.now = second
@@ -139,8 +141,11 @@ def test_the_range_is_as_wide_as_the_rate_has_varied() -> None:
 
 
 def test_cost_and_core_hours_are_those_of_the_workers_time() -> None:
-    progress = Progress(1000, 10, price=Price(threads=2, per_cpu_hour=0.1), out=io.StringIO())
-    progress.tick(1, 1, lambda: WorkersNow(ready_s=3600.0, idle_s=36.0, threads_per_core=2))
+    info = replace(INFO, plan=replace(INFO.plan, threads_per_core=2))
+    counts = Counts(workers={0: info}, worker_seconds=3600.0, idle_seconds=36.0)
+    price = Price(threads=2, per_cpu_hour=0.1)
+    progress = Progress(1000, 10, counts=counts, price=price, display=display_for(io.StringIO()))
+    progress.tick(1, 1)
     taken = progress.snapshot()
     assert taken.core_hours == pytest.approx(2.0)
     assert taken.cost == pytest.approx(2.0 * 2 * 0.1)
@@ -153,9 +158,9 @@ def test_each_watcher_is_shown_as_often_as_it_wants_and_the_end_to_all_of_them()
 
     def workers_now() -> WorkersNow:
         called.append(clock.now)
-        return WorkersNow()
+        return {}, ()
 
-    progress = Progress(1000, 10, watchers=(often, seldom), out=io.StringIO(), clock=clock)
+    progress = Progress(1000, 10, watchers=(often, seldom), display=display_for(io.StringIO()), clock=clock)
     for tenth in range(25):
         clock.now = tenth / 10
         progress.tick(1, 1, workers_now)

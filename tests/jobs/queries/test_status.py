@@ -17,6 +17,7 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
 from jobs.plan.sharding import Bounds, cut
+from jobs.progress.displays import Display
 from jobs.progress.snapshot import Snapshot, UnderWay
 from jobs.queries.status import aged, describe_status, watch, with_ledger
 from jobs.report.journal import Journal
@@ -183,7 +184,7 @@ def test_a_run_that_has_only_begun_has_nothing_to_say_yet() -> None:
 # -------------------------------------------------------------------------------------------- watch
 
 
-class Shown:
+class Shown(Display):
     """A display that keeps what it is shown."""
 
     every_s = 2.0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import RunFailed
+from jobs.pool.contract import BundleMade, Event, WorkerGone, WorkerPlaced
 from jobs.run import ensure_bundle as module
 from jobs.run import policy
 from jobs.run.ensure_bundle import ensure_bundle
@@ -20,6 +21,7 @@ from tests.support.fakes import MemoryStore
 from workers.contract import BundleRequest, CalibrationSpec, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
+PLACED = WorkerPlaced(0, "node", 1)
 SPOT, ON_DEMAND = {"m": "spot"}, {"m": "od"}
 MADE = BundleOutcome(fingerprint="f", passed=True, created=True, table="", report={}, seconds=1.0)
 LOST = Failure(kind=FailureKind.INFRA, message="preempted")
@@ -40,19 +42,21 @@ class Nodes:
     def most_workers(self, threads: int) -> int | None:
         return self._most_workers
 
-    def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
-        self.asked.append(dict(labels))
+    def pool(self, request: BundleRequest) -> SimpleNamespace:
         self.without_extras.append(request.without_extras)
+        return SimpleNamespace(start=self.start, poll=self.poll, close=lambda: None)
 
-    def bundle_has_node(self) -> bool:
-        return bool(self._here)
+    def start(self, labels: Mapping[str, str]) -> int:
+        self.asked.append(dict(labels))
+        return 0
 
-    def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-        return self._here.pop(0) if self._here else None
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        ends = self._ends.get(self.asked[-1].get("m", "any"), [])
+        return [PLACED, ended(ends.pop(0))] if ends else []
 
-    @property
-    def _here(self) -> list[BundleOutcome | Failure]:
-        return self._ends.get(self.asked[-1].get("m", "any"), [])
+
+def ended(outcome: BundleOutcome | Failure) -> Event:
+    return BundleMade(0, outcome) if isinstance(outcome, BundleOutcome) else WorkerGone(0, outcome, (), started=False)
 
 
 def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> BundleOutcome:
@@ -88,10 +92,11 @@ def test_a_group_that_has_no_node_for_the_bundle_is_not_waited_for(monkeypatch: 
 
 def test_groups_are_asked_in_turn_until_one_of_them_has_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Nodes):
-        def start_bundle(self, request: BundleRequest, labels: Mapping[str, str]) -> None:
-            super().start_bundle(request, labels)
+        def start(self, labels: Mapping[str, str]) -> int:
+            super().start(labels)
             if len(self.asked) == 3:
                 self._ends["spot"] = [MADE]
+            return 0
 
     nodes = Late()
     assert ensure(monkeypatch, nodes, []) is MADE
@@ -156,11 +161,13 @@ def test_a_maker_that_crashes_without_extras_too_ends_the_run_with_the_rows_samp
 
 def test_a_maker_that_never_ends_is_given_up_and_asked_again_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Nodes):
-        def bundle_has_node(self) -> bool:
-            return True
+        polls = 0
 
-        def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
-            return MADE if self.without_extras[-1] else None
+        def poll(self, timeout_s: float) -> Sequence[Event]:
+            if self.without_extras[-1]:
+                return [ended(MADE)]
+            self.polls += 1
+            return [PLACED] if self.polls == 1 else []
 
     monkeypatch.setattr(policy, "MAKER_LEAST_S", 0.0)
     monkeypatch.setattr(policy, "MAKER_S_A_ROW", 0.01)
@@ -176,9 +183,9 @@ def test_waiting_for_a_node_is_not_taken_for_a_maker_that_is_stuck(monkeypatch: 
             super().__init__(most_workers=2)  # one group, whose node is waited for without end
             self.polls = 0
 
-        def poll_bundle(self, timeout_s: float) -> BundleOutcome | Failure | None:
+        def poll(self, timeout_s: float) -> Sequence[Event]:
             self.polls += 1
-            return MADE if self.polls == 50 else None
+            return [ended(MADE)] if self.polls == 50 else []
 
     monkeypatch.setattr(policy, "maker_limit_s", lambda rows: 0.0)
     nodes = Late()

@@ -15,6 +15,7 @@ from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
 from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.pool.local import LocalPool
+from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.run import loop as loop_module
 from jobs.run.loop import Loop
@@ -30,7 +31,7 @@ ROOT = "model=net-0"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "POLL_S", 0.01)
-    monkeypatch.setattr("jobs.run.other_runs.RELIST_S", 0.05)
+    monkeypatch.setattr("jobs.run.loop.RELIST_S", 0.05)
     monkeypatch.setattr("jobs.run.policy.START_PAUSE_S", 0.01)
     monkeypatch.setattr("jobs.run.policy.FAULT_PAUSE_S", 0.01)
 
@@ -53,7 +54,7 @@ def loop(ledger: Ledger, plan: Plan, factory: Callable[[], Any], **changes: Any)
         "missing": missing,
         "limits": Limits(),
         "workers": Workers(max=3),
-        "progress": Progress(plan.rows, len(plan.shards), counts=tally, out=io.StringIO()),
+        "progress": Progress(plan.rows, len(plan.shards), counts=tally, display=display_for(io.StringIO())),
         "tally": tally,
         "interrupted": lambda: False,
         "run_id": "run",
@@ -109,7 +110,7 @@ def test_a_lost_worker_costs_an_attempt_and_nothing_else() -> None:
     behave = fails_times(1, lost)
     tally = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, behave)).run()
     assert not ledger.missing(plan)
-    assert tally.failures.total == 1
+    assert tally.failures.total() == 1
 
 
 def test_an_error_of_ours_that_repeats_stops_the_run_with_traceback_and_rows_in_hand() -> None:
@@ -271,7 +272,7 @@ def test_a_thread_that_hangs_is_left_to_itself_and_its_shard_goes_on_elsewhere(
     one = loop(ledger, plan, lambda: Hangs(ledger.store, ROOT), limits=Limits(stall_s=0.3))
     close = one.pool.close
     monkeypatch.setattr(one.pool, "close", lambda: (released.set(), close()))
-    assert one.run().failures.counts["stuck"] >= 1
+    assert one.run().failures["stuck"] >= 1
     assert not ledger.missing(plan)
 
 

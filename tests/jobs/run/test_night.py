@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.run import loop, other_runs
+from jobs.run import loop
 from jobs.spec.schema import Workers
 from tests.support.night import RATE, Kind, Morning, Night, simulate
 
@@ -33,7 +33,7 @@ def spot(**changes: object) -> Kind:
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop looks up less often than in truth, which only makes it slower to act."""
     monkeypatch.setattr(loop, "POLL_S", 5.0)
-    monkeypatch.setattr(other_runs, "RELIST_S", 1e9)
+    monkeypatch.setattr(loop, "RELIST_S", 1e9)
 
 
 def told(name: str, night: Night) -> Morning:

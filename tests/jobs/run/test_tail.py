@@ -15,7 +15,7 @@ import pytest
 
 from jobs.fleet import speculation
 from jobs.plan.sharding import Bounds, cut
-from jobs.run import loop, other_runs
+from jobs.run import loop
 from jobs.spec.schema import Workers
 from tests.support.fakes import opened
 from tests.support.night import RATE, Kind, Morning, Night, simulate
@@ -32,7 +32,7 @@ GROUPS = [100] * (ROWS // 100)
 
 @pytest.fixture(autouse=True)
 def _no_listings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_runs, "RELIST_S", 1e9)
+    monkeypatch.setattr(loop, "RELIST_S", 1e9)
     monkeypatch.setattr(loop, "POLL_S", 1.0)
     monkeypatch.setattr(loop, "random", SimpleNamespace(randrange=lambda shards: 0))  # where the run begins
 

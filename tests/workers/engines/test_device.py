@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.plan.job import Job
+from jobs.pool.contract import Pool
 from jobs.pool.local import LocalCluster
 from jobs.run.run import Run
 from jobs.spec.load import load_spec
@@ -196,7 +197,7 @@ class _Growing(LocalCluster):
     def gpus(self) -> int:
         return 0
 
-    def start_bundle(self, request: Any, labels: Mapping[str, str]) -> None:
+    def pool(self, spec: Any) -> Pool:
         raise SpecError("far enough")
 
 
