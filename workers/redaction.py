@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl, quote
 
 MARK = "…"
@@ -35,20 +35,28 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
 
     `environment` is this process's by default. A container of an Azure URL (`abfs://container@account`) stays.
     """
-    for secret in _secrets(os.environ if environment is None else environment):
-        text = text.replace(secret, MARK)
-    return _PARAMETER.sub(rf"\1={MARK}", _URL.sub(_without_credentials, text))
+    return _without(_secrets(os.environ if environment is None else environment), text)
 
 
 def redacted_values(value: object) -> object:
     """JSON-able values with every text in them redacted."""
+    return _values_without(_secrets(os.environ), value)
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, MARK)
+    return _PARAMETER.sub(rf"\1={MARK}", _URL.sub(_without_credentials, text))
+
+
+def _values_without(secrets: Sequence[str], value: object) -> object:
     match value:
         case str():
-            return redacted(value)
+            return _without(secrets, value)
         case Mapping():
-            return {redacted(str(key)): redacted_values(item) for key, item in value.items()}
+            return {_without(secrets, str(key)): _values_without(secrets, item) for key, item in value.items()}
         case list() | tuple():
-            return [redacted_values(item) for item in value]
+            return [_values_without(secrets, item) for item in value]
     return value
 
 

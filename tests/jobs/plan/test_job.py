@@ -78,7 +78,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("point", "left_open"),
     [
-        ("workers.bundle.bundle.write_bundle", False),
+        ("jobs.run.ensure_bundle._attempt", False),
         ("jobs.ledger.ledger.Ledger.claim", False),
         ("jobs.run.loop.Loop.run", True),
         ("jobs.ledger.ledger.Ledger.finish", True),
@@ -92,7 +92,7 @@ def test_a_run_killed_before_any_step_is_finished_by_the_next_and_nothing_is_don
 ) -> None:  # fmt: skip
     """Bundle, claim, predictions, done record, report: killed before each, then run again."""
     out = tmp_path / "out"
-    start = digits if point.endswith("write_bundle") else quantized_digits
+    start = digits if point.endswith("_attempt") else quantized_digits
     spec = write_spec(start.spec(out, gate__labels_column=None))
 
     def objects() -> dict[Path, int]:
