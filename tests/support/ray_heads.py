@@ -22,6 +22,7 @@ from tests.support.digits_job import PYTHON
 
 PORTS = 20_000, 32_000
 """Above those of Ray's workers, below those that Linux gives to connections."""
+SECRET = "canary+Wren/7391"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def await_job_server(head: Head, token: str | None = None) -> None:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
-    """Two CPUs, and a dashboard for job submission."""
-    with started_head(["--num-cpus=2"], {"RAY_AUTH_MODE": "disabled"}) as head:
+    """Two CPUs, a GPU that is none, a dashboard for job submission, and a secret, as a pod may have one."""
+    env = {"RAY_AUTH_MODE": "disabled", "AWS_SECRET_ACCESS_KEY": SECRET}
+    with started_head(["--num-cpus=2", "--num-gpus=1"], env) as head:
         await_job_server(head)
         yield head
 

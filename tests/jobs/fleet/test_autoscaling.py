@@ -27,7 +27,7 @@ HEAD_ID = "f" * 51 + "00000"
 ON_DEMAND = {"ray.io/market-type": "on-demand"}
 SPOT = {"ray.io/market-type": "spot"}
 IDLE_S = 4
-COPIES = 5
+COPIES = 3
 """Enough work to last until the second node is there."""
 
 WATCH = """

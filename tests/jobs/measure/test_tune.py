@@ -321,7 +321,8 @@ def test_a_node_whose_cores_others_hold_is_not_tuned(job: str) -> None:
     assert "tune while nothing else runs there" in refused.stderr
 
 
-def test_a_gpu_is_not_tuned(job: str) -> None:
+def test_a_gpu_is_not_tuned(digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str]) -> None:
+    job = write_spec(digits.spec(tmp_path / "out"))
     gpu = ("--set=model.device=cuda", "--set=model.precision=bf16", "--set=model.engine=auto")
     with pytest.raises(SpecError, match=r"model\.device"):
         command(parser().parse_args(["tune", job, *gpu]), Console(main))

@@ -25,11 +25,10 @@ from jobs.progress.snapshot import WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
 from tests.support.fakes import INFO
 from tests.support.promql import OF_THE_SCRAPE, all_selectors
-from tests.support.ray_heads import Head, await_job_server, await_true, started_head
+from tests.support.ray_heads import SECRET, Head, await_true
 from workers import logs
 from workers.outcomes import Failure, FailureCode, FailureKind
 
-SECRET = "canary+Wren/7391"
 QUICK = {"RAY_metrics_report_interval_ms": "1000"}
 """For drivers: how often they tell the agent, in place of every 10 s."""
 
@@ -172,17 +171,9 @@ def publishing(address: str, **env: str) -> Iterator[tuple[int, Callable[[Snapsh
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """With secrets, as a pod may have them."""
-    with started_head(["--num-cpus=2"], {"RAY_AUTH_MODE": "disabled", "AWS_SECRET_ACCESS_KEY": SECRET}) as started:
-        await_job_server(started)
-        yield started
-
-
-@pytest.fixture(scope="module")
-def export(head: Head) -> list[Sample]:
+def export(ray_head: Head) -> list[Sample]:
     """What the agent exports just after two drivers of a job have ended, one of which had another job, too."""
-    with publishing(head.address) as (port, publish), publishing(head.address) as (_, publish_beside):
+    with publishing(ray_head.address) as (port, publish), publishing(ray_head.address) as (_, publish_beside):
         for snapshot in (EARLY, LATER, replace(LATER, ended=True)):
             publish(snapshot)
         publish(OTHER_JOB)
@@ -269,14 +260,16 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def ended(ray_head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A real run with logs as JSON, scraped from its beginning to after its end."""
     folder = tmp_path_factory.mktemp("run")
     spec = folder / "job.yaml"
     spec.write_text(yaml.safe_dump(digits.spec(folder / "out", name="ended", cost={"per_cpu_hour": 3600})))
-    port = next(int(str(word).partition("=")[2]) for word in head.process.args if "metrics-export-port" in str(word))
+    port = next(
+        int(str(word).partition("=")[2]) for word in ray_head.process.args if "metrics-export-port" in str(word)
+    )
     env = {**os.environ, **QUICK, "RAY_LOGGING_CONFIG_ENCODING": "JSON", "AWS_SECRET_ACCESS_KEY": SECRET}
-    command = [PYTHON, "-m", "jobs", "run", str(spec), "--address", head.address]
+    command = [PYTHON, "-m", "jobs", "run", str(spec), "--address", ray_head.address]
     with (folder / "stderr").open("w") as stderr:
         driver = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=stderr)
 
@@ -292,7 +285,7 @@ def ended(head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFactory) 
         driver.kill()
         driver.wait()
     report = json.loads(next((folder / "out").glob("_stint/runs/*/report.json")).read_text())
-    written = {file.name: file.read_text() for file in head.folder.glob("session_2*/logs/*") if file.is_file()}
+    written = {file.name: file.read_text() for file in ray_head.folder.glob("session_2*/logs/*") if file.is_file()}
     return Ended(during, scraped(port), report, (folder / "stderr").read_text(), written)
 
 

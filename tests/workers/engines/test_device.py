@@ -24,7 +24,7 @@ from jobs.spec.load import load_spec
 from jobs.spec.schema import Model
 from tests.support.digits_job import Digits, stint
 from tests.support.networks import digits, digits_model, loaded, one_thread
-from tests.support.ray_heads import await_job_server, started_head
+from tests.support.ray_heads import Head
 from workers.actor import Worker
 from workers.contract import Preprocess
 from workers.digits import DIGITS
@@ -223,13 +223,11 @@ def test_gpus_are_counted_within_what_the_process_may_see(tmp_path: Path, visibl
 @no_gpu
 @pytest.mark.ray
 def test_rays_workers_of_a_gpu_job_wait_for_a_gpu_and_then_say_that_torch_has_none(
-    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str]
+    digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], ray_head: Head
 ) -> None:
     """A node that says it has a GPU, and an image whose torch is built for CPUs: the usual mistake."""
     spec = write_spec(digits.spec(tmp_path / "out", model__device="cuda"))
-    with started_head(["--num-cpus=2", "--num-gpus=1"], {"RAY_AUTH_MODE": "disabled"}) as head:
-        await_job_server(head)
-        ended = stint("run", spec, "--address", head.address, env={"RAY_AUTH_MODE": "disabled"})
+    ended = stint("run", spec, "--address", ray_head.address)
     assert ended.returncode == 1, ended.stderr
     assert "workers wait until one with a GPU joins" not in ended.stderr
     assert "no worker can start: model.device: cuda, but " in ended.stderr
