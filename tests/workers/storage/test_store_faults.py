@@ -225,11 +225,6 @@ def test_each_request_is_sent_as_often_as_we_say_and_no_library_repeats_it(remot
     assert retries.take_throttled_s() > 0
 
 
-@pytest.fixture(scope="module")
-def digits(quantized_digits: Digits) -> Digits:
-    return quantized_digits
-
-
 def test_a_job_through_a_storm_is_complete_and_has_written_nothing_twice(
     remote: tuple[FaultProxy, str], digits: Digits, write_spec: Callable[[dict[str, object]], str]
 ) -> None:
