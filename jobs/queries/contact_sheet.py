@@ -20,7 +20,7 @@ from jobs.queries.find_rows import shards_of
 from jobs.queries.query import choose
 from jobs.reader import predictions
 from jobs.report.thumbnails import thumbnail
-from workers.bundle.bundle import BundleRefused, read_manifest
+from workers.bundle.bundle import BundleRefused
 from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
 from workers.host.cores import read_topology
@@ -94,7 +94,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
 
     Raises SpecError, RunFailed when the fp32 network is asked for and cannot be had; StoreError, StoreDenied.
     """
-    manifest = read_manifest(job.store, job.fingerprints.bundle)
+    manifest = job.manifest()
     names = [field.name for field in SOURCE_FIELDS]
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
     uris = {at.uri for at in places}

@@ -11,7 +11,6 @@ from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
-from workers.storage.errors import NotFound
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -30,7 +29,7 @@ def describe_plan(job: Job) -> str:
         *found.lines(),
         f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
         f"open plans: {len(found.open_plans)}, {missing.rows:,} rows missing in {len(missing):,} shards",
-        f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
+        f"bundle {job.fingerprints.bundle}: {'to be made' if job.manifest() is None else 'there'}",
     ]
     lines += [f"warning: {warning}" for warning in cut.warnings]
     lines.append(_estimate(job, rows))
@@ -61,11 +60,3 @@ def _estimate(job: Job, rows: int) -> str:
         f"time: {duration(rows / rate / cores)} with {cores} {which}, {rows / rate / 3600:.2f} core-hours "
         f"({source}: {rate:,.0f} rows/s a core){on_one_node}" + ("" if cost is None else f"; cost {cost:.2f}")
     )
-
-
-def _bundle_is_there(job: Job) -> bool:
-    try:
-        job.store.get(f"_stint/bundles/{job.fingerprints.bundle}/manifest.json")
-    except NotFound:
-        return False
-    return True

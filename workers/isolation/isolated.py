@@ -6,13 +6,12 @@ It does what its parent asks for over one connection, a part of the rows at a ti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from workers.contract import Shard
 from workers.failures import classify
-from workers.host.child import to_parent
+from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
 from workers.image.errors import BadImage, ErrorCode
 from workers.isolation.bisection import Try
@@ -70,6 +69,4 @@ def _with_phases(blocks: Iterable[RowBlock], parent: Connection) -> Iterator[Row
 
 
 if __name__ == "__main__":
-    connection = to_parent()
-    with suppress(EOFError, ConnectionError):
-        _answer_requests(connection)
+    serve(_answer_requests, heeds_sigint=True)
