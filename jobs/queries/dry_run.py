@@ -44,7 +44,7 @@ def _estimate(job: Job, rows: int) -> str:
     if rows == 0:
         return "nothing to score"
     if report is not None:
-        rate = report.rows_scored_here / report.core_hours / 3600  # of a core
+        rate = report.rate_a_core
         cores, which, source = max(1, len(report.workers)) * job.threads, "cores", f"run {report.run_id}"
         cost = None if report.cost is None else report.cost * rows / report.rows_scored_here
     elif (of_worker := worker_rate(job.profiles, job.threads)) is not None:
