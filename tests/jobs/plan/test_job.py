@@ -145,6 +145,19 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
     assert sorted(ids) == [*range(30), *range(200, 240)]
 
 
+def test_a_bundle_that_another_version_wrote_ends_a_command_with_its_folder_and_the_way_out(
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(quantized_digits.spec(tmp_path / "out"))
+    (manifest,) = tmp_path.glob("out/_stint/bundles/*/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 3'))
+    for command in (lambda: main(["plan", spec]), lambda: run(spec)):
+        assert command() == 1
+        said = capsys.readouterr().err
+        assert "it has schema 3, this code reads 2. Another version of Stint wrote it" in said
+        assert f"remove the folder {manifest.parent}/" in said
+
+
 def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
     spec = write_spec(digits.spec(tmp_path / "out", model__precision="fp32"))
     assert run(spec) == 0
