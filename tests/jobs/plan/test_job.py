@@ -136,7 +136,9 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
     (data / "lost.parquet").unlink()
     pq.write_table(table.slice(200, 40), data / "replaced.parquet")
     # The bundle is there: nothing of the input is opened again to sample from.
-    monkeypatch.setattr("jobs.plan.discovery.Discovery.to_sample", lambda _: pytest.fail("the input was opened for a sample"))
+    monkeypatch.setattr(
+        "jobs.plan.discovery.Discovery.to_sample", lambda _: pytest.fail("the input was opened for a sample")
+    )
     assert run(spec) == 0
     assert "gone: 60 rows" in capsys.readouterr().out
     assert main(["verify", spec]) == 0
