@@ -9,10 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import MEANING
 from jobs.spec.days import Days, parse_day, parse_days
-
-EPILOG = """exit codes: 0 complete · 1 failed or incomplete · 2 bad spec or usage · 3 bad-row budget exceeded ·
-4 accuracy gate refused · 5 interrupted, safe to resume"""
 
 MOST_MINUTES = 24 * 60
 WAYS = ("auto", "live", "lines", "json")
@@ -23,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """Its result has the name of the command as `command`, and the options of that command."""
     root = argparse.ArgumentParser(
         prog="stint", description="Score every image of a data set, exactly once, with an INT8 model on CPU nodes.",
-        epilog=EPILOG,
+        epilog="exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANING.items()),
     )  # fmt: skip
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

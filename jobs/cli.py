@@ -22,8 +22,8 @@ from workers.storage.errors import StoreDenied, StoreError
 
 COMMANDS: Mapping[str, str] = {
     "demo": "jobs.demo:command",
-    "run": "jobs.run.commands:run",
-    "quantize": "jobs.run.commands:quantize",
+    "run": "jobs.run.run:run",
+    "quantize": "jobs.run.run:quantize",
     "tune": "jobs.measure.tune:command",
     "compare": "jobs.measure.compare:command",
     "plan": "jobs.queries.dry_run:command",

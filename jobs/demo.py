@@ -23,7 +23,6 @@ from jobs.errors import SpecError
 from jobs.plan.job import Job
 from jobs.report.journal import run_ids
 from jobs.spec.load import load_spec
-from workers.bundle.bundle import read_manifest
 from workers.output import OutputObject
 
 SPEC = "conf/demo.yaml"
@@ -150,7 +149,7 @@ def train_weights(file: Path, digits: _Pixels, labels: _Labels, *, seed: int = 0
 
 def _accuracy(job: Job) -> str:
     """True accuracy: both models on the gate's rows, and INT8 on every row, by reading the predictions."""
-    manifest = read_manifest(job.store, job.fingerprints.bundle)
+    manifest = job.manifest()
     assert manifest is not None
     report = manifest.accuracy
     assert report is not None

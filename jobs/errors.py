@@ -10,6 +10,15 @@ BAD_SPEC = 2
 BAD_ROWS = 3
 GATE_REFUSED = 4
 INTERRUPTED = 5
+MEANING = {
+    COMPLETE: "complete",
+    FAILED: "failed or incomplete",
+    BAD_SPEC: "bad spec or usage",
+    BAD_ROWS: "bad-row budget exceeded",
+    GATE_REFUSED: "accuracy gate refused",
+    INTERRUPTED: "interrupted, safe to resume",
+}
+"""Of every exit code."""
 
 
 class StintError(Exception):

@@ -240,9 +240,10 @@ class Fleet:
         return self._emptiest_first(idle)[:surplus] if idle and surplus > 0 else []
 
     def _emptiest_first(self, workers: Collection[int]) -> list[int]:
-        """See groups.emptiest_first; of ready workers."""
+        """Ready workers in the order in which to let them go, so that whole nodes fall idle: those with fewest
+        neighbours first."""
         node_of = {worker: self._workers[worker].node or "" for worker in workers}
-        return groups.emptiest_first(list(workers), node_of, self._ready_on)
+        return sorted(node_of, key=lambda worker: (self._ready_on[node_of[worker]], node_of[worker], worker))
 
     def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
         """`holding` are the ready workers, each with the number of shards it holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 REOPEN_S = 900.0
@@ -69,11 +69,3 @@ def surplus(wanted: int, groups: Sequence[GroupState]) -> list[int]:
         released[index] = max(0, min(over, groups[index].ready))
         over -= released[index]
     return released
-
-
-def emptiest_first(workers: Sequence[int], node_of: Mapping[int, str], neighbours: Mapping[str, int]) -> list[int]:
-    """Workers in the order in which to let them go, so that whole nodes fall idle: those with fewest neighbours first.
-
-    `node_of` names the node of each, `neighbours` counts by node all workers that are up, also those not in question.
-    """
-    return sorted(workers, key=lambda w: (neighbours.get(node_of[w], 0), node_of[w], w))

@@ -13,17 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED, RunFailed
+from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTERRUPTED, MEANING, RunFailed
 from jobs.spec.days import Days
 
-MEANING = {
-    COMPLETE: "complete",
-    FAILED: "failed or incomplete",
-    BAD_SPEC: "bad spec or usage",
-    BAD_ROWS: "bad-row budget exceeded",
-    GATE_REFUSED: "accuracy gate refused",
-    INTERRUPTED: "interrupted, safe to resume",
-}
 REMEDIES = {
     FAILED: "read the end of the log; run again, or let the next night catch up",
     BAD_SPEC: "mend what the log names; run again",

@@ -19,7 +19,6 @@ import yaml
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError
-from jobs.input.footers import open_sources
 from jobs.measure.frontier import Compared, Prices, Weighed, as_json, lines
 from jobs.measure.plots import check_can_draw, draw_frontier
 from jobs.measure.rates import ratio
@@ -148,8 +147,7 @@ class _Comparing:
             folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-compare-"))
             lease = _cores()
             resources.callback(lease.release)
-            found = discover(self.job)
-            sample = self.job.sample(found.fresh or open_sources(found.sources, spec.input)[0])
+            sample = self.job.sample(discover(self.job).to_sample())
             if not sample:
                 raise SpecError("input holds no rows to compare networks on")
             request = replace(request, sample=sample)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
-from jobs.input.footers import open_sources
 from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
 from jobs.measure.text_table import text_table
 from jobs.plan.command_line import last_job_of
@@ -73,7 +72,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
         # See to it that there is a bundle that may run, and choose the images to try candidates on.
         found = discover(job)
-        opened = cache(lambda: found.fresh or open_sources(found.sources, spec.input)[0])
+        opened = cache(found.to_sample)
         outcome = ensure_bundle(job, opened, connected, interrupted, console.say)
         sample = choose_sample(opened(), ROWS, spec.model.calibration.seed)
         if not sample:

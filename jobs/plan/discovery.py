@@ -45,6 +45,10 @@ class Discovery:
         """Rows that the next plan claims."""
         return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
 
+    def to_sample(self) -> list[Opened]:
+        """With nothing new, what is there: the bundle of an open plan may still be missing."""
+        return self.fresh or open_sources(self.sources, self.job.spec.input)[0]
+
     def cut(self) -> Content:
         """How the next plan falls into shards."""
         return self.job.cut(self.fresh, self.claim.slices)

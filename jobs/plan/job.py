@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 import jobs
 import workers
-from jobs.errors import SpecError
+from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
@@ -28,6 +29,9 @@ from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
 from workers.storage.store import Store, open_store, probe
+
+if TYPE_CHECKING:
+    from workers.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,18 @@ class Job:
     def output(self) -> OutputSpec:
         """For workers: the output of this run's day, whatever their working directory."""
         return replace(self.spec.output, uri=self.store.url)
+
+    def manifest(self, bundle: str = "") -> Manifest | None:
+        """Of the job's bundle, or of another `bundle` of its output; None where there is none.
+
+        Raises RunFailed for one that this version of Stint cannot read; StoreError, StoreDenied.
+        """
+        from workers.bundle.bundle import BundleRefused, read_manifest  # with numpy and what reads pictures
+
+        try:
+            return read_manifest(self.store, bundle or self.fingerprints.bundle)
+        except BundleRefused as error:
+            raise RunFailed(str(error)) from error
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:

@@ -47,15 +47,12 @@ class LocalPool:
         self._workers: dict[int, Any] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._ready: dict[int, list[Shard]] = {}
-        self._unwanted: set[int] = set()
-        """Ended while they were starting."""
-        self._closing = False
 
     def workers(self) -> Mapping[int, int]:
         return {worker: len(shards) for worker, shards in self._ready.items()}
 
     def size(self) -> int:
-        return len(self._workers) - len(self._unwanted)
+        return len(self._workers)
 
     def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
         worker = next(self._numbers)
@@ -68,10 +65,7 @@ class LocalPool:
         return worker
 
     def end(self, worker: int) -> None:
-        if worker in self._ready:
-            self._retire(worker)
-        else:
-            self._unwanted.add(worker)  # one that is starting cannot be stopped half-way
+        self._retire(worker, wait=self._ready.get(worker) == [])
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         self._ready[worker].append(shard)
@@ -86,31 +80,29 @@ class LocalPool:
         return [event for event in drain(self._events, timeout_s) if self._take(event)]
 
     def close(self) -> None:
-        self._closing = True
         for worker in list(self._workers):
-            self._retire(worker)
+            self._retire(worker, wait=True)
 
     def _take(self, event: Event) -> bool:
         """Note what an event changes here; whether it is handed out."""
         if event.worker not in self._workers:
             return False  # what a worker that was ended had under way
-        wanted = event.worker not in self._unwanted
-        if not wanted or isinstance(event, WorkerGone | BundleMade):
-            self._retire(event.worker)
+        if isinstance(event, WorkerGone | BundleMade):
+            self._retire(event.worker, wait=True)
         elif isinstance(event, WorkerReady):
             self._ready[event.worker] = []
         elif isinstance(event, ShardEnded):
             self._ready[event.worker].remove(event.shard)
-        return wanted
+        return True
 
-    def _retire(self, worker: int) -> None:
-        self._unwanted.discard(worker)
+    def _retire(self, worker: int, *, wait: bool) -> None:
+        self._ready.pop(worker, None)
         stop = self._workers.pop(worker).stop
         self._threads.pop(worker).shutdown(wait=False)
-        if self._ready.pop(worker, None) and not self._closing:
-            threading.Thread(target=stop, daemon=True).start()  # it may be stuck; a thread cannot be ended
-        else:
+        if wait:
             stop()
+        else:  # it starts, or scores, and may be stuck: a thread cannot be ended
+            threading.Thread(target=stop, daemon=True).start()
 
 
 def _outcome(future: Future[_T]) -> _T | Failure:

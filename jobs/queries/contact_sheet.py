@@ -20,10 +20,9 @@ from jobs.queries.find_rows import shards_of
 from jobs.queries.query import choose
 from jobs.reader import predictions
 from jobs.report.thumbnails import thumbnail
-from workers.bundle.bundle import BundleRefused, read_manifest
+from workers.bundle.bundle import BundleRefused
 from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
-from workers.host.cores import read_topology
 from workers.image.errors import ErrorCode
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.source.single_rows import Fetched, RowAt, fetch_images
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from workers.score.second_opinion import Opinion
 
 THUMBNAIL_PX = 200
-MOST_THREADS = 4
-"""Of the fp32 network: a few images are soon scored, and other work may go on here."""
 VECTOR = "embedding"
 """A column that is as large as all others together, and that nobody can look at."""
 KILLER = "it killed the process that scored it, so it is not decoded here"
@@ -94,7 +91,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
 
     Raises SpecError, RunFailed when the fp32 network is asked for and cannot be had; StoreError, StoreDenied.
     """
-    manifest = read_manifest(job.store, job.fingerprints.bundle)
+    manifest = job.manifest()
     names = [field.name for field in SOURCE_FIELDS]
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
     uris = {at.uri for at in places}
@@ -136,7 +133,6 @@ def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None
     from workers.score.second_opinion import second_opinion
 
     try:
-        threads = max(1, min(MOST_THREADS, read_topology().budget))
-        return second_opinion(job.store, manifest, images, threads=threads)
+        return second_opinion(job.store, manifest, images)
     except (BundleRefused, EngineUnusable) as error:
         raise RunFailed(f"the fp32 network cannot run here: {error}", "leave --fp32 out") from error

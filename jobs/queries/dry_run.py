@@ -11,7 +11,6 @@ from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
-from workers.storage.errors import NotFound
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -30,7 +29,7 @@ def describe_plan(job: Job) -> str:
         *found.lines(),
         f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
         f"open plans: {len(found.open_plans)}, {missing.rows:,} rows missing in {len(missing):,} shards",
-        f"bundle {job.fingerprints.bundle}: {'there' if _bundle_is_there(job) else 'to be made'}",
+        f"bundle {job.fingerprints.bundle}: {'to be made' if job.manifest() is None else 'there'}",
     ]
     lines += [f"warning: {warning}" for warning in cut.warnings]
     lines.append(_estimate(job, rows))
@@ -45,7 +44,7 @@ def _estimate(job: Job, rows: int) -> str:
     if rows == 0:
         return "nothing to score"
     if report is not None:
-        rate = report.rows_scored_here / report.core_hours / 3600  # of a core
+        rate = report.rate_a_core
         cores, which, source = max(1, len(report.workers)) * job.threads, "cores", f"run {report.run_id}"
         cost = None if report.cost is None else report.cost * rows / report.rows_scored_here
     elif (of_worker := worker_rate(job.profiles, job.threads)) is not None:
@@ -61,11 +60,3 @@ def _estimate(job: Job, rows: int) -> str:
         f"time: {duration(rows / rate / cores)} with {cores} {which}, {rows / rate / 3600:.2f} core-hours "
         f"({source}: {rate:,.0f} rows/s a core){on_one_node}" + ("" if cost is None else f"; cost {cost:.2f}")
     )
-
-
-def _bundle_is_there(job: Job) -> bool:
-    try:
-        job.store.get(f"_stint/bundles/{job.fingerprints.bundle}/manifest.json")
-    except NotFound:
-        return False
-    return True

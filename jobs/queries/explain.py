@@ -34,7 +34,6 @@ from jobs.queries.find_rows import Found, by_keys, by_place, parse, shards_of
 from jobs.queries.status import missing_of
 from jobs.report.journal import read_journal, run_ids
 from jobs.report.runs import RunSeen, read_run
-from workers.bundle.bundle import read_manifest
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard
 from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
@@ -336,7 +335,7 @@ class Explainer:
     @cached_property
     def _manifest(self) -> Callable[[str], Manifest | None]:
         """Of the bundle with a fingerprint."""
-        return cache(partial(read_manifest, self.job.store))
+        return cache(self.job.manifest)
 
     def _model(self, output: _OutputRow | None) -> ModelPart:
         metadata = {} if output is None else output.metadata

@@ -29,11 +29,9 @@ def compose(
 ) -> None:
     """Add what the loop has not counted, part by part. In a `hurry` no error rows are looked for.
 
-    Raises StoreError, StoreDenied.
+    Raises RunFailed for a bundle that cannot be read; StoreError, StoreDenied.
     """
-    from workers.bundle.bundle import read_manifest
-
-    manifest = read_manifest(job.store, job.fingerprints.bundle) if accuracy or report.plans else None
+    manifest = job.manifest() if accuracy or report.plans else None
     labels = manifest.labels if manifest else None
     if accuracy:
         _add_accuracy(report, accuracy, labels)

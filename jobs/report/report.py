@@ -132,6 +132,11 @@ class Report:
     """A few error rows by code, see jobs.ledger.bad_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
 
+    @property
+    def rate_a_core(self) -> float:
+        """Rows a second of a core, idle or not. Of a run that scored something."""
+        return self.rows_scored_here / self.core_hours / 3600
+
 
 def unfinished_report(last: Snapshot) -> Report:
     """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""

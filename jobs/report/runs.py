@@ -124,11 +124,5 @@ def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]
 
 def rate_of_worker(job: Job) -> float | None:
     """Rows a second of a worker: by the last run, else by the profiles of the nodes, else None."""
-    before = rate_before(job.store, job.ledger.root, job.threads)
-    return before if before is not None else worker_rate(job.profiles, job.threads)
-
-
-def rate_before(store: Store, root: str, threads: int) -> float | None:
-    """Rows a second of a worker of `threads` cores in that run; None without one."""
-    report = last_report(store, root)
-    return None if report is None else float(report.rows_scored_here / report.core_hours / 3600 * threads)
+    before = last_report(job.store, job.ledger.root)
+    return worker_rate(job.profiles, job.threads) if before is None else before.rate_a_core * job.threads

@@ -15,11 +15,9 @@ from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.run import policy
 from jobs.run.policy import MakerStep
 from jobs.spec.schema import Group
-from workers.bundle.bundle import read_manifest
 from workers.contract import BundleRequest
 from workers.maker import judged_in, lacks_labels, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode
-from workers.storage.store import Store
 
 _POLL_S = 0.2
 PAUSE_S = 2.0
@@ -40,7 +38,7 @@ def ensure_bundle(
     GateRefused, SpecError for a model that cannot be had, Interrupted, RunFailed.
     """
     request = job.bundle_request()
-    outcome = _existing(job.store, request)
+    outcome = _existing(job, request)
     if outcome is None:
         request = replace(request, sample=job.sample(opened()))
         if not request.sample:
@@ -59,9 +57,9 @@ def ensure_bundle(
     return outcome
 
 
-def _existing(store: Store, request: BundleRequest) -> BundleOutcome | None:
+def _existing(job: Job, request: BundleRequest) -> BundleOutcome | None:
     """Judged by its own report, without a worker; None where there is no bundle, or labels must be measured."""
-    manifest = read_manifest(store, request.fingerprint)
+    manifest = job.manifest()
     if manifest is None or lacks_labels(judged := judged_in(manifest), request):
         return None
     return outcome_of(judged, request)
@@ -96,7 +94,7 @@ def _make(
             request = replace(request, without_extras=True)
         attempts = attempts if step is MakerStep.WAIT else counted
         time.sleep(PAUSE_S)
-        if (existing := _existing(job.store, request)) is not None:
+        if (existing := _existing(job, request)) is not None:
             return existing  # made by another run meanwhile
     raise AssertionError("groups come round for ever")
 

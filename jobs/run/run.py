@@ -1,44 +1,78 @@
-"""A run from start to end: discover, bundle, plan, score, done record, report. Each step reads the ledger first.
+"""`stint run`: discover, bundle, plan, score, done record, report; and `stint quantize`, which stops at the bundle.
 
-Order is law: predictions become visible, then the done record, then the report. Killed between any two, the next run
-does what is missing.
+Each step reads the ledger first. Order is law: predictions become visible, then the done record, then the report.
+Killed between any two, the next run does what is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from zoneinfo import ZoneInfo
 
-from jobs.errors import Interrupted, NothingThere, RunFailed, SpecError, StintError
-from jobs.input.footers import Opened, open_sources
+from jobs.console import Console
+from jobs.errors import COMPLETE, Interrupted, NothingThere, RunFailed, SpecError, StintError
+from jobs.input.footers import Opened
+from jobs.interrupt import InterruptFlag
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
+from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import describe_width
+from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
-from jobs.report.report import COMPLETED, Report
+from jobs.report.report import COMPLETED, Report, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.loop import Loop
 from jobs.run.policy import bad_rows_exceeded, deadline
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
+from workers.bundle.profiles import HostKind
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Score what is missing, and show the summary."""
+    flag = console.interrupts()
+
+    def complete(job: Job) -> None:
+        console.show(summary(_new_run(job, arguments, console, flag).complete()))
+
+    return for_each_day(arguments, console, complete, writing=True)
+
+
+def quantize(arguments: argparse.Namespace, console: Console) -> int:
+    """Make the bundle, or show the gate's table of the one that is there."""
+    flag = console.interrupts()
+    outcome = _new_run(last_job_of(arguments, writing=True), arguments, console, flag).bundle()
+    if not outcome.created and outcome.table:
+        console.say(outcome.table)
+    return COMPLETE
+
+
+def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: InterruptFlag) -> Run:
+    return Run(
+        job=job if in_cluster(arguments.address) else replace(job, host=HostKind.here()),
+        connect=lambda: connect(arguments.pool, arguments.address, flag),
+        interrupted=flag,
+        say=console.say,
+        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+    )
 
 
 def workers_that_fit(job: Job, cluster: Cluster) -> Workers:
@@ -111,7 +145,7 @@ class Run:
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
         try:
-            return self._ensure_bundle(partial(self._to_sample, discover(self.job)))
+            return self._ensure_bundle(discover(self.job).to_sample)
         finally:
             if self.cluster:
                 self.cluster.close()
@@ -151,7 +185,7 @@ class Run:
             if self.job.spec.model.device == "cuda" and may_grow and not cluster.gpus():
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
-            outcome = self._ensure_bundle(partial(self._to_sample, found))
+            outcome = self._ensure_bundle(found.to_sample)
             self._accuracy = outcome.report
         self._claim(found)
 
@@ -198,10 +232,6 @@ class Run:
             self.say(self.cluster.describe())
             self.job = replace(self.job, most_threads=self.cluster.most_threads())
         return self.cluster
-
-    def _to_sample(self, found: Discovery) -> list[Opened]:
-        """With nothing new, from what is there: the bundle of an open plan may still be missing."""
-        return found.fresh or open_sources(found.sources, self.job.spec.input)[0]
 
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
@@ -328,6 +358,6 @@ class Run:
             # A night with nothing to do does not look up what a worker costs.
             price, counted = self._price if self.report.workers else Price(), self._tally.distributions
             compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry)
-        except (StoreError, StoreDenied) as error:
+        except (StoreError, StoreDenied, RunFailed) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")
         save_report(self.job, self.report, self.say, pictures=not hurry)

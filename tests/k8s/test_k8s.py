@@ -18,8 +18,7 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.scripts.scripts import drain_node
 
 from jobs.arguments import parser
-from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED
-from jobs.launch.attempts import MEANING
+from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED, MEANING
 from jobs.launch.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec

@@ -21,14 +21,14 @@ import safetensors.numpy
 
 from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.manifest import CalibrationSample, Manifest, StoredArtifact, StoredObject
-from workers.contract import ModelSpec, Preprocess
+from workers.contract import ModelSpec, OutputSpec, Preprocess
 from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
 from workers.engines.choice import NEEDS
 from workers.host.cpu import cpu_model, isa_class
 from workers.model.names import RECIPE
 from workers.storage.errors import NotFound
-from workers.storage.store import Store
+from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     from workers.model.load import LoadedModel
@@ -105,15 +105,24 @@ def write_bundle(
     data = manifest.to_json()
     key = _key(fingerprint, _MANIFEST)
     # Read back even when ours is there: what is used is what a later reader will see.
-    return Manifest.from_json(data if store.create(key, data) else store.get(key))
+    return _parsed(store, fingerprint, data if store.create(key, data) else store.get(key))
 
 
 def read_manifest(store: Store, fingerprint: str) -> Manifest | None:
-    """The manifest of a bundle, None where there is none. Raises ValueError for one that cannot be read."""
+    """The manifest of a bundle, None where there is none. Raises BundleRefused for one that cannot be read."""
     try:
-        return Manifest.from_json(store.get(_key(fingerprint, _MANIFEST)))
+        return _parsed(store, fingerprint, store.get(_key(fingerprint, _MANIFEST)))
     except NotFound:
         return None
+
+
+def open_bundle(output: OutputSpec, fingerprint: str) -> tuple[Store, Manifest]:
+    """The store of a bundle that must be there, and its manifest. Raises BundleRefused; StoreError, StoreDenied."""
+    store = open_store(output.uri, single_writer=output.single_writer)
+    manifest = read_manifest(store, fingerprint)
+    if manifest is None:
+        raise BundleRefused(f"no bundle {fingerprint} in {output.uri}: run `stint quantize`", code="no_bundle")
+    return store, manifest
 
 
 def load_engine(store: Store, manifest: Manifest, name: str, *, threads: int = 1, device: str = "cpu") -> Engine:
@@ -166,6 +175,17 @@ def _stored_spec(spec: ModelSpec) -> dict[str, object]:
     calibration = stored.pop("calibration")
     del stored["device"]
     return {**stored, **{f"calibration_{name}": value for name, value in calibration.items()}}
+
+
+def _parsed(store: Store, fingerprint: str, data: bytes) -> Manifest:
+    try:
+        return Manifest.from_json(data)
+    except ValueError as error:
+        raise BundleRefused(
+            f"bundle {fingerprint}: {_MANIFEST} cannot be read: {error}. Another version of Stint wrote it, or it is "
+            f"damaged: to let this one make its own, remove the folder {store.url}/{_key(fingerprint, '')}",
+            code="corrupt",
+        ) from error
 
 
 def _key(fingerprint: str, file_name: str) -> str:

@@ -117,9 +117,10 @@ def to_parent() -> Connection:
     return Connection(int(sys.argv[1]))
 
 
-def serve(answer: Callable[[Connection], None]) -> None:
+def serve(answer: Callable[[Connection], None], *, heeds_sigint: bool = False) -> None:
     """All of a child: `answer` its parent, until that closes the connection."""
     connection = to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
+    if not heeds_sigint:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; our parent sees to our end
     with suppress(EOFError, ConnectionError):
         answer(connection)

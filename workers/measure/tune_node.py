@@ -13,18 +13,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workers.bundle import bundle
+from workers.bundle.bundle import open_bundle
 from workers.bundle.profiles import Candidate, HostKind
 from workers.contract import SampleSlice, ThreadPlan, WorkerSpec
-from workers.engines.choice import installed_to_run, ranked
 from workers.failures import classify
 from workers.host import cores, malloc, memory
-from workers.host.cpu import isa_class
 from workers.measure.messages import LoadWorker, Measured, Unusable
 from workers.measure.processes import Processes, ProcessFailed
 from workers.measure.sample_file import read_images, write_sample
 from workers.outcomes import Failure
-from workers.storage.store import open_store
+from workers.score.loading import fitting
 
 GROWTH = 1.25
 """A candidate is expected to take so much more memory than the largest worker so far, when room is made for it."""
@@ -95,10 +93,7 @@ class TuneNode:
             self._topology = cores.read_topology()
             self._lease = cores.lease(self._topology.budget, self._topology)
             self._resources.callback(self._lease.release)
-            store = open_store(spec.output.uri, single_writer=spec.output.single_writer)
-            manifest = bundle.read_manifest(store, spec.bundle)
-            if manifest is None:
-                raise bundle.BundleRefused(f"no bundle {spec.bundle} in {spec.output.uri}", code="no_bundle")
+            _, manifest = open_bundle(spec.output, spec.bundle)
             folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-"))
             images = read_images(self._request.sample, spec.input)
             if not images:
@@ -106,13 +101,8 @@ class TuneNode:
             self._rows = len(images)
             self._sample = Path(folder) / "sample.arrow"
             write_sample(self._sample, images)
-            # Those that the gate of this run refuses are none of its workers' engines.
-            allowed = [one.info for one in manifest.artifacts if not spec.artifacts or one.info.name in spec.artifacts]
-            isa, installed = isa_class(), installed_to_run()
             best: dict[str, str] = {}
-            for info in ranked(
-                allowed, precision=spec.model.precision, isa=isa, installed=installed, engine=spec.engine
-            ):
+            for info in fitting(manifest, spec):
                 best.setdefault(info.engine, info.name)
             return NodeFacts(host=HostKind.here(), engines=tuple(best.values()), rows=len(images))
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)

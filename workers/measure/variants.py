@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from workers.bundle.bundle import read_manifest
+from workers.bundle.bundle import open_bundle
 from workers.contract import Preprocess
 from workers.engines.base import Buffer, Logits, Pixels
 from workers.engines.torchscript import deprecations_silenced
@@ -27,7 +27,6 @@ from workers.measure.messages import BUNDLE, EAGER, INT8_DEFAULT, INT8_FUSED, Lo
 from workers.model.load import load_model
 from workers.score.loading import load_best
 from workers.storage.filesystems import read_url
-from workers.storage.store import open_store
 
 ForwardPass: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
 """What predicts the pixels of a full buffer, and such a buffer."""
@@ -41,10 +40,7 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     """The network by size of its batch, pixels N × crop × crop × 3, and a few words. Raises what torch's quantization
     does, which may be anything, for a network that it cannot take."""
     worker = load.worker
-    store = open_store(worker.output.uri, single_writer=worker.output.single_writer)
-    manifest = read_manifest(store, worker.bundle)
-    if manifest is None:
-        raise ValueError(f"no bundle {worker.bundle} in {worker.output.uri}")
+    store, manifest = open_bundle(worker.output, worker.bundle)
     how = manifest.preprocess
     cells = pq.ParquetFile(Path(load.images)).read_row_group(0, columns=["image"]).column(0)[:DISTINCT_IMAGES]
     crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)

@@ -42,17 +42,9 @@ def load_best(
     Raises BundleRefused where none fits or works, ModelError, StoreError, StoreDenied.
     """
     tuned = _tuned(store, spec, memory_bytes)
-    allowed = [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
-    infos = ranked(
-        allowed,
-        precision=spec.model.precision,
-        isa=isa_class(),
-        installed=installed_to_run(),
-        engine=spec.engine,
-        tuned="" if tuned is None else tuned.engine,
-    )
+    infos = fitting(manifest, spec, "" if tuned is None else tuned.engine)
     if not infos:
-        raise _nothing_fits(manifest, spec, allowed)
+        raise _nothing_fits(manifest, spec)
     failed: list[str] = []
     first: Exception | None = None
     for info in infos:
@@ -73,6 +65,23 @@ def load_best(
     # Another node may have the library, or the instructions, that this one lacks.
     code = first.code if isinstance(first, bundle.BundleRefused) else "unusable"
     raise bundle.BundleRefused("nothing of the bundle works here: " + "\n".join(failed), code=code) from first
+
+
+def fitting(manifest: Manifest, spec: WorkerSpec, tuned: str = "") -> tuple[ArtifactInfo, ...]:
+    """The artifacts that this host runs, the best one first: what was `tuned` here, then by rule."""
+    return ranked(
+        _allowed(manifest, spec),
+        precision=spec.model.precision,
+        isa=isa_class(),
+        installed=installed_to_run(),
+        engine=spec.engine,
+        tuned=tuned,
+    )
+
+
+def _allowed(manifest: Manifest, spec: WorkerSpec) -> list[ArtifactInfo]:
+    """Those that the gate of this run lets pass."""
+    return [a.info for a in manifest.artifacts if not spec.artifacts or a.info.name in spec.artifacts]
 
 
 def _tuned(store: Store, spec: WorkerSpec, memory_bytes: int | None) -> Candidate | None:
@@ -98,9 +107,9 @@ def _batch(spec: WorkerSpec, info: ArtifactInfo, tuned: Candidate | None, memory
     return batch_by_rule(info.layout.crop_px, info.precision, memory_bytes, spec.model.device)
 
 
-def _nothing_fits(manifest: Manifest, spec: WorkerSpec, allowed: list[ArtifactInfo]) -> bundle.BundleRefused:
+def _nothing_fits(manifest: Manifest, spec: WorkerSpec) -> bundle.BundleRefused:
     isa, installed = isa_class(), installed_to_run()
-    held = [info for info in allowed if info.precision == spec.model.precision]
+    held = [info for info in _allowed(manifest, spec) if info.precision == spec.model.precision]
     if not held:
         names = ", ".join(a.info.name for a in manifest.artifacts)
         return bundle.BundleRefused(

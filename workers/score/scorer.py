@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from workers.bundle import bundle
+from workers.bundle.bundle import open_bundle
 from workers.contract import Shard, WorkerSpec
 from workers.host import memory
 from workers.host.cpu import isa_class
@@ -74,18 +74,12 @@ class Scorer(LoadedArtifact):
         import torch
 
         from workers.score.predictor import Predictor
-        from workers.storage.store import open_store
 
         lap("import")
         if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
             torch.set_num_interop_threads(1)
         torch.set_num_threads(spec.threads)
-        store = open_store(spec.output.uri, single_writer=spec.output.single_writer)
-        manifest = bundle.read_manifest(store, spec.bundle)
-        if manifest is None:
-            raise bundle.BundleRefused(
-                f"no bundle {spec.bundle} in {spec.output.uri}: run `stint quantize`", code="no_bundle"
-            )
+        store, manifest = open_bundle(spec.output, spec.bundle)
         loaded = load_best(store, manifest, spec, memory_bytes=memory_bytes, lap=lap)
         predictor = Predictor(
             loaded.engine,

@@ -15,12 +15,15 @@ import numpy as np
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
 from workers.engines.base import score_crops
+from workers.host.cores import read_topology
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage
 from workers.storage.store import Store
 
 _REFERENCE = "torch-float/fp32"
 _BATCH = 8
+_MOST_THREADS = 4
+"""A few images are soon scored, and other work may go on here."""
 _CROPS = 256
 """Crops in memory at once."""
 
@@ -32,19 +35,16 @@ class Opinion:
     """Probability that the network gives to it."""
 
 
-def second_opinion(
-    store: Store, manifest: Manifest, images: Sequence[bytes | None], *, threads: int = 2
-) -> list[Opinion | None]:
+def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | None]) -> list[Opinion | None]:
     """Class of each encoded image, in this process; None where there is no image, or none that decodes.
 
-    `threads` is what torch is set to. Raises BundleRefused, EngineUnusable, ValueError for a network that embeds,
-    StoreError, StoreDenied.
+    Raises BundleRefused, EngineUnusable, ValueError for a network that embeds, StoreError, StoreDenied.
     """
     if manifest.task != "classify":
         raise ValueError(f"the network of bundle {manifest.fingerprint} gives no classes")
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, min(_MOST_THREADS, read_topology().budget)))
     engine = bundle.load_engine(store, manifest, _REFERENCE)
     labels, opinions = manifest.labels, dict[int, Opinion]()
     for first in range(0, len(images), _CROPS):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.fleet.groups import GroupState, emptiest_first, requests, surplus
+from jobs.fleet.fleet import Fleet
+from jobs.fleet.groups import GroupState, requests, surplus
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec, Workers
 
@@ -52,8 +53,12 @@ def test_within_the_most_preferred_group_at_work_nobody_is_let_go() -> None:
 
 
 def test_those_with_fewest_neighbours_go_first_so_that_nodes_fall_idle() -> None:
-    node_of = {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}
-    assert emptiest_first([1, 2, 4, 5, 6], node_of, {"a": 3, "b": 1, "c": 2}) == [4, 5, 6, 1, 2]
+    fleet = Fleet(Workers(max=6), now=0.0)
+    for worker, node in {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}.items():
+        fleet.asked(worker, 0, 0.0)
+        fleet.placed(worker, node, 3, 0.0)
+        fleet.ready(worker, 0.0)
+    assert fleet.to_let_go([1, 2, 4, 5, 6], ready=6, shards=0) == [4, 5, 6, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------ the spec

@@ -136,13 +136,28 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
     (data / "lost.parquet").unlink()
     pq.write_table(table.slice(200, 40), data / "replaced.parquet")
     # The bundle is there: nothing of the input is opened again to sample from.
-    monkeypatch.setattr("jobs.run.run.open_sources", lambda *_: pytest.fail("the input was opened for a sample"))
+    monkeypatch.setattr(
+        "jobs.plan.discovery.Discovery.to_sample", lambda _: pytest.fail("the input was opened for a sample")
+    )
     assert run(spec) == 0
     assert "gone: 60 rows" in capsys.readouterr().out
     assert main(["verify", spec]) == 0
     assert "130 rows claimed by 2 plan(s)" in capsys.readouterr().out
     ids = predictions(tmp_path / "out")["id"].to_pylist()
     assert sorted(ids) == [*range(30), *range(200, 240)]
+
+
+def test_a_bundle_that_another_version_wrote_ends_a_command_with_its_folder_and_the_way_out(
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(quantized_digits.spec(tmp_path / "out"))
+    (manifest,) = tmp_path.glob("out/_stint/bundles/*/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 3'))
+    for command in (lambda: main(["plan", spec]), lambda: run(spec)):
+        assert command() == 1
+        said = capsys.readouterr().err
+        assert "it has schema 3, this code reads 2. Another version of Stint wrote it" in said
+        assert f"remove the folder {manifest.parent}/" in said
 
 
 def test_fp32_takes_the_same_path_without_a_gate(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:

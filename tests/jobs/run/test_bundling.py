@@ -17,7 +17,6 @@ from jobs.run import policy
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
 from jobs.spec.schema import Workers
-from tests.support.fakes import MemoryStore
 from workers.contract import BundleRequest, CalibrationSpec, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
@@ -74,7 +73,7 @@ def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> Bu
     )  # fmt: skip
     job: Any = SimpleNamespace(
         spec=SimpleNamespace(workers=Workers.model_validate({"groups": groups}), input=SimpleNamespace(uri="in")),
-        store=MemoryStore(),
+        manifest=lambda: None,
         threads=1,
         bundle_request=lambda: request,
         sample=lambda opened: (SampleSlice(rows=ROWS, take=5),),

@@ -261,8 +261,10 @@ def test_bundle_without_golden_images_is_refused(store: MemoryStore) -> None:
 )
 def test_manifest_of_another_kind_is_an_error_and_not_an_absence(store: MemoryStore, data: bytes) -> None:
     store.create(f"{FOLDER}/manifest.json", data)
-    with pytest.raises(ValueError):  # noqa: PT011 - a JSON error or a message on the schema
+    with pytest.raises(BundleRefused, match="not a bundle manifest") as refused:
         read_manifest(store, FP)
+    assert "Another version of Stint wrote it, or it is damaged" in str(refused.value)
+    assert str(refused.value).endswith(f"remove the folder {store.url}/{FOLDER}/")
 
 
 def test_manifest_and_gate_are_read_without_torch() -> None:

@@ -18,7 +18,7 @@ from tests.support.networks import png
 from tests.support.tars import index, shard, write_tar
 from workers.contract import InputSpec, Preprocess, Shard, Slice
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
-from workers.isolation.parts import excerpt, joined
+from workers.isolation.isolated import excerpt, joined
 from workers.output import encode
 from workers.score.predictor import Predictor
 from workers.score.scorer import Part
