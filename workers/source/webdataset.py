@@ -155,11 +155,11 @@ class _Sample:
         self.stop = member.stop
         if extension in images and not self.members.keys() & set(images[: images.index(extension)]):
             if member.link_to is not None:
-                told = f"{member.name} is a link to {member.link_to}; links are not followed"
-                self.image = BadImage(ErrorCode.NULL, told)
+                why = f"{member.name} is a link to {member.link_to}; links are not followed"
+                self.image = BadImage(ErrorCode.NULL, why)
             elif member.size > MAX_IMAGE_BYTES:
-                told = f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}"
-                self.image = BadImage(ErrorCode.TOO_LARGE, told)
+                why = f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}"
+                self.image = BadImage(ErrorCode.TOO_LARGE, why)
             else:
                 self.image = window.at(member.data_start, member.size)
                 self.bytes_read += member.size
