@@ -11,32 +11,16 @@ import pyarrow as pa
 from jobs.errors import SpecError
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
-from workers.source.parquet import chunk_sizes, image_kind, open_parquet
+from workers.source.parquet import chunk_sizes, image_columns, open_parquet
+from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, opened
-from workers.source.webdataset import blocks
+from workers.source.webdataset import row_groups
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 
 _FOOTERS_AT_ONCE = 16
 _SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Rows that stay together: a row group of a Parquet file, some samples of a tar file, an image file."""
-
-    rows: int
-    bytes: int
-    """Compressed bytes of the columns that are read."""
-    number: int = 0
-    """Of the row group in its file; always 0 in files that have none."""
-    row_start: int = 0
-    """First row, counted from the start of the row group with this number."""
-    byte_start: int = 0
-    """Where in a tar file the first row lies."""
-    whole: bool = False
-    """Never to be split: where a row in the middle lies is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +73,7 @@ def _read_footer(source: Source, spec: InputSpec) -> Opened:
             raise InputUnreadable(f"{source.uri} is not a readable Parquet file: {error}") from error
         schema = parquet.schema_arrow
         try:
-            image_kind(schema, spec.image)
+            image_columns(schema, spec.image)
         except InputUnreadable as error:
             raise SpecError(f"input.image: {source.uri}: {error}", "name the image column in input.image") from error
         for key in spec.keys:
@@ -112,10 +96,7 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
         together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
-        groups = tuple(
-            RowGroup(block.rows, block.bytes, row_start=block.row_start, byte_start=block.byte_start, whole=True)
-            for block in blocks(file, together)
-        )
+        groups = row_groups(file, together)
     return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), None)
 
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.input.footers import Opened, RowGroup
+from jobs.input.footers import Opened
 from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
+from workers.source.rows import RowGroup
 
 _MAX_SHARD_ROWS = 4096
 _MIN_SHARD_ROWS = 256

@@ -25,7 +25,7 @@ from workers.bundle.manifest import Manifest
 from workers.engines.artifact import EngineUnusable
 from workers.image.errors import ErrorCode
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
-from workers.source.single_rows import Fetched, RowAt, fetch_images
+from workers.source.single_rows import RowAt, fetch_images
 
 if TYPE_CHECKING:
     from workers.score.second_opinion import Opinion
@@ -103,19 +103,20 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     predicted = rows.select(shown).to_pylist()
     for number, row in enumerate(predicted):
         if row["error_code"] == ErrorCode.CRASHED_WORKER:
-            images[number] = Fetched(None, KILLER)
-    opinions = _opinions(job, manifest, [image.data for image in images]) if fp32 else [None] * len(places)
+            images[number] = KILLER
+    there = [image if isinstance(image, bytes) else None for image in images]
+    opinions = _opinions(job, manifest, there) if fp32 else [None] * len(places)
 
     def tile(number: int) -> Tile:
         at, image = places[number].place, images[number]
-        picture = thumbnail(image.data, THUMBNAIL_PX) if image.data is not None else ""
+        picture = thumbnail(image, THUMBNAIL_PX) if isinstance(image, bytes) else ""
         return Tile(
             source=at.write(given),
             place=at._replace(uri=at.uri.rpartition("/")[2]).write(given),
             keys=shown_keys(keys, number),
             prediction=prediction_of(predicted[number], manifest),
             picture=picture,
-            problem=image.problem or "nothing of it can be shown",
+            problem=image if isinstance(image, str) else "nothing of it can be shown",
             second=opinions[number],
         )
 

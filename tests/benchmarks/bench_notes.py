@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from jobs.input.footers import Opened, RowGroup
+from jobs.input.footers import Opened
 from jobs.ledger.done import Noting
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, Source
 from jobs.plan.sharding import Bounds, cut
 from tests.support.fakes import RESULT, MemoryStore, object_of
 from workers.output import object_facts
+from workers.source.rows import RowGroup
 from workers.storage.store import ObjectInfo
 
 ROWS = 4096

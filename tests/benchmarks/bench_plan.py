@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from jobs.input.footers import Opened, RowGroup
+from jobs.input.footers import Opened
 from jobs.input.listing import Listing
 from jobs.ledger.done import NOTE_EVERY, KnownObjects, Noting
 from jobs.ledger.ledger import Ledger
@@ -37,6 +37,7 @@ from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from tests.support.fakes import RESULT, object_of
 from workers.contract import Shard
+from workers.source.rows import RowGroup
 from workers.storage.store import LocalStore, ObjectInfo
 
 ROOT = "model=net-0123456789abcdef"

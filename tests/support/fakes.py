@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jobs.input.footers import Opened, RowGroup
+from jobs.input.footers import Opened
 from jobs.ledger.plans import Source
 from workers.contract import Shard, ThreadPlan
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 from workers.output import Scored, encode, object_facts
+from workers.source.rows import RowGroup
 from workers.storage.errors import NotFound
 from workers.storage.store import ObjectInfo, Store
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import BadImage
+from workers.source.rows import RowGroup
 from workers.source.shard_reader import ShardReader
 from workers.source.source_file import opened
-from workers.source.webdataset import Block, blocks
+from workers.source.webdataset import row_groups
 from workers.storage.filesystems import open_filesystem, version_of
 
 JPG = InputSpec(format="webdataset", image="jpg;png", keys=("__key__", "cls"))
@@ -54,12 +55,12 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-def index(path: Path | str, rows_a_block: int = 16) -> tuple[Block, ...]:
+def index(path: Path | str, rows_a_block: int = 16) -> tuple[RowGroup, ...]:
     with opened(*open_filesystem(str(path))) as file:
-        return blocks(file, rows_a_block)
+        return row_groups(file, rows_a_block)
 
 
-def shard(path: Path | str, parts: Sequence[Block]) -> Shard:
+def shard(path: Path | str, parts: Sequence[RowGroup]) -> Shard:
     fs, name = open_filesystem(str(path))
     info = fs.info(name)
     slices = [
@@ -77,7 +78,7 @@ def shard(path: Path | str, parts: Sequence[Block]) -> Shard:
     return Shard(plan=1, plan_token="t", index=0, slices=tuple(slices))
 
 
-def read(path: Path | str, parts: Sequence[Block], how: InputSpec = JPG) -> list[Row]:
+def read(path: Path | str, parts: Sequence[RowGroup], how: InputSpec = JPG) -> list[Row]:
     """Each row's image, or its error code, and its keys; checks that rows come in the order planned."""
     of = shard(path, parts)
     rows: list[Row] = []

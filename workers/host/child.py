@@ -91,20 +91,15 @@ class Child:
                 raise Overdue
             return self._pipe.recv()
         except (EOFError, OSError):  # OSError: it died in the middle of a message
-            raise self._dead() from None
+            code, over_memory = self._process.wait(), self._guard.close()
+            how = how_it_died(code, over_memory=over_memory, memory_bytes=self._memory_bytes, did=self._did)
+            raise (KilledFromOutside(signal.Signals(-code).name) if how is None else Died(how)) from None
 
     def end(self) -> None:
         self._pipe.close()
         self._process.kill()
         self._process.wait()
         self._guard.close()
-
-    def _dead(self) -> Exception:
-        """Why nothing comes any more."""
-        returncode = self._process.wait()
-        over_memory = self._guard.close()
-        how = how_it_died(returncode, over_memory=over_memory, memory_bytes=self._memory_bytes, did=self._did)
-        return KilledFromOutside(signal.Signals(-returncode).name) if how is None else Died(how)
 
 
 def to_parent() -> Connection:

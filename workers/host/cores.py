@@ -45,10 +45,6 @@ class Topology:
     """CPU seconds a second that the cgroup grants, or None where it sets no limit."""
 
     @property
-    def logical_cpus(self) -> int:
-        return sum(len(core) for core in self.cores)
-
-    @property
     def threads_per_core(self) -> int:
         return max(len(core) for core in self.cores)
 
@@ -61,7 +57,7 @@ class Topology:
     @property
     def may_pin(self) -> bool:
         """Only where the mask is ours alone: under a mere quota every container would pin to the same cores."""
-        return self.quota_cpus is None or self.logical_cpus <= self.quota_cpus
+        return self.quota_cpus is None or sum(map(len, self.cores)) <= self.quota_cpus
 
 
 def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) -> Topology:
@@ -112,17 +108,16 @@ def this_node() -> tuple[int, int, bool]:
     return topology.budget, topology.threads_per_core, topology.may_pin
 
 
+@dataclass(frozen=True)
 class Lease:
     """Cores held by this process until `release` or its death."""
 
-    def __init__(self, plan: ThreadPlan, descriptors: list[int]) -> None:
-        self.plan = plan
-        self._descriptors = descriptors
+    plan: ThreadPlan
+    descriptors: list[int]
 
     def release(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 def unpinned(threads: int) -> ThreadPlan:
@@ -167,10 +162,8 @@ def choose_slots(free: list[int], caches: Mapping[int, int], wanted: int) -> set
     """`wanted` of the free slots: from the fullest L3 that still has room, across caches only if none has. Or none."""
     if len(free) < wanted:
         return set()
-    by_cache: dict[int, list[int]] = {}
-    for slot in free:
-        by_cache.setdefault(caches[slot], []).append(slot)
-    roomy = [group for group in by_cache.values() if len(group) >= wanted]
+    groups = [[slot for slot in free if caches[slot] == cache] for cache in dict.fromkeys(map(caches.get, free))]
+    roomy = [group for group in groups if len(group) >= wanted]
     return set(min(roomy, key=len)[:wanted] if roomy else free[:wanted])
 
 

@@ -27,8 +27,11 @@ _LEFT_BY_ONEDNN = {
     **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({_AVX512_VNNI})),
 }
 """By limit, the encodings that oneDNN still uses (src/cpu/x64/cpu_isa_traits.hpp). Any other value leaves both."""
-_FBGEMM_LIMITS_WITHOUT_VNNI = ("AVX2", "AVX512", "AVX512_256")
-_ATEN_LEVELS_WITHOUT_VNNI = ("DEFAULT", "AVX2")
+_WITHOUT_VNNI = {
+    "ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
+    "FBGEMM_ENABLE_INSTRUCTIONS": ("AVX2", "AVX512", "AVX512_256"),
+}
+"""By variable, the limits of ATen and FBGEMM that leave none of it."""
 
 
 def isa_class(cpuinfo: str | None = None, environ: Mapping[str, str] | None = None, machine: str | None = None) -> str:
@@ -47,13 +50,17 @@ def isa_class(cpuinfo: str | None = None, environ: Mapping[str, str] | None = No
         return ARM64
     if machine not in ("x86_64", "amd64"):
         return machine
-    flags = cpu_flags(_read_cpuinfo() if cpuinfo is None else cpuinfo)
-    return X86_VNNI if _vnni_in_use(flags, environ) else X86_NO_VNNI
+    if any(environ.get(name, "").upper() in limits for name, limits in _WITHOUT_VNNI.items()):
+        return X86_NO_VNNI
+    # An empty one counts as none, and then the older name does.
+    limit = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    in_use = cpu_flags(cpuinfo) & _LEFT_BY_ONEDNN.get(limit, {_AVX512_VNNI, _AVX_VNNI})
+    return X86_VNNI if in_use else X86_NO_VNNI
 
 
 def cpu_flags(cpuinfo: str | None = None) -> frozenset[str]:
     """What /proc/cpuinfo says an x86 CPU has, such as `avx2`; empty where it cannot be read."""
-    return frozenset(_field(_read_cpuinfo() if cpuinfo is None else cpuinfo, "flags").split())
+    return frozenset(_field("flags", cpuinfo).split())
 
 
 def runs_on(artifact_isa: str, host_isa: str) -> bool:
@@ -66,27 +73,15 @@ def runs_on(artifact_isa: str, host_isa: str) -> bool:
 
 def cpu_model() -> str:
     """The processor's name for people, e.g. `AMD EPYC 9B45`; its architecture where no name can be read."""
-    return _field(_read_cpuinfo(), "model name") or platform.processor() or platform.machine()
+    return _field("model name") or platform.processor() or platform.machine()
 
 
-def _vnni_in_use(flags: frozenset[str], environ: Mapping[str, str]) -> bool:
-    if environ.get("ATEN_CPU_CAPABILITY", "").upper() in _ATEN_LEVELS_WITHOUT_VNNI:
-        return False
-    if environ.get("FBGEMM_ENABLE_INSTRUCTIONS", "").upper() in _FBGEMM_LIMITS_WITHOUT_VNNI:
-        return False
-    # An empty one counts as none, and then the older name does.
-    limit = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    return bool(flags & _LEFT_BY_ONEDNN.get(limit, {_AVX512_VNNI, _AVX_VNNI}))
-
-
-def _read_cpuinfo() -> str:
-    try:
-        return _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux, or a sandbox without /proc
-        return ""
-
-
-def _field(cpuinfo: str, name: str) -> str:
+def _field(name: str, cpuinfo: str | None = None) -> str:
+    if cpuinfo is None:
+        try:
+            cpuinfo = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # not Linux, or a sandbox without /proc
+            return ""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -21,7 +22,7 @@ class BoundTooLow(Exception):
 
 def node_bytes(root: Path = Path("/")) -> int:
     """Memory that this node grants: the machine's, or the tightest limit among our cgroup and its ancestors."""
-    limits = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:")]
+    limits = [1024 * int(kib) for kib in re.findall(r"^MemTotal:\s*(\d+)", (root / "proc/meminfo").read_text(), re.M)]
     for folder in cgroups.folders(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):  # v2, v1
             text = cgroups.read_text(folder / name)
@@ -47,10 +48,8 @@ def peak_rss_bytes() -> int:
     `VmHWM`, because getrusage's figure also counts what the process that started this one held; where the kernel
     does not tell (gVisor), that one.
     """
-    for line in _lines(Path("/proc/self/status")):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(), re.M)
+    return 1024 * (int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def forget_peak() -> None:
@@ -96,7 +95,3 @@ class Guard:
     def _start(self) -> subprocess.Popen[bytes]:
         # It watches for as long as we hold its standard input open, so it cannot outlive us.
         return subprocess.Popen(self._command, stdin=subprocess.PIPE)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()

@@ -51,17 +51,13 @@ class Notice:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deadline = math.inf
-        self._given = False
+        self.given = False
         self._changed = threading.Condition()
-
-    @property
-    def given(self) -> bool:
-        return self._given
 
     def give(self, left_s: float) -> None:
         """Everything has to be over in `left_s` seconds, which may be infinite; the earliest deadline counts."""
         with self._changed:
-            self._given = True
+            self.given = True
             self._deadline = min(self._deadline, self._clock() + left_s)
             self._changed.notify_all()
 
@@ -70,12 +66,12 @@ class Notice:
 
     def begin(self) -> None:
         """Raises Preempted if nothing is to be begun any more."""
-        if self._given:
+        if self.given:
             raise Preempted("the worker has to go and begins nothing more")
 
     def between_rounds(self, rows_done: int, rows: int, took_s: float) -> None:
         """Raises Preempted if the shard under way is not worth going on with."""
-        if self._given and not ends_in_time(rows_done, rows, took_s, self.left_s()):
+        if self.given and not ends_in_time(rows_done, rows, took_s, self.left_s()):
             raise Preempted(f"{rows_done:,} of {rows:,} rows scored, and the worker has to go in {self.left_s():.0f} s")
 
     def result_of(self, work: Future[_T], *, take_back: bool) -> _T:
@@ -87,7 +83,7 @@ class Notice:
         work.add_done_callback(self._wake)
         with self._changed:
             while not work.done():
-                if not self._given:
+                if not self.given:
                     self._changed.wait()
                 elif take_back and work.cancel():
                     raise Preempted("the worker has to go and had only read ahead")

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from workers.image.errors import BadImage, ErrorCode
 from workers.redaction import redacted
 from workers.source.uris import Refused, is_allowed
 from workers.storage.errors import ServerFault
@@ -35,15 +36,12 @@ bear, and libc remembers nothing."""
 _LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 
-class TooLarge(Exception):
-    """The answer has more than MAX_BYTES."""
-
-
 def fetch(url: str) -> bytes:
     """The body of a URL as `workers.source.uris.resolve_uri` returns it.
 
     Raises Refused where the host's addresses are not allowed, the server redirects, or it does not give the image;
-    FileNotFoundError, TooLarge, PermissionError for a certificate that does not hold, and ServerFault, which may pass.
+    FileNotFoundError, BadImage for one that is too large, PermissionError for a certificate that does not hold, and
+    ServerFault, which may pass.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 0
@@ -54,7 +52,10 @@ def fetch(url: str) -> bytes:
         answer = pool.urlopen(
             "GET",
             target,
-            headers={"Host": _host_header(parts.scheme, host, port), "Accept-Encoding": "identity"},
+            headers={
+                "Host": parts.netloc.removesuffix({"http": ":80", "https": ":443"}[parts.scheme]),
+                "Accept-Encoding": "identity",
+            },
             retries=False,
             redirect=False,
             preload_content=False,
@@ -99,11 +100,6 @@ def _address(host: str, port: int) -> str:
     return addresses[0]
 
 
-def _host_header(scheme: str, host: str, port: int) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return name if port == {"http": 80, "https": 443}[scheme] else f"{name}:{port}"
-
-
 def _check_status(answer: urllib3.BaseHTTPResponse, url: str) -> None:
     status = answer.status
     if status == HTTPStatus.OK:
@@ -113,9 +109,7 @@ def _check_status(answer: urllib3.BaseHTTPResponse, url: str) -> None:
         raise FileNotFoundError(where)
     if status in _LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise ServerFault(f"{where}: HTTP {status}", status, answer.headers)
-    if status // 100 == 3:
-        raise Refused(f"{where}: HTTP {status}; redirects are not followed")
-    raise Refused(f"{where}: HTTP {status}")
+    raise Refused(f"{where}: HTTP {status}" + ("; redirects are not followed" if status // 100 == 3 else ""))
 
 
 def _body(answer: urllib3.BaseHTTPResponse, url: str) -> bytes:
@@ -124,7 +118,7 @@ def _body(answer: urllib3.BaseHTTPResponse, url: str) -> bytes:
     for chunk in answer.stream(CHUNK_BYTES):
         body += chunk
         if len(body) > MAX_BYTES:
-            raise TooLarge(f"{redacted(url)} has more than {MAX_BYTES} bytes")
+            raise BadImage(ErrorCode.TOO_LARGE, f"{redacted(url)} has more than {MAX_BYTES} bytes")
         if time.monotonic() > deadline:
             raise ServerFault(f"{redacted(url)}: {len(body)} bytes in {TOTAL_S:.0f} s, and no end")
     return bytes(body)

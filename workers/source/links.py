@@ -70,8 +70,6 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
         return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object")
     except BadImage as bad:
         return bad
-    except http_fetch.TooLarge as error:
-        return BadImage(ErrorCode.TOO_LARGE, str(error))
 
 
 def _read(url: str, roots: tuple[str, ...]) -> bytes:

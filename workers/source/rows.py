@@ -1,4 +1,4 @@
-"""What a reader gives to the predictor: encoded images with their key columns, a block of rows at a time."""
+"""Rows of the input: those that stay together when it is cut into shards, and a block of them as it is read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,26 @@ ImageCell: TypeAlias = memoryview | bytes | BadImage
 """An encoded image, or why the row has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows that stay together: a row group of a Parquet file, some samples of a tar file, an image file."""
+
+    rows: int
+    bytes: int
+    """Of the columns that are read, compressed; of a tar from the first sample's header to the end of the last one."""
+    number: int = 0
+    """Of the row group in its file; always 0 in files that have none."""
+    row_start: int = 0
+    """First row, counted from the start of the row group with this number."""
+    byte_start: int = 0
+    """Where in a tar file the first row lies: `Slice.byte_start`."""
+    whole: bool = False
+    """Never to be split: where a row in the middle lies is not known."""
+
+
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of one slice."""
+    """What a reader gives to the predictor: encoded images with their key columns, rows of one slice."""
 
     slice_index: int
     rows: Sequence[int]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -19,8 +20,7 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.source import parquet_rows, webdataset
-from workers.source.parquet import open_parquet
+from workers.source import parquet, webdataset
 from workers.source.rows import FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.storage.errors import Cause, NotFound, StoreError, cause_of
@@ -64,14 +64,9 @@ class ShardReader:
     def _source_blocks(self, indices: Sequence[int]) -> Iterator[RowBlock]:
         """The slices of one file of many rows, which is opened once."""
         source = self.shard.slices[indices[0]]
-        fs, path = open_filesystem(source.uri)
-        if not _unchanged(fs, path, source):
+        if (file := _opened_unchanged(source)) is None:
             self.gone.update(indices)
             return
-        try:
-            file = opened(fs, path)
-        except NotFound as error:
-            raise SourceChanged(f"{source.uri} vanished before it was read") from error
         with file:
             try:
                 yield from self._rows(file, indices)
@@ -83,10 +78,10 @@ class ShardReader:
                     raise StoreError(f"cannot read {source.uri}: {error}") from error
                 if not isinstance(error, InputUnreadable | pa.ArrowException | OSError):
                     raise
-                if not _unchanged(fs, path, source):
+                if not _unchanged(file.fs, file.path, source):
                     raise SourceChanged(f"{source.uri} changed while it was read") from error
                 raise InputUnreadable(f"{source.uri}: {error}") from error
-        if not _unchanged(fs, path, source):
+        if not _unchanged(file.fs, file.path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
 
     def _rows(self, file: SourceFile, indices: Sequence[int]) -> Iterator[RowBlock]:
@@ -95,10 +90,10 @@ class ShardReader:
             for index in indices:
                 yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input, self.only)
         else:
-            parquet = open_parquet(file)
+            whole = parquet.open_parquet(file)
             for index in indices:
                 rows = self.shard.slices[index]
-                yield from parquet_rows.row_group_blocks(file, parquet, index, rows, self.input, self.only)
+                yield from parquet.row_group_blocks(file, whole, index, rows, self.input, self.only)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
@@ -128,18 +123,22 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
 
     Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
     """
-    fs, path = open_filesystem(part.uri)
-    if not _unchanged(fs, path, part):
-        return None
-    try:
-        file = opened(fs, path)
-    except NotFound:
+    if (file := _opened_unchanged(part)) is None:
         return None
     with file:
         if how.format == "webdataset":
             return webdataset.keys_of(file, part.byte_start, part.rows, how.keys)
-        rows = open_parquet(file).read_row_group(part.row_group, columns=list(how.keys))
+        rows = parquet.open_parquet(file).read_row_group(part.row_group, columns=list(how.keys))
         return rows.slice(part.row_start, part.rows)
+
+
+def _opened_unchanged(source: Slice) -> SourceFile | None:
+    """The source's file; None where it is not what was claimed any more."""
+    fs, path = open_filesystem(source.uri)
+    with suppress(NotFound):
+        if _unchanged(fs, path, source):
+            return opened(fs, path)
+    return None
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:
@@ -157,12 +156,10 @@ def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:
     Checking after the read is enough: the version that is there now was there then.
     """
     path = str(fs._strip_protocol(source.uri))
-    data: bytes | BadImage
-    if source.size > MAX_IMAGE_BYTES:
-        data = BadImage(ErrorCode.TOO_LARGE, f"{source.size} bytes, more than {MAX_IMAGE_BYTES}")
-    else:
-        try:
+    data: bytes | BadImage = BadImage(ErrorCode.TOO_LARGE, f"{source.size} bytes, more than {MAX_IMAGE_BYTES}")
+    with suppress(NotFound):
+        if source.size <= MAX_IMAGE_BYTES:
             data = bytes(retrying(lambda: fs.cat_file(path), source.uri))
-        except NotFound:
-            return None
-    return data if _unchanged(fs, path, source) else None
+        if _unchanged(fs, path, source):
+            return data
+    return None

@@ -59,19 +59,11 @@ class Place(NamedTuple):
         return cls(text) if how.format == "images" else None
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """The encoded image of a row, or why there is none, for a person."""
+def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[bytes | str]:
+    """The images of the rows, or why there is none, for a person; in their order. Raises nothing for a row's sake.
 
-    data: bytes | None
-    problem: str = ""
-
-
-def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[Fetched]:
-    """The images of the rows, in their order; all of them are held in memory. Raises nothing for a row's sake.
-
-    Rows of one row group are read together. `pieces` are slices of plans, of these sources or of others: in a tar they
-    tell from which byte to read, and without them it is read from its beginning.
+    All are held in memory, and rows of one row group read together. `pieces` are slices of plans, of these sources or
+    of others: in a tar they tell from which byte to read, and without them it is read from its beginning.
     """
     starts: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(lambda: [(0, 0)])
     for piece in pieces:
@@ -85,7 +77,7 @@ def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice
     return [found[row] for row in rows]
 
 
-def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, int]]) -> dict[RowAt, Fetched]:
+def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, int]]) -> dict[RowAt, bytes | str]:
     """Rows of one row group of a source, in ascending order; `starts` are rows that begin at a byte which is known."""
     source, cells, problem = rows[0], dict[int, ImageCell](), CHANGED
     try:
@@ -108,8 +100,5 @@ def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, in
         cells.clear()
     except Exception as error:  # noqa: BLE001  (each library has its own; whatever it is, it concerns this source alone)
         problem = redacted(f"cannot be read: {error}")
-    return {row: _fetched(cells.get(row.row, problem)) for row in rows}
-
-
-def _fetched(cell: ImageCell | str) -> Fetched:
-    return Fetched(None, str(cell)) if isinstance(cell, BadImage | str) else Fetched(bytes(cell))
+    found = {row: cells.get(row.row, problem) for row in rows}
+    return {row: str(cell) if isinstance(cell, BadImage | str) else bytes(cell) for row, cell in found.items()}

@@ -15,10 +15,13 @@ class InputUnreadable(Exception):
 
 
 class SourceFile(io.RawIOBase):
-    """A file of any fsspec file system that remembers the fault of its storage, if it had one."""
+    """A file of any fsspec file system, read with retries. It remembers the fault of its storage, if it had one.
+
+    What reads raise is StoreError, StoreDenied, NotFound.
+    """
 
     def __init__(self, fs: Any, path: str) -> None:
-        self._path = path
+        self.fs, self.path = fs, path
         self.remote = isinstance(fs, AsyncFileSystem)
         # No cache between Arrow and the object: Arrow asks for what it needs, once.
         self._file = fs.open(path, "rb", **({"cache_type": "none"} if self.remote else {}))
@@ -27,7 +30,7 @@ class SourceFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         try:
             # A failed read leaves the position where it was.
-            return bytes(retrying(lambda: self._file.read(size), self._path) if self.remote else self._file.read(size))
+            return bytes(retrying(lambda: self._file.read(size), self.path))
         except Exception as error:
             self.fault = error
             raise
@@ -39,9 +42,6 @@ class SourceFile(io.RawIOBase):
         return int(self._file.tell())
 
     def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
         return True
 
     def close(self) -> None:

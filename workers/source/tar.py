@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from workers.source.source_file import InputUnreadable, SourceFile
-from workers.storage.errors import Cause, StoreError, cause_of
 
 BLOCK = tarfile.BLOCKSIZE
 NEAR_BYTES = 2 * 2**20
@@ -27,15 +26,8 @@ MAX_PADDING_BYTES = 2**20
 """Zeros behind the end marker, which fills the last record (10 KiB by default). More is a file that was made in its
 full size and not filled."""
 
-_EXTENDED_TYPES = frozenset(
-    (
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.GNUTYPE_LONGLINK,
-        tarfile.XHDTYPE,
-        tarfile.XGLTYPE,
-        tarfile.SOLARIS_XHDTYPE,
-    )
-)
+_PAX_TYPES = frozenset((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE))
+_EXTENDED_TYPES = _PAX_TYPES | {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 _WITHOUT_CONTENT = frozenset(tarfile.SUPPORTED_TYPES) - frozenset(tarfile.REGULAR_TYPES)
 """Links, folders, devices: no data follows their header, whatever its size says."""
 _COMPRESSED = {
@@ -98,20 +90,11 @@ class Window:
             self._piece_bytes = min(self._most_bytes, 2 * self._piece_bytes)
         else:
             self._piece_bytes = self._first_bytes
-        missing = max(self._piece_bytes, count - len(kept))
-        self._data = kept + self._read(offset + len(kept), missing)
+        self._file.seek(offset + len(kept))
+        self._data = kept + self._file.read(max(self._piece_bytes, count - len(kept)))
         self._start = offset
         if len(self._data) < count:
             raise _cut_off(f"{count} bytes at {offset} are wanted", offset + len(self._data))
-
-    def _read(self, offset: int, count: int) -> bytes:
-        try:
-            self._file.seek(offset)
-            return bytes(self._file.read(min(count, self.size - offset)))
-        except Exception as error:
-            if cause_of(error) is Cause.OTHER:
-                raise
-            raise StoreError(str(error)) from error
 
 
 def members(window: Window, start: int = 0) -> Iterator[Member]:
@@ -127,8 +110,7 @@ def members(window: Window, start: int = 0) -> Iterator[Member]:
 def _member_at(window: Window, start: int) -> Member | None:
     """The member whose headers begin at `start`, or None at the end of the archive."""
     at = start
-    path: str | None = None
-    size: int | None = None
+    given: dict[bytes, bytes] = {}  # of the member, by its extended headers
     for _ in range(MAX_EXTENDED_HEADERS + 1):
         header = _header_at(window, at)
         if header is None:
@@ -138,29 +120,31 @@ def _member_at(window: Window, start: int) -> Member | None:
             return None
         data_start = at + BLOCK
         if header.type not in _EXTENDED_TYPES:
-            return _member(window, header, start, data_start, path, size)
-        body = _extended_body(window, header, at)
+            return _member(window, header, start, data_start, given)
+        if not 0 <= header.size <= MAX_EXTENDED_BYTES:
+            raise InputUnreadable(
+                f"damaged tar: the extended header at byte {at} has {header.size} bytes ({MAX_EXTENDED_BYTES} at most)"
+            )
+        body = window.at(data_start, header.size)
+        records = _pax_records(body, at) if header.type in _PAX_TYPES else {}
         if header.type == tarfile.GNUTYPE_LONGNAME:
-            path = _text(body.split(b"\0", 1)[0])
-        elif header.type != tarfile.GNUTYPE_LONGLINK:
-            records = _pax_records(body, at)
-            if header.type == tarfile.XGLTYPE and records.keys() & {b"path", b"size"}:
-                raise InputUnreadable(
-                    f"unusual tar: the global header at byte {at} sets the path or size of all members"
-                )
-            path = _text(records[b"path"]) if b"path" in records else path
-            size = _pax_size(records[b"size"], at) if b"size" in records else size
+            records[b"path"] = body.split(b"\0", 1)[0]
+        if header.type == tarfile.XGLTYPE and records.keys() & {b"path", b"size"}:
+            raise InputUnreadable(f"unusual tar: the global header at byte {at} sets the path or size of all members")
+        if not _DECIMAL.fullmatch(size := records.get(b"size", b"0")):
+            raise InputUnreadable(f"damaged tar: the extended header at byte {at} gives a size of {size[:32]!r}")
+        given |= records
         at = data_start + padded(header.size)
     raise InputUnreadable(f"damaged tar: more than {MAX_EXTENDED_HEADERS} extended headers from byte {start} on")
 
 
 def _member(
-    window: Window, header: tarfile.TarInfo, start: int, data_start: int, path: str | None, size: int | None
+    window: Window, header: tarfile.TarInfo, start: int, data_start: int, given: Mapping[bytes, bytes]
 ) -> Member:
-    name = header.name if path is None else path
+    name = _text(given[b"path"]) if b"path" in given else header.name
     if header.type == tarfile.GNUTYPE_SPARSE:
         raise _sparse(name)
-    size = 0 if header.type in _WITHOUT_CONTENT else header.size if size is None else size
+    size = 0 if header.type in _WITHOUT_CONTENT else int(given.get(b"size", header.size))
     if size < 0:
         raise InputUnreadable(f"damaged tar: {name} has a negative size (header at byte {start})")
     if data_start + size > window.size:
@@ -209,14 +193,6 @@ def _not_a_tar(block: bytes) -> str:
     return f"not a tar file: it begins with {block[:16]!r}"
 
 
-def _extended_body(window: Window, header: tarfile.TarInfo, at: int) -> bytes:
-    if not 0 <= header.size <= MAX_EXTENDED_BYTES:
-        raise InputUnreadable(
-            f"damaged tar: the extended header at byte {at} has {header.size} bytes ({MAX_EXTENDED_BYTES} at most)"
-        )
-    return window.at(at + BLOCK, header.size)
-
-
 def _pax_records(body: bytes, at: int) -> dict[bytes, bytes]:
     """Records `<length> <keyword>=<value>` of a PAX header (POSIX.1-2001, pax, Extended Header)."""
     records: dict[bytes, bytes] = {}
@@ -232,12 +208,6 @@ def _pax_records(body: bytes, at: int) -> dict[bytes, bytes]:
         records[keyword] = value
         position = stop
     return records
-
-
-def _pax_size(value: bytes, at: int) -> int:
-    if not _DECIMAL.fullmatch(value):
-        raise InputUnreadable(f"damaged tar: the extended header at byte {at} gives a size of {value[:32]!r}")
-    return int(value)
 
 
 def _check_end(window: Window, at: int) -> None:

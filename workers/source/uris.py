@@ -21,32 +21,29 @@ _NEVER = [
     ipaddress.ip_network(network)
     for network in (
         "0.0.0.0/8",
-        "169.254.0.0/16",  # link-local: metadata of AWS, GCP, Azure, Oracle
-        "224.0.0.0/4",
         "240.0.0.0/4",
         "100.100.100.200/32",  # metadata of Alibaba Cloud
         "168.63.129.16/32",  # Azure's host agent, an address that looks public
         "192.0.0.192/32",  # metadata of Oracle Cloud, classic
         "::/128",
-        "fe80::/10",
-        "ff00::/8",
         "fd00:ec2::/32",  # metadata and other services of AWS instances
         "fd20:ce::/32",  # metadata of GCP
     )
 ]
+"""Beside link-local addresses, where AWS, GCP, Azure and Oracle have their metadata, and multicast ones."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _PRIVATE_ENDINGS = (".internal", ".local", ".localhost", ".svc", ".home.arpa")
 """Endings of names that the public DNS does not answer (RFC 6761, 6762, 8375; ICANN's .internal; Kubernetes' .svc)."""
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """The address that a host is, None where it is a name. Raises ValueError for a number in another form."""
+    """The address that a host is, None where it is a name. Raises Refused for a number in another form."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         last = host.removesuffix(".").rpartition(".")[2]
         if last.isdigit() or last.lower().startswith("0x"):
-            raise ValueError(f"{host} is a number that is no IP address; write four decimal numbers") from None
+            raise Refused(f"{host} is a number that is no IP address; write four decimal numbers") from None
         return None
 
 
@@ -59,7 +56,7 @@ def is_allowed(address: str, host: str) -> bool:
     only a private DNS can answer to private ones too; only `localhost` to this machine.
     """
     found = _plain(ipaddress.ip_address(address))
-    if any(found in network for network in _NEVER if network.version == found.version):
+    if found.is_link_local or found.is_multicast or any(found in network for network in _NEVER):
         return False
     named = literal(host)
     if named is not None:
@@ -67,22 +64,17 @@ def is_allowed(address: str, host: str) -> bool:
     if found.is_loopback:
         return host == "localhost" or host.endswith(".localhost")
     private_name = "." not in host or host.endswith(_PRIVATE_ENDINGS)
-    return (found.is_global and not found.is_multicast) or (found.is_private and private_name)
+    return found.is_global or (found.is_private and private_name)
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """The IPv4 address that an IPv6 one stands for, where it does."""
     if isinstance(address, IPv4Address):
         return address
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
-    return IPv6Address(int(address))  # without a zone
+    nat64 = IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+    _, teredo = address.teredo or (None, None)
+    # Otherwise itself, without a zone.
+    return address.ipv4_mapped or nat64 or address.sixtofour or teredo or IPv6Address(int(address))
 
 
 STORES = frozenset(
@@ -154,11 +146,7 @@ def check_root(root: str) -> None:
     host = place.host.rpartition(":")[0].removeprefix("[").removesuffix("]")  # an IPv6 address stands in brackets
     if place.query or "#" in root:
         raise Refused("a root has no query")
-    try:
-        address = literal(host)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if address is not None and not is_allowed(str(address), host):
+    if (address := literal(host)) is not None and not is_allowed(str(address), host):
         raise Refused(f"{host} is an address that no image server has")
 
 

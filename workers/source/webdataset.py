@@ -4,8 +4,8 @@ The convention is WebDataset's: of `train/0001.seg.png` the key is `train/0001` 
 case; names without a stem or an extension, and WebDataset's own `__meta__` entries, belong to no sample. An extension
 that comes again under the same key begins a new sample, so that no image is dropped in silence.
 
-A tar has no index. `blocks` walks the headers once, for the driver; with the byte of a block's first header a worker
-reads rows in the middle without what lies before them.
+A tar has no index. `row_groups` walks the headers once, for the driver; with the byte of a group's first header a
+worker reads rows in the middle without what lies before them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
-from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock
+from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock, RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile
 from workers.source.tar import Member, Window, members
 
@@ -49,21 +49,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive samples of one tar."""
-
-    rows: int
-    row_start: int
-    """Ordinal of the first sample in the tar."""
-    byte_start: int
-    """Where the first header of the first sample begins: `Slice.byte_start`."""
-    bytes: int
-    """From there to the next block, or to the end of the last sample."""
-
-
-def blocks(file: SourceFile, rows_a_block: int = 16) -> tuple[Block, ...]:
-    """Where the samples of a tar lie, `rows_a_block` of them at a time; () if it holds none.
+def row_groups(file: SourceFile, together: int = 16) -> tuple[RowGroup, ...]:
+    """Where the samples of a tar lie, `together` of them at a time; () if it holds none.
 
     Only headers are looked at. From an object store small members are read through all the same, because that is
     quicker than a request for each header; large ones are passed over. Raises InputUnreadable for anything but a whole,
@@ -72,12 +59,12 @@ def blocks(file: SourceFile, rows_a_block: int = 16) -> tuple[Block, ...]:
     starts: list[int] = []
     rows = stop = 0
     for sample in _samples(_sparing(file), 0):
-        if rows % rows_a_block == 0:
+        if rows % together == 0:
             starts.append(sample.start)
         rows, stop = rows + 1, sample.stop
-    firsts = range(0, rows, rows_a_block)
+    firsts = range(0, rows, together)
     return tuple(
-        Block(min(rows_a_block, rows - first), first, start, end - start)
+        RowGroup(min(together, rows - first), end - start, row_start=first, byte_start=start, whole=True)
         for first, start, end in zip(firsts, starts, [*starts, stop][1:], strict=True)
     )
 
@@ -130,37 +117,20 @@ def sample_blocks(
 
 
 def _row_block(samples: Mapping[int, _Sample], index: int, how: InputSpec) -> RowBlock:
-    images = [_image_cell(sample, how) for sample in samples.values()]
+    images = [_lacking(sample, how) if sample.image is None else sample.image for sample in samples.values()]
     keys = _key_table(samples.values(), how.keys) if how.keys else None
     return RowBlock(index, list(samples), images, keys, sum(sample.bytes_read for sample in samples.values()))
 
 
-def _image_cell(sample: _Sample, how: InputSpec) -> ImageCell:
-    if sample.image is not None:
-        return sample.image
-    looked_for = extensions(how.image)
-    extension = next((e for e in looked_for if e in sample.members), None)
-    if extension is None:
-        present = ", ".join(list(sample.members)[:8])
-        return BadImage(ErrorCode.NULL, f"sample {sample.key} has no {', '.join(looked_for)}; it has {present}")
-    member = sample.members[extension]
-    if member.link_to is not None:
-        return BadImage(ErrorCode.NULL, f"{member.name} is a link to {member.link_to}; links are not followed")
-    return BadImage(ErrorCode.TOO_LARGE, f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
+def _lacking(sample: _Sample, how: InputSpec) -> BadImage:
+    looked_for, present = ", ".join(extensions(how.image)), ", ".join(list(sample.members)[:8])
+    return BadImage(ErrorCode.NULL, f"sample {sample.key} has no {looked_for}; it has {present}")
 
 
 def _key_table(samples: Collection[_Sample], names: Sequence[str]) -> pa.Table:
-    return pa.table({name: pa.array([_key_value(s, name) for s in samples], pa.string()) for name in names})
-
-
-def _key_value(sample: _Sample, name: str) -> str | None:
-    """The key, or a member's text without the line break that ends it; None where there is no such member."""
-    if name == KEY_COLUMN:
-        return sample.key
-    content = sample.texts.get(name.lower())
-    if content is None:
-        return None
-    return content.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
+    """The samples' keys, and their members' texts; null where there is no such member."""
+    values = {name: [s.key if name == KEY_COLUMN else s.texts.get(name.lower()) for s in samples] for name in names}
+    return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
 
 
 def _too_few(found: int, planned: int, byte_start: int) -> InputUnreadable:
@@ -174,26 +144,33 @@ class _Sample:
     stop: int
     members: dict[str, Member] = field(default_factory=dict)
     """Files and links, by extension."""
-    image: bytes | None = None
-    """Content of the member of the preferred extension, where it is a file and not too large."""
-    texts: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def bytes_read(self) -> int:
-        return len(self.image or b"") + sum(map(len, self.texts.values()))
+    image: ImageCell | None = None
+    """Of the preferred extension."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """By extension, without the line break that ends them."""
+    bytes_read: int = 0
 
     def take(self, extension: str, member: Member, window: Window, images: Sequence[str], texts: Set[str]) -> None:
         """Add a member, and read it if it is one of the `texts`, or preferred to the other `images` so far."""
         self.stop = member.stop
         if extension in images and not self.members.keys() & set(images[: images.index(extension)]):
-            fits = member.is_file and member.size <= MAX_IMAGE_BYTES
-            self.image = window.at(member.data_start, member.size) if fits else None
+            if member.link_to is not None:
+                why = f"{member.name} is a link to {member.link_to}; links are not followed"
+                self.image = BadImage(ErrorCode.NULL, why)
+            elif member.size > MAX_IMAGE_BYTES:
+                why = f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}"
+                self.image = BadImage(ErrorCode.TOO_LARGE, why)
+            else:
+                self.image = window.at(member.data_start, member.size)
+                self.bytes_read += member.size
         if extension in texts and member.is_file:
             if member.size > MAX_TEXT_BYTES:
                 raise InputUnreadable(
                     f"{member.name} has {member.size} bytes, a value of a key column {MAX_TEXT_BYTES} at most"
                 )
-            self.texts[extension] = window.at(member.data_start, member.size)
+            text = window.at(member.data_start, member.size).decode("utf-8", "backslashreplace")
+            self.texts[extension] = text.removesuffix("\n").removesuffix("\r")
+            self.bytes_read += member.size
         self.members[extension] = member
 
 

@@ -91,12 +91,11 @@ _FAULTS = _AWS_ANSWER | {
 
 def cause_of(error: BaseException) -> Cause:
     """Why a call to a storage library, or to our own functions around one, failed."""
+    aws_code, status, _ = _answer(error)
     azure_code = getattr(error, "error_code", None) if _is(error, _AZURE_ANSWER) else None
     if isinstance(error, (FileNotFoundError, NotFound)) or _is(error, _MISSING) or azure_code in _NO_SUCH_NAME:
         return Cause.MISSING
-    # Without the service that the code is passed on from, as in `KMS.ThrottlingException`.
-    aws_code = str(_aws_answer(error).get("Error", {}).get("Code", "")).rpartition(".")[2]
-    if aws_code in _THROTTLED_CODES or _status_and_headers(error)[0] in _THROTTLED_STATUSES:
+    if aws_code in _THROTTLED_CODES or status in _THROTTLED_STATUSES:
         return Cause.THROTTLED
     # Google's library says of its own errors whether they pass: a token may have failed to be renewed in time.
     if aws_code in _CLOCK_CODES or (_is(error, _RENEWAL) and error.retryable):  # type: ignore[attr-defined]
@@ -110,37 +109,32 @@ def cause_of(error: BaseException) -> Cause:
 
 def retry_after_s(error: BaseException) -> float:
     """Seconds that the server asks to wait (`Retry-After`); 0 when it names none, or a date."""
-    headers = {str(name).lower(): value for name, value in _status_and_headers(error)[1].items()}
+    headers = {str(name).lower(): value for name, value in _answer(error)[2].items()}
     try:
         return max(0.0, float(headers.get("retry-after", 0)))
     except ValueError:
         return 0.0
 
 
-def _status_and_headers(error: BaseException) -> tuple[int | None, Mapping[str, Any]]:
-    """Of the HTTP answer behind an error, or behind its cause, where there was one."""
-    if aws := _aws_answer(error):
-        about = aws.get("ResponseMetadata", {})
-        return about.get("HTTPStatusCode"), about.get("HTTPHeaders", {})
-    one: Any
-    for one in (error, error.__cause__):
-        if isinstance(one, ServerFault) or _is(one, _AIOHTTP_ANSWER):
-            return one.status, one.headers or {}
-        if _is(one, _AZURE_ANSWER):
-            return one.status_code, getattr(one.response, "headers", {})
-        if _is(one, _GOOGLE_ANSWER):
-            return int(one.code or 0), {}
-    return None, {}
+def _answer(error: BaseException) -> tuple[str, int | None, Mapping[str, Any]]:
+    """AWS's code, status and headers of the HTTP answer behind an error, or behind its cause, where there was one.
 
-
-def _aws_answer(error: BaseException) -> Mapping[str, Any]:
-    """What botocore understood of the answer, or nothing. s3fs raises a plain OSError from botocore's ClientError."""
+    s3fs raises a plain OSError from botocore's ClientError.
+    """
     one: Any
     for one in (error, error.__cause__):
         if _is(one, _AWS_ANSWER):
-            answer: Mapping[str, Any] = one.response
-            return answer
-    return {}
+            about = one.response.get("ResponseMetadata", {})
+            # Without the service that the code is passed on from, as in `KMS.ThrottlingException`.
+            code = str(one.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
+            return code, about.get("HTTPStatusCode"), about.get("HTTPHeaders", {})
+        if isinstance(one, ServerFault) or _is(one, _AIOHTTP_ANSWER):
+            return "", one.status, one.headers or {}
+        if _is(one, _AZURE_ANSWER):
+            return "", one.status_code, getattr(one.response, "headers", {})
+        if _is(one, _GOOGLE_ANSWER):
+            return "", int(one.code or 0), {}
+    return "", None, {}
 
 
 def _is(error: BaseException | None, names: frozenset[str]) -> bool:

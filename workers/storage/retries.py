@@ -66,26 +66,21 @@ class Patience:
             case Cause.OTHER:
                 raise error
             case Cause.THROTTLED:
-                self._wait_out(error)
+                if self._throttled_since is None:
+                    self._throttled_since = monotonic()
+                waited_s = monotonic() - self._throttled_since
+                if waited_s >= THROTTLED_MAX_S:
+                    raise StoreError(f"{self._what}: {error} (throttled for {waited_s:.0f} s)") from error
+                most_s = min(THROTTLED_BACKOFF_MAX_S, THROTTLED_BACKOFF_S * 2 ** min(self._throttles, 16))
+                pause_s = min(THROTTLED_BACKOFF_MAX_S, retry_after_s(error)) + random.uniform(0, most_s)  # noqa: S311
+                self._throttles += 1
+                sleep(pause_s)
+                _throttled_s.append(pause_s)
             case Cause.FAULT:
                 self._faults += 1
                 if self._faults == TRIES:
                     raise StoreError(f"{self._what}: {error} ({TRIES} tries)") from error
                 sleep(random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_S * 2**self._faults))  # noqa: S311  (jitter)
-
-    def _wait_out(self, error: Exception) -> None:
-        now = monotonic()
-        if self._throttled_since is None:
-            self._throttled_since = now
-        waited_s = now - self._throttled_since
-        if waited_s >= THROTTLED_MAX_S:
-            raise StoreError(f"{self._what}: {error} (throttled for {waited_s:.0f} s)") from error
-        asked_s = min(THROTTLED_BACKOFF_MAX_S, retry_after_s(error))
-        most_s = min(THROTTLED_BACKOFF_MAX_S, THROTTLED_BACKOFF_S * 2 ** min(self._throttles, 16))
-        pause_s = asked_s + random.uniform(0, most_s)  # noqa: S311  (jitter)
-        self._throttles += 1
-        sleep(pause_s)
-        _throttled_s.append(pause_s)
 
 
 def retrying(action: Callable[[], _T], what: str) -> _T:

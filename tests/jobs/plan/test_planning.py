@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.input.footers import Opened, RowGroup
+from jobs.input.footers import Opened
 from jobs.ledger.plans import Source
 from jobs.plan.sharding import MIN_SPLIT_ROWS, SPLIT_FACTOR, Bounds, bounds, cut
+from workers.source.rows import RowGroup
 
 MIB = 2**20
 

@@ -37,7 +37,7 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.image.resize import Preparer, decode_crop, decode_into
 from workers.model.load import LoadedModel
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
-from workers.source import parquet_rows
+from workers.source import parquet
 from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader
@@ -148,8 +148,8 @@ def test_the_decoder_reads_what_arrow_has_read(column: Any, tmp_path: Path, monk
     file = tmp_path / "images.parquet"
     pq.write_table(pa.table({"image": column(pictures)}), file)
     batches: list[pa.RecordBatch] = []
-    blocks = parquet_rows._blocks
-    monkeypatch.setattr(parquet_rows, "_blocks", lambda batch, *rest: batches.append(batch) or blocks(batch, *rest))
+    blocks = parquet._blocks
+    monkeypatch.setattr(parquet, "_blocks", lambda batch, *rest: batches.append(batch) or blocks(batch, *rest))
     decoded: list[int] = []
     decode_jpeg = simplejpeg.decode_jpeg
 

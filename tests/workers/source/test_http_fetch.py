@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from tests.support.web import Web, served
 from workers.image.errors import BadImage
 from workers.source import http_fetch
-from workers.source.http_fetch import TooLarge, fetch
+from workers.source.http_fetch import fetch
 from workers.source.links import image_at
 from workers.source.rows import FETCHES
 from workers.source.uris import Refused
@@ -146,7 +146,7 @@ def test_a_body_without_end_is_cut_off_by_size_and_by_time(web: Web, monkeypatch
 
     web.answers["/in/x"] = endless
     monkeypatch.setattr(http_fetch, "MAX_BYTES", 2**21)
-    with pytest.raises(TooLarge):
+    with pytest.raises(BadImage, match="has more than 2097152 bytes"):
         fetch(f"{web.url}/in/x")
     assert of(image_at(f"{web.url}/in/x", "", (web.url,))) == "too_large"
     monkeypatch.setattr(http_fetch, "MAX_BYTES", 2**40)

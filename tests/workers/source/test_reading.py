@@ -18,8 +18,8 @@ from jobs.input.listing import list_input
 from jobs.spec.days import today
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
-from workers.source import parquet_rows, source_file
-from workers.source.parquet import image_kind
+from workers.source import parquet, source_file
+from workers.source.parquet import image_columns
 from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader, SourceChanged
@@ -129,9 +129,9 @@ def test_slices_come_in_order_with_the_rows_they_name(tmp_path: Path) -> None:
 
 
 def test_a_huge_row_group_is_streamed_and_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_rows, "WHOLE_CHUNK_BYTES", 2**20)
-    monkeypatch.setattr(parquet_rows, "BUFFER_BYTES", 2**16)
-    monkeypatch.setattr(parquet_rows, "BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(parquet, "WHOLE_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "BUFFER_BYTES", 2**16)
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 2**18)
     path = write(tmp_path / "a.parquet", pa.array(images(1000, 8192)), rows_a_group=1000)  # one column chunk of 8 MB
     largest = 0
 
@@ -261,7 +261,7 @@ def test_a_fault_of_storage_is_not_blamed_on_the_source(tmp_path: Path, monkeypa
 )
 def test_a_column_that_cannot_hold_images_is_explained(schema: pa.Schema, message: str) -> None:
     with pytest.raises(InputUnreadable, match=message):
-        image_kind(schema, "image")
+        image_columns(schema, "image")
 
 
 # ---------------------------------------------------------------------------------------------- read-ahead

@@ -31,9 +31,10 @@ from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
 from workers.image.resize import decode_crop
 from workers.source import source_file, tar, webdataset
+from workers.source.rows import RowGroup
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
-from workers.source.webdataset import Block, keys_of
+from workers.source.webdataset import keys_of
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem
 
@@ -365,9 +366,9 @@ def test_a_tar_replaced_while_it_is_read_fails_the_attempt(tmp_path: Path, how: 
 def test_fewer_samples_than_planned_blame_the_source(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", photos(20))
     with pytest.raises(InputUnreadable, match=r"a\.tar: 20 samples from byte 0 on, 21 planned"):
-        read(path, [Block(21, 0, 0, 0)])
+        read(path, [RowGroup(21, 0)])
     with pytest.raises(InputUnreadable, match=r"a\.tar: not a tar file|a\.tar: damaged tar: no header at byte 512"):
-        read(path, [Block(1, 0, 512, 0)])
+        read(path, [RowGroup(1, 0, byte_start=512)])
 
 
 def test_a_fault_of_storage_is_not_blamed_on_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
