@@ -26,7 +26,7 @@ from jobs.input.footers import open_sources
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.sample import choose_sample
-from workers.image.decode import decode
+from workers.image.decode import decode_stored
 from workers.image.errors import BadImage
 from workers.measure.sample_file import read_images
 
@@ -92,7 +92,7 @@ def images_of(job: Job) -> list[bytes]:
     images: list[bytes] = []
     for image in read_images(choose_sample(opened, IMAGES, seed=0), input_spec):
         with suppress(BadImage):
-            decode(image)
+            decode_stored(image)
             images.append(image)
     if not images:
         raise SpecError("input: none of the images sampled can be decoded, so there is nothing to measure on")

@@ -17,10 +17,17 @@ from PIL import Image
 from jobs.measure.bench_images import photo
 from jobs.measure.bench_images import photographs as photographs
 from tests.support.crafted import jpeg_410, png, tiff, with_jpeg_size, with_samsung_scan_header, without_adobe_marker
+from workers.image.decode import ImageArray, SizeKnown, decode_stored, upright
 
 LOSSLESS, LOSSY = 0.0, 6.0
 ANY = "any"
 """In place of an error code: may decode or not, but must not do anything else."""
+
+
+def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> ImageArray:
+    """An image as a person sees it: HWC, uint8, C-contiguous. Raises as decode_stored does."""
+    stored = decode_stored(data, size_known)
+    return np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))
 
 
 @dataclass(frozen=True, kw_only=True)

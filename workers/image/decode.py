@@ -80,15 +80,6 @@ class Stored(NamedTuple):
     """EXIF's, 1 to 8: how a person is to see it."""
 
 
-def decode(data: bytes | memoryview, size_known: SizeKnown = lambda _: None) -> ImageArray:
-    """Decode one image into RGB as a person sees it: HWC, uint8, C-contiguous, writable.
-
-    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
-    """
-    stored = decode_stored(data, size_known)
-    return np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))
-
-
 def upright(image_HWC: ImageArray, orientation: int) -> ImageArray:
     """A view of a stored picture, or of a part of one, as a person is to see it."""
     if orientation == 1:
@@ -104,7 +95,9 @@ def decode_stored(
     least_px: int = 0,
     room: ImageArray | None = None,
 ) -> Stored:
-    """Decode one image and leave it as it lies. Raises as `decode` does.
+    """Decode one image and leave it as it lies.
+
+    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
 
     JPEGs come out a half, a quarter or an eighth of their size where their shorter side still has `least_px`; 0 leaves
     all as they are. `room` is flat memory of the caller's: where an image fits, it may be given back lying in it.

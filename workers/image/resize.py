@@ -73,7 +73,7 @@ def decode_into(
 
     That is crop_px x crop_px x 3, uint8, and may be any strided view, say into a padded batch. Where the resized image
     is smaller than the crop, the rest is zero, as in torchvision. Runs on the threads that torch has been given.
-    `size_known` and `room` are as in `decode_stored`. Raises BadImage as `decode` does.
+    `size_known` and `room` are as in `decode_stored`. Raises as that does.
     """
     least_px = int(SCALED_MARGIN * how.resize_px) if how.decode == "scaled" else 0
     place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)

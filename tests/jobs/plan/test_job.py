@@ -16,7 +16,6 @@ import pytest
 from jobs.cli import main
 from tests.support import images
 from tests.support.digits_job import Digits, predictions
-from workers.image.decode import decode
 from workers.image.errors import BadImage
 
 WriteSpec = Callable[[dict[str, Any]], str]
@@ -249,7 +248,7 @@ def test_images_that_are_objects_of_their_own_are_scored_from_s3(
 
 def _decodes(data: bytes | None) -> bool:
     try:
-        decode(data or b"")
+        images.decode(data or b"")
     except BadImage:
         return False
     return True

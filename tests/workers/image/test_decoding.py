@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from tests.support.crafted import with_jpeg_size
-from tests.support.images import ANY, corpus, encode, photo, samples
+from tests.support.images import ANY, corpus, decode, encode, photo, samples
 from workers.image import decode as decoding
-from workers.image.decode import MAX_ASPECT, decode, decode_stored
+from workers.image.decode import MAX_ASPECT, decode_stored
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 
 # Pillow warns of much that it then refuses.
@@ -175,14 +175,14 @@ def test_memory_errors_are_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPat
 IN_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
-from workers.image.decode import decode
+from workers.image.decode import decode_stored
 from workers.image.errors import BadImage
 import PIL.AvifImagePlugin
 data = Path(sys.argv[1]).read_bytes()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 30 * 2**20,) * 2)
 try:
-    decode(data)
+    decode_stored(data)
 except (BadImage, MemoryError) as error:
     print(type(error).__name__)
 """

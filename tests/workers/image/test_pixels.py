@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from tests.support.images import encode, photo, samples, stored_as
+from tests.support.images import decode, encode, photo, samples, stored_as
 from workers.contract import Preprocess
-from workers.image.decode import ImageArray, Stored, decode
+from workers.image.decode import ImageArray, Stored
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer, decode_into, place, resized_px
 from workers.model.torchvision_import import import_torchvision
