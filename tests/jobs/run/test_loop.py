@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import pytest
@@ -335,6 +336,7 @@ def test_a_store_that_does_not_answer_a_listing_holds_up_neither_shards_nor_the_
 def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, plan = setup()
     create, recording, answers = ledger.store.create, threading.Event(), threading.Event()
+    attempts = count()
 
     def slow(key: str, data: bytes) -> bool:
         if "/crashes/" in key:
@@ -345,8 +347,10 @@ def test_crashes_are_recorded_beside_the_loop_and_waited_for_at_its_end(monkeypa
     def behave(shard: Shard) -> Failure | None:
         if shard.index != 3:
             return None
-        crash = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="the process died")
-        return None if recording.is_set() else crash
+        if next(attempts):
+            assert recording.wait(30)
+            return None
+        return Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="the process died")
 
     one = loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, behave))
     monkeypatch.setattr(ledger.store, "create", slow)

@@ -35,6 +35,7 @@ from workers.source.rows import RowGroup
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.source.webdataset import keys_of
+from workers.storage import retries
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem
 
@@ -387,6 +388,7 @@ def test_a_fault_of_storage_is_not_blamed_on_the_tar(tmp_path: Path, monkeypatch
             return super().read(size)
 
     monkeypatch.setattr(LocalFileSystem, "open", lambda self, name, mode, **_: Faulty(name))
+    monkeypatch.setattr(retries, "sleep", lambda _: None)
     with pytest.raises(StoreError, match="reset by peer"):
         list(ShardReader(of, JPG).blocks())
     Faulty.reads = 0
