@@ -42,8 +42,10 @@ browser: $(READY) ## install Debian's Chromium, in which the pages are tested, w
 pictures: browser ## the pictures of the docs, of real runs of the demo's job, in docs/pictures/
 	$(BIN)/python -m tests.support.pictures
 
+# What measures, or kills at the right moment, has the machine to itself.
 test-slow: $(READY) ## the slow campaigns, which `make test` leaves out
-	$(BIN)/pytest $(SPREAD) -m slow
+	$(BIN)/pytest $(SPREAD) -m "slow and not (ray or cores)"
+	$(BIN)/pytest -m "slow and (ray or cores)"
 
 test-all: test test-slow ## the test suite with the slow campaigns
 
