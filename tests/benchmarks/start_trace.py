@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pkgutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 MOMENTS: dict[str, float] = {"interpreter": time.time()}
+STEPS = {
+    "job opened": ("jobs.plan.job:Job", "open"),
+    "input discovered": ("jobs.run.run", "discover"),
+    "Ray is up": ("jobs.run.run", "connect"),
+    "bundle judged": ("jobs.run.run:Run", "_ensure_bundle"),
+    "plan claimed": ("jobs.ledger.ledger:Ledger", "claim"),
+}
+"""Each with the function that ends it, by its owner and name."""
 
 
 def told(step: str, owner: Any, name: str) -> None:
@@ -33,18 +42,13 @@ def told(step: str, owner: Any, name: str) -> None:
 
 def main() -> None:
     from jobs import cli
-    from jobs.ledger.ledger import Ledger
-    from jobs.plan import job
     from jobs.run import run
     from workers.host.without_pandas import without_pandas
 
     without_pandas()  # as jobs.cli.entrypoint does
     MOMENTS["import jobs.cli"] = time.time()
-    told("job opened", job.Job, "open")
-    told("input discovered", run, "discover")
-    told("Ray is up", cli, "connect")
-    told("bundle judged", run.Run, "_ensure_bundle")
-    told("plan claimed", Ledger, "claim")
+    for step, (owner, name) in STEPS.items():
+        told(step, pkgutil.resolve_name(owner), name)
     original_ready = run.Loop.__init__
 
     @functools.wraps(original_ready)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from jobs.arguments import parser
 from jobs.cli import COMMANDS, command
+from tests.benchmarks import start_trace
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -162,6 +164,12 @@ def help_of_benchmarks() -> dict[str, str]:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_starts(name: str, help_of_benchmarks: dict[str, str]) -> None:
     assert help_of_benchmarks[name].startswith(f"usage: {name}")
+
+
+@pytest.mark.parametrize("step", start_trace.STEPS)
+def test_every_step_that_the_benchmark_of_the_start_times_is_there(step: str) -> None:
+    owner, name = start_trace.STEPS[step]
+    assert callable(getattr(pkgutil.resolve_name(owner), name))
 
 
 def test_every_top_level_folder_that_the_design_fixes_is_there() -> None:
