@@ -11,6 +11,9 @@ READY := $(VENV)/.ready
 # (tests/conftest.py).
 SPREAD := --numprocesses 3 --dist loadgroup
 
+# Also where the environment says no: each of the many processes would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-all test-isa stores browser pictures lint format bench bench-peers chaos clean
 
