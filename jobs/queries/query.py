@@ -67,7 +67,7 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
         import duckdb
     except ImportError as error:
         raise SpecError(
-            "conditions are evaluated by DuckDB, which is not installed", "pip install -e '.[look]'"
+            "conditions are evaluated by DuckDB, which is not installed", "pip install duckdb"
         ) from error
     if order != "random" and "score" not in reader.schema.names:
         raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
