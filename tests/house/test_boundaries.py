@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -123,6 +124,18 @@ def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
             assert re.search(rf"^ +{named} ", help_text, re.MULTILINE), f"{document}: {named}"
     for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
         assert (ROOT / spec).exists(), spec
+
+
+def test_what_the_documents_install_is_what_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {need for need in project["dependencies"] if "==" in need}
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for line in re.findall(r"pip install (.*)", text):
+            assert set(re.findall(r"torch\w*==[\d.]+", line)) <= pinned, document
+            for extras in re.findall(r"\.\[([\w,]+)\]", line):
+                assert set(extras.split(",")) <= project["optional-dependencies"].keys(), document
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
