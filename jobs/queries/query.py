@@ -66,9 +66,7 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
     try:
         import duckdb
     except ImportError as error:
-        raise SpecError(
-            "conditions are evaluated by DuckDB, which is not installed", "pip install duckdb"
-        ) from error
+        raise SpecError("conditions are evaluated by DuckDB, which is not installed", "pip install duckdb") from error
     if order != "random" and "score" not in reader.schema.names:
         raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
     stream = _Counted(reader)
