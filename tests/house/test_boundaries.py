@@ -17,7 +17,10 @@ import pytest
 
 from jobs.arguments import parser
 from jobs.cli import COMMANDS, command
+from jobs.errors import MEANING
 from tests.benchmarks import start_trace
+from tests.support.promql import rule_groups
+from workers.image.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -136,6 +139,18 @@ def test_what_the_documents_install_is_what_the_project_names() -> None:
             for extras in re.findall(r"\.\[([\w,]+)\]", line):
                 assert set(extras.split(",")) <= project["optional-dependencies"].keys(), document
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_runbook_has_a_heading_for_each_alert_exit_code_and_error_code_and_each_says_all_four_things() -> None:
+    text = (ROOT / "docs/RUNBOOK.md").read_text()
+    sections = dict(re.findall(r"^### (.+)\n((?:(?!#).*\n)*)", text, re.MULTILINE))
+    alerts = [rule for group in rule_groups() for rule in group["rules"] if "alert" in rule]
+    named = {rule["alert"] for rule in alerts} | {f"Exit code {code}" for code in MEANING}
+    assert set(sections) == named | {f"`{code}`" for code in ErrorCode}
+    for name, section in sections.items():
+        assert re.findall(r"^- \*\*(\w+):\*\* ", section, re.MULTILINE) == ["Means", "Safe", "Do", "Rows"], name
+    for rule in alerts:
+        assert rule["annotations"]["runbook"] == f"docs/RUNBOOK.md#{rule['alert'].lower()}"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
