@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import pkgutil
 import re
 import shutil
@@ -14,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.arguments import parser
 from jobs.cli import COMMANDS, command
@@ -151,6 +153,19 @@ def test_the_runbook_has_a_heading_for_each_alert_exit_code_and_error_code_and_e
         assert re.findall(r"^- \*\*(\w+):\*\* ", section, re.MULTILINE) == ["Means", "Safe", "Do", "Rows"], name
     for rule in alerts:
         assert rule["annotations"]["runbook"] == f"docs/RUNBOOK.md#{rule['alert'].lower()}"
+
+
+def test_the_worked_sizing_follows_from_the_figures_that_were_measured() -> None:
+    measured, text = ((ROOT / f"docs/{page}.md").read_text() for page in ("PERFORMANCE", "CLUSTERS"))
+    price = yaml.safe_load((ROOT / "conf/kubernetes-nightly-spot.yaml").read_text())["cost"]["per_cpu_hour"]
+    rows_of = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
+    wanted = ("rows/s a core", "core-hours", "cores,", "cost at")
+    columns = zip(*(rows_of[row].split(" | ") for row in rows_of if row.startswith(wanted)), strict=True)
+    table = dict(zip(("ResNet-50", "MobileNetV2"), map(list, columns), strict=True))
+    for network, shown in table.items():
+        a_core = float(re.findall(rf"\| {network} \| stint \| ([\d.]+)", measured)[0]) / 2
+        hours = 20e6 / a_core / 3600
+        assert shown == [f"{a_core:.1f}", f"{hours:.1f}", f"{math.ceil(hours / 4.5)}", f"{hours * price:.2f}"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")

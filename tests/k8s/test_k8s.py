@@ -412,6 +412,21 @@ def test_commands_and_paths_of_the_readme_are_there() -> None:
     assert all(f"`components/{name}`" in text for name in COMPONENTS)
 
 
+def test_the_operator_and_the_node_pools_of_the_readme_suit_the_manifests() -> None:
+    text, objects = (K8S / "README.md").read_text(), build("overlays/prod")
+    ((version, namespace),) = re.findall(r"helm install \S+ \S+ --version (\S+) --namespace (\S+)", text)
+    assert version.startswith("1.7.")
+    operator = Peer(namespace=namespace, labels={"app.kubernetes.io/component": "kuberay-operator"})
+    assert passes(objects, operator, pod("head"), 8265)
+    groups = next(spec for _, spec in clusters(objects))["workerGroupSpecs"]
+    most = {str(group["maxReplicas"]) for group in groups}
+    assert set(re.findall(r"-max-nodes (\d+)|--nodes-max (\d+)|--max-count (\d+)", text)) == {
+        *((m, "", "") for m in most), *(("", m, "") for m in most), *(("", "", m) for m in most)
+    }  # fmt: skip
+    asked = groups[0]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert f"has {asked['cpu']} CPUs and {asked['memory'].removesuffix('Gi')} GiB" in text
+
+
 IMDS = {
     # By cloud: what the metadata service answers to these words, before there is a notice and after it.
     "aws": ("spot/instance-action", "X-aws-ec2-metadata-token: TOKEN ", "exit 22", "exit 0"),
