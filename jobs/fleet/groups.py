@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.spec.schema import Group, Workers
+
 REOPEN_S = 900.0
 """After this a group that had no nodes is asked again."""
 GROUP_START_FAILURES = 3
 """Workers that may fail to start in a row in one group before the next is asked."""
+ANY_NODE = Group.model_construct(labels={})
+"""The group of a spec that names none; a spec cannot name a group without labels itself."""
+
+
+def groups_of(workers: Workers) -> Sequence[Group]:
+    """The spec's groups of nodes in the order of preference; without any there is one, of any node."""
+    return workers.groups or (ANY_NODE,)
 
 
 @dataclass(frozen=True, kw_only=True)

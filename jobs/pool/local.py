@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -48,8 +48,8 @@ class LocalPool:
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._ready: dict[int, list[Shard]] = {}
 
-    def workers(self) -> Mapping[int, int]:
-        return {worker: len(shards) for worker, shards in self._ready.items()}
+    def workers(self) -> Collection[int]:
+        return self._ready.keys()
 
     def size(self) -> int:
         return len(self._workers)
@@ -112,7 +112,7 @@ def _outcome(future: Future[_T]) -> _T | Failure:
 
 def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> Event:
     if isinstance(outcome, Failure):
-        return WorkerGone(worker, outcome, (), started=False)
+        return WorkerGone(worker, outcome)
     return WorkerReady(worker, outcome) if isinstance(outcome, WorkerInfo) else BundleMade(worker, outcome)
 
 

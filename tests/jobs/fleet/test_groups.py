@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.fleet.fleet import Fleet
 from jobs.fleet.groups import GroupState, requests, surplus
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec, Workers
@@ -50,15 +49,6 @@ def test_workers_of_less_preferred_groups_are_let_go_as_preferred_ones_take_thei
 def test_within_the_most_preferred_group_at_work_nobody_is_let_go() -> None:
     assert surplus(4, [GroupState(ready=9)]) == [0]
     assert surplus(4, [GroupState(), GroupState(ready=9)]) == [0, 0]
-
-
-def test_those_with_fewest_neighbours_go_first_so_that_nodes_fall_idle() -> None:
-    fleet = Fleet(Workers(max=6), now=0.0)
-    for worker, node in {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}.items():
-        fleet.asked(worker, 0, 0.0)
-        fleet.placed(worker, node, 3, 0.0)
-        fleet.ready(worker, 0.0)
-    assert fleet.to_let_go([1, 2, 4, 5, 6], ready=6, shards=0) == [4, 5, 6, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------ the spec

@@ -1,8 +1,8 @@
-"""The fleet: who was asked for when and where, what has been measured, and how many workers that makes.
+"""The fleet: the workers, from being asked for to their end, with the shards that they hold and what they have shown.
 
 Time comes in as a number; nothing here waits, and nothing knows what a worker is made of. The loop reports events and
-carries out what `decide` says; the decisions themselves are the pure functions of `sizing` and `groups`. Ten thousand
-workers are asked about many times a second, so what is asked often is counted when a worker changes.
+carries out what `decide` says; the decisions themselves are the pure functions of `sizing`, `groups` and `policy`. Ten
+thousand workers are asked about many times a second, so what is asked often is kept up when a worker changes.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
 
 from jobs.fleet import groups, sizing
+from jobs.fleet.speculation import left_s
+from jobs.pool.contract import MAX_HELD_SHARDS
+from jobs.run import policy
+from jobs.run.policy import Manner
 from jobs.spec.schema import Group, Workers
+from workers.contract import Shard
+from workers.outcomes import Failure
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
-ANY_NODE = Group.model_construct(labels={})
-"""The group of a spec that names none; a spec cannot name a group without labels itself."""
-
-
-def groups_of(workers: Workers) -> Sequence[Group]:
-    """The spec's groups of nodes in the order of preference; without any there is one, of any node."""
-    return workers.groups or (ANY_NODE,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,6 @@ class Decision:
     """A group for each worker to ask for."""
     end: Sequence[int]
     """Workers to end now: those asked for in vain, and idle ones too many."""
-    release: frozenset[int]
-    """Ready workers that get no more shards, those that are leaving included."""
 
 
 @dataclass
@@ -86,6 +85,19 @@ class _Group:
         return [(worker.node, worker.node_holds) for worker in placed if worker.node is not None]
 
 
+@dataclass
+class HeldShard:
+    """A shard that a worker holds."""
+
+    shard: Shard
+    manner: Manner
+    since: float
+    """Since when nothing that was given before it is under way."""
+    isolated_s: float = 0.0
+    second: bool = False
+    """Another worker had the shard already."""
+
+
 @dataclass(eq=False)
 class _Worker:
     group: _Group
@@ -93,10 +105,13 @@ class _Worker:
     node: str | None = None
     node_holds: int = 1
     ready: bool = False
+    host: str = ""
     leaving: bool = False
     """It finishes what it holds and counts as gone already."""
     since: float = 0.0
-    """Since when its time counts as that of the shard it holds."""
+    """Since when its time counts as that of the shard it holds; before it is ready, since when it has its node."""
+    held: list[HeldShard] = field(default_factory=list)
+    """In the order in which they were given."""
     rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
     """Of attempts that ended well."""
 
@@ -109,9 +124,18 @@ class Fleet:
         self._bounds = workers
         self._began, self._finish_at = now, finish_at
         self._rate_before = rate_before
-        self._groups = [_Group(group) for group in groups_of(workers)]
+        self._groups = [_Group(group) for group in groups.groups_of(workers)]
         self._workers: dict[int, _Worker] = {}
         self._leaving: dict[int, _Worker] = {}
+        self._released: frozenset[int] = frozenset()
+        """Ready workers that get no more shards, beside those that are leaving."""
+        self.able: dict[int, str] = {}
+        """Ready workers that shards go to or may wait for, with their hosts: they stay, and none isolates, which may
+        take hours."""
+        self.holding: list[set[int]] = [set() for _ in range(MAX_HELD_SHARDS)]
+        """Those that take more shards now, by how many they hold: none, one, and so on."""
+        self.busy: dict[int, None] = {}
+        """Workers that hold something: the one that has been longest with what it was given first comes first."""
         self._ready_on: Counter[str] = Counter()
         """Ready workers that stay, by node; the empty name is for those of which none is known."""
         self._crowded: Counter[str] = Counter()
@@ -130,33 +154,49 @@ class Fleet:
         self._file(worker, 1)
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
-        """It has a node, with room for so many workers in all; its start is under way."""
+        """It has a node, with room for so many workers in all; its start is under way, or, heard of late, over."""
         self._workers[worker].group.placed_at = now
         if self.stays(worker):
             with self._changing(worker) as changed:
                 changed.node, changed.node_holds = node, node_holds
+                changed.since = changed.since if changed.ready else now
             self._crowded.pop(node, None)
 
-    def ready(self, worker: int, now: float) -> None:
+    def ready(self, worker: int, now: float, host: str = "") -> None:
         with self._changing(worker) as changed:
-            changed.ready, changed.since = True, now
+            changed.ready, changed.since, changed.host = True, now, host
         self._failures = _StartFailures()
         changed.group.failures = _StartFailures()
         self._delay.add(now - changed.asked_at)
 
-    def assigned(self, worker: int, held: int, now: float) -> None:
-        """`held` shards it had before."""
-        if not held:
-            self._workers[worker].since = now
+    def assigned(self, worker: int, given: HeldShard) -> None:
+        to = self._workers[worker]
+        if not to.held:
+            to.since = given.since
+            self.busy[worker] = None
+        to.held.append(given)
+        self._file_room(worker)
 
-    def shard_ended(self, worker: int, rows: int, now: float) -> None:
-        """An attempt came to its end, with so many rows committed."""
+    def shard_ended(self, worker: int, shard: Shard, rows: int, now: float) -> HeldShard:
+        """An attempt came to its end, with so many rows committed; how the shard was held."""
         by = self._workers[worker]
-        for rate in (self._rate, by.group.rate):
-            rate.add(rows, now - by.since)
+        self._count(by, rows, now)
         if rows:
             by.rate.add(rows, now - by.since)
         by.since = now
+        index = next(i for i, other in enumerate(by.held) if other.shard.key == shard.key)
+        ended = by.held.pop(index)
+        self._file_room(worker)
+        if index == 0:
+            del self.busy[worker]
+            if by.held:
+                by.held[0].since = now
+                self.busy[worker] = None
+        return ended
+
+    def _count(self, by: _Worker, rows: int, now: float) -> None:
+        for rate in (self._rate, by.group.rate):
+            rate.add(rows, now - by.since)
 
     def leaving(self, worker: int) -> None:
         """Its node is about to be taken away, or it is itself: no more shards for it, and another in its place."""
@@ -165,24 +205,25 @@ class Fleet:
                 changed.leaving = True
             self._losing |= changed.ready
 
-    def gone(self, worker: int, now: float, *, held: int) -> None:
-        """It failed to start, or died with `held` shards."""
-        if held:
-            self.shard_ended(worker, 0, now)
+    def gone(self, worker: int, now: float) -> tuple[bool, list[HeldShard]]:
+        """It failed to start, or died: whether it had been ready, and what it held."""
         lost = self._workers[worker]
+        if lost.held:
+            self._count(lost, 0, now)
         self.ended(worker)
-        if lost.leaving:
-            return
-        self._losing |= lost.ready
-        if not lost.ready:
-            for failures in (lost.group.failures, self._failures):
-                failures.add(lost.asked_at, now)
-            if lost.group.unfit:
-                lost.group.closed_until = now + groups.REOPEN_S
+        if not lost.leaving:
+            self._losing |= lost.ready
+            if not lost.ready:
+                for failures in (lost.group.failures, self._failures):
+                    failures.add(lost.asked_at, now)
+                if lost.group.unfit:
+                    lost.group.closed_until = now + groups.REOPEN_S
+        return lost.ready, lost.held
 
     def ended(self, worker: int) -> None:
         """The loop has ended it."""
         self._file(worker, -1)
+        self.busy.pop(worker, None)
         del self._workers[worker]
 
     @contextmanager
@@ -206,6 +247,21 @@ class Fleet:
         else:
             del alike[number]
         self._nodes_changed = True
+        self._file_room(number, gone=change < 0)
+
+    def _file_room(self, number: int, *, gone: bool = False) -> None:
+        """Note whether shards go to a worker, and how many it holds."""
+        worker = self._workers[number]
+        self.able.pop(number, None)
+        for workers in self.holding:
+            workers.discard(number)
+        if gone or not worker.ready or worker.leaving or number in self._released:
+            return
+        manner = worker.held[0].manner if worker.held else Manner.BESIDE
+        if manner is not Manner.ISOLATED:
+            self.able[number] = worker.host
+        if manner is Manner.BESIDE and len(worker.held) < MAX_HELD_SHARDS:
+            self.holding[len(worker.held)].add(number)
 
     def labels(self, group: int) -> Mapping[str, str]:
         return self._groups[group].spec.labels
@@ -222,6 +278,11 @@ class Fleet:
     def stays(self, worker: int) -> bool:
         """It is not leaving."""
         return not self._workers[worker].leaving
+
+    @property
+    def released(self) -> frozenset[int]:
+        """Workers that get no more shards, those that are leaving included."""
+        return self._released | self._leaving.keys()
 
     def s_a_row(self, worker: int) -> float | None:
         """Seconds that a worker takes for a row: as it has shown, or else its group, or all; None if nobody knows."""
@@ -245,8 +306,51 @@ class Fleet:
         node_of = {worker: self._workers[worker].node or "" for worker in workers}
         return sorted(node_of, key=lambda worker: (self._ready_on[node_of[worker]], node_of[worker], worker))
 
-    def decide(self, now: float, *, rows_left: int, shards_left: int, holding: Mapping[int, int]) -> Decision:
-        """`holding` are the ready workers, each with the number of shards it holds."""
+    def longest(self, number: int) -> Iterator[tuple[int, HeldShard]]:
+        """Workers that have been longest with what they are at, each with that."""
+        for worker in islice(self.busy, number):
+            yield worker, self._workers[worker].held[0]
+
+    def running(self, now: float) -> Iterator[tuple[Shard, float]]:
+        """First attempts that were made beside others, each with the seconds in which it is expected to end; of workers
+        of which is known how long a row takes them."""
+        for worker in self.busy:
+            pace = self.s_a_row(worker)
+            if pace is None:
+                continue
+            ends_in_s = 0.0
+            for number, held in enumerate(self._workers[worker].held):
+                ends_in_s += left_s(held.shard.rows, pace, 0.0 if number else now - held.since)
+                if held.manner is Manner.BESIDE and not held.second:
+                    yield held.shard, ends_in_s
+
+    def overdue(
+        self, now: float, stall_s: float | Literal["auto"], s_a_row: float | None
+    ) -> Iterator[tuple[int, Failure]]:
+        """Workers to be ended, and why. `stall_s` is the spec's, `s_a_row` what a row has taken on average in this
+        run."""
+        for worker, starts in (item for group in self._groups for item in group.starting.items()):
+            if (placed_s := now - starts.since) > policy.PLACED_LIMIT_S:
+                yield worker, policy.stuck(f"worker {worker} has had its node for {placed_s:.0f} s and is not ready")
+        least_s = policy.stall_after_s(stall_s, s_a_row, rows=0)
+        for worker in self.busy:
+            held = self._workers[worker].held
+            oldest = held[0]  # what was given first is worked on first, or is at least being read
+            if now - oldest.since <= (least_s or 0.0):
+                return  # nor are those that follow
+            if oldest.manner is Manner.ISOLATED:
+                limit_s: float | None = policy.ISOLATED_TIMES * oldest.isolated_s
+            else:
+                limit_s = policy.stall_after_s(stall_s, s_a_row, sum(each.shard.rows for each in held))
+            if limit_s is not None and now - oldest.since > limit_s:
+                message = (
+                    f"worker {worker} has been with {oldest.shard.describe()} for {now - oldest.since:.0f} s, "
+                    f"longer than {limit_s:.0f} s (limits.stall_s)"
+                )
+                yield worker, policy.stuck(message)
+
+    def decide(self, now: float, *, rows_left: int, shards_left: int) -> Decision:
+        """How many workers there should be, and what that takes; from now on those that are too many get no more."""
         self._check_pending(now)
         outlook = self._outlook(now, rows_left, shards_left)
         self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._bounds.min, most=self._bounds.max)
@@ -259,14 +363,16 @@ class Fleet:
             pending = list(self._groups[index].pending)
             start += [index] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
-        release: list[int] = []
+        release: dict[int, _Worker] = {}
         for group, number in zip(self._groups, groups.surplus(self._wanted, states), strict=True):
             if number:
-                emptiest = self._emptiest_first([worker for worker in group.ready if worker in holding])
-                release += sorted(emptiest, key=lambda worker: holding[worker])[:number]
-        end += [worker for worker in release if not holding[worker]]
-        end += [worker for worker in self._leaving if not holding.get(worker)]
-        return Decision(wanted=self._wanted, start=start, end=end, release=frozenset(release) | self._leaving.keys())
+                emptiest = sorted(self._emptiest_first(group.ready), key=lambda worker: len(group.ready[worker].held))
+                release |= {worker: group.ready[worker] for worker in emptiest[:number]}
+        before, self._released = self._released, frozenset(release)
+        for worker in (before ^ self._released) & self._workers.keys():
+            self._file_room(worker)
+        end += [worker for worker, lets_go in (release | self._leaving).items() if not lets_go.held]
+        return Decision(wanted=self._wanted, start=start, end=end)
 
     def _check_pending(self, now: float) -> None:
         """Close groups whose nodes do not come, and notice another run's workers on our nodes.
