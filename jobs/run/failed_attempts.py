@@ -74,15 +74,13 @@ class FailedAttempts:
         self._records.close()
 
     def _count(self, worker: int, held: HeldShard, failure: Failure, now: float) -> Retry:
-        shard, isolated = held.shard, held.manner is Manner.ISOLATED
-        budget, at = policy.budget_of(failure), _now()
+        shard, budget, at = held.shard, policy.budget_of(failure), _now()
         if budget is Budget.CRASH:
             info = self.tally.workers.get(worker)
             self._records.send(lambda: self.ledger.record_crash(shard, failure, info, run_id=self.run_id, at=at))
         host = self.tally.host(worker)
-        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=isolated, now=now)
-        attempt = len(retry.history)
-        self.tally.failed(worker, shard, failure, at=at, budget=budget.value, attempt=attempt, isolated=isolated)
+        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=held.isolated, now=now)
+        self.tally.failed(worker, held, failure, at=at, budget=budget.value, attempt=len(retry.history))
         return retry
 
     def _follow_up(self, retry: Retry, now: float) -> None:

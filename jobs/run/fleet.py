@@ -97,6 +97,10 @@ class HeldShard:
     second: bool = False
     """Another worker had the shard already."""
 
+    @property
+    def isolated(self) -> bool:
+        return self.manner is Manner.ISOLATED
+
 
 @dataclass(eq=False)
 class _Worker:
@@ -290,10 +294,9 @@ class Fleet:
         rate = of.rate.value or of.group.rate.value or self._rate.value or self._rate_before
         return 1 / rate if rate else None
 
-    def in_order(self, holding: Mapping[int, int]) -> list[int]:
-        """Ready workers in the order in which they get shards: those with fewest, and of them those on full nodes."""
-        fullest_first = self._emptiest_first(holding.keys())[::-1]
-        return sorted(fullest_first, key=lambda worker: holding[worker])
+    def fullest_first(self, held: int) -> list[int]:
+        """Workers that take more shards and hold so many now, in the order in which they get them."""
+        return self._emptiest_first(self.holding[held])[::-1]
 
     def to_let_go(self, idle: Collection[int], ready: int, shards: int) -> list[int]:
         """Which of the workers that hold nothing to let go, of so many that are ready and stay, for so many shards."""
@@ -338,7 +341,7 @@ class Fleet:
             oldest = held[0]  # what was given first is worked on first, or is at least being read
             if now - oldest.since <= (least_s or 0.0):
                 return  # nor are those that follow
-            if oldest.manner is Manner.ISOLATED:
+            if oldest.isolated:
                 limit_s: float | None = policy.ISOLATED_TIMES * oldest.isolated_s
             else:
                 limit_s = policy.stall_after_s(stall_s, s_a_row, sum(each.shard.rows for each in held))

@@ -164,8 +164,8 @@ class Loop:
             self._resize(now)
         ready = self.pool.workers()
         number = len(ready) - sum(worker in ready for worker in self._fleet.released)
-        for _ in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
-            self._hand_out(ready, number, now)
+        for held in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
+            self._hand_out(held, ready, number, now)
         if self._fleet.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
             self._use_idle(ready, number, now)
@@ -180,24 +180,15 @@ class Loop:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
         self._wanted = decision.wanted
 
-    def _hand_out(self, ready: Collection[int], number: int, now: float) -> None:
-        """Give shards to workers that have room, of `number` that stay. Where suspects wait, busy ones run empty."""
+    def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
+        """Give a shard to each worker that holds so many, of `number` that stay. Where suspects wait, busy ones run
+        empty."""
         waiting = self._backlog.waiting
-        if not self._backlog.any_to_go(now):
-            return
-        roomy = {
-            worker: held
-            for held, workers in enumerate(self._fleet.holding)
-            if policy.room(held, waiting, number)
-            for worker in workers
-            if worker in ready
-        }
-        if not roomy:
+        if not policy.room(held, waiting, number) or not self._backlog.any_to_go(now):
             return
         able, starting, reserved = self._fleet.able, self.pool.size() > len(ready), 0
-        for worker in self._fleet.in_order(roomy):
-            held = roomy[worker]
-            if not policy.room(held, waiting, number):
+        for worker in self._fleet.fullest_first(held):
+            if worker not in ready:
                 continue
             if held and self._backlog.suspects_beyond(reserved, worker, ready=able, starting=starting, now=now):
                 reserved += 1
@@ -207,7 +198,7 @@ class Loop:
                 continue
             self._assign(worker, *taken, now)
             waiting -= 1
-            if not waiting:
+            if not waiting or not policy.room(held, waiting, number):
                 return
 
     def _assign(self, worker: int, shard: Shard, manner: Manner, now: float, *, second: bool = False) -> None:
@@ -281,14 +272,11 @@ class Loop:
                     self._backlog.returned(held.shard)
                 self._failed.worker_lost(event.worker, event.failure, shards, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
-                first = shard.key in self._backlog.left  # of two attempts, the other comes to nothing
+                attempt = self._backlog.attempt(shard)
+                first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
                 rows = result.rows_ok + result.rows_bad if first else 0
                 held = self._fleet.shard_ended(event.worker, shard, rows, now)
-                attempt, alone = self._backlog.attempt(shard, second=held.second), held.manner is Manner.ISOLATED
-                self._backlog.settle(shard.key)
-                self.tally.ended(
-                    event.worker, shard, result, attempt=attempt, first=first, second=held.second, isolated=alone
-                )
+                self.tally.ended(event.worker, held, result, attempt=attempt + held.second, first=first)
                 if first:
                     self._committed(result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):

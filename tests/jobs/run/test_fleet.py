@@ -126,11 +126,11 @@ def test_idle_workers_of_the_emptiest_node_end_first_and_shards_go_to_full_nodes
     books.step(0.0)
     for worker, node in zip(list(books.group_of), "aaabb", strict=True):
         books.ready(worker, 10.0, node)
-    assert books.fleet.in_order(dict.fromkeys(range(5), 0))[:3] == [2, 1, 0]
+    assert books.fleet.fullest_first(0)[:3] == [2, 1, 0]
     books.give(0, 10.0)
     books.give(1, 10.0)
     assert books.fleet.holding == [{2, 3, 4}, {0, 1}]
-    assert books.fleet.in_order({0: 1, 1: 1, 2: 0, 3: 0, 4: 0}) == [2, 4, 3, 1, 0]
+    assert books.fleet.fullest_first(0) + books.fleet.fullest_first(1) == [2, 4, 3, 1, 0]
     idle = books.fleet.holding[0]
     assert books.fleet.to_let_go(idle, ready=5, shards=3) == [3, 4]
     assert books.fleet.to_let_go(idle, ready=5, shards=9) == []
