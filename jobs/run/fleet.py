@@ -7,7 +7,6 @@ thousand workers are asked about many times a second, so what is asked often is 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from jobs.fleet.speculation import left_s
 from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.run import policy
 from jobs.run.policy import Manner
-from jobs.spec.schema import Group, Workers
+from jobs.spec.schema import Workers
 from workers.contract import Shard
 from workers.outcomes import Failure
 
@@ -36,53 +35,6 @@ class Decision:
     """A group for each worker to ask for."""
     end: Sequence[int]
     """Workers to end now: those asked for in vain, and idle ones too many."""
-
-
-@dataclass
-class _StartFailures:
-    """Workers that failed to start, in a row. Those that were asked for together count once: a node took them along."""
-
-    count: int = 0
-    last_at: float = -math.inf
-
-    def add(self, asked_at: float, now: float) -> None:
-        if asked_at >= self.last_at:
-            self.count, self.last_at = self.count + 1, now
-
-
-@dataclass(eq=False)
-class _Group:
-    """A group of nodes, and its workers but for those that are leaving; the one asked for first comes first."""
-
-    spec: Group
-    pending: dict[int, _Worker] = field(default_factory=dict)
-    """Asked for, without a node."""
-    starting: dict[int, _Worker] = field(default_factory=dict)
-    """On a node, not yet ready."""
-    ready: dict[int, _Worker] = field(default_factory=dict)
-    closed_until: float = 0.0
-    placed_at: float = -math.inf
-    """When a worker found a node the last time."""
-    failures: _StartFailures = field(default_factory=_StartFailures)
-    rate: sizing.RecentRate = field(default_factory=sizing.RecentRate)
-
-    @property
-    def unfit(self) -> bool:
-        return self.failures.count >= groups.GROUP_START_FAILURES
-
-    def state(self, now: float) -> groups.GroupState:
-        return groups.GroupState(
-            most=self.spec.max,
-            ready=len(self.ready),
-            starting=len(self.starting),
-            open=now >= self.closed_until,
-            unfit=self.unfit,
-        )
-
-    def on_nodes(self) -> list[tuple[str, int]]:
-        """For each worker of which it is known: its node, and how many workers fit that."""
-        placed = (*self.starting.values(), *self.ready.values())
-        return [(worker.node, worker.node_holds) for worker in placed if worker.node is not None]
 
 
 @dataclass
@@ -104,7 +56,7 @@ class HeldShard:
 
 @dataclass(eq=False)
 class _Worker:
-    group: _Group
+    group: groups.NodeGroup
     asked_at: float
     node: str | None = None
     node_holds: int = 1
@@ -128,9 +80,9 @@ class Fleet:
         self._bounds = workers
         self._began, self._finish_at = now, finish_at
         self._rate_before = rate_before
-        self._groups = [_Group(group) for group in groups.groups_of(workers)]
+        self._groups = [groups.NodeGroup(group) for group in groups.groups_of(workers)]
         self._workers: dict[int, _Worker] = {}
-        self._leaving: dict[int, _Worker] = {}
+        self._leaving: dict[int, None] = {}
         self._released: frozenset[int] = frozenset()
         """Ready workers that get no more shards, beside those that are leaving."""
         self.able: dict[int, str] = {}
@@ -151,7 +103,7 @@ class Fleet:
         self._delay = sizing.StartDelay()
         self._wanted: int | None = None
         self._losing = False
-        self._failures = _StartFailures()
+        self._failures = groups.StartFailures()
 
     def asked(self, worker: int, group: int, now: float) -> None:
         self._workers[worker] = _Worker(self._groups[group], now)
@@ -169,8 +121,8 @@ class Fleet:
     def ready(self, worker: int, now: float, host: str = "") -> None:
         with self._changing(worker) as changed:
             changed.ready, changed.since, changed.host = True, now, host
-        self._failures = _StartFailures()
-        changed.group.failures = _StartFailures()
+        self._failures = groups.StartFailures()
+        changed.group.failures = groups.StartFailures()
         self._delay.add(now - changed.asked_at)
 
     def assigned(self, worker: int, given: HeldShard) -> None:
@@ -247,7 +199,7 @@ class Fleet:
         else:
             alike = worker.group.pending if worker.node is None else worker.group.starting
         if change > 0:
-            alike[number] = worker
+            alike[number] = None
         else:
             del alike[number]
         self._nodes_changed = True
@@ -332,8 +284,8 @@ class Fleet:
     ) -> Iterator[tuple[int, Failure]]:
         """Workers to be ended, and why. `stall_s` is the spec's, `s_a_row` what a row has taken on average in this
         run."""
-        for worker, starts in (item for group in self._groups for item in group.starting.items()):
-            if (placed_s := now - starts.since) > policy.PLACED_LIMIT_S:
+        for worker in (worker for group in self._groups for worker in group.starting):
+            if (placed_s := now - self._workers[worker].since) > policy.PLACED_LIMIT_S:
                 yield worker, policy.stuck(f"worker {worker} has had its node for {placed_s:.0f} s and is not ready")
         least_s = policy.stall_after_s(stall_s, s_a_row, rows=0)
         for worker in self.busy:
@@ -357,24 +309,23 @@ class Fleet:
         self._check_pending(now)
         outlook = self._outlook(now, rows_left, shards_left)
         self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._bounds.min, most=self._bounds.max)
-        states = [group.state(now) for group in self._groups]
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
-        asked = groups.requests(self._wanted, states, replace=lasts_s > 4 * outlook.start_delay_s)
+        asked = groups.requests(self._wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
         start, end = [], []
         for index, number in enumerate(asked):
             pending = list(self._groups[index].pending)
             start += [index] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
-        release: dict[int, _Worker] = {}
-        for group, number in zip(self._groups, groups.surplus(self._wanted, states), strict=True):
+        release: list[int] = []
+        for group, number in zip(self._groups, groups.surplus(self._wanted, self._groups), strict=True):
             if number:
-                emptiest = sorted(self._emptiest_first(group.ready), key=lambda worker: len(group.ready[worker].held))
-                release |= {worker: group.ready[worker] for worker in emptiest[:number]}
+                emptiest = self._emptiest_first(group.ready)
+                release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:number]
         before, self._released = self._released, frozenset(release)
         for worker in (before ^ self._released) & self._workers.keys():
             self._file_room(worker)
-        end += [worker for worker, lets_go in (release | self._leaving).items() if not lets_go.held]
+        end += [worker for worker in self.released if not self._workers[worker].held]
         return Decision(wanted=self._wanted, start=start, end=end)
 
     def _check_pending(self, now: float) -> None:
@@ -385,21 +336,26 @@ class Fleet:
         for group in self._groups:
             if not group.pending:
                 continue
-            oldest = next(iter(group.pending.values()))
-            if now - oldest.asked_at > group.spec.patience_s:
+            oldest_at = self._workers[next(iter(group.pending))].asked_at
+            if now - oldest_at > group.spec.patience_s:
                 group.closed_until = now + groups.REOPEN_S
-            if now - max(oldest.asked_at, group.placed_at) > CROWDED_S:
-                self._crowded |= Counter(node for node, _ in group.on_nodes())
+            if now - max(oldest_at, group.placed_at) > CROWDED_S:
+                self._crowded |= Counter(node for node, _ in self._on_nodes(group))
                 self._nodes_changed = True
+
+    def _on_nodes(self, group: groups.NodeGroup) -> list[tuple[str, int]]:
+        """For each worker of which it is known: its node, and how many workers fit that."""
+        placed = (self._workers[worker] for worker in (*group.starting, *group.ready))
+        return [(worker.node, worker.node_holds) for worker in placed if worker.node is not None]
 
     def _outlook(self, now: float, rows_left: int, shards_left: int) -> sizing.Outlook:
         mean = self._rate.value or self._rate_before
         rates = [group.rate.value or mean for group in self._groups]
         ready = [len(group.ready) for group in self._groups]
-        asked_next = next((i for i, group in enumerate(self._groups) if now >= group.closed_until), -1)
-        on_their_way = (w for g in self._groups for w in (*g.pending.values(), *g.starting.values()))
+        asked_next = next((i for i, group in enumerate(self._groups) if group.open(now)), -1)
+        on_their_way = (self._workers[worker] for g in self._groups for worker in (*g.pending, *g.starting))
         if self._nodes_changed:
-            nodes = [dict(group.on_nodes()) for group in self._groups]
+            nodes = [dict(self._on_nodes(group)) for group in self._groups]
             self._node_holds = max((holds for group in nodes for holds in group.values()), default=1)
             self._nodes_hold = [sum(self._crowded.get(n, holds) for n, holds in group.items()) for group in nodes]
             self._nodes_changed = False
