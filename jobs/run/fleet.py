@@ -8,7 +8,7 @@ thousand workers are asked about many times a second, so what is asked often is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,16 +25,6 @@ from workers.outcomes import Failure
 
 CROWDED_S = 60.0
 """A worker that finds no node for so long would have one if the nodes that this run has were all its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    wanted: int
-    """Workers that the fleet should have, for a person."""
-    start: Sequence[int]
-    """A group for each worker to ask for."""
-    end: Sequence[int]
-    """Workers to end now: those asked for in vain, and idle ones too many."""
 
 
 @dataclass
@@ -101,7 +91,8 @@ class Fleet:
         self._nodes_changed = False
         self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
-        self._wanted: int | None = None
+        self.wanted: int | None = None
+        """Workers that the fleet should have, by the last decision."""
         self._losing = False
         self._failures = groups.StartFailures()
 
@@ -304,21 +295,22 @@ class Fleet:
                 )
                 yield worker, policy.stuck(message)
 
-    def decide(self, now: float, *, rows_left: int, shards_left: int) -> Decision:
-        """How many workers there should be, and what that takes; from now on those that are too many get no more."""
+    def decide(self, now: float, *, rows_left: int, shards_left: int) -> tuple[list[int], list[int]]:
+        """A group for each worker to ask for, and the workers to end now: those asked for in vain, and idle ones too
+        many. The others that are too many get no more shards."""
         self._check_pending(now)
         outlook = self._outlook(now, rows_left, shards_left)
-        self._wanted = sizing.workers_wanted(outlook, self._wanted, least=self._bounds.min, most=self._bounds.max)
+        self.wanted = sizing.workers_wanted(outlook, self.wanted, least=self._bounds.min, most=self._bounds.max)
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
-        asked = groups.requests(self._wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
+        asked = groups.requests(self.wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
         start, end = [], []
         for index, number in enumerate(asked):
             pending = list(self._groups[index].pending)
             start += [index] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
         release: list[int] = []
-        for group, number in zip(self._groups, groups.surplus(self._wanted, self._groups), strict=True):
+        for group, number in zip(self._groups, groups.surplus(self.wanted, self._groups), strict=True):
             if number:
                 emptiest = self._emptiest_first(group.ready)
                 release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:number]
@@ -326,7 +318,7 @@ class Fleet:
         for worker in (before ^ self._released) & self._workers.keys():
             self._file_room(worker)
         end += [worker for worker in self.released if not self._workers[worker].held]
-        return Decision(wanted=self._wanted, start=start, end=end)
+        return start, end
 
     def _check_pending(self, now: float) -> None:
         """Close groups whose nodes do not come, and notice another run's workers on our nodes.

@@ -101,7 +101,6 @@ class Loop:
         self._listing_failures, self._listed_at, self._list_after = 0, now, now + RELIST_S
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
-        self._wanted = 0
 
     def run(self) -> Tally:
         """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
@@ -169,16 +168,15 @@ class Loop:
         if self._fleet.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
             self._use_idle(ready, number, now)
-        return max(self._wanted, number)
+        return max(self._fleet.wanted or 0, number)
 
     def _resize(self, now: float) -> None:
-        decision = self._fleet.decide(now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left))
-        for worker in decision.end:
+        start, end = self._fleet.decide(now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left))
+        for worker in end:
             self._end(worker)
         if now >= self._start_after:
-            for group in decision.start:
+            for group in start:
                 self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
-        self._wanted = decision.wanted
 
     def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
         """Give a shard to each worker that holds so many, of `number` that stay. Where suspects wait, busy ones run

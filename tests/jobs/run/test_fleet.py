@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 
 from jobs.fleet import groups
-from jobs.run.fleet import Decision, Fleet, HeldShard
+from jobs.run.fleet import Fleet, HeldShard
 from jobs.run.policy import Manner
 from jobs.spec.schema import Group, Workers
 from tests.support.journals import shard
@@ -24,17 +24,17 @@ class Books:
         self.group_of: dict[int, int] = {}
         self.ready_ones: set[int] = set()
 
-    def step(self, now: float, *, shards: int = 1000, rows: int = 1_000_000) -> Decision:
-        decision = self.fleet.decide(now, rows_left=rows, shards_left=shards)
-        for worker in decision.end:
+    def step(self, now: float, *, shards: int = 1000, rows: int = 1_000_000) -> tuple[list[int], list[int]]:
+        start, end = self.fleet.decide(now, rows_left=rows, shards_left=shards)
+        for worker in end:
             self.fleet.ended(worker)
             self.ready_ones.discard(worker)
             del self.group_of[worker]
-        for group in decision.start:
+        for group in start:
             worker = next(self.numbers)
             self.fleet.asked(worker, group, now)
             self.group_of[worker] = group
-        return decision
+        return start, end
 
     def ready(self, worker: int, now: float, node: str = "n") -> None:
         self.fleet.placed(worker, node, 1, now)
@@ -72,8 +72,7 @@ def test_a_worker_that_has_a_node_is_not_out_of_patience_however_long_it_starts(
     books.step(0.0)
     for worker in books.pending[SPOT]:
         books.fleet.placed(worker, "n", 4, 50.0)
-    decision = books.step(1000.0)
-    assert (decision.start, decision.end) == ([], [])
+    assert books.step(1000.0) == ([], [])
 
 
 def test_the_preferred_group_is_tried_again_and_takes_the_work_over() -> None:
@@ -151,12 +150,13 @@ def test_what_workers_show_sets_their_number() -> None:
         books = Books(most=64, finish_at=7200.0)
         books.step(0.0)
         measured(books, 0, rows, 100.0)
-        numbers.append(books.step(110.0, rows=500_000, shards=5000).wanted)
+        books.step(110.0, rows=500_000, shards=5000)
+        numbers.append(books.fleet.wanted)
     assert numbers == [1, 8]
 
 
 def test_the_rate_of_the_group_that_is_asked_next_counts() -> None:
-    numbers = []
+    numbers: list[int] = []
     for spot_comes in (True, False):
         books = spot_and_on_demand(most=64, finish_at=20_000.0)
         books.step(0.0)
@@ -164,7 +164,8 @@ def test_the_rate_of_the_group_that_is_asked_next_counts() -> None:
         books.step(301.0, rows=20_000_000, shards=5000)  # the other requests for spot are given up
         measured(books, ON_DEMAND, 100, 301.0)
         at = 320.0 + groups.REOPEN_S * spot_comes
-        numbers.append(books.step(at, rows=20_000_000, shards=5000).wanted)
+        books.step(at, rows=20_000_000, shards=5000)
+        numbers.append(books.fleet.wanted or 0)
     assert numbers[0] < numbers[1]
 
 
@@ -175,11 +176,11 @@ def test_a_worker_that_is_leaving_is_replaced_at_once_gets_no_more_and_is_ended_
         books.ready(worker, 60.0, node=f"n{worker}")
         books.give(worker, 60.0)
     books.fleet.leaving(0)
-    decision = books.step(61.0)
-    assert (len(decision.start), books.fleet.released, list(decision.end)) == (1, {0}, [])
-    assert (books.step(62.0).start, books.fleet.stays(0), books.fleet.stays(1)) == ([], False, True)
+    start, end = books.step(61.0)
+    assert (len(start), books.fleet.released, end) == (1, {0}, [])
+    assert (books.step(62.0)[0], books.fleet.stays(0), books.fleet.stays(1)) == ([], False, True)
     books.fleet.shard_ended(0, SHARD, 10, 63.0)
-    assert (list(books.step(64.0).end), books.group_of.keys()) == ([0], {1, 2})
+    assert (books.step(64.0)[1], books.group_of.keys()) == ([0], {1, 2})
 
 
 def test_workers_that_were_starting_on_a_node_that_leaves_are_asked_for_elsewhere_and_are_no_failed_starts() -> None:
@@ -188,7 +189,7 @@ def test_workers_that_were_starting_on_a_node_that_leaves_are_asked_for_elsewher
     books.fleet.placed(0, "n", 2, 30.0)
     books.fleet.leaving(0)
     books.fleet.leaving(0)  # told again, with less time
-    assert len(books.step(31.0).start) == 1
+    assert len(books.step(31.0)[0]) == 1
     assert 0 not in books.group_of
     books.fleet.leaving(1)
     books.fleet.gone(1, 32.0)
