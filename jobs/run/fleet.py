@@ -8,7 +8,7 @@ thousand workers are asked about many times a second, so what is asked often is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -94,10 +94,10 @@ class Fleet:
         self.wanted: int | None = None
         """Workers that the fleet should have, by the last decision."""
         self._losing = False
-        self._failures = groups.StartFailures()
+        self.failures = groups.StartFailures()
 
-    def asked(self, worker: int, group: int, now: float) -> None:
-        self._workers[worker] = _Worker(self._groups[group], now)
+    def asked(self, worker: int, group: groups.NodeGroup, now: float) -> None:
+        self._workers[worker] = _Worker(group, now)
         self._file(worker, 1)
 
     def placed(self, worker: int, node: str, node_holds: int, now: float) -> None:
@@ -112,7 +112,7 @@ class Fleet:
     def ready(self, worker: int, now: float, host: str = "") -> None:
         with self._changing(worker) as changed:
             changed.ready, changed.since, changed.host = True, now, host
-        self._failures = groups.StartFailures()
+        self.failures = groups.StartFailures()
         changed.group.failures = groups.StartFailures()
         self._delay.add(now - changed.asked_at)
 
@@ -161,7 +161,7 @@ class Fleet:
         if not lost.leaving:
             self._losing |= lost.ready
             if not lost.ready:
-                for failures in (lost.group.failures, self._failures):
+                for failures in (lost.group.failures, self.failures):
                     failures.add(lost.asked_at, now)
                 if lost.group.unfit:
                     lost.group.closed_until = now + groups.REOPEN_S
@@ -210,17 +210,9 @@ class Fleet:
         if manner is Manner.BESIDE and len(worker.held) < MAX_HELD_SHARDS:
             self.holding[len(worker.held)].add(number)
 
-    def labels(self, group: int) -> Mapping[str, str]:
-        return self._groups[group].spec.labels
-
     def others_to_try(self) -> bool:
         """Whether a group that is asked next may start workers where another could not."""
         return len(self._groups) > 1 and not all(group.unfit for group in self._groups)
-
-    @property
-    def start_failures(self) -> int:
-        """Times in a row that what was asked for failed to start."""
-        return self._failures.count
 
     def stays(self, worker: int) -> bool:
         """It is not leaving."""
@@ -295,7 +287,7 @@ class Fleet:
                 )
                 yield worker, policy.stuck(message)
 
-    def decide(self, now: float, *, rows_left: int, shards_left: int) -> tuple[list[int], list[int]]:
+    def decide(self, now: float, *, rows_left: int, shards_left: int) -> tuple[list[groups.NodeGroup], list[int]]:
         """A group for each worker to ask for, and the workers to end now: those asked for in vain, and idle ones too
         many. The others that are too many get no more shards."""
         self._check_pending(now)
@@ -304,10 +296,11 @@ class Fleet:
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
         asked = groups.requests(self.wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
-        start, end = [], []
-        for index, number in enumerate(asked):
-            pending = list(self._groups[index].pending)
-            start += [index] * (number - len(pending))
+        start: list[groups.NodeGroup] = []
+        end: list[int] = []
+        for group, number in zip(self._groups, asked, strict=True):
+            pending = list(group.pending)
+            start += [group] * (number - len(pending))
             end += pending[number:]  # the youngest: the oldest are nearest to a node
         release: list[int] = []
         for group, number in zip(self._groups, groups.surplus(self.wanted, self._groups), strict=True):

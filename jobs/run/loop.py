@@ -176,7 +176,7 @@ class Loop:
             self._end(worker)
         if now >= self._start_after:
             for group in start:
-                self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
+                self._fleet.asked(self.pool.start(group.spec.labels), group, now)
 
     def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
         """Give a shard to each worker that holds so many, of `number` that stay. Where suspects wait, busy ones run
@@ -299,7 +299,7 @@ class Loop:
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._failed.not_started(worker, failure)
         pause_s = policy.start_pause_s(
-            failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
+            failure, self._fleet.failures.count, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
         if pause_s is None:
             raise RunFailed(

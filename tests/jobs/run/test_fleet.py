@@ -13,6 +13,7 @@ from tests.support.journals import shard
 
 SPOT, ON_DEMAND = 0, 1
 SHARD = shard(0)
+Decided = tuple[list[groups.NodeGroup], list[int]]
 
 
 class Books:
@@ -24,7 +25,9 @@ class Books:
         self.group_of: dict[int, int] = {}
         self.ready_ones: set[int] = set()
 
-    def step(self, now: float, *, shards: int = 1000, rows: int = 1_000_000) -> tuple[list[int], list[int]]:
+    def step(
+        self, now: float, *, shards: int = 1000, rows: int = 1_000_000
+    ) -> tuple[list[groups.NodeGroup], list[int]]:
         start, end = self.fleet.decide(now, rows_left=rows, shards_left=shards)
         for worker in end:
             self.fleet.ended(worker)
@@ -33,7 +36,7 @@ class Books:
         for group in start:
             worker = next(self.numbers)
             self.fleet.asked(worker, group, now)
-            self.group_of[worker] = group
+            self.group_of[worker] = self.fleet._groups.index(group)
         return start, end
 
     def ready(self, worker: int, now: float, node: str = "n") -> None:
@@ -101,13 +104,13 @@ def test_a_node_that_is_lost_with_all_that_start_on_it_counts_as_one_failure() -
     books = Books(most=8)
     books.step(0.0)
     books.fail(list(books.group_of), 10.0)
-    assert books.fleet.start_failures == 1
+    assert books.fleet.failures.count == 1
     books.step(20.0)
     books.fail(list(books.group_of), 30.0)
-    assert books.fleet.start_failures == 2
+    assert books.fleet.failures.count == 2
     books.step(40.0)
     books.ready(next(iter(books.group_of)), 50.0)
-    assert books.fleet.start_failures == 0
+    assert books.fleet.failures.count == 0
 
 
 def test_a_group_where_nothing_starts_is_given_up_for_the_next_before_the_run_is() -> None:
@@ -193,13 +196,13 @@ def test_workers_that_were_starting_on_a_node_that_leaves_are_asked_for_elsewher
     assert 0 not in books.group_of
     books.fleet.leaving(1)
     books.fleet.gone(1, 32.0)
-    assert books.fleet.start_failures == 0
+    assert books.fleet.failures.count == 0
 
 
 def test_those_with_fewest_neighbours_go_first_so_that_nodes_fall_idle() -> None:
     fleet = Fleet(Workers(max=6), now=0.0)
     for worker, node in {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}.items():
-        fleet.asked(worker, 0, 0.0)
+        fleet.asked(worker, fleet._groups[0], 0.0)
         fleet.placed(worker, node, 3, 0.0)
         fleet.ready(worker, 0.0)
     assert fleet.to_let_go([1, 2, 4, 5, 6], ready=6, shards=0) == [4, 5, 6, 1, 2]
