@@ -29,7 +29,7 @@ from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
 from workers.image.resize import decode_crop
 from workers.isolation.sample_decoder import SampleDecoder
-from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
+from workers.measure.messages import CandidateFigures, LoadArtifact, Made, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
@@ -67,13 +67,13 @@ class CandidateMaker:
         took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 
-    def each(self) -> Iterator[MadeCandidate | Unusable | Reference]:
+    def each(self) -> Iterator[Made | Unusable | Reference]:
         yield from self._in_each_precision(self._model, 0.0)
         for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
             if isinstance(pruned, PruningError):
                 yield Unusable(name=self._name(share), reason=str(pruned))
                 continue
-            overrides: tuple[str, ...] = ()
+            overrides = None
             if self._network.save is not None:
                 try:
                     overrides = self._saved(pruned, share, self._network.save)
@@ -85,8 +85,8 @@ class CandidateMaker:
         return f"{self._network.name} −{100 * share:g} %" if share else self._network.name  # noqa: RUF001
 
     def _in_each_precision(
-        self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
-    ) -> Iterator[MadeCandidate | Unusable | Reference]:
+        self, model: LoadedModel, share: float, overrides: tuple[str, ...] | None = ()
+    ) -> Iterator[Made | Unusable | Reference]:
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)
@@ -144,7 +144,7 @@ class CandidateMaker:
             )
             one_core = replace(plan, threads=1, cpus=plan.cpus[:1], slots=plan.slots[:1])
             load = LoadArtifact(plan=one_core, info=artifact.info, path=str(path))
-            yield MadeCandidate(figures=figures, pruned=bool(share), load=load)
+            yield figures, load
 
     def _right(self, logits_NK: Logits) -> tuple[int, int]:
         """Rows that it is right on, and how many were compared."""

@@ -21,7 +21,7 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Ready, Score
+from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Score
 from workers.measure.sample_file import map_sample
 from workers.model.names import ModelError
 from workers.outcomes import Failure
@@ -64,14 +64,14 @@ def _answer_requests(parent: Connection) -> None:
         if isinstance(asked, Network) and not isinstance(error, ModelError):  # of storage the message is the path alone
             failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
         return parent.send(failure)
-    answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
+    answer: str | int | Measured | Failure = subject.description
     while True:
         parent.send(answer)
         request: Score = parent.recv()
         try:
             if request.until is None:
                 subject.prepare(request.batch)
-                answer = Ready(subject.description, memory.peak_rss_bytes())
+                answer = memory.peak_rss_bytes()
             else:
                 began, cpu = time.monotonic(), time.process_time()
                 rows, stage_s = subject.score(request.until)
