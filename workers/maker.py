@@ -24,7 +24,6 @@ from workers.bundle.manifest import CalibrationSample, Manifest
 from workers.contract import BundleRequest, ThreadPlan
 from workers.host import cores, memory
 from workers.outcomes import BundleOutcome, Failure
-from workers.storage.filesystems import read_url
 from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Maker:
         from workers.model.load import load_model
 
         request, spec = self._request, self._request.model
-        model = load_model(spec, read_url)
+        model = load_model(spec)
         sample = self._sample(model, held)
         contents = make_artifacts(model, sample, request, isa_class())
         if not contents.artifacts:

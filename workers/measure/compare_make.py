@@ -34,7 +34,6 @@ from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
 from workers.quantize.quantizer import Quantizer, float_artifact
-from workers.storage.filesystems import read_url
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
@@ -46,7 +45,7 @@ class CandidateMaker:
 
     def __init__(self, network: Network) -> None:
         self._network, request = network, network.request
-        self._model = model = load_model(request.model, read_url)
+        self._model = model = load_model(request.model)
         self.reference = network.reference
         """Of the job's own network once its fp32 is made."""
         if (own := self.reference) is not None:

@@ -22,8 +22,8 @@ from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weights, override
 from workers.model.state_dict import fit_state_dict, read_state_dict
 from workers.model.torchvision_import import import_torchvision
+from workers.storage.filesystems import read_url
 
-_Read = Callable[[str], bytes]
 _RANDOM_INIT = {"googlenet", "inception_v3"}
 """Architectures that draw their initial weights slowly, and can be told not to."""
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -45,16 +45,13 @@ class LoadedModel:
     """K classes, or D features of an embedding."""
 
 
-def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
-    """Load what `spec` names; paths and URLs in it are read through `read`.
-
-    Raises ModelError for anything wrong with the spec, the weights or the labels. What `read` raises comes through.
-    """
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load what `spec` names. Raises ModelError where it, the weights or the labels are wrong; and as `read_url`."""
     family, module_name, name = split_arch(spec.arch)
     if family == "torchvision":
-        network, preprocess, labels = _from_torchvision(name, spec, read)
+        network, preprocess, labels = _from_torchvision(name, spec)
     else:
-        network, preprocess, labels = _from_function(module_name, name, spec, read), IMAGENET, None
+        network, preprocess, labels = _from_function(module_name, name, spec), IMAGENET, None
     preprocess = override(preprocess, spec.preprocess)
     network = network.eval().requires_grad_(False)
     preprocess = absorb_transform_input(network, preprocess)
@@ -64,11 +61,11 @@ def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
         outputs = _outputs(features_only(network, example_NCHW), example_NCHW, spec)
         labels = None
     else:
-        labels = _labels(spec, read, weights_own=labels, outputs=outputs)
+        labels = _labels(spec, weights_own=labels, outputs=outputs)
     return LoadedModel(name=spec.arch, module=network, preprocess=preprocess, labels=labels, outputs=outputs)
 
 
-def _from_torchvision(name: str, spec: ModelSpec, read: _Read) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
+def _from_torchvision(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
     models = import_torchvision().models
     known = models.list_models(module=models)
     if name not in known:
@@ -89,7 +86,7 @@ def _from_torchvision(name: str, spec: ModelSpec, read: _Read) -> tuple[nn.Modul
     if name in _RANDOM_INIT:
         args.setdefault("init_weights", False)
     network = _call(lambda **kw: models.get_model(name, weights=None, **kw), spec.arch, args)
-    fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
+    fit_state_dict(network, read_state_dict(spec.weights, read_url(spec.weights)), spec.weights)
     return network, IMAGENET, None
 
 
@@ -122,7 +119,7 @@ def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> 
             os.environ[_TENSORS_ONLY] = before
 
 
-def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: _Read) -> nn.Module:
+def _from_function(module_name: str, function_name: str, spec: ModelSpec) -> nn.Module:
     import_torchvision()  # the function's module will import it in its own way, which alone may fail
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -140,7 +137,7 @@ def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: 
                 f"model.weights: {spec.weights!r} is read as the name of torchvision weights, which {spec.arch} has "
                 "none of; give a path or URL of a state dict"
             )
-        fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
+        fit_state_dict(network, read_state_dict(spec.weights, read_url(spec.weights)), spec.weights)
     return network
 
 
@@ -173,9 +170,7 @@ def _outputs(network: nn.Module, example_NCHW: torch.Tensor, spec: ModelSpec) ->
     return int(output.shape[1])
 
 
-def _labels(
-    spec: ModelSpec, read: _Read, *, weights_own: tuple[str, ...] | None, outputs: int
-) -> tuple[str, ...] | None:
+def _labels(spec: ModelSpec, *, weights_own: tuple[str, ...] | None, outputs: int) -> tuple[str, ...] | None:
     labels, source = weights_own, f"the weights {spec.weights}"
     if isinstance(spec.labels, tuple):
         labels, source = spec.labels, "model.labels"
@@ -183,7 +178,7 @@ def _labels(
         labels = tuple(import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"])
         source = "model.labels: imagenet"
     elif spec.labels is not None:
-        labels, source = _read_labels(spec.labels, read), f"model.labels: {spec.labels}"
+        labels, source = _read_labels(spec.labels), f"model.labels: {spec.labels}"
     if labels is not None and len(labels) != outputs:
         raise ModelError(
             f"model.labels: {source} has {len(labels)} names, but {spec.arch} has {outputs} outputs; "
@@ -192,9 +187,9 @@ def _labels(
     return labels
 
 
-def _read_labels(url: str, read: _Read) -> tuple[str, ...]:
+def _read_labels(url: str) -> tuple[str, ...]:
     try:
-        text = read(url).decode("utf-8-sig")
+        text = read_url(url).decode("utf-8-sig")
         if not text.lstrip().startswith("["):
             return tuple(line.strip() for line in text.splitlines() if line.strip())
         names = json.loads(text)
