@@ -30,7 +30,7 @@ from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure.messages import CandidateFigures, Made, Network, Reference, Unusable
+from workers.measure.messages import CandidateFigures, MadeCandidate, Network, Reference, Unusable
 from workers.measure.processes import Processes, ProcessFailed, receive
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
@@ -170,9 +170,9 @@ class _Comparing:
 
     def _make(
         self, networks: Mapping[str, ModelSpec], request: BundleRequest, plan: ThreadPlan, folder: str
-    ) -> tuple[list[Made], bool]:
+    ) -> tuple[list[MadeCandidate], bool]:
         """Candidates of all networks, the job's own one in fp32 first; and whether the sample has labels."""
-        candidates: list[Made] = []
+        candidates: list[MadeCandidate] = []
         reference: Reference | None = None
         for number, (name, model) in enumerate(networks.items()):
             if reference is not None:
@@ -212,7 +212,7 @@ class _Comparing:
         assert reference is not None, "the job's own network is among them"
         return candidates, reference.labelled
 
-    def _measure(self, candidates: Sequence[Made], batch: int) -> list[Weighed]:
+    def _measure(self, candidates: Sequence[MadeCandidate], batch: int) -> list[Weighed]:
         """Each in a process of its own, all on one core, in turns."""
         with ExitStack() as resources:
             running: list[tuple[CandidateFigures, Processes, int]] = []

@@ -29,7 +29,7 @@ from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
 from workers.image.resize import decode_crop
 from workers.isolation.sample_decoder import SampleDecoder
-from workers.measure.messages import CandidateFigures, LoadArtifact, Made, Network, Reference, Unusable
+from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
@@ -66,7 +66,7 @@ class CandidateMaker:
         took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 
-    def each(self) -> Iterator[Made | Unusable | Reference]:
+    def each(self) -> Iterator[MadeCandidate | Unusable | Reference]:
         yield from self._in_each_precision(self._model, 0.0)
         for share, pruned in prune(self._model, self._network.shares, self._calibration_NHWC):
             if isinstance(pruned, PruningError):
@@ -85,7 +85,7 @@ class CandidateMaker:
 
     def _in_each_precision(
         self, model: LoadedModel, share: float, overrides: tuple[str, ...] | None = ()
-    ) -> Iterator[Made | Unusable | Reference]:
+    ) -> Iterator[MadeCandidate | Unusable | Reference]:
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
             fp32 = float_artifact(model)

@@ -147,7 +147,7 @@ class CandidateFigures:
         return f"{self.network} {self.precision}"
 
 
-Made: TypeAlias = tuple[CandidateFigures, LoadArtifact]
+MadeCandidate: TypeAlias = tuple[CandidateFigures, LoadArtifact]
 """A candidate of a Network, not measured yet."""
 
 
