@@ -196,8 +196,8 @@ class _Comparing:
                     elif isinstance(answer, Unusable):
                         self._leave_out(answer.name, answer.reason)
                     else:
-                        made, load = answer
-                        figures = replace(made, overrides=overrides(self.job.spec.model, model, made))
+                        figures, load = answer
+                        figures = replace(figures, overrides=overrides(self.job.spec.model, model, figures))
                         candidates.append((figures, load))
                         self.say(f"  {figures.name}: {figures.right / figures.rows:.2%}")
             except ProcessFailed as failed:
