@@ -12,7 +12,6 @@ import os
 import time
 import timeit
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +27,6 @@ from workers.failures import classify
 from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
 from workers.image.resize import decode_crop
-from workers.isolation.sample_decoder import SampleDecoder
 from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
@@ -53,8 +51,7 @@ class CandidateMaker:
                 raise ModelError(f"it has {model.outputs} classes, the job's own network {own.outputs}")
             if own.labels is not None and model.labels is not None and own.labels != model.labels:
                 raise ModelError("its classes have other names than those of the job's own network")
-        with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
-            sample = read_sample(request, model, decoder.decode)
+        sample = read_sample(request, model, bound_bytes(request.memory_bytes, network.plan))
         calibrating, comparing = split_rows(len(sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]

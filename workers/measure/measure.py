@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -139,10 +139,6 @@ class _Forward:
         return rows, {}
 
 
-class _TimeIsOver(Exception):
-    """Its argument is the number of rows that are done."""
-
-
 class _WorkerLoop:
     """The bundle as a worker loads it, and a worker's own loop."""
 
@@ -172,21 +168,18 @@ class _WorkerLoop:
         rows_a_call = room * max(1, ROWS_A_CALL // room)
         stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
 
-        def between_rounds(done: int) -> None:
-            if time.monotonic() >= until:
-                raise _TimeIsOver(done)
+        def rounds() -> Iterator[RowBlock]:
+            for first in range(0, rows_a_call, room):
+                if first == 0 or time.monotonic() < until:
+                    yield self._block(room, first)
 
         rows = 0
-        try:
-            while rows == 0 or time.monotonic() < until:
-                self._predictor.score([self._block(rows_a_call)], rows_a_call, between_rounds)
-                rows += rows_a_call
-        except _TimeIsOver as over:
-            rows += int(over.args[0])
+        while rows == 0 or time.monotonic() < until:
+            rows += self._predictor.score(rounds(), rows_a_call).rows
         return rows, stage_s
 
-    def _block(self, rows: int) -> RowBlock:
-        images = list(itertools.islice(itertools.cycle(self._images), rows))
+    def _block(self, rows: int, first: int = 0) -> RowBlock:
+        images = list(itertools.islice(itertools.cycle(self._images), first, first + rows))
         return RowBlock(slice_index=0, rows=range(rows), images=images, keys=None, bytes_read=0)
 
 
