@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -91,15 +91,16 @@ class Snapshot:
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """Raises ValueError for what is no snapshot. Fields of a later version are passed over."""
-        return _reader().validate_json(text)
+        snapshot: Snapshot = reader_of(Snapshot).validate_json(text)
+        return snapshot
 
 
 @cache
-def _reader() -> TypeAdapter[Snapshot]:
-    """Made once: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
-    from pydantic import TypeAdapter  # a run only writes snapshots
+def reader_of(kind: type) -> TypeAdapter[Any]:
+    """Of JSON. Made once for each kind: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
+    from pydantic import TypeAdapter  # a run only writes
 
-    return TypeAdapter(Snapshot)
+    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True, kw_only=True)
