@@ -103,18 +103,6 @@ def reader_of(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bottleneck:
-    stage: str
-    """`decode`, `predict`, `read`, `write` or `idle`; empty before anything has ended."""
-    share: float
-    """Of the workers' time."""
-
-    def describe(self) -> str:
-        """What it is, and what would help; empty before anything has ended."""
-        return f"{self.stage} ({self.share:.0%} of the workers' time): {_REMEDY[self.stage]}" if self.stage else ""
-
-
 _REMEDY = {
     "decode": "decoding is the work here; larger JPEGs decode faster with model.preprocess.decode: scaled",
     "predict": "the network is the work here, as it should be",
@@ -124,8 +112,8 @@ _REMEDY = {
 }
 
 
-def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
-    """Which stage the workers' time goes to.
+def bottleneck(stage_s: Mapping[str, float]) -> tuple[str, str]:
+    """Which stage the workers' time goes to: its name; what it is and what would help. Empty before anything has ended.
 
     Decoding and predicting take turns in the computing thread; reading and writing go on beside them, so they cost
     time only while that thread waits. `wait` is that time, and counts for the busier one of the two; `idle` is time
@@ -137,9 +125,9 @@ def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
     shares = {"decode": decode, "predict": predict, waits_for: wait, "idle": idle}
     total = sum(shares.values())
     if total <= 0:
-        return Bottleneck(stage="", share=0.0)
+        return "", ""
     stage = max(shares, key=lambda name: shares[name])
-    return Bottleneck(stage=stage, share=shares[stage] / total)
+    return stage, f"{stage} ({shares[stage] / total:.0%} of the workers' time): {_REMEDY[stage]}"
 
 
 @dataclass(frozen=True)
