@@ -189,7 +189,8 @@ class GateSpec:
     min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. Rows where it
+    is empty or below 0 have no label."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
     rows: AtLeast1 = 512

@@ -81,6 +81,27 @@ def test_labels_that_count_from_1(digits: Digits, tmp_path: Path, fails: Callabl
     assert "column 'truth' holds 10, but the model's 10 classes count from 0" in shown
 
 
+@pytest.mark.parametrize("value", [-1, None], ids=["as test splits have it", "null"])
+def test_a_labels_column_without_a_label(
+    value: int | None, digits: Digits, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "unlabelled.parquet"
+    pq.write_table(table.append_column("truth", pa.array([value] * table.num_rows, pa.int64())), data)
+    shown = fails(2, input__uri=str(data), gate__labels_column="truth")
+    assert "has a label in column 'truth'" in shown
+    assert "leave gate.labels_column out" in shown
+
+
+def test_labels_that_pandas_made_floats_are_no_mistake(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
+    table = pq.read_table(digits.images)
+    truth = pa.array([None if row == 0 else float(digit) for row, digit in enumerate(table["digit"].to_pylist())])
+    data = tmp_path / "floats.parquet"
+    pq.write_table(table.append_column("truth", truth), data)
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column="truth"))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+
+
 def test_no_such_model(fails: Callable[..., str]) -> None:
     shown = fails(2, model__arch="torchvision/resnet5")
     assert "torchvision has no classification model 'resnet5'" in shown

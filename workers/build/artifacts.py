@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workers.build.sample import Sample, split_rows
+from workers.build.sample import Sample, check_labelled, split_rows
 from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
@@ -101,10 +101,11 @@ class Judge:
     """Compares networks with the fp32 one on the same rows."""
 
     def __init__(self, fp32: Engine, sample: Sample, comparing: slice, request: BundleRequest, **rows: int) -> None:
-        """`rows` are calibration_rows and shared_rows, as in AccuracyReport."""
+        """`rows` are calibration_rows and shared_rows, as in AccuracyReport. Raises ModelError without any label."""
         self._request = request
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
+        check_labelled(self._labels, request.gate.labels_column)
         self._reference_NK = score_crops(fp32, sample.reference_NHWC[comparing], request.batch)
         self._rows: dict[str, Any] = {"calibration_bad_rows": sample.bad_rows, **rows}
         self._last: tuple[Artifact, AccuracyReport] | None = None
