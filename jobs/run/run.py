@@ -20,6 +20,7 @@ from jobs.errors import COMPLETE, Interrupted, NothingThere, RunFailed, SpecErro
 from jobs.input.footers import Opened
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.current import keep_following
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -126,6 +127,8 @@ class Run:
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
+        self._none_done = False
+        """Whether no plan of the root was done when it was looked at last."""
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
@@ -236,6 +239,7 @@ class Run:
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
         done = self.job.ledger.done_numbers()
+        self._none_done = not done
         plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
         return plans, self.job.ledger.missing(*plans)
 
@@ -337,11 +341,24 @@ class Run:
             raise errors[0]
 
     def _record_done(self, plan: Plan, objects: DoneRecord) -> None:
+        if self._none_done:
+            self._keep_readers()
         self.job.ledger.record_done(plan, objects)
         self.report.plans.append(plan.number)
         self.report.rows_ok += objects.total("rows_ok")
         self.report.rows_bad += objects.total("rows_bad")
         self.report.rows_gone += objects.total("rows_gone")
+
+    def _keep_readers(self) -> None:
+        """A first plan that is done must not leave readers between two models."""
+        self._none_done = False
+        try:
+            kept = keep_following(self.job.store, self.job.ledger.root)
+        except StoreDenied as error:
+            self.say(f"warning: readers that name no model may find two, and none promoted: {error}")
+            return
+        if kept:
+            self.say(f"readers go on with {kept}, until `stint promote` moves them")
 
     def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
         """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""

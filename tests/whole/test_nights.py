@@ -469,6 +469,30 @@ def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
     assert f"has no predictions for 1 file(s) that {nights.check_readers().root} has" in nights.capsys.readouterr().err
 
 
+def test_a_second_model_leaves_readers_where_they_are_until_somebody_promotes_it(nights: Nights) -> None:
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    old = nights.check_readers().root
+    nights.change_model()
+    assert f"readers go on with {old}, until `stint promote` moves them" in nights.run(1)
+    assert nights.check_readers().root == old
+    assert "readers go on" not in nights.run(1)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 0
+    assert nights.check_readers().root != old
+
+
+def test_what_was_scored_is_verified_and_promoted_without_a_folder_of_today(nights: Nights) -> None:
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    nights.capsys.readouterr()
+    assert main(["verify", nights.spec]) == 0
+    shown = nights.capsys.readouterr().out
+    assert "note: not there (yet): " in shown
+    assert "verified: 40 rows claimed by 1 plan(s)" in shown
+    assert main(["promote", nights.spec]) == 0
+    assert main(["plan", nights.spec]) == 2, "what a run of today would end with"
+
+
 def test_a_root_is_promoted_by_its_plain_name(nights: Nights) -> None:
     """A shell completes names of folders with a slash."""
     nights.put("2026-03-01/a.parquet")
