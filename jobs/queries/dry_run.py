@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 
 from jobs.console import Console
+from jobs.errors import SpecError
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
+from workers.contract import ModelSpec
+from workers.model.names import ModelError, weights_enum_or_path
+from workers.model.preprocess import IMAGENET, override
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -21,7 +25,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 def describe_plan(job: Job) -> str:
     """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
     found = discover(job)
-    cut = found.cut()
+    cut, manifest = found.cut(), job.manifest()
     missing = job.ledger.missing(*found.open_plans)
     rows = found.fresh_rows + missing.rows
     lines = [
@@ -29,11 +33,23 @@ def describe_plan(job: Job) -> str:
         *found.lines(),
         f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
         f"open plans: {len(found.open_plans)}, {missing.rows:,} rows missing in {len(missing):,} shards",
-        f"bundle {job.fingerprints.bundle}: {'to be made' if job.manifest() is None else 'there'}",
+        f"bundle {job.fingerprints.bundle}: {'to be made' if manifest is None else 'there'}",
+        f"preprocessing: {_preprocess(job.spec.model) if manifest is None else manifest.preprocess}",
     ]
     lines += [f"warning: {warning}" for warning in cut.warnings]
     lines.append(_estimate(job, rows))
     return "\n".join(lines)
+
+
+def _preprocess(model: ModelSpec) -> str:
+    """As far as it is known before there is a bundle. Raises SpecError for what does not go together."""
+    if model.weights is not None and weights_enum_or_path(model.weights) == "enum":
+        changed = ", ".join(f"{key}: {value}" for key, value in model.preprocess.items())
+        return f"what the weights {model.weights} come with" + (f", but {changed}" if changed else "")
+    try:
+        return str(override(IMAGENET, model.preprocess))
+    except ModelError as error:
+        raise SpecError(str(error)) from error
 
 
 def _estimate(job: Job, rows: int) -> str:

@@ -349,6 +349,7 @@ class Explainer:
             task=spec.task if manifest is None else manifest.task,
             artifact=engine,
             accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
+            preprocess=None if manifest is None else str(manifest.preprocess),
         )
 
     def _modified(self, key: str) -> datetime | None:

@@ -252,6 +252,7 @@ class Run:
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
         outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say)
         self._artifacts = outcome.artifacts
+        self.report.preprocess, self.report.doubt = outcome.preprocess, outcome.doubt
         return outcome
 
     def _score(self, plans: Sequence[Plan], missing: Shards) -> None:

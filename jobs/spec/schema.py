@@ -323,4 +323,6 @@ class JobSpec(Section):
     def _labels_are_of_classes(self) -> JobSpec:
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
+        if self.gate.min_top1 is not None and self.gate.labels_column is None:
+            raise ValueError("gate.min_top1: true top-1 needs gate.labels_column, a column with the true class")
         return self

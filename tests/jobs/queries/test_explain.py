@@ -122,6 +122,7 @@ def test_the_text_tells_the_same_and_cannot_command_the_terminal(
     assert lines["prediction"] == "dog (51.0%), then emu (49.0%)"
     assert lines["readers"] == "see it: plan 1 is done, and readers follow this model"
     assert lines["attempts"] == "no run's journal has one"
+    assert "            preprocessing: shorter side to 32 px (bilinear), " in text
     assert "\x1b" not in text
     assert "\nhidden" not in text
 
