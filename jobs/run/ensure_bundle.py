@@ -45,18 +45,18 @@ def ensure_bundle(
             given = job.spec.input
             raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
         outcome = _make(job, request, connected(), interrupted, say)
-    told = [f"preprocessing: {outcome.preprocess}"] if outcome.preprocess else []
-    told += [f"warning: {outcome.doubt}"] if outcome.doubt else []
+    remarks = [f"preprocessing: {outcome.preprocess}"] if outcome.preprocess else []
+    remarks += [f"warning: {outcome.doubt}"] if outcome.doubt else []
     if not outcome.passed:
         raise GateRefused(
-            "\n".join([f"the {request.model.precision} model is refused", *told, outcome.table]),
+            "\n".join([f"the {request.model.precision} model is refused", *remarks, outcome.table]),
             "see what to do above; the gate is a part of the spec, to be changed knowingly",
         )
     how = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
     say(f"bundle {outcome.fingerprint} {how}")
     if outcome.created and outcome.table:
         say(outcome.table)
-    for line in told:
+    for line in remarks:
         say(line)
     return outcome
 
