@@ -102,6 +102,8 @@ class Report:
     """Sources scored again because their content changed."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What its fingerprints cover, see jobs.spec.fingerprint.Identity."""
     preprocess: str = ""
     """What the network sees of an image, for a person."""
     doubt: str = ""

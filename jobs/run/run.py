@@ -35,6 +35,7 @@ from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
+from jobs.report.new_model import new_model
 from jobs.report.report import COMPLETED, Report, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
@@ -73,6 +74,7 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         interrupted=flag,
         say=console.say,
         progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+        by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
     )
 
 
@@ -109,6 +111,8 @@ class Run:
     say: Callable[[str], None]
     progress: str = "auto"
     """How the run is shown, see jobs.progress.displays.display_for."""
+    by_schedule: bool = False
+    """Whether nobody may be there to read what it says."""
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +123,7 @@ class Run:
             root=self.job.fingerprints.root,
             output=self.job.store.url,
             task=self.job.spec.model.task,
+            model=self.job.identity.parts,
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
@@ -181,6 +186,11 @@ class Run:
     def _take(self, found: Discovery) -> None:
         """Have workers and a model that may score what was found, and claim it."""
         self._say_found(found)
+        if (change := new_model(found)) is not None:
+            if self.by_schedule and self.job.spec.schedule.on_new_model == "ask":
+                raise change.question()
+            for line in change.lines():
+                self.say(line)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed

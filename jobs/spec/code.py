@@ -18,9 +18,9 @@ from typing import Any
 
 from jobs.errors import SpecError
 
-OURS = frozenset({"workers", "jobs"})
+PACKAGES = frozenset({"workers", "jobs"})
 """Packages of Stint, which does not change with what its users write."""
-_NOT_OWN = OURS | sys.stdlib_module_names | {"torch", "torchvision"}
+_NOT_OWN = PACKAGES | sys.stdlib_module_names | {"torch", "torchvision"}
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 """Folders of what was installed, and not written for the job."""
 _NOT_COMPUTED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -47,7 +47,7 @@ def code_of(module: str) -> Code:
             f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
         )
     trees: dict[str, str] = {}
-    wanted, looked_at = [module], set[str]()
+    wanted, looked_at = _with_parents(module), set[str]()
     while wanted:
         name = wanted.pop()
         if name in looked_at:
@@ -71,15 +71,16 @@ def code_of(module: str) -> Code:
 
 def _find(name: str) -> ModuleSpec | None:
     """Of a dotted name, without running its parents, as importlib.util.find_spec does."""
-    first, *others = _with_parents(name)
+    first, *others = name.split(".")
     try:
         found = importlib.util.find_spec(first)
     except ValueError:  # one that is running and was never imported
         return None
-    for name in others:
+    for part in others:
         if found is None or found.submodule_search_locations is None:
             return None
-        found = PathFinder.find_spec(name, list(found.submodule_search_locations))
+        # By its last name alone: a folder without an __init__ would ask for its parent, which is not imported.
+        found = PathFinder.find_spec(part, list(found.submodule_search_locations))
     return found
 
 
@@ -124,6 +125,8 @@ def _write(value: Any, parts: list[str]) -> None:
         parts.append(f"{type(value).__name__}(")
         for name in value._fields:
             held = getattr(value, name, None)
+            if isinstance(value, ast.JoinedStr):  # 3.12.1 ends nested formats with a text of nothing
+                held = [part for part in value.values if not (isinstance(part, ast.Constant) and part.value == "")]
             if name not in _NOT_COMPUTED and held is not None and held != []:
                 parts.append(f"{name}=")
                 _write(held, parts)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import SpecError
-from jobs.spec.code import OURS, Code, code_of
+from jobs.spec.code import PACKAGES, Code, code_of
 from jobs.spec.schema import JobSpec
 from workers.model.names import RECIPE, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
@@ -87,7 +87,7 @@ def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
         content = {key: value for key, value in content.items() if key not in ("engine", "float_layers")}
         content["calibration"] = None
     module = None if model.arch.startswith("torchvision/") else model.arch.partition(":")[0]
-    code = None if module is None or module.partition(".")[0] in OURS else code_of(module)
+    code = None if module is None or module.partition(".")[0] in PACKAGES else code_of(module)
     bundle = {
         **content,
         "recipe": RECIPE if model.precision == "int8" else model.precision,

@@ -255,6 +255,10 @@ class Schedule(Section):
     hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
+    on_new_model: Literal["ask", "score"] = "ask"
+    """When a run of one day (--as-of, as every `stint submit` is) would be the first with another model than before,
+    because the spec, the code, the weights or a library changed. `ask`: it stops with exit code 2, tells what changed,
+    what it would cost, and the two ways on. `score`: it says so and goes on. A run without --as-of always does."""
 
     @field_validator("timezone")
     @classmethod
