@@ -31,8 +31,8 @@ _NEVER = ("precision", "device")
 
 
 SOURCE_DIGESTS = {"workers.pruned": "a12f02c147feb987eb48a1586fea6b3f3c6734be45e86bf7c646bd823a0b2d70"}
-"""Of modules of our own that name architectures: digests of their source in the first release, since which no more than
-their imports changed. A change in what a module builds needs a new value here."""
+"""Of modules of our own that name architectures: digests of their source in the first release, since which they build
+the same. A change in what a module builds needs a new value here."""
 
 
 @dataclass(frozen=True)
