@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
-from jobs.ledger.current import current_root, roots
+from jobs.ledger.current import followed_root
 from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
@@ -49,7 +49,6 @@ LISTED = 20
 """Rows that are named where several have the key."""
 _READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
-_READS_AT_ONCE = 16
 _CLOCKS_DIFFER = timedelta(hours=1)
 _ATTEMPT = (
     "at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed", "rows_ok",
@@ -194,7 +193,7 @@ def _attempts(
     """
     # Ids begin with their time.
     ids = [run_id for run_id in run_ids(store) if until is None or run_id <= f"{until + _CLOCKS_DIFFER:%Y%m%dT%H%M%S}"]
-    runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
+    runs = [run for run in ahead(partial(read_run, store), ids, "runs") if run.root == root]
     near = [run for run in runs if since is None or run.heard_at >= since - _CLOCKS_DIFFER]
     return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
 
@@ -217,7 +216,7 @@ def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
             if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
-    read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")
+    read = ahead(store.get, found(), "crashes")
     return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
 
 
@@ -312,12 +311,10 @@ class Explainer:
             done = (plan for plan in self.plans if plan.number in self.done)
             later = max(plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
             return 0, False, f"superseded: plan {later} has the file in a newer version"
-        current = current_root(self.job.store)
-        if current == root:
+        followed = followed_root(self.job.store)
+        if followed == root:
             return 2, True, f"plan {number} is done, and readers follow this model"
-        if current is None and roots(self.job.store.url) == [root]:
-            return 2, True, f"plan {number} is done, and this is the only model"
-        follow = f"readers follow {current}" if current else "of several models none is promoted"
+        follow = f"readers follow {followed}" if followed else "of several models none is promoted"
         return 2, False, f"plan {number} is done, but {follow}"
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
@@ -351,6 +348,7 @@ class Explainer:
             task=spec.task if manifest is None else manifest.task,
             artifact=engine,
             accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
+            preprocess=None if manifest is None else str(manifest.preprocess),
         )
 
     def _modified(self, key: str) -> datetime | None:

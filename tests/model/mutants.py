@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import jobs.plan.discovery
+import jobs.run.run
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, Shards, Source, decode_plan, encode_plan
@@ -185,6 +186,11 @@ MUTANTS = (
     Mutant(
         "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
         "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "readers are left between two models",
+        lambda _: mock.patch.object(jobs.run.run, "keep_following", return_value=None),
+        Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
         "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),
