@@ -85,9 +85,7 @@ def test_input_and_output_are_enough_for_a_night_and_for_all_that_only_reads(use
     assert done(OUTPUT).table(["id"]).num_rows > 0
 
 
-def test_a_night_may_neither_promote_nor_delete_nor_touch_the_input(
-    user: As, spec: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_night_may_neither_delete_nor_touch_the_input(user: As, spec: str) -> None:
     user("input", "output")
     assert main(["run", spec, "--pool=local"]) == 0
     fs = fsspec.filesystem("s3")
@@ -96,15 +94,25 @@ def test_a_night_may_neither_promote_nor_delete_nor_touch_the_input(
             fs.rm_file(key)
     with pytest.raises(PermissionError):
         fs.pipe_file(f"{BUCKET}/images/new.parquet", b"x")
-    capsys.readouterr()
-    assert main(["promote", spec]) == 1
-    assert "_stint/current/00000001.json" in capsys.readouterr().err
 
 
-def test_with_promote_readers_are_moved(user: As, spec: str) -> None:
-    user("input", "output", "promote")
+def test_who_promotes_moves_readers_and_writes_nothing_else(
+    user: As, spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user("input", "output")
     assert main(["run", spec, "--pool=local"]) == 0
+    user("input", "promote")
     assert main(["promote", spec]) == 0
+    capsys.readouterr()
+    assert main(["run", spec, "--pool=local"]) == 2
+    assert "output.uri: " in capsys.readouterr().err
+
+
+def test_a_night_with_a_second_model_notes_where_readers_stay(user: As, spec: str) -> None:
+    user("input", "output")
+    for options in ([], ["--set=output.topk=2"]):
+        assert main(["run", spec, "--pool=local", *options]) == 0
+    assert fsspec.filesystem("s3").find(f"{BUCKET}/predictions/_stint/current")
 
 
 def test_with_prune_only_what_it_removes_may_go(user: As, spec: str) -> None:
