@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval
 from typing_extensions import TypedDict
 
-AS_OF = "{as_of}"
-"""Stands in templates of URIs for the day, as 2026-03-01."""
+AS_OF = re.compile(r"\{as_of(?::([^{}]*))?\}")
+"""Stands in templates of URIs for the day, as 2026-03-01; or `{as_of:%Y/%m/%d}`, by the codes of jobs.spec.days."""
 MOST_DAYS = 3660
 """A mistyped year should not list folders for an hour."""
 AtLeast1 = Annotated[int, Ge(1)]
@@ -205,7 +205,8 @@ class InputSpec:
     __pydantic_config__ = _KEYS_ARE_CHECKED
 
     uri: str | tuple[str, ...] = ()
-    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`."""
+    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`.
+    `{as_of:%Y/%m/%d}` writes the day otherwise."""
     manifest: str | None = None
     """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
     format: Literal["parquet", "images", "webdataset"] = "parquet"
@@ -219,7 +220,8 @@ class InputSpec:
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
     days: Annotated[int, Interval(ge=1, le=MOST_DAYS)] = 1
-    """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
+    """Days whose folders (`{as_of}`) a run looks at, the last being --as-of. Late files and missed nights of earlier
+    days are scored only with more than 1."""
     on_change: Literal["report", "rescore"] = "report"
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
     night, or score it again under a new plan that supersedes the old rows."""
@@ -235,7 +237,7 @@ class InputSpec:
 
     @property
     def by_date(self) -> bool:
-        return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
+        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or ""))
 
 
 @dataclass(frozen=True, kw_only=True)

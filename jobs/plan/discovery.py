@@ -7,17 +7,24 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.errors import SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
-from jobs.ledger.plans import Content, Plan, Source, latest_versions
+from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
 from jobs.plan.claims import NextClaim, next_claim
-from jobs.plan.job import Job
-from workers.contract import Slice
+from jobs.plan.job import Job, absolute
+from jobs.spec.days import Days, filled
+from workers.contract import AS_OF, Slice
 
 _SHOWN = 5
+LOOKED_BACK = 14
+"""Days before those of a run whose folders should not have been passed over."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Discovery:
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
+    overlooked: Mapping[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
 
     @property
     def sources(self) -> list[Source]:
@@ -94,6 +103,12 @@ class Discovery:
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
             lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
+        if self.overlooked:
+            first, last = min(self.overlooked), max(self.overlooked)
+            lines.append(
+                f"warning: no run has looked at {_some([f'{d} (files: {n:,})' for d, n in self.overlooked.items()])}; "
+                f"--backfill {first}..{last} scores them, and input.days has every run look back so many days"
+            )
         lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
         return lines
 
@@ -137,7 +152,33 @@ def discover(job: Job) -> Discovery:
         claim=now,
         fresh=opened,
         unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
+        overlooked=_overlooked(job, plans),
     )
+
+
+def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:
+    """Days since the first that was claimed, at most LOOKED_BACK, of whose files no plan claims one.
+
+    Manifests are left out: which files a day's names only the manifest itself tells.
+    """
+    found = dict[str, int]()
+    if AS_OF.search(job.spec.output.uri):  # then each day has a ledger of its own
+        return found
+    claimed = claims_of(plans)["uri"]
+    for template in filter(AS_OF.search, map(absolute, job.spec.input.uris)):
+        began = False
+        for day in (Days(day, day) for day in job.days.before(LOOKED_BACK)):
+            if any(_any_below(claimed, place.rstrip("/")) for place in filled(template, day)):
+                began = True
+            elif began:
+                with suppress(SpecError):  # mostly because there is nothing
+                    there = list_input(replace(job.spec.input, uri=template), day, {}).sources
+                    found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
+    return dict(sorted(found.items()))
+
+
+def _any_below(uris: pa.ChunkedArray, place: str) -> bool:
+    return bool(pc.any(pc.or_(pc.equal(uris, place), pc.starts_with(uris, f"{place}/"))).as_py())
 
 
 def _next_claim(job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice]) -> NextClaim:

@@ -20,7 +20,7 @@ from jobs.ledger.plans import Content
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
-from jobs.spec.days import Days, day_in, filled, today
+from jobs.spec.days import Days, filled, filled_in, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
@@ -88,9 +88,8 @@ class Job:
             return tuple(map(absolute, given.uri_roots))
         templates = [absolute(template) for template in given.uris]
         folders = [uri for template in templates for uri in filled(template, self.days)]
-        for template in (template for template in templates if AS_OF in template):  # an open plan may be of any day
-            others = {days for uri in uris if (days := day_in(template, uri)) is not None}
-            folders += [uri for days in sorted(others, key=str) for uri in filled(template, days)]
+        for template in filter(AS_OF.search, templates):  # an open plan may be of any day
+            folders += sorted({folder for uri in uris if (folder := filled_in(template, uri)) is not None})
         folders = list(dict.fromkeys(folders))
         folders = [folder.rpartition("/")[0] if _is_file(folder) else folder for folder in folders]
         if given.manifest is not None:

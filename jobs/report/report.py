@@ -96,6 +96,8 @@ class Report:
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)

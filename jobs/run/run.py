@@ -206,6 +206,7 @@ class Run:
             self.say(line)
         self.report.as_of = str(self.job.days.last)
         self.report.unreadable = dict(found.unreadable)
+        self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
         self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 

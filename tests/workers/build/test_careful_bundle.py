@@ -152,7 +152,9 @@ def test_a_sample_of_nothing_but_killers_tells_what_they_do(bench: Bench) -> Non
     assert isinstance(failure, Failure)
     assert failure.code == FailureCode.MODEL
     (told,) = failure.message.splitlines()[1:]
-    assert told.endswith(f"crashed_worker       e.g. {bench.row(0)}: ended the process that decoded it, with exit code 0")
+    assert told.endswith(
+        f"crashed_worker       e.g. {bench.row(0)}: ended the process that decoded it, with exit code 0"
+    )
 
 
 def test_a_bound_below_what_a_decoder_takes_is_told(bench: Bench) -> None:
