@@ -295,6 +295,8 @@ class WorkerSpec:
     """Names of the artifacts that this run's gate lets pass; (): all that the bundle holds."""
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
+    most_refused: float = 1.0
+    """Share of a shard's rows that may be refused for a reason that lies in the spec; with more it is not committed."""
     pin: bool = True
     """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
     code_version: str = ""

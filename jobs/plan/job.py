@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from workers.bundle.manifest import Manifest
 
 
+_MOST_REFUSED = 0.9
+"""Share of a shard's rows that the spec may refuse, unless limits.bad_rows allows more: beyond, the spec is wrong."""
+
+
 @dataclass(frozen=True)
 class Job:
     spec: JobSpec
@@ -154,6 +158,7 @@ class Job:
             artifacts=artifacts,
             engine=self.spec.model.engine,
             memory_bytes=self.spec.workers.memory_bytes,
+            most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows),
             code_version=code_version(),
         )
 

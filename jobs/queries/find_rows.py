@@ -16,8 +16,8 @@ from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import absolute
-from jobs.reader import Predictions
-from workers.contract import InputSpec, Shard, parse_shard_key
+from jobs.reader import FILE, Predictions, place_of
+from workers.contract import InputSpec, Shard
 from workers.output import SOURCE_FIELDS
 from workers.source.single_rows import Place, RowAt
 
@@ -55,10 +55,6 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-FILE = "__filename"
-"""Arrow's name for the file that a row is read from."""
-
-
 class Found(NamedTuple):
     """A row in one version of its source, and the shard that it belongs to."""
 
@@ -76,7 +72,7 @@ def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
 def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
     """The row in every version that a plan claims, in the order of plans.
 
-    Twice in the same version where its source was gone at first and has been claimed again.
+    Twice in the same version where its source was gone at first, or was to be scored again.
     """
     uri, row_group, row = place
     return [
@@ -110,7 +106,7 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
         ) from error
     found = []
     for *place, path in (row.values() for row in rows):
-        number, index = parse_shard_key("/".join(path.split("/")[-2:])) or (0, 0)
+        number, index = place_of(path)
         found.append(Found(of_number[number], of_number[number].shards[index], RowAt(*place)))
     return sorted(found, key=lambda row: (row.plan.number, row.shard.index, row.at))
 

@@ -101,7 +101,9 @@ class Report:
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
-    """Sources scored again because their content changed."""
+    """Sources scored again, because their content changed or because of `again`."""
+    again: str = ""
+    """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
     accuracy: dict[str, Any] = field(default_factory=dict)

@@ -106,7 +106,7 @@ class Loop:
         self._wanted, self._released = 0, frozenset[int]()
 
     def run(self) -> Tally:
-        """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
+        """Raises Interrupted, BadRowsExceeded, SpecError or RunFailed; what is committed stays, a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)

@@ -71,7 +71,8 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=console.say,
-        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
+        again=getattr(arguments, "again", None) or "",
     )
 
 
@@ -108,6 +109,8 @@ class Run:
     say: Callable[[str], None]
     progress: str = "auto"
     """How the run is shown, see jobs.progress.displays.display_for."""
+    again: str = ""
+    """What is to be scored again, see jobs.plan.asked."""
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
@@ -167,7 +170,7 @@ class Run:
     def _discover(self) -> None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
         try:
-            found = discover(self.job)
+            found = discover(self.job, self.again)
         except NothingThere:
             if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
                 self._ensure_bundle(list)
@@ -208,6 +211,7 @@ class Run:
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
+        self.report.again = self.report.again or found.asked.text
         self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 
     def _claim(self, found: Discovery) -> None:
@@ -344,11 +348,10 @@ class Run:
         self.report.rows_bad += objects.total("rows_bad")
         self.report.rows_gone += objects.total("rows_gone")
 
-    def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
-        """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
-        done = self.job.ledger.done_numbers()
-        plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
-        return self.job.ledger.superseded(plans, done)
+    def _replaced(self, plan: Plan) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that readers would not see of this plan, because a done plan has newer ones."""
+        ledger = self.job.ledger
+        return ledger.superseded(ledger.plans(), ledger.done_numbers(), [plan.number])
 
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)

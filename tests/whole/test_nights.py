@@ -370,7 +370,7 @@ def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_tha
     nights.put("2026-03-01/a.parquet")
     looked = discover
 
-    def look_and_wait(job: Job) -> Discovery:
+    def look_and_wait(job: Job, again: str = "") -> Discovery:
         """Between this run's look and its claim the file is overwritten, and another run scores it."""
         found = looked(job)
         monkeypatch.undo()
@@ -417,6 +417,11 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
     nights.run(3)
     newest = max(nights.out.glob("model=*/_stint/done/*"))
     newest.unlink()
+    nights.put("2026-03-04/d.parquet")
+    nights.run(4)
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "d.parquet")
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "2026-03-04")
+    newest.unlink()  # those runs have completed it
     predictions = nights.check_readers()
     text = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
     sql = text.partition("```sql\n")[2].partition("```")[0]
