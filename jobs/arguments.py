@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
     option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
-    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
+    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI or name")
     option("--json", action="store_true", help="print it as JSON")
     sub = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
     option = sub.add_argument

@@ -189,7 +189,8 @@ class GateSpec:
     min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. For `images`
+    `folder`, where the folders are named after classes."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
     rows: AtLeast1 = 512
@@ -206,7 +207,7 @@ class InputSpec:
 
     uri: str | tuple[str, ...] = ()
     """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`.
-    `{as_of:%Y/%m/%d}` writes the day otherwise."""
+    `{as_of:%Y/%m/%d}` writes the day otherwise; `*`, `?`, `[…]` and `**` are wildcards; in a list `!…` leaves out."""
     manifest: str | None = None
     """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
     format: Literal["parquet", "images", "webdataset"] = "parquet"
@@ -215,7 +216,8 @@ class InputSpec:
     """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
     `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
     keys: tuple[str, ...] = ()
-    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
+    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`; for
+    `images` `path`, `folder` and `name` of the file."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
@@ -233,6 +235,15 @@ class InputSpec:
     @property
     def uris(self) -> tuple[str, ...]:
         """Templates of files and folders to list; none for a manifest."""
+        return tuple(uri for uri in self._given if not uri.startswith("!"))
+
+    @property
+    def exclusions(self) -> tuple[str, ...]:
+        """Templates of what is left out of it."""
+        return tuple(uri[1:] for uri in self._given if uri.startswith("!"))
+
+    @property
+    def _given(self) -> tuple[str, ...]:
         return (self.uri,) if isinstance(self.uri, str) else self.uri
 
     @property

@@ -18,6 +18,7 @@ from jobs.ledger.plans import Plan, Source, claims_of
 from jobs.plan.job import Job, absolute
 from jobs.plan.query import count_by
 from jobs.spec.days import Days, filled, parse_day, parse_days
+from jobs.spec.patterns import covering
 from workers.contract import AS_OF
 
 SHOWN = 5
@@ -106,10 +107,8 @@ def _named(claimed: pa.Array, text: str) -> list[str]:
 
 
 def _below(claimed: pa.Array, place: str) -> list[str]:
-    place = place.rstrip("/")
-    found: list[str] = claimed.filter(
-        pc.or_(pc.equal(claimed, place), pc.starts_with(claimed, f"{place}/"))
-    ).to_pylist()
+    here = pc.or_(pc.equal(claimed, place), pc.match_substring_regex(claimed, f"^{covering(place)}$"))
+    found: list[str] = claimed.filter(here).to_pylist()
     return found
 
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
@@ -21,6 +20,7 @@ from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
 from jobs.spec.days import Days, filled
+from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
 
 LOOKED_BACK = 14
@@ -177,17 +177,15 @@ def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:
     for template in filter(AS_OF.search, map(absolute, job.spec.input.uris)):
         began = False
         for day in (Days(day, day) for day in job.days.before(LOOKED_BACK)):
-            if any(_any_below(claimed, place.rstrip("/")) for place in filled(template, day)):
+            if any(
+                pc.any(pc.match_substring_regex(claimed, f"^{covering(p)}$")).as_py() for p in filled(template, day)
+            ):
                 began = True
             elif began:
                 with suppress(SpecError):  # mostly because there is nothing
                     there = list_input(replace(job.spec.input, uri=template), day, {}).sources
                     found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
     return dict(sorted(found.items()))
-
-
-def _any_below(uris: pa.ChunkedArray, place: str) -> bool:
-    return bool(pc.any(pc.or_(pc.equal(uris, place), pc.starts_with(uris, f"{place}/"))).as_py())
 
 
 def _next_claim(

@@ -22,6 +22,7 @@ from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, filled, filled_in, today
 from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
@@ -60,7 +61,7 @@ class Job:
         days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
         target = absolute(filled(spec.output.uri, days)[-1])
         for source in (absolute(uri) for template in spec.input.uris for uri in filled(template, days)):
-            if f"{target}/".startswith(f"{source}/"):
+            if f"{target}/".startswith(f"{source}/") or covers(source, target):
                 raise SpecError(
                     f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
                     "write beside the input, not into it",
@@ -95,7 +96,7 @@ class Job:
         for template in filter(AS_OF.search, templates):  # an open plan may be of any day
             folders += sorted({folder for uri in uris if (folder := filled_in(template, uri)) is not None})
         folders = list(dict.fromkeys(folders))
-        folders = [folder.rpartition("/")[0] if _is_file(folder) else folder for folder in folders]
+        folders = [_folder_of(folder) for folder in folders]
         if given.manifest is not None:
             folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
         return tuple(dict.fromkeys(folders))
@@ -191,12 +192,14 @@ class Job:
         return sharding.cut(opened, within, again)
 
 
-def _is_file(url: str) -> bool:
+def _folder_of(url: str) -> str:
+    """The folder that a place in `input.uri` is, or that it lies in where it is a file or has wildcards."""
     fs, path = open_filesystem(url)
     try:
-        return bool(retrying(lambda: fs.info(path), url)["type"] == "file")
+        is_file = retrying(lambda: fs.info(path), url)["type"] == "file"
     except NotFound:
-        return False
+        return split_pattern(url)[0]
+    return url.rpartition("/")[0] if is_file else url
 
 
 def absolute(url: str) -> str:

@@ -30,7 +30,7 @@ from jobs.queries.explanation import (
     Prediction,
     prediction_of,
 )
-from jobs.queries.find_rows import Found, by_keys, by_place, parse, shards_of
+from jobs.queries.find_rows import Found, by_file_name, by_keys, by_place, parse, shards_of
 from jobs.queries.status import missing_of
 from jobs.report.journal import read_journal, run_ids
 from jobs.report.runs import RunSeen, read_run
@@ -74,6 +74,9 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     explainer = Explainer(job, plans)
     if isinstance(named, Place):
         claims = by_place(plans, named)
+        given = Place.read(key, job.spec.input)
+        if not claims and given is not None and (claims := by_file_name(plans, given)):
+            _check_one(job, claims, (), key, show)
         if not claims:
             raise _not_claimed(plans, named)
     else:

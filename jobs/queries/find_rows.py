@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Plan
+from jobs.ledger.plans import Plan, claims_of
 from jobs.plan.job import absolute
 from jobs.reader import FILE, Predictions, place_of
 from workers.contract import InputSpec, Shard
@@ -82,6 +82,13 @@ def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
         for piece in shard.slices
         if (piece.uri, piece.row_group) == (uri, row_group) and piece.row_start <= row < piece.row_stop
     ]
+
+
+def by_file_name(plans: Sequence[Plan], place: Place) -> list[Found]:
+    """The row in every source whose URI ends with what is given: a file's name, or the end of its path."""
+    uris = pc.unique(claims_of(plans)["uri"])
+    named = uris.filter(pc.ends_with(uris, f"/{place.uri}")).to_pylist()
+    return [found for uri in named for found in by_place(plans, place._replace(uri=uri))]
 
 
 def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], most: int) -> list[Found]:

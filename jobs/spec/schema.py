@@ -30,6 +30,7 @@ from jobs.spec.days import fault_of_template
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
+from workers.source.image_files import FILE_KEYS
 from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 
@@ -119,7 +120,9 @@ def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: it
 
 
 def _faults_of_input(given: InputSpec) -> Iterator[str]:
-    if not all(given.uris) or given.manifest == "":
+    if given.exclusions and not given.uris:
+        yield "input.uri: all of it begins with !, which leaves files out; name what is to be scored as well"
+    if not all((*given.uris, *given.exclusions)) or given.manifest == "":
         yield "input: an empty path; write . for the working directory"
     if bool(given.uris) == (given.manifest is not None):
         yield "input: exactly one of uri and manifest is wanted"
@@ -129,8 +132,8 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
-    if given.format == "images" and given.keys:
-        yield "input.keys: image files have no columns; source_uri tells rows apart"
+    if given.format == "images" and (unknown := [key for key in given.keys if key not in FILE_KEYS]):
+        yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if reserved := _RESERVED_COLUMNS.intersection(given.keys):
         yield (
             f"input.keys: {', '.join(sorted(reserved))} is a name that Stint uses in its output; "

@@ -301,3 +301,27 @@ def test_images_that_arrived_later_are_scored_when_a_person_asks_for_their_rows(
     assert main(["verify", spec]) == 0
     assert main(["run", spec, "--pool=local"]) == 0
     assert "nothing new to score" in capsys.readouterr().out
+
+
+def test_folders_of_images_are_named_after_classes_and_their_names_are_keys(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = tmp_path / "in", pq.read_table(digits.images).slice(0, 120).to_pylist()
+    for row in rows:
+        for place in (folder / str(row["digit"]), folder / "thumbs"):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{row['id']}.jpg").write_bytes(row["image"] or b"")
+    given = {"uri": [str(folder), "!**/thumbs"], "format": "images", "keys": ["folder", "name", "path"]}
+    spec = write_spec(digits.spec(tmp_path / "out", input=given, gate={"labels_column": "folder", "min_agreement": 0}))
+    assert main(["run", spec, "--pool=local"]) == 0
+    table = done(str(tmp_path / "out")).table()
+    assert sorted(table["name"].to_pylist()) == sorted(f"{row['id']}.jpg" for row in rows)
+    assert table["path"].to_pylist() == table["source_uri"].to_pylist()
+    good = table.filter(pa.compute.is_null(table["error_code"]))
+    assert pa.compute.mean(pa.compute.equal(good["folder"], good["label"]).cast("float64")).as_py() > 0.9
+    assert main(["verify", spec]) == 0
+    assert main(["explain", spec, f"name={rows[0]['id']}.jpg"]) == 0
+    wrong = write_spec(digits.spec(tmp_path / "other", input=given, gate={"labels_column": "class"}))
+    capsys.readouterr()
+    assert main(["run", wrong, "--pool=local"]) == 2
+    assert "has no column 'class'; it has path, folder, name" in capsys.readouterr().err
