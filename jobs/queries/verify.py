@@ -31,7 +31,7 @@ from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 
-AT_ONCE = 8
+_AT_ONCE = 8
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -144,7 +144,7 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, ver
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, "verify", at_once=_AT_ONCE)
     for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
         verdict.problems += problems
         if facts is not None:
