@@ -103,7 +103,7 @@ class Loop:
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
 
     def run(self) -> Tally:
-        """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
+        """Raises Interrupted, BadRowsExceeded, SpecError or RunFailed; what is committed stays, a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)
