@@ -96,6 +96,8 @@ class FailureCode(enum.StrEnum):
     GOLDEN_MISMATCH = "golden_mismatch"
     DENIED = "denied"
     """The store refuses us."""
+    REFUSED = "refused"
+    """Nearly all rows of a shard were refused for a reason that lies in the spec."""
     MODEL = "model"
     """The spec's model cannot be had as written."""
     NODE_LOST = "node_lost"

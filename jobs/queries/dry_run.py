@@ -18,12 +18,13 @@ from workers.model.preprocess import IMAGENET, override
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint plan`."""
-    return for_each_day(arguments, console, lambda job: console.show(describe_plan(job)))
+    return for_each_day(arguments, console, lambda job: console.show(describe_plan(job, arguments.again or "")))
 
 
-def describe_plan(job: Job) -> str:
-    """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
-    found = discover(job)
+def describe_plan(job: Job, again: str = "") -> str:
+    """New and missing shards and rows, with what is asked for `again` (jobs.plan.asked); time and cost by the rate of
+    the last complete run, where there was one."""
+    found = discover(job, again)
     cut, manifest = found.cut(), job.manifest()
     missing = job.ledger.missing(*found.open_plans)
     rows = found.fresh_rows + missing.rows

@@ -92,12 +92,12 @@ def verify(job: Job) -> Verdict:
         for s in claims.unclaimed(plans, listing.sources)
     ]
     verdict.notes += claims.notes(plans, listing.sources)
-    gone: list[Slice] = []
+    gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
+        gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict))
     verdict.problems += claims.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.problems.append(f"done record {number} belongs to no plan")

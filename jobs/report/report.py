@@ -92,10 +92,14 @@ class Report:
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
-    """Sources scored again because their content changed."""
+    """Sources scored again, because their content changed or because of `again`."""
+    again: str = ""
+    """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
     model: dict[str, Any] = field(default_factory=dict)

@@ -73,7 +73,8 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=console.say,
-        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
+        again=getattr(arguments, "again", None) or "",
         by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
     )
 
@@ -113,6 +114,8 @@ class Run:
     """How the run is shown, see jobs.progress.displays.display_for."""
     by_schedule: bool = False
     """Whether nobody may be there to read what it says."""
+    again: str = ""
+    """What is to be scored again, see jobs.plan.asked."""
     cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
@@ -175,7 +178,7 @@ class Run:
     def _discover(self) -> None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
         try:
-            found = discover(self.job)
+            found = discover(self.job, self.again)
         except NothingThere:
             if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
                 self._ensure_bundle(list)
@@ -219,7 +222,9 @@ class Run:
             self.say(line)
         self.report.as_of = str(self.job.days.last)
         self.report.unreadable = dict(found.unreadable)
+        self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
+        self.report.again = self.report.again or found.asked.text
         self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 
     def _claim(self, found: Discovery) -> None:
@@ -371,11 +376,10 @@ class Run:
         if kept:
             self.say(f"readers go on with {kept}, until `stint promote` moves them")
 
-    def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
-        """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
-        done = self.job.ledger.done_numbers()
-        plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
-        return self.job.ledger.superseded(plans, done)
+    def _replaced(self, plan: Plan) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that readers would not see of this plan, because a done plan has newer ones."""
+        ledger = self.job.ledger
+        return ledger.superseded(ledger.plans(), ledger.done_numbers(), [plan.number])
 
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)

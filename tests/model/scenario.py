@@ -81,6 +81,8 @@ class Scenario:
     first_night: bool = False
     """Whether the output is empty: neither probe nor bundle is there."""
     on_change: str = "report"
+    again: str = ""
+    """What these runs, but not those before and after them, are asked to score again."""
     shard_rows: int = 1
     slow: Slow | None = None
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
@@ -108,15 +110,14 @@ class Stage:
         self.world = World(self._opening.copy(), IN)
         return self.world
 
-    def body(self) -> Callable[[], None]:
+    def body(self, again: str = "") -> Callable[[], None]:
         """A run from start to end, with caches of its own, as a new process has."""
 
         def run() -> None:
             world = self.world
             job = Job.open(self.spec, self.days)
-            jobs.run.run.Run(
-                job, lambda: ModelCluster(world, job, self.scenario.slow), lambda: False, lambda line: None
-            ).complete()
+            cluster = ModelCluster(world, job, self.scenario.slow)
+            jobs.run.run.Run(job, lambda: cluster, lambda: False, lambda line: None, again=again).complete()
 
         return run
 

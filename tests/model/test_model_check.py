@@ -80,6 +80,22 @@ def test_a_file_changes_at_any_time_of_a_run_and_another_vanishes(table: list[Fi
     explored(table, scenario, Bounds(faults=0))
 
 
+def test_a_file_that_is_scored_again_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    explored(table, Scenario("one run, asked to score again", {}, before=A | B, again="a.jpg"), Bounds())
+
+
+def test_a_file_that_is_scored_again_changes_or_vanishes_at_any_time_of_the_run(table: list[Figures]) -> None:
+    changes = [Change("a.jpg", None), Change("a.jpg", b"changed")]
+    for name, happens in (("vanishes", changes[:1]), ("changes", changes[1:]), ("is back", changes)):
+        scenario = Scenario(f"asked to score again, and it {name}", C, before=A | B, again="a.jpg", changes=happens)
+        explored(table, scenario, Bounds(faults=0))
+
+
+def test_two_runs_that_are_both_asked_to_score_a_file_again_with_any_preemption(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, asked to score again", {}, runs=2, before=A | B, again="a.jpg")
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
 def test_two_runs_with_any_two_preemptions(table: list[Figures]) -> None:
     explored(table, Scenario("two runs", A | B, runs=2), Bounds(faults=0, preemptions=2))
 

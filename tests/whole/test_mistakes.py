@@ -243,3 +243,20 @@ def test_a_cluster_that_is_not_there(
 def test_a_worker_wider_than_the_machine(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.pool.local.LocalCluster.most_workers", lambda self, threads: 0)
     assert "workers.cpus: a worker takes 999 cores" in fails(2, workers__cpus=999)
+
+
+def test_a_sample_of_which_nothing_decodes_is_told_by_reason_with_a_row_of_each(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """As the end of a run tells of bad rows: one sentence was the same for nine different reasons."""
+    data = tmp_path / "bad.parquet"
+    images = [None, None, b"", b"<html>", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"]
+    columns = {"id": range(5), "digit": range(5), "image": pa.array(images, pa.binary())}
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), data)
+    shown = fails(2, input__uri=str(data))
+    assert "none of the 5 rows sampled to calibrate on is an image that can be decoded\n" in shown
+    assert (
+        f"       2  null                 e.g. id=0 digit=0 ({data} row group 0 row 0): the image cell is null" in shown
+    )
+    for code, row in (("empty", 2), ("unsupported_format", 3), ("truncated", 4)):
+        assert f"       1  {code:<20} e.g. id={row} digit={row} ({data} row group 0 row {row}): " in shown

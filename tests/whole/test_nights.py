@@ -210,6 +210,39 @@ def test_a_backfill_scores_every_day_in_one_plan(nights: Nights) -> None:
     assert main(["verify", nights.spec, "--backfill", "2026-03-01..2026-03-09"]) == 0
 
 
+def test_a_missed_night_is_told_until_it_is_scored(nights: Nights) -> None:
+    """With days: 1, the default, nothing else would: the nights after it end with 0."""
+    nights.raw["input"]["days"] = 1
+    nights.spec = nights.write_spec(nights.raw)
+    for day in (1, 2, 4, 5):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+    warning = "warning: no run has looked at 2026-03-02 (files: 1); --backfill 2026-03-02..2026-03-02 scores them"
+    assert "no run has looked at" not in nights.run(1)
+    assert warning in nights.run(4)  # the third was no working day: there is no folder
+    assert warning in nights.run(5)
+    reports = sorted(nights.out.glob("_stint/runs/*/report.json"))
+    assert [json.loads(file.read_text())["overlooked"] for file in reports] == [{}, *[{"2026-03-02": 1}] * 2]
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-02..2026-03-02"]) == 0
+    nights.check_readers()
+    nights.capsys.readouterr()
+    assert "no run has looked at" not in nights.run(5)
+
+
+def test_folders_by_year_month_and_day_are_scored_night_by_night(nights: Nights) -> None:
+    nights.raw["input"] |= {
+        "days": 2,
+        "uri": f"{nights.folder}/in/year={{as_of:%Y}}/month={{as_of:%-m}}/day={{as_of:%d}}/",
+    }
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("year=2026/month=3/day=01/hour=07/a.parquet")
+    nights.run(1)
+    nights.put("year=2026/month=3/day=01/hour=23/late.parquet")
+    nights.put("year=2026/month=3/day=02/hour=00/a.parquet")
+    assert "2 new with 80 rows" in nights.run(2)
+    nights.check_readers()
+    nights.verify(2)
+
+
 def test_a_backfill_into_an_output_a_day_is_one_run_a_day(nights: Nights, tmp_path: Path) -> None:
     for day in (1, 3):
         nights.put(f"2026-03-{day:02d}/a.parquet")
@@ -339,7 +372,7 @@ def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_tha
     nights.put("2026-03-01/a.parquet")
     looked = discover
 
-    def look_and_wait(job: Job) -> Discovery:
+    def look_and_wait(job: Job, again: str = "") -> Discovery:
         """Between this run's look and its claim the file is overwritten, and another run scores it."""
         found = looked(job)
         monkeypatch.undo()
@@ -386,6 +419,11 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
     nights.run(3)
     newest = max(nights.out.glob("model=*/_stint/done/*"))
     newest.unlink()
+    nights.put("2026-03-04/d.parquet")
+    nights.run(4)
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "d.parquet")
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "2026-03-04")
+    newest.unlink()  # those runs have completed it
     predictions = nights.check_readers()
     text = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
     sql = text.partition("```sql\n")[2].partition("```")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.isolation.sample_decoder import SampleDecoder
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
-from workers.output import describe_row
+from workers.output import describe_row, reasons_table, shown_keys
 from workers.source.shard_reader import sample_cells
 
 UNKNOWN = -1
@@ -66,7 +67,8 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
     how, column = network.preprocess, request.gate.labels_column
     exact = replace(how, decode="exact")
     taken: list[tuple[RowRef, bytes, object, ImageArray, ImageArray]] = []
-    bad_rows = 0
+    bad: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     left_out: list[str] = []
     with closing(SampleDecoder(memory_bytes)) as decoder:
         cells = ((part.rows, *found) for part in request.sample for found in sample_cells(part, request.input))
@@ -77,21 +79,26 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
                     raise cell
                 crop_HWC = decoder.decode(memoryview(cell), how)
                 exact_HWC = crop_HWC if exact == how else decoder.decode(memoryview(cell), exact)
-            except BadImage as bad:
-                bad_rows += 1
-                if bad.code is ErrorCode.CRASHED_WORKER:
-                    left_out.append(f"{describe_row(uri, row_group, row, {})}: {bad}")
+            except BadImage as error:
+                keys = {} if block.keys is None else shown_keys(block.keys, block.rows.index(row))
+                described = f"{describe_row(uri, row_group, row, keys)}: {error}"
+                bad[error.code] += 1
+                examples.setdefault(error.code, described)
+                if error.code is ErrorCode.CRASHED_WORKER:
+                    left_out.append(described)
                 if len(left_out) > MOST_LEFT_OUT:
                     message = f"{len(left_out)} rows of the sample kill whoever decodes them"
-                    raise SampleUnusable(_with_rows(message, left_out)) from bad
+                    raise SampleUnusable(_with_rows(message, left_out)) from error
                 continue
             label = None
             if block.keys is not None and column is not None:
                 label = block.keys.column(column)[block.rows.index(row)].as_py()
             taken.append((RowRef(uri=uri, row_group=row_group, row=row), bytes(cell), label, crop_HWC, exact_HWC))
+    if not taken and not bad:
+        raise ModelError("input: the files sampled to calibrate on are gone, or changed since they were listed")
     if not taken:
-        message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
-        raise ModelError(_with_rows(message, left_out))
+        message = f"input: none of the {bad.total():,} rows sampled to calibrate on is an image that can be decoded"
+        raise ModelError("\n".join([message, *reasons_table(bad, examples)]))
     order = np.random.default_rng(request.model.calibration.seed).permutation(len(taken))
     rows, encoded, labels, crops, exact_crops = zip(*(taken[i] for i in order), strict=True)
     crops_NHWC = np.stack(crops)
@@ -101,7 +108,7 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
         encoded=encoded,
         labels=None if column is None else class_indices(labels, network.labels, network.outputs, column),
         rows=rows,
-        bad_rows=bad_rows,
+        bad_rows=bad.total(),
         left_out=tuple(left_out),
     )
 

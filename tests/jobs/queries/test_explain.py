@@ -198,6 +198,25 @@ def test_rows_of_tars_and_image_files_are_found_by_their_places(tmp_path: Path, 
 # ---------------------------------------------------------------------------------- versions, and gaps
 
 
+def test_a_file_is_found_by_its_name_or_the_end_of_its_path(tmp_path: Path, explain: Explain) -> None:
+    pictures = SmallLedger(tmp_path / "pictures", input={"format": "images", "keys": []})
+    for name in ("x/tench.JPEG", "y/tench.JPEG", "y/chair.JPEG"):
+        (pictures.folder / "in" / name).parent.mkdir(exist_ok=True)
+        (pictures.folder / "in" / name).write_bytes(b"picture")
+    pictures.score(lambda uri: (1, 0.9))
+    for key, file in (("chair.JPEG", "y/chair.JPEG"), ("x/tench.JPEG", "x/tench.JPEG")):
+        assert explain(key, of=pictures)["place"] == f"{pictures.folder}/in/{file}"
+    said = explain("tench.JPEG", code=2, of=pictures)
+    assert f"{pictures.folder}/in/x/tench.JPEG\n{pictures.folder}/in/y/tench.JPEG\n" in said
+    assert "tench.JPEG is the key of 2 rows, listed" in said
+    assert "there is no such file" in explain("nch.JPEG", code=1, of=pictures)
+
+
+def test_a_row_is_found_by_the_name_of_its_file(small: SmallLedger, explain: Explain) -> None:
+    small.score(says)
+    assert explain("a.parquet#0/7")["place"] == place(small, 7)
+
+
 def test_what_became_of_the_file_is_told(small: SmallLedger, explain: Explain) -> None:
     small.score(says)
     file = small.folder / "in/a.parquet"
