@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from jobs.errors import SpecError
-from jobs.ledger.current import current_root, roots
+from jobs.ledger.current import followed_root, roots
 from jobs.ledger.ledger import Ledger
 from workers.contract import parse_shard_key
 from workers.storage.filesystems import open_filesystem
@@ -84,11 +84,12 @@ def place_of(path: str) -> tuple[int, int]:
 def done(output: str, model: str | None = None) -> Predictions:
     """What is done below an output URL, of the promoted model or of the root `model`.
 
-    Without a promotion the only root counts. Raises SpecError when there is no such model, when there are several and
-    none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
+    Without a promotion the first root with a complete plan counts. Raises SpecError when there is no such model, when
+    there are several and none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError,
+    StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
-    return predictions(Ledger(store, model or current_root(store) or _only_root(store.url)))
+    return predictions(Ledger(store, model or followed_root(store) or _only_root(store.url)))
 
 
 def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:

@@ -114,6 +114,14 @@ class Preprocess:
     decode: str = "exact"
     """`exact`, or `scaled`: JPEGs whose shorter side is 2.8 times `resize_px` or more shrink while they are decoded."""
 
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in channels) for channels in (self.mean, self.std))
+        scaled = ", large JPEGs made smaller while they are decoded" if self.decode == "scaled" else ""
+        return (
+            f"shorter side to {self.resize_px} px ({self.interpolation}){scaled}, centre crop of {self.crop_px} px, "
+            f"mean [{mean}], std [{std}] of pixels in [0, 1]"
+        )
+
 
 class PreprocessSpec(TypedDict, total=False):
     """The spec's `model.preprocess`: what it changes in the preprocessing that the weights come with."""
@@ -189,10 +197,12 @@ class GateSpec:
     min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. For `images`
-    `folder`, where the folders are named after classes."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. Rows where it
+    is empty or below 0 have no label. For `images` `folder`, where the folders are named after classes."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
+    min_top1: Share | None = None
+    """With labels_column: least true top-1 that a network must have, also one in fp32."""
     rows: AtLeast1 = 512
     """Rows to compare on, beside those that calibrate."""
 

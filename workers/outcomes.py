@@ -138,3 +138,7 @@ class BundleOutcome:
     """Names of the artifacts that passed, and that workers may take; () where none was judged."""
     left_out: tuple[str, ...] = ()
     """Rows of the sample that kill whoever decodes them, each with what it did, for a person."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why fp32 itself may be wrong, so that agreement with it proves nothing; empty where there is no reason."""

@@ -17,7 +17,7 @@ from jobs.input.manifest import pin_entries, read_entries
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
-from workers.contract import InputSpec
+from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.retries import retrying
@@ -42,12 +42,20 @@ class Listing:
     """Manifest entries that cannot be pinned, each with the reason."""
 
 
-def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
+def list_input(
+    spec: InputSpec,
+    days: Days,
+    latest: Mapping[str, str],
+    doubtful: Collection[str] = (),
+    *,
+    delivered: bool = True,
+) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
     `doubtful` URIs is looked up.
 
-    A day's folder may be missing while another day's is there. Raises SpecError when nothing is there, when a folder
-    that does not depend on the date is missing, or when access is refused; StoreError, which another run may not meet.
+    A day's folder may be missing while another day's is there; unless something must have been `delivered`, all of
+    them may. Raises SpecError when nothing is there, when a folder that does not depend on the date is missing, or when
+    access is refused; StoreError, which another run may not meet.
     """
     sources: dict[str, Source] = {}
     unreadable: dict[str, str] = {}
@@ -70,7 +78,7 @@ def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful:
             except StoreDenied as error:
                 raise SpecError(f"{key}: cannot list {url}: {error}") from error
             sources |= {s.uri: s for s in found if not any(covers(pattern, s.uri) for pattern in left_out)}
-        if len(missing) == len(urls):
+        if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
             raise NothingThere(
                 f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"

@@ -94,8 +94,7 @@ class Discovery:
             f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
             f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"
         ]
-        if self.listing.absent:
-            lines.append(f"not there (yet): {some(self.listing.absent)}")
+        lines += absent_lines(self.listing)
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -117,8 +116,14 @@ class Discovery:
         return lines
 
 
-def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
-    """The input as it is now. Raises SpecError, StoreError.
+def absent_lines(listing: Listing) -> list[str]:
+    """Of what should be there and is not: one line, or none."""
+    return [f"not there (yet): {some(listing.absent)}"] if listing.absent else []
+
+
+def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, delivered: bool = True) -> Listing:
+    """The input as it is now, of which something must have been `delivered`: see list_input. Raises SpecError,
+    StoreError.
 
     What a manifest says is checked for files that were gone, or had changed, when they were to be scored.
     """
@@ -129,7 +134,7 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Li
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
-    return list_input(job.spec.input, job.days, latest, doubtful)
+    return list_input(job.spec.input, job.days, latest, doubtful, delivered=delivered)
 
 
 def discover(job: Job, again: str = "") -> Discovery:

@@ -18,10 +18,11 @@ from jobs.input.footers import Opened
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
 from jobs.plan import sharding
+from jobs.plan.known_code import known_fingerprints
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, filled, filled_in, today
-from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.fingerprint import Fingerprints, Identity, identity
 from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
@@ -47,6 +48,8 @@ class Job:
     store: Store
     ledger: Ledger
     fingerprints: Fingerprints
+    identity: Identity
+    """What they cover."""
     host: HostKind | None = None
     """The one node that all workers run on; None where they run in a cluster."""
     most_threads: int | None = None
@@ -66,14 +69,17 @@ class Job:
                     f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
                     "write beside the input, not into it",
                 )
-        prints = fingerprints(spec, read_url)
+        model = identity(spec, read_url)
         try:
             store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
+            prints = known_fingerprints(store, model, writing=writing)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
-        return cls(spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
+        return cls(
+            spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
+        )
 
     # -------------------------------------------------------------------------------------- for workers
 

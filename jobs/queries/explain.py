@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
-from jobs.ledger.current import current_root, roots
+from jobs.ledger.current import followed_root
 from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
@@ -316,12 +316,10 @@ class Explainer:
             again = (claim.at.uri, claim.at.version) in later.afresh
             what = "has scored the file again" if again else "has the file in a newer version"
             return 0, False, f"superseded: plan {later.number} {what}"
-        current = current_root(self.job.store)
-        if current == root:
+        followed = followed_root(self.job.store)
+        if followed == root:
             return 2, True, f"plan {number} is done, and readers follow this model"
-        if current is None and roots(self.job.store.url) == [root]:
-            return 2, True, f"plan {number} is done, and this is the only model"
-        follow = f"readers follow {current}" if current else "of several models none is promoted"
+        follow = f"readers follow {followed}" if followed else "of several models none is promoted"
         return 2, False, f"plan {number} is done, but {follow}"
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
@@ -355,6 +353,7 @@ class Explainer:
             task=spec.task if manifest is None else manifest.task,
             artifact=engine,
             accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
+            preprocess=None if manifest is None else str(manifest.preprocess),
         )
 
     def _modified(self, key: str) -> datetime | None:

@@ -23,7 +23,7 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import list_job_input
+from jobs.plan.discovery import absent_lines, list_job_input
 from jobs.plan.job import Job
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
@@ -84,7 +84,8 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = list_job_input(job, plans, done)
+    listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
+    verdict.notes += absent_lines(listing)
     verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
     verdict.problems += [
         f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"

@@ -102,6 +102,12 @@ class Report:
     """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What its fingerprints cover, see jobs.spec.fingerprint.Identity."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why the fp32 network itself may be wrong, if there is a reason."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     """Of the artifact that the bundle's maker preferred, see workers.bundle.accuracy.AccuracyReport, and its `name`."""
     confusion: list[tuple[str, str, int]] = field(default_factory=list)

@@ -268,6 +268,10 @@ class Schedule(Section):
     hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
+    on_new_model: Literal["ask", "score"] = "ask"
+    """When a run of one day (--as-of, as every `stint submit` is) would be the first with another model than before,
+    because the spec, the code, the weights or a library changed. `ask`: it stops with exit code 2, tells what changed,
+    what it would cost, and the two ways on. `score`: it says so and goes on. A run without --as-of always does."""
 
     @field_validator("timezone")
     @classmethod
@@ -336,4 +340,6 @@ class JobSpec(Section):
     def _labels_are_of_classes(self) -> JobSpec:
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
+        if self.gate.min_top1 is not None and self.gate.labels_column is None:
+            raise ValueError("gate.min_top1: true top-1 needs gate.labels_column, a column with the true class")
         return self

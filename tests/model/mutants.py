@@ -14,6 +14,7 @@ from unittest import mock
 
 import jobs.ledger.ledger
 import jobs.plan.discovery
+import jobs.run.run
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
@@ -191,6 +192,11 @@ MUTANTS = (
     Mutant(
         "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
         "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "readers are left between two models",
+        lambda _: mock.patch.object(jobs.run.run, "keep_following", return_value=None),
+        Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
         "scored again beside what was there",

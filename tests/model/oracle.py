@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
-from tests.model.scenario import Stage
+from tests.model.scenario import EARLIER_DONE, Stage
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
 PLAN = re.compile(rf"{OUT}/model=[^/]*/_stint/plans/(\d+)\.parquet")
 REPORT = re.compile(rf"{OUT}/_stint/runs/[^/]*/report\.json")
+FOLLOWED = f"{OUT}/_stint/current/00000001.json"
 DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.parquet")
 
 
@@ -38,7 +39,7 @@ class Judgement:
 def judge(stage: Stage, *, quiet: bool) -> Judgement:
     """Judge the bucket as it is. `quiet`: a run with nothing to do has just ended, so nothing may be missing."""
     bucket = stage.world.bucket
-    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket)]
+    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket), *_between_models(bucket)]
     try:
         problems += verify(stage.job()).problems
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
@@ -65,6 +66,15 @@ def _early(bucket: Bucket, stage: Stage) -> list[str]:
         absent = [s.key for s in ledger.plan(number).shards if f"{OUT}/{root}/{s.key}" not in present]
         early += [f"the done record of plan {number} came before {key}" for key in absent]
     return early
+
+
+def _between_models(bucket: Bucket) -> list[str]:
+    """Done records of a second model at a time when nothing said which of the two readers follow."""
+    return [
+        f"{path} came while nothing said that readers stay with the earlier model"
+        for path, present in bucket.present_at_done.items()
+        if EARLIER_DONE in present and FOLLOWED not in present
+    ]
 
 
 def _told_too_much(bucket: Bucket) -> list[str]:

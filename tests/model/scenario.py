@@ -42,6 +42,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+EARLIER_DONE = f"{OUT}/model=earlier-0/_stint/done/00000001.parquet"
+
+
 @dataclass(frozen=True)
 class Change:
     """Something that happens to the input, once, whenever the scheduler likes."""
@@ -83,6 +86,8 @@ class Scenario:
     shard_rows: int = 1
     slow: Slow | None = None
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
+    earlier_model: bool = False
+    """Whether readers follow another model's root, because it is the only one."""
 
     @property
     def spec(self) -> JobSpec:
@@ -159,6 +164,8 @@ class Stage:
                     ModelCluster(self.world, job).pool(job.bundle_request()).start({})
             for path in [p for p in bucket.objects if "/_stint/runs/" in p or "/_stint/journals/" in p]:
                 bucket.remove(path)
+        if scenario.earlier_model:  # of which nothing else is looked at
+            bucket.objects[EARLIER_DONE] = b""
         for name, data in scenario.files.items():
             bucket.put(f"{IN}/{name}", data)
         return bucket

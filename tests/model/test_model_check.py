@@ -63,6 +63,11 @@ def test_the_first_run_ever_with_every_fault_at_every_call(table: list[Figures])
     assert figures.executions > 10 * figures.calls
 
 
+def test_a_second_model_never_leaves_readers_between_two_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    figures = explored(table, Scenario("one run, a second model", A, earlier_model=True), Bounds())
+    assert figures.executions > figures.calls
+
+
 def test_a_late_file_comes_at_any_time_of_two_runs(table: list[Figures]) -> None:
     scenario = Scenario("two runs, a late file", A, runs=2, before=B, changes=[LATE_FILE])
     explored(table, scenario, Bounds(faults=0, preemptions=1))

@@ -67,6 +67,15 @@ def test_a_prefix_where_nothing_is_at_all_is_an_error_that_names_it(tmp_path: Pa
         listed(uri=f"{tmp_path}/{{as_of}}", days=3)
 
 
+def test_days_folders_may_all_be_missing_where_nothing_must_have_been_delivered(tmp_path: Path) -> None:
+    put(tmp_path, "x/a.parquet")
+    uris = (str(tmp_path / "x"), f"{tmp_path}/{{as_of}}")
+    found = list_input(InputSpec(uri=uris), Days(FIRST, FIRST), {}, delivered=False)
+    assert (names(found, tmp_path), found.absent) == (["x/a.parquet"], (f"{tmp_path}/{FIRST}",))
+    with pytest.raises(SpecError, match=r"there is nothing at .*/z"):  # its place does not depend on the day
+        list_input(InputSpec(uri=str(tmp_path / "z")), Days(FIRST, FIRST), {}, delivered=False)
+
+
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [

@@ -97,7 +97,7 @@ def test_a_row_is_told_with_prediction_plan_shard_object_and_model(small: SmallL
     label, score = found["prediction"]["label"], found["prediction"]["score"]
     assert (label, score) == ("dog", pytest.approx(0.57))
     assert [name for name, _ in found["prediction"]["top"]] == ["dog", "emu"]
-    assert (found["seen"], found["standing"]) == (True, "plan 1 is done, and this is the only model")
+    assert (found["seen"], found["standing"]) == (True, "plan 1 is done, and readers follow this model")
     assert found["source"].startswith("there, in the version that was claimed")
     assert (found["plan"]["number"], found["plan"]["rows"], found["plan"]["shards"]) == (1, 12, 3)
     assert found["plan"]["claimed_at"] <= found["plan"]["done_at"]
@@ -120,8 +120,9 @@ def test_the_text_tells_the_same_and_cannot_command_the_terminal(
     text = capsys.readouterr().out
     lines = {line[:12].strip(): line[12:] for line in text.splitlines() if line[:1].strip()}
     assert lines["prediction"] == "dog (51.0%), then emu (49.0%)"
-    assert lines["readers"] == "see it: plan 1 is done, and this is the only model"
+    assert lines["readers"] == "see it: plan 1 is done, and readers follow this model"
     assert lines["attempts"] == "no run's journal has one"
+    assert "            preprocessing: shorter side to 32 px (bilinear), " in text
     assert "\x1b" not in text
     assert "\nhidden" not in text
 
@@ -281,6 +282,8 @@ def test_readers_that_follow_another_model_are_told(small: SmallLedger, explain:
     small.score(says)
     store = small.job.store
     store.create("model=other-1/_stint/plans/00000001.parquet", b"")
+    assert explain("id=1")["seen"], "another model that has nothing done takes no readers away"
+    store.create("model=other-1/_stint/done/00000001.parquet", b"")
     assert explain("id=1")["standing"] == "plan 1 is done, but of several models none is promoted"
     store.create("_stint/current/00000001.json", json.dumps({"root": "model=other-1"}).encode())
     found = explain("id=1")
