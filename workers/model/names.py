@@ -15,6 +15,23 @@ class ModelError(ValueError):
     """A model that cannot be loaded as its spec says. The message names what is wrong, and the way out."""
 
 
+def no_weights(data: bytes) -> str:
+    """What a file is that is surely neither weights nor labels, with the way out; empty where it may be."""
+    start = data[:512].lstrip().lower()
+    if not data:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "is a web page, perhaps one that asks to log in or tells of an error; fetch the file itself"
+    if data.startswith(b"PK") and (b"/constants.pkl" in data or b"/code/" in data):
+        return (
+            "is a TorchScript program, not a plain state dict; where you trust it, load it with torch.jit.load and "
+            "save its state_dict() with torch.save"
+        )
+    return ""
+
+
 def weights_enum_or_path(weights: str) -> Literal["enum", "file"]:
     """Whether `weights` names a torchvision weights enum (`DEFAULT`, `IMAGENET1K_V2`) or a path or URL."""
     named_as_file = "/" in weights or PurePosixPath(weights).suffix.lower() in _WEIGHT_SUFFIXES
