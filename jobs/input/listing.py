@@ -63,7 +63,7 @@ def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful:
                 missing.append(url)
                 continue
             except StoreDenied as error:
-                raise SpecError(f"{key}: cannot list {url}: {error}") from error
+                raise SpecError(f"{key}: cannot list {error}") from error
             sources |= {source.uri: source for source in found}
         if len(missing) == len(urls):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"

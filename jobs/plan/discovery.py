@@ -94,7 +94,10 @@ class Discovery:
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
             lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
-        lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
+        lines += [
+            f"unreadable, left unclaimed: {reason if reason.startswith(uri) else f'{uri}: {reason}'}"
+            for uri, reason in self.unreadable.items()
+        ]
         return lines
 
 
