@@ -16,6 +16,7 @@ from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job
 from workers.contract import Slice
+from workers.counted import counted
 
 _SHOWN = 5
 
@@ -79,8 +80,8 @@ class Discovery:
         there = len(self.sources)
         claimed = there - len(self.claim.new) - len(self.claim.again)
         lines = [
-            f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
-            f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"
+            f"input as of {self.job.days}: {counted(there, 'source')}, {claimed:,} claimed by earlier plans, "
+            f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
         if self.listing.absent:
             lines.append(f"not there (yet): {_some(self.listing.absent)}")

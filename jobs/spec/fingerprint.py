@@ -7,6 +7,7 @@ from files count by content, wherever they lie; a model function counts by the s
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -19,7 +20,7 @@ from typing import Any
 
 from jobs.errors import SpecError
 from jobs.spec.schema import JobSpec
-from workers.model.names import RECIPE, no_weights, weights_enum_or_path
+from workers.model.names import RECIPE, ModelError, check_names, no_weights, split_arch, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2
@@ -47,6 +48,10 @@ class Fingerprints:
 def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
     model = spec.model
+    try:
+        check_names(model)
+    except ModelError as error:
+        raise SpecError(str(error)) from error
     content = {
         f.name: value
         for f, value in zip(fields(model), asdict(model).values(), strict=True)
@@ -109,9 +114,9 @@ def _file(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
 
 def _code(arch: str) -> str | None:
     """Digest of the source that defines a `module:function` architecture; the module itself is not run."""
-    if arch.startswith("torchvision/"):
+    family, module, function = split_arch(arch)
+    if family == "torchvision":
         return None
-    module = arch.partition(":")[0]
     if module in SOURCE_DIGESTS:
         return SOURCE_DIGESTS[module]
     try:
@@ -122,4 +127,20 @@ def _code(arch: str) -> str | None:
         raise SpecError(
             f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
         )
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    source = Path(found.origin).read_bytes()
+    if function not in _names_in(source, function):
+        raise SpecError(f"model.arch: module {module} has no function {function!r}", f"define it in {found.origin}")
+    return hashlib.sha256(source).hexdigest()
+
+
+def _names_in(source: bytes, otherwise: str) -> set[str]:
+    """Whatever a module gives a name to; `otherwise` where that cannot be seen in its source."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # no Python, or not of this version: whoever imports it can tell
+        return {otherwise}
+    aliases = [alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {alias.asname or alias.name for alias in aliases}
+    return names if not names & {"*", "__getattr__"} else {otherwise}

@@ -93,14 +93,14 @@ class Key:
         return f"`{self.name}: {flow(self.example if value is None else value)}`"
 
 
-def flow(value: object) -> str:
-    """A value as a spec has it, in one line."""
+def flow(value: object, inside: bool = False) -> str:
+    """A value as a spec has it, in one line; `inside` braces or brackets."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(item, True)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(flow, value)) + "]"
+        return "[" + ", ".join(flow(item, True) for item in value) + "]"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./:{}+-]*|\d+[KMG]i?B", value):
-        return value
+        return json.dumps(value) if inside and "{" in value else value
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from workers.contract import ModelSpec, Preprocess
-from workers.model.names import ModelError, split_arch, weights_enum_or_path
+from workers.model.names import ModelError, check_names, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weights, override
 from workers.model.state_dict import fit_state_dict, read_state_dict
 from workers.model.torchvision_import import import_torchvision
@@ -50,6 +50,7 @@ def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
 
     Raises ModelError for anything wrong with the spec, the weights or the labels. What `read` raises comes through.
     """
+    check_names(spec)
     family, module_name, name = split_arch(spec.arch)
     if family == "torchvision":
         network, preprocess, labels = _from_torchvision(name, spec, read)
@@ -77,11 +78,7 @@ def _from_torchvision(name: str, spec: ModelSpec, read: _Read) -> tuple[nn.Modul
             f"model.arch: torchvision has no classification model {name!r}"
             + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
         )
-    if spec.weights is None:
-        raise ModelError(
-            f"model.weights: {spec.arch} without weights would be random; give DEFAULT for torchvision's own, "
-            "or a path or URL of a state dict"
-        )
+    assert spec.weights is not None  # check_names
     args = dict(spec.args)
     if weights_enum_or_path(spec.weights) == "enum":
         weights = _weights_enum(models, name, spec.weights)
@@ -135,11 +132,6 @@ def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: 
         raise ModelError(f"model.arch: module {module_name} has no function {function_name!r}") from error
     network = _call(function, spec.arch, dict(spec.args))
     if spec.weights is not None:
-        if weights_enum_or_path(spec.weights) == "enum":
-            raise ModelError(
-                f"model.weights: {spec.weights!r} is read as the name of torchvision weights, which {spec.arch} has "
-                "none of; give a path or URL of a state dict"
-            )
         fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
     return network
 
