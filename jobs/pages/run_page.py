@@ -48,7 +48,7 @@ def report_page(report: Report) -> str:
         nodes=[_node(host, list(its)) for host, its in groupby(workers, lambda worker: str(worker["host"]))],
         workers_open=len(workers) <= WORKERS_OPEN,
         stages=_stages(report.stage_s),
-        bottleneck=bottleneck(report.stage_s).describe(),
+        bottleneck=bottleneck(report.stage_s)[1],
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
         bars=bars,
         classes=_classes(report.classes, drift["classes_before"] or {}),

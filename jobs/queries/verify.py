@@ -23,7 +23,7 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import list_job_input
+from jobs.plan.discovery import absent_lines, list_job_input
 from jobs.plan.job import Job
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.counted import counted
@@ -32,7 +32,7 @@ from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 
-AT_ONCE = 8
+_AT_ONCE = 8
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -88,19 +88,20 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = list_job_input(job, plans, done)
+    listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
+    verdict.notes += absent_lines(listing)
     verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
     verdict.problems += [
         f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
         for s in claims.unclaimed(plans, listing.sources)
     ]
     verdict.notes += claims.notes(plans, listing.sources)
-    gone: list[Slice] = []
+    gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
             verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
+        gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict))
     verdict.problems += claims.faults(plans, gone, listing.sources)
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.problems.append(f"done record {number} belongs to no plan")
@@ -148,7 +149,7 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, ver
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, "verify", at_once=_AT_ONCE)
     for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
         verdict.problems += problems
         if facts is not None:

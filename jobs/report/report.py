@@ -8,16 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.progress.format import duration, money
-from jobs.progress.snapshot import Snapshot, cost_per_million
+from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
 from workers.counted import counted
 from workers.redaction import redacted_values
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 REPORT_VERSION = 2
 COMPLETED = "complete"
@@ -97,12 +93,22 @@ class Report:
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
-    """Sources scored again because their content changed."""
+    """Sources scored again, because their content changed or because of `again`."""
+    again: str = ""
+    """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What its fingerprints cover, see jobs.spec.fingerprint.Identity."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why the fp32 network itself may be wrong, if there is a reason."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     """Of the artifact that the bundle's maker preferred, see workers.bundle.accuracy.AccuracyReport, and its `name`."""
     confusion: list[tuple[str, str, int]] = field(default_factory=list)
@@ -187,14 +193,9 @@ def redacted_report(report: Report) -> Report:
 def _parsed(values: Mapping[str, Any]) -> Report:
     """Raises pydantic's ValidationError."""
     # A file name need not be UTF-8.
-    return _reader().validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-@cache
-def _reader() -> TypeAdapter[Report]:
-    from pydantic import TypeAdapter  # a run only writes reports
-
-    return TypeAdapter(Report)
+    text = json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")
+    report: Report = reader_of(Report).validate_json(text)
+    return report
 
 
 def summary(report: Report) -> str:

@@ -2,25 +2,23 @@
 
 The bundle's covers weights, recipe, preprocessing, labels and calibration; the model's covers the bundle and the
 shape of an output row. A new fingerprint means a new root in the output, so versions never mix. Weights and labels
-from files count by content, wherever they lie; a model function counts by the source of its module.
+from files count by content, wherever they lie; a model function counts by the code of jobs.spec.code.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jobs.errors import SpecError
+from jobs.spec.code import PACKAGES, Code, code_of
 from jobs.spec.schema import JobSpec
-from workers.model.names import RECIPE, ModelError, check_names, no_weights, split_arch, weights_enum_or_path
+from workers.model.names import RECIPE, ModelError, check_names, no_weights, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2
@@ -33,8 +31,8 @@ _NEVER = ("precision", "device")
 
 
 SOURCE_DIGESTS = {"workers.pruned": "a12f02c147feb987eb48a1586fea6b3f3c6734be45e86bf7c646bd823a0b2d70"}
-"""Of modules of our own that name architectures: digests of their source in the first release, since which no more than
-their imports changed. A change in what a module builds needs a new value here."""
+"""Of modules of our own that name architectures: digests of their source in the first release, since which they build
+the same. A change in what a module builds needs a new value here."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,39 @@ class Fingerprints:
     """Key prefix of the model's root: `model=<name>-<fp>`."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """All that fingerprints cover, by name. Plain values."""
+
+    bundle: Mapping[str, Any]
+    row: Mapping[str, Any]
+    """What the shape of an output row depends on."""
+    name: str
+    """Of the network, as a root has it."""
+    code: Code | None
+    """Of a network of the user's own."""
+
+    def fingerprints(self, code: str | None = None) -> Fingerprints:
+        """`code` stands in place of the code's own digest."""
+        own = {} if self.code is None else {"code": code or self.code.digest}
+        bundle = _digest({**self.bundle, **own})
+        fp = _digest({**self.row, "bundle": bundle})
+        return Fingerprints(bundle=bundle, model=fp, root=f"model={self.name}-{fp}")
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """As JSON has them: to be compared with those of another model."""
+        own = {} if self.code is None else {"code": dict(self.code.trees)}
+        parts: dict[str, Any] = json.loads(json.dumps({**self.bundle, **self.row, **own}))
+        return parts
+
+
 def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
+    """Of a spec in an output that knows nothing of its model yet. As `identity`."""
+    return identity(spec, read).fingerprints()
+
+
+def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
     model = spec.model
     try:
@@ -60,21 +90,20 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     if model.precision != "int8":  # floats have nothing to calibrate or to decide, whatever runs them
         content = {key: value for key, value in content.items() if key not in ("engine", "float_layers")}
         content["calibration"] = None
-    bundle = _digest(
-        {
-            **content,
-            "recipe": RECIPE if model.precision == "int8" else model.precision,
-            "code": _code(model.arch),
-            "weights": _weights(model.weights, read),
-            "labels": _labels(model.labels, read),
-        }
-    )
-    row: dict[str, Any] = {"bundle": bundle, "keys": spec.input.keys, "row_format": ROW_FORMAT}
+    module = None if model.arch.startswith("torchvision/") else model.arch.partition(":")[0]
+    code = None if module is None or module.partition(".")[0] in PACKAGES else code_of(module)
+    bundle = {
+        **content,
+        "recipe": RECIPE if model.precision == "int8" else model.precision,
+        "code": None if module is None or code is not None else _our_code(module),
+        "weights": _weights(model.weights, read),
+        "labels": _labels(model.labels, read),
+    }
+    row: dict[str, Any] = {"keys": spec.input.keys, "row_format": ROW_FORMAT}
     if model.task == "classify":
         row["topk"] = spec.output.topk
-    fp = _digest(row)
     name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
-    return Fingerprints(bundle=bundle, model=fp, root=f"model={name}-{fp}")
+    return Identity(bundle, row, name, code)
 
 
 def _digest(content: object) -> str:
@@ -112,35 +141,6 @@ def _file(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
     return data
 
 
-def _code(arch: str) -> str | None:
-    """Digest of the source that defines a `module:function` architecture; the module itself is not run."""
-    family, module, function = split_arch(arch)
-    if family == "torchvision":
-        return None
-    if module in SOURCE_DIGESTS:
-        return SOURCE_DIGESTS[module]
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None:
-        raise SpecError(
-            f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
-        )
-    source = Path(found.origin).read_bytes()
-    if function not in _names_in(source, function):
-        raise SpecError(f"model.arch: module {module} has no function {function!r}", f"define it in {found.origin}")
-    return hashlib.sha256(source).hexdigest()
-
-
-def _names_in(source: bytes, otherwise: str) -> set[str]:
-    """Whatever a module gives a name to; `otherwise` where that cannot be seen in its source."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError):  # no Python, or not of this version: whoever imports it can tell
-        return {otherwise}
-    aliases = [alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
-    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {alias.asname or alias.name for alias in aliases}
-    return names if not names & {"*", "__getattr__"} else {otherwise}
+def _our_code(module: str) -> str:
+    """Of a module of Stint that defines networks."""
+    return SOURCE_DIGESTS.get(module) or code_of(module).file
