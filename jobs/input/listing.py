@@ -76,7 +76,7 @@ def list_input(
                 missing.append(url)
                 continue
             except StoreDenied as error:
-                raise SpecError(f"{key}: cannot list {url}: {error}") from error
+                raise SpecError(f"{key}: cannot list {error}") from error
             sources |= {s.uri: s for s in found if not any(covers(pattern, s.uri) for pattern in left_out)}
         if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
