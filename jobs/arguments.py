@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import MEANING
-from jobs.spec.days import Days, parse_day, parse_days
+from jobs.spec.days import parse_as_of, parse_days
 
+VERSION = "0.1.0"
 MOST_MINUTES = 24 * 60
 WAYS = ("auto", "live", "lines", "json")
 """How a run may be shown (jobs.progress.displays); auto: live on a terminal, lines elsewhere."""
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         prog="stint", description="Score every image of a data set, exactly once, with an INT8 model on CPU nodes.",
         epilog="exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANING.items()),
     )  # fmt: skip
+    root.add_argument("--version", action="version", version=f"stint {VERSION}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -33,8 +35,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
         _add_overrides(sub)
         option = sub.add_mutually_exclusive_group().add_argument
-        option("--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today")
-        option("--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
+        option(
+            "--as-of", type=_in_words(parse_as_of), metavar="DATE", dest="days",
+            help="value of {as_of}, as 2026-03-01 or yesterday; default: today",
+        )  # fmt: skip
+        option("--backfill", type=_in_words(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
         return sub
 
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
@@ -68,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
     )  # fmt: skip
     option(
-        "--prune", type=_shares, default=(0.1, 0.25, 0.5), metavar="P,P",
+        "--prune", type=_in_words(_shares), default=(0.1, 0.25, 0.5), metavar="P,P",
         help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
     )  # fmt: skip
     option(
@@ -100,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--order", choices=("random", "score", "-score"), default="random",
         help="which rows: any, least score first, or greatest score first (write --order=-score)",
     )  # fmt: skip
-    option("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
+    option("--seed", type=_in_words(_whole), default=0, help="another one takes other rows (default: %(default)s)")
     option("--open", action="store_true", help="also rows of plans that are not done yet")
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
@@ -111,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     option = sub.add_argument
     option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
     option("--namespace", help="default: the pod's, or the kubeconfig's")
-    option("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    option("--as-of", type=_in_words(parse_as_of), metavar="DATE", help="the night; default: see --job")
     option(
         "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
         help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
@@ -119,7 +124,11 @@ def parser() -> argparse.ArgumentParser:
     zone = os.environ.get("TZ")
     option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
     option(
-        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+        "--keep",
+        type=_in_words(_whole),
+        default=30,
+        metavar="NIGHTS",
+        help="delete older RayJobs; 0: none (default: %(default)s)",
     )
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
@@ -162,11 +171,14 @@ def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[st
     """For argparse, a number of so many at most."""
 
     def number(text: str) -> Any:
-        if not 0 < kind(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}")
-        return kind(text)
+        try:
+            given = kind(text)
+        except ValueError:
+            given = 0
+        if not 0 < given <= most:
+            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}, is wanted")
+        return given
 
-    number.__name__ = what  # which argparse shows for what is no number at all
     return number
 
 
@@ -183,7 +195,7 @@ def _days(text: str) -> float:
 
 def _way(text: str) -> str:
     if text not in WAYS:
-        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(WAYS)} is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(WAYS)} is wanted, here or in STINT_PROGRESS")
     return text
 
 
@@ -192,16 +204,25 @@ def _list(text: str) -> list[str]:
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    percents = sorted({float(part) for part in _list(text)} - {0.0})
+    wanted = f"{text}: percentages above 0 and below 100, as 10,25,50; or 0 for none"
+    if not all(re.fullmatch(r" *\d+(\.\d+)? *%? *", part) for part in _list(text)):
+        raise ValueError(wanted)
+    percents = sorted({float(part.strip(" %")) for part in _list(text)} - {0.0})
     if any(not 0 < percent < 100 for percent in percents):
-        raise argparse.ArgumentTypeError(f"{text}: percentages above 0 and below 100, as 10,25,50; or 0 for none")
+        raise ValueError(wanted)
     return tuple(percent / 100 for percent in percents)
 
 
-def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:
+def _whole(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"{text}: a whole number of at least 0 is wanted")
+    return int(text)
+
+
+def _in_words(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """For argparse, which shows the words of this error only."""
 
-    def parsed(text: str) -> Days:
+    def parsed(text: str) -> Any:
         try:
             return parse(text)
         except ValueError as error:

@@ -7,6 +7,7 @@ before its OpenMP pool exists; not Ray, and nothing else that takes its time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from importlib import import_module
 from types import TracebackType
 
 from jobs.arguments import parser
-from jobs.console import Console
+from jobs.console import Console, still_read
 from jobs.errors import FAILED, INTERRUPTED, StintError
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted
@@ -46,7 +47,12 @@ def entrypoint() -> None:
     sys.path.insert(0, "")  # as `python -m` does: a model's module:function may lie in the working directory
     sys.excepthook = _show_bug
     without_pandas()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code: str | int | None = main(sys.argv[1:])
+    except SystemExit as ended:  # --help, --version, a command line that cannot be
+        code = ended.code
+    still_read()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,15 +61,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         return command(arguments.command)(arguments, Console(main, json=getattr(arguments, "progress", "") == "json"))
     except StintError as error:
-        print(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""), file=sys.stderr)
+        _tell(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""))
         return error.exit_code
     except (StoreError, StoreDenied) as error:
-        print(
-            f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again", file=sys.stderr
-        )
+        _tell(f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again")
         return FAILED
     except KeyboardInterrupt:
-        print("stint: interrupted", file=sys.stderr)
+        _tell("stint: interrupted")
         return INTERRUPTED
 
 
@@ -72,6 +76,11 @@ def command(name: str) -> Callable[[argparse.Namespace, Console], int]:
     module, _, function = COMMANDS[name].partition(":")
     found: Callable[[argparse.Namespace, Console], int] = getattr(import_module(module), function)
     return found
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that has gone away changes no exit code
+        print(text, file=sys.stderr)
 
 
 def _show_bug(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:

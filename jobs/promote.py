@@ -17,6 +17,7 @@ from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
+from workers.counted import counted
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -56,9 +57,13 @@ def _check_whole(job: Job) -> None:
     listing = list_job_input(job, plans, done, delivered=not plans)
     missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
-        what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"
+        what = (
+            f"{'plan' if len(open_plans) == 1 else 'plans'} {', '.join(map(str, open_plans))} not done"
+            if open_plans
+            else "no plan is done"
+        )
         if missing:
-            what = f"{len(missing)} source(s) not scored, as {missing[0]}"
+            what = f"{counted(len(missing), 'source')} not scored, as {missing[0]}"
         raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")
 
 
@@ -67,7 +72,8 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
     lacking = _done_uris(before) - _done_uris(after)
     if lacking:
         raise RunFailed(
-            f"{after.root} has no predictions for {len(lacking):,} file(s) that {before.root} has, as {min(lacking)}",
+            f"{after.root} has no predictions for {counted(len(lacking), 'file')} that {before.root} has, "
+            f"as {min(lacking)}",
             "score them with `stint run --backfill FROM..TO`, or promote with --allow-fewer",
         )
 

@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval
 from typing_extensions import TypedDict
 
+from workers.counted import counted
+
 AS_OF = re.compile(r"\{as_of(?::([^{}]*))?\}")
 """Stands in templates of URIs for the day, as 2026-03-01; or `{as_of:%Y/%m/%d}`, by the codes of jobs.spec.days."""
 MOST_DAYS = 3660
@@ -95,7 +97,7 @@ class Shard:
         where = f"{first.uri} row group {first.row_group} rows {first.row_start}:{first.row_stop}"
         if len(self.slices) > 1:
             where += f" … {last.uri} row group {last.row_group} rows {last.row_start}:{last.row_stop}"
-        return f"shard {self.name} ({self.rows} rows: {where})"
+        return f"shard {self.name} ({counted(self.rows, 'row')}: {where})"
 
 
 @dataclass(frozen=True, kw_only=True)

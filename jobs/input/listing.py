@@ -76,7 +76,7 @@ def list_input(
                 missing.append(url)
                 continue
             except StoreDenied as error:
-                raise SpecError(f"{key}: cannot list {url}: {error}") from error
+                raise SpecError(f"{key}: cannot list {error}") from error
             sources |= {s.uri: s for s in found if not any(covers(pattern, s.uri) for pattern in left_out)}
         if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
@@ -124,28 +124,34 @@ def _matching(fs: Any, path: str, url: str) -> Iterator[tuple[str, Mapping[str, 
 
     Folder by folder down to the first `**`, so that only what may match is listed.
     """
-    folder, parts = split_pattern(path)
-    folders = [folder]
+    above, parts = split_pattern(path)
+    folders = [above]
     for number, part in enumerate(parts):
-        if part == "**" or number == len(parts) - 1:
+        if part == "**":
             for folder in folders:
                 named = re.compile(f"{re.escape(folder)}/{covering('/'.join(parts[number:]))}", re.DOTALL)
                 with suppress(NotFound):
                     yield from (file for file in _below(fs, folder, url) if named.fullmatch(file[0]))
             return
-        if is_pattern(part):
-            folders = [name for folder in folders for name in _folders(fs, folder, part, url)]
-        else:
-            folders = [f"{folder}/{part}" for folder in folders]
+        children = [child for folder in folders for child in _children(fs, folder, part, url)]
+        folders = [name for name, info in children if info["type"] == "directory"]
+        if number == len(parts) - 1:
+            yield from (child for child in children if child[1]["type"] == "file")
+            for folder in folders:
+                yield from _below(fs, folder, url)
 
 
-def _folders(fs: Any, folder: str, part: str, url: str) -> Iterator[str]:
+def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What in a folder has this name, or one that it stands for."""
     with suppress(NotFound):
+        if not is_pattern(part):
+            yield f"{folder}/{part}", retrying(lambda: fs.info(f"{folder}/{part}"), url)
+            return
         for info in retrying(lambda: fs.ls(folder, detail=True), url):
             path = str(info["name"]).rstrip("/")
             name = path.rpartition("/")[2]
-            if info["type"] == "directory" and not _hidden(name) and re.fullmatch(of_name(part), name, re.DOTALL):
-                yield path
+            if not _hidden(name) and re.fullmatch(of_name(part), name, re.DOTALL):
+                yield path, info
 
 
 def _as_listed(url: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from jobs.errors import BadRowsExceeded
+from workers.counted import counted
 from workers.output import OutputObject, describe_row, key_names, reasons_table, shown_keys
 
 
@@ -16,7 +17,7 @@ def bad_rows_error(
     rows_bad: int, rows_total: int, budget: float, by_code: Counter[str], samples: Mapping[str, str]
 ) -> BadRowsExceeded:
     """The end of a run whose input is too bad, with a table of error rows by code and a sample row of each."""
-    lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
+    lines = [f"{rows_bad:,} of {counted(rows_total, 'row is', 'rows are')} bad; limits.bad_rows allows {budget:.2%}"]
     lines += reasons_table(by_code, samples)
     return BadRowsExceeded(
         "\n".join(lines),

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.contract import Shard, Slice
+from workers.counted import counted
 
 Ints = npt.NDArray[np.int64]
 
@@ -286,7 +287,8 @@ class Content:
         if not len(self.shards):
             return "0 shards"
         rows = sorted(self.shards.rows.tolist())
-        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
+        sizes = f"{rows[0]:,} to {counted(rows[-1], 'row')}, median {rows[len(rows) // 2]:,}"
+        return f"{counted(len(rows), 'shard')} of {sizes}"
 
 
 def encode_plan(content: Content, token: str) -> bytes:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
 from workers.contract import Slice
+from workers.counted import counted
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
     changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
     if changed:
         yield (
-            f"{len(changed)} source(s) have another content than the one scored, as {changed[0]}; "
+            f"{counted(len(changed), 'source')} with another content than the one scored, as {changed[0]}; "
             "with input.on_change: rescore a run scores them again"
         )
     if past := len(latest.keys() - {source.uri for source in sources}):
-        yield f"{past} claimed source(s) are not in the input now; their predictions stay"
+        yield f"{counted(past, 'claimed source')} not in the input now; the predictions stay"
 
 
 def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source]) -> Iterator[str]:
@@ -163,7 +164,7 @@ def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: 
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
             there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
             what, now = there if here[identity[0]] == identity[1] else again
-            yield f"{name}: {rows} rows {what} it was their turn: run the job again to score {now}"
+            yield f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
 
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:

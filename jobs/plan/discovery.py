@@ -22,6 +22,7 @@ from jobs.plan.job import Job, absolute
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
+from workers.counted import counted
 
 LOOKED_BACK = 14
 """Days before those of a run whose folders should not have been passed over."""
@@ -91,8 +92,8 @@ class Discovery:
         there = len(self.sources)
         claimed = there - len(self.claim.new) - len(self.claim.again)
         lines = [
-            f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
-            f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"
+            f"input as of {self.job.days}: {counted(there, 'source')}, {claimed:,} claimed by earlier plans, "
+            f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
         lines += absent_lines(self.listing)
         if self.claim.kept:
@@ -112,7 +113,10 @@ class Discovery:
                 f"warning: no run has looked at {some([f'{d} (files: {n:,})' for d, n in self.overlooked.items()])}; "
                 f"--backfill {first}..{last} scores them, and input.days has every run look back so many days"
             )
-        lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
+        lines += [
+            f"unreadable, left unclaimed: {reason if reason.startswith(uri) else f'{uri}: {reason}'}"
+            for uri, reason in self.unreadable.items()
+        ]
         return lines
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 from jobs.input.footers import Opened
 from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
+from workers.counted import counted
 from workers.source.rows import RowGroup
 
 _MAX_SHARD_ROWS = 4096
@@ -126,7 +127,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
     warning = (
-        f"{len(split)} huge row group(s) split by rows, and every piece reads past the rows before it; "
+        f"{counted(len(split), 'huge row group')} split by rows, and every piece reads past the rows before it; "
         f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
         if split
         else ""

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
 from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
+from workers.counted import counted
 
 _NARROW = 64
 """Columns below which labels stand in the lines rather than beside them."""
@@ -90,7 +91,7 @@ def _figures(at: Snapshot) -> dict[str, list[str]]:
         "rows": [
             f"[bold]{at.rows_done:,}[/] of {at.rows_total:,}",
             f"[bold]{at.rate:,.0f}[/] rows/s",
-            f"{at.shards_done:,} of {at.shards_total:,} shards",
+            f"{at.shards_done:,} of {counted(at.shards_total, 'shard')}",
             f"{at.rows_gone:,} gone" if at.rows_gone else "",
             f"{at.rows_elsewhere:,} found in the ledger" if at.rows_elsewhere else "",
         ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from jobs.console import Console
 from jobs.errors import SpecError
@@ -12,8 +14,11 @@ from jobs.plan.job import Job
 from jobs.report.estimate import estimate
 from jobs.report.new_model import new_model
 from workers.contract import ModelSpec
+from workers.counted import counted
+from workers.maker import judged_in, lacks_labels, outcome_of
 from workers.model.names import ModelError, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, override
+from workers.storage.filesystems import is_local
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -24,6 +29,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 def describe_plan(job: Job, again: str = "") -> str:
     """New and missing shards and rows, with what is asked for `again` (jobs.plan.asked); time and cost by the rate of
     the last complete run, where there was one."""
+    _check_output(job.store.url)
     found = discover(job, again)
     cut, manifest = found.cut(), job.manifest()
     missing = job.ledger.missing(*found.open_plans)
@@ -31,16 +37,37 @@ def describe_plan(job: Job, again: str = "") -> str:
     lines = [
         f"job {job.spec.name} → {job.store.url}/{job.fingerprints.root}/",
         *found.lines(),
-        f"to be claimed: {found.fresh_rows:,} rows in {cut.sizes()}",
-        f"open plans: {len(found.open_plans)}, {missing.rows:,} rows missing in {len(missing):,} shards",
+        f"to be claimed: {counted(found.fresh_rows, 'row')} in {cut.sizes()}",
+        f"open plans: {len(found.open_plans)}, {counted(missing.rows, 'row')} missing in "
+        f"{counted(len(missing), 'shard')}",
         f"bundle {job.fingerprints.bundle}: {'to be made' if manifest is None else 'there'}",
         f"preprocessing: {_preprocess(job.spec.model) if manifest is None else manifest.preprocess}",
     ]
+    request = job.bundle_request()
+    judge = manifest is not None and not lacks_labels(judged_in(manifest), request)
+    if manifest is not None and judge and not outcome_of(judged_in(manifest), request, manifest).passed:
+        lines.append("gate: refuses the bundle that is there; `stint quantize` shows why, and a run would end so, too")
     lines += [f"warning: {warning}" for warning in cut.warnings]
     if (change := new_model(found)) is not None:
         return "\n".join([*lines, *change.lines()])
     lines.append(estimate(job, rows))
-    return "\n".join(lines)
+    unchecked = [] if is_local(job.store.url) else ["whether the output may be written"]
+    if manifest is None:
+        unchecked.append("whether the network can be built and takes its weights and labels")
+    if not judge:
+        unchecked.append("whether it passes the gate")
+    unchecked.append("whether the images can be decoded, and whether nodes have the cores and memory for workers")
+    return "\n".join([*lines, f"not checked, as only a run can: {'; '.join(unchecked)}"])
+
+
+def _check_output(url: str) -> None:
+    """Nothing is written to find out, so of a local folder alone."""
+    if not is_local(url):
+        return
+    there = next(place for place in (Path(url), *Path(url).parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is not a folder"
+        raise SpecError(f"output.uri: cannot write {url}: {there} {why}")
 
 
 def _preprocess(model: ModelSpec) -> str:

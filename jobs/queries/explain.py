@@ -36,6 +36,7 @@ from jobs.report.journal import read_journal, run_ids
 from jobs.report.runs import RunSeen, read_run
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard
+from workers.counted import counted
 from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
 from workers.redaction import redacted_values
 from workers.source.single_rows import CHANGED, GONE, Place, RowAt
@@ -111,7 +112,8 @@ def _not_scored(job: Job, key: str) -> StintError:
     if not len(missing):
         return StintError(what, "see `stint plan` for input that is not claimed yet")
     return StintError(
-        f"{what}; {missing.rows:,} rows in {len(missing):,} shards are claimed and not scored yet, and only their "
+        f"{what}; {counted(missing.rows, 'row')} in "
+        f"{counted(len(missing), 'shard')} are claimed and not scored yet, and only their "
         "places are known",
         "name the row as URI#ROWGROUP/ROW, or run the job to its end",
     )

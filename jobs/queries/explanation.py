@@ -10,6 +10,7 @@ from jobs.progress.format import SPACE, moment, percent, printable, seconds, sig
 from jobs.report.drift import class_name
 from workers.bundle.manifest import Manifest
 from workers.contract import Slice
+from workers.counted import counted
 from workers.redaction import redacted
 
 INDENT = 12
@@ -74,7 +75,8 @@ class PlanPart:
     def __str__(self) -> str:
         claimed = f" claimed it at {moment(self.claimed_at)}" if self.claimed_at else " claimed it"
         done = f"done at {moment(self.done_at)}" if self.done_at else "not done"
-        return f"{self.number}{claimed}, with {self.rows - 1:,} more rows in {self.shards:,} shards; {done}"
+        others = f"{counted(self.rows - 1, 'more row')} in {counted(self.shards, 'shard')}"
+        return f"{self.number}{claimed}, with {others}; {done}"
 
 
 @dataclass(frozen=True)

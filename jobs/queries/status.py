@@ -24,6 +24,7 @@ from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.snapshot import Snapshot
 from jobs.report.runs import RunSeen, newest_runs, read_run
+from workers.counted import counted
 from workers.redaction import redacted
 from workers.storage.errors import StoreError
 
@@ -63,16 +64,16 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            rows = f"{record.total('rows_ok'):,} rows ok, {record.total('rows_bad'):,} bad"
-            lines.append(f"plan {plan.number}: done, {len(record):,} shards, {rows}")
+            rows = f"{counted(record.total('rows_ok'), 'row')} ok, {record.total('rows_bad'):,} bad"
+            lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}")
             continue
         missing = job.ledger.missing(plan)
         lines.append(
-            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
-            f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
+            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {counted(len(plan.shards), 'shard')}, "
+            f"{plan.rows - missing.rows:,} of {counted(plan.rows, 'row')}; run the job to finish it"
         )
         lines += [
-            f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
+            f"  {shard.describe()}: its worker died {counted(crashes[shard.key], 'time')}"
             for shard in missing
             if shard.key in crashes
         ]

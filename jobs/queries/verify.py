@@ -26,6 +26,7 @@ from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import absent_lines, list_job_input
 from jobs.plan.job import Job
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
+from workers.counted import counted
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
@@ -55,7 +56,8 @@ class Verdict:
     def summary(self) -> str:
         rows_out = self.rows_ok + self.rows_bad
         return (
-            f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows_out:,} rows out "
+            f"{counted(self.rows_in, 'row')} claimed by {counted(self.plans, 'plan')} in "
+            f"{counted(self.shards, 'shard')} = {counted(rows_out, 'row')} out "
             f"({self.rows_ok:,} ok + {self.rows_bad:,} bad) + {self.rows_gone:,} whose source is gone"
         )
 
@@ -70,7 +72,9 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
             console.show(f"note: {note}")
         for problem in verdict.problems:
             console.show(f"PROBLEM: {problem}")
-        console.show(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
+        console.show(
+            ("verified: " if verdict.ok else f"{counted(len(verdict.problems), 'problem')}: ") + verdict.summary()
+        )
         verdicts.append(verdict)
 
     for_each_day(arguments, console, check)

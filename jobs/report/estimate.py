@@ -6,6 +6,7 @@ from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
+from workers.counted import counted
 
 
 def estimate(job: Job, rows: int, before: str = "") -> str:
@@ -20,11 +21,11 @@ def estimate(job: Job, rows: int, before: str = "") -> str:
         return "nothing to score"
     if report is not None:
         rate = report.rate_a_core
-        cores, which, source = max(1, len(report.workers)) * job.threads, "cores", f"run {report.run_id}"
+        cores, which, source = max(1, len(report.workers)) * job.threads, "", f"run {report.run_id}"
         cost = None if report.cost is None else report.cost * rows / report.rows_scored_here
     elif of_worker is not None:
         rate = of_worker / job.threads
-        cores, which, source = job.spec.workers.max * job.threads, "cores (workers.max)", job.width.reason
+        cores, which, source = job.spec.workers.max * job.threads, " (workers.max)", job.width.reason
         if profile is not None:
             on_one_node = f"; {duration(rows / (of_worker * profile.workers))} on one node"
             if per_cpu_hour is not None:
@@ -32,6 +33,7 @@ def estimate(job: Job, rows: int, before: str = "") -> str:
     else:
         return "time and cost: unknown until a first run, or `stint tune`, has measured the rate"
     return (
-        f"time: {duration(rows / rate / cores)} with {cores} {which}, {rows / rate / 3600:.2f} core-hours "
+        f"time: {duration(rows / rate / cores)} with {counted(cores, 'core')}{which}, "
+        f"{rows / rate / 3600:.2f} core-hours "
         f"({source}: {rate:,.0f} rows/s a core){on_one_node}" + ("" if cost is None else f"; cost {cost:.2f}")
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
+from workers.counted import counted
 from workers.redaction import redacted_values
 
 REPORT_VERSION = 2
@@ -203,11 +204,12 @@ def summary(report: Report) -> str:
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output})"
     lines = [
-        f"complete: {rows:,} rows = {report.rows_ok:,} ok + {report.rows_bad:,} bad, plan(s) "
-        f"{', '.join(map(str, report.plans))}, in {duration(report.elapsed_s)}"
+        f"complete: {counted(rows, 'row')} = {report.rows_ok:,} ok + {report.rows_bad:,} bad, "
+        f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, report.plans))}, "
+        f"in {duration(report.elapsed_s)}"
     ]
     if report.rows_scored_here:
-        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
+        done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
@@ -216,7 +218,7 @@ def summary(report: Report) -> str:
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
     if report.rows_gone:
-        lines.append(f"gone: {report.rows_gone:,} rows whose source vanished or changed after it was claimed")
+        lines.append(f"gone: {counted(report.rows_gone, 'row')} whose source vanished or changed after it was claimed")
     if report.retries or report.failed_starts:
         by_code = ", ".join(f"{n:,} {code}" for code, n in report.retries_by_code.items())
         lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))

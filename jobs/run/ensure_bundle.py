@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
-from jobs.fleet.groups import groups_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
 from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.run import policy
 from jobs.run.policy import MakerStep
+from jobs.scaling.groups import groups_of
 from jobs.spec.schema import Group
 from workers.contract import BundleRequest
 from workers.maker import judged_in, lacks_labels, outcome_of

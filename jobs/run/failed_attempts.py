@@ -20,6 +20,7 @@ from jobs.run.fleet import HeldShard
 from jobs.run.policy import Attempts, Budget, Manner, ShardStep
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits
+from workers.counted import counted
 from workers.outcomes import Failure, FailureCode
 
 RECORDS_AT_ONCE = 8
@@ -126,7 +127,7 @@ def given_up_error(retry: Retry, limits: Limits) -> StintError:
     elif failure.code == FailureCode.DENIED:
         spent, todo = "the store refuses, and will again", "mend the permissions"
     workers = ", ".join(map(str, sorted(retry.failed_on)))
-    lines = [f"{shard.describe()} failed {times} time(s), on worker(s) {workers}; {spent}: {failure.message}"]
+    lines = [f"{shard.describe()} failed {counted(times, 'time')}, on {workers}; {spent}: {failure.message}"]
     others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
     lines += [f"before: {line}" for line in others]
     then = f"{todo}, then run the same command: committed shards stay"

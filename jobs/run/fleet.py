@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from jobs.fleet import groups, sizing
-from jobs.fleet.speculation import left_s
 from jobs.pool.contract import MAX_HELD_SHARDS
 from jobs.run import policy
 from jobs.run.policy import Manner
+from jobs.scaling import groups, sizing
+from jobs.scaling.speculation import left_s
 from jobs.spec.schema import Workers
 from workers.contract import Shard
 from workers.outcomes import Failure

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.fleet import speculation
 from jobs.ledger.background import Errands
 from jobs.ledger.bad_rows import bad_rows_error
 from jobs.ledger.ledger import Ledger
@@ -39,6 +38,7 @@ from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.fleet import Fleet, HeldShard
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
+from jobs.scaling import speculation
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult

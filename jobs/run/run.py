@@ -44,6 +44,7 @@ from jobs.run.policy import bad_rows_exceeded, deadline
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
 from workers.bundle.profiles import HostKind
+from workers.counted import counted
 from workers.outcomes import BundleOutcome
 from workers.storage.errors import StoreDenied, StoreError
 
@@ -169,7 +170,8 @@ class Run:
         if self.report.unreadable or self.report.set_aside:
             names = [*self.report.unreadable, *self.report.set_aside]
             raise RunFailed(
-                f"{len(names)} source(s) or shard(s) could not be read or scored and have no predictions: "
+                f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
+                "and so without predictions: "
                 f"{'; '.join(names[:5])}",
                 "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
                 "and run again; everything else is committed",
@@ -242,7 +244,7 @@ class Run:
         if plan is not None and claimed is not None:
             for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
-            self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
+            self.say(f"plan {plan.number}: {counted(plan.rows, 'row')} in {counted(len(plan.shards), 'shard')}")
 
     def _connected(self) -> Cluster:
         if self.cluster is None:

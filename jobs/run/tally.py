@@ -30,7 +30,7 @@ class Tally(Counts):
     """What a done record says of the objects of these shards. Those with rows that are gone are left out: which files
     those rows are of, only the object itself says."""
     speculative_attempts: int = 0
-    """Second attempts at shards that another worker had already, see jobs.fleet.speculation: one of each two is
+    """Second attempts at shards that another worker had already, see jobs.scaling.speculation: one of each two is
     wasted."""
     speculative_wins: int = 0
     """Of those, the ones that were first."""

@@ -45,10 +45,44 @@ def today(timezone: str, now: datetime | None = None) -> Days:
     return Days(day, day)
 
 
-def parse_day(text: str) -> Days:
-    """`2026-03-01`. Raises ValueError."""
-    day = date.fromisoformat(text)
+@dataclass(frozen=True)
+class Ago:
+    """A day, by how many before today it is: which that is only a time zone tells."""
+
+    days: int
+
+
+def days_in_zone(given: Days | Ago | None, timezone: str, now: datetime | None = None) -> Days | None:
+    """What a command line names, as days."""
+    if not isinstance(given, Ago):
+        return given
+    day = today(timezone, now).last - timedelta(given.days)
     return Days(day, day)
+
+
+def parse_day(text: str) -> Days:
+    """`2026-03-01`, also as `2026/3/1`. Raises ValueError."""
+    day = _date(text)
+    return Days(day, day)
+
+
+def parse_as_of(text: str) -> Days | Ago:
+    """As `parse_day`; or `today`, or `yesterday`. Raises ValueError."""
+    return Ago(_AGO[text.lower()]) if text.lower() in _AGO else parse_day(text)
+
+
+_AGO = {"today": 0, "yesterday": 1}
+
+
+def _date(text: str) -> date:
+    """Year, month and day, in that order alone: others have two meanings."""
+    parts = re.fullmatch(r"\s*(\d{4})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
+    if parts is None:
+        raise ValueError(f"{text!r} is no day; write it as 2026-03-01")
+    try:
+        return date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day: {error}") from error
 
 
 def parse_days(text: str) -> Days:
@@ -56,7 +90,7 @@ def parse_days(text: str) -> Days:
     first, dots, last = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
-    days = Days(date.fromisoformat(first), date.fromisoformat(last))
+    days = Days(_date(first), _date(last))
     if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days

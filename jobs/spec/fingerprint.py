@@ -18,7 +18,7 @@ from typing import Any
 from jobs.errors import SpecError
 from jobs.spec.code import PACKAGES, Code, code_of
 from jobs.spec.schema import JobSpec
-from workers.model.names import RECIPE, weights_enum_or_path
+from workers.model.names import RECIPE, ModelError, check_names, no_weights, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
 
 ROW_FORMAT = 2
@@ -78,6 +78,10 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
 def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
     model = spec.model
+    try:
+        check_names(model)
+    except ModelError as error:
+        raise SpecError(str(error)) from error
     content = {
         f.name: value
         for f, value in zip(fields(model), asdict(model).values(), strict=True)
@@ -110,20 +114,20 @@ def _weights(weights: str | None, read: Callable[[str], bytes]) -> str | None:
     if weights is None:
         return None
     if weights_enum_or_path(weights) == "file":
-        return hashlib.sha256(_read(weights, "model.weights", read)).hexdigest()
+        return hashlib.sha256(_file(weights, "model.weights", read)).hexdigest()
     # DEFAULT is whatever the installed torchvision says; the other names mean the same weights for good.
     return f"{weights} of torchvision {version('torchvision')}" if weights == "DEFAULT" else weights
 
 
 def _labels(labels: str | tuple[str, ...] | None, read: Callable[[str], bytes]) -> object:
     if isinstance(labels, str) and labels != "imagenet":
-        return hashlib.sha256(_read(labels, "model.labels", read)).hexdigest()
+        return hashlib.sha256(_file(labels, "model.labels", read)).hexdigest()
     return labels
 
 
-def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
+def _file(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
     try:
-        return read(url)
+        data = read(url)
     except NotFound as error:
         raise SpecError(
             f"{what}: there is no file {url}",
@@ -131,7 +135,10 @@ def _read(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
             "what .gitignore and .rayignore name",
         ) from error
     except StoreDenied as error:
-        raise SpecError(f"{what}: cannot read {url}: {error}") from error
+        raise SpecError(f"{what}: cannot read {error}") from error
+    if wrong := no_weights(data):
+        raise SpecError(f"{what}: {url} {wrong}")
+    return data
 
 
 def _our_code(module: str) -> str:

@@ -62,18 +62,28 @@ def _no_false_root(root: str) -> None:
         raise ValueError(f"{root}: {error}") from error
 
 
+def _no_other_library(arch: str) -> None:
+    if re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
+        return
+    library, slash, name = arch.partition("/")
+    if slash:
+        raise ValueError(
+            f"Stint fetches networks of torchvision alone, not of {library}; write a function that returns "
+            f"{name or 'the network'} into a file of your own, my_nets.py, and `arch: my_nets:function`"
+        )
+    raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
+
+
 def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
     if fault := fault_of_template(template, hours=hours):
         raise ValueError(fault)
+    # A folder that is called so is less likely than a slip.
+    if wrong := re.search(r"\{[\w :%-]+\}", AS_OF.sub("", template)):
+        raise ValueError(f"{wrong[0]} stands for nothing; write {{as_of}}, which is the day, as 2026-03-01")
 
 
 def _no_hours(template: str) -> None:
     _days_as_they_can_be_written(template, hours=False)
-
-
-def _no_bare_name(arch: str) -> None:
-    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
-        raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
 
 
 _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
@@ -82,7 +92,7 @@ _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
         "manifest": (_no_credentials, _days_as_they_can_be_written),
         "uri_roots": (_no_credentials, _no_false_root),
     },
-    "model": {"arch": (_no_bare_name,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
+    "model": {"arch": (_no_other_library,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
     "output": {"uri": (_no_credentials, _no_hours)},
 }
 """By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
@@ -154,7 +164,22 @@ LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL_NAME}|in\({LABEL_NAME}(, *{LABEL_NAME})*\))$")]
 
 
-Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$")]
+def _in_mib(given: Any) -> Any:
+    """`2 GB` or `1.5Gi` in MiB, as far as its unit has one meaning."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) *([kMGT]i?)(B?)", given, re.IGNORECASE) if isinstance(given, str) else None
+    if size is None or not (size[3] or size[2].endswith("i")):
+        return given
+    step = 1024 if size[2].endswith("i") else 1000
+    return f"{int(float(size[1]) * step ** ('KMGT'.index(size[2][0].upper()) + 1) // 2**20)}MiB"
+
+
+def _hh_mm(given: Any) -> Any:
+    """`6:00` and `06:00:00` are 06:00."""
+    time = re.fullmatch(r"(\d\d?):(\d\d)(:00)?", given) if isinstance(given, str) else None
+    return given if time is None else f"{int(time[1]):02}:{time[2]}"
+
+
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$"), BeforeValidator(_in_mib)]
 
 
 def _precision_of_float_engines(given: Any) -> Any:
@@ -178,6 +203,34 @@ def _faults_of_model(given: ModelSpec) -> Iterator[str]:
         yield "model.engine: torch-float runs bf16 and fp32, not precision: int8; write one of them"
     elif given.precision != "int8" and not floats:
         yield f"model.engine: {given.engine} runs int8, not precision: {given.precision}; leave model.engine out"
+    yield from _faults_of_preprocess(given.preprocess)
+
+
+def _faults_of_preprocess(given: PreprocessSpec) -> Iterator[str]:
+    for key in ("mean", "std"):
+        values: tuple[float, ...] = given.get(key) or ()  # type: ignore[assignment]
+        if any(abs(value) > _MOST_NORMAL for value in values):
+            divided = ", ".join(f"{value:g}/255" for value in values)
+            written = ", ".join(f"{value / 255:.4g}" for value in values)
+            yield (
+                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1; "
+                f"divide by 255, [{divided}], and write `{key}: [{written}]`"
+            )
+        elif key == "std" and values and min(values) <= 0:
+            yield f"model.preprocess.std: each must be above 0, got {list(values)}"
+    resize, crop = given.get("resize"), given.get("crop")
+    for key, side in (("resize", resize), ("crop", crop)):
+        if side is not None and side > _MOST_SIDE_PX:
+            bytes_each = side * side * 3 * (4 / 3 if key == "resize" else 4)
+            yield (
+                f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; one photograph would take "
+                f"{bytes_each / 2**30:.1f} GiB of memory then, and a batch many times that"
+            )
+    if resize is not None and crop is not None and resize < crop:
+        yield (
+            f"model.preprocess: resize {resize} is smaller than crop {crop}; resize must be at least crop; "
+            f"write `resize: {crop}`"
+        )
 
 
 def _without_nulls(given: ModelSpec) -> ModelSpec:
@@ -185,6 +238,11 @@ def _without_nulls(given: ModelSpec) -> ModelSpec:
     overrides = {key: value for key, value in given.preprocess.items() if value is not None}
     return replace(given, preprocess=cast(PreprocessSpec, overrides))
 
+
+_MOST_NORMAL = 2.0
+"""No channel of pixels from 0 to 1 has a mean or deviation above 1; in the scale of 255 hardly one is below this."""
+_MOST_SIDE_PX = 8192
+"""Far above what networks see; a photograph whose shorter side is that takes 256 MiB."""
 
 Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
 Model = Annotated[
@@ -263,7 +321,7 @@ class Limits(Section):
 
 
 class Schedule(Section):
-    finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
+    finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$"), BeforeValidator(_hh_mm)] | None = None
     """Wall clock time, HH:MM, by which the night must be done: the fewest workers that manage are used. Within three
     hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
@@ -306,7 +364,7 @@ def _plain_name(name: str) -> str:
 class JobSpec(Section):
     """A job: what to score, with which model, to where."""
 
-    name: Annotated[str, BeforeValidator(_plain_name)]
+    name: Annotated[str, AfterValidator(_plain_name)]
     """Name of the job: lower case letters, digits, hyphens."""
     input: Input
     """What to score."""

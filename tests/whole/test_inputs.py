@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from jobs.input.listing import list_input
 from jobs.reader import done
+from jobs.spec.days import parse_day
 from tests.support.digits_job import Digits
 from tests.support.tars import write_tar
+from workers.contract import InputSpec
 
 WriteSpec = Callable[[dict[str, Any]], str]
 SAMPLES_A_TAR = 250
@@ -56,6 +59,21 @@ def test_names_of_files_may_hold_anything(digits: Digits, tmp_path: Path, write_
     assert main(["verify", spec]) == 0
     seen = done(f"{place}/out").table(["source_uri"])["source_uri"].unique().to_pylist()
     assert sorted(uri.rpartition("/")[2] for uri in seen) == sorted(files)
+
+
+def test_wildcards_name_the_same_files_wherever_they_lie(place: str) -> None:
+    fs, path = fsspec.core.url_to_fs(place)
+    for name in ("x/a.parquet", "x/deep/b.parquet", "y/a.parquet", "y/deep/b.parquet", "y/deep/c.parquet"):
+        fs.makedirs(f"{path}/{name.rpartition('/')[0]}", exist_ok=True)
+        fs.pipe_file(f"{path}/{name}", b"")
+    day = parse_day("2026-03-01")
+    for uri, expected in (
+        ((f"{place}/*/a.parquet", f"{place}/**/b.parquet"), ["x/a", "x/deep/b", "y/a", "y/deep/b"]),
+        ((f"{place}/?/deep",), ["x/deep/b", "y/deep/b", "y/deep/c"]),
+        ((place, f"!{place}/y/**/b*", "!**/a.parquet"), ["x/deep/b", "y/deep/c"]),
+    ):
+        listed = [source.uri for source in list_input(InputSpec(uri=uri), day, {}).sources]
+        assert listed == [f"{place}/{name}.parquet" for name in expected]
 
 
 def upload(files: Path, url: str) -> None:

@@ -33,6 +33,45 @@ def fails(
     return check
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input__uri": "nowhere"}, "there is nothing at nowhere"),
+        ({"input__image": "picture"}, "no column 'picture'"),
+        ({"input__keys": ["sku"]}, "has no column 'sku'"),
+        ({"gate__labels_column": "truth"}, "gate.labels_column: "),
+        ({"model__arch": "my_nets:small"}, "there is no module 'my_nets'"),
+        ({"model__arch": "torchvision/resnet18", "model__weights": None}, "without weights would be random"),
+        ({"model__weights": "DEFAULT"}, "is read as the name of torchvision weights"),
+        ({"model__weights": "none.pth"}, "there is no file none.pth"),
+        ({"model__labels": "none.txt"}, "there is no file none.txt"),
+        ({"output__uri": "memory://somewhere"}, "no atomic create-if-absent"),
+        ({"output__uri": "{file}/out"}, "output.uri: cannot write"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_run_would_refuse_without_a_network_plan_refuses(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("in the way")
+    changes = {k: str(tmp_path / "file" / "out") if v == "{file}/out" else v for k, v in changes.items()}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes))
+    for command in (["plan", spec], ["run", spec, "--pool=local"]):
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_plan_says_what_it_did_not_check(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out"))
+    assert main(["plan", spec]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("not checked, as only a run can: whether the network can be built")
+    assert "whether it passes the gate" in said
+
+
 def test_no_such_spec(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "conf/demos.yaml", "--pool=local"]) == 2
     assert "no spec at conf/demos.yaml" in capsys.readouterr().err

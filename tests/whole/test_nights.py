@@ -132,9 +132,7 @@ def test_seven_nights(nights: Nights) -> None:
     half.write_bytes(whole[: len(whole) // 2])
     rows = nights.expected.pop("2026-03-04/half.parquet")
     nights.put("2026-03-04/a.parquet")
-    assert f"1 source(s) or shard(s) could not be read or scored and have no predictions: {half}" in nights.run(
-        4, code=1
-    )
+    assert f"1 source or shard could not be read or scored and so without predictions: {half}" in nights.run(4, code=1)
     assert f"{half} (version " in check(4, code=1)
 
     # The fifth: the copy is whole now; a file that was scored is deleted, and its predictions stay. No folder of today.
@@ -185,7 +183,7 @@ def test_a_new_model_is_scored_beside_the_old_one_and_readers_move_over_when_it_
     assert nights.check_readers().root == old  # half of a new model is nobody's business
 
     assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 1
-    assert "has no predictions for 2 file(s)" in nights.capsys.readouterr().err
+    assert "has no predictions for 2 files" in nights.capsys.readouterr().err
     assert "2 new with 80 rows" in nights.run(5, "--as-of=2026-03-02")  # as --backfill would, day by day
     assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-05"]) == 0
     assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 0
@@ -506,7 +504,7 @@ def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
     assert "gone: 40 rows" in nights.run(1)
     nights.capsys.readouterr()
     assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 1
-    assert f"has no predictions for 1 file(s) that {nights.check_readers().root} has" in nights.capsys.readouterr().err
+    assert f"has no predictions for 1 file that {nights.check_readers().root} has" in nights.capsys.readouterr().err
 
 
 def test_a_second_model_leaves_readers_where_they_are_until_somebody_promotes_it(nights: Nights) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from workers.bundle.accuracy import AccuracyReport
 from workers.contract import GateSpec
+from workers.counted import counted
 from workers.engines.artifact import ArtifactInfo
 
 
@@ -129,13 +130,13 @@ def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision]) -> list
 
 
 def _compared(report: AccuracyReport) -> str:
-    compared = f"compared with fp32 on {report.rows} rows"
+    compared = f"compared with fp32 on {counted(report.rows, 'row')}"
     if report.shared_rows:
         compared += f", {report.shared_rows} of them among the {report.calibration_rows} calibrated on"
     elif report.calibration_rows:
         compared += f", calibrated on {report.calibration_rows} others"
     if report.calibration_bad_rows:
-        compared += f"; {report.calibration_bad_rows} rows could not be decoded and were passed over"
+        compared += f"; {counted(report.calibration_bad_rows, 'row')} could not be decoded and were passed over"
     return compared
 
 

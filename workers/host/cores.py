@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.contract import ThreadPlan
+from workers.counted import counted
 from workers.host import cgroups
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -135,7 +136,9 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pin = topology.may_pin
     if threads > topology.budget:
-        raise TooWide(f"a worker takes {threads} cores and this node lets us use {topology.budget}: lower workers.cpus")
+        raise TooWide(
+            f"a worker takes {counted(threads, 'core')} and this node lets us use {topology.budget}: lower workers.cpus"
+        )
     # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
     slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
     caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
@@ -147,7 +150,9 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
         for slot in held.keys() - chosen:
             os.close(held[slot])
     if not chosen:
-        raise NoCores(f"{threads} of {topology.budget} cores wanted, {len(held)} free: other workers hold the rest")
+        raise NoCores(
+            f"{threads} of {counted(topology.budget, 'core')} wanted, {len(held)} free: other workers hold the rest"
+        )
     plan = ThreadPlan(
         threads=threads,
         cpus=tuple(sorted(chosen)) if pin else (),

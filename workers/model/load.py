@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from workers.contract import ModelSpec, Preprocess
-from workers.model.names import ModelError, split_arch, weights_enum_or_path
+from workers.model.names import ModelError, check_names, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weights, override
 from workers.model.state_dict import fit_state_dict, read_state_dict
 from workers.model.torchvision_import import import_torchvision
@@ -63,6 +63,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 def _network(spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
     """With its weights; and the preprocessing and labels that they come with."""
+    check_names(spec)
     family, _, name = split_arch(spec.arch)
     of_enum = spec.weights is not None and weights_enum_or_path(spec.weights) == "enum"
     if family == "torchvision":
@@ -74,21 +75,12 @@ def _network(spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | 
                 f"model.arch: torchvision has no classification model {name!r}"
                 + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
             )
-        if spec.weights is None:
-            raise ModelError(
-                f"model.weights: {spec.arch} without weights would be random; give DEFAULT for torchvision's own, "
-                "or a path or URL of a state dict"
-            )
         if of_enum:
+            assert spec.weights is not None
             weights = _weights_enum(models, name, spec.weights)
             network = _download(models, name, weights, spec.args)
             return network, of_weights(weights), tuple(weights.meta["categories"])
     network = build_network(spec.arch, spec.args)
-    if of_enum:
-        raise ModelError(
-            f"model.weights: {spec.weights!r} is read as the name of torchvision weights, which {spec.arch} has "
-            "none of; give a path or URL of a state dict"
-        )
     if spec.weights is not None:
         fit_state_dict(network, read_state_dict(spec.weights, read_url(spec.weights)), spec.weights)
     return network, IMAGENET, None

@@ -81,8 +81,8 @@ def test_rows_that_were_scored_again_count_once_and_what_was_gone_before_no_more
 def test_changed_and_vanished_files_are_noted() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5))]
     changed, past = claims.notes(plans, [Source("a", 10, "v2")])
-    assert "1 source(s) have another content than the one scored, as a" in changed
-    assert "1 claimed source(s) are not in the input now" in past
+    assert "1 source with another content than the one scored, as a" in changed
+    assert "1 claimed source not in the input now" in past
 
 
 def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number() -> None:

@@ -141,7 +141,7 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
     assert run(spec) == 0
     assert "gone: 60 rows" in capsys.readouterr().out
     assert main(["verify", spec]) == 0
-    assert "130 rows claimed by 2 plan(s)" in capsys.readouterr().out
+    assert "130 rows claimed by 2 plans" in capsys.readouterr().out
     ids = predictions(tmp_path / "out")["id"].to_pylist()
     assert sorted(ids) == [*range(30), *range(200, 240)]
 

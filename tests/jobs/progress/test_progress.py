@@ -69,7 +69,7 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     clock.now = 10.0
     end(progress, RESULT)
     progress.tick(1, 1)
-    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in describe_snapshot(progress.snapshot())
+    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 worker" in describe_snapshot(progress.snapshot())
 
 
 def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from jobs.fleet import groups
 from jobs.run.fleet import Fleet, HeldShard
 from jobs.run.policy import Manner
+from jobs.scaling import groups
 from jobs.spec.schema import Group, Workers
 from tests.support.journals import shard
 

@@ -7,7 +7,19 @@ from datetime import UTC, date, datetime
 import pytest
 
 from jobs.errors import SpecError
-from jobs.spec.days import Days, fault_of_template, filled, filled_in, parse_day, parse_days, runs, today
+from jobs.spec.days import (
+    Ago,
+    Days,
+    days_in_zone,
+    fault_of_template,
+    filled,
+    filled_in,
+    parse_as_of,
+    parse_day,
+    parse_days,
+    runs,
+    today,
+)
 
 MARCH = Days(date(2026, 3, 1), date(2026, 3, 3))
 
@@ -26,11 +38,33 @@ def test_days_are_written_with_two_dots_and_both_ends_count() -> None:
         ("2026-03-03..2026-03-01", "FROM comes first"),
         ("0206-03-03..2026-03-01", "3660 days are the most"),
         ("2026-03-03..2026-02-31", "day is out of range"),
+        ("2026-03-03..", "'' is no day; write it as 2026-03-01"),
     ],
 )
 def test_days_that_cannot_be_are_explained(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_days(text)
+
+
+@pytest.mark.parametrize("text", ["2026-03-01", "2026-3-1", "2026/03/01", "2026.3.1", "20260301", " 2026-03-01 "])
+def test_a_day_may_be_written_in_each_way_that_has_one_meaning(text: str) -> None:
+    assert str(parse_day(text)) == str(parse_as_of(text)) == "2026-03-01"
+
+
+@pytest.mark.parametrize(
+    "text", ["01.03.2026", "03/01/2026", "last night", "2026-03", "2026-03-01T00:00", "2026-02-30", ""]
+)
+def test_a_day_that_is_none_is_answered_with_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no day(; write it as 2026-03-01|: day is out of range)"):
+        parse_as_of(text)
+
+
+def test_yesterday_is_that_of_the_time_zone() -> None:
+    late = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
+    assert parse_as_of("Yesterday") == Ago(1)
+    assert str(days_in_zone(Ago(1), "UTC", late)) == "2026-02-28"
+    assert str(days_in_zone(Ago(1), "Europe/Berlin", late)) == "2026-03-01"
+    assert str(days_in_zone(Ago(0), "UTC", late)) == "2026-03-01"
 
 
 def test_today_is_that_of_the_time_zone() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from jobs.errors import SpecError
+from jobs.spec.fingerprint import fingerprints
 from jobs.spec.load import parse_spec
 from tests.support.networks import one_thread
 from workers.contract import ModelSpec
@@ -212,6 +214,42 @@ def test_files_that_are_no_weights_are_named(weights: str, data: bytes) -> None:
         load(digits_spec(weights=weights), {weights: data})
 
 
+def torchscript() -> bytes:
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), program)
+    return program.getvalue()
+
+
+@pytest.mark.parametrize("weights", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "Git LFS pointer.*`git lfs pull`"),
+        (b"\n<!DOCTYPE html><html><title>Sign in</title>", "is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+        (torchscript(), r"is a TorchScript program.*torch\.jit\.load"),
+    ],
+    ids=["empty", "lfs", "html", "xml", "torchscript"],
+)
+def test_files_that_are_often_taken_for_weights_are_recognised(weights: str, data: bytes, what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        load(digits_spec(weights=weights), {weights: data})
+    spec = {"name": "x", "input": {"uri": "in"}, "output": {"uri": "out"}}
+    for given in ({"weights": weights}, {"labels": weights}):  # and before any worker is there
+        job = parse_spec(spec | {"model": {"arch": "workers.digits:digits_cnn"} | given})
+        with pytest.raises(SpecError, match=what):
+            fingerprints(job, lambda _: data)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_name_the_tensor(state: dict[str, torch.Tensor], wrong: float) -> None:
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    broken = {**state, name: torch.full_like(state[name], wrong)}
+    with pytest.raises(ModelError, match=rf"w\.pth holds values that are no numbers .* in {re.escape(name)};"):
+        load(digits_spec(weights="w.pth"), {"w.pth": saved(broken)})
+
+
 @pytest.mark.parametrize("holding", [{"epoch": 3}, [1, 2], {}])
 def test_files_without_a_state_dict_are_named(holding: object) -> None:
     with pytest.raises(ModelError, match=r"w\.pth"):
@@ -290,11 +328,11 @@ def test_preprocessing_is_overridden_key_by_key() -> None:
     ("given", "words"),
     [
         ({"crops": 32}, r"unknown key 'model.preprocess.crops': did you mean 'crop'\?"),
-        ({"crop": "many"}, r"model.preprocess.crop: .*integer, .*got 'many'"),
+        ({"crop": "many"}, r"model.preprocess.crop: a whole number of at least 1 is wanted, got 'many'"),
         ({"crop": 320}, "smaller than crop"),
         ({"std": [0.1, 0, 0.1]}, "above 0"),
-        ({"mean": [0.1]}, r"'model.preprocess.mean.1' is missing"),
-        ({"interpolation": "lanczos"}, "'bilinear', 'bicubic' or 'nearest'"),
+        ({"mean": [0.1]}, r"model.preprocess.mean: a list of 3 numbers is wanted, got \[0.1\]"),
+        ({"interpolation": "lanczos"}, "one of bilinear, bicubic, nearest is wanted"),
     ],
 )
 def test_preprocessing_of_no_use_is_refused_with_the_spec_or_by_what_the_weights_come_with(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.fleet.groups import GROUP_START_FAILURES, NodeGroup, StartFailures, requests, surplus
+from jobs.scaling.groups import GROUP_START_FAILURES, NodeGroup, StartFailures, requests, surplus
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import Group, JobSpec, Workers
 
