@@ -133,6 +133,12 @@ def parser() -> argparse.ArgumentParser:
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
     option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
+    option = of_job("prune", "show what _stint/ holds that nobody needs, or remove it; never predictions").add_argument
+    option(
+        "--older-than", type=_days, default=30.0, metavar="DAYS",
+        help="only what nobody has written to for so long (default: %(default)g)",
+    )  # fmt: skip
+    option("--delete", action="store_true", help="remove it")
     option = of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat").add_argument
     option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
     option("--wait", action="store_true", help="follow the log and end with the run's exit code")
@@ -179,6 +185,12 @@ def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[st
 _minutes = _above_0(float, MOST_MINUTES, "minutes")
 _seconds = _above_0(float, 60 * MOST_MINUTES, "seconds")
 _rows_shown = _above_0(int, 1000, "rows")
+
+
+def _days(text: str) -> float:
+    if not 1 <= float(text) <= 3650:
+        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on: a run may be under way")
+    return float(text)
 
 
 def _way(text: str) -> str:

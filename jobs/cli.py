@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "sample": "jobs.queries.contact_sheet:command",
     "explain": "jobs.queries.explain:command",
     "promote": "jobs.promote:command",
+    "prune": "jobs.prune:command",
     "submit": "jobs.launch.submit:command",
     "nightly": "jobs.launch.nightly:command",
     "schema": "jobs.plan.command_line:schema",

@@ -28,7 +28,7 @@ from jobs.ledger.plans import Ints, Plan, to_bytes
 from workers.contract import Shard, shard_key
 from workers.outcomes import ShardResult
 from workers.output import ObjectFacts
-from workers.storage.errors import StoreDenied, StoreError
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
@@ -254,7 +254,7 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
     def read(key: str) -> pa.Table | None:
         try:
             table = pq.read_table(pa.BufferReader(store.get(key)), page_checksum_verification=True)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, NotFound):  # removed meanwhile: the plan is done, another run was first
             return None
         ours = (table.schema.metadata or {}).get(b"stint.token") == plan.token.encode()
         return table if ours and table.schema.equals(DONE_SCHEMA) else None

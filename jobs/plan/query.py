@@ -90,9 +90,7 @@ def _fulfilling(reader: pa.RecordBatchReader, where: str | None, option: str) ->
     try:
         import duckdb
     except ImportError as error:
-        raise SpecError(
-            "conditions are evaluated by DuckDB, which is not installed", "pip install -e '.[look]'"
-        ) from error
+        raise SpecError("conditions are evaluated by DuckDB, which is not installed", "pip install duckdb") from error
     stream = _Counted(reader)
     try:
         with duckdb.connect(":memory:", config=LOCKED) as database:

@@ -296,7 +296,7 @@ def test_without_duckdb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(SpecError) as told:
         choose(rows(), "true", 5)
-    assert told.value.next_step == "pip install -e '.[look]'"
+    assert told.value.next_step == "pip install duckdb"
 
 
 def test_embeddings_have_no_order_by_score() -> None:
