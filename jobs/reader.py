@@ -10,9 +10,10 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,12 +61,25 @@ class Predictions:
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         read = list(dict.fromkeys([*names, *SOURCE_COLUMNS])) if self.superseded else names
-        dead = pa.array([f"{uri}\0{version}" for uri, version in self.superseded], pa.string())
+        dead = as_identities(self.superseded)
         for batch in self.dataset.to_batches(columns=read):
-            if self.superseded:
-                identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
-                batch = batch.filter(pc.invert(pc.is_in(identity, dead))).select(names)
-            yield batch
+            yield current_rows(batch, dead).select(names)
+
+
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+
+
+def as_identities(sources: Collection[tuple[str, str]]) -> pa.Array:
+    """(source_uri, source_version) pairs as `current_rows` takes them."""
+    return pa.array([f"{uri}\0{version}" for uri, version in sources], pa.string())
+
+
+def current_rows(rows: _Rows, dead: pa.Array) -> _Rows:
+    """Of rows with SOURCE_COLUMNS, those of none of the `dead` identities."""
+    if not len(dead):
+        return rows
+    identity = pc.binary_join_element_wise(*(rows.column(name) for name in SOURCE_COLUMNS), "\0")
+    return rows.filter(pc.invert(pc.is_in(identity, dead)))
 
 
 def done(output: str, model: str | None = None) -> Predictions:

@@ -116,8 +116,8 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
         yield f"{past} claimed source(s) are not in the input now; their predictions stay"
 
 
-def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows of files that are there now and were not when they were to be scored.
+def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> dict[str, list[str]]:
+    """Rows scored twice, and rows of files that are there now and were not when they were to be scored, by their kind.
 
     `gone` are the slices of plans that their objects list as gone.
     """
@@ -126,6 +126,7 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
     gaps = _by_identity(gone)
     # A plan's own slices never overlap: `verify` compares each row with its place.
     doubtful = _claimed_again(plans) | gaps.keys()
+    found = defaultdict[str, list[str]](list)
     claimed = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
     for plan in plans:
         for shard in plan.shards_reading(doubtful.__contains__):
@@ -144,7 +145,7 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
         scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
         for (number, piece), (other, following) in pairwise(scored):
             if piece.row_group == following.row_group and following.row_start < piece.row_stop:
-                yield (
+                found["places with rows that are scored twice"].append(
                     f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
                     f"{number} and {other}"
                 )
@@ -152,7 +153,10 @@ def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Sou
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
             there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
             what, now = there if here[identity[0]] == identity[1] else again
-            yield f"{name}: {rows} rows {what} it was their turn: run the job again to score {now}"
+            found["sources with rows that are yet to be scored"].append(
+                f"{name}: {rows} rows {what} it was their turn: run the job again to score {now}"
+            )
+    return found
 
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:

@@ -15,9 +15,8 @@ from jobs.input.listing import Listing, list_input
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job
+from jobs.progress.format import LINES_SHOWN, first_few
 from workers.contract import Slice
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,15 @@ class Discovery:
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
             lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
-        lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
-        return lines
+        unreadable = [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
+        return lines + first_few(unreadable, "sources that are unreadable, left unclaimed")
 
 
 def _some(names: Sequence[str]) -> str:
     """All of a few names, or the first of many with their count."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    return ", ".join(names[:LINES_SHOWN]) + (
+        f" and {len(names) - LINES_SHOWN:,} more" if len(names) > LINES_SHOWN else ""
+    )
 
 
 def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:

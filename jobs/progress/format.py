@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from jobs.progress.snapshot import Snapshot
@@ -10,6 +11,8 @@ from jobs.progress.snapshot import Snapshot
 NONE = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a figure and its unit: they stay on one line."""
+LINES_SHOWN = 5
+"""Of many that say the same of one thing each."""
 _BOUNDLESS = 1e15
 """What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
 
@@ -27,6 +30,12 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """On one line, and with nothing in it that a terminal would take for a command."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def first_few(lines: Sequence[str], more: str, shown: int = LINES_SHOWN) -> list[str]:
+    """All of a few lines; or the first of many, and how many `more` there are: `and 1,495 more stray objects`."""
+    left = len(lines) - shown
+    return [*lines] if left <= 1 else [*lines[:shown], f"and {left:,} more {more}"]
 
 
 def describe_eta(eta_s: tuple[float, float]) -> str:

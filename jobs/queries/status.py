@@ -22,6 +22,7 @@ from jobs.ledger.plans import Shards
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
+from jobs.progress.format import first_few
 from jobs.progress.snapshot import Snapshot
 from jobs.report.runs import RunSeen, newest_runs, read_run
 from workers.redaction import redacted
@@ -71,11 +72,12 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
             f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
             f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
         )
-        lines += [
+        killers = [
             f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
             for shard in missing
             if shard.key in crashes
         ]
+        lines += first_few(killers, "shards whose worker died")
     return "\n".join([*lines, *runs])
 
 

@@ -121,7 +121,9 @@ def test_seven_nights(nights: Nights) -> None:
     nights.put("2026-03-01/b.parquet")
     nights.put("2026-03-03/a.parquet")
     assert "changed, scored again in place of what was there" in nights.run(3)
-    check(3)
+    shown = check(3)
+    assert "240 rows claimed by 3 plan(s)" in shown
+    assert "readers of this model see 200 of them" in shown
     assert len(nights.check_readers().superseded) == 1
 
     # The fourth: a file is half copied. Everything else is scored; the night ends with code 1 and names the file.
