@@ -215,6 +215,11 @@ class Fleet:
         return len(self._groups) > 1 and not all(group.unfit for group in self._groups)
 
     @property
+    def coming_up(self) -> int:
+        """Workers that have a node and are about to be ready."""
+        return sum(len(group.starting) for group in self._groups)
+
+    @property
     def start_failures(self) -> int:
         """Times in a row that what was asked for failed to start."""
         return self._failures.count

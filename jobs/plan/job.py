@@ -46,6 +46,8 @@ class Job:
     """The one node that all workers run on; None where they run in a cluster."""
     most_threads: int | None = None
     """Cores of the largest node that is there, as far as known."""
+    workers_there: int | None = None
+    """How many workers fit the nodes that are there, as far as known."""
 
     @classmethod
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
@@ -183,7 +185,9 @@ class Job:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
         total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
-        within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
+        most, there = self.spec.workers.max, self.workers_there
+        there = None if there is None else min(there, most)
+        within = sharding.bounds(total, most, given.shard_rows, given.shard_mb * 2**20, there)
         return sharding.cut(opened, within, again)
 
 

@@ -117,6 +117,9 @@ class Cluster(Watcher, Protocol):
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
 
+    def workers_there(self, threads: int) -> int:
+        """How many workers of so many cores fit the nodes that are there now, busy or not."""
+
     def most_threads(self) -> int | None:
         """Cores of the largest node that is there; None where none is yet."""
 

@@ -135,6 +135,9 @@ class LocalCluster:
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
         return 1
 
+    def workers_there(self, threads: int) -> int:  # noqa: ARG002
+        return 1
+
     def most_threads(self) -> int | None:
         return read_topology().budget
 

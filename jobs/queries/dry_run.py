@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
 
 from jobs.console import Console
 from jobs.plan.command_line import for_each_day
@@ -11,6 +13,7 @@ from jobs.plan.job import Job
 from jobs.plan.worker_width import worker_rate
 from jobs.progress.format import duration
 from jobs.report.runs import last_report
+from workers.host.cores import read_topology
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -20,6 +23,8 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
 def describe_plan(job: Job) -> str:
     """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
+    if not os.environ.get("RAY_ADDRESS"):  # which nodes a cluster has, only a run asks
+        job = replace(job, workers_there=read_topology().budget // job.threads)
     found = discover(job)
     cut = found.cut()
     missing = job.ledger.missing(*found.open_plans)

@@ -168,7 +168,7 @@ class Loop:
         able = Candidates(ready, self._released, self._assignments.isolating, self.tally.host)
         number = len(ready) - sum(worker in ready for worker in self._released)
         for _ in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
-            self._hand_out(able, number, now)
+            self._hand_out(able, number + self._fleet.coming_up, now)
         if self._assignments.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
             self._use_idle(now)
@@ -186,7 +186,8 @@ class Loop:
         self._wanted, self._released = decision.wanted, decision.release
 
     def _hand_out(self, able: Candidates, number: int, now: float) -> None:
-        """Give shards to workers that have room, of `number` that stay. Where suspects wait, busy ones run empty."""
+        """Give shards to workers that have room, of `number` that stay or are about to be ready. Where suspects wait,
+        busy ones run empty."""
         waiting = self._backlog.waiting
         if not self._backlog.any_to_go(now):
             return

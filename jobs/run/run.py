@@ -182,7 +182,7 @@ class Run:
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
             may_grow = cluster.most_workers(self.job.threads) is None
-            if self.job.spec.model.device == "cuda" and may_grow and not cluster.gpus():
+            if self._on_gpus and may_grow and not cluster.gpus():
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
             outcome = self._ensure_bundle(found.to_sample)
@@ -213,6 +213,7 @@ class Run:
         """Claim what is new as the next plan, less what another run claims first."""
         if not found.fresh and not found.claim.again:
             return
+        found = replace(found, job=self.job)  # which knows by now what workers there are
         claimed: Content | None = None
 
         def content(plans: Sequence[Plan]) -> Content | None:
@@ -231,7 +232,13 @@ class Run:
             self.cluster = self.connect()
             self.say(self.cluster.describe())
             self.job = replace(self.job, most_threads=self.cluster.most_threads())
+            there = self.cluster.workers_there(self.job.threads)
+            self.job = replace(self.job, workers_there=min(there, self.cluster.gpus()) if self._on_gpus else there)
         return self.cluster
+
+    @property
+    def _on_gpus(self) -> bool:
+        return self.job.spec.model.device == "cuda"
 
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""

@@ -227,6 +227,9 @@ class ModelCluster:
     def most_workers(self, threads: int) -> int | None:
         return self._job.spec.workers.max
 
+    def workers_there(self, threads: int) -> int:
+        return self._job.spec.workers.max
+
     def most_threads(self) -> int | None:
         return None
 

@@ -14,7 +14,7 @@ from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.pool.local import LocalPool
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
@@ -275,6 +275,39 @@ def test_a_thread_that_hangs_is_left_to_itself_and_its_shard_goes_on_elsewhere(
     monkeypatch.setattr(one.pool, "close", lambda: (released.set(), close()))
     assert one.run().failures["stuck"] >= 1
     assert not ledger.missing(plan)
+
+
+class TellsOfNodes(LocalPool):
+    """Every worker has a node at once, as on one machine."""
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        worker = super().start(labels)
+        self._events.put(WorkerPlaced(worker, "here", 2))
+        return worker
+
+
+def test_the_first_worker_that_is_ready_leaves_the_others_their_share() -> None:
+    """Of two shards it would have read one ahead, and the second worker would have come up for nothing."""
+    ledger, plan = setup(2)
+    scoring, both = threading.Event(), threading.Barrier(2, timeout=30)
+    workers: list[FakeWorker] = []
+
+    class StartsSecond(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            if self is not workers[0]:
+                scoring.wait(30)
+            return super().start()
+
+    def behave(shard: Shard) -> None:
+        scoring.set()
+        both.wait()
+
+    def factory() -> FakeWorker:
+        workers.append(StartsSecond(ledger.store, ROOT, behave))
+        return workers[-1]
+
+    loop(ledger, plan, factory, pool=TellsOfNodes(factory), workers=Workers(max=2)).run()
+    assert [len(worker.scored) for worker in workers] == [1, 1]
 
 
 class LosesItsFirstWorker(LocalPool):
