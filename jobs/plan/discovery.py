@@ -70,13 +70,18 @@ class Discovery:
             cut,
             empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
+            as_of=str(self.job.days.last) if self.job.spec.input.min_new_rows else "",
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
         )
 
+    @property
+    def claimed_before(self) -> int:
+        """Sources of which nothing is to be claimed: earlier plans have them."""
+        return len(self.sources) - len(self.claim.new) - len(self.claim.again)
+
     def lines(self) -> list[str]:
         """What was found, for a person."""
-        there = len(self.sources)
-        claimed = there - len(self.claim.new) - len(self.claim.again)
+        there, claimed = len(self.sources), self.claimed_before
         lines = [
             f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
             f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"

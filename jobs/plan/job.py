@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
+import socket
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +29,7 @@ from jobs.spec.fingerprint import Fingerprints, fingerprints
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
@@ -32,6 +37,9 @@ from workers.storage.store import Store, open_store, probe
 
 if TYPE_CHECKING:
     from workers.bundle.manifest import Manifest
+
+_COMMAND_SHOWN = 200
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class Job:
             artifacts=artifacts,
             engine=self.spec.model.engine,
             memory_bytes=self.spec.workers.memory_bytes,
+            started_by=this_command(),
             code_version=code_version(),
         )
 
@@ -179,6 +188,7 @@ class Job:
             batch=self.batch or BATCH,
             worker_threads=self.threads,
             memory_bytes=spec.workers.memory_bytes,
+            started_by=this_command(),
         )
 
     def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
@@ -203,6 +213,12 @@ def absolute(url: str) -> str:
     """A URL as it is; a local path, with or without `file://`, made absolute: workers may have another working
     directory."""
     return open_filesystem(url)[1] if is_local(url) else url.rstrip("/")
+
+
+def this_command() -> str:
+    """For a person who wants to know whose workers there are: the command line of this process, and where it runs."""
+    line = redacted(shlex.join(["stint", *sys.argv[1:]]))
+    return f"`{line[:_COMMAND_SHOWN]}` (process {os.getpid()} on {socket.gethostname()})"
 
 
 def code_version() -> str:

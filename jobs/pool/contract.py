@@ -94,6 +94,9 @@ class Pool(Protocol):
         may take longer than that, and rows that kill them become error rows. Such a worker must hold nothing else.
         """
 
+    def doing(self) -> str:
+        """Of a pool of one maker: what it is at, in words, as far as is known; to ask costs next to nothing."""
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """What has happened; waits up to `timeout_s` for something to."""
 

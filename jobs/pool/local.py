@@ -76,6 +76,9 @@ class LocalPool:
             future = thread.submit(actor.score_isolated, shard, isolated_s)
         future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
 
+    def doing(self) -> str:
+        return next((maker.doing() for maker in self._workers.values()), "")
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         return [event for event in drain(self._events, timeout_s) if self._take(event)]
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SLOWEST_SHOWN = 5
+PHASES = ("listing", "ray", "bundle", "workers", "scoring", "finishing")
+"""Of a run, in their order: it lists the input and the ledger, connects to Ray, sees to the bundle, waits for the first
+worker, scores, and writes done records and the report."""
 WORKER_STATES = ("starting", "scoring", "idle", "leaving")
 
 
@@ -42,6 +45,14 @@ class Snapshot:
     """UTC, ISO 8601."""
     elapsed_s: float
     """Since the run began to score."""
+    phase: str = "scoring"
+    """One of PHASES."""
+    step: str = ""
+    """Of the phase, where it has any, in words."""
+    phase_s: float = 0.0
+    """Since the phase, or its step, began."""
+    no_cores_s: float | None = None
+    """How long it has waited for cores that others hold; None while it does not."""
     rows_total: int
     rows_ok: int
     rows_bad: int

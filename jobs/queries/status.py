@@ -176,6 +176,7 @@ def aged(snapshot: Snapshot, by_s: float) -> Snapshot:
     return replace(
         snapshot,
         elapsed_s=snapshot.elapsed_s + by_s,
+        phase_s=snapshot.phase_s + by_s,
         eta_s=None if eta is None else (max(0.0, eta[0] - by_s), max(0.0, eta[1] - by_s)),
         deadline_in_s=None if left_s is None else left_s - by_s,
         slowest=tuple(replace(held, age_s=held.age_s + by_s) for held in snapshot.slowest),

@@ -95,6 +95,10 @@ class Report:
     """The first ones in full, see jobs.run.tally.Tally.failed."""
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
+    sources: int | None = None
+    """Of the input, as it was listed; None where the run did not come to that."""
+    sources_before: int | None = None
+    """Of those, the ones that earlier plans claim as they are."""
     unreadable: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
@@ -114,6 +118,9 @@ class Report:
     cost_idle: float | None = None
     cost_per_million: float | None = None
     """Of images scored here."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """What the run was at, one after the other: `phase`, as in jobs.progress.snapshot.PHASES, `step`, `began_s`,
+    `took_s`."""
     throughput: dict[str, Any] = field(default_factory=dict)
     """`step_s`, and `rows` that ended in each step since scoring began."""
     shard_times: dict[str, Any] = field(default_factory=dict)
@@ -200,7 +207,7 @@ def summary(report: Report) -> str:
     """The end of a run, for a person."""
     rows = report.rows_ok + report.rows_bad
     if not report.plans:
-        return f"complete: nothing new to score in {report.job} ({report.output})"
+        return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
         f"complete: {rows:,} rows = {report.rows_ok:,} ok + {report.rows_bad:,} bad, plan(s) "
         f"{', '.join(map(str, report.plans))}, in {duration(report.elapsed_s)}"
@@ -230,6 +237,14 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
+def looked_at(report: Report) -> str:
+    """What a run with nothing to score has looked at; empty where it is not known."""
+    if report.sources is None:
+        return ""
+    were = "that are" if report.sources != 1 else "that is"
+    return f": {report.sources:,} sources {were} there, {report.sources_before:,} claimed by earlier plans"
+
+
 def headline(outcome: str) -> tuple[str, str]:
     """Title of a report's outcome, and its tone: `good`, `warn` or `bad`."""
     return _HEADLINES.get(outcome, ("Failed", "bad"))
@@ -241,7 +256,7 @@ def ending(report: Report) -> tuple[str, str]:
         happened, _, details = report.error.strip().partition("\n")
         return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
     if not report.plans:
-        return "There was nothing new to score.", ""
+        return f"There was nothing new to score{looked_at(report)}.", ""
     rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)

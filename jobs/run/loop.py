@@ -37,7 +37,7 @@ from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
 from jobs.run.assignments import Assignments, Candidates
 from jobs.run.backlog import Backlog
-from jobs.run.failed_attempts import FailedAttempts
+from jobs.run.failed_attempts import FailedAttempts, no_cores_error
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits, Workers
@@ -87,7 +87,6 @@ class Loop:
         try:
             crashes = self.ledger.crashes(plan.number for plan in self.plans) if missing else {}
         except BaseException:
-            self.progress.close()
             self.pool.close()
             raise
         now = self.clock()
@@ -97,6 +96,8 @@ class Loop:
         self._rows_total = sum(plan.rows for plan in self.plans)
         self._bad_before = self.tally.rows_bad  # of other plans, when a run scores a second time
         self._start_after = 0.0
+        self._no_cores_since: float | None = None
+        """While there is no worker, because others hold the cores."""
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
         self._listings: Errands[Present] = Errands("listing")
@@ -111,7 +112,6 @@ class Loop:
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)
             closing.callback(self.pool.close)
-            closing.callback(self.progress.close)
             while self._backlog.left:
                 self._step()
         return self.tally
@@ -127,6 +127,7 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
+        self.progress.no_cores_since = self._no_cores_since
         self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
         if not events and not self._assignments.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
@@ -282,6 +283,7 @@ class Loop:
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
                 self._assignments.placed(event.worker, now)
             case WorkerReady():
+                self._no_cores_since = None
                 self._fleet.ready(event.worker, now)
                 self._assignments.ready(event.worker)
                 self.tally.ready(event.worker, event.info)
@@ -341,6 +343,10 @@ class Loop:
         pause_s = policy.start_pause_s(
             failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
+        if failure.code == FailureCode.NO_CORES and not self.pool.workers():
+            self._no_cores_since = now if self._no_cores_since is None else self._no_cores_since
+            if now - self._no_cores_since > self.limits.wait_for_cores_s:
+                raise no_cores_error(failure, self.limits)
         if pause_s is None:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
@@ -360,7 +366,10 @@ class Loop:
                 raise outcome
             if not isinstance(outcome, StoreError):
                 self._listing_failures = 0
-                self.tally.add_elsewhere(*self._backlog.drop_present(outcome))
+                shards, rows = self._backlog.drop_present(outcome)
+                self.tally.add_elsewhere(shards, rows)
+                if shards and self._no_cores_since is not None:
+                    self._no_cores_since = now  # whoever holds the cores does this run's work
                 continue
             self._listing_failures += 1
             if self._listing_failures >= policy.LISTING_FAILURES:

@@ -208,6 +208,9 @@ class ModelMakers:
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         raise AssertionError("makers take no shards")
 
+    def doing(self) -> str:
+        return ""
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         events, self._events = self._events, []
         return events

@@ -120,6 +120,14 @@ def test_a_run_under_way_is_told_by_its_last_words_and_how_old_they_are() -> Non
     ]
 
 
+def test_a_run_that_makes_its_bundle_is_under_way_and_says_at_what_it_is() -> None:
+    here = job(MemoryStore())
+    write_part(here.store, snapshot(40, rows_total=0, shards_total=0, phase="bundle", step="calibrating", phase_s=12))
+    assert told(here, at(43))[-1] == (
+        f"run {RUN}: under way: making the bundle: calibrating, 12s; last heard of 3s ago"
+    )
+
+
 def test_a_run_that_is_not_heard_of_any_more_has_died_and_its_plan_is_to_be_finished() -> None:
     here = job(MemoryStore())
     plan = claim(here, "a")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.errors import BadRowsExceeded, Interrupted, RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
@@ -162,6 +162,24 @@ def test_a_run_whose_workers_find_no_cores_ends_when_the_other_run_has_done_it_a
     thread.join(30)
     assert not thread.is_alive()
     assert waiting.tally.rows_elsewhere == 40
+
+
+def test_cores_that_do_not_come_free_are_told_once_and_end_the_run_after_a_while() -> None:
+    ledger, plan = setup(4)
+    out, tally = io.StringIO(), Tally()
+    progress = Progress(plan.rows, len(plan.shards), counts=tally, display=display_for(out))
+    waiting = loop(
+        ledger, plan, lambda: NeverStarts(ledger.store, ROOT), progress=progress, tally=tally,
+        limits=Limits(wait_for_cores_s=0.3),
+    )  # fmt: skip
+    with pytest.raises(SpecError, match=r"no cores came free in 0s \(limits.wait_for_cores_s\): 2 of 2 cores are held"):
+        waiting.run()
+    assert tally.failed_starts > 1
+    told = [line for line in out.getvalue().splitlines() if "limits.wait_for_cores_s" in line]
+    assert told == [
+        "waiting for cores, for 0s at most (limits.wait_for_cores_s): 2 of 2 cores are held; "
+        "they come free when that ends"
+    ]
 
 
 def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
