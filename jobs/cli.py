@@ -15,7 +15,8 @@ from types import TracebackType
 
 from jobs.arguments import parser
 from jobs.console import Console
-from jobs.errors import FAILED, INTERRUPTED, StintError
+from jobs.errors import FAILED, INTERRUPTED, Interrupted, StintError
+from jobs.interrupt import tell
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted
 from workers.storage.errors import StoreDenied, StoreError
@@ -54,7 +55,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         return command(arguments.command)(arguments, Console(main, json=getattr(arguments, "progress", "") == "json"))
     except StintError as error:
-        print(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""), file=sys.stderr)
+        text = f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else "")
+        if isinstance(error, Interrupted):
+            tell(text)
+        else:
+            print(text, file=sys.stderr)
         return error.exit_code
     except (StoreError, StoreDenied) as error:
         print(

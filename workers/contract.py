@@ -176,6 +176,9 @@ class ModelSpec:
     """Overrides of the preprocessing that the weights come with."""
     calibration: CalibrationSpec = CalibrationSpec()
     """The sample that sets the INT8 ranges."""
+    name: str | None = None
+    """Of the folder with the predictions, `model=<name>-<fingerprint>`. Default: that of the architecture. A folder
+    that is there already keeps its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

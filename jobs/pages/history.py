@@ -72,14 +72,14 @@ class Night:
         return self.outcome == COMPLETED
 
 
-def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
-    """Of runs with the model of `root`, the `most` newest ones, oldest first.
+def nights(store: Store, root: str, most: int = _NIGHTS_MOST, *, job: str = "") -> list[Night]:
+    """Of runs with the model of `root`, and of one `job` where it is named, the `most` newest ones, oldest first.
 
     Runs that have left neither a report nor a journal that this version reads are passed over. Raises StoreError,
     StoreDenied.
     """
     newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), _READS_AT_ONCE, "nights")
-    found = (_night(run) for run in newest_first if run.root == root)
+    found = (_night(run) for run in newest_first if run.root == root and job in ("", run.job))
     return list(itertools.islice(found, most))[::-1]
 
 
@@ -126,7 +126,7 @@ def _together(runs: Sequence[Night]) -> Night:
     rows = sum(run.rows for run in done)
     cost = _sum(run.cost for run in runs)
     bad = sum((run.bad_share or 0.0) * run.rows for run in done)
-    told = next((run for run in reversed(runs) if run.psi_classes is not None or run.psi_scores is not None), runs[-1])
+    tells = next((run for run in reversed(runs) if run.psi_classes is not None or run.psi_scores is not None), runs[-1])
     return replace(
         runs[-1],
         rows=rows,
@@ -136,10 +136,10 @@ def _together(runs: Sequence[Night]) -> Night:
         core_hours=_sum(run.core_hours for run in runs),
         cost=cost,
         cost_per_million=cost / rows * 1e6 if cost is not None and rows else None,
-        psi_classes=told.psi_classes,
-        psi_scores=told.psi_scores,
-        max_psi=told.max_psi,
-        flags=told.flags,
+        psi_classes=tells.psi_classes,
+        psi_scores=tells.psi_scores,
+        max_psi=tells.max_psi,
+        flags=tells.flags,
         runs=sum(run.runs for run in runs),
     )
 

@@ -19,13 +19,14 @@ import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
+from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
 from jobs.plan import sharding
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, day_in, filled, today
-from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.fingerprint import Fingerprints, fingerprints, wanted_root
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
@@ -78,6 +79,9 @@ class Job:
                 probe(store)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
+        if (wanted := wanted_root(spec, prints)) != prints.root:
+            there = (root for root in roots(store.url) if root.endswith(f"-{prints.model}"))
+            prints = replace(prints, root=next(there, wanted))
         return cls(spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
 
     # -------------------------------------------------------------------------------------- for workers

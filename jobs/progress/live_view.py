@@ -147,7 +147,7 @@ def _time(snapshot: Snapshot, width: int) -> list[Text]:
         for spent, (stage, glyph, style) in zip(seconds, _STAGES, strict=True)
     ]
     slow = bottleneck(snapshot.stage_s)
-    advice = Text(slow.describe() if width >= _NARROW else f"mostly {slow.stage}")
+    advice = Text(slow.describe(snapshot.elapsed_s) if width >= _NARROW else f"mostly {slow.stage}")
     advice.stylize("bold", 0, advice.plain.index(slow.stage) + len(slow.stage))
     return [*_row("time", [bar], width), *_row("", legend, width, "  "), *_row("", [advice], width)]
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SLOWEST_SHOWN = 5
+ADVICE_LEAST_S = 300.0
+"""A run that has scored for less is mostly its beginning and its end: workers that come up, and the last shards."""
 PHASES = ("listing", "ray", "bundle", "workers", "scoring", "finishing")
 """Of a run, in their order: it lists the input and the ledger, connects to Ray, sees to the bundle, waits for the first
 worker, scores, and writes done records and the report."""
@@ -120,9 +122,13 @@ class Bottleneck:
     share: float
     """Of the workers' time."""
 
-    def describe(self) -> str:
-        """What it is, and what would help; empty before anything has ended."""
-        return f"{self.stage} ({self.share:.0%} of the workers' time): {_REMEDY[self.stage]}" if self.stage else ""
+    def describe(self, scored_s: float) -> str:
+        """What it is, and what would help in a run that has scored long enough to tell; empty before anything has
+        ended."""
+        if not self.stage:
+            return ""
+        remedy = f": {_REMEDY[self.stage]}" if scored_s >= ADVICE_LEAST_S else ""
+        return f"{self.stage} ({self.share:.0%} of the workers' time){remedy}"
 
 
 _REMEDY = {

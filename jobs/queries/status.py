@@ -57,7 +57,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     if others := [root for root in roots(job.store.url) if root != job.fingerprints.root]:
         lines.append(f"other models here: {', '.join(others)}")
     open_plans = {plan.number for plan in plans} - done
-    runs = _runs(newest_runs(job.store), job.ledger.root, now, left=bool(open_plans))
+    runs = _runs(newest_runs(job.store), job, now, left=bool(open_plans))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
     crashes = job.ledger.crashes(open_plans) if open_plans else {}
@@ -81,11 +81,19 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     return "\n".join([*lines, *runs])
 
 
-def _runs(runs: Sequence[RunSeen], root: str, now: datetime, *, left: bool) -> list[str]:
+def _runs(runs: Sequence[RunSeen], job: Job, now: datetime, *, left: bool) -> list[str]:
+    """Those of other models and of other jobs with their names."""
+    root = job.ledger.root
+
+    def others(run: RunSeen) -> str:
+        named = [f"job {run.job}"] if run.job not in ("", job.spec.name) else []
+        named += [run.root] if run.root not in ("", root) else []
+        return f" ({', '.join(named)})" if named else ""
+
     recent = f"{now.astimezone(UTC) - RECENT:%Y%m%dT%H%M%SZ}"
     last = next((run for run in reversed(runs) if run.root == root), None)
     return [
-        f"run {run.run_id}: {run.describe(now, left=left)}" + (f" ({run.root})" if run.root not in ("", root) else "")
+        f"run {run.run_id}: {run.describe(now, left=left)}{others(run)}"
         for run in runs
         if run is last or run.run_id >= recent or run.under_way(now)
     ]

@@ -135,6 +135,8 @@ class Report:
     """Rows that `classes` and `scores` count."""
     drift: dict[str, Any] = field(default_factory=dict)
     """Against previous nights, see jobs.report.drift.Drift; empty without any."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """What the last night like this one has to tell, as `night_figures` names it; empty without any."""
     bad_examples: list[dict[str, Any]] = field(default_factory=list)
     """A few error rows by code, see jobs.ledger.bad_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
@@ -143,6 +145,23 @@ class Report:
     def rate_a_core(self) -> float:
         """Rows a second of a core, idle or not. Of a run that scored something."""
         return self.rows_scored_here / self.core_hours / 3600
+
+
+def night_figures(report: Report) -> dict[str, Any]:
+    """Figures of a run that scored something, by which it is compared with another: of the rows that it scored."""
+    rows = report.rows_scored_here
+    engines = sorted({str(worker.get("engine", "")) for worker in report.workers} - {""})
+    return {
+        "run_id": report.run_id,
+        "day": report.as_of or report.started[:10],
+        "rows": rows,
+        "bad_share": sum(report.bad_by_code.values()) / rows if rows else None,
+        "rate": report.rate,
+        "cost_per_million": report.cost_per_million,
+        "psi": (report.drift.get("classes") or {}).get("psi"),
+        "engine": ", ".join(engines),
+        "nodes": len({worker.get("host") for worker in report.workers}) or None,
+    }
 
 
 def unfinished_report(last: Snapshot) -> Report:

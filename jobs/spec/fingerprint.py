@@ -27,8 +27,12 @@ ROW_FORMAT = 2
 _ALWAYS = ("arch", "args", "task", "preprocess", "calibration", "float_layers")
 """Keys of the spec's `model` that count even at their default. The others count only where they are set, as `engine`
 does: so a key that is new changes no fingerprint of a spec without it."""
-_NEVER = ("precision", "device")
-"""The first counts as the recipe; the second does not change what comes out."""
+_NEVER = ("precision", "device", "name")
+"""The first counts as the recipe; the others do not change what comes out."""
+_TELLS_NOTHING = re.compile(
+    r"(build|create|make|get|load)(_?(model|net|network))?|model|net|network|main", re.IGNORECASE
+)
+"""Names of functions after which a root would be called like any other; the module's tells more."""
 
 
 SOURCE_DIGESTS = {"workers.pruned": "a12f02c147feb987eb48a1586fea6b3f3c6734be45e86bf7c646bd823a0b2d70"}
@@ -68,8 +72,25 @@ def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
     if model.task == "classify":
         row["topk"] = spec.output.topk
     fp = _digest(row)
-    name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
-    return Fingerprints(bundle=bundle, model=fp, root=f"model={name}-{fp}")
+    return Fingerprints(bundle=bundle, model=fp, root=_root(re.split(r"[/:]", model.arch)[-1], fp))
+
+
+def wanted_root(spec: JobSpec, given: Fingerprints) -> str:
+    """What a root of the model is called where there is none yet: by `model.name`, or so that it tells what it is."""
+    module, colon, function = spec.model.arch.partition(":")
+    if _plain(spec.model.name or ""):
+        return _root(spec.model.name or "", given.model)
+    if colon and _TELLS_NOTHING.fullmatch(function):
+        return _root(module.rpartition(".")[2], given.model)
+    return given.root
+
+
+def _root(name: str, fp: str) -> str:
+    return f"model={_plain(name)}-{fp}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
 def _digest(content: object) -> str:

@@ -133,6 +133,17 @@ def test_runs_of_other_models_and_what_is_damaged_or_foreign_are_passed_over(led
     assert [night.run_id for night in ledger.nights()] == [kept]
 
 
+def test_runs_of_another_job_with_the_same_model_are_none_of_this_ones_nights(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = ledger.reported("20260301T020000Z-aaaaaa", job="products")
+    other = ledger.reported("20260302T020000Z-bbbbbb", job="returns")
+    assert [night.run_id for night in ledger.nights()] == [mine, other]
+    assert main(["report", ledger.spec, "--history"]) == COMPLETE
+    shown = capsys.readouterr().out
+    assert (mine in shown, other in shown) == (True, False)
+
+
 def test_figures_that_are_no_numbers_are_missing_ones(ledger: Ledger) -> None:
     ledger.reported(
         "20260301T020000Z-aaaaaa", rate="fast", cost=None, cost_per_million=float("nan"), drift=[], rows_ok=None,

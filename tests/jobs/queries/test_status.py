@@ -176,6 +176,14 @@ def test_runs_of_the_last_day_are_told_and_of_older_ones_the_last_with_this_mode
     assert [line.endswith(" (model=other-2)") for line in runs] == [True, False, True]
 
 
+def test_runs_of_another_job_in_the_same_output_are_told_apart_by_its_name() -> None:
+    here = job(MemoryStore())
+    write_report(here.store, "20260301T010000Z-aaaaaa", job="products")
+    write_report(here.store, "20260301T020000Z-bbbbbb", job="returns")
+    runs = [line for line in told(here, at(10)) if line.startswith("run ")]
+    assert [line.endswith(" (job returns)") for line in runs] == [False, True]
+
+
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"outcome": "complete", "rate": "fast", "cost": []}'])
 def test_a_report_of_another_kind_is_no_reason_to_fail(data: bytes) -> None:
     here = job(MemoryStore())
@@ -186,7 +194,7 @@ def test_a_report_of_another_kind_is_no_reason_to_fail(data: bytes) -> None:
 def test_a_run_that_has_only_begun_has_nothing_to_say_yet() -> None:
     here = job(MemoryStore())
     here.store.create(f"_stint/runs/{RUN}/spec.json", b"{}")
-    assert told(here, at(1))[-1] == f"run {RUN}: has begun to score, and has not said yet how it stands"
+    assert told(here, at(1))[-1] == f"run {RUN}: has begun, and has not said yet how it stands"
 
 
 # -------------------------------------------------------------------------------------------- watch
