@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ from workers.bundle.manifest import CalibrationSample, Manifest
 from workers.contract import BundleRequest, ThreadPlan
 from workers.host import cores, memory
 from workers.outcomes import BundleOutcome, Failure
-from workers.storage.filesystems import read_url
 from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ class Maker:
             logs.keep_clean()
         self._request = request
         self._plan: ThreadPlan
+        self._held = ExitStack()
+        """Ends what the bundle is made with."""
         self._doing = ""
 
     def doing(self) -> str:
@@ -53,20 +54,20 @@ class Maker:
         """Write the bundle if it is missing and the gate lets it pass."""
         began = time.perf_counter()
         try:
-            with ExitStack() as held:
-                return replace(self._make(held), seconds=time.perf_counter() - began)
+            with self._held:
+                return replace(self._make(), seconds=time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
             return classify(error)
 
-    def _make(self, held: ExitStack) -> BundleOutcome:
+    def _make(self) -> BundleOutcome:
         request = self._request
         if request.pin:
             # The driver counts the node's CPUs; how many cores those are only the node knows.
             threads = min(request.threads, cores.read_topology().budget)
             lease = cores.lease(threads, held_for=request.started_by)
-            held.callback(lease.release)
+            self._held.callback(lease.release)
             cores.apply(lease.plan)
             self._plan = lease.plan
         else:
@@ -79,20 +80,20 @@ class Maker:
         store = open_store(request.output.uri, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:
-            return self._new(store, held)
+            return self._new(store)
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
         if lacks_labels(judged := judged_in(manifest), request):
-            return self._judged_again(manifest, judged, store, held)
+            return self._judged_again(manifest, judged, store)
         return outcome_of(judged, request)
 
-    def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
+    def _new(self, store: Store) -> BundleOutcome:
         from workers.build.artifacts import make_artifacts
         from workers.host.cpu import isa_class
         from workers.model.load import load_model
 
         request, spec = self._request, self._request.model
-        model = load_model(spec, read_url)
-        sample = self._sample(model, held)
+        model = load_model(spec)
+        sample = self._sample(model)
         contents = make_artifacts(model, sample, request, isa_class(), self._at)
         if not contents.artifacts:
             return outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
@@ -122,16 +123,14 @@ class Maker:
         outcome = outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
         return replace(outcome, created=True)
 
-    def _judged_again(
-        self, manifest: Manifest, judged: Sequence[Judged], store: Store, held: ExitStack
-    ) -> BundleOutcome:
+    def _judged_again(self, manifest: Manifest, judged: Sequence[Judged], store: Store) -> BundleOutcome:
         """The bundle's artifacts, measured anew on tonight's sample, which has the labels that their reports lack."""
         from workers.build.artifacts import Judge
         from workers.engines.choice import installed_to_run, unfit
         from workers.host.cpu import isa_class
 
         request = self._request
-        sample = self._sample(manifest, held)
+        sample = self._sample(manifest)
         # The same seed draws the same rows from the same input: a report that called them others would flatter.
         calibrated_on = set(manifest.calibration.rows if manifest.calibration else ())
         fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
@@ -156,19 +155,17 @@ class Maker:
             raise bundle.BundleRefused("\n".join(not_here), code="wrong_isa")
         return outcome_of(measured, request, notes=not_here, left_out=sample.left_out)
 
-    def _sample(self, network: LoadedModel | Manifest, held: ExitStack) -> Sample:
+    def _sample(self, network: LoadedModel | Manifest) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
         from workers.build.sample import read_sample
-        from workers.isolation.sample_decoder import SampleDecoder
 
         request = self._request
         self._at("reading the sample")
         if request.pin:
             most_bytes = maker_bytes(request, self._plan)
             memory.check_room(most_bytes)
-            held.callback(memory.Guard(os.getpid(), most_bytes).close)
-        with closing(SampleDecoder(worker_bytes(request, self._plan))) as decoder:
-            return read_sample(request, network, decoder.decode)
+            self._held.callback(memory.Guard(os.getpid(), most_bytes).close)
+        return read_sample(request, network, worker_bytes(request, self._plan))
 
 
 def maker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:

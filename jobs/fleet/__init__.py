@@ -1,4 +1,4 @@
-"""How many workers, on which nodes, and when a second attempt pays: pure decisions and the books they need.
+"""How many workers, on which nodes, and when a second attempt pays: pure decisions.
 
 Never here: Ray, a clock, a store; times come as arguments.
 """

@@ -38,7 +38,6 @@ NOTE_EVERY = 10_000
 """Objects of a plan: a note is about a megabyte then."""
 NOTE_LEAST = 1_000
 """Fewer than these are read as quickly as notes."""
-_READS_AT_ONCE = 16
 _WAIT_S = 2.0
 """At the end of a run, which may have to end soon."""
 
@@ -261,6 +260,6 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
         return table if ours and table.schema.equals(DONE_SCHEMA) else None
 
     keys = [info.key for info in store.list(f"{root}/{_FOLDER}/{plan.number:08d}")]
-    for table in ahead(read, keys, _READS_AT_ONCE, "noted"):
+    for table in ahead(read, keys, "noted"):
         if table is not None:
             into.add_noted(DoneRecord(table), plan.slices.rows)

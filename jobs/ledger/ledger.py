@@ -51,7 +51,6 @@ from workers.storage.store import Store
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
-_READS_AT_ONCE = 16
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -70,7 +69,7 @@ class Ledger:
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
         numbers = self._numbers("_stint/plans")
-        return list(ahead(self.plan, numbers, _READS_AT_ONCE, "plan"))
+        return list(ahead(self.plan, numbers, "plan"))
 
     def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
@@ -124,7 +123,7 @@ class Ledger:
         def read(shard: Shard) -> ObjectFacts:
             return object_facts(self.store.get(f"{self.root}/{shard.key}"))
 
-        return ahead(read, shards, _READS_AT_ONCE, "facts")
+        return ahead(read, shards, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when they were to be scored.
@@ -134,7 +133,7 @@ class Ledger:
         is that plan's.
         """
         closed = [plan.number for plan in plans if plan.number in done]
-        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, _READS_AT_ONCE, "done"), strict=True))
+        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
         relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
         here = {source.uri: source.version for source in present} if relevant else {}
         lost: set[Slice] = set()
@@ -173,7 +172,7 @@ class Ledger:
 
         by_code: Counter[str] = Counter()
         samples: dict[str, str] = {}
-        for rows in ahead(read, plan.shards, _READS_AT_ONCE, "bad rows"):
+        for rows in ahead(read, plan.shards, "bad rows"):
             by_code.update(row.code for row in rows)
             samples = {row.code: row.describe() for row in reversed(rows)} | samples
         return by_code, samples
@@ -230,7 +229,7 @@ class Ledger:
 
     def done_keys(self, numbers: Iterable[int]) -> Iterator[str]:
         """Of every object that these done records name, in their order. Raises as `read_done`."""
-        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, _READS_AT_ONCE, "done"):
+        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, "done"):
             yield from table["key"].to_pylist()
 
     def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
@@ -240,7 +239,7 @@ class Ledger:
         """
         claims = disputed(plans)
         numbers = sorted({number for number, _, _ in claims} & set(done))
-        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, _READS_AT_ONCE, "done")
+        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, "done")
         gaps = {
             (number, uri)
             for number, gone in zip(numbers, records, strict=True)

@@ -25,7 +25,6 @@ from workers.storage.store import Store
 
 _NIGHTS_MOST = 400
 """A year of them, and some that were run again."""
-_READS_AT_ONCE = 16
 _TIME = re.compile(r"^(\d{4})(\d\d)(\d\d)T")
 """Of its beginning, at the beginning of a run's id."""
 LOG_WIDTH = 148
@@ -78,7 +77,7 @@ def nights(store: Store, root: str, most: int = _NIGHTS_MOST, *, job: str = "") 
     Runs that have left neither a report nor a journal that this version reads are passed over. Raises StoreError,
     StoreDenied.
     """
-    newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), _READS_AT_ONCE, "nights")
+    newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), "nights")
     found = (_night(run) for run in newest_first if run.root == root and job in ("", run.job))
     return list(itertools.islice(found, most))[::-1]
 

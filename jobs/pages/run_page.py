@@ -66,7 +66,7 @@ def report_page(report: Report) -> str:
         nodes=[_node(host, list(its)) for host, its in groupby(workers, lambda worker: str(worker["host"]))],
         workers_open=len(workers) <= WORKERS_OPEN,
         stages=stages,
-        bottleneck=bottleneck(report.stage_s).describe(report.elapsed_s),
+        bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
         bars=bars,
         classes=_classes(report.classes, drift["classes_before"] or {}),

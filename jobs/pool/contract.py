@@ -6,7 +6,7 @@ makes a bundle is a worker of a pool, too, whose only work is to start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -60,8 +60,6 @@ class WorkerGone:
 
     worker: int
     failure: Failure
-    shards: tuple[Shard, ...]
-    started: bool
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ Event = WorkerPlaced | WorkerReady | BundleMade | WorkerLeaving | WorkerGone | S
 
 
 class Pool(Protocol):
-    def workers(self) -> Mapping[int, int]:
-        """Ready workers, each with the number of shards it holds: as it is now, and it may follow what happens."""
+    def workers(self) -> Collection[int]:
+        """Ready workers: as it is now, and it may follow what happens."""
 
     def size(self) -> int:
         """Workers that are ready or on their way."""

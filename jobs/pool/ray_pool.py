@@ -7,7 +7,7 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -96,8 +96,8 @@ class RayPool:
         """Object references under way, each with its worker."""
         self._ended: SimpleQueue[Any] = SimpleQueue()
         """Those that have ended, and are not handled yet."""
-        self._holding: dict[int, int] = {}
-        """Ready workers that are not lost, with the number of shards that each holds."""
+        self._ready: set[int] = set()
+        """Workers, without those that are lost."""
         self._placed: dict[int, float] = {}
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
@@ -106,8 +106,8 @@ class RayPool:
         """The call that asks the maker what it is at, while it is under way."""
         self._doing = ""
 
-    def workers(self) -> Mapping[int, int]:
-        return self._holding
+    def workers(self) -> Collection[int]:
+        return self._ready
 
     def size(self) -> int:
         return len(self._actors)
@@ -148,7 +148,6 @@ class RayPool:
             call = actor.handle.score_isolated.remote(shard, isolated_s)
         actor.shards[call] = shard
         self._wait_for(call, worker)
-        self._holding[worker] = len(actor.shards)
 
     def doing(self) -> str:
         for actor in self._actors.values() if self._asked is None else ():
@@ -228,12 +227,11 @@ class RayPool:
                 # is left; so this one makes room for another that asks for what it takes.
                 message = f"asked for {actor.cpus} CPUs, and its cores are {self._spec.threads * here}: asking again"
                 return self._gone(worker, Failure(kind=FailureKind.INFRA, message=message))
-            actor.ready, self._holding[worker] = True, 0
+            actor.ready = True
+            self._ready.add(worker)
             return WorkerReady(worker, outcome)
         actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
-        shard = actor.shards.pop(call)
-        self._holding[worker] = len(actor.shards)
-        return ShardEnded(worker, shard, outcome)
+        return ShardEnded(worker, actor.shards.pop(call), outcome)
 
     def _now_lost(self) -> list[Event]:
         """Workers of which it is known by now how they were lost."""
@@ -260,7 +258,7 @@ class RayPool:
 
     def _forget_calls(self, worker: int, actor: _Actor) -> None:
         """Nothing of it is waited for any more, and it gets no shards."""
-        self._holding.pop(worker, None)
+        self._ready.discard(worker)
         for call in (actor.placing, actor.starting, *actor.shards):
             self._waiting.pop(call, None)
 
@@ -268,9 +266,8 @@ class RayPool:
         actor = self._actors[worker]
         if actor.leaving:  # taken away with notice, whatever its end looks like
             failure = replace(failure, kind=FailureKind.INFRA, code=FailureCode.PREEMPTED)
-        event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
         self.end(worker)
-        return event
+        return WorkerGone(worker, failure)
 
 
 def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:

@@ -146,9 +146,9 @@ def _time(snapshot: Snapshot, width: int) -> list[Text]:
         f"[{style}]{glyph}[/] {stage} {percent(spent / total, 0)}"
         for spent, (stage, glyph, style) in zip(seconds, _STAGES, strict=True)
     ]
-    slow = bottleneck(snapshot.stage_s)
-    advice = Text(slow.describe(snapshot.elapsed_s) if width >= _NARROW else f"mostly {slow.stage}")
-    advice.stylize("bold", 0, advice.plain.index(slow.stage) + len(slow.stage))
+    slow, remedy = bottleneck(snapshot.stage_s, snapshot.elapsed_s)
+    advice = Text(remedy if width >= _NARROW else f"mostly {slow}")
+    advice.stylize("bold", 0, advice.plain.index(slow) + len(slow))
     return [*_row("time", [bar], width), *_row("", legend, width, "  "), *_row("", [advice], width)]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -104,31 +104,16 @@ class Snapshot:
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """Raises ValueError for what is no snapshot. Fields of a later version are passed over."""
-        return _reader().validate_json(text)
+        snapshot: Snapshot = reader_of(Snapshot).validate_json(text)
+        return snapshot
 
 
 @cache
-def _reader() -> TypeAdapter[Snapshot]:
-    """Made once: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
-    from pydantic import TypeAdapter  # a run only writes snapshots
+def reader_of(kind: type) -> TypeAdapter[Any]:
+    """Of JSON. Made once for each kind: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
+    from pydantic import TypeAdapter  # a run only writes
 
-    return TypeAdapter(Snapshot)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bottleneck:
-    stage: str
-    """`decode`, `predict`, `read`, `write` or `idle`; empty before anything has ended."""
-    share: float
-    """Of the workers' time."""
-
-    def describe(self, scored_s: float) -> str:
-        """What it is, and what would help in a run that has scored long enough to tell; empty before anything has
-        ended."""
-        if not self.stage:
-            return ""
-        remedy = f": {_REMEDY[self.stage]}" if scored_s >= ADVICE_LEAST_S else ""
-        return f"{self.stage} ({self.share:.0%} of the workers' time){remedy}"
+    return TypeAdapter(kind)
 
 
 _REMEDY = {
@@ -140,8 +125,9 @@ _REMEDY = {
 }
 
 
-def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
-    """Which stage the workers' time goes to.
+def bottleneck(stage_s: Mapping[str, float], scored_s: float) -> tuple[str, str]:
+    """Which stage the workers' time goes to: its name; what it is, and what would help in a run that has scored for
+    long enough to tell. Empty before anything has ended.
 
     Decoding and predicting take turns in the computing thread; reading and writing go on beside them, so they cost
     time only while that thread waits. `wait` is that time, and counts for the busier one of the two; `idle` is time
@@ -153,9 +139,10 @@ def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
     shares = {"decode": decode, "predict": predict, waits_for: wait, "idle": idle}
     total = sum(shares.values())
     if total <= 0:
-        return Bottleneck(stage="", share=0.0)
+        return "", ""
     stage = max(shares, key=lambda name: shares[name])
-    return Bottleneck(stage=stage, share=shares[stage] / total)
+    remedy = f": {_REMEDY[stage]}" if scored_s >= ADVICE_LEAST_S else ""
+    return stage, f"{stage} ({shares[stage] / total:.0%} of the workers' time){remedy}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -26,9 +25,6 @@ from workers.engines.artifact import EngineUnusable
 from workers.image.errors import ErrorCode
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.source.single_rows import RowAt, fetch_images
-
-if TYPE_CHECKING:
-    from workers.score.second_opinion import Opinion
 
 THUMBNAIL_PX = 200
 VECTOR = "embedding"
@@ -51,13 +47,13 @@ class Tile:
     """`data:` URI; empty where there is none."""
     problem: str
     """Why."""
-    second: Opinion | None
-    """What the fp32 network says, where it was asked and could."""
+    second: tuple[str, float] | None
+    """What the fp32 network says, and how probable it calls that; where it was asked and could."""
 
     @property
     def differs(self) -> bool:
         label = self.prediction.label if isinstance(self.prediction, Label) else ""
-        return self.second is not None and self.second.label != label
+        return self.second is not None and self.second[0] != label
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -123,7 +119,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     return [tile(number) for number in range(len(places))]
 
 
-def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[Opinion | None]:
+def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[tuple[str, float] | None]:
     if manifest is None:
         raise SpecError(
             f"no bundle {job.fingerprints.bundle} in {job.store.url} holds the fp32 network", "run `stint quantize`"

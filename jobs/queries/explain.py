@@ -49,7 +49,6 @@ LISTED = 20
 """Rows that are named where several have the key."""
 _READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
-_READS_AT_ONCE = 16
 _CLOCKS_DIFFER = timedelta(hours=1)
 _ATTEMPT = (
     "at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed", "rows_ok",
@@ -194,7 +193,7 @@ def _attempts(
     """
     # Ids begin with their time.
     ids = [run_id for run_id in run_ids(store) if until is None or run_id <= f"{until + _CLOCKS_DIFFER:%Y%m%dT%H%M%S}"]
-    runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
+    runs = [run for run in ahead(partial(read_run, store), ids, "runs") if run.root == root]
     near = [run for run in runs if since is None or run.heard_at >= since - _CLOCKS_DIFFER]
     return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
 
@@ -217,7 +216,7 @@ def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
             if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
-    read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")
+    read = ahead(store.get, found(), "crashes")
     return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
 
 

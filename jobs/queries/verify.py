@@ -35,8 +35,8 @@ from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 
-AT_ONCE = 8
-PROBLEMS_SHOWN = 10
+_AT_ONCE = 8
+_SHOWN = 10
 """Problems of each kind."""
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
@@ -76,7 +76,7 @@ class Verdict:
         """For a person: of each kind of problem the first few."""
         shown = [f"note: {note}" for note in self.notes]
         for kind, problems in self.found.items():
-            shown += [f"PROBLEM: {problem}" for problem in first_few(problems, kind, PROBLEMS_SHOWN)]
+            shown += [f"PROBLEM: {problem}" for problem in first_few(problems, kind, _SHOWN)]
         return [*shown, ("verified: " if self.ok else f"{len(self.problems):,} problem(s): ") + self.summary()]
 
     def summary(self) -> str:
@@ -192,7 +192,7 @@ def _check_plan(
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, "verify", at_once=_AT_ONCE)
     for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
         verdict.add(problems)
         if facts is not None:

@@ -8,15 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.progress.format import duration, money
-from jobs.progress.snapshot import Snapshot, cost_per_million
+from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
 from workers.redaction import redacted_values
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 REPORT_VERSION = 2
 COMPLETED = "complete"
@@ -212,14 +208,9 @@ def redacted_report(report: Report) -> Report:
 def _parsed(values: Mapping[str, Any]) -> Report:
     """Raises pydantic's ValidationError."""
     # A file name need not be UTF-8.
-    return _reader().validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-@cache
-def _reader() -> TypeAdapter[Report]:
-    from pydantic import TypeAdapter  # a run only writes reports
-
-    return TypeAdapter(Report)
+    text = json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")
+    report: Report = reader_of(Report).validate_json(text)
+    return report
 
 
 def summary(report: Report) -> str:

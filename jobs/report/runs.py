@@ -24,7 +24,6 @@ _SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
 _RUNS_READ = 20
 """The newest runs that are looked at."""
-_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def read_run(store: Store, run_id: str) -> RunSeen:
 
 def newest_runs(store: Store) -> list[RunSeen]:
     """The last ones of any model of the output, oldest first: ids begin with their time."""
-    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], _READS_AT_ONCE, "runs"))
+    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], "runs"))
 
 
 def last_report(store: Store, root: str) -> Report | None:

@@ -185,10 +185,10 @@ class Backlog:
         retry = self._retries.get(shard.key)
         return retry.attempts if retry else Attempts()
 
-    def attempt(self, shard: Shard, *, second: bool) -> int:
-        """Which attempt in this run, from 1, the present one at a shard that is left is; `second`: beside another."""
+    def attempt(self, shard: Shard) -> int:
+        """Which attempt in this run, from 1, the present one at a shard that is left is; the first of two at once."""
         retry = self._retries.get(shard.key)
-        return (len(retry.history) if retry else 0) + 1 + second
+        return 1 + (len(retry.history) if retry else 0)
 
     def failed(
         self, shard: Shard, worker: int, failure: Failure, budget: Budget, *, host: str, isolated: bool, now: float

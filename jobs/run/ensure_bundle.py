@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
-from jobs.fleet.fleet import groups_of
+from jobs.fleet.groups import groups_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
 from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced

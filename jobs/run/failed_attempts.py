@@ -6,7 +6,7 @@ Nothing is forgotten: each failure is noted when it happens and goes into the ta
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -17,10 +17,10 @@ from jobs.progress.format import duration
 from jobs.progress.progress import Progress
 from jobs.run import policy
 from jobs.run.backlog import Backlog, Retry
+from jobs.run.fleet import HeldShard
 from jobs.run.policy import Attempts, Budget, Manner, ShardStep
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits
-from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode
 
 RECORDS_AT_ONCE = 8
@@ -39,24 +39,22 @@ class FailedAttempts:
     _crashed_aside: int = field(default=0, init=False)
     _records: Errands[None] = field(default_factory=lambda: Errands("crashes", RECORDS_AT_ONCE), init=False)
 
-    def worker_lost(
-        self, worker: int, failure: Failure, shards: Sequence[Shard], manners: Mapping[str, Manner], now: float
-    ) -> None:
+    def worker_lost(self, worker: int, failure: Failure, shards: Sequence[HeldShard], now: float) -> None:
         """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
         self.progress.note(f"worker {worker}: {failure.message}")
         # All are counted, and crashes recorded, before any ends the run: the next run then knows the same suspects.
         retries = []
-        for shard in shards:
-            if shard.key in self.backlog.left:
-                suspected = policy.suspected(failure, self.backlog.attempts(shard))
-                retries.append(self._count(worker, shard, suspected, manners[shard.key], now))
+        for held in shards:
+            if held.shard.key in self.backlog.left:
+                suspected = policy.suspected(failure, self.backlog.attempts(held.shard))
+                retries.append(self._count(worker, held, suspected, now))
         for retry in retries:
             self._follow_up(retry, now)
 
-    def shard_failed(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> None:
+    def shard_failed(self, worker: int, held: HeldShard, failure: Failure, now: float) -> None:
         """An attempt failed and its worker lives. Raises RunFailed."""
-        if shard.key in self.backlog.left:
-            self._follow_up(self._count(worker, shard, failure, manner, now), now)
+        if held.shard.key in self.backlog.left:
+            self._follow_up(self._count(worker, held, failure, now), now)
 
     def not_started(self, worker: int, failure: Failure) -> None:
         """A worker that was asked for is gone before it was ready; noted once for one cause in a row."""
@@ -79,15 +77,14 @@ class FailedAttempts:
         self.note_unrecorded(wait_s)
         self._records.close()
 
-    def _count(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> Retry:
-        budget, at, isolated = policy.budget_of(failure), _now(), manner is Manner.ISOLATED
+    def _count(self, worker: int, held: HeldShard, failure: Failure, now: float) -> Retry:
+        shard, budget, at = held.shard, policy.budget_of(failure), _now()
         if budget is Budget.CRASH:
             info = self.tally.workers.get(worker)
             self._records.send(lambda: self.ledger.record_crash(shard, failure, info, run_id=self.run_id, at=at))
         host = self.tally.host(worker)
-        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=isolated, now=now)
-        attempt = len(retry.history)
-        self.tally.failed(worker, shard, failure, at=at, budget=budget.value, attempt=attempt, isolated=isolated)
+        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=held.isolated, now=now)
+        self.tally.failed(worker, held, failure, at=at, budget=budget.value, attempt=len(retry.history))
         return retry
 
     def _follow_up(self, retry: Retry, now: float) -> None:

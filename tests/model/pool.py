@@ -160,10 +160,9 @@ class ModelPool:
         try:
             outcome = self._workers[number].score(shard)
         except WorkerLost:
-            lost = tuple(self._held[number])
             self.end(number)
             gone = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="its process died")
-            return WorkerGone(number, gone, lost, started=True)
+            return WorkerGone(number, gone)
         self._held[number].remove(shard)
         return ShardEnded(number, shard, outcome)
 
@@ -196,7 +195,7 @@ class ModelMakers:
         try:
             created = self._job.store.create(f"_stint/bundles/{fingerprint}/manifest.json", manifest.to_json())
         except Exception as error:  # noqa: BLE001  (as workers.maker does)
-            self._events = [WorkerGone(0, classify(error), (), started=False)]
+            self._events = [WorkerGone(0, classify(error))]
             return 0
         outcome = BundleOutcome(fingerprint=fingerprint, passed=True, created=created, table="", report={}, seconds=0.0)
         self._events = [BundleMade(0, outcome)]

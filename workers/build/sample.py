@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.bundle.manifest import Manifest, RowRef
-from workers.contract import BundleRequest, Preprocess
+from workers.contract import BundleRequest
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
+from workers.isolation.sample_decoder import SampleDecoder
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
 from workers.output import describe_row
@@ -53,27 +55,26 @@ class Sample:
         return len(self.rows)
 
 
-def read_sample(
-    request: BundleRequest, network: LoadedModel | Manifest, decode: Callable[[memoryview, Preprocess], ImageArray]
-) -> Sample:
+def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_bytes: int) -> Sample:
     """Read and decode the rows through the production path; exactly as well where the network's are decoded otherwise.
 
-    Raises ModelError when no row is of use; SampleUnusable; what the reader raises and, but for BadImage, what `decode`
-    does.
+    `memory_bytes` is the most that the process which decodes may take. Raises ModelError when no row is of use;
+    SampleUnusable; what the reader raises and, but for BadImage, what SampleDecoder does.
     """
     how, column = network.preprocess, request.gate.labels_column
     exact = replace(how, decode="exact")
     taken: list[tuple[RowRef, bytes, object, ImageArray, ImageArray]] = []
     bad_rows = 0
     left_out: list[str] = []
-    for part in request.sample:
-        uri, row_group = part.rows.uri, part.rows.row_group
-        for row, cell, block in sample_cells(part, request.input):
+    with closing(SampleDecoder(memory_bytes)) as decoder:
+        cells = ((part.rows, *found) for part in request.sample for found in sample_cells(part, request.input))
+        for source, row, cell, block in cells:
+            uri, row_group = source.uri, source.row_group
             try:
                 if isinstance(cell, BadImage):
                     raise cell
-                crop_HWC = decode(memoryview(cell), how)
-                exact_HWC = crop_HWC if exact == how else decode(memoryview(cell), exact)
+                crop_HWC = decoder.decode(memoryview(cell), how)
+                exact_HWC = crop_HWC if exact == how else decoder.decode(memoryview(cell), exact)
             except BadImage as bad:
                 bad_rows += 1
                 if bad.code is ErrorCode.CRASHED_WORKER:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -25,13 +25,11 @@ _UNREADABLE = (
 """What torch raises for files that are cut short, damaged, made to confuse it, or TorchScript."""
 
 
-def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file by name.
+def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors, .pth or .pt file by name, by the file's name and what it holds.
 
-    Raises ModelError for a file that is something else, or that holds more than tensors; what `read` raises comes
-    through.
+    Raises ModelError for a file that is something else, or that holds more than tensors.
     """
-    data = read(weights)
     try:
         if weights.lower().endswith(".safetensors"):
             loaded: object = safetensors.torch.load(data)

@@ -98,7 +98,7 @@ class ShardReader:
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
         fs, _ = open_filesystem(self.shard.slices[0].uri)
-        images = ahead(partial(_fetch_pinned, fs), self.shard.slices, FETCHES, "fetch", a_thread=1)
+        images = ahead(partial(_fetch_pinned, fs), self.shard.slices, "fetch", at_once=FETCHES, a_thread=1)
         for index, image in enumerate(images):
             if image is None:
                 self.gone.add(index)

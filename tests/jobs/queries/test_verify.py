@@ -52,7 +52,7 @@ def damaged(scored: Path, digits: Digits, tmp_path: Path, capsys: pytest.Capture
 @pytest.fixture
 def all_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every problem, not just the first of each kind."""
-    monkeypatch.setattr("jobs.queries.verify.PROBLEMS_SHOWN", 1000)
+    monkeypatch.setattr("jobs.queries.verify._SHOWN", 1000)
 
 
 def shard(out: Path, index: int = 3) -> Path:

@@ -55,7 +55,7 @@ class Nodes:
 
 
 def ended(outcome: BundleOutcome | Failure) -> Event:
-    return BundleMade(0, outcome) if isinstance(outcome, BundleOutcome) else WorkerGone(0, outcome, (), started=False)
+    return BundleMade(0, outcome) if isinstance(outcome, BundleOutcome) else WorkerGone(0, outcome)
 
 
 def ensure(
