@@ -40,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
     option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
     sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
+    sub.add_argument(
+        "--again", metavar="SQL|FILE|DAY", help="score again, in place of what is there: files with rows that fulfil a "
+        "condition over the columns of the output, as \"error_code = 'not_found'\"; a file or folder; a day's files",
+    )  # fmt: skip
     for option in (sub.add_argument, of_job("quantize", "make the INT8 bundle and compare it with fp32").add_argument):
         option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
         pools = ("ray", "local")
@@ -76,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")
-    of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
+    option = of_job("plan", "dry run: shards, rows, time and cost of what is new or missing").add_argument
+    option("--again", metavar="SQL|FILE|DAY", help="as for `stint run`")
     option = of_job("status", "plans, shards, rows and runs as the ledger has them").add_argument
     option("--watch", action="store_true", help="show the run that is under way until it has ended")
     option("--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)")
@@ -100,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
     option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
-    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
+    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI or name")
     option("--json", action="store_true", help="print it as JSON")
     sub = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
     option = sub.add_argument

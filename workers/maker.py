@@ -84,7 +84,7 @@ class Maker:
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
         if lacks_labels(judged := judged_in(manifest), request):
             return self._judged_again(manifest, judged, store)
-        return outcome_of(judged, request)
+        return outcome_of(judged, request, manifest)
 
     def _new(self, store: Store) -> BundleOutcome:
         from workers.build.artifacts import make_artifacts
@@ -96,7 +96,7 @@ class Maker:
         sample = self._sample(model)
         contents = make_artifacts(model, sample, request, isa_class(), self._at)
         if not contents.artifacts:
-            return outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
+            return outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         calibration = None
         if spec.precision == "int8":
             calibration = CalibrationSample(
@@ -119,8 +119,8 @@ class Maker:
         # Another run may have written first; then its artifacts are the ones that ship, and the ones to judge.
         ours = {artifact.info.name: report for artifact, report in contents.artifacts}
         if {a.info.name: a.accuracy for a in manifest.artifacts} != ours:
-            return outcome_of(judged_in(manifest), request, left_out=sample.left_out)
-        outcome = outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
+            return outcome_of(judged_in(manifest), request, manifest, left_out=sample.left_out)
+        outcome = outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         return replace(outcome, created=True)
 
     def _judged_again(self, manifest: Manifest, judged: Sequence[Judged], store: Store) -> BundleOutcome:
@@ -135,25 +135,25 @@ class Maker:
         calibrated_on = set(manifest.calibration.rows if manifest.calibration else ())
         fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
         rows = {
-            "calibration_rows": judged[0].report.calibration_rows,
+            "calibration_rows": judged[0].report.calibration_rows if judged else 0,
             "shared_rows": sum(row in calibrated_on for row in sample.rows),
         }
         judge = Judge(fp32, sample, slice(None), request, **rows)
         isa, installed = isa_class(), installed_to_run()
         measured: list[Judged] = []
         not_here: list[str] = []
-        for before in judged:
-            name = before.info.name
-            reason = unfit(before.info, isa=isa, installed=installed, engine=request.model.engine)
+        for info in [one.info for one in judged] or [manifest.artifacts[-1].info]:  # fp32 alone may have no report
+            name = info.name
+            reason = unfit(info, isa=isa, installed=installed, engine=request.model.engine)
             if reason is not None:
                 not_here.append(f"{name} is left alone, because it cannot be judged on this node: it {reason}")
                 continue
             self._at(f"gate: {name} against fp32")
             engine = bundle.load_engine(store, manifest, name)
-            measured.append(replace(before, report=judge.measured(engine)))
+            measured.append(Judged(info=info, report=judge.measured(engine)))
         if not measured:
             raise bundle.BundleRefused("\n".join(not_here), code="wrong_isa")
-        return outcome_of(measured, request, notes=not_here, left_out=sample.left_out)
+        return outcome_of(measured, request, manifest, notes=not_here, left_out=sample.left_out)
 
     def _sample(self, network: LoadedModel | Manifest) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
@@ -187,14 +187,23 @@ def judged_in(manifest: Manifest) -> list[Judged]:
 
 
 def lacks_labels(judged: Sequence[Judged], request: BundleRequest) -> bool:
-    """Whether the gate asks for true accuracy, and reports do not have it."""
+    """Whether the gate asks for true accuracy, and reports do not have it. One in fp32 has none to lose: without a
+    report only gate.min_top1 asks for its own."""
+    if not judged:
+        return request.gate.min_top1 is not None
     return request.gate.labels_column is not None and not all(one.report.labelled_rows for one in judged)
 
 
 def outcome_of(
-    judged: Sequence[Judged], request: BundleRequest, *, notes: Sequence[str] = (), left_out: tuple[str, ...] = ()
+    judged: Sequence[Judged],
+    request: BundleRequest,
+    network: LoadedModel | Manifest,
+    *,
+    notes: Sequence[str] = (),
+    left_out: tuple[str, ...] = (),
 ) -> BundleOutcome:
-    """Judge artifacts by the gate of now: a bundle passes with any of them. One in fp32 may have none, and passes.
+    """Judge artifacts of a network by the gate of now: a bundle passes with any of them. One in fp32 may have none, and
+    passes.
 
     It counts as one that was there already, judged in no time: whoever made it says otherwise.
     """
@@ -210,4 +219,6 @@ def outcome_of(
         seconds=0.0,
         artifacts=tuple(one.info.name for one in passed),
         left_out=left_out,
+        preprocess=str(network.preprocess),
+        doubt="" if preferred is None else gate.doubt(preferred.report, network.outputs),
     )

@@ -96,6 +96,8 @@ class FailureCode(enum.StrEnum):
     GOLDEN_MISMATCH = "golden_mismatch"
     DENIED = "denied"
     """The store refuses us."""
+    REFUSED = "refused"
+    """Nearly all rows of a shard were refused for a reason that lies in the spec."""
     MODEL = "model"
     """The spec's model cannot be had as written."""
     NODE_LOST = "node_lost"
@@ -136,3 +138,7 @@ class BundleOutcome:
     """Names of the artifacts that passed, and that workers may take; () where none was judged."""
     left_out: tuple[str, ...] = ()
     """Rows of the sample that kill whoever decodes them, each with what it did, for a person."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why fp32 itself may be wrong, so that agreement with it proves nothing; empty where there is no reason."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from jobs.errors import BadRowsExceeded
-from workers.output import OutputObject, describe_row, key_names, shown_keys
+from workers.output import OutputObject, describe_row, key_names, reasons_table, shown_keys
 
 
 def bad_rows_error(
@@ -17,7 +17,7 @@ def bad_rows_error(
 ) -> BadRowsExceeded:
     """The end of a run whose input is too bad, with a table of error rows by code and a sample row of each."""
     lines = [f"{rows_bad:,} of {rows_total:,} rows are bad; limits.bad_rows allows {budget:.2%}"]
-    lines += [f"  {n:>8,}  {code:<20} e.g. {samples[code]}" for code, n in by_code.most_common()]
+    lines += reasons_table(by_code, samples)
     return BadRowsExceeded(
         "\n".join(lines),
         "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",

@@ -30,12 +30,13 @@ from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import ErrorRow, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
 from jobs.ledger.plans import (
+    Claim,
     Content,
     NotAPlan,
     Plan,
     Shards,
     Source,
-    dead_versions,
+    dead_claims,
     decode_plan,
     disputed,
     encode_plan,
@@ -130,7 +131,7 @@ class Ledger:
 
         Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
         yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
-        is that plan's.
+        is that plan's, and so are all of a source that it claims afresh.
         """
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
@@ -138,6 +139,8 @@ class Ledger:
         here = {source.uri: source.version for source in present} if relevant else {}
         lost: set[Slice] = set()
         for plan in plans:
+            if plan.afresh:
+                lost = {piece for piece in lost if (piece.uri, piece.version) not in plan.afresh}
             again = {(piece.uri, piece.version) for piece in lost}
             if again:
                 claimed_again = plan.shards_reading(again.__contains__)
@@ -160,15 +163,15 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, plan: Plan, dead: Collection[tuple[str, str]] = ()) -> tuple[Counter[str], dict[str, str]]:
+    def bad_rows(self, plan: Plan, dead: Collection[tuple[int, str, str]] = ()) -> tuple[Counter[str], dict[str, str]]:
         """Rows of a complete plan without a prediction, counted by code, and one of each code for a person.
 
-        Read from its objects; `dead` (uri, version) do not count.
+        Read from its objects; `dead` (plan, uri, version) do not count.
         """
 
         def read(shard: Shard) -> list[ErrorRow]:
             rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
-            return [row for row in rows if (row.uri, row.version) not in dead]
+            return [row for row in rows if (plan.number, row.uri, row.version) not in dead]
 
         by_code: Counter[str] = Counter()
         samples: dict[str, str] = {}
@@ -232,12 +235,15 @@ class Ledger:
         for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, "done"):
             yield from table["key"].to_pylist()
 
-    def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
-        """(uri, version) pairs whose rows are out of date once `plans` are done.
+    def superseded(
+        self, plans: Sequence[Plan], done: Collection[int], counted: Collection[int] = ()
+    ) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that are out of date: those of `done` plans, of which `plans` are all.
 
-        Those among `done` have a record, which tells what was gone; the others count as if nothing were.
+        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything.
         """
         claims = disputed(plans)
+        afresh = {(plan.number, *source) for plan in plans for source in plan.afresh}
         numbers = sorted({number for number, _, _ in claims} & set(done))
         records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, "done")
         gaps = {
@@ -245,7 +251,10 @@ class Ledger:
             for number, gone in zip(numbers, records, strict=True)
             for uri in pc.list_flatten(gone).to_pylist()
         }
-        return dead_versions((uri, version, (number, uri) not in gaps) for number, uri, version in claims)
+        known = {*done, *counted}
+        return dead_claims(
+            Claim(*claim, claim in afresh, claim[:2] not in gaps if claim[0] in known else None) for claim in claims
+        )
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""

@@ -101,6 +101,8 @@ class ModelPart:
     artifact: str
     accuracy: Mapping[str, Any] | None
     """What the gate measured: some figures of workers.bundle.accuracy.AccuracyReport."""
+    preprocess: str | None
+    """What the network sees of an image, for a person."""
 
     def lines(self, metadata: Mapping[str, str]) -> Iterator[str]:
         """`metadata` is the object's: what scored the row."""
@@ -111,6 +113,8 @@ class ModelPart:
             parts = [f"{prefix}{metadata[name]}" for name, prefix in named.items() if metadata.get(name)]
             version = f" ({metadata['engine_version']})" if metadata.get("engine_version") else ""
             yield ", ".join([f"{metadata.get('engine', 'an unknown engine')}{version}", *parts])
+        if self.preprocess is not None:
+            yield f"preprocessing: {self.preprocess}"
         if (gate := self.accuracy) is None:
             return
         if self.task == "embed":

@@ -25,10 +25,10 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import list_job_input
+from jobs.plan.discovery import absent_lines, list_job_input
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
-from jobs.reader import as_identities, current_rows
+from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
@@ -108,7 +108,8 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = list_job_input(job, plans, done)
+    listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
+    verdict.notes += absent_lines(listing)
     verdict.add(
         {
             "sources that cannot be read": [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()],
@@ -124,15 +125,16 @@ def verify(job: Job) -> Verdict:
         dead = ledger.superseded(closed, done)
     except RunFailed:  # a record is damaged, which is found below: readers see nothing then
         closed, dead = [], set()
-    out_of_date = as_identities(dead)
-    gone: list[Slice] = []
+    out_of_date = identities_by_plan(dead)
+    gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
             verdict.found["plans without a done record"].append(
                 f"plan {plan.number} has no done record: run the job again to finish it"
             )
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        gone += _check_plan(ledger, plan, record, job.spec.input, verdict, out_of_date if plan in closed else None)
+        seen = out_of_date.get(plan.number, NONE_DEAD) if plan in closed else None
+        gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
     verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")

@@ -96,12 +96,22 @@ class Report:
     sources_before: int | None = None
     """Of those, the ones that earlier plans claim as they are."""
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
-    """Sources scored again because their content changed."""
+    """Sources scored again, because their content changed or because of `again`."""
+    again: str = ""
+    """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What its fingerprints cover, see jobs.spec.fingerprint.Identity."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why the fp32 network itself may be wrong, if there is a reason."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     """Of the artifact that the bundle's maker preferred, see workers.bundle.accuracy.AccuracyReport, and its `name`."""
     confusion: list[tuple[str, str, int]] = field(default_factory=list)

@@ -120,10 +120,14 @@ def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
     passed over.
     """
+    return (report for report in newest_reports(store, most) if report.root == root)
+
+
+def newest_reports(store: Store, most: int) -> Iterator[Report]:
+    """Of runs with any model, newest first."""
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        report = read_run(store, key.split("/")[2]).report
-        if report and report.root == root:
+        if (report := read_run(store, key.split("/")[2]).report) is not None:
             yield report
 
 

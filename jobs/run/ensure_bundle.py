@@ -48,15 +48,19 @@ def ensure_bundle(
             given = job.spec.input
             raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
         outcome = _make(job, request, connected(), interrupted, say, at)
+    remarks = [f"preprocessing: {outcome.preprocess}"] if outcome.preprocess else []
+    remarks += [f"warning: {outcome.doubt}"] if outcome.doubt else []
     if not outcome.passed:
         raise GateRefused(
-            f"the {request.model.precision} model is refused\n{outcome.table}",
-            "look at the calibration sample (model.calibration), try precision: fp32, or change the gate knowingly",
+            "\n".join([f"the {request.model.precision} model is refused", *remarks, outcome.table]),
+            "see what to do above; the gate is a part of the spec, to be changed knowingly",
         )
     how = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
     say(f"bundle {outcome.fingerprint} {how}")
     if outcome.created and outcome.table:
         say(outcome.table)
+    for line in remarks:
+        say(line)
     return outcome
 
 
@@ -65,7 +69,7 @@ def _existing(job: Job, request: BundleRequest) -> BundleOutcome | None:
     manifest = job.manifest()
     if manifest is None or lacks_labels(judged := judged_in(manifest), request):
         return None
-    return outcome_of(judged, request)
+    return outcome_of(judged, request, manifest)
 
 
 def _make(

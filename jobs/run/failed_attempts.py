@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from jobs.errors import RunFailed, SpecError
+from jobs.errors import RunFailed, SpecError, StintError
 from jobs.ledger.background import Errands
 from jobs.ledger.ledger import Ledger
 from jobs.progress.format import duration
@@ -40,7 +40,7 @@ class FailedAttempts:
     _records: Errands[None] = field(default_factory=lambda: Errands("crashes", RECORDS_AT_ONCE), init=False)
 
     def worker_lost(self, worker: int, failure: Failure, shards: Sequence[HeldShard], now: float) -> None:
-        """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
+        """A ready worker is gone; each shard that it held counts. Raises RunFailed, SpecError."""
         self.progress.note(f"worker {worker}: {failure.message}")
         # All are counted, and crashes recorded, before any ends the run: the next run then knows the same suspects.
         retries = []
@@ -52,7 +52,7 @@ class FailedAttempts:
             self._follow_up(retry, now)
 
     def shard_failed(self, worker: int, held: HeldShard, failure: Failure, now: float) -> None:
-        """An attempt failed and its worker lives. Raises RunFailed."""
+        """An attempt failed and its worker lives. Raises RunFailed, SpecError."""
         if held.shard.key in self.backlog.left:
             self._follow_up(self._count(worker, held, failure, now), now)
 
@@ -128,9 +128,15 @@ def no_cores_error(failure: Failure, limits: Limits) -> SpecError:
     )
 
 
-def given_up_error(retry: Retry, limits: Limits) -> RunFailed:
+def given_up_error(retry: Retry, limits: Limits) -> StintError:
     """A shard has no attempts left, and the run ends: by which limit, its rows, where it was tried, why it failed."""
     shard, failure, times = retry.shard, retry.failure, len(retry.history)
+    if failure.code == FailureCode.REFUSED:
+        return SpecError(
+            f"input.uri_roots: {failure.message}; nothing of it is committed",
+            "name the folders or hosts of the images in input.uri_roots, then run again; if such rows are to be "
+            "expected, raise limits.bad_rows so far that it allows them",
+        )
     spent, todo = f"limits.task_retries allows {limits.task_retries}", "mend the cause"
     if retry.budget is Budget.CRASH:
         spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"

@@ -22,6 +22,7 @@ from jobs.errors import COMPLETE, Interrupted, NothingThere, RunFailed, SpecErro
 from jobs.input.footers import Opened
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.current import keep_following
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -36,6 +37,7 @@ from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
+from jobs.report.new_model import new_model
 from jobs.report.report import COMPLETED, Report, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
@@ -73,7 +75,9 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=console.say,
-        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
+        again=getattr(arguments, "again", None) or "",
+        by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
         beats=True,
     )
 
@@ -111,6 +115,10 @@ class Run:
     say: Callable[[str], None]
     progress: str = "auto"
     """How the run is shown, see jobs.progress.displays.display_for."""
+    by_schedule: bool = False
+    """Whether nobody may be there to read what it says."""
+    again: str = ""
+    """What is to be scored again, see jobs.plan.asked."""
     cluster: Cluster | None = None
     beats: bool = False
     """Whether it is shown how the run stands also during calls that take long, by a thread of its own."""
@@ -123,6 +131,7 @@ class Run:
             root=self.job.fingerprints.root,
             output=self.job.store.url,
             task=self.job.spec.model.task,
+            model=self.job.identity.parts,
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
@@ -135,6 +144,8 @@ class Run:
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
+        self._none_done = False
+        """Whether no plan of the root was done when it was looked at last."""
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
@@ -203,7 +214,7 @@ class Run:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
         self._progress.enter("listing")
         try:
-            found = discover(self.job)
+            found = discover(self.job, self.again)
         except NothingThere as error:
             if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
                 self._ensure_bundle(list)
@@ -216,6 +227,11 @@ class Run:
     def _take(self, found: Discovery) -> None:
         """Have workers and a model that may score what was found, and claim it."""
         self._say_found(found)
+        if (change := new_model(found)) is not None:
+            if self.by_schedule and self.job.spec.schedule.on_new_model == "ask":
+                raise change.question()
+            for line in change.lines():
+                self.say(line)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
@@ -246,7 +262,9 @@ class Run:
         self.report.as_of = str(self.job.days.last)
         self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
         self.report.unreadable = dict(found.unreadable)
+        self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
+        self.report.again = self.report.again or found.asked.text
         self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 
     def _claim(self, found: Discovery) -> None:
@@ -286,6 +304,7 @@ class Run:
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
         done = self.job.ledger.done_numbers()
+        self._none_done = not done
         plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
         return plans, self.job.ledger.missing(*plans)
 
@@ -300,6 +319,7 @@ class Run:
         at = partial(self._progress.enter, "bundle")
         outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say, at)
         self._artifacts = outcome.artifacts
+        self.report.preprocess, self.report.doubt = outcome.preprocess, outcome.doubt
         return outcome
 
     def _score(self, plans: Sequence[Plan], missing: Shards) -> None:
@@ -379,17 +399,29 @@ class Run:
             raise errors[0]
 
     def _record_done(self, plan: Plan, objects: DoneRecord) -> None:
+        if self._none_done:
+            self._keep_readers()
         self.job.ledger.record_done(plan, objects)
         self.report.plans.append(plan.number)
         self.report.rows_ok += objects.total("rows_ok")
         self.report.rows_bad += objects.total("rows_bad")
         self.report.rows_gone += objects.total("rows_gone")
 
-    def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
-        """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
-        done = self.job.ledger.done_numbers()
-        plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
-        return self.job.ledger.superseded(plans, done)
+    def _keep_readers(self) -> None:
+        """A first plan that is done must not leave readers between two models."""
+        self._none_done = False
+        try:
+            kept = keep_following(self.job.store, self.job.ledger.root)
+        except StoreDenied as error:
+            self.say(f"warning: readers that name no model may find two, and none promoted: {error}")
+            return
+        if kept:
+            self.say(f"readers go on with {kept}, until `stint promote` moves them")
+
+    def _replaced(self, plan: Plan) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that readers would not see of this plan, because a done plan has newer ones."""
+        ledger = self.job.ledger
+        return ledger.superseded(ledger.plans(), ledger.done_numbers(), [plan.number])
 
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)

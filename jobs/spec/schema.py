@@ -26,9 +26,11 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from jobs.spec.days import fault_of_template
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
+from workers.source.image_files import FILE_KEYS
 from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 
@@ -60,6 +62,15 @@ def _no_false_root(root: str) -> None:
         raise ValueError(f"{root}: {error}") from error
 
 
+def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
+    if fault := fault_of_template(template, hours=hours):
+        raise ValueError(fault)
+
+
+def _no_hours(template: str) -> None:
+    _days_as_they_can_be_written(template, hours=False)
+
+
 def _no_bare_name(arch: str) -> None:
     if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
         raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
@@ -67,12 +78,12 @@ def _no_bare_name(arch: str) -> None:
 
 _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
     "input": {
-        "uri": (_no_credentials,),
-        "manifest": (_no_credentials,),
+        "uri": (_no_credentials, _days_as_they_can_be_written),
+        "manifest": (_no_credentials, _days_as_they_can_be_written),
         "uri_roots": (_no_credentials, _no_false_root),
     },
     "model": {"arch": (_no_bare_name,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
-    "output": {"uri": (_no_credentials,)},
+    "output": {"uri": (_no_credentials, _no_hours)},
 }
 """By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
 
@@ -109,18 +120,20 @@ def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: it
 
 
 def _faults_of_input(given: InputSpec) -> Iterator[str]:
-    if not all(given.uris) or given.manifest == "":
+    if given.exclusions and not given.uris:
+        yield "input.uri: all of it begins with !, which leaves files out; name what is to be scored as well"
+    if not all((*given.uris, *given.exclusions)) or given.manifest == "":
         yield "input: an empty path; write . for the working directory"
     if bool(given.uris) == (given.manifest is not None):
         yield "input: exactly one of uri and manifest is wanted"
     if given.days > 1 and not given.by_date:
-        yield f"input.days: {given.days} folders are wanted, but no {AS_OF} is in input.uri or manifest"
+        yield f"input.days: {given.days} folders are wanted, but no {{as_of}} is in input.uri or manifest"
     image = _with_image(given).image
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
-    if given.format == "images" and given.keys:
-        yield "input.keys: image files have no columns; source_uri tells rows apart"
+    if given.format == "images" and (unknown := [key for key in given.keys if key not in FILE_KEYS]):
+        yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if reserved := _RESERVED_COLUMNS.intersection(given.keys):
         yield (
             f"input.keys: {', '.join(sorted(reserved))} is a name that Stint uses in its output; "
@@ -257,6 +270,10 @@ class Schedule(Section):
     hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
+    on_new_model: Literal["ask", "score"] = "ask"
+    """When a run of one day (--as-of, as every `stint submit` is) would be the first with another model than before,
+    because the spec, the code, the weights or a library changed. `ask`: it stops with exit code 2, tells what changed,
+    what it would cost, and the two ways on. `score`: it says so and goes on. A run without --as-of always does."""
 
     @field_validator("timezone")
     @classmethod
@@ -314,9 +331,9 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _nights_share_an_output(self) -> JobSpec:
-        if self.input.days > 1 and AS_OF in self.output.uri:
+        if self.input.days > 1 and AS_OF.search(self.output.uri):
             raise ValueError(
-                f"input.days: with {AS_OF} in output.uri every night has a ledger of its own, and would score the "
+                "input.days: with {as_of} in output.uri every night has a ledger of its own, and would score the "
                 "earlier days again; write all nights to one output"
             )
         return self
@@ -325,4 +342,6 @@ class JobSpec(Section):
     def _labels_are_of_classes(self) -> JobSpec:
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
+        if self.gate.min_top1 is not None and self.gate.labels_column is None:
+            raise ValueError("gate.min_top1: true top-1 needs gate.labels_column, a column with the true class")
         return self

@@ -42,6 +42,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+EARLIER_DONE = f"{OUT}/model=earlier-0/_stint/done/00000001.parquet"
+
+
 @dataclass(frozen=True)
 class Change:
     """Something that happens to the input, once, whenever the scheduler likes."""
@@ -78,9 +81,13 @@ class Scenario:
     first_night: bool = False
     """Whether the output is empty: neither probe nor bundle is there."""
     on_change: str = "report"
+    again: str = ""
+    """What these runs, but not those before and after them, are asked to score again."""
     shard_rows: int = 1
     slow: Slow | None = None
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
+    earlier_model: bool = False
+    """Whether readers follow another model's root, because it is the only one."""
 
     @property
     def spec(self) -> JobSpec:
@@ -103,15 +110,14 @@ class Stage:
         self.world = World(self._opening.copy(), IN)
         return self.world
 
-    def body(self) -> Callable[[], None]:
+    def body(self, again: str = "") -> Callable[[], None]:
         """A run from start to end, with caches of its own, as a new process has."""
 
         def run() -> None:
             world = self.world
             job = Job.open(self.spec, self.days)
-            jobs.run.run.Run(
-                job, lambda: ModelCluster(world, job, self.scenario.slow), lambda: False, lambda line: None
-            ).complete()
+            cluster = ModelCluster(world, job, self.scenario.slow)
+            jobs.run.run.Run(job, lambda: cluster, lambda: False, lambda line: None, again=again).complete()
 
         return run
 
@@ -158,6 +164,8 @@ class Stage:
                     ModelCluster(self.world, job).pool(job.bundle_request()).start({})
             for path in [p for p in bucket.objects if "/_stint/runs/" in p or "/_stint/journals/" in p]:
                 bucket.remove(path)
+        if scenario.earlier_model:  # of which nothing else is looked at
+            bucket.objects[EARLIER_DONE] = b""
         for name, data in scenario.files.items():
             bucket.put(f"{IN}/{name}", data)
         return bucket

@@ -23,7 +23,7 @@ def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = Non
     return decode_plan(number, encode_plan(content, f"token-{number}"))
 
 
-def faults(plans: Sequence[Plan], gone: Sequence[Slice], sources: Sequence[Source]) -> list[str]:
+def faults(plans: Sequence[Plan], gone: Sequence[tuple[int, Slice]], sources: Sequence[Source]) -> list[str]:
     return list(chain.from_iterable(claims.faults(plans, gone, sources).values()))
 
 
@@ -44,13 +44,13 @@ def test_rows_that_two_plans_score_are_named() -> None:
 
 def test_rows_that_were_gone_and_are_scored_by_a_later_plan_are_as_they_should_be() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 5, 9))]
-    assert faults(plans, [rows("a", 5, 9)], [A]) == []
+    assert faults(plans, [(1, rows("a", 5, 9))], [A]) == []
 
 
 @pytest.mark.parametrize(("present", "count"), [([A], 1), ([], 0)])
 def test_rows_that_were_gone_matter_only_when_they_are_back(present: list[Source], count: int) -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9))]
-    found = faults(plans, [rows("a", 5, 9)], present)
+    found = faults(plans, [(1, rows("a", 5, 9))], present)
     assert len(found) == count
     assert all("4 rows are back that were gone" in fault for fault in found)
 
@@ -59,15 +59,28 @@ def test_a_file_that_changed_before_its_turn_is_told_until_it_is_claimed_as_it_i
     """A claim made before the change may come to light after it; the file would have no predictions and no fault."""
     changed = Source("a", 10, "v2")
     plans = [plan(1, rows("a", 0, 5))]
-    (fault,) = faults(plans, [rows("a", 0, 5)], [changed])
+    (fault,) = faults(plans, [(1, rows("a", 0, 5))], [changed])
     assert "5 rows changed before it was their turn: run the job again" in fault
     plans.append(plan(2, rows("a", 0, 5, "v2"), supersedes={"a": "v1"}))
-    assert faults(plans, [rows("a", 0, 5)], [changed]) == []
+    assert faults(plans, [(1, rows("a", 0, 5))], [changed]) == []
 
 
 def test_rows_that_were_gone_twice_are_still_missing() -> None:
     plans = [plan(1, rows("a", 0, 5)), plan(2, rows("a", 0, 5))]
-    assert len(faults(plans, [rows("a", 0, 5)] * 2, [A])) == 1
+    assert len(faults(plans, [(1, rows("a", 0, 5)), (2, rows("a", 0, 5))], [A])) == 1
+
+
+def test_rows_that_were_scored_again_count_once_and_what_was_gone_before_no_more() -> None:
+    first = plan(1, rows("a", 0, 5), rows("a", 5, 9))
+    afresh = plan(2, rows("a", 0, 4), rows("a", 4, 9), supersedes={"a": "v1"})
+    assert afresh.afresh == {("a", "v1")}
+    assert faults([first, afresh], [(1, rows("a", 5, 9))], [A]) == []
+    gone = [(2, rows("a", 4, 9))]
+    (fault,) = faults([first, afresh], gone, [A])
+    assert "5 rows are back that were gone" in fault
+    assert faults([first, afresh, plan(3, rows("a", 4, 9))], gone, [A]) == []
+    (fault,) = faults([first, afresh, plan(3, rows("a", 0, 4))], [], [A])
+    assert fault == "a (version v1): row group 0 row 0 is scored by plans 2 and 3"
 
 
 def test_changed_and_vanished_files_are_noted() -> None:
@@ -83,5 +96,5 @@ def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number
     pieces = [rows(f"f{i:06d}", 0, 1) for i in range(count)]
     present = [Source(piece.uri, 10, "v1") for piece in pieces]
     began = time.perf_counter()
-    assert len(faults([plan(1, *pieces)], pieces, present)) == count
+    assert len(faults([plan(1, *pieces)], [(1, piece) for piece in pieces], present)) == count
     assert time.perf_counter() - began < 10  # 0.3 s; for each file on its own it was 45 s

@@ -15,8 +15,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import RunFailed, SpecError
+from jobs.plan.query import Chosen, choose
 from jobs.queries.contact_sheet import KILLER
-from jobs.queries.query import Chosen, choose
 from tests.support import images
 from tests.support.digits_job import ROOT, Digits
 from tests.support.small_ledger import SmallLedger

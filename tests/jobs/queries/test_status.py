@@ -22,7 +22,7 @@ from jobs.progress.snapshot import Snapshot, UnderWay
 from jobs.queries.status import aged, describe_status, watch, with_ledger
 from jobs.report.journal import Journal
 from jobs.spec.days import Days
-from jobs.spec.fingerprint import Fingerprints
+from jobs.spec.fingerprint import Fingerprints, Identity
 from jobs.spec.schema import JobSpec
 from tests.support.fakes import MemoryStore, object_of, opened
 from tests.support.journals import BEGAN, RUN, snapshot
@@ -51,6 +51,7 @@ def job(store: Store) -> Job:
         store=store,
         ledger=Ledger(store, ROOT),
         fingerprints=Fingerprints("bundle", "1", ROOT),
+        identity=Identity({}, {}, "", None),
     )
 
 

@@ -46,6 +46,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__keys": ["image"]}, r"'image' is the image itself"),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
+        ({"gate": {"min_top1": 0.5}}, r"gate.min_top1: true top-1 needs gate.labels_column"),
         ({"input__uri": ""}, r"input: an empty path; write \. for the working directory"),
         ({"input__uri": ["data/", ""]}, r"an empty path"),
         ({"input": {"manifest": ""}}, r"an empty path"),
