@@ -16,7 +16,8 @@ from types import TracebackType
 
 from jobs.arguments import parser
 from jobs.console import Console, still_read
-from jobs.errors import FAILED, INTERRUPTED, StintError
+from jobs.errors import FAILED, INTERRUPTED, Interrupted, StintError
+from jobs.interrupt import tell
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted
 from workers.storage.errors import StoreDenied, StoreError
@@ -61,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return command(arguments.command)(arguments, Console(main, json=getattr(arguments, "progress", "") == "json"))
     except StintError as error:
-        _tell(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""))
+        text = f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else "")
+        (tell if isinstance(error, Interrupted) else _tell)(text)
         return error.exit_code
     except (StoreError, StoreDenied) as error:
         _tell(f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again")

@@ -64,7 +64,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
 def _line(found: list[Leftover]) -> str:
     objects, bytes_there = sum(one.objects for one in found), sum(one.size for one in found)
-    return f"  {found[0].what}: {len(found):,}, in {objects:,} object(s) of {size(bytes_there)}"
+    return f"  {found[0].what}: {len(found):,}, in {counted(objects, "object")} of {size(bytes_there)}"
 
 
 def leftovers(job: Job, older: timedelta, now: datetime | None = None) -> tuple[list[Leftover], list[str]]:

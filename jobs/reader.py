@@ -11,9 +11,10 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -64,16 +65,31 @@ class Predictions:
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         read = list(dict.fromkeys([*names, *SOURCE_COLUMNS, FILE])) if self.superseded else names
-        dead = defaultdict[int, list[str]](list)
-        for plan, *identity in self.superseded:
-            dead[plan].append("\0".join(identity))
+        dead = identities_by_plan(self.superseded)
         for batch in self.dataset.to_batches(columns=read):
-            if self.superseded and batch.num_rows:  # all of one file
-                of_plan = dead.get(place_of(batch.column(FILE)[0].as_py())[0])
-                if of_plan is not None:
-                    identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
-                    batch = batch.filter(pc.invert(pc.is_in(identity, pa.array(of_plan, pa.string()))))
+            if dead and batch.num_rows:  # all of one file
+                batch = current_rows(batch, dead.get(place_of(batch.column(FILE)[0].as_py())[0], NONE_DEAD))
             yield batch.select(names)
+
+
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+NONE_DEAD = pa.array([], pa.string())
+
+
+def identities_by_plan(superseded: Collection[tuple[int, str, str]]) -> dict[int, pa.Array]:
+    """(plan, source_uri, source_version) of rows that are out of date, by plan as `current_rows` takes them."""
+    of_plan = defaultdict[int, list[str]](list)
+    for plan, *identity in superseded:
+        of_plan[plan].append("\0".join(identity))
+    return {plan: pa.array(identities, pa.string()) for plan, identities in of_plan.items()}
+
+
+def current_rows(rows: _Rows, dead: pa.Array) -> _Rows:
+    """Of rows of one plan, with SOURCE_COLUMNS, those of none of its `dead` identities."""
+    if not len(dead):
+        return rows
+    identity = pc.binary_join_element_wise(*(rows.column(name) for name in SOURCE_COLUMNS), "\0")
+    return rows.filter(pc.invert(pc.is_in(identity, dead)))
 
 
 def place_of(path: str) -> tuple[int, int]:

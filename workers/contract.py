@@ -186,6 +186,9 @@ class ModelSpec:
     """Overrides of the preprocessing that the weights come with."""
     calibration: CalibrationSpec = CalibrationSpec()
     """The sample that sets the INT8 ranges."""
+    name: str | None = None
+    """Of the folder with the predictions, `model=<name>-<fingerprint>`. Default: that of the architecture. A folder
+    that is there already keeps its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +242,9 @@ class InputSpec:
     on_change: Literal["report", "rescore"] = "report"
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
     night, or score it again under a new plan that supersedes the old rows."""
+    min_new_rows: Annotated[int, Interval(ge=0)] = 0
+    """Rows that a day's runs claim at least: with fewer the run does what there is and ends with code 1, because the
+    delivery is missing or not whole."""
     shard_rows: AtLeast1 | Literal["auto"] = "auto"
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: AtLeast1 = 256
@@ -322,6 +328,8 @@ class WorkerSpec:
     """Share of a shard's rows that may be refused for a reason that lies in the spec; with more it is not committed."""
     pin: bool = True
     """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
+    started_by: str = ""
+    """The command, for whoever waits for the cores."""
     code_version: str = ""
 
 
@@ -351,4 +359,6 @@ class BundleRequest:
     """Most resident memory of a worker's process, as in WorkerSpec. The maker may take its cores' share of the node."""
     without_extras: bool = False
     """A maker was lost, perhaps by a library, or for want of memory: leave out artifacts of extras that `auto` adds."""
+    started_by: str = ""
+    """As in WorkerSpec."""
     pin: bool = True

@@ -41,6 +41,14 @@ class Maker:
         self._plan: ThreadPlan
         self._held = ExitStack()
         """Ends what the bundle is made with."""
+        self._doing = ""
+
+    def doing(self) -> str:
+        """What it is at, in words."""
+        return self._doing
+
+    def _at(self, step: str) -> None:
+        self._doing = step
 
     def make(self) -> BundleOutcome | Failure:
         """Write the bundle if it is missing and the gate lets it pass."""
@@ -57,12 +65,14 @@ class Maker:
         request = self._request
         if request.pin:
             # The driver counts the node's CPUs; how many cores those are only the node knows.
-            lease = cores.lease(min(request.threads, cores.read_topology().budget))
+            threads = min(request.threads, cores.read_topology().budget)
+            lease = cores.lease(threads, held_for=request.started_by)
             self._held.callback(lease.release)
             cores.apply(lease.plan)
             self._plan = lease.plan
         else:
             self._plan = cores.unpinned(request.threads)
+        self._at("loading the network")
         import torch
 
         if request.pin:
@@ -84,7 +94,7 @@ class Maker:
         request, spec = self._request, self._request.model
         model = load_model(spec)
         sample = self._sample(model)
-        contents = make_artifacts(model, sample, request, isa_class())
+        contents = make_artifacts(model, sample, request, isa_class(), self._at)
         if not contents.artifacts:
             return outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         calibration = None
@@ -95,6 +105,7 @@ class Maker:
                 rows=sample.rows[contents.calibrated_on],
                 bad_rows=sample.bad_rows,
             )
+        self._at("writing the bundle")
         manifest = bundle.write_bundle(
             store,
             request.fingerprint,
@@ -137,6 +148,7 @@ class Maker:
             if reason is not None:
                 not_here.append(f"{name} is left alone, because it cannot be judged on this node: it {reason}")
                 continue
+            self._at(f"gate: {name} against fp32")
             engine = bundle.load_engine(store, manifest, name)
             measured.append(Judged(info=info, report=judge.measured(engine)))
         if not measured:
@@ -148,6 +160,7 @@ class Maker:
         from workers.build.sample import read_sample
 
         request = self._request
+        self._at("reading the sample")
         if request.pin:
             most_bytes = maker_bytes(request, self._plan)
             memory.check_room(most_bytes)

@@ -179,6 +179,8 @@ class Plan:
     """Types of the key columns as they were when the plan was made."""
     slices: Slices
     """By shard. Its sources are all that are claimed, also those without rows."""
+    as_of: str = ""
+    """The day of the run that claimed it; empty where nobody had asked how many rows a day brings."""
     afresh: frozenset[tuple[str, str]] = frozenset()
     """(uri, version) of sources whose earlier rows, in the same version, these put out of date."""
 
@@ -279,6 +281,8 @@ class Content:
     warnings: tuple[str, ...] = ()
     """Of how the rows were cut, for a person."""
     keys: pa.Schema | None = None
+    as_of: str = ""
+    """The day of the run that claims, where it matters how many rows a day brings."""
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
 
@@ -293,7 +297,7 @@ class Content:
 
 def encode_plan(content: Content, token: str) -> bytes:
     """One row a slice, and one for each source without rows."""
-    metadata = {"token": token}
+    metadata = {"token": token} | ({"as_of": content.as_of} if content.as_of else {})
     if content.keys is not None:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
     return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
@@ -340,6 +344,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
         keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
         slices=slices,
         afresh=afresh,
+        as_of=metadata.get(b"stint.as_of", b"").decode(),
     )
 
 

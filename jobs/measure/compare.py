@@ -265,7 +265,7 @@ def _cores() -> cores.Lease:
     """All cores to make candidates with; one where others are taken."""
     for count in (cores.read_topology().budget, 1):
         try:
-            return cores.lease(count)
+            return cores.lease(count, held_for="stint compare")
         except cores.NoCores as error:
             reason = str(error)
     raise RunFailed(f"no core to measure on: {reason}", "compare while nothing else runs here")

@@ -127,8 +127,10 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
         yield f"{counted(past, 'claimed source')} not in the input now; the predictions stay"
 
 
-def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows of files that are there now and were not when they were to be scored.
+def faults(
+    plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source]
+) -> dict[str, list[str]]:
+    """Rows scored twice, and rows of files that are there now and were not when they were to be scored, by their kind.
 
     `gone` are the slices that objects list as gone, each with its plan.
     """
@@ -139,6 +141,7 @@ def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: 
     doubtful = _claimed_again(plans) | {(piece.uri, piece.version) for _, piece in gaps}
     claimed = defaultdict[tuple[str, str], list[list[tuple[int, Slice]]]](list)
     """The slices that belong together, with their plans: those since a claim afresh."""
+    found = defaultdict[str, list[str]](list)
     for plan in plans:
         of_plan = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
         for shard in plan.shards_reading(doubtful.__contains__):
@@ -156,7 +159,7 @@ def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: 
             scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
             for (number, piece), (other, following) in pairwise(scored):
                 if piece.row_group == following.row_group and following.row_start < piece.row_stop:
-                    yield (
+                    found["places with rows that are scored twice"].append(
                         f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
                         f"{number} and {other}"
                     )
@@ -164,7 +167,10 @@ def faults(plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: 
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
             there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
             what, now = there if here[identity[0]] == identity[1] else again
-            yield f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
+            found["sources with rows that are yet to be scored"].append(
+                f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
+            )
+    return found
 
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:

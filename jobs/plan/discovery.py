@@ -19,6 +19,7 @@ from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
+from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
@@ -84,13 +85,18 @@ class Discovery:
             cut,
             empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
+            as_of=str(self.job.days.last) if self.job.spec.input.min_new_rows else "",
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
         )
 
+    @property
+    def claimed_before(self) -> int:
+        """Sources of which nothing is to be claimed: earlier plans have them."""
+        return len(self.sources) - len(self.claim.new) - len(self.claim.again)
+
     def lines(self) -> list[str]:
         """What was found, for a person."""
-        there = len(self.sources)
-        claimed = there - len(self.claim.new) - len(self.claim.again)
+        there, claimed = len(self.sources), self.claimed_before
         lines = [
             f"input as of {self.job.days}: {counted(there, 'source')}, {claimed:,} claimed by earlier plans, "
             f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
@@ -113,11 +119,11 @@ class Discovery:
                 f"warning: no run has looked at {some([f'{d} (files: {n:,})' for d, n in self.overlooked.items()])}; "
                 f"--backfill {first}..{last} scores them, and input.days has every run look back so many days"
             )
-        lines += [
+        unreadable = [
             f"unreadable, left unclaimed: {reason if reason.startswith(uri) else f'{uri}: {reason}'}"
             for uri, reason in self.unreadable.items()
         ]
-        return lines
+        return lines + first_few(unreadable, "sources that are unreadable, left unclaimed")
 
 
 def absent_lines(listing: Listing) -> list[str]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
+import socket
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +19,7 @@ import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
+from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
 from jobs.plan import sharding
@@ -22,11 +27,12 @@ from jobs.plan.known_code import known_fingerprints
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, filled, filled_in, today
-from jobs.spec.fingerprint import Fingerprints, Identity, identity
+from jobs.spec.fingerprint import Fingerprints, Identity, identity, wanted_root
 from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
@@ -34,6 +40,9 @@ from workers.storage.store import Store, open_store, probe
 
 if TYPE_CHECKING:
     from workers.bundle.manifest import Manifest
+
+_COMMAND_SHOWN = 200
+"""Characters."""
 
 
 _MOST_REFUSED = 0.9
@@ -54,6 +63,8 @@ class Job:
     """The one node that all workers run on; None where they run in a cluster."""
     most_threads: int | None = None
     """Cores of the largest node that is there, as far as known."""
+    workers_there: int | None = None
+    """How many workers fit the nodes that are there, as far as known."""
 
     @classmethod
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
@@ -77,6 +88,9 @@ class Job:
             prints = known_fingerprints(store, model, writing=writing)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
+        if (wanted := wanted_root(spec, prints)) != prints.root:
+            there = (root for root in roots(store.url) if root.endswith(f"-{prints.model}"))
+            prints = replace(prints, root=next(there, wanted))
         return cls(
             spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
         )
@@ -165,6 +179,7 @@ class Job:
             artifacts=artifacts,
             engine=self.spec.model.engine,
             memory_bytes=self.spec.workers.memory_bytes,
+            started_by=this_command(),
             most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows),
             code_version=code_version(),
         )
@@ -188,13 +203,16 @@ class Job:
             batch=self.batch or BATCH,
             worker_threads=self.threads,
             memory_bytes=spec.workers.memory_bytes,
+            started_by=this_command(),
         )
 
     def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
         total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
-        within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
+        most, there = self.spec.workers.max, self.workers_there
+        there = None if there is None else min(there, most)
+        within = sharding.bounds(total, most, given.shard_rows, given.shard_mb * 2**20, there)
         return sharding.cut(opened, within, again)
 
 
@@ -212,6 +230,12 @@ def absolute(url: str) -> str:
     """A URL as it is; a local path, with or without `file://`, made absolute: workers may have another working
     directory."""
     return open_filesystem(url)[1] if is_local(url) else url.rstrip("/")
+
+
+def this_command() -> str:
+    """For a person who wants to know whose workers there are: the command line of this process, and where it runs."""
+    line = redacted(shlex.join(["stint", *sys.argv[1:]]))
+    return f"`{line[:_COMMAND_SHOWN]}` (process {os.getpid()} on {socket.gethostname()})"
 
 
 def code_version() -> str:

@@ -92,6 +92,9 @@ class Pool(Protocol):
         may take longer than that, and rows that kill them become error rows. Such a worker must hold nothing else.
         """
 
+    def doing(self) -> str:
+        """Of a pool of one maker: what it is at, in words, as far as is known; to ask costs next to nothing."""
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """What has happened; waits up to `timeout_s` for something to."""
 
@@ -114,6 +117,9 @@ class Cluster(Watcher, Protocol):
 
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
+
+    def workers_there(self, threads: int) -> int:
+        """How many workers of so many cores fit the nodes that are there now, busy or not."""
 
     def most_threads(self) -> int | None:
         """Cores of the largest node that is there; None where none is yet."""

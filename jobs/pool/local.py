@@ -75,6 +75,9 @@ class LocalPool:
             future = threads.submit(actor.score_isolated, shard, isolated_s)
         future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
 
+    def doing(self) -> str:
+        return next((maker.doing() for maker, _ in self._workers.values()), "")
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         return [event for event in drain(self._events, timeout_s) if self._take(event)]
 
@@ -132,6 +135,9 @@ class LocalCluster:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would end up in the progress
 
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
+        return 1
+
+    def workers_there(self, threads: int) -> int:  # noqa: ARG002
         return 1
 
     def most_threads(self) -> int | None:

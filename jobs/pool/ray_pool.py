@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
@@ -101,6 +102,9 @@ class RayPool:
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
+        self._asked: Any = None
+        """The call that asks the maker what it is at, while it is under way."""
+        self._doing = ""
 
     def workers(self) -> Collection[int]:
         return self._ready
@@ -118,7 +122,7 @@ class RayPool:
             label_selector=dict(labels) or None,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=1 if self._makers else CONCURRENCY,
+            max_concurrency=2 if self._makers else CONCURRENCY,  # a maker is asked what it is at
             runtime_env=runtime_env(self._spec.threads, any_process=self._any_process),
         ).remote(self._spec)
         # A lambda, so that it travels by value: nodes need not import this module.
@@ -144,6 +148,15 @@ class RayPool:
             call = actor.handle.score_isolated.remote(shard, isolated_s)
         actor.shards[call] = shard
         self._wait_for(call, worker)
+
+    def doing(self) -> str:
+        for actor in self._actors.values() if self._asked is None else ():
+            self._asked = actor.handle.doing.remote()
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            with suppress(RayError):  # it is lost, and that is heard of anyway
+                self._doing = ray.get(self._asked)
+            self._asked = None
+        return self._doing
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         self._nodes.check()

@@ -19,7 +19,16 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
+from jobs.progress.format import (
+    describe_deadline,
+    describe_eta,
+    describe_phase,
+    describe_waiting,
+    duration,
+    money,
+    percent,
+    printable,
+)
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
 from workers.counted import counted
@@ -98,6 +107,8 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
 
 def describe_snapshot(snapshot: Snapshot) -> str:
     """How a run stands, on one line without escape codes."""
+    if phase := describe_phase(snapshot):
+        return phase
     if waiting := describe_waiting(snapshot):
         state = [waiting]
     else:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SLOWEST_SHOWN = 5
+ADVICE_LEAST_S = 300.0
+"""A run that has scored for less is mostly its beginning and its end: workers that come up, and the last shards."""
+PHASES = ("listing", "ray", "bundle", "workers", "scoring", "finishing")
+"""Of a run, in their order: it lists the input and the ledger, connects to Ray, sees to the bundle, waits for the first
+worker, scores, and writes done records and the report."""
 WORKER_STATES = ("starting", "scoring", "idle", "leaving")
 
 
@@ -42,6 +47,14 @@ class Snapshot:
     """UTC, ISO 8601."""
     elapsed_s: float
     """Since the run began to score."""
+    phase: str = "scoring"
+    """One of PHASES."""
+    step: str = ""
+    """Of the phase, where it has any, in words."""
+    phase_s: float = 0.0
+    """Since the phase, or its step, began."""
+    no_cores_s: float | None = None
+    """How long it has waited for cores that others hold; None while it does not."""
     rows_total: int
     rows_ok: int
     rows_bad: int
@@ -112,8 +125,9 @@ _REMEDY = {
 }
 
 
-def bottleneck(stage_s: Mapping[str, float]) -> tuple[str, str]:
-    """Which stage the workers' time goes to: its name; what it is and what would help. Empty before anything has ended.
+def bottleneck(stage_s: Mapping[str, float], scored_s: float) -> tuple[str, str]:
+    """Which stage the workers' time goes to: its name; what it is, and what would help in a run that has scored for
+    long enough to tell. Empty before anything has ended.
 
     Decoding and predicting take turns in the computing thread; reading and writing go on beside them, so they cost
     time only while that thread waits. `wait` is that time, and counts for the busier one of the two; `idle` is time
@@ -127,7 +141,8 @@ def bottleneck(stage_s: Mapping[str, float]) -> tuple[str, str]:
     if total <= 0:
         return "", ""
     stage = max(shares, key=lambda name: shares[name])
-    return stage, f"{stage} ({shares[stage] / total:.0%} of the workers' time): {_REMEDY[stage]}"
+    remedy = f": {_REMEDY[stage]}" if scored_s >= ADVICE_LEAST_S else ""
+    return stage, f"{stage} ({shares[stage] / total:.0%} of the workers' time){remedy}"
 
 
 @dataclass(frozen=True)

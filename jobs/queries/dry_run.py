@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.console import Console
@@ -15,6 +16,7 @@ from jobs.report.estimate import estimate
 from jobs.report.new_model import new_model
 from workers.contract import ModelSpec
 from workers.counted import counted
+from workers.host.cores import read_topology
 from workers.maker import judged_in, lacks_labels, outcome_of
 from workers.model.names import ModelError, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, override
@@ -30,6 +32,8 @@ def describe_plan(job: Job, again: str = "") -> str:
     """New and missing shards and rows, with what is asked for `again` (jobs.plan.asked); time and cost by the rate of
     the last complete run, where there was one."""
     _check_output(job.store.url)
+    if not os.environ.get("RAY_ADDRESS"):  # which nodes a cluster has, only a run asks
+        job = replace(job, workers_there=read_topology().budget // job.threads)
     found = discover(job, again)
     cut, manifest = found.cut(), job.manifest()
     missing = job.ledger.missing(*found.open_plans)

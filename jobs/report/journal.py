@@ -1,6 +1,6 @@
 """The journal of a run: how it stood, and every attempt at a shard that ended, written while it runs.
 
-    _stint/runs/<run id>/spec.json                  the spec, when the run begins to score
+    _stint/runs/<run id>/spec.json                  the spec, first of all
     _stint/journals/<run id>/00000001.parquet       attempts that ended since the part before, and a snapshot
     _stint/runs/<run id>/report.json, report.html   when it is over
 

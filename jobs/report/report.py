@@ -92,6 +92,10 @@ class Report:
     """The first ones in full, see jobs.run.tally.Tally.failed."""
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
+    sources: int | None = None
+    """Of the input, as it was listed; None where the run did not come to that."""
+    sources_before: int | None = None
+    """Of those, the ones that earlier plans claim as they are."""
     unreadable: dict[str, str] = field(default_factory=dict)
     overlooked: dict[str, int] = field(default_factory=dict)
     """Days before this run's that no run has looked at, each with the files that are there."""
@@ -121,6 +125,9 @@ class Report:
     cost_idle: float | None = None
     cost_per_million: float | None = None
     """Of images scored here."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """What the run was at, one after the other: `phase`, as in jobs.progress.snapshot.PHASES, `step`, `began_s`,
+    `took_s`."""
     throughput: dict[str, Any] = field(default_factory=dict)
     """`step_s`, and `rows` that ended in each step since scoring began."""
     shard_times: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +142,8 @@ class Report:
     """Rows that `classes` and `scores` count."""
     drift: dict[str, Any] = field(default_factory=dict)
     """Against previous nights, see jobs.report.drift.Drift; empty without any."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """What the last night like this one has to tell, as `night_figures` names it; empty without any."""
     bad_examples: list[dict[str, Any]] = field(default_factory=list)
     """A few error rows by code, see jobs.ledger.bad_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
@@ -143,6 +152,23 @@ class Report:
     def rate_a_core(self) -> float:
         """Rows a second of a core, idle or not. Of a run that scored something."""
         return self.rows_scored_here / self.core_hours / 3600
+
+
+def night_figures(report: Report) -> dict[str, Any]:
+    """Figures of a run that scored something, by which it is compared with another: of the rows that it scored."""
+    rows = report.rows_scored_here
+    engines = sorted({str(worker.get("engine", "")) for worker in report.workers} - {""})
+    return {
+        "run_id": report.run_id,
+        "day": report.as_of or report.started[:10],
+        "rows": rows,
+        "bad_share": sum(report.bad_by_code.values()) / rows if rows else None,
+        "rate": report.rate,
+        "cost_per_million": report.cost_per_million,
+        "psi": (report.drift.get("classes") or {}).get("psi"),
+        "engine": ", ".join(engines),
+        "nodes": len({worker.get("host") for worker in report.workers}) or None,
+    }
 
 
 def unfinished_report(last: Snapshot) -> Report:
@@ -202,7 +228,7 @@ def summary(report: Report) -> str:
     """The end of a run, for a person."""
     rows = report.rows_ok + report.rows_bad
     if not report.plans:
-        return f"complete: nothing new to score in {report.job} ({report.output})"
+        return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
         f"complete: {counted(rows, 'row')} = {report.rows_ok:,} ok + {report.rows_bad:,} bad, "
         f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, report.plans))}, "
@@ -233,6 +259,14 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
+def looked_at(report: Report) -> str:
+    """What a run with nothing to score has looked at; empty where it is not known."""
+    if report.sources is None:
+        return ""
+    were = "that are" if report.sources != 1 else "that is"
+    return f": {report.sources:,} sources {were} there, {report.sources_before:,} claimed by earlier plans"
+
+
 def headline(outcome: str) -> tuple[str, str]:
     """Title of a report's outcome, and its tone: `good`, `warn` or `bad`."""
     return _HEADLINES.get(outcome, ("Failed", "bad"))
@@ -244,7 +278,7 @@ def ending(report: Report) -> tuple[str, str]:
         happened, _, details = report.error.strip().partition("\n")
         return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
     if not report.plans:
-        return "There was nothing new to score.", ""
+        return f"There was nothing new to score{looked_at(report)}.", ""
     rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)

@@ -43,6 +43,12 @@ class RunSeen:
         return left.root if left else ""
 
     @property
+    def job(self) -> str:
+        """Its name; empty where the run does not tell."""
+        left = self.report or self.snapshot
+        return left.job if left else ""
+
+    @property
     def heard_at(self) -> datetime:
         """When it wrote last; of one that does not tell, as late as can be: it may be under way."""
         text = self.report.ended if self.report else self.snapshot.at if self.snapshot else ""
@@ -64,7 +70,7 @@ class RunSeen:
         if self.report is not None:
             return _outcome(self.report)
         if self.snapshot is None:
-            return "has begun to score, and has not said yet how it stands"
+            return "has begun, and has not said yet how it stands"
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
             so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from jobs.errors import RunFailed, SpecError, StintError
 from jobs.ledger.background import Errands
 from jobs.ledger.ledger import Ledger
+from jobs.progress.format import duration
 from jobs.progress.progress import Progress
 from jobs.run import policy
 from jobs.run.backlog import Backlog, Retry
@@ -58,9 +59,12 @@ class FailedAttempts:
 
     def not_started(self, worker: int, failure: Failure) -> None:
         """A worker that was asked for is gone before it was ready; noted once for one cause in a row."""
-        if failure.message != self._last_start:
-            self.progress.note(f"a worker did not start, trying again: {failure.message}")
-        self._last_start = failure.message
+        cores = failure.code == FailureCode.NO_CORES  # which of them are free changes all the time
+        cause = failure.code if cores else failure.message
+        if cause != self._last_start:
+            trying = f"a worker did not start, trying again: {failure.message}"
+            self.progress.note(describe_no_cores(failure, self.limits) if cores else trying)
+        self._last_start = cause
         self.tally.failed(worker, None, failure, at=_now(), budget="start")
 
     def note_unrecorded(self, wait_s: float = 0.0) -> None:
@@ -107,6 +111,22 @@ class FailedAttempts:
                 self.backlog.settle(shard.key)
             case ShardStep.STOP:
                 raise given_up_error(retry, self.limits)
+
+
+def describe_no_cores(failure: Failure, limits: Limits) -> str:
+    """Of a worker that found none: who has them, how long they are waited for, and what helps."""
+    return (
+        f"waiting for cores, for {duration(limits.wait_for_cores_s)} at most (limits.wait_for_cores_s): "
+        f"{failure.message}; they come free when that ends"
+    )
+
+
+def no_cores_error(failure: Failure, limits: Limits) -> SpecError:
+    """They were waited for as long as the spec allows."""
+    return SpecError(
+        f"no cores came free in {duration(limits.wait_for_cores_s)} (limits.wait_for_cores_s): {failure.message}",
+        "end what holds them, or wait for it, and run the same command; or let both have some: with fewer workers.max",
+    )
 
 
 def given_up_error(retry: Retry, limits: Limits) -> StintError:

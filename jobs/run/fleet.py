@@ -210,6 +210,11 @@ class Fleet:
         if manner is Manner.BESIDE and len(worker.held) < MAX_HELD_SHARDS:
             self.holding[len(worker.held)].add(number)
 
+    @property
+    def coming_up(self) -> int:
+        """Workers that have a node and are about to be ready."""
+        return sum(len(group.starting) for group in self._groups)
+
     def others_to_try(self) -> bool:
         """Whether a group that is asked next may start workers where another could not."""
         return len(self._groups) > 1 and not all(group.unfit for group in self._groups)

@@ -34,7 +34,7 @@ from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
 from jobs.run.backlog import Backlog
-from jobs.run.failed_attempts import FailedAttempts
+from jobs.run.failed_attempts import FailedAttempts, no_cores_error
 from jobs.run.fleet import Fleet, HeldShard
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
@@ -86,7 +86,6 @@ class Loop:
         try:
             crashes = self.ledger.crashes(plan.number for plan in self.plans) if missing else {}
         except BaseException:
-            self.progress.close()
             self.pool.close()
             raise
         now = self.clock()
@@ -95,6 +94,8 @@ class Loop:
         self._rows_total = sum(plan.rows for plan in self.plans)
         self._bad_before = self.tally.rows_bad  # of other plans, when a run scores a second time
         self._start_after = 0.0
+        self._no_cores_since: float | None = None
+        """While there is no worker, because others hold the cores."""
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
         self._listings: Errands[Present] = Errands("listing")
@@ -108,7 +109,6 @@ class Loop:
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)
             closing.callback(self.pool.close)
-            closing.callback(self.progress.close)
             while self._backlog.left:
                 self._step()
         return self.tally
@@ -124,6 +124,7 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
+        self.progress.no_cores_since = self._no_cores_since
         self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
         if not events and not self._fleet.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
@@ -164,7 +165,7 @@ class Loop:
         ready = self.pool.workers()
         number = len(ready) - sum(worker in ready for worker in self._fleet.released)
         for held in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
-            self._hand_out(held, ready, number, now)
+            self._hand_out(held, ready, number + self._fleet.coming_up, now)
         if self._fleet.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
             self._use_idle(ready, number, now)
@@ -179,8 +180,8 @@ class Loop:
                 self._fleet.asked(self.pool.start(group.spec.labels), group, now)
 
     def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
-        """Give a shard to each worker that holds so many, of `number` that stay. Where suspects wait, busy ones run
-        empty."""
+        """Give a shard to each worker that holds so many, of `number` that stay or are about to be ready. Where
+        suspects wait, busy ones run empty."""
         waiting = self._backlog.waiting
         if not policy.room(held, waiting, number) or not self._backlog.any_to_go(now):
             return
@@ -252,6 +253,7 @@ class Loop:
             case WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
             case WorkerReady():
+                self._no_cores_since = None
                 self._fleet.ready(event.worker, now, event.info.host)
                 self.tally.ready(event.worker, event.info)
                 for note in event.info.notes:  # what workers say of themselves, once each
@@ -303,6 +305,10 @@ class Loop:
         pause_s = policy.start_pause_s(
             failure, self._fleet.failures.count, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
+        if failure.code == FailureCode.NO_CORES and not self.pool.workers():
+            self._no_cores_since = now if self._no_cores_since is None else self._no_cores_since
+            if now - self._no_cores_since > self.limits.wait_for_cores_s:
+                raise no_cores_error(failure, self.limits)
         if pause_s is None:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
@@ -322,7 +328,10 @@ class Loop:
                 raise outcome
             if not isinstance(outcome, StoreError):
                 self._listing_failures = 0
-                self.tally.add_elsewhere(*self._backlog.drop_present(outcome))
+                shards, rows = self._backlog.drop_present(outcome)
+                self.tally.add_elsewhere(shards, rows)
+                if shards and self._no_cores_since is not None:
+                    self._no_cores_since = now  # whoever holds the cores does this run's work
                 continue
             self._listing_failures += 1
             if self._listing_failures >= policy.LISTING_FAILURES:

@@ -11,8 +11,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.console import Console
@@ -77,6 +79,7 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
         again=getattr(arguments, "again", None) or "",
         by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
+        beats=True,
     )
 
 
@@ -118,6 +121,8 @@ class Run:
     again: str = ""
     """What is to be scored again, see jobs.plan.asked."""
     cluster: Cluster | None = None
+    beats: bool = False
+    """Whether it is shown how the run stands also during calls that take long, by a thread of its own."""
 
     def __post_init__(self) -> None:
         now = datetime.now(UTC)
@@ -133,6 +138,10 @@ class Run:
         self._began = time.monotonic()
         self._journal = Journal(self.job.store, self.report.run_id, self.say)
         self._tally = Tally(journal=self._journal)
+        self._progress = Progress(
+            0, 0, counts=self._tally, run_id=self.report.run_id, job=self.report.job, root=self.report.root,
+            phase="listing", display=display_for(sys.stderr, self.progress),
+        )  # fmt: skip
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
@@ -141,26 +150,36 @@ class Run:
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
-        try:
-            self._complete()
-            self.report.outcome = COMPLETED
-        except StintError as error:
-            self.report.outcome = type(error).__name__
-            self.report.error, self.report.next_step = str(error), error.next_step
-            raise
-        finally:
-            self._write_report()
-            if self.cluster:
-                self.cluster.close()
+        self._progress.watch(self._journal)
+        with self._beating():
+            try:
+                save_spec(self.job, self.report.run_id, self.say)  # first of all: who looks finds a run under way
+                self._complete()
+                self.report.outcome = COMPLETED
+            except StintError as error:
+                self.report.outcome = type(error).__name__
+                self.report.error, self.report.next_step = str(error), error.next_step
+                raise
+            finally:
+                self._write_report()
+                self._close()
         return self.report
+
+    def _beating(self) -> AbstractContextManager[None]:
+        return self._progress.beating() if self.beats else nullcontext()
+
+    def _close(self) -> None:
+        self._progress.close()
+        if self.cluster:
+            self.cluster.close()
 
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
-        try:
-            return self._ensure_bundle(discover(self.job).to_sample)
-        finally:
-            if self.cluster:
-                self.cluster.close()
+        with self._beating():
+            try:
+                return self._ensure_bundle(discover(self.job).to_sample)
+            finally:
+                self._close()
 
     def _complete(self) -> None:
         self._discover()
@@ -176,15 +195,34 @@ class Run:
                 "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
                 "and run again; everything else is committed",
             )
+        self._check_delivery()
+
+    def _check_delivery(self) -> None:
+        """Whether this day's runs, of which this need not be the first, have claimed as many rows as the spec wants."""
+        wanted = self.job.spec.input.min_new_rows
+        plans = self.job.ledger.plans() if wanted else ()
+        rows = sum(plan.rows for plan in plans if plan.as_of == str(self.job.days.last))
+        if rows < wanted:
+            raise self._too_few(rows)
+
+    def _too_few(self, rows: int, why: str = "") -> RunFailed:
+        wanted = f"where input.min_new_rows wants {self.job.spec.input.min_new_rows:,}"
+        return RunFailed(
+            f"{rows:,} new rows for {self.job.days.last}, {wanted}: the delivery is missing or not whole{why}",
+            "see to the delivery, then run again; what has come is scored",
+        )
 
     def _discover(self) -> None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
+        self._progress.enter("listing")
         try:
             found = discover(self.job, self.again)
-        except NothingThere:
+        except NothingThere as error:
             if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
                 self._ensure_bundle(list)
                 self._finish_open()
+            if self.job.spec.input.min_new_rows:
+                raise self._too_few(0, f"; {error}") from error
             raise
         self._take(found)
 
@@ -200,7 +238,7 @@ class Run:
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
             may_grow = cluster.most_workers(self.job.threads) is None
-            if self.job.spec.model.device == "cuda" and may_grow and not cluster.gpus():
+            if self._on_gpus and may_grow and not cluster.gpus():
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
             outcome = self._ensure_bundle(found.to_sample)
@@ -210,6 +248,7 @@ class Run:
     def _look_again(self) -> None:
         """Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or others
         in their place. While their plan was open nobody could know of them without reading its objects."""
+        self._progress.enter("listing")
         try:
             found = discover(self.job)
         except SpecError as error:  # the input has become wrong since: this run's rows are done, the next one ends so
@@ -223,6 +262,7 @@ class Run:
         for line in found.lines():
             self.say(line)
         self.report.as_of = str(self.job.days.last)
+        self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
@@ -233,6 +273,8 @@ class Run:
         """Claim what is new as the next plan, less what another run claims first."""
         if not found.fresh and not found.claim.again:
             return
+        self._progress.enter("listing", "claiming what is new")
+        found = replace(found, job=self.job)  # which knows by now what workers there are
         claimed: Content | None = None
 
         def content(plans: Sequence[Plan]) -> Content | None:
@@ -248,10 +290,18 @@ class Run:
 
     def _connected(self) -> Cluster:
         if self.cluster is None:
+            self._progress.enter("ray")
             self.cluster = self.connect()
+            self._progress.watch(self.cluster)
             self.say(self.cluster.describe())
             self.job = replace(self.job, most_threads=self.cluster.most_threads())
+            there = self.cluster.workers_there(self.job.threads)
+            self.job = replace(self.job, workers_there=min(there, self.cluster.gpus()) if self._on_gpus else there)
         return self.cluster
+
+    @property
+    def _on_gpus(self) -> bool:
+        return self.job.spec.model.device == "cuda"
 
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
@@ -267,7 +317,9 @@ class Run:
         self._finish(plans)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
-        outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say)
+        self._progress.enter("bundle")
+        at = partial(self._progress.enter, "bundle")
+        outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say, at)
         self._artifacts = outcome.artifacts
         self.report.preprocess, self.report.doubt = outcome.preprocess, outcome.doubt
         return outcome
@@ -279,19 +331,8 @@ class Run:
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
-        save_spec(self.job, self.report.run_id, self.say)
-        progress = Progress(
-            self._tally.rows_done + total,  # a run may score a second time
-            self._tally.shards_done + total_shards,
-            counts=self._tally,
-            run_id=self.report.run_id,
-            job=self.report.job,
-            root=self.report.root,
-            price=self._price,
-            finish_in_s=finish_in_s,
-            display=display_for(sys.stderr, self.progress),
-            watchers=(self._journal, self._connected()),
-        )
+        self._connected()
+        self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
@@ -301,7 +342,7 @@ class Run:
             missing=missing,
             limits=self.job.spec.limits,
             workers=workers_that_fit(self.job, self._connected()),
-            progress=progress,
+            progress=self._progress,
             tally=self._tally,
             interrupted=self.interrupted,
             run_id=self.report.run_id,
@@ -336,6 +377,7 @@ class Run:
 
     def _finish(self, plans: Sequence[Plan]) -> None:
         """Done records of the plans that are whole, and the budget of bad rows over each of them."""
+        self._progress.enter("finishing", "done records")
         broken = {shard.plan for shard, _ in self._tally.set_aside}
         budget = self.job.spec.limits.bad_rows
         too_bad: list[tuple[Plan, DoneRecord]] = []
@@ -386,6 +428,9 @@ class Run:
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)
         self.report.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self._progress.enter("finishing", "report")
+        self._progress.end()
+        self.report.phases = self._progress.timeline
         self._journal.close()
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         try:

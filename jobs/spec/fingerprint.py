@@ -26,8 +26,12 @@ ROW_FORMAT = 2
 _ALWAYS = ("arch", "args", "task", "preprocess", "calibration", "float_layers")
 """Keys of the spec's `model` that count even at their default. The others count only where they are set, as `engine`
 does: so a key that is new changes no fingerprint of a spec without it."""
-_NEVER = ("precision", "device")
-"""The first counts as the recipe; the second does not change what comes out."""
+_NEVER = ("precision", "device", "name")
+"""The first counts as the recipe; the others do not change what comes out."""
+_TELLS_NOTHING = re.compile(
+    r"(build|create|make|get|load)(_?(model|net|network))?|model|net|network|main", re.IGNORECASE
+)
+"""Names of functions after which a root would be called like any other; the module's tells more."""
 
 
 SOURCE_DIGESTS = {"workers.pruned": "a12f02c147feb987eb48a1586fea6b3f3c6734be45e86bf7c646bd823a0b2d70"}
@@ -102,8 +106,20 @@ def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     row: dict[str, Any] = {"keys": spec.input.keys, "row_format": ROW_FORMAT}
     if model.task == "classify":
         row["topk"] = spec.output.topk
-    name = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/:]", model.arch)[-1]).strip("_")
-    return Identity(bundle, row, name, code)
+    return Identity(bundle, row, _plain(re.split(r"[/:]", model.arch)[-1]), code)
+
+
+def wanted_root(spec: JobSpec, given: Fingerprints) -> str:
+    """What a root of the model is called where there is none yet: by `model.name`, or so that it tells what it is."""
+    module, colon, function = spec.model.arch.partition(":")
+    name = _plain(spec.model.name or "")
+    if not name and colon and _TELLS_NOTHING.fullmatch(function):
+        name = _plain(module.rpartition(".")[2])
+    return f"model={name}-{given.model}" if name else given.root
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
 def _digest(content: object) -> str:

@@ -318,6 +318,8 @@ class Limits(Section):
     """Seconds after which a worker that still scores the same shard is held to be stuck and ended; in isolation, what
     scoring all its rows may take. `auto`: half an hour, or 20 times what such a shard has taken if that is longer, once
     any has ended."""
+    wait_for_cores_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that a run without any worker waits for cores that other commands hold, before it ends with code 2."""
 
 
 class Schedule(Section):

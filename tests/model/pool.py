@@ -207,6 +207,9 @@ class ModelMakers:
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         raise AssertionError("makers take no shards")
 
+    def doing(self) -> str:
+        return ""
+
     def poll(self, timeout_s: float) -> Sequence[Event]:
         events, self._events = self._events, []
         return events
@@ -224,6 +227,9 @@ class ModelCluster:
         self._world, self._job, self._slow = world, job, slow
 
     def most_workers(self, threads: int) -> int | None:
+        return self._job.spec.workers.max
+
+    def workers_there(self, threads: int) -> int:
         return self._job.spec.workers.max
 
     def most_threads(self) -> int | None:

@@ -123,7 +123,9 @@ def test_seven_nights(nights: Nights) -> None:
     nights.put("2026-03-01/b.parquet")
     nights.put("2026-03-03/a.parquet")
     assert "changed, scored again in place of what was there" in nights.run(3)
-    check(3)
+    shown = check(3)
+    assert "240 rows claimed by 3 plan(s)" in shown
+    assert "readers of this model see 200 of them" in shown
     assert len(nights.check_readers().superseded) == 1
 
     # The fourth: a file is half copied. Everything else is scored; the night ends with code 1 and names the file.
@@ -272,6 +274,28 @@ def test_by_default_a_changed_file_is_named_every_night_and_its_predictions_stay
     nights.check_readers()
     reports = [json.loads(file.read_text()) for file in nights.out.glob("_stint/runs/*/report.json")]
     assert sorted(len(report["changed"]) for report in reports) == [0, 1]
+
+
+def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_says_what_was_looked_at(
+    nights: Nights,
+) -> None:
+    nights.raw["input"]["min_new_rows"] = 2 * ROWS
+    nights.spec = nights.write_spec(nights.raw)
+    said = nights.run(1, code=1)  # not even the folder is there
+    assert "0 new rows for 2026-03-01, where input.min_new_rows wants 80: the delivery is missing" in said
+    assert "there is nothing at" in said
+    nights.put("2026-03-01/a.parquet")
+    assert "40 new rows for 2026-03-01" in nights.run(1, code=1)
+    nights.check_readers()  # what has come is scored all the same
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    said = nights.run(1)  # again: the day has brought what it should
+    assert "nothing new to score in digits" in said
+    assert "2 sources that are there, 2 claimed by earlier plans" in said
+    quiet = max(nights.out.glob("_stint/runs/*/report.html")).read_text()
+    assert "There was nothing new to score: 2 sources that are there, 2 claimed by earlier plans." in quiet
+    nights.run(2, code=1)
+    nights.verify(2)
 
 
 def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(

@@ -35,8 +35,11 @@ class BundleContents:
     """For the manifest: what is not in the bundle, and why."""
 
 
-def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> BundleContents:
-    """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged.
+def make_artifacts(
+    model: LoadedModel, sample: Sample, request: BundleRequest, isa: str, at: Callable[[str], None] = lambda _: None
+) -> BundleContents:
+    """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged; `at` is told each
+    step.
 
     An artifact that cannot be made is a failure among others. Raises ModelError where that is true of all of them.
     """
@@ -50,19 +53,23 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
     if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC and sample.labels is None:
         contents.artifacts.append((fp32, None))  # nothing in it is an approximation, nor is known to be wrong
         return contents
+    at("calibrating")
     quantizer = Quantizer(model, sample.crops_NHWC[calibrating])
     rows = {
         "calibration_rows": len(sample.rows[calibrating]),
         "shared_rows": len(sample) if calibrating == comparing else 0,
     }
+    at("gate: fp32 on the rows to compare")
     judge = Judge(open_artifact(fp32), sample, comparing, request, **rows)
     if not judge.decide(judge.of_itself).passed:  # then no other artifact can pass, however long it is looked for
         contents.judged.append(Judged(info=fp32.info, report=judge.of_itself))
         return contents
     errors: list[Exception] = []
     for wanted in _wanted(request, isa, contents):
+        at(f"making {wanted.name}")
         try:
             artifact = build_artifact(wanted, quantizer, fp32, request, judge.accepts)
+            at(f"gate: {wanted.name} against fp32")
             report = judge.report(artifact)
         except MemoryError:
             raise

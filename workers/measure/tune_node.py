@@ -83,7 +83,7 @@ class TuneNode:
         spec = self._spec
         try:
             self._topology = cores.read_topology()
-            self._lease = cores.lease(self._topology.budget, self._topology)
+            self._lease = cores.lease(self._topology.budget, self._topology, held_for="stint tune")
             self._resources.callback(self._lease.release)
             _, manifest = open_bundle(spec.output, spec.bundle)
             folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-"))

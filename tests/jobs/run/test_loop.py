@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.errors import BadRowsExceeded, Interrupted, RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.pool.local import LocalPool
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
@@ -166,6 +166,24 @@ def test_a_run_whose_workers_find_no_cores_ends_when_the_other_run_has_done_it_a
     assert waiting.tally.rows_elsewhere == 40
 
 
+def test_cores_that_do_not_come_free_are_told_once_and_end_the_run_after_a_while() -> None:
+    ledger, plan = setup(4)
+    out, tally = io.StringIO(), Tally()
+    progress = Progress(plan.rows, len(plan.shards), counts=tally, display=display_for(out))
+    waiting = loop(
+        ledger, plan, lambda: NeverStarts(ledger.store, ROOT), progress=progress, tally=tally,
+        limits=Limits(wait_for_cores_s=0.3),
+    )  # fmt: skip
+    with pytest.raises(SpecError, match=r"no cores came free in 0s \(limits.wait_for_cores_s\): 2 of 2 cores are held"):
+        waiting.run()
+    assert tally.failed_starts > 1
+    told = [line for line in out.getvalue().splitlines() if "limits.wait_for_cores_s" in line]
+    assert told == [
+        "waiting for cores, for 0s at most (limits.wait_for_cores_s): 2 of 2 cores are held; "
+        "they come free when that ends"
+    ]
+
+
 def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
     ledger, plan = setup(4)
 
@@ -277,6 +295,39 @@ def test_a_thread_that_hangs_is_left_to_itself_and_its_shard_goes_on_elsewhere(
     monkeypatch.setattr(one.pool, "close", lambda: (released.set(), close()))
     assert one.run().failures["stuck"] >= 1
     assert not ledger.missing(plan)
+
+
+class TellsOfNodes(LocalPool):
+    """Every worker has a node at once, as on one machine."""
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        worker = super().start(labels)
+        self._events.put(WorkerPlaced(worker, "here", 2))
+        return worker
+
+
+def test_the_first_worker_that_is_ready_leaves_the_others_their_share() -> None:
+    """Of two shards it would have read one ahead, and the second worker would have come up for nothing."""
+    ledger, plan = setup(2)
+    scoring, both = threading.Event(), threading.Barrier(2, timeout=30)
+    workers: list[FakeWorker] = []
+
+    class StartsSecond(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            if self is not workers[0]:
+                scoring.wait(30)
+            return super().start()
+
+    def behave(shard: Shard) -> None:
+        scoring.set()
+        both.wait()
+
+    def factory() -> FakeWorker:
+        workers.append(StartsSecond(ledger.store, ROOT, behave))
+        return workers[-1]
+
+    loop(ledger, plan, factory, pool=TellsOfNodes(factory), workers=Workers(max=2)).run()
+    assert [len(worker.scored) for worker in workers] == [1, 1]
 
 
 class LosesItsFirstWorker(LocalPool):
