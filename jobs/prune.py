@@ -26,6 +26,7 @@ from jobs.plan.job import Job
 from jobs.progress.format import size
 from jobs.report import journal
 from jobs.report.runs import newest_runs
+from workers.counted import counted
 from workers.output import NotOurs, OutputObject
 from workers.storage.errors import NotFound
 from workers.storage.filesystems import open_filesystem
@@ -64,7 +65,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
 def _line(found: list[Leftover]) -> str:
     objects, bytes_there = sum(one.objects for one in found), sum(one.size for one in found)
-    return f"  {found[0].what}: {len(found):,}, in {counted(objects, "object")} of {size(bytes_there)}"
+    return f"  {found[0].what}: {len(found):,}, in {counted(objects, 'object')} of {size(bytes_there)}"
 
 
 def leftovers(job: Job, older: timedelta, now: datetime | None = None) -> tuple[list[Leftover], list[str]]:
