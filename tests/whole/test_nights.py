@@ -124,7 +124,7 @@ def test_seven_nights(nights: Nights) -> None:
     nights.put("2026-03-03/a.parquet")
     assert "changed, scored again in place of what was there" in nights.run(3)
     shown = check(3)
-    assert "240 rows claimed by 3 plan(s)" in shown
+    assert "240 rows claimed by 3 plans" in shown
     assert "readers of this model see 200 of them" in shown
     assert len(nights.check_readers().superseded) == 1
 
@@ -142,7 +142,7 @@ def test_seven_nights(nights: Nights) -> None:
     nights.expected["2026-03-04/half.parquet"] = rows
     (nights.folder / "in/2026-03-03/a.parquet").unlink()
     assert "not there (yet): " in nights.run(5)
-    assert "are not in the input now; their predictions stay" in check(5)
+    assert "not in the input now; the predictions stay" in check(5)
 
     # The same night once more: nothing is new.
     assert "nothing new to score" in nights.run(5)
@@ -592,7 +592,7 @@ def test_what_was_scored_is_verified_and_promoted_without_a_folder_of_today(nigh
     assert main(["verify", nights.spec]) == 0
     shown = nights.capsys.readouterr().out
     assert "note: not there (yet): " in shown
-    assert "verified: 40 rows claimed by 1 plan(s)" in shown
+    assert "verified: 40 rows claimed by 1 plan" in shown
     assert main(["promote", nights.spec]) == 0
     assert main(["plan", nights.spec]) == 2, "what a run of today would end with"
 
