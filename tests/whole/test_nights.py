@@ -134,7 +134,7 @@ def test_seven_nights(nights: Nights) -> None:
     half.write_bytes(whole[: len(whole) // 2])
     rows = nights.expected.pop("2026-03-04/half.parquet")
     nights.put("2026-03-04/a.parquet")
-    assert f"1 source or shard could not be read or scored and so without predictions: {half}" in nights.run(4, code=1)
+    assert f"1 source or shard could not be read or scored and got no predictions: {half}" in nights.run(4, code=1)
     assert f"{half} (version " in check(4, code=1)
 
     # The fifth: the copy is whole now; a file that was scored is deleted, and its predictions stay. No folder of today.
