@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
 KINDS = (
-    "probe", "bundle-file", "bundle-manifest", "plan", "run-spec", "shard", "crash", "done", "report", "page",
+    "probe", "run-spec", "bundle-file", "bundle-manifest", "plan", "shard", "crash", "done", "report", "page",
     "current",
 )  # fmt: skip
 """In the order in which a run creates them."""
@@ -49,8 +49,11 @@ POINTS = (
     Point("probe before", "an empty output", "starts from the beginning"),
     Point("probe within", "a file in `_stint/tmp`, which nobody reads", "starts from the beginning"),
     Point("probe after", "the probe's key", "finds it, as every later run does"),
-    Point("bundle-file before", "the probe's key", "makes the bundle"),
-    Point("bundle-file within", "the probe's key, a file in `_stint/tmp`", "makes the bundle"),
+    Point("run-spec before", "the probe's key", "starts from the beginning"),
+    Point("run-spec within", "the probe's key, a file in `_stint/tmp`", "starts from the beginning"),
+    Point("run-spec after", "a run record without its report", "starts from the beginning"),
+    Point("bundle-file before", "a run record without its report", "makes the bundle"),
+    Point("bundle-file within", "the same, a file in `_stint/tmp`", "makes the bundle"),
     Point("bundle-file after", "one file under the hash of its content", "makes the bundle: equal bytes, equal names"),
     Point("bundle-manifest before", "the bundle's files, no manifest: no bundle", "makes the bundle"),
     Point("bundle-manifest within", "the bundle's files, a file in `_stint/tmp`", "makes the bundle"),
@@ -58,9 +61,6 @@ POINTS = (
     Point("plan before", "the bundle, nothing claimed", "plans"),
     Point("plan within", "the bundle, a file in `_stint/tmp`", "plans"),
     Point("plan after", "an open plan without predictions", "scores it; the input is claimed once"),
-    Point("run-spec before", "an open plan without predictions", "scores it"),
-    Point("run-spec within", "the same, a file in `_stint/tmp`", "scores it"),
-    Point("run-spec after", "an open plan, a run record without its report", "scores it"),
     Point("shard before", "an open plan, some shards committed", "scores the others", nth=2),
     Point("shard within", "the same, a file in `_stint/tmp`", "scores the others", nth=2),
     Point("shard after", "one more shard, that no driver knows of", "finds it in the listing", nth=2),
