@@ -56,7 +56,7 @@ class WorkerLeaving:
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """A worker that failed to start or died. Its shards are nobody's now."""
+    """A worker that failed to start or died. The loop knows what it held."""
 
     worker: int
     failure: Failure

@@ -221,7 +221,7 @@ class Fleet:
     @property
     def released(self) -> frozenset[int]:
         """Workers that get no more shards, those that are leaving included."""
-        return self._released | self._leaving.keys()
+        return self._released.union(self._leaving)
 
     def s_a_row(self, worker: int) -> float | None:
         """Seconds that a worker takes for a row: as it has shown, or else its group, or all; None if nobody knows."""

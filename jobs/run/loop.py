@@ -185,6 +185,8 @@ class Loop:
         if not policy.room(held, waiting, number) or not self._backlog.any_to_go(now):
             return
         able, starting, reserved = self._fleet.able, self.pool.size() > len(ready), 0
+        if self._backlog.any_again:  # a shard must not wait for a worker whose loss is not yet told
+            able = {worker: host for worker, host in able.items() if worker in ready}
         for worker in self._fleet.fullest_first(held):
             if worker not in ready:
                 continue
@@ -242,7 +244,7 @@ class Loop:
 
     def _end(self, worker: int) -> None:
         self.pool.end(worker)
-        self._fleet.ended(worker)  # it is idle
+        self._fleet.ended(worker)  # it holds nothing
 
     def _handle(self, event: Event) -> None:
         now = self.clock()

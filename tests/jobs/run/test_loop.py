@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -297,6 +299,36 @@ def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:
     pool = LosesItsFirstWorker(lambda: FakeWorker(ledger.store, ROOT, behave))
     one = loop(ledger, plan, lambda: None, pool=pool)
     assert one.run().failures.total() >= 1
+    assert not ledger.missing(plan)
+
+
+class LosesWithoutAWord(LocalPool):
+    """The third worker, the only one of its host, is lost as soon as it is ready; that its end is told takes long."""
+
+    def workers(self) -> Collection[int]:
+        return self._ready.keys() - {2}
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return [
+            replace(event, info=replace(event.info, host="far" if event.worker == 2 else "near"))
+            if isinstance(event, WorkerReady)
+            else event
+            for event in super().poll(timeout_s)
+        ]
+
+
+def test_a_shard_that_failed_does_not_wait_for_a_worker_that_is_lost() -> None:
+    ledger, plan = setup()
+    everybody, ends = threading.Barrier(3), time.monotonic() + 20
+
+    class Starts(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            everybody.wait(10)
+            return super().start()
+
+    behave = fails_times(1, Failure(kind=FailureKind.INFRA, message="a disk of that host"))
+    pool = LosesWithoutAWord(lambda: Starts(ledger.store, ROOT, behave))
+    loop(ledger, plan, lambda: None, pool=pool, interrupted=lambda: time.monotonic() > ends).run()
     assert not ledger.missing(plan)
 
 
