@@ -1,4 +1,4 @@
-"""Which group of nodes workers are asked for in: the preferred one while it delivers, else the next. Pure functions."""
+"""Groups of nodes with the workers in each, and which one is asked next: the preferred one while it delivers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NodeGroup:
     rate: RecentRate = field(default_factory=RecentRate)
 
     @property
-    def held(self) -> int:
+    def placed(self) -> int:
         return len(self.ready) + len(self.starting)
 
     @property
@@ -64,7 +64,7 @@ class NodeGroup:
         return now >= self.closed_until
 
     def room(self, wanted: int) -> int:
-        return wanted if self.spec.max is None else max(0, min(wanted, self.spec.max - self.held))
+        return wanted if self.spec.max is None else max(0, min(wanted, self.spec.max - self.placed))
 
 
 def requests(wanted: int, groups: Sequence[NodeGroup], now: float, *, replace: bool) -> list[int]:
@@ -74,7 +74,7 @@ def requests(wanted: int, groups: Sequence[NodeGroup], now: float, *, replace: b
     With `replace`, an open group is also asked for as many as work in groups less preferred: when they are ready,
     `surplus` lets those go.
     """
-    short = max(0, wanted - sum(group.held for group in groups))
+    short = max(0, wanted - sum(group.placed for group in groups))
     asked = []
     for index, group in enumerate(groups):
         is_last = index == len(groups) - 1
@@ -82,7 +82,7 @@ def requests(wanted: int, groups: Sequence[NodeGroup], now: float, *, replace: b
         short -= take
         if replace and group.open(now) and not is_last:
             others = sum(len(other.ready) for other in groups[index + 1 :])
-            take = group.room(min(take + others, max(0, wanted - group.held)))
+            take = group.room(min(take + others, max(0, wanted - group.placed)))
         asked.append(take)
     for index, group in enumerate(groups[:-1]):
         if not group.open(now) and not group.unfit:
