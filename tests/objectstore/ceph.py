@@ -14,7 +14,8 @@ from pathlib import Path
 
 import requests
 
-from tests.objectstore.processes import READY_S, end, free_port, started
+from tests.objectstore.processes import READY_S, end, started
+from tests.support.ports import free_ports
 
 KEY_ID, SECRET = "AKIDCEPH", "ceph-secret-canary"
 
@@ -122,7 +123,7 @@ class Ceph:
 
     @contextmanager
     def gateway(self, *options: str) -> Iterator[Gateway]:
-        gateway = Gateway(self, free_port(), options)
+        gateway = Gateway(self, free_ports(1)[0], options)
         try:
             gateway.start()
             yield gateway
@@ -162,7 +163,7 @@ def started_ceph(root: Path, folder: Path) -> Iterator[Ceph]:
             "CEPH_CONF": str(folder / "ceph.conf"),
         },
     )
-    fsid, port = str(uuid.uuid4()), free_port()
+    fsid, port = str(uuid.uuid4()), free_ports(1)[0]
     for name in ("mon", "osd"):
         (folder / name).mkdir(parents=True)
     ceph.config.write_text(_CONFIG.format(fsid=fsid, port=port, folder=folder, lib=lib))

@@ -13,12 +13,6 @@ from pathlib import Path
 READY_S = 60.0
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @contextmanager
 def started(
     argv: Sequence[str | Path], log: Path, *, port: int | None = None, env: Mapping[str, str] | None = None

@@ -13,12 +13,13 @@ from tests.objectstore import packages
 from tests.objectstore.backends import S3, Azure, Backend, reach
 from tests.objectstore.ceph import KEY_ID, SECRET, Ceph, Gateway, started_ceph
 from tests.objectstore.fault_proxy import FaultProxy
-from tests.objectstore.processes import free_port, started
+from tests.objectstore.processes import started
+from tests.support.ports import free_ports
 
 
 @pytest.fixture(scope="session")
 def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    port = free_port()
+    [port] = free_ports(1)
     log = tmp_path_factory.mktemp("ministack") / "log"
     env = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)}
     with started([packages.needed(packages.ministack)], log, port=port, env=env):
@@ -51,7 +52,7 @@ def rados(gateway: Gateway) -> S3:
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
     pytest.importorskip("adlfs", reason="Azure's file system is not installed: pip install -e '.[test]'")
     program = packages.needed(packages.azurite)
-    port = free_port()
+    [port] = free_ports(1)
     folder = tmp_path_factory.mktemp("azurite")
     argv: list[str | Path] = [
         program, "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck", "--silent",
@@ -65,7 +66,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
 def lying_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """rclone serves a folder as S3 and takes no notice of If-None-Match."""
     program = packages.needed(packages.rclone)
-    port = free_port()
+    [port] = free_ports(1)
     folder = tmp_path_factory.mktemp("rclone")
     (folder / "data").mkdir()
     argv: list[str | Path] = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,9 +17,8 @@ import pytest
 import requests
 
 from tests.support.digits_job import PYTHON
+from tests.support.ports import free_ports
 
-PORTS = 20_000, 32_000
-"""Above those of Ray's workers, below those that Linux gives to connections."""
 SECRET = "canary+Wren/7391"
 
 
@@ -40,7 +37,7 @@ def started_head(
     options: Callable[[str, Path], Sequence[str]] | Sequence[str], env: Mapping[str, str]
 ) -> Iterator[Head]:
     """`ray start --head` with `options`, which may be made from its address and folder. It may not answer yet."""
-    gcs, dashboard, agent, agent_grpc, metrics = (_free_port() for _ in range(5))
+    gcs, dashboard, agent, agent_grpc, metrics = free_ports(5)
     address = f"127.0.0.1:{gcs}"
     with tempfile.TemporaryDirectory(prefix="stint-ray-") as name:  # short: it holds Unix sockets
         folder = Path(name)
@@ -98,15 +95,6 @@ def ray_head() -> Iterator[Head]:
     with started_head(["--num-cpus=2", "--num-gpus=1"], env) as head:
         await_job_server(head)
         yield head
-
-
-def _free_port() -> int:
-    """Not one of those that the kernel gives to connections: until Ray listens, one of its own might get it."""
-    while True:
-        port = random.randrange(*PORTS)
-        with suppress(OSError), socket.socket() as s:
-            s.bind(("127.0.0.1", port))
-            return port
 
 
 def _processes_of(folder: str) -> list[int]:
