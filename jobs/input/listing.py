@@ -6,7 +6,7 @@ Hive readers do. A file that several prefixes or manifests name is one source.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jobs.errors import NothingThere, SpecError
@@ -16,8 +16,10 @@ from jobs.spec.days import Days, filled
 from workers.contract import InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
+from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
+_LOOKUPS_AT_ONCE = 32
 _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
@@ -72,6 +74,24 @@ def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful:
             )
         absent += missing
     return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), unreadable)
+
+
+def vanished(uris: Iterable[str]) -> set[str]:
+    """Those of the files that are not there any more. Raises StoreError, StoreDenied."""
+    return {uri for uri, version in versions_now(uris).items() if version is None}
+
+
+def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
+    """What is at these places: the version of each file, or None. Raises StoreError, StoreDenied."""
+
+    def version_at(uri: str) -> tuple[str, str | None]:
+        try:
+            fs, path = open_filesystem(uri)
+            return uri, version_of(retrying(lambda: fs.info(path), uri))
+        except NotFound:
+            return uri, None
+
+    return dict(ahead(version_at, uris, _LOOKUPS_AT_ONCE, "versions"))
 
 
 def _list_folder(url: str, format: str) -> list[Source]:

@@ -177,6 +177,13 @@ class Plan:
     """Types of the key columns as they were when the plan was made."""
     slices: Slices
     """By shard. Its sources are all that are claimed, also those without rows."""
+    day: str = ""
+    """That it was made for; plans of earlier releases do not say."""
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"plan {self.number}" + (f" ({self.day})" if self.day else "")
 
     @property
     def sources(self) -> pa.Table:
@@ -274,6 +281,8 @@ class Content:
     keys: pa.Schema | None = None
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
+    day: str = ""
+    """That the plan is made for."""
 
     def sizes(self) -> str:
         """For a person: how many shards, and how large."""
@@ -285,7 +294,7 @@ class Content:
 
 def encode_plan(content: Content, token: str) -> bytes:
     """One row a slice, and one for each source without rows."""
-    metadata = {"token": token}
+    metadata = {"token": token, "day": content.day}
     if content.keys is not None:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
     return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
@@ -330,6 +339,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
         token=metadata[b"stint.token"].decode(),
         keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
         slices=_decoded(file),
+        day=metadata.get(b"stint.day", b"").decode(),
     )
 
 

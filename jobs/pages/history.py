@@ -40,8 +40,9 @@ class Night:
     outcome: str
     """As in the report: `complete`, or the name of an error; `unfinished` where there is no report."""
     rows: int
-    """Of the plans that the run completed; of one that completed none, those that it scored."""
+    """Scored by the run, so that those of a night that took several runs add up."""
     bad_share: float | None = None
+    """Of these."""
     rate: float | None = None
     """Rows a second."""
     elapsed_s: float | None = None
@@ -87,15 +88,12 @@ def _night(run: RunSeen) -> Night:
     drift = report.drift
     # One that died had workers, whether they scored anything or not.
     had_workers = bool(report.rows_scored_here) or run.report is None
-    rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
-    if not rows:  # it completed nothing
-        rows, bad = report.rows_scored_here, sum(report.bad_by_code.values())
     return Night(
         run_id=run.run_id,
         day=report.as_of[:10] or _TIME.sub(r"\1-\2-\3", run.run_id)[:10],
         outcome=report.outcome,
-        rows=rows,
-        bad_share=bad / rows if rows else None,
+        rows=report.scored.scored,
+        bad_share=report.scored.bad_share,
         rate=report.rate or None,
         elapsed_s=report.elapsed_s or None,
         core_hours=report.core_hours if had_workers else None,

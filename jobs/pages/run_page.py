@@ -14,7 +14,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import percent, seconds
 from jobs.progress.snapshot import bottleneck
-from jobs.report.report import Report, ending, headline, redacted_report
+from jobs.report.report import Report, accounts, ending, headline, redacted_report
 
 SECTIONS = (
     "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
@@ -40,6 +40,7 @@ def report_page(report: Report) -> str:
         sections=SECTIONS,
         headline=headline(report.outcome),
         ending=ending(report),
+        accounts=accounts(report),
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,

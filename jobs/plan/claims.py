@@ -38,12 +38,19 @@ class NextClaim:
 
 
 def next_claim(
-    sources: Sequence[Source], plans: Sequence[Plan], lost: Collection[Slice], *, rescore: bool
+    sources: Sequence[Source],
+    plans: Sequence[Plan],
+    lost: Collection[Slice],
+    failed: Collection[tuple[str, str]] = (),
+    *,
+    rescore: bool,
 ) -> NextClaim:
     """What to claim of `sources`, each URI of which is listed once.
 
     `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
-    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
+    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise. So is
+    one whose former version has bad rows in an open plan, as `failed` has it by (uri, version): it has been replaced,
+    and nobody has seen what was said of it.
     """
     holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
     new: list[Source] = []
@@ -60,7 +67,7 @@ def next_claim(
         elif before == source.version:
             if source.identity in holes:
                 again[source] = tuple(holes[source.identity])
-        elif rescore or (source.uri, before) in holes:
+        elif rescore or (source.uri, before) in holes or (source.uri, before) in failed:
             supersedes[source.uri] = before
             if source.identity in former:  # put back as it once was: its rows are there, but for holes
                 again[source] = tuple(holes.get(source.identity, ()))

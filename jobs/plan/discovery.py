@@ -30,6 +30,8 @@ class Discovery:
     open_plans: list[Plan]
     lost: frozenset[Slice]
     """Rows of earlier plans whose source was gone when they were to be scored."""
+    failed: frozenset[tuple[str, str]]
+    """(uri, version) of sources that have been replaced, and have bad rows in plans that are open."""
     claim: NextClaim
     fresh: list[Opened]
     """The new sources that can be read, with their row groups."""
@@ -59,7 +61,8 @@ class Discovery:
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
         since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
-        now = _next_claim(self.job, [source for source in self.sources if source.uri not in since], plans, self.lost)
+        unseen = [source for source in self.sources if source.uri not in since]
+        now = _next_claim(self.job, unseen, plans, self.lost, self.failed)
         new = set(now.new)
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
@@ -72,6 +75,7 @@ class Discovery:
             empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
+            day=str(self.job.days.last),
         )
 
     def lines(self) -> list[str]:
@@ -124,7 +128,9 @@ def discover(job: Job) -> Discovery:
     done = job.ledger.done_numbers()
     listing = list_job_input(job, plans, done)
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    now = _next_claim(job, listing.sources, plans, lost)
+    rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
+    failed = frozenset(() if rescore else job.ledger.failed(plans, done, listing.sources))
+    now = _next_claim(job, listing.sources, plans, lost, failed)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
     _check_labels(opened, job.spec.gate.labels_column)
@@ -134,14 +140,21 @@ def discover(job: Job) -> Discovery:
         plans=plans,
         open_plans=[plan for plan in plans if plan.number not in done],
         lost=lost,
+        failed=failed,
         claim=now,
         fresh=opened,
         unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
     )
 
 
-def _next_claim(job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice]) -> NextClaim:
-    return next_claim(sources, plans, lost, rescore=job.spec.input.on_change == "rescore")
+def _next_claim(
+    job: Job,
+    sources: Sequence[Source],
+    plans: Sequence[Plan],
+    lost: frozenset[Slice],
+    failed: frozenset[tuple[str, str]],
+) -> NextClaim:
+    return next_claim(sources, plans, lost, failed, rescore=job.spec.input.on_change == "rescore")
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

@@ -108,12 +108,13 @@ def describe_snapshot(snapshot: Snapshot) -> str:
             f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers",
         ]
     codes = ", ".join(f"{printable(code)} {n}" for code, n in Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN))
+    others = " of those scored by this run" if snapshot.rows_elsewhere else ""
     parts = [
         f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})",
         *state,
         "" if snapshot.cost is None else f"cost {money(snapshot.cost)}",
         f"shards {snapshot.shards_done}/{snapshot.shards_total}",
-        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else ""),
+        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else "") + others,
     ]
     return " · ".join(filter(None, parts))
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
+from jobs.ledger.accepted import ACCEPTED_KEY, accepted
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
@@ -26,6 +27,7 @@ from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
+from workers.outcomes import NO_ROWS, Rows
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
@@ -44,19 +46,18 @@ class Verdict:
     plans: int = 0
     shards: int = 0
     rows_in: int = 0
-    rows_ok: int = 0
-    rows_bad: int = 0
-    rows_gone: int = 0
+    rows: Rows = NO_ROWS
+    """Of the objects as they are."""
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
     def summary(self) -> str:
-        rows_out = self.rows_ok + self.rows_bad
+        rows = self.rows
         return (
-            f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows_out:,} rows out "
-            f"({self.rows_ok:,} ok + {self.rows_bad:,} bad) + {self.rows_gone:,} whose source is gone"
+            f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows.scored:,} rows "
+            f"out ({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone"
         )
 
 
@@ -91,6 +92,13 @@ def verify(job: Job) -> Verdict:
         for s in claims.unclaimed(plans, listing.sources)
     ]
     verdict.notes += claims.notes(plans, listing.sources)
+    try:
+        verdict.notes += [
+            f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}"
+            for said in accepted(ledger.store, ledger.root, plans).values()
+        ]
+    except RunFailed as error:
+        verdict.problems.append(str(error))
     gone: list[Slice] = []
     for plan in plans:
         if plan.number not in done:
@@ -148,10 +156,9 @@ def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, ver
     for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
         verdict.problems += problems
         if facts is not None:
-            verdict.rows_ok += facts.rows_ok
-            verdict.rows_bad += facts.rows_bad
+            verdict.rows += Rows(ok=facts.rows_ok, bad=facts.rows_bad)
             gone += [shard.slices[i] for i in facts.gone]
-    verdict.rows_gone += sum(piece.rows for piece in gone)
+    verdict.rows += Rows(gone=sum(piece.rows for piece in gone))
     return gone
 
 
@@ -256,7 +263,8 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
         key = info.key.removeprefix(f"{ledger.root}/")
         # Records of crashes and notes are advisory, and any number of them may be there for a shard.
         found = parse_shard_key(key) or parse_crash_key(key)
-        if key in explained or ((noted := NOTE_KEY.fullmatch(key)) and int(noted[1]) in shards_of):
+        of_plan = NOTE_KEY.fullmatch(key) or ACCEPTED_KEY.fullmatch(key)
+        if key in explained or (of_plan and int(of_plan[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

@@ -83,6 +83,7 @@ def _valid_keys(path: tuple[int | str, ...]) -> list[str]:
     section = schema
     for part in path:
         section = section["items"] if isinstance(part, int) else section["properties"][part]
+        section = next((form for form in section.get("anyOf", ()) if "$ref" in form), section)
         if "$ref" in section:
             section = schema["$defs"][section["$ref"].rpartition("/")[2]]
     return list(section["properties"])

@@ -233,9 +233,37 @@ class Workers(Section):
         return self
 
 
+class RowBudget(Section):
+    share: Share
+    """Of the rows of a plan."""
+    at_least: AtLeast1 = 1
+    """Fewer rows than these are never too many."""
+
+    def exceeded(self, rows: int, total: int) -> bool:
+        """Whether so many rows, of so many in all, are too many."""
+        return rows >= self.at_least and rows > self.share * total
+
+    def __str__(self) -> str:
+        return f"{self.share:.2%}" + (f", and up to {self.at_least - 1:,} rows" if self.at_least > 1 else "")
+
+
+def _as_budget(given: Any) -> Any:
+    """A number is the share."""
+    if isinstance(given, int | float) and not 0 <= given <= 1:
+        raise ValueError("a share of the rows is wanted, from 0 to 1, as 0.05 for 5 %")
+    return {"share": given} if isinstance(given, int | float | str) else given
+
+
+BudgetOfRows = Annotated[RowBudget, BeforeValidator(_as_budget, json_schema_input_type=Share | RowBudget)]
+
+
 class Limits(Section):
-    bad_rows: Share = 0.01
-    """Share of rows that may be error rows before the run stops with exit code 3."""
+    bad_rows: BudgetOfRows = RowBudget(share=0.01)
+    """Rows of a plan that may be error rows before the run ends with exit code 3: a share as 0.01, or a share and how
+    many rows it takes, as {share: 0.01, at_least: 5}."""
+    gone_rows: BudgetOfRows = RowBudget(share=0.5)
+    """In the same form, rows of a plan whose source vanished or changed before it was their turn, and which no later
+    plan has claimed again: with more of them the run ends with exit code 1."""
     task_retries: Annotated[int, Field(ge=0)] = 3
     """Times a shard is tried again after an error of our code, the model's, or its data."""
     infra_retries: Annotated[int, Field(ge=0)] = 20

@@ -39,6 +39,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"model__preprocess": {"resise": 3}}, r"unknown key 'model.preprocess.resise': did you mean 'resize'\?"),
         ({"output__zzzz": 1}, r"unknown key 'output.zzzz': valid here: uri, topk, single_writer"),
         ({"model__arch": "resnet50"}, r"did you mean torchvision/resnet50\?"),
+        (
+            {"limits__bad_rows": {"share": 0.1, "atleast": 3}},
+            r"key 'limits.bad_rows.atleast': did you mean 'at_least'\?",
+        ),
+        ({"limits__gone_rows": {"at_least": 3}}, r"'limits.gone_rows.share' is missing"),
         ({"workers__min": 9, "workers__max": 3}, r"workers.min 9 is above workers.max 3"),
         ({"input__keys": ["score"]}, r"score is a name that Stint uses in its output"),
         ({"input__keys": ["plan"]}, r"plan is a name that Stint uses in its output"),
@@ -58,7 +63,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__days": 3}, r"with \{as_of\} in output.uri every night has a ledger of its own"),
         ({"model__precision": "int4"}, r"model.precision: .*'int8', 'bf16' or 'fp32'.* got 'int4'"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
-        ({"limits__bad_rows": 3}, r"limits.bad_rows: .* less than or equal to 1"),
+        ({"limits__bad_rows": 3}, r"limits.bad_rows: a share of the rows is wanted, from 0 to 1"),
         ({"gate": 3}, r"gate: a section is wanted, .* got 3"),
         ({"workers": 3}, r"workers: a section is wanted, .* got 3"),
         ({"model__preprocess": [1]}, r"model.preprocess: a section is wanted, .* got \[1\]"),
@@ -183,3 +188,19 @@ def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() 
         SpecError, match=r"folders are wanted.*plan is a name.*named twice.*torchvision/resnet50.*model\.device: cuda"
     ):
         parse_spec(given)
+
+
+@pytest.mark.parametrize("given", [0.01, {"share": 0.01}])
+def test_a_budget_of_rows_is_a_share_of_them(given: object) -> None:
+    limits = parse_spec(raw(limits={"bad_rows": given, "gone_rows": given})).limits
+    for budget in (limits.bad_rows, limits.gone_rows):
+        assert not budget.exceeded(10, 1000)
+        assert budget.exceeded(11, 1000)
+    assert parse_spec(raw(limits={"bad_rows": 0})).limits.bad_rows.exceeded(1, 1000)
+
+
+def test_a_budget_may_say_how_many_rows_it_takes() -> None:
+    budget = parse_spec(raw(limits={"bad_rows": {"share": 0.01, "at_least": 5}})).limits.bad_rows
+    assert not budget.exceeded(4, 50)
+    assert budget.exceeded(5, 50)
+    assert str(budget) == "1.00%, and up to 4 rows"
