@@ -126,7 +126,7 @@ def test_a_manifest_whose_versions_are_not_the_stores_is_refused_with_both(tmp_p
     manifest = tmp_path / "list"
     manifest.write_text("".join(f"{uri}\tmd5-of-{s.uri[-9]}\t{s.size}\n" for uri, s in there.items()))
     version = there[f"{tmp_path}/0.parquet"].version
-    says = rf"of 40 new files 14 were compared .* none is .*/0\.parquet: .*says version md5-of-0.* there is version {version}"
+    says = rf"of 40 new files 14 were compared .*/0\.parquet: .*says version md5-of-0.* there is version {version}"
     with pytest.raises(RunFailed, match=says):
         listed(manifest=str(manifest))
 
