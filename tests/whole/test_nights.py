@@ -547,7 +547,6 @@ def test_every_plan_over_the_budget_is_told_until_it_is_mended_or_accepted_and_a
     report = check_figures(nights, 2, code=1)
     assert (report["rows_ok"], report["rows_bad"], report["data_set"]["bad"]) == (0, 40, 40)
 
-    (nights.folder / "in/2026-03-03").mkdir()
     (nights.folder / "later").rename(bad[1])
     nights.put("2026-03-03/good.parquet")
     nights.raw["limits"]["bad_rows"] = {"share": 0.06, "at_least": 5}
