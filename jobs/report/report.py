@@ -271,13 +271,15 @@ def summary(report: Report) -> str:
     lines = [
         f"complete: {report.completed.describe()}, plan(s) {', '.join(map(str, report.plans))}, "
         f"in {duration(report.elapsed_s)}",
-        *(f"{name}: {rows.describe()}" for name, rows in accounts(report)),
     ]
     if report.rows_scored_here:
-        lines.append(f"rate: {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours")
+        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
+        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
+    if report.of_plans:
+        lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))

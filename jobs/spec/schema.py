@@ -22,6 +22,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -238,6 +239,11 @@ class RowBudget(Section):
     """Of the rows of a plan."""
     at_least: AtLeast1 = 1
     """Fewer rows than these are never too many."""
+
+    @model_serializer
+    def _as_given(self) -> object:
+        """As a share alone where that says it: so specs that were saved before look the same."""
+        return self.share if self.at_least == 1 else dict(self)
 
     def exceeded(self, rows: int, total: int) -> bool:
         """Whether so many rows, of so many in all, are too many."""
