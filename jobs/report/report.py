@@ -231,7 +231,7 @@ def _rows_scored(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of an early report, which has them under other names."""
     scored, by_code = values.get("rows_scored_here"), values.get("bad_by_code")
     bad = sum(by_code.values()) if isinstance(by_code, dict) else 0
-    return {"rows_ok": scored - bad if isinstance(scored, int) else 0, "rows_bad": bad, "rows_gone": 0}
+    return {"rows_ok": scored - bad if isinstance(scored, int) else 0, "rows_bad": bad}
 
 
 def redacted_report(report: Report) -> Report:
