@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -269,7 +269,7 @@ def summary(report: Report) -> str:
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output})"
     lines = [
-        f"complete: {report.completed.describe()}, plan(s) {', '.join(map(str, report.plans))}, "
+        f"complete: {replace(report.completed, gone=0).describe()}, plan(s) {', '.join(map(str, report.plans))}, "
         f"in {duration(report.elapsed_s)}",
     ]
     if report.rows_scored_here:

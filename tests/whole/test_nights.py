@@ -597,8 +597,7 @@ def test_every_plan_over_the_budget_is_told_until_it_is_mended_or_accepted_and_a
     assert report["accepted"] == {"plan 3 (2026-03-03)": "the shop says so"}
     assert "plan 3 was accepted with its bad rows, at 20" in nights.verify(4)
     assert main(["status", nights.spec]) == 0
-    assert "80 rows" not in (shown := nights.capsys.readouterr().out)
-    assert "; accepted: the shop says so" in shown
+    assert "; accepted: the shop says so" in nights.capsys.readouterr().out
 
 
 def test_a_bad_file_that_is_replaced_is_scored_whatever_on_change_says_because_nobody_has_seen_its_rows(
