@@ -15,7 +15,7 @@ SPREAD := --numprocesses 3 --dist loadgroup
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-isa stores browser pictures lint format bench bench-peers chaos clean
+.PHONY: help venv demo test test-slow test-all test-isa stores browser pictures spec-page lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ browser: $(READY) ## install Debian's Chromium, in which the pages are tested, w
 
 pictures: browser ## the pictures of the docs, of real runs of the demo's job, in docs/pictures/
 	$(BIN)/python -m tests.support.pictures
+
+spec-page: $(READY) ## docs/SPEC.md: every key of the spec, from the models that check it
+	$(BIN)/python -m tests.jobs.spec.spec_page
 
 # What measures, or kills at the right moment, has the machine to itself.
 test-slow: $(READY) ## the slow campaigns, which `make test` leaves out

@@ -6,23 +6,25 @@ What is scored already is done at once. Of a plan that is not whole, the next ru
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
 from jobs.ledger.accepted import accept
+from jobs.ledger.current import readers_stay
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint accept`."""
-    console.show(accept_plan(last_job_of(arguments), arguments.plan, arguments.why))
+    console.show(accept_plan(last_job_of(arguments), arguments.plan, arguments.why, console.say))
     return COMPLETE
 
 
-def accept_plan(job: Job, number: int, why: str) -> str:
-    """Record that the open plan with this number is accepted, and why; returns a line for a person.
+def accept_plan(job: Job, number: int, why: str, say: Callable[[str], None]) -> str:
+    """Record that the open plan with this number is accepted, and why; returns a line for a person, and may `say` more.
 
     Raises SpecError for a plan that is not there or done, and without a reason; RunFailed for a damaged record.
     """
@@ -44,5 +46,7 @@ def accept_plan(job: Job, number: int, why: str) -> str:
     if not ledger.whole(plan):
         return f"{said}; the next run scores what is missing and closes it"
     objects = ledger.finish(plan)
+    if not done and (told := readers_stay(job.store, ledger.root)):
+        say(told)
     ledger.record_done(plan, objects)
     return f"{said}; it is done: {objects.rows.describe()}"

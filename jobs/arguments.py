@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import MEANING
-from jobs.spec.days import Days, parse_day, parse_days
+from jobs.spec.days import parse_as_of, parse_days
 
+VERSION = "0.1.0"
 MOST_MINUTES = 24 * 60
 WAYS = ("auto", "live", "lines", "json")
 """How a run may be shown (jobs.progress.displays); auto: live on a terminal, lines elsewhere."""
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         prog="stint", description="Score every image of a data set, exactly once, with an INT8 model on CPU nodes.",
         epilog="exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANING.items()),
     )  # fmt: skip
+    root.add_argument("--version", action="version", version=f"stint {VERSION}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -33,13 +35,20 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
         _add_overrides(sub)
         option = sub.add_mutually_exclusive_group().add_argument
-        option("--as-of", type=_dates(parse_day), metavar="DATE", dest="days", help="value of {as_of}; default: today")
-        option("--backfill", type=_dates(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
+        option(
+            "--as-of", type=_in_words(parse_as_of), metavar="DATE", dest="days",
+            help="value of {as_of}, as 2026-03-01 or yesterday; default: today",
+        )  # fmt: skip
+        option("--backfill", type=_in_words(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
         return sub
 
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
     option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
     sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
+    sub.add_argument(
+        "--again", metavar="SQL|FILE|DAY", help="score again, in place of what is there: files with rows that fulfil a "
+        "condition over the columns of the output, as \"error_code = 'not_found'\"; a file or folder; a day's files",
+    )  # fmt: skip
     for option in (sub.add_argument, of_job("quantize", "make the INT8 bundle and compare it with fp32").add_argument):
         option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
         pools = ("ray", "local")
@@ -64,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
     )  # fmt: skip
     option(
-        "--prune", type=_shares, default=(0.1, 0.25, 0.5), metavar="P,P",
+        "--prune", type=_in_words(_shares), default=(0.1, 0.25, 0.5), metavar="P,P",
         help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
     )  # fmt: skip
     option(
@@ -76,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")
-    of_job("plan", "dry run: shards, rows, time and cost of what is new or missing")
+    option = of_job("plan", "dry run: shards, rows, time and cost of what is new or missing").add_argument
+    option("--again", metavar="SQL|FILE|DAY", help="as for `stint run`")
     option = of_job("status", "plans, shards, rows and runs as the ledger has them").add_argument
     option("--watch", action="store_true", help="show the run that is under way until it has ended")
     option("--every", type=_seconds, default=5.0, metavar="S", help="how often to look (default: %(default)s)")
@@ -95,18 +105,18 @@ def parser() -> argparse.ArgumentParser:
         "--order", choices=("random", "score", "-score"), default="random",
         help="which rows: any, least score first, or greatest score first (write --order=-score)",
     )  # fmt: skip
-    option("--seed", type=int, default=0, help="another one takes other rows (default: %(default)s)")
+    option("--seed", type=_in_words(_whole), default=0, help="another one takes other rows (default: %(default)s)")
     option("--open", action="store_true", help="also rows of plans that are not done yet")
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
     option = of_job("explain", "follow one row: prediction, source, plan, shard, attempts, object, model").add_argument
-    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI")
+    option("key", metavar="KEY", help="NAME=VALUE[,NAME=VALUE] of keys, URI#ROWGROUP/ROW, or an image's URI or name")
     option("--json", action="store_true", help="print it as JSON")
     sub = add("nightly", "in a CronJob: make the night's RayJob, wait for its end, return its exit code")
     option = sub.add_argument
     option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
     option("--namespace", help="default: the pod's, or the kubeconfig's")
-    option("--as-of", type=date.fromisoformat, metavar="DATE", help="the night; default: see --job")
+    option("--as-of", type=_in_words(parse_as_of), metavar="DATE", help="the night; default: see --job")
     option(
         "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
         help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
@@ -114,7 +124,11 @@ def parser() -> argparse.ArgumentParser:
     zone = os.environ.get("TZ")
     option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
     option(
-        "--keep", type=int, default=30, metavar="NIGHTS", help="delete older RayJobs; 0: none (default: %(default)s)"
+        "--keep",
+        type=_in_words(_whole),
+        default=30,
+        metavar="NIGHTS",
+        help="delete older RayJobs; 0: none (default: %(default)s)",
     )
     option = of_job("accept", "close a plan that has too many bad rows, with its bad rows").add_argument
     option("--plan", type=int, required=True, metavar="N", help="its number, as the run or `stint status` tells it")
@@ -122,6 +136,12 @@ def parser() -> argparse.ArgumentParser:
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
     option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
+    option = of_job("prune", "show what _stint/ holds that nobody needs, or remove it; never predictions").add_argument
+    option(
+        "--older-than", type=_days, default=30.0, metavar="DAYS",
+        help="only what nobody has written to for so long (default: %(default)g)",
+    )  # fmt: skip
+    option("--delete", action="store_true", help="remove it")
     option = of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat").add_argument
     option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
     option("--wait", action="store_true", help="follow the log and end with the run's exit code")
@@ -154,11 +174,14 @@ def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[st
     """For argparse, a number of so many at most."""
 
     def number(text: str) -> Any:
-        if not 0 < kind(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}")
-        return kind(text)
+        try:
+            given = kind(text)
+        except ValueError:
+            given = 0
+        if not 0 < given <= most:
+            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}, is wanted")
+        return given
 
-    number.__name__ = what  # which argparse shows for what is no number at all
     return number
 
 
@@ -167,9 +190,15 @@ _seconds = _above_0(float, 60 * MOST_MINUTES, "seconds")
 _rows_shown = _above_0(int, 1000, "rows")
 
 
+def _days(text: str) -> float:
+    if not 1 <= float(text) <= 3650:
+        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on: a run may be under way")
+    return float(text)
+
+
 def _way(text: str) -> str:
     if text not in WAYS:
-        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(WAYS)} is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(WAYS)} is wanted, here or in STINT_PROGRESS")
     return text
 
 
@@ -178,16 +207,25 @@ def _list(text: str) -> list[str]:
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    percents = sorted({float(part) for part in _list(text)} - {0.0})
+    wanted = f"{text}: percentages above 0 and below 100, as 10,25,50; or 0 for none"
+    if not all(re.fullmatch(r" *\d+(\.\d+)? *%? *", part) for part in _list(text)):
+        raise ValueError(wanted)
+    percents = sorted({float(part.strip(" %")) for part in _list(text)} - {0.0})
     if any(not 0 < percent < 100 for percent in percents):
-        raise argparse.ArgumentTypeError(f"{text}: percentages above 0 and below 100, as 10,25,50; or 0 for none")
+        raise ValueError(wanted)
     return tuple(percent / 100 for percent in percents)
 
 
-def _dates(parse: Callable[[str], Days]) -> Callable[[str], Days]:
+def _whole(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"{text}: a whole number of at least 0 is wanted")
+    return int(text)
+
+
+def _in_words(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """For argparse, which shows the words of this error only."""
 
-    def parsed(text: str) -> Days:
+    def parsed(text: str) -> Any:
         try:
             return parse(text)
         except ValueError as error:

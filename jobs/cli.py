@@ -7,6 +7,7 @@ before its OpenMP pool exists; not Ray, and nothing else that takes its time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,9 @@ from importlib import import_module
 from types import TracebackType
 
 from jobs.arguments import parser
-from jobs.console import Console
-from jobs.errors import FAILED, INTERRUPTED, StintError
+from jobs.console import Console, still_read
+from jobs.errors import FAILED, INTERRUPTED, Interrupted, StintError
+from jobs.interrupt import tell
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted
 from workers.storage.errors import StoreDenied, StoreError
@@ -34,6 +36,7 @@ COMMANDS: Mapping[str, str] = {
     "explain": "jobs.queries.explain:command",
     "accept": "jobs.accept:command",
     "promote": "jobs.promote:command",
+    "prune": "jobs.prune:command",
     "submit": "jobs.launch.submit:command",
     "nightly": "jobs.launch.nightly:command",
     "schema": "jobs.plan.command_line:schema",
@@ -46,7 +49,12 @@ def entrypoint() -> None:
     sys.path.insert(0, "")  # as `python -m` does: a model's module:function may lie in the working directory
     sys.excepthook = _show_bug
     without_pandas()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code: str | int | None = main(sys.argv[1:])
+    except SystemExit as ended:  # --help, --version, a command line that cannot be
+        code = ended.code
+    still_read()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,15 +63,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         return command(arguments.command)(arguments, Console(main, json=getattr(arguments, "progress", "") == "json"))
     except StintError as error:
-        print(f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else ""), file=sys.stderr)
+        text = f"stint: {error}" + (f"\nnext: {error.next_step}" if error.next_step else "")
+        (tell if isinstance(error, Interrupted) else _tell)(text)
         return error.exit_code
     except (StoreError, StoreDenied) as error:
-        print(
-            f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again", file=sys.stderr
-        )
+        _tell(f"stint: {redacted(str(error))}\nnext: check the store and its credentials, then run again")
         return FAILED
     except KeyboardInterrupt:
-        print("stint: interrupted", file=sys.stderr)
+        _tell("stint: interrupted")
         return INTERRUPTED
 
 
@@ -72,6 +79,11 @@ def command(name: str) -> Callable[[argparse.Namespace, Console], int]:
     module, _, function = COMMANDS[name].partition(":")
     found: Callable[[argparse.Namespace, Console], int] = getattr(import_module(module), function)
     return found
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that has gone away changes no exit code
+        print(text, file=sys.stderr)
 
 
 def _show_bug(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:

@@ -6,12 +6,25 @@ A command is a function of `(arguments, console)` that returns an exit code; `jo
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.interrupt import InterruptFlag
 from workers.redaction import redacted
+
+
+def still_read() -> None:
+    """Write what stdout and stderr hold back. One that nobody reads any more, as with `| head -1`, leads nowhere from
+    now on: that neither ends a command nor changes how it ends."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,10 @@ class Console:
 
     def show(self, text: str) -> None:
         """Write the result of a command, on stdout."""
-        print(redacted(text))
+        try:
+            print(redacted(text))
+        except BrokenPipeError:
+            still_read()
 
     def say(self, text: str) -> None:
         """Write what happens meanwhile, on stderr."""

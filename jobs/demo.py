@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,16 +17,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 from jobs.console import Console
 from jobs.errors import SpecError
 from jobs.plan.job import Job
 from jobs.report.journal import run_ids
-from jobs.spec.load import load_spec
+from jobs.spec.load import parse_spec
 from workers.output import OutputObject
 
-SPEC = "conf/demo.yaml"
+SPEC = Path(__file__).with_suffix(".yaml")
 MARKER = ".stint-demo"
 FILES = 4
 GROUPS_A_FILE = 3
@@ -42,27 +44,22 @@ _Labels = npt.NDArray[np.int64]
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint demo`: make data and weights, run the job there and say what came out."""
     folder = Path(arguments.folder)
-    overrides = [
-        f"input.uri={folder / 'images'}",
-        f"output.uri={folder / 'predictions'}",
-        f"model.weights={folder / 'digits.safetensors'}",
-    ]
-    spec = load_spec(SPEC, overrides)
-    if folder.exists() and not (folder / MARKER).is_file():
-        raise SpecError(f"{folder} exists and is not an earlier demo", "choose another folder with --folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARKER).write_text("Made by `stint demo`, which replaces this folder when it runs again.\n")
+    file = str(folder / "job.yaml")
+    raw = yaml.safe_load(SPEC.read_text())
+    raw["input"]["uri"], raw["output"]["uri"] = str(folder / "images"), str(folder / "predictions")
+    raw["model"]["weights"] = str(folder / "digits.safetensors")
+    spec = parse_spec(raw, file)
     digits, labels = load_digits()
+    _make_folder(folder)
+    Path(file).write_text(yaml.safe_dump(raw, sort_keys=False, default_flow_style=None))
     half = len(digits) // 2
     console.say(f"making {(len(digits) - half) * COPIES:,} JPEG rows in {folder / 'images'}, some of them broken")
     write_images(folder / "images", digits[half:], labels[half:], seed=1)
     console.say(f"training a small network on the other {half} digits")
     train_weights(folder / "digits.safetensors", digits[:half], labels[:half])
-    line = [SPEC, *(f"--set={override}" for override in overrides)]
     for name in ("run", "verify"):
-        console.say(f"\n$ stint {name} {' '.join(line)}")
-        code = console.run([name, *line])
+        console.say(f"\n$ stint {name} {shlex.quote(file)}")
+        code = console.run([name, file])
         if code and name == "run":
             return code
     job = Job.open(spec, writing=False)
@@ -76,12 +73,26 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     return code
 
 
+def _make_folder(folder: Path) -> None:
+    """Empty, and marked as ours. Raises SpecError for one that is somebody else's, or that cannot be written."""
+    try:
+        if folder.exists() and not (folder / MARKER).is_file():
+            raise SpecError(f"{folder} exists and is not an earlier demo", "choose another folder with --folder")
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / MARKER).write_text("Made by `stint demo`, which replaces this folder when it runs again.\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SpecError(f"cannot write {folder}: {reason}", "choose a folder of yours with --folder") from error
+
+
 def load_digits() -> tuple[_Pixels, _Labels]:
     """scikit-learn's 1,797 handwritten digits as N × 8 × 8 uint8, shuffled, and their labels."""
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise SpecError("the demo's data come with scikit-learn", "pip install -e '.[demo]'") from error
+        raise SpecError("the demo's data come with scikit-learn", "pip install scikit-learn") from error
     data = load()
     order = np.random.default_rng(0).permutation(len(data.target))
     return (data.images[order] * 255 / 16).astype(np.uint8), data.target[order].astype(np.int64)

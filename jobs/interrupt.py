@@ -19,6 +19,8 @@ from jobs.errors import INTERRUPTED
 
 GRACE_S = 1.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_announced = threading.Event()
+"""Somebody has said of the last interrupt how the command ends."""
 
 
 class InterruptFlag:
@@ -51,12 +53,19 @@ class InterruptFlag:
         # Not to be waited for: the handler may interrupt the very thread that holds it.
         if self._noticed.acquire(blocking=False):
             self._set = True
+            _announced.clear()
             timer = threading.Timer(GRACE_S, _leave)
             timer.daemon = True
             timer.start()
 
 
+def tell(text: str) -> None:
+    """Say how a command ends that was interrupted; once, whoever comes to it first."""
+    if not _announced.is_set():
+        _announced.set()
+        print(text, file=sys.stderr, flush=True)
+
+
 def _leave() -> None:
-    print("stint: interrupted; everything committed so far stays. Run the same command to go on.", file=sys.stderr)
-    sys.stderr.flush()
+    tell("stint: interrupted; everything committed so far stays. Run the same command to go on.")
     os._exit(INTERRUPTED)

@@ -1,6 +1,4 @@
-"""Which model's predictions readers follow: an append-only log of names, the last of which counts.
-
-    _stint/current/00000002.json    {"root": "model=resnet50-…"}
+"""`stint promote`: let readers follow another model.
 
 A new model is scored into a root of its own while readers go on with the old one; `promote` moves them over in one
 step, once the new root is whole, and back again in the same way. Nothing is rewritten.
@@ -9,19 +7,17 @@ step, once the new root is whole, and back again in the same way. Nothing is rew
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import UTC, datetime
 
 from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
-from jobs.ledger.current import CURRENT, current_root, roots
+from jobs.ledger.current import current_root, follow, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Source, latest_versions
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
-from workers.storage.store import Store
+from workers.counted import counted
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -51,27 +47,23 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
         raise SpecError(f"{job.store.url}/{target} has no complete plan", f"roots here: {there}")
     if before is not None and not allow_fewer:
         _check_covers(Ledger(job.store, before), ledger)
-    _append(job.store, target)
+    follow(job.store, target)
     return f"{job.store.url}: readers now follow {target}" + (f", until now {before}" if before else "")
-
-
-def _append(store: Store, root: str) -> None:
-    entry = {"root": root, "promoted": datetime.now(UTC).isoformat(timespec="seconds")}
-    while True:
-        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(CURRENT)), default=0)
-        if store.create(f"{CURRENT}/{last + 1:08d}.json", json.dumps(entry).encode()):
-            return
 
 
 def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
     open_plans = [plan.number for plan in plans if plan.number not in done]
-    listing = list_job_input(job, plans, done)
+    listing = list_job_input(job, plans, done, delivered=not plans)
     missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
-        what = f"plan(s) {', '.join(map(str, open_plans))} not done" if open_plans else "no plan is done"
+        what = (
+            f"{'plan' if len(open_plans) == 1 else 'plans'} {', '.join(map(str, open_plans))} not done"
+            if open_plans
+            else "no plan is done"
+        )
         if missing:
-            what = f"{len(missing)} source(s) not scored, as {missing[0]}"
+            what = f"{counted(len(missing), 'source')} not scored, as {missing[0]}"
         raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")
 
 
@@ -80,7 +72,8 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
     lacking = _done_uris(before) - _done_uris(after)
     if lacking:
         raise RunFailed(
-            f"{after.root} has no predictions for {len(lacking):,} file(s) that {before.root} has, as {min(lacking)}",
+            f"{after.root} has no predictions for {counted(len(lacking), 'file')} that {before.root} has, "
+            f"as {min(lacking)}",
             "score them with `stint run --backfill FROM..TO`, or promote with --allow-fewer",
         )
 

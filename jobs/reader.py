@@ -10,21 +10,26 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from jobs.errors import SpecError
-from jobs.ledger.current import current_root, roots
+from jobs.ledger.current import followed_root, roots
 from jobs.ledger.ledger import Ledger
+from workers.contract import parse_shard_key
 from workers.storage.filesystems import open_filesystem
 from workers.storage.store import open_store
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
+FILE = "__filename"
+"""Arrow's name for the file that a row is read from."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Predictions:
     """`model=<name>-<fp>`"""
     files: tuple[str, ...]
     """URL or path of every object of the done plans, in the order of plans and shards."""
-    superseded: frozenset[tuple[str, str]]
-    """(source_uri, source_version) of rows that later plans put out of date."""
+    superseded: frozenset[tuple[int, str, str]]
+    """(plan, source_uri, source_version) of rows that later plans put out of date."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -59,23 +64,48 @@ class Predictions:
         return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        read = list(dict.fromkeys([*names, *SOURCE_COLUMNS])) if self.superseded else names
-        dead = pa.array([f"{uri}\0{version}" for uri, version in self.superseded], pa.string())
+        read = list(dict.fromkeys([*names, *SOURCE_COLUMNS, FILE])) if self.superseded else names
+        dead = identities_by_plan(self.superseded)
         for batch in self.dataset.to_batches(columns=read):
-            if self.superseded:
-                identity = pc.binary_join_element_wise(*(batch.column(name) for name in SOURCE_COLUMNS), "\0")
-                batch = batch.filter(pc.invert(pc.is_in(identity, dead))).select(names)
-            yield batch
+            if dead and batch.num_rows:  # all of one file
+                batch = current_rows(batch, dead.get(place_of(batch.column(FILE)[0].as_py())[0], NONE_DEAD))
+            yield batch.select(names)
+
+
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+NONE_DEAD = pa.array([], pa.string())
+
+
+def identities_by_plan(superseded: Collection[tuple[int, str, str]]) -> dict[int, pa.Array]:
+    """(plan, source_uri, source_version) of rows that are out of date, by plan as `current_rows` takes them."""
+    of_plan = defaultdict[int, list[str]](list)
+    for plan, *identity in superseded:
+        of_plan[plan].append("\0".join(identity))
+    return {plan: pa.array(identities, pa.string()) for plan, identities in of_plan.items()}
+
+
+def current_rows(rows: _Rows, dead: pa.Array) -> _Rows:
+    """Of rows of one plan, with SOURCE_COLUMNS, those of none of its `dead` identities."""
+    if not len(dead):
+        return rows
+    identity = pc.binary_join_element_wise(*(rows.column(name) for name in SOURCE_COLUMNS), "\0")
+    return rows.filter(pc.invert(pc.is_in(identity, dead)))
+
+
+def place_of(path: str) -> tuple[int, int]:
+    """Plan and number of the shard whose object lies there."""
+    return parse_shard_key("/".join(path.split("/")[-2:])) or (0, 0)
 
 
 def done(output: str, model: str | None = None) -> Predictions:
     """What is done below an output URL, of the promoted model or of the root `model`.
 
-    Without a promotion the only root counts. Raises SpecError when there is no such model, when there are several and
-    none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError, StoreDenied.
+    Without a promotion the first root with a complete plan counts. Raises SpecError when there is no such model, when
+    there are several and none is promoted, or when nothing is done; RunFailed when a record is damaged; StoreError,
+    StoreDenied.
     """
     store = open_store(output, single_writer=True)  # it only reads, so any store will do
-    return predictions(Ledger(store, model or current_root(store) or _only_root(store.url)))
+    return predictions(Ledger(store, model or followed_root(store) or _only_root(store.url)))
 
 
 def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
@@ -96,7 +126,7 @@ def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
     return Predictions(
         root=ledger.root,
         files=tuple(f"{url}/{key}" for key in keys),
-        superseded=frozenset(ledger.superseded(closed, numbers)),
+        superseded=frozenset(ledger.superseded(plans, numbers)),
     )
 
 

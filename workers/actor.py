@@ -102,7 +102,7 @@ class Worker:
             start_s[name] = time.perf_counter() - began - sum(start_s.values())
 
         if spec.pin:
-            self._lease = cores.lease(spec.threads)
+            self._lease = cores.lease(spec.threads, held_for=spec.started_by)
             cores.apply(self._lease.plan)
         plan = self._lease.plan if self._lease else cores.unpinned(spec.threads)
         lap("lease")

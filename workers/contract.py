@@ -18,8 +18,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval
 from typing_extensions import TypedDict
 
-AS_OF = "{as_of}"
-"""Stands in templates of URIs for the day, as 2026-03-01."""
+from workers.counted import counted
+
+AS_OF = re.compile(r"\{as_of(?::([^{}]*))?\}")
+"""Stands in templates of URIs for the day, as 2026-03-01; or `{as_of:%Y/%m/%d}`, by the codes of jobs.spec.days."""
 MOST_DAYS = 3660
 """A mistyped year should not list folders for an hour."""
 AtLeast1 = Annotated[int, Ge(1)]
@@ -95,7 +97,7 @@ class Shard:
         where = f"{first.uri} row group {first.row_group} rows {first.row_start}:{first.row_stop}"
         if len(self.slices) > 1:
             where += f" … {last.uri} row group {last.row_group} rows {last.row_start}:{last.row_stop}"
-        return f"shard {self.name} ({self.rows} rows: {where})"
+        return f"shard {self.name} ({counted(self.rows, 'row')}: {where})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,14 @@ class Preprocess:
     """`bilinear`, `bicubic` or `nearest`; the first two antialiased, as torchvision's presets are."""
     decode: str = "exact"
     """`exact`, or `scaled`: JPEGs whose shorter side is 2.8 times `resize_px` or more shrink while they are decoded."""
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in channels) for channels in (self.mean, self.std))
+        scaled = ", large JPEGs made smaller while they are decoded" if self.decode == "scaled" else ""
+        return (
+            f"shorter side to {self.resize_px} px ({self.interpolation}){scaled}, centre crop of {self.crop_px} px, "
+            f"mean [{mean}], std [{std}] of pixels in [0, 1]"
+        )
 
 
 class PreprocessSpec(TypedDict, total=False):
@@ -176,6 +186,9 @@ class ModelSpec:
     """Overrides of the preprocessing that the weights come with."""
     calibration: CalibrationSpec = CalibrationSpec()
     """The sample that sets the INT8 ranges."""
+    name: str | None = None
+    """Of the folder with the predictions, `model=<name>-<fingerprint>`. Default: that of the architecture. A folder
+    that is there already keeps its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +202,12 @@ class GateSpec:
     min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. Rows where it
+    is empty or below 0 have no label. For `images` `folder`, where the folders are named after classes."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
+    min_top1: Share | None = None
+    """With labels_column: least true top-1 that a network must have, also one in fp32."""
     rows: AtLeast1 = 512
     """Rows to compare on, beside those that calibrate."""
 
@@ -205,7 +221,8 @@ class InputSpec:
     __pydantic_config__ = _KEYS_ARE_CHECKED
 
     uri: str | tuple[str, ...] = ()
-    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`."""
+    """File, folder or fsspec URL, or a list of them: `data/`, `s3://bucket/images/{as_of}/`, `gs://…`, `abfs://…`.
+    `{as_of:%Y/%m/%d}` writes the day otherwise; `*`, `?`, `[…]` and `**` are wildcards; in a list `!…` leaves out."""
     manifest: str | None = None
     """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
     format: Literal["parquet", "images", "webdataset"] = "parquet"
@@ -214,15 +231,20 @@ class InputSpec:
     """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
     `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
     keys: tuple[str, ...] = ()
-    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`."""
+    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`; for
+    `images` `path`, `folder` and `name` of the file."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
     days: Annotated[int, Interval(ge=1, le=MOST_DAYS)] = 1
-    """Folders of `{as_of}` that a run looks at, the last being --as-of: late files and missed nights are caught up."""
+    """Days whose folders (`{as_of}`) a run looks at, the last being --as-of. Late files and missed nights of earlier
+    days are scored only with more than 1."""
     on_change: Literal["report", "rescore"] = "report"
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
     night, or score it again under a new plan that supersedes the old rows."""
+    min_new_rows: Annotated[int, Interval(ge=0)] = 0
+    """Rows that a day's runs claim at least: with fewer the run does what there is and ends with code 1, because the
+    delivery is missing or not whole."""
     shard_rows: AtLeast1 | Literal["auto"] = "auto"
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: AtLeast1 = 256
@@ -231,11 +253,20 @@ class InputSpec:
     @property
     def uris(self) -> tuple[str, ...]:
         """Templates of files and folders to list; none for a manifest."""
+        return tuple(uri for uri in self._given if not uri.startswith("!"))
+
+    @property
+    def exclusions(self) -> tuple[str, ...]:
+        """Templates of what is left out of it."""
+        return tuple(uri[1:] for uri in self._given if uri.startswith("!"))
+
+    @property
+    def _given(self) -> tuple[str, ...]:
         return (self.uri,) if isinstance(self.uri, str) else self.uri
 
     @property
     def by_date(self) -> bool:
-        return any(AS_OF in template for template in (*self.uris, self.manifest or ""))
+        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +324,12 @@ class WorkerSpec:
     """Names of the artifacts that this run's gate lets pass; (): all that the bundle holds."""
     memory_bytes: int | None = None
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
+    most_refused: float = 1.0
+    """Share of a shard's rows that may be refused for a reason that lies in the spec; with more it is not committed."""
     pin: bool = True
     """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
+    started_by: str = ""
+    """The command, for whoever waits for the cores."""
     code_version: str = ""
 
 
@@ -324,4 +359,6 @@ class BundleRequest:
     """Most resident memory of a worker's process, as in WorkerSpec. The maker may take its cores' share of the node."""
     without_extras: bool = False
     """A maker was lost, perhaps by a library, or for want of memory: leave out artifacts of extras that `auto` adds."""
+    started_by: str = ""
+    """As in WorkerSpec."""
     pin: bool = True

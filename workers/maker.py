@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ from workers.bundle.manifest import CalibrationSample, Manifest
 from workers.contract import BundleRequest, ThreadPlan
 from workers.host import cores, memory
 from workers.outcomes import BundleOutcome, Failure
-from workers.storage.filesystems import read_url
 from workers.storage.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -40,28 +39,40 @@ class Maker:
             logs.keep_clean()
         self._request = request
         self._plan: ThreadPlan
+        self._held = ExitStack()
+        """Ends what the bundle is made with."""
+        self._doing = ""
+
+    def doing(self) -> str:
+        """What it is at, in words."""
+        return self._doing
+
+    def _at(self, step: str) -> None:
+        self._doing = step
 
     def make(self) -> BundleOutcome | Failure:
         """Write the bundle if it is missing and the gate lets it pass."""
         began = time.perf_counter()
         try:
-            with ExitStack() as held:
-                return replace(self._make(held), seconds=time.perf_counter() - began)
+            with self._held:
+                return replace(self._make(), seconds=time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001  (every error becomes a sorted Failure that the driver acts on)
             from workers.failures import classify
 
             return classify(error)
 
-    def _make(self, held: ExitStack) -> BundleOutcome:
+    def _make(self) -> BundleOutcome:
         request = self._request
         if request.pin:
             # The driver counts the node's CPUs; how many cores those are only the node knows.
-            lease = cores.lease(min(request.threads, cores.read_topology().budget))
-            held.callback(lease.release)
+            threads = min(request.threads, cores.read_topology().budget)
+            lease = cores.lease(threads, held_for=request.started_by)
+            self._held.callback(lease.release)
             cores.apply(lease.plan)
             self._plan = lease.plan
         else:
             self._plan = cores.unpinned(request.threads)
+        self._at("loading the network")
         import torch
 
         if request.pin:
@@ -69,23 +80,23 @@ class Maker:
         store = open_store(request.output.uri, single_writer=request.output.single_writer)
         manifest = bundle.read_manifest(store, request.fingerprint)
         if manifest is None:
-            return self._new(store, held)
+            return self._new(store)
         # Made without labels, or under a gate that did not ask for them: measure now what is asked now.
         if lacks_labels(judged := judged_in(manifest), request):
-            return self._judged_again(manifest, judged, store, held)
-        return outcome_of(judged, request)
+            return self._judged_again(manifest, judged, store)
+        return outcome_of(judged, request, manifest)
 
-    def _new(self, store: Store, held: ExitStack) -> BundleOutcome:
+    def _new(self, store: Store) -> BundleOutcome:
         from workers.build.artifacts import make_artifacts
         from workers.host.cpu import isa_class
         from workers.model.load import load_model
 
         request, spec = self._request, self._request.model
-        model = load_model(spec, read_url)
-        sample = self._sample(model, held)
-        contents = make_artifacts(model, sample, request, isa_class())
+        model = load_model(spec)
+        sample = self._sample(model)
+        contents = make_artifacts(model, sample, request, isa_class(), self._at)
         if not contents.artifacts:
-            return outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
+            return outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         calibration = None
         if spec.precision == "int8":
             calibration = CalibrationSample(
@@ -94,6 +105,7 @@ class Maker:
                 rows=sample.rows[contents.calibrated_on],
                 bad_rows=sample.bad_rows,
             )
+        self._at("writing the bundle")
         manifest = bundle.write_bundle(
             store,
             request.fingerprint,
@@ -107,55 +119,53 @@ class Maker:
         # Another run may have written first; then its artifacts are the ones that ship, and the ones to judge.
         ours = {artifact.info.name: report for artifact, report in contents.artifacts}
         if {a.info.name: a.accuracy for a in manifest.artifacts} != ours:
-            return outcome_of(judged_in(manifest), request, left_out=sample.left_out)
-        outcome = outcome_of(contents.judged, request, notes=contents.failures, left_out=sample.left_out)
+            return outcome_of(judged_in(manifest), request, manifest, left_out=sample.left_out)
+        outcome = outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         return replace(outcome, created=True)
 
-    def _judged_again(
-        self, manifest: Manifest, judged: Sequence[Judged], store: Store, held: ExitStack
-    ) -> BundleOutcome:
+    def _judged_again(self, manifest: Manifest, judged: Sequence[Judged], store: Store) -> BundleOutcome:
         """The bundle's artifacts, measured anew on tonight's sample, which has the labels that their reports lack."""
         from workers.build.artifacts import Judge
         from workers.engines.choice import installed_to_run, unfit
         from workers.host.cpu import isa_class
 
         request = self._request
-        sample = self._sample(manifest, held)
+        sample = self._sample(manifest)
         # The same seed draws the same rows from the same input: a report that called them others would flatter.
         calibrated_on = set(manifest.calibration.rows if manifest.calibration else ())
         fp32 = bundle.load_engine(store, manifest, "torch-float/fp32")
         rows = {
-            "calibration_rows": judged[0].report.calibration_rows,
+            "calibration_rows": judged[0].report.calibration_rows if judged else 0,
             "shared_rows": sum(row in calibrated_on for row in sample.rows),
         }
         judge = Judge(fp32, sample, slice(None), request, **rows)
         isa, installed = isa_class(), installed_to_run()
         measured: list[Judged] = []
         not_here: list[str] = []
-        for before in judged:
-            name = before.info.name
-            reason = unfit(before.info, isa=isa, installed=installed, engine=request.model.engine)
+        for info in [one.info for one in judged] or [manifest.artifacts[-1].info]:  # fp32 alone may have no report
+            name = info.name
+            reason = unfit(info, isa=isa, installed=installed, engine=request.model.engine)
             if reason is not None:
                 not_here.append(f"{name} is left alone, because it cannot be judged on this node: it {reason}")
                 continue
+            self._at(f"gate: {name} against fp32")
             engine = bundle.load_engine(store, manifest, name)
-            measured.append(replace(before, report=judge.measured(engine)))
+            measured.append(Judged(info=info, report=judge.measured(engine)))
         if not measured:
             raise bundle.BundleRefused("\n".join(not_here), code="wrong_isa")
-        return outcome_of(measured, request, notes=not_here, left_out=sample.left_out)
+        return outcome_of(measured, request, manifest, notes=not_here, left_out=sample.left_out)
 
-    def _sample(self, network: LoadedModel | Manifest, held: ExitStack) -> Sample:
+    def _sample(self, network: LoadedModel | Manifest) -> Sample:
         """Read the sample. From here on this process is killed as soon as it takes more memory than it may."""
         from workers.build.sample import read_sample
-        from workers.isolation.sample_decoder import SampleDecoder
 
         request = self._request
+        self._at("reading the sample")
         if request.pin:
             most_bytes = maker_bytes(request, self._plan)
             memory.check_room(most_bytes)
-            held.callback(memory.Guard(os.getpid(), most_bytes).close)
-        with closing(SampleDecoder(worker_bytes(request, self._plan))) as decoder:
-            return read_sample(request, network, decoder.decode)
+            self._held.callback(memory.Guard(os.getpid(), most_bytes).close)
+        return read_sample(request, network, worker_bytes(request, self._plan))
 
 
 def maker_bytes(request: BundleRequest, plan: ThreadPlan) -> int:
@@ -177,14 +187,23 @@ def judged_in(manifest: Manifest) -> list[Judged]:
 
 
 def lacks_labels(judged: Sequence[Judged], request: BundleRequest) -> bool:
-    """Whether the gate asks for true accuracy, and reports do not have it."""
+    """Whether the gate asks for true accuracy, and reports do not have it. One in fp32 has none to lose: without a
+    report only gate.min_top1 asks for its own."""
+    if not judged:
+        return request.gate.min_top1 is not None
     return request.gate.labels_column is not None and not all(one.report.labelled_rows for one in judged)
 
 
 def outcome_of(
-    judged: Sequence[Judged], request: BundleRequest, *, notes: Sequence[str] = (), left_out: tuple[str, ...] = ()
+    judged: Sequence[Judged],
+    request: BundleRequest,
+    network: LoadedModel | Manifest,
+    *,
+    notes: Sequence[str] = (),
+    left_out: tuple[str, ...] = (),
 ) -> BundleOutcome:
-    """Judge artifacts by the gate of now: a bundle passes with any of them. One in fp32 may have none, and passes.
+    """Judge artifacts of a network by the gate of now: a bundle passes with any of them. One in fp32 may have none, and
+    passes.
 
     It counts as one that was there already, judged in no time: whoever made it says otherwise.
     """
@@ -200,4 +219,6 @@ def outcome_of(
         seconds=0.0,
         artifacts=tuple(one.info.name for one in passed),
         left_out=left_out,
+        preprocess=str(network.preprocess),
+        doubt="" if preferred is None else gate.doubt(preferred.report, network.outputs),
     )

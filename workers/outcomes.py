@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workers.contract import ThreadPlan
+from workers.counted import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Rows:
         """For a person: `13 rows = 9 ok + 4 bad`, and the others where there are any."""
         more = {"gone": self.gone, "scored by other runs": self.uncounted, "not scored yet": self.missing}
         parts = [f"{self.ok:,} ok", f"{self.bad:,} bad", *(f"{n:,} {what}" for what, n in more.items() if n)]
-        return f"{self.total:,} {'row' if self.total == 1 else 'rows'} = {' + '.join(parts)}"
+        return f"{counted(self.total, 'row')} = {' + '.join(parts)}"
 
 
 NO_ROWS = Rows()
@@ -137,6 +138,8 @@ class FailureCode(enum.StrEnum):
     GOLDEN_MISMATCH = "golden_mismatch"
     DENIED = "denied"
     """The store refuses us."""
+    REFUSED = "refused"
+    """Nearly all rows of a shard were refused for a reason that lies in the spec."""
     MODEL = "model"
     """The spec's model cannot be had as written."""
     NODE_LOST = "node_lost"
@@ -177,3 +180,7 @@ class BundleOutcome:
     """Names of the artifacts that passed, and that workers may take; () where none was judged."""
     left_out: tuple[str, ...] = ()
     """Rows of the sample that kill whoever decodes them, each with what it did, for a person."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why fp32 itself may be wrong, so that agreement with it proves nothing; empty where there is no reason."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -91,6 +92,11 @@ def describe_row(uri: str, row_group: int, row: int, keys: Mapping[str, object])
     where = f"{uri} row group {row_group} row {row}"
     named = " ".join(f"{name}={str(value)[:KEY_SHOWN]}" for name, value in keys.items())
     return f"{named} ({where})" if named else where
+
+
+def reasons_table(by_code: Counter[str], samples: Mapping[str, str]) -> list[str]:
+    """Lines for a person: how many rows have no prediction for which reason, and a row of each."""
+    return [f"  {rows:>8,}  {code:<20} e.g. {samples[code]}" for code, rows in by_code.most_common()]
 
 
 def shown_keys(keys: pa.Table, row: int) -> dict[str, str]:

@@ -7,7 +7,6 @@ loaded as any others; that takes nothing that workers do not have.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.model.names import ModelError, split_arch
-from workers.model.torchvision_import import import_torchvision
+from workers.model.load import build_network
 from workers.storage.filesystems import read_url
 
 METADATA = "stint.pruned"
@@ -30,7 +28,7 @@ def build(file: str) -> nn.Module:
     Raises ValueError for a file of anything else.
     """
     shapes, written = _header(read_url(file), file)
-    network = _unpruned(written["arch"], written["args"])
+    network = build_network(written["arch"], written["args"])
     for path, sizes in written["sizes"].items():
         module = network.get_submodule(path)
         for name, size in sizes.items():
@@ -70,14 +68,3 @@ def _header(data: bytes, file: str) -> tuple[dict[str, list[int]], dict[str, Any
         return {name: tensor["shape"] for name, tensor in header.items()}, written
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no pruned network that `stint compare --save-pruned` wrote") from error
-
-
-def _unpruned(arch: str, args: dict[str, Any]) -> nn.Module:
-    family, module_name, name = split_arch(arch)
-    if family == "torchvision":
-        network = import_torchvision().models.get_model(name, weights=None, **args)
-    else:
-        network = getattr(importlib.import_module(module_name), name)(**args)
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"model.arch: {arch} returned a {type(network).__name__}, not a torch.nn.Module")
-    return network

@@ -11,6 +11,7 @@ import pyarrow as pa
 from jobs.errors import SpecError
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
+from workers.source.image_files import FILE_KEYS, keys_schema
 from workers.source.parquet import chunk_sizes, image_columns, open_parquet
 from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, opened
@@ -30,7 +31,7 @@ class Opened:
     source: Source
     groups: tuple[RowGroup, ...]
     keys: pa.Schema | None
-    """Types of the key columns; None for image files."""
+    """Types of the key columns; None for image files without any."""
     columns: tuple[str, ...] | None = ()
     """Names of every column; None for a tar, whose samples need not be alike."""
 
@@ -45,7 +46,8 @@ def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opene
     A source that vanished since the listing is left out. Raises SpecError when the columns are not as the spec says.
     """
     if spec.format == "images":
-        return [Opened(s, (RowGroup(1, s.size),), None) for s in sources], {}
+        keys = keys_schema(spec.keys) if spec.keys else None
+        return [Opened(s, (RowGroup(1, s.size),), keys, tuple(FILE_KEYS)) for s in sources], {}
 
     def read(source: Source) -> Opened | str | None:
         try:

@@ -6,20 +6,23 @@ Hive readers do. A file that several prefixes or manifests name is one source.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.manifest import pin_entries, read_entries
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
-from workers.contract import InputSpec
+from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
+from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
-_LOOKUPS_AT_ONCE = 32
 _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
@@ -40,17 +43,26 @@ class Listing:
     """Manifest entries that cannot be pinned, each with the reason."""
 
 
-def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful: Collection[str] = ()) -> Listing:
+def list_input(
+    spec: InputSpec,
+    days: Days,
+    latest: Mapping[str, str],
+    doubtful: Collection[str] = (),
+    *,
+    delivered: bool = True,
+) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
     `doubtful` URIs is looked up.
 
-    A day's folder may be missing while another day's is there. Raises SpecError when nothing is there, when a folder
-    that does not depend on the date is missing, or when access is refused; StoreError, which another run may not meet.
+    A day's folder may be missing while another day's is there; unless something must have been `delivered`, all of
+    them may. Raises SpecError when nothing is there, when a folder that does not depend on the date is missing, or when
+    access is refused; StoreError, which another run may not meet.
     """
     sources: dict[str, Source] = {}
     unreadable: dict[str, str] = {}
     absent: list[str] = []
     key = "input.uri" if spec.manifest is None else "input.manifest"
+    left_out = [_as_listed(url) for template in spec.exclusions for url in filled(template, days)]
     for template in spec.uris or (spec.manifest or "",):
         urls = filled(template, days)
         missing: list[str] = []
@@ -65,9 +77,9 @@ def list_input(spec: InputSpec, days: Days, latest: Mapping[str, str], doubtful:
                 missing.append(url)
                 continue
             except StoreDenied as error:
-                raise SpecError(f"{key}: cannot list {url}: {error}") from error
-            sources |= {source.uri: source for source in found}
-        if len(missing) == len(urls):
+                raise SpecError(f"{key}: cannot list {error}") from error
+            sources |= {s.uri: s for s in found if not any(covers(pattern, s.uri) for pattern in left_out)}
+        if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
             raise NothingThere(
                 f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"
@@ -91,22 +103,79 @@ def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
         except NotFound:
             return uri, None
 
-    return dict(ahead(version_at, uris, _LOOKUPS_AT_ONCE, "versions"))
+    return dict(ahead(version_at, uris, "versions"))
 
 
 def _list_folder(url: str, format: str) -> list[Source]:
-    """The sources below a folder or prefix, or the one file that the URL names. Raises NotFound."""
+    """The sources below a folder or prefix, or the one file that the URL names; with wildcards those of all places that
+    it names, unless there is something of that very name. Raises NotFound.
+    """
     fs, path = open_filesystem(url)
-    root = retrying(lambda: fs.info(path), url)
+    try:
+        root = retrying(lambda: fs.info(path), url)
+    except NotFound:
+        if not is_pattern(path):
+            raise
+        found = dict(_matching(fs, path, url))
+        if not found:
+            raise
+        return [_source(fs, *file) for file in found.items() if file[0].lower().endswith(_SUFFIXES[format])]
     if root["type"] == "file":
-        return [Source(full_url(fs, path), int(root["size"]), version_of(root))]
-    found = retrying(lambda: fs.find(path, detail=True), url)
-    base = path.rstrip("/") + "/"
-    return [
-        Source(full_url(fs, name), int(info["size"]), version_of(info))
-        for name, info in found.items()
-        if name.lower().endswith(_SUFFIXES[format]) and not _hidden(name.removeprefix(base))
-    ]
+        return [_source(fs, path, root)]
+    files = _below(fs, path, url)
+    return [_source(fs, *file) for file in files if file[0].lower().endswith(_SUFFIXES[format])]
+
+
+def _source(fs: Any, path: str, info: Mapping[str, Any]) -> Source:
+    return Source(full_url(fs, path), int(info["size"]), version_of(info))
+
+
+def _below(fs: Any, folder: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Files of a folder, but those that are hidden in it."""
+    base = folder.rstrip("/") + "/"
+    for name, info in retrying(lambda: fs.find(folder, detail=True), url).items():
+        if not _hidden(name.removeprefix(base)):
+            yield name, info
+
+
+def _matching(fs: Any, path: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Files that a path with wildcards names, and those below folders that it names.
+
+    Folder by folder down to the first `**`, so that only what may match is listed.
+    """
+    above, parts = split_pattern(path)
+    folders = [above]
+    for number, part in enumerate(parts):
+        if part == "**":
+            for folder in folders:
+                named = re.compile(f"{re.escape(folder)}/{covering('/'.join(parts[number:]))}", re.DOTALL)
+                with suppress(NotFound):
+                    yield from (file for file in _below(fs, folder, url) if named.fullmatch(file[0]))
+            return
+        children = [child for folder in folders for child in _children(fs, folder, part, url)]
+        folders = [name for name, info in children if info["type"] == "directory"]
+        if number == len(parts) - 1:
+            yield from (child for child in children if child[1]["type"] == "file")
+            for folder in folders:
+                yield from _below(fs, folder, url)
+
+
+def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What in a folder has this name, or one that it stands for."""
+    with suppress(NotFound):
+        if not is_pattern(part):
+            yield f"{folder}/{part}", retrying(lambda: fs.info(f"{folder}/{part}"), url)
+            return
+        for info in retrying(lambda: fs.ls(folder, detail=True), url):
+            path = str(info["name"]).rstrip("/")
+            name = path.rpartition("/")[2]
+            if not _hidden(name) and re.fullmatch(of_name(part), name, re.DOTALL):
+                yield path, info
+
+
+def _as_listed(url: str) -> str:
+    """A pattern of what is left out, as sources are named."""
+    return url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url))
 
 
 def _hidden(relative: str) -> bool:

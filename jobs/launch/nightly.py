@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -35,6 +35,7 @@ from jobs.launch.rayjob import (
     nightly_copy,
     outdated,
 )
+from jobs.spec.days import Ago, Days
 
 LOG_LINES = 20
 
@@ -51,7 +52,7 @@ def night_of(zone: str | None, scheduled: datetime | None, now: datetime | None 
     try:
         return moment.astimezone(ZoneInfo(zone)).date()
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise SpecError(f"unknown time zone {zone!r}", "give an IANA name, as Europe/Berlin") from error
+        raise SpecError(f"unknown time zone {zone!r}", "give --timezone or TZ as Europe/Berlin") from error
 
 
 def pause(pause_s: float, interrupted: Callable[[], bool], check_s: float = 0.2) -> None:
@@ -211,8 +212,12 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     `--job`, the CronJob's Job that this pod belongs to, says what night it is when `--as-of` does not.
     """
     api = KubeApi.connect(arguments.namespace, partial(pause, interrupted=console.interrupts()), console.say)
-    scheduled = api.scheduled_at(arguments.job) if arguments.job and not arguments.as_of else None
-    as_of = arguments.as_of or night_of(arguments.timezone or None, scheduled)
+    given: Days | Ago | None = arguments.as_of
+    if isinstance(given, Days):
+        as_of = given.last
+    else:
+        scheduled = api.scheduled_at(arguments.job) if arguments.job and given is None else None
+        as_of = night_of(arguments.timezone or None, scheduled) - timedelta(0 if given is None else given.days)
     night = NightlyRun(api=api, template=arguments.template, as_of=as_of)
     code = night.complete()
     if arguments.keep > 0:

@@ -180,7 +180,7 @@ def _pattern(uri: str, root: Path) -> str | None:
     inside = os.path.relpath(root / path, root)
     if inside == "." or inside.startswith(".."):
         return None
-    return "/" + re.sub(r"([\\?\[])", r"\\\1", inside).replace(AS_OF, "*")
+    return "/" + AS_OF.sub("*", re.sub(r"([\\?\[])", r"\\\1", inside))
 
 
 def _mib(size: int) -> str:

@@ -25,7 +25,7 @@ from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
 from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
-from jobs.spec.days import runs, today
+from jobs.spec.days import days_in_zone, runs, today
 from jobs.spec.load import load_spec
 from workers.contract import ModelSpec
 from workers.model.names import weights_enum_or_path
@@ -55,7 +55,7 @@ def prepare_submission(arguments: argparse.Namespace, say: Callable[[str], None]
     Raises SpecError: nothing has been sent then.
     """
     spec = load_spec(arguments.spec, arguments.overrides)
-    days = arguments.days or today(spec.schedule.timezone)
+    days = days_in_zone(arguments.days, spec.schedule.timezone) or today(spec.schedule.timezone)
     runs(days, spec.input.by_date, spec.output.uri)  # refuses days that the job has no use for
     address = choose_address(arguments.address, os.environ)
     root = Path(arguments.working_dir).expanduser().absolute()

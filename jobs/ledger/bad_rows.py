@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from jobs.errors import BadRowsExceeded
 from jobs.ledger.plans import Plan
-from workers.output import OutputObject, describe_row, key_names, shown_keys
+from workers.counted import counted
+from workers.output import OutputObject, describe_row, key_names, reasons_table, shown_keys
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Reasons:
 
     def lines(self) -> list[str]:
         """A table, the most frequent first."""
-        return [f"  {n:>8,}  {code:<20} e.g. {self.samples.get(code, '')}" for code, n in self.by_code.most_common()]
+        return reasons_table(self.by_code, self.samples)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class OverBudget:
     reasons: Reasons
 
     def describe(self) -> str:
-        return f"{self.plan.name}: {self.reasons.by_code.total():,} of {self.plan.rows:,} rows are bad"
+        rows = counted(self.plan.rows, "row is", "rows are")
+        return f"{self.plan.name}: {self.reasons.by_code.total():,} of {rows} bad"
 
 
 def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:

@@ -1,21 +1,74 @@
-"""Which model's root readers follow."""
+"""Which model's root readers follow: an append-only log of names, the last of which counts.
+
+    _stint/current/00000002.json    {"root": "model=resnet50-…"}
+
+While it is empty readers follow the only root with a complete plan. A second one does not leave them without any:
+before its first plan is done, the first one becomes the log's first entry.
+"""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
-from workers.storage.errors import NotFound
+from jobs.ledger.ledger import Ledger
+from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import open_filesystem
 from workers.storage.retries import retrying
 from workers.storage.store import Store
 
-CURRENT = "_stint/current"
+_CURRENT = "_stint/current"
 
 
 def current_root(store: Store) -> str | None:
     """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
-    keys = sorted(info.key for info in store.list(CURRENT))
+    keys = sorted(info.key for info in store.list(_CURRENT))
     return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
+
+
+def followed_root(store: Store) -> str | None:
+    """Root that readers follow who name none; None where none has a complete plan, or several have and none is
+    promoted. Raises StoreError, StoreDenied."""
+    if (promoted := current_root(store)) is not None:
+        return promoted
+    complete = complete_roots(store)
+    return complete[0] if len(complete) == 1 else None
+
+
+def follow(store: Store, root: str) -> None:
+    """From now on."""
+    while True:
+        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(_CURRENT)), default=0)
+        if _append(store, last + 1, root):
+            return
+
+
+def keep_following(store: Store, newcomer: str) -> str | None:
+    """Before the first plan of the root `newcomer` is done: readers stay with the root that they follow, which is
+    returned if that had to be written down. A promotion that comes between wins."""
+    if current_root(store) is not None:
+        return None
+    complete = [root for root in complete_roots(store) if root != newcomer]
+    return complete[0] if len(complete) == 1 and _append(store, 1, complete[0]) else None
+
+
+def readers_stay(store: Store, newcomer: str) -> str:
+    """`keep_following`, for a person: what came of it, or nothing. A store that refuses it holds up no plan."""
+    try:
+        kept = keep_following(store, newcomer)
+    except StoreDenied as error:
+        return f"warning: readers that name no model may find two, and none promoted: {error}"
+    return f"readers go on with {kept}, until `stint promote` moves them" if kept else ""
+
+
+def _append(store: Store, number: int, root: str) -> bool:
+    entry = {"root": root, "promoted": datetime.now(UTC).isoformat(timespec="seconds")}
+    return store.create(f"{_CURRENT}/{number:08d}.json", json.dumps(entry).encode())
+
+
+def complete_roots(store: Store) -> list[str]:
+    """Names of the models' roots that have a complete plan."""
+    return [root for root in roots(store.url) if Ledger(store, root).done_numbers()]
 
 
 def roots(url: str) -> list[str]:

@@ -29,7 +29,7 @@ from jobs.ledger.presence import Bits
 from workers.contract import Shard, shard_key
 from workers.outcomes import Rows, ShardResult
 from workers.output import ObjectFacts
-from workers.storage.errors import StoreDenied, StoreError
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
@@ -39,7 +39,6 @@ NOTE_EVERY = 10_000
 """Objects of a plan: a note is about a megabyte then."""
 NOTE_LEAST = 1_000
 """Fewer than these are read as quickly as notes."""
-_READS_AT_ONCE = 16
 _WAIT_S = 2.0
 """At the end of a run, which may have to end soon."""
 
@@ -277,12 +276,12 @@ def recall(store: Store, root: str, plan: Plan, into: PlanObjects) -> None:
     def read(key: str) -> pa.Table | None:
         try:
             table = pq.read_table(pa.BufferReader(store.get(key)), page_checksum_verification=True)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, NotFound):  # removed meanwhile: the plan is done, another run was first
             return None
         ours = (table.schema.metadata or {}).get(b"stint.token") == plan.token.encode()
         return table if ours and table.schema.equals(DONE_SCHEMA) else None
 
     keys = [info.key for info in store.list(f"{root}/{_FOLDER}/{plan.number:08d}")]
-    for table in ahead(read, keys, _READS_AT_ONCE, "noted"):
+    for table in ahead(read, keys, "noted"):
         if table is not None:
             into.add_noted(DoneRecord(table), plan.slices.rows)

@@ -31,12 +31,13 @@ from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import ErrorRow, Reasons, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
+    Claim,
     Content,
     NotAPlan,
     Plan,
     Shards,
     Source,
-    dead_versions,
+    dead_claims,
     decode_plan,
     disputed,
     encode_plan,
@@ -52,7 +53,6 @@ from workers.storage.store import Store
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
-_READS_AT_ONCE = 16
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -73,7 +73,7 @@ class Ledger:
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
         numbers = self._numbers("_stint/plans")
-        return list(ahead(self.plan, numbers, _READS_AT_ONCE, "plan"))
+        return list(ahead(self.plan, numbers, "plan"))
 
     def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
@@ -131,21 +131,23 @@ class Ledger:
         def read(shard: Shard) -> ObjectFacts:
             return object_facts(self.store.get(f"{self.root}/{shard.key}"))
 
-        return ahead(read, shards, _READS_AT_ONCE, "facts")
+        return ahead(read, shards, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when they were to be scored.
 
         Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
         yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
-        is that plan's.
+        is that plan's, and so are all of a source that it claims afresh.
         """
         closed = [plan.number for plan in plans if plan.number in done]
-        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, _READS_AT_ONCE, "done"), strict=True))
+        with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
         relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
         here = {source.uri: source.version for source in present} if relevant else {}
         lost: set[Slice] = set()
         for plan in plans:
+            if plan.afresh:
+                lost = {piece for piece in lost if (piece.uri, piece.version) not in plan.afresh}
             again = {(piece.uri, piece.version) for piece in lost}
             if again:
                 claimed_again = plan.shards_reading(again.__contains__)
@@ -168,15 +170,22 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, shards: Iterable[Shard]) -> dict[tuple[str, str], Reasons]:
-        """Why rows of these shards have no prediction, by the (uri, version) of their source. Read from their objects,
-        which must be there."""
+    def bad_rows(
+        self, plan: Plan, shards: Iterable[Shard], plans: Sequence[Plan], done: Collection[int]
+    ) -> dict[tuple[str, str], Reasons]:
+        """Why rows of these shards of the plan have no prediction, by the (uri, version) of their source.
+
+        Read from their objects, which must be there. Rows that readers would not see of the plan do not count, because
+        one of `plans` that is `done` has newer ones: of another version, or of the same one, scored again.
+        """
+        dead = self.superseded(plans, done, [plan.number])
 
         def read(shard: Shard) -> list[ErrorRow]:
-            return list(error_rows(self.store.get(f"{self.root}/{shard.key}")))
+            rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
+            return [row for row in rows if (plan.number, row.uri, row.version) not in dead]
 
         found: defaultdict[tuple[str, str], Reasons] = defaultdict(Reasons)
-        for rows in ahead(read, shards, _READS_AT_ONCE, "bad rows"):
+        for rows in ahead(read, shards, "bad rows"):
             for row in rows:
                 reasons = found[row.uri, row.version]
                 reasons.by_code[row.code] += 1
@@ -195,7 +204,7 @@ class Ledger:
             stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
             if stale:
                 written = self.present(plan)
-                bad = self.bad_rows(shard for shard in stale if shard.key in written)
+                bad = self.bad_rows(plan, (shard for shard in stale if shard.key in written), plans, done)
                 failed.update((uri, version) for uri, version in bad if here.get(uri, version) != version)
         return failed
 
@@ -253,29 +262,35 @@ class Ledger:
         """What became of the rows of these done plans. Reads the records that no call has read before; raises as
         `read_done`."""
         unread = [number for number in numbers if number not in self._rows]
-        for _ in ahead(self._with_gaps, unread, _READS_AT_ONCE, "done"):
+        for _ in ahead(self._with_gaps, unread, "done"):
             pass
         return sum((self._rows[number] for number in numbers), Rows())
 
     def done_keys(self, numbers: Iterable[int]) -> Iterator[str]:
         """Of every object that these done records name, in their order. Raises as `read_done`."""
-        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, _READS_AT_ONCE, "done"):
+        for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, "done"):
             yield from table["key"].to_pylist()
 
-    def superseded(self, plans: Sequence[Plan], done: Collection[int]) -> set[tuple[str, str]]:
-        """(uri, version) pairs whose rows are out of date once `plans` are done.
+    def superseded(
+        self, plans: Sequence[Plan], done: Collection[int], counted: Collection[int] = ()
+    ) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that are out of date: those of `done` plans, of which `plans` are all.
 
-        Those among `done` have a record, which tells what was gone; the others count as if nothing were.
+        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything.
         """
         claims = disputed(plans)
+        afresh = {(plan.number, *source) for plan in plans for source in plan.afresh}
         numbers = sorted({number for number, _, _ in claims} & set(done))
-        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, _READS_AT_ONCE, "done")
+        records = ahead(lambda n: self._done_table(n, ["gone"])["gone"], numbers, "done")
         gaps = {
             (number, uri)
             for number, gone in zip(numbers, records, strict=True)
             for uri in pc.list_flatten(gone).to_pylist()
         }
-        return dead_versions((uri, version, (number, uri) not in gaps) for number, uri, version in claims)
+        known = {*done, *counted}
+        return dead_claims(
+            Claim(*claim, claim in afresh, claim[:2] not in gaps if claim[0] in known else None) for claim in claims
+        )
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""

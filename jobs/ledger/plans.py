@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.contract import Shard, Slice
+from workers.counted import counted
 
 Ints = npt.NDArray[np.int64]
 
@@ -160,7 +161,8 @@ PLAN_SCHEMA = pa.schema(
         ("supersedes", pa.string()),
     ]
 )
-"""`supersedes` is the version of the same URI whose rows this claim puts out of date: for people, never read again."""
+"""`supersedes` is the version of the same URI whose rows this claim puts out of date. Its own version means the rows
+that earlier plans have of it: the source is claimed afresh. What else it says is for people."""
 
 
 class NotAPlan(ValueError):
@@ -178,7 +180,16 @@ class Plan:
     slices: Slices
     """By shard. Its sources are all that are claimed, also those without rows."""
     day: str = ""
-    """That it was made for; plans of earlier releases do not say."""
+    """That it was made for, the last one of its run; plans of earlier releases do not say."""
+    afresh: frozenset[tuple[str, str]] = frozenset()
+    """(uri, version) of sources whose earlier rows, in the same version, these put out of date."""
+
+    @property
+    def new_rows(self) -> int:
+        """Rows but those that are scored again although they have not changed."""
+        shards = self.shards_reading(self.afresh.__contains__) if self.afresh else ()
+        again = (piece for shard in shards for piece in shard.slices)
+        return self.rows - sum(piece.rows for piece in again if (piece.uri, piece.version) in self.afresh)
 
     @property
     def name(self) -> str:
@@ -260,10 +271,13 @@ def picked(shards: Sequence[Shard], numbers: Ints) -> Iterator[Shard]:
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
-    """(plan, uri, version) of files that these plans claim in several versions, in the order of plans."""
+    """(plan, uri, version) of files whose rows these plans may have put out of date, in the order of plans: those that
+    they claim in several versions, or afresh."""
     claims = claims_of(plans)
     versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
-    several = versions.filter(pc.greater(versions["version_count_distinct"], 1))["uri"].combine_chunks()
+    afresh = pa.array({uri for plan in plans for uri, _ in plan.afresh}, pa.string())
+    several = pc.or_(pc.greater(versions["version_count_distinct"], 1), pc.is_in(versions["uri"], value_set=afresh))
+    several = versions.filter(several)["uri"].combine_chunks()
     found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["plan", "uri", "version"]).aggregate([])
     columns = found.sort_by("plan").select(["plan", "uri", "version"]).columns
     return list(zip(*(column.to_pylist() for column in columns), strict=True))
@@ -282,14 +296,15 @@ class Content:
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
     day: str = ""
-    """That the plan is made for."""
+    """That the plan is made for: the last one of the run that claims."""
 
     def sizes(self) -> str:
         """For a person: how many shards, and how large."""
         if not len(self.shards):
             return "0 shards"
         rows = sorted(self.shards.rows.tolist())
-        return f"{len(rows):,} shards of {rows[0]:,} to {rows[-1]:,} rows, median {rows[len(rows) // 2]:,}"
+        sizes = f"{rows[0]:,} to {counted(rows[-1], 'row')}, median {rows[len(rows) // 2]:,}"
+        return f"{counted(len(rows), 'shard')} of {sizes}"
 
 
 def encode_plan(content: Content, token: str) -> bytes:
@@ -334,22 +349,28 @@ def decode_plan(number: int, data: bytes) -> Plan:
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     metadata = file.schema_arrow.metadata or {}
     keys = metadata.get(b"stint.keys")
+    slices, afresh = _decoded(file)
     return Plan(
         number=number,
         token=metadata[b"stint.token"].decode(),
         keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
-        slices=_decoded(file),
+        slices=slices,
+        afresh=afresh,
         day=metadata.get(b"stint.day", b"").decode(),
     )
 
 
-def _decoded(file: pq.ParquetFile) -> Slices:
-    """The slices of a plan's file. Its sources are named once each, although there is a row for every slice."""
+def _decoded(file: pq.ParquetFile) -> tuple[Slices, frozenset[tuple[str, str]]]:
+    """The slices of a plan's file, and which sources are claimed afresh. Sources are named once each, although there is
+    a row for every slice."""
+    afresh = set[tuple[str, str]]()
     sources, pieces, shards = [SOURCES.empty_table()], [np.zeros(0, PIECE)], [np.zeros(0, np.int64)]
     last = pa.table({"uri": pa.nulls(1, pa.string()), "version": pa.nulls(1, pa.string())})
     count = 0
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group)
+        if rows["supersedes"].null_count < len(rows):
+            afresh.update(identities(rows.filter(pc.equal(rows["supersedes"], rows["version"]))))
         names = pa.concat_tables([last, rows.select(last.column_names)]).combine_chunks()
         new = _changes(names["uri"]) | _changes(names["version"])
         last = names.slice(len(rows))
@@ -367,7 +388,7 @@ def _decoded(file: pq.ParquetFile) -> Slices:
     if np.any(np.diff(shard) < 0) or not np.array_equal(numbers, np.arange(len(numbers))):
         raise NotAPlan("its shards are not numbered from 0 on")
     starts = np.append(starts, len(shard))
-    return Slices(pa.concat_tables(sources), np.concatenate(pieces), starts)
+    return Slices(pa.concat_tables(sources), np.concatenate(pieces), starts), frozenset(afresh)
 
 
 def _changes(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -405,15 +426,40 @@ def claims_of(plans: Iterable[Plan]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def dead_versions(claims: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:
-    """Those (uri, version) pairs, of all in the order of their plans, whose rows a later claim put out of date.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That a plan claims a source."""
 
-    Each comes with whether the claim found the whole file there: a version that was gone when it was its turn does not
-    put out of date what was scored before.
+    plan: int
+    uri: str
+    version: str
+    afresh: bool = False
+    """Whether earlier rows of the same version are put out of date."""
+    whole: bool | None = True
+    """Whether it found the whole file there; None where its plan does not count, because it is not done."""
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return self.plan, self.uri, self.version
+
+
+def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
+    """(plan, uri, version) of those, of all claims in the order of their plans, whose rows a later one put out of date.
+
+    Rows of a version belong together from a claim afresh to the next one: a later plan adds those that were gone. Of
+    each URI the rows count that belong with the last claim that found the whole file. A version that was gone when it
+    was its turn does not put out of date what was scored before.
     """
-    pairs = list(claims)
-    live: dict[str, tuple[str, bool]] = {}
-    for uri, version, whole in pairs:
-        if whole or not live.get(uri, ("", False))[1]:
-            live[uri] = version, whole
-    return {(uri, version) for uri, version, _ in pairs if live[uri][0] != version}
+    began: dict[tuple[str, str], int] = {}
+    live: dict[str, tuple[tuple[str, int], bool]] = {}
+    counted: list[tuple[Claim, tuple[str, int]]] = []
+    for claim in claims:
+        if claim.afresh or (claim.uri, claim.version) not in began:
+            began[claim.uri, claim.version] = claim.plan
+        if claim.whole is None:
+            continue
+        together = claim.version, began[claim.uri, claim.version]
+        counted.append((claim, together))
+        if claim.whole or not live.get(claim.uri, (together, False))[1]:
+            live[claim.uri] = together, claim.whole
+    return {claim.key for claim, together in counted if live[claim.uri][0] != together}

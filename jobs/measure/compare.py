@@ -30,7 +30,7 @@ from workers.host import cores
 from workers.host.child import Child
 from workers.host.cpu import cpu_model, isa_class
 from workers.host.memory import node_bytes
-from workers.measure.messages import MadeCandidate, Network, Reference, Unusable
+from workers.measure.messages import CandidateFigures, MadeCandidate, Network, Reference, Unusable
 from workers.measure.processes import Processes, ProcessFailed, receive
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.outcomes import FailureCode
@@ -102,19 +102,19 @@ def candidate_model(own: ModelSpec, arch: str, weights: str | None, classes: int
     return replace(own, arch=arch, weights=weights, args=args)
 
 
-def overrides(given: ModelSpec, model: ModelSpec, one: MadeCandidate) -> tuple[str, ...]:
+def overrides(given: ModelSpec, model: ModelSpec, one: CandidateFigures) -> tuple[str, ...]:
     """`--set` values with which a spec of `given` takes a candidate of `model`; () where it does already, or where the
     candidate was pruned and not saved."""
-    changed = list(one.figures.overrides)
-    if one.pruned and not changed:
+    if one.overrides is None:
         return ()
-    if not one.pruned:
+    changed = list(one.overrides)
+    if not changed:
         for key in ("arch", "weights", "args", "preprocess"):
             if (value := getattr(model, key)) != getattr(given, key):
                 flow = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
                 changed.append(f"model.{key}={flow}")
-    if one.figures.precision != given.precision:
-        changed.append(f"model.precision={one.figures.precision}")
+    if one.precision != given.precision:
+        changed.append(f"model.precision={one.precision}")
         if given.engine != "auto":
             changed.append("model.engine=auto")
     return tuple(changed)
@@ -155,7 +155,7 @@ class _Comparing:
             weighed = self._measure(candidates, request.batch)
         if not weighed:
             raise self._nothing()
-        own = candidates[0].figures
+        own, _ = candidates[0]
         return Compared(
             job=spec.name,
             cpu=cpu_model(),
@@ -196,8 +196,9 @@ class _Comparing:
                     elif isinstance(answer, Unusable):
                         self._leave_out(answer.name, answer.reason)
                     else:
-                        figures = replace(answer.figures, overrides=overrides(self.job.spec.model, model, answer))
-                        candidates.append(replace(answer, figures=figures))
+                        figures, load = answer
+                        figures = replace(figures, overrides=overrides(self.job.spec.model, model, figures))
+                        candidates.append((figures, load))
                         self.say(f"  {figures.name}: {figures.right / figures.rows:.2%}")
             except ProcessFailed as failed:
                 if not number and failed.code == FailureCode.MODEL:
@@ -205,7 +206,7 @@ class _Comparing:
                 self._leave_out(f"{name}, what was left to make of it" if failed.died else name, str(failed))
             finally:
                 child.end()
-            first = candidates[0].figures if candidates else None
+            first = candidates[0][0] if candidates else None
             if reference is None or first is None or not first.own or first.precision != "fp32":
                 raise self._nothing()  # to compare the others with
         assert reference is not None, "the job's own network is among them"
@@ -214,30 +215,30 @@ class _Comparing:
     def _measure(self, candidates: Sequence[MadeCandidate], batch: int) -> list[Weighed]:
         """Each in a process of its own, all on one core, in turns."""
         with ExitStack() as resources:
-            running: list[tuple[MadeCandidate, Processes, int]] = []
-            for one in candidates:
+            running: list[tuple[CandidateFigures, Processes, int]] = []
+            for one, load in candidates:
                 with self._may_fall_out(one):
-                    process = Processes([one.load], node_bytes(), limit_s=_SILENT_S, check=self._check)
+                    process = Processes([load], node_bytes(), limit_s=_SILENT_S, check=self._check)
                     resources.callback(process.end)
                     running.append((one, process, process.prepare(batch)))
             seconds = self.arguments.seconds
             self.say(f"measuring {len(running)} candidates in turns, about {seconds * len(running):.0f} s")
-            rates: dict[str, list[float]] = {one.figures.name: [] for one, _, _ in running}
+            rates: dict[str, list[float]] = {one.name: [] for one, _, _ in running}
             for _ in range(_ROUNDS):
                 for one, process, _ in running:
-                    if one.figures.name not in self.failed:
+                    if one.name not in self.failed:
                         with self._may_fall_out(one):
                             (measured,) = process.measure(batch, seconds / _ROUNDS)
-                            rates[one.figures.name].append(measured.rows / measured.cpu_s)
+                            rates[one.name].append(measured.rows / measured.cpu_s)
         return [
             Weighed(
-                **vars(one.figures),
-                rate=statistics.median(rates[one.figures.name]),
-                spread=ratio([(1.0, rate) for rate in rates[one.figures.name]])[1],
+                **vars(one),
+                rate=statistics.median(rates[one.name]),
+                spread=ratio([(1.0, rate) for rate in rates[one.name]])[1],
                 peak_bytes=peak_bytes,
             )
             for one, _, peak_bytes in running
-            if one.figures.name not in self.failed
+            if one.name not in self.failed
         ]
 
     def _check(self) -> None:
@@ -245,11 +246,11 @@ class _Comparing:
             raise Interrupted("interrupted: nothing was written", "run the same command again")
 
     @contextmanager
-    def _may_fall_out(self, one: MadeCandidate) -> Iterator[None]:
+    def _may_fall_out(self, one: CandidateFigures) -> Iterator[None]:
         try:
             yield
         except ProcessFailed as failed:
-            self._leave_out(one.figures.name, str(failed))
+            self._leave_out(one.name, str(failed))
 
     def _leave_out(self, name: str, reason: str) -> None:
         self.failed[name] = reason
@@ -264,7 +265,7 @@ def _cores() -> cores.Lease:
     """All cores to make candidates with; one where others are taken."""
     for count in (cores.read_topology().budget, 1):
         try:
-            return cores.lease(count)
+            return cores.lease(count, held_for="stint compare")
         except cores.NoCores as error:
             reason = str(error)
     raise RunFailed(f"no core to measure on: {reason}", "compare while nothing else runs here")

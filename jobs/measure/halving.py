@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Generic, TypeVar
 
 from workers.bundle.profiles import Candidate
 from workers.measure.messages import Unusable
 from workers.measure.tune_node import Trialled
-
-_C = TypeVar("_C", bound=Hashable)
 
 FINALISTS = 4
 """So many are compared in the last round."""
@@ -40,10 +37,10 @@ SURE = 2.0
 
 
 @dataclass
-class Arm(Generic[_C]):
+class Arm:
     """A candidate and how it fared: the arm of a bandit, as the literature calls it."""
 
-    candidate: _C
+    candidate: Candidate
     steady: list[float] = field(default_factory=list)
     """Rates of its slices in the last round that it took part in, less what the slices of a turn had in common."""
     rounds: int = 0
@@ -64,14 +61,14 @@ class Arm(Generic[_C]):
 
 
 def halve(
-    candidates: Sequence[_C],
-    measure: Callable[[_C, float], Trialled | Unusable],
+    candidates: Sequence[Candidate],
+    measure: Callable[[Candidate, float], Trialled | Unusable],
     *,
     seconds: float,
     clock: Callable[[], float],
-    keep: Collection[_C] = (),
+    keep: Collection[Candidate] = (),
     say: Callable[[str], None] = lambda _: None,
-) -> list[Arm[_C]]:
+) -> list[Arm]:
     """An arm for every candidate, the best one first: by rounds, then by rate; those that are out come last.
 
     `measure` runs a candidate for so many seconds; what it raises ends the search. `keep` stay to the end whatever
@@ -90,7 +87,7 @@ def halve(
         slice_s = max(LEAST_SLICE_S, (ends_at - clock()) / to_come / turns / len(alive))
         say(f"round {number}: {len(alive)} candidates, {slice_s:.1f} s at a time")
         round_ends_at = ends_at if to_come == 1 else clock() + MOST_OF_TIME * (ends_at - clock())
-        rates_of: dict[_C, list[float]] = {arm.candidate: [] for arm in alive}
+        rates_of: dict[Candidate, list[float]] = {arm.candidate: [] for arm in alive}
         for arm in chain.from_iterable(alive if turn % 2 == 0 else reversed(alive) for turn in range(turns)):
             if arm.out:
                 continue
@@ -120,7 +117,7 @@ def rounds_to_come(alive: int) -> int:
     return 1 + max(0, math.ceil(math.log2(alive / FINALISTS)))
 
 
-def survivors(rates: Mapping[_C, float], keep: Collection[_C]) -> list[_C]:
+def survivors(rates: Mapping[Candidate, float], keep: Collection[Candidate]) -> list[Candidate]:
     """The better half, in the order given; those to be kept are not counted."""
     kept = [c for c in rates if c in keep]
     others = sorted((c for c in rates if c not in keep), key=lambda c: -rates[c])
@@ -140,26 +137,15 @@ def without_drift(slices: Sequence[Sequence[float]], whole: int) -> list[list[fl
     return [[rates[turn] * math.exp(middle - of_turn[turn]) for turn in range(whole)] for rates in slices]
 
 
-@dataclass(frozen=True)
-class Choice(Generic[_C]):
-    chosen: Arm[_C]
-    fastest: Arm[_C]
-    tied: tuple[Arm[_C], ...]
-    """Those that are as fast as the fastest, as far as can be measured, itself among them."""
-
-
-def pick_simplest(arms: Sequence[Arm[_C]], effort: Callable[[_C], tuple[int, ...]]) -> Choice[_C] | None:
-    """Of those that came furthest the simplest, by `effort`, that is as fast as the fastest. None without any."""
+def as_fast(arms: Sequence[Arm]) -> list[Arm]:
+    """Of those that came furthest the fastest, then those that cannot be told from it; [] where none was measured."""
     measured = [arm for arm in arms if arm.rate and not arm.out]
-    if not measured:
-        return None
     # By rounds first: those that came less far are not compared with the others.
-    fastest = max(measured, key=lambda arm: (arm.rounds, arm.rate or 0.0))
-    tied = tuple(arm for arm in measured if arm.rounds == fastest.rounds and same(arm, fastest))
-    return Choice(chosen=min(tied, key=lambda arm: effort(arm.candidate)), fastest=fastest, tied=tied)
+    measured.sort(key=lambda arm: (-arm.rounds, -(arm.rate or 0.0)))
+    return [arm for arm in measured if arm.rounds == measured[0].rounds and same(arm, measured[0])]
 
 
-def same(a: Arm[_C], b: Arm[_C]) -> bool:
+def same(a: Arm, b: Arm) -> bool:
     """Whether their rates are equal but for noise, or differ by less than NOTICEABLE. Slices are compared in pairs."""
     ratios = [math.log(y / x) for x, y in zip(a.steady, b.steady, strict=False)]
     difference = abs(statistics.fmean(ratios))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, Interrupted, RunFailed, SpecError, StintError
-from jobs.measure.halving import Arm, Choice, by_rule, candidates, effort, halve, pick_simplest
+from jobs.measure.halving import Arm, as_fast, by_rule, candidates, effort, halve
 from jobs.measure.text_table import text_table
 from jobs.plan.command_line import last_job_of
 from jobs.plan.discovery import discover
@@ -31,7 +31,7 @@ from jobs.pool.contract import Cluster
 from jobs.run.ensure_bundle import ensure_bundle
 from workers.bundle.profiles import BATCH, Candidate, Profile, Row, store_profile
 from workers.measure.messages import Unusable
-from workers.measure.tune_node import Trialled, TuneNode, TuneRequest
+from workers.measure.tune_node import Trialled, TuneNode
 from workers.outcomes import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         if not sample:
             raise SpecError("input holds no rows to try candidates on")
         uris = {part.rows.uri for part in sample}
-        request = TuneRequest(spec=job.worker_spec(None, uris, outcome.artifacts), sample=sample)
+        given = job.worker_spec(None, uris, outcome.artifacts), sample
         if in_cluster(arguments.address):
             from jobs.measure.tune_ray import nodes_to_tune  # with Ray
 
             connected()
-            texts = tuning.all_nodes(*nodes_to_tune(spec.workers.groups, request, tuning.check, console.say))
+            texts = tuning.all_nodes(*nodes_to_tune(spec.workers.groups, given, tuning.check, console.say))
         else:
             resources.close()  # a cluster that has made the bundle would only be in the way
-            texts = [tuning.one_node(TuneNode(request))]
+            texts = [tuning.one_node(TuneNode(*given))]
     for text in texts:
         console.show(text)
     return COMPLETE
@@ -163,22 +163,23 @@ class _Tuning:
 
             arms = halve(tried, measure, seconds=self.seconds, clock=time.monotonic, keep=[default], say=say)
         rows = {arm.candidate: profile_row(arm) for arm in arms}
-        choice = pick_simplest(arms, effort)
-        if choice is None:
+        tied = as_fast(arms)
+        if not tied:
             raise RunFailed(
                 f"no candidate could be measured on {host}: {rows[arms[0].candidate].out}",
                 "raise workers.memory if memory is short, or --minutes if time is",
             )
+        chosen = min(tied, key=lambda arm: effort(arm.candidate))
         profile = Profile(
             host=host,
-            chosen=rows[choice.chosen.candidate],
+            chosen=rows[chosen.candidate],
             table=tuple(rows.values()),
-            why=explain_choice(choice, next(arm for arm in arms if arm.candidate == default)),
+            why=explain_choice(chosen, tied, next(arm for arm in arms if arm.candidate == default)),
             tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
             rows=facts.rows,
         )
         key = store_profile(self.job.store, self.job.fingerprints.bundle, profile)
-        lines = [*tuning_table(profile.table, choice.chosen.candidate, default), profile.why]
+        lines = [*tuning_table(profile.table, chosen.candidate, default), profile.why]
         given = self.job.spec.workers
         for name, value in (("cpus", given.cpus), ("batch", given.batch)):
             if value != "auto":
@@ -186,7 +187,7 @@ class _Tuning:
         return "\n".join([*lines, f"profile: {self.job.store.url}/{key}"])
 
 
-def profile_row(arm: Arm[Candidate]) -> Row:
+def profile_row(arm: Arm) -> Row:
     """A candidate as the profile keeps it."""
     return Row(
         candidate=arm.candidate,
@@ -229,9 +230,9 @@ def tuning_table(all_rows: Sequence[Row], chosen: Candidate, default: Candidate)
     return lines
 
 
-def explain_choice(choice: Choice[Candidate], default: Arm[Candidate]) -> str:
-    """What won, by how much over the rule, and what it is bound by."""
-    chosen, fastest, trial = choice.chosen, choice.fastest, choice.chosen.trial
+def explain_choice(chosen: Arm, tied: Sequence[Arm], default: Arm) -> str:
+    """What won of those that `as_fast` has found, by how much over the rule, and what it is bound by."""
+    fastest, trial = tied[0], chosen.trial
     assert chosen.rate is not None, "what is chosen was measured"
     assert trial is not None, "what is chosen was measured"
     parts = [f"{chosen.candidate} scores {chosen.rate:,.0f} img/s ({_noise(chosen)})"]
@@ -247,8 +248,8 @@ def explain_choice(choice: Choice[Candidate], default: Arm[Candidate]) -> str:
             f"{fastest.candidate} measured {fastest.rate / chosen.rate - 1:+.1%} ({_noise(fastest)}), which is "
             "noise or not worth it: the simpler one is taken"
         )
-    elif len(choice.tied) > 1:
-        parts.append(f"{len(choice.tied) - 1} more are as fast but for noise, and it is the simplest of them")
+    elif len(tied) > 1:
+        parts.append(f"{len(tied) - 1} more are as fast but for noise, and it is the simplest of them")
     bound = "the network" if trial.predict_share >= trial.decode_share else "decoding"
     parts.append(
         f"Bound by {bound}: {trial.predict_share:.0%} of the time goes to the network, {trial.decode_share:.0%} to "
@@ -262,5 +263,5 @@ def explain_choice(choice: Choice[Candidate], default: Arm[Candidate]) -> str:
     return ". ".join(parts) + "."
 
 
-def _noise(arm: Arm[Candidate]) -> str:
+def _noise(arm: Arm) -> str:
     return "one slice" if arm.spread is None else f"±{arm.spread:.1%}"

@@ -15,8 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.errors import Interrupted, RunFailed
 from jobs.spec.schema import Group
 from workers.bundle.profiles import Candidate
+from workers.contract import SampleSlice, WorkerSpec
 from workers.measure.messages import Unusable
-from workers.measure.tune_node import NodeFacts, Trialled, TuneNode, TuneRequest
+from workers.measure.tune_node import NodeFacts, Trialled, TuneNode
 from workers.outcomes import Failure
 
 _POLL_S = 0.2
@@ -25,6 +26,8 @@ WHOLE_S = 120.0
 _CLOSE_S = 5.0
 OF_ONE_NODE = ("ray.io/node-id", "ray.io/availability-zone", "ray.io/availability-region")
 """Labels that tell where or which a node is, not of what kind."""
+_Given = tuple[WorkerSpec, tuple[SampleSlice, ...]]
+"""What a TuneNode is made of."""
 
 
 def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -42,7 +45,7 @@ def kinds(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def nodes_to_tune(
-    groups: Sequence[Group], request: TuneRequest, check: Callable[[], None], say: Callable[[str], None]
+    groups: Sequence[Group], given: _Given, check: Callable[[], None], say: Callable[[str], None]
 ) -> tuple[dict[str, RayTuneNode], dict[str, str]]:
     """One node of each kind by name: by the spec's groups, else by what is alive. A Ray session must be up.
 
@@ -52,7 +55,7 @@ def nodes_to_tune(
         nodes = kinds(ray.nodes())
         if not nodes:
             raise RunFailed("no node of the cluster has CPUs", "name the nodes to bring up in workers.groups")
-        return {name: RayTuneNode(node, request, check) for name, node in nodes.items()}, {}
+        return {name: RayTuneNode(node, given, check) for name, node in nodes.items()}, {}
     found: dict[str, RayTuneNode] = {}
     missing: dict[str, str] = {}
     for group in groups:
@@ -60,14 +63,14 @@ def nodes_to_tune(
         say(f"waiting for a node with {dict(group.labels)}")
         # A node of the group is brought up if there is none. Only its place is of interest: the scout opens nothing.
         options = {"num_cpus": 1, "label_selector": dict(group.labels), "max_restarts": 0}
-        scout = ray.remote(TuneNode).options(**options).remote(request)
+        scout = ray.remote(TuneNode).options(**options).remote(*given)
         try:
             placed = scout.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
             node = _awaited(placed, check, group.patience_s)
         except (RunFailed, TimeoutError):
             missing[name] = f"no such node came in {group.patience_s:.0f} s (workers.groups: patience_s)"
         else:
-            found[name] = RayTuneNode(node, request, check)
+            found[name] = RayTuneNode(node, given, check)
         finally:
             ray.kill(scout)
     return found, missing
@@ -76,12 +79,12 @@ def nodes_to_tune(
 class RayTuneNode:
     """`workers.measure.tune_node.TuneNode` as an actor that holds a whole node."""
 
-    def __init__(self, node: str, request: TuneRequest, check: Callable[[], None]) -> None:
+    def __init__(self, node: str, given: _Given, check: Callable[[], None]) -> None:
         self._cpus = next(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["NodeID"] == node)
         self._check = check
         whole = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         options = {"num_cpus": self._cpus, "max_restarts": 0, "scheduling_strategy": whole}
-        self._actor = ray.remote(TuneNode).options(**options).remote(request)
+        self._actor = ray.remote(TuneNode).options(**options).remote(*given)
 
     def open(self) -> NodeFacts | Failure:
         """Raises RunFailed when the node is busy or lost."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -143,22 +144,37 @@ def trend(
     write: Callable[[float], str],
     threshold: float | None = None,
     threshold_text: str = "",
+    places: Sequence[float] | None = None,
+    decades: bool = False,
 ) -> Markup:
-    """Up to two lines over nights, by their names, broken where a value is missing, and a dashed one at `threshold`."""
+    """Up to two lines over nights, by their names, broken where a value is missing, and a dashed one at `threshold`.
+
+    `places` are where the nights stand, between 0 and 1; without any they are as far from each other as can be. With
+    `decades` every step of the axis above 0 is ten times the one below, so that little shows beside much; such a chart
+    has no threshold.
+    """
     finite = {name: [v if v is not None and math.isfinite(v) else None for v in line] for name, line in lines.items()}
     highest = max((value for line in finite.values() for value in line if value is not None), default=0.0)
     drawn = threshold if threshold is not None and threshold <= _DRAWN_UP_TO * highest else None
     axis = Axis.upto(max(highest, drawn or 0.0), write)
+    shown = finite
+    if decades and highest > 0:
+        least = math.floor(math.log10(min(v for line in finite.values() for v in line if v is not None and v > 0)))
+        shown = {name: [v if not v else math.log10(v) - least + 1 for v in line] for name, line in finite.items()}
+        top = math.ceil(math.log10(highest) - least + 1 - 1e-9)
+        axis = Axis(1.0, max(1, top), lambda step: write(10 ** (least + step - 1) if step else 0.0))
+    at_x = [(at + 0.5) / len(nights) for at in range(len(nights))] if places is None else places
     paths = [] if drawn is None else [("line threshold", f"M0 {_y(drawn, axis.top)}H100")]
-    for line, colour in zip(finite.values(), ("now", "before"), strict=False):
-        paths += [(f"line {colour}", _line(line, axis.top)), (f"dots {colour}", _dots(line, axis.top))]
+    for line, colour in zip(shown.values(), ("now", "before"), strict=False):
+        paths += [(f"line {colour}", _line(line, at_x, axis.top)), (f"dots {colour}", _dots(line, at_x, axis.top))]
     rects = []
-    width = 100 / max(1, len(nights))
+    edges = [0.0, *((left + right) / 2 for left, right in pairwise(at_x)), 1.0]
     for at, night in enumerate(nights):
         figures = [f"{name} {write(value)}" for name, line in finite.items() if (value := line[at]) is not None]
         title = f"{night}: {', '.join(figures) or 'no figure'}"
-        rects.append(("touch", _short(at * width), "0", _short(width), "100", title))
-    ticks = [((at + 0.5) / len(nights), nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
+        width = 100 * (edges[at + 1] - edges[at])
+        rects.append(("touch", _short(100 * edges[at]), "0", _short(width), "100", title))
+    ticks = [(at_x[at], nights[at]) for at in sorted({0, len(nights) - 1} if nights else ())]
     legend = list(zip(("now stroke", "before stroke"), lines, strict=False)) if len(lines) > 1 else []
     if threshold_text:
         legend.append(("threshold", threshold_text))
@@ -200,24 +216,23 @@ def _steps(values: Sequence[float], top: float) -> str:
     )
 
 
-def _line(values: Sequence[float | None], top: float) -> str:
-    """A path from the middle of one column to the next, broken where a value is missing."""
-    width, parts, pen = 100 / max(1, len(values)), [], "M"
-    for at, value in enumerate(values):
+def _line(values: Sequence[float | None], places: Sequence[float], top: float) -> str:
+    """A path from one place to the next, broken where a value is missing."""
+    parts, pen = [], "M"
+    for place, value in zip(places, values, strict=True):
         if value is None:
             pen = "M"
         else:
-            parts.append(f"{pen}{_short((at + 0.5) * width)} {_y(value, top)}")
+            parts.append(f"{pen}{_short(100 * place)} {_y(value, top)}")
             pen = "L"
     return "".join(parts)
 
 
-def _dots(values: Sequence[float | None], top: float) -> str:
+def _dots(values: Sequence[float | None], places: Sequence[float], top: float) -> str:
     """Round ones, which a stretched circle would not be: lines of no length with round ends."""
-    width = 100 / max(1, len(values))
-    found = [(at, value) for at, value in enumerate(values) if value is not None]
+    found = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     shown = found if len(values) <= _DOTS_UP_TO else found[-1:]
-    return "".join(f"M{_short((at + 0.5) * width)} {_y(value, top)}h0" for at, value in shown)
+    return "".join(f"M{_short(100 * place)} {_y(value, top)}h0" for place, value in shown)
 
 
 def _y(value: float, top: float) -> str:

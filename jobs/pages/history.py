@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -23,7 +25,6 @@ from workers.storage.store import Store
 
 _NIGHTS_MOST = 400
 """A year of them, and some that were run again."""
-_READS_AT_ONCE = 16
 _TIME = re.compile(r"^(\d{4})(\d\d)(\d\d)T")
 """Of its beginning, at the beginning of a run's id."""
 LOG_WIDTH = 148
@@ -52,6 +53,8 @@ class Night:
     psi_classes: float | None = None
     psi_scores: float | None = None
     max_psi: float | None = None
+    runs: int = 1
+    """Of that day, of which this is the last, or which these are together."""
     flags: tuple[str, ...] = ()
     """Of drift, see jobs.report.drift.Drift."""
 
@@ -69,14 +72,14 @@ class Night:
         return self.outcome == COMPLETED
 
 
-def nights(store: Store, root: str, most: int = _NIGHTS_MOST) -> list[Night]:
-    """Of runs with the model of `root`, the `most` newest ones, oldest first.
+def nights(store: Store, root: str, most: int = _NIGHTS_MOST, *, job: str = "") -> list[Night]:
+    """Of runs with the model of `root`, and of one `job` where it is named, the `most` newest ones, oldest first.
 
     Runs that have left neither a report nor a journal that this version reads are passed over. Raises StoreError,
     StoreDenied.
     """
-    newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), _READS_AT_ONCE, "nights")
-    found = (_night(run) for run in newest_first if run.root == root)
+    newest_first = ahead(lambda run_id: read_run(store, run_id), reversed(run_ids(store)), "nights")
+    found = (_night(run) for run in newest_first if run.root == root and job in ("", run.job))
     return list(itertools.islice(found, most))[::-1]
 
 
@@ -104,6 +107,42 @@ def _night(run: RunSeen) -> Night:
         max_psi=drift.get("max_psi"),
         flags=tuple(map(redacted, drift.get("flags") or ())),
     )
+
+
+def by_day(nights: Sequence[Night]) -> list[Night]:
+    """Runs of one day together, in the order of days: how the last one ended, and what all of them did."""
+    days = sorted({night.day for night in nights})
+    return [_together([night for night in nights if night.day == day]) for day in days]
+
+
+def _together(runs: Sequence[Night]) -> Night:
+    """Each row counts in the run that scored it; the rate is that of the run that scored most."""
+    if len(runs) == 1:
+        return runs[0]
+    rows = sum(run.rows for run in runs)
+    cost = _sum(run.cost for run in runs)
+    bad = sum((run.bad_share or 0.0) * run.rows for run in runs)
+    tells = next((run for run in reversed(runs) if run.psi_classes is not None or run.psi_scores is not None), runs[-1])
+    return replace(
+        runs[-1],
+        rows=rows,
+        bad_share=bad / rows if rows else None,
+        rate=max(runs, key=lambda run: run.rows).rate,
+        elapsed_s=_sum(run.elapsed_s for run in runs),
+        core_hours=_sum(run.core_hours for run in runs),
+        cost=cost,
+        cost_per_million=cost / rows * 1e6 if cost is not None and rows else None,
+        psi_classes=tells.psi_classes,
+        psi_scores=tells.psi_scores,
+        max_psi=tells.max_psi,
+        flags=tells.flags,
+        runs=sum(run.runs for run in runs),
+    )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def nights_table(nights: Sequence[Night], width: int) -> Table:
@@ -139,16 +178,25 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Night], str]], ...] = (
 
 
 def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> str:
-    """How rows, rate, cost and predictions went from night to night; the newest of the `nights` is the last."""
-    trends = [*_trends(nights)] if len(nights) > 1 else []
-    return render("history.html.j2", job=job, root=root, output=output, nights=nights[::-1], trends=trends)
+    """How rows, rate, cost and predictions went from night to night; the newest of the `nights` is the last. In trends
+    the runs of one day are one night."""
+    days = by_day(nights)
+    trends = [*_trends(days)] if len(days) > 1 else []
+    return render(
+        "history.html.j2", job=job, root=root, output=output, nights=nights[::-1], days=len(days), trends=trends
+    )
 
 
 _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
     ("Rows", "rows", "{:,.0f}".format, {"": "rows"}),
     ("Rate", "rows a second", significant, {"": "rate"}),
     ("Cost of a million", "in the currency of cost.per_cpu_hour", money, {"": "cost_per_million"}),
-    ("Bad rows", "percent of all rows", lambda share: f"{share * 100:.3g}%", {"": "bad_share"}),
+    (
+        "Bad rows",
+        "share of all rows; each line is ten times the one below",
+        partial(percent, digits=2),
+        {"": "bad_share"},
+    ),
     ("Drift", "population stability index", "{:.3g}".format, {"classes": "psi_classes", "scores": "psi_scores"}),
     ("Duration", "minutes", "{:,.3g}".format, {"": "minutes"}),
 )
@@ -160,9 +208,21 @@ def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
     allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
     days = [night.day for night in nights]
+    places = _places(days)
     for title, unit, write, fields in _TRENDS:
         lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
         known = any(value is not None for line in lines.values() for value in line)
         threshold: Any = allowed if title == "Drift" else {}
         what = f"{title} by night"
-        yield title, trend(lines, days, what=what, unit=unit, write=write, **threshold) if known else ""
+        scale: Any = {"places": places, "decades": title == "Bad rows"}
+        yield title, trend(lines, days, what=what, unit=unit, write=write, **scale, **threshold) if known else ""
+
+
+def _places(days: Sequence[str]) -> list[float] | None:
+    """Where each day stands on an axis of days, in the middle of its column; None where one is no date."""
+    try:
+        dates = [date.fromisoformat(day) for day in days]
+    except ValueError:
+        return None
+    columns = (dates[-1] - dates[0]).days + 1
+    return [((on - dates[0]).days + 0.5) / columns for on in dates]

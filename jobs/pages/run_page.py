@@ -6,24 +6,26 @@ A section whose figures are missing (embeddings, a run that ended before it scor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
-from jobs.progress.format import percent, seconds
-from jobs.progress.snapshot import bottleneck
-from jobs.report.report import Report, accounts, ending, headline, redacted_report
+from jobs.progress.format import NONE, money, number, percent, seconds, significant
+from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
+from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
 SECTIONS = (
     "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
-    "run",
+    "time", "run",
 )  # fmt: skip
-"""Their ids, in the order of the page; their titles are the same."""
+"""Their ids, in the order of the page; their titles are the same. One without figures is not there."""
 WORKERS_OPEN = 40
 """A longer table of workers is folded."""
 CLASSES_SHOWN = 20
+_PHASE_LEAST_S = 0.05
 MATRIX_LABELS = 12
 """Up to so many classes the confusion is a matrix."""
 
@@ -32,15 +34,31 @@ def report_page(report: Report) -> str:
     """A section says so where its figures are missing."""
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
-    workers = _workers(report.workers)
+    workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
+    there = {
+        "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
+        or report.changed or report.superseded,
+        "throughput": report.throughput.get("rows"),
+        "workers": workers,
+        "stages": stages,
+        "shards": report.shard_times or report.stragglers,
+        "predictions": report.classes or sum(report.scores) or report.drift,
+        "accuracy": accuracy["rows"] or report.doubt or report.preprocess,
+        "cost": report.core_hours,
+        "failures": report.retries or report.failed_starts or report.failures or report.set_aside,
+        "time": report.phases,
+    }  # fmt: skip
     return render(
         "report.html.j2",
         report=report,
         drift=drift,
-        sections=SECTIONS,
+        sections=[name for name in SECTIONS if there.get(name, True)],
+        since=_since(report),
+        phases=_phases(report.phases),
+        advised=report.elapsed_s >= ADVICE_LEAST_S,
         headline=headline(report.outcome),
         ending=ending(report),
-        accounts=accounts(report),
+        accounts=counts,
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,
@@ -48,8 +66,8 @@ def report_page(report: Report) -> str:
         workers=workers,
         nodes=[_node(host, list(its)) for host, its in groupby(workers, lambda worker: str(worker["host"]))],
         workers_open=len(workers) <= WORKERS_OPEN,
-        stages=_stages(report.stage_s),
-        bottleneck=bottleneck(report.stage_s).describe(),
+        stages=stages,
+        bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
         bars=bars,
         classes=_classes(report.classes, drift["classes_before"] or {}),
@@ -73,6 +91,60 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for worker in workers
     ]
     return sorted(each, key=lambda worker: (worker["host"], worker["worker"]))
+
+
+def _since(report: Report) -> list[tuple[str, str, str, str]]:
+    """What is compared with the last night like this one: its name, then, now, and the change; empty without such a
+    night."""
+    then, now = (
+        defaultdict[str, Any](lambda: None, report.before),
+        defaultdict[str, Any](lambda: None, night_figures(report)),
+    )
+    if not report.before:
+        return []
+    lines = []
+    for what, name, write in _COMPARED:
+        before, after = then[name], now[name]
+        if before is None and after is None:
+            continue
+        lines.append((what, write(before), write(after), _change(before, after)))
+    return lines
+
+
+def _text(value: str | None) -> str:
+    return value or NONE
+
+
+_COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("Rows scored", "rows", number),
+    ("Bad rows", "bad_share", partial(percent, digits=2)),
+    ("Rows a second", "rate", significant),
+    ("Cost of a million", "cost_per_million", money),
+    ("Drift of classes, PSI", "psi", partial(number, digits=3)),
+    ("Engine", "engine", _text),
+    ("Nodes", "nodes", number),
+)
+"""Title, name in jobs.report.report.night_figures, and how it is written."""
+
+
+def _change(before: Any, after: Any) -> str:
+    """Of figures by how much, of names whether."""
+    if isinstance(before, str) or isinstance(after, str):
+        return "the same" if before == after else "changed"
+    if before is None or after is None:
+        return NONE
+    if before == after:
+        return "the same"
+    return f"{(after - before) / before:+.0%}".replace("-", "\N{MINUS SIGN}") if before else "new"
+
+
+def _phases(phases: Sequence[Mapping[str, Any]]) -> list[Bar]:
+    """Phases and their steps, those that took no time left out."""
+    return [
+        Bar(label=": ".join(filter(None, [at["phase"], at["step"]])), value=at["took_s"], text=seconds(at["took_s"]))
+        for at in phases
+        if at["took_s"] >= _PHASE_LEAST_S
+    ]
 
 
 def _node(host: str, workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

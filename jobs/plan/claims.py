@@ -6,7 +6,7 @@ replaces another version names it as superseded, and strict readers drop the row
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
 from workers.contract import Slice
+from workers.counted import counted
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class NextClaim:
     again: Mapping[Source, tuple[Slice, ...]] = field(default_factory=dict)
     """Sources in a version that was claimed before, each with the rows that were gone when they were to be scored."""
     supersedes: Mapping[str, str] = field(default_factory=dict)
-    """By URI, the version whose rows are out of date once the plan is done."""
+    """By URI, the version whose rows are out of date once the plan is done; its own where it is claimed afresh."""
     kept: tuple[Source, ...] = ()
     """Changed sources that are left as they were scored, because the spec says so."""
 
@@ -44,13 +45,14 @@ def next_claim(
     failed: Collection[tuple[str, str]] = (),
     *,
     rescore: bool,
+    asked: Collection[str] = (),
 ) -> NextClaim:
     """What to claim of `sources`, each URI of which is listed once.
 
     `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
     whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise. So is
     one whose former version has bad rows in an open plan, as `failed` has it by (uri, version): it has been replaced,
-    and nobody has seen what was said of it.
+    and nobody has seen what was said of it. `asked` are URIs that a person wants scored again, changed or not.
     """
     holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
     new: list[Source] = []
@@ -58,12 +60,16 @@ def next_claim(
     supersedes: dict[str, str] = {}
     kept: list[Source] = []
     latest_first = claims_of(reversed(plans))
-    open_ones = list(_besides_claimed(latest_first, sources, {uri for uri, _ in holes}))
+    open_ones = list(_besides_claimed(latest_first, sources, {*asked, *(uri for uri, _ in holes)}))
     changed = [source.uri for source, before in open_ones if before not in (None, source.version)]
     former = set(identities(latest_first.filter(pc.is_in(latest_first["uri"], pa.array(changed, pa.string())))))
     for source, before in open_ones:
         if before is None:
             new.append(source)
+        elif source.uri in asked:
+            new.append(source)
+            claimed_so = before == source.version or source.identity in former
+            supersedes[source.uri] = source.version if claimed_so else before
         elif before == source.version:
             if source.identity in holes:
                 again[source] = tuple(holes[source.identity])
@@ -116,50 +122,57 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
     changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
     if changed:
         yield (
-            f"{len(changed)} source(s) have another content than the one scored, as {changed[0]}; "
+            f"{counted(len(changed), 'source')} with another content than the one scored, as {changed[0]}; "
             "with input.on_change: rescore a run scores them again"
         )
     if past := len(latest.keys() - {source.uri for source in sources}):
-        yield f"{past} claimed source(s) are not in the input now; their predictions stay"
+        yield f"{counted(past, 'claimed source')} not in the input now; the predictions stay"
 
 
-def faults(plans: Sequence[Plan], gone: Collection[Slice], sources: Sequence[Source]) -> Iterator[str]:
-    """Rows scored twice, and rows of files that are there now and were not when they were to be scored.
+def faults(
+    plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source]
+) -> dict[str, list[str]]:
+    """Rows scored twice, and rows of files that are there now and were not when they were to be scored, by their kind.
 
-    `gone` are the slices of plans that their objects list as gone.
+    `gone` are the slices that objects list as gone, each with its plan.
     """
     latest = latest_versions(plans)
     here = {source.uri: source.version for source in sources}
-    gaps = _by_identity(gone)
+    gaps = set(gone)
     # A plan's own slices never overlap: `verify` compares each row with its place.
-    doubtful = _claimed_again(plans) | gaps.keys()
-    claimed = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
+    doubtful = _claimed_again(plans) | {(piece.uri, piece.version) for _, piece in gaps}
+    claimed = defaultdict[tuple[str, str], list[list[tuple[int, Slice]]]](list)
+    """The slices that belong together, with their plans: those since a claim afresh."""
+    found = defaultdict[str, list[str]](list)
     for plan in plans:
+        of_plan = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
         for shard in plan.shards_reading(doubtful.__contains__):
             for piece in shard.slices:
                 if (identity := (piece.uri, piece.version)) in doubtful:
-                    claimed[identity].append((plan.number, piece))
-    for identity, slices in claimed.items():
+                    of_plan[identity].append((plan.number, piece))
+        for identity, slices in of_plan.items():
+            if identity in plan.afresh or not claimed[identity]:
+                claimed[identity].append([])
+            claimed[identity][-1] += slices
+    for identity, rounds in claimed.items():
         name = f"{identity[0]} (version {identity[1]})"
-        # The slices of one plan that another claims again carry the same bounds, so a slice counts as gone once.
-        left, scored = Counter(gaps.get(identity, ())), []
-        for number, piece in slices:
-            if left[piece]:
-                left[piece] -= 1
-            else:
-                scored.append((number, piece))
-        scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
-        for (number, piece), (other, following) in pairwise(scored):
-            if piece.row_group == following.row_group and following.row_start < piece.row_stop:
-                yield (
-                    f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
-                    f"{number} and {other}"
-                )
+        for slices in rounds:
+            scored = [claim for claim in slices if claim not in gaps]
+            scored.sort(key=lambda claim: (claim[1].row_group, claim[1].row_start))
+            for (number, piece), (other, following) in pairwise(scored):
+                if piece.row_group == following.row_group and following.row_start < piece.row_stop:
+                    found["places with rows that are scored twice"].append(
+                        f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
+                        f"{number} and {other}"
+                    )
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
             there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
             what, now = there if here[identity[0]] == identity[1] else again
-            yield f"{name}: {rows} rows {what} it was their turn: run the job again to score {now}"
+            found["sources with rows that are yet to be scored"].append(
+                f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
+            )
+    return found
 
 
 def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:

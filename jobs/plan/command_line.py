@@ -9,7 +9,7 @@ from collections.abc import Callable
 from jobs.console import Console
 from jobs.errors import COMPLETE, NothingThere
 from jobs.plan.job import Job
-from jobs.spec.days import Days, runs
+from jobs.spec.days import Days, days_in_zone, runs
 from jobs.spec.load import load_spec
 from jobs.spec.schema import JobSpec
 
@@ -43,7 +43,7 @@ def for_each_day(
 def _named(arguments: argparse.Namespace) -> tuple[JobSpec, list[Days | None]]:
     """The spec, and the days of each run that the command stands for."""
     spec = load_spec(arguments.spec, arguments.overrides)
-    return spec, runs(arguments.days, spec.input.by_date, spec.output.uri)
+    return spec, runs(days_in_zone(arguments.days, spec.schedule.timezone), spec.input.by_date, spec.output.uri)
 
 
 def schema(_: argparse.Namespace, console: Console) -> int:

@@ -7,17 +7,26 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from jobs.errors import SpecError
+import pyarrow.compute as pc
+
+from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input
-from jobs.ledger.plans import Content, Plan, Source, latest_versions
+from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
+from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
-from jobs.plan.job import Job
-from workers.contract import Slice
+from jobs.plan.job import Job, absolute
+from jobs.progress.format import first_few
+from jobs.spec.days import Days, filled
+from jobs.spec.patterns import covering
+from workers.contract import AS_OF, Slice
+from workers.counted import counted
 
-_SHOWN = 5
+LOOKED_BACK = 14
+"""Days before those of a run whose folders should not have been passed over."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,14 @@ class Discovery:
     failed: frozenset[tuple[str, str]]
     """(uri, version) of sources that have been replaced, and have bad rows in plans that are open."""
     claim: NextClaim
+    asked: Asked
+    """What a person wants scored again."""
     fresh: list[Opened]
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
+    overlooked: Mapping[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
 
     @property
     def sources(self) -> list[Source]:
@@ -61,8 +74,8 @@ class Discovery:
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
         since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
-        unseen = [source for source in self.sources if source.uri not in since]
-        now = _next_claim(self.job, unseen, plans, self.lost, self.failed)
+        left = [source for source in self.sources if source.uri not in since]
+        now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
         new = set(now.new)
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
@@ -78,37 +91,51 @@ class Discovery:
             day=str(self.job.days.last),
         )
 
+    @property
+    def claimed_before(self) -> int:
+        """Sources of which nothing is to be claimed: earlier plans have them."""
+        return len(self.sources) - len(self.claim.new) - len(self.claim.again)
+
     def lines(self) -> list[str]:
         """What was found, for a person."""
-        there = len(self.sources)
-        claimed = there - len(self.claim.new) - len(self.claim.again)
+        there, claimed = len(self.sources), self.claimed_before
         lines = [
-            f"input as of {self.job.days}: {there:,} sources, {claimed:,} claimed by earlier plans, "
-            f"{len(self.fresh) + len(self.claim.again):,} new with {self.fresh_rows:,} rows"
+            f"input as of {self.job.days}: {counted(there, 'source')}, {claimed:,} claimed by earlier plans, "
+            f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
-        if self.listing.absent:
-            lines.append(f"not there (yet): {_some(self.listing.absent)}")
+        lines += absent_lines(self.listing)
         if self.claim.kept:
             lines.append(
-                f"changed since they were scored, predictions kept: {_some([s.uri for s in self.claim.kept])}; "
+                f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
                 "input.on_change: rescore would score them again"
             )
-        if self.claim.supersedes:
-            lines.append(f"changed, scored again in place of what was there: {_some(sorted(self.claim.supersedes))}")
+        lines += self.asked.lines()
+        if changed := sorted(self.claim.supersedes.keys() - self.asked.files.keys()):
+            lines.append(f"changed, scored again in place of what was there: {some(changed)}")
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
-            lines.append(f"back again after they were gone when it was their turn: {_some(back)}")
-        lines += [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
-        return lines
+            lines.append(f"back again after they were gone when it was their turn: {some(back)}")
+        if self.overlooked:
+            first, last = min(self.overlooked), max(self.overlooked)
+            lines.append(
+                f"warning: no run has looked at {some([f'{d} (files: {n:,})' for d, n in self.overlooked.items()])}; "
+                f"--backfill {first}..{last} scores them, and input.days has every run look back so many days"
+            )
+        unreadable = [
+            f"unreadable, left unclaimed: {reason if reason.startswith(uri) else f'{uri}: {reason}'}"
+            for uri, reason in self.unreadable.items()
+        ]
+        return lines + first_few(unreadable, "sources that are unreadable, left unclaimed")
 
 
-def _some(names: Sequence[str]) -> str:
-    """All of a few names, or the first of many with their count."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+def absent_lines(listing: Listing) -> list[str]:
+    """Of what should be there and is not: one line, or none."""
+    return [f"not there (yet): {some(listing.absent)}"] if listing.absent else []
 
 
-def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Listing:
-    """The input as it is now. Raises SpecError, StoreError.
+def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, delivered: bool = True) -> Listing:
+    """The input as it is now, of which something must have been `delivered`: see list_input. Raises SpecError,
+    StoreError.
 
     What a manifest says is checked for files that were gone, or had changed, when they were to be scored.
     """
@@ -119,18 +146,27 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int]) -> Li
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
-    return list_input(job.spec.input, job.days, latest, doubtful)
+    return list_input(job.spec.input, job.days, latest, doubtful, delivered=delivered)
 
 
-def discover(job: Job) -> Discovery:
-    """One listing of the input, one of the ledger, and the footers of what is new. Raises SpecError, StoreError."""
+def discover(job: Job, again: str = "") -> Discovery:
+    """One listing of the input, one of the ledger, and the footers of what is new; and of what is to be scored `again`,
+    see jobs.plan.asked. Raises SpecError, StoreError.
+    """
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
-    listing = list_job_input(job, plans, done)
+    asked = asked_for(job, plans, again) if again else Asked()
+    try:
+        listing = list_job_input(job, plans, done)
+    except NothingThere:
+        if not asked.sources:
+            raise
+        listing = Listing([])  # what was scored before does not wait for today's delivery
+    listing = replace(listing, sources=asked.beside(listing.sources))
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
     failed = frozenset(() if rescore else job.ledger.failed(plans, done, listing.sources))
-    now = _next_claim(job, listing.sources, plans, lost, failed)
+    now = _next_claim(job, listing.sources, plans, lost, failed, asked)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
     _check_labels(opened, job.spec.gate.labels_column)
@@ -142,9 +178,34 @@ def discover(job: Job) -> Discovery:
         lost=lost,
         failed=failed,
         claim=now,
+        asked=asked,
         fresh=opened,
         unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
+        overlooked=_overlooked(job, plans),
     )
+
+
+def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:
+    """Days since the first that was claimed, at most LOOKED_BACK, of whose files no plan claims one.
+
+    Manifests are left out: which files a day's names only the manifest itself tells.
+    """
+    found = dict[str, int]()
+    if AS_OF.search(job.spec.output.uri):  # then each day has a ledger of its own
+        return found
+    claimed = claims_of(plans)["uri"]
+    for template in filter(AS_OF.search, map(absolute, job.spec.input.uris)):
+        began = False
+        for day in (Days(day, day) for day in job.days.before(LOOKED_BACK)):
+            if any(
+                pc.any(pc.match_substring_regex(claimed, f"^{covering(p)}$")).as_py() for p in filled(template, day)
+            ):
+                began = True
+            elif began:
+                with suppress(SpecError):  # mostly because there is nothing
+                    there = list_input(replace(job.spec.input, uri=template), day, {}).sources
+                    found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
+    return dict(sorted(found.items()))
 
 
 def _next_claim(
@@ -153,8 +214,10 @@ def _next_claim(
     plans: Sequence[Plan],
     lost: frozenset[Slice],
     failed: frozenset[tuple[str, str]],
+    asked: Asked,
 ) -> NextClaim:
-    return next_claim(sources, plans, lost, failed, rescore=job.spec.input.on_change == "rescore")
+    rescore = job.spec.input.on_change == "rescore"
+    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.files.keys())
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
+import socket
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,16 +19,20 @@ import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
+from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content
 from jobs.plan import sharding
+from jobs.plan.known_code import known_fingerprints
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
-from jobs.spec.days import Days, day_in, filled, today
-from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.days import Days, filled, filled_in, today
+from jobs.spec.fingerprint import Fingerprints, Identity, identity, wanted_root
+from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
 from workers.storage.retries import retrying
@@ -32,6 +40,13 @@ from workers.storage.store import Store, open_store, probe
 
 if TYPE_CHECKING:
     from workers.bundle.manifest import Manifest
+
+_COMMAND_SHOWN = 200
+"""Characters."""
+
+
+_MOST_REFUSED = 0.9
+"""Share of a shard's rows that the spec may refuse, unless limits.bad_rows allows more: beyond, the spec is wrong."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +57,14 @@ class Job:
     store: Store
     ledger: Ledger
     fingerprints: Fingerprints
+    identity: Identity
+    """What they cover."""
     host: HostKind | None = None
     """The one node that all workers run on; None where they run in a cluster."""
     most_threads: int | None = None
     """Cores of the largest node that is there, as far as known."""
+    workers_there: int | None = None
+    """How many workers fit the nodes that are there, as far as known."""
 
     @classmethod
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
@@ -56,19 +75,25 @@ class Job:
         days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
         target = absolute(filled(spec.output.uri, days)[-1])
         for source in (absolute(uri) for template in spec.input.uris for uri in filled(template, days)):
-            if f"{target}/".startswith(f"{source}/"):
+            if f"{target}/".startswith(f"{source}/") or covers(source, target):
                 raise SpecError(
                     f"output.uri {target} lies inside input.uri {source}: predictions would be taken for input",
                     "write beside the input, not into it",
                 )
-        prints = fingerprints(spec, read_url)
+        model = identity(spec, read_url)
         try:
             store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
+            prints = known_fingerprints(store, model, writing=writing)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
-        return cls(spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints)
+        if (wanted := wanted_root(spec, prints)) != prints.root:
+            there = (root for root in roots(store.url) if root.endswith(f"-{prints.model}"))
+            prints = replace(prints, root=next(there, wanted))
+        return cls(
+            spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
+        )
 
     # -------------------------------------------------------------------------------------- for workers
 
@@ -88,11 +113,10 @@ class Job:
             return tuple(map(absolute, given.uri_roots))
         templates = [absolute(template) for template in given.uris]
         folders = [uri for template in templates for uri in filled(template, self.days)]
-        for template in (template for template in templates if AS_OF in template):  # an open plan may be of any day
-            others = {days for uri in uris if (days := day_in(template, uri)) is not None}
-            folders += [uri for days in sorted(others, key=str) for uri in filled(template, days)]
+        for template in filter(AS_OF.search, templates):  # an open plan may be of any day
+            folders += sorted({folder for uri in uris if (folder := filled_in(template, uri)) is not None})
         folders = list(dict.fromkeys(folders))
-        folders = [folder.rpartition("/")[0] if _is_file(folder) else folder for folder in folders]
+        folders = [_folder_of(folder) for folder in folders]
         if given.manifest is not None:
             folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
         return tuple(dict.fromkeys(folders))
@@ -155,6 +179,8 @@ class Job:
             artifacts=artifacts,
             engine=self.spec.model.engine,
             memory_bytes=self.spec.workers.memory_bytes,
+            started_by=this_command(),
+            most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows.share),
             code_version=code_version(),
         )
 
@@ -177,28 +203,39 @@ class Job:
             batch=self.batch or BATCH,
             worker_threads=self.threads,
             memory_bytes=spec.workers.memory_bytes,
+            started_by=this_command(),
         )
 
     def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
         total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
-        within = sharding.bounds(total, self.spec.workers.max, given.shard_rows, given.shard_mb * 2**20)
+        most, there = self.spec.workers.max, self.workers_there
+        there = None if there is None else min(there, most)
+        within = sharding.bounds(total, most, given.shard_rows, given.shard_mb * 2**20, there)
         return sharding.cut(opened, within, again)
 
 
-def _is_file(url: str) -> bool:
+def _folder_of(url: str) -> str:
+    """The folder that a place in `input.uri` is, or that it lies in where it is a file or has wildcards."""
     fs, path = open_filesystem(url)
     try:
-        return bool(retrying(lambda: fs.info(path), url)["type"] == "file")
+        is_file = retrying(lambda: fs.info(path), url)["type"] == "file"
     except NotFound:
-        return False
+        return split_pattern(url)[0]
+    return url.rpartition("/")[0] if is_file else url
 
 
 def absolute(url: str) -> str:
     """A URL as it is; a local path, with or without `file://`, made absolute: workers may have another working
     directory."""
     return open_filesystem(url)[1] if is_local(url) else url.rstrip("/")
+
+
+def this_command() -> str:
+    """For a person who wants to know whose workers there are: the command line of this process, and where it runs."""
+    line = redacted(shlex.join(["stint", *sys.argv[1:]]))
+    return f"`{line[:_COMMAND_SHOWN]}` (process {os.getpid()} on {socket.gethostname()})"
 
 
 def code_version() -> str:

@@ -17,10 +17,13 @@ from typing import Literal
 from jobs.input.footers import Opened
 from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
+from workers.counted import counted
 from workers.source.rows import RowGroup
 
 _MAX_SHARD_ROWS = 4096
 _MIN_SHARD_ROWS = 256
+_FEW_ROWS = 16
+"""A shard of a small input need not be smaller than this: a batch or two."""
 _SHARDS_A_WORKER = 4
 """Enough that a slow worker at the end costs little."""
 _ROUNDS_LEFT = 2
@@ -47,6 +50,8 @@ class Bounds:
     """For how many workers the end of the plan is cut finer; 0: it is not."""
     last_rows: int = 0
     """Down to how many rows a shard."""
+    small: bool = False
+    """There is so little that it costs nothing to tell of to read past the rows of a row group that is split."""
 
     def limit(self, left: int) -> int:
         """Most rows of the shard that begins when so many rows are left."""
@@ -55,22 +60,35 @@ class Bounds:
         return min(self.rows, max(self.last_rows, -(-left // (_ROUNDS_LEFT * self.workers))))
 
 
-def bounds(total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int) -> Bounds:
+def bounds(
+    total_rows: int,
+    workers: int,
+    shard_rows: int | Literal["auto"],
+    max_bytes: int,
+    there: int | None = None,
+) -> Bounds:
     """For `auto`: an even share of several shards a worker, within _MIN_SHARD_ROWS and _MAX_SHARD_ROWS, finer at the
     end.
 
-    Where an even share is below _MIN_SHARD_ROWS there are more workers than work, and shards stay at that size.
-    Rows that the spec names are taken as they are, to the end.
+    Where an even share is below _MIN_SHARD_ROWS the `workers` that are allowed are more than there is work for, and
+    shards stay at that size. What counts then is how many are `there`, where that is known: they finish together, and
+    what would be less than two such shards for each of them is shared out evenly. Rows that the spec names are taken as
+    they are, to the end.
     """
     if shard_rows != "auto":
         return Bounds(shard_rows, shard_rows, max_bytes)
     share = -(-total_rows // (workers * _SHARDS_A_WORKER))
-    rows = max(_MIN_SHARD_ROWS, min(_MAX_SHARD_ROWS, share))
-    split_rows = max(rows, MIN_SPLIT_ROWS)
-    if share <= _MIN_SHARD_ROWS:
-        return Bounds(rows, split_rows, max_bytes)
-    last = max(_LAST_SHARD_ROWS, min(_MIN_SHARD_ROWS, total_rows // (workers * _LAST_SHARE)))
-    return Bounds(rows, split_rows, max_bytes, workers, last)
+    if share > _MIN_SHARD_ROWS:
+        rows, finish = min(_MAX_SHARD_ROWS, share), workers
+    elif there and total_rows <= there * _ROUNDS_LEFT * _MIN_SHARD_ROWS:
+        parts = max(1, min(there * _ROUNDS_LEFT, total_rows // _FEW_ROWS))
+        parts -= parts % there if parts > there else 0  # as many for each
+        rows = max(1, -(-total_rows // parts))
+        return Bounds(rows, rows, max_bytes, small=True)
+    else:
+        rows, finish = _MIN_SHARD_ROWS, there or 0
+    last = max(_LAST_SHARD_ROWS, min(_MIN_SHARD_ROWS, total_rows // (finish * _LAST_SHARE))) if finish else 0
+    return Bounds(rows, max(rows, MIN_SPLIT_ROWS), max_bytes, finish, last)
 
 
 @dataclass
@@ -110,7 +128,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         builder.source(source.uri, source.size, source.version)
         for group in groups:
             pieces = _pieces(group, within, left)
-            if len(pieces) > 1:
+            if len(pieces) > 1 and not (within.small and group.bytes <= SPLIT_FACTOR * within.bytes):
                 size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
                 split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
             start = group.row_start
@@ -126,7 +144,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
     warning = (
-        f"{len(split)} huge row group(s) split by rows, and every piece reads past the rows before it; "
+        f"{counted(len(split), 'huge row group')} split by rows, and every piece reads past the rows before it; "
         f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
         if split
         else ""

@@ -6,7 +6,7 @@ makes a bundle is a worker of a pool, too, whose only work is to start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -56,12 +56,10 @@ class WorkerLeaving:
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """A worker that failed to start or died. Its shards are nobody's now."""
+    """A worker that failed to start or died. The loop knows what it held."""
 
     worker: int
     failure: Failure
-    shards: tuple[Shard, ...]
-    started: bool
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ Event = WorkerPlaced | WorkerReady | BundleMade | WorkerLeaving | WorkerGone | S
 
 
 class Pool(Protocol):
-    def workers(self) -> Mapping[int, int]:
-        """Ready workers, each with the number of shards it holds: as it is now, and it may follow what happens."""
+    def workers(self) -> Collection[int]:
+        """Ready workers: as it is now, and it may follow what happens."""
 
     def size(self) -> int:
         """Workers that are ready or on their way."""
@@ -93,6 +91,9 @@ class Pool(Protocol):
         With `isolated_s` the shard has lost its workers before: it is scored in processes of its own, in which no rows
         may take longer than that, and rows that kill them become error rows. Such a worker must hold nothing else.
         """
+
+    def doing(self) -> str:
+        """Of a pool of one maker: what it is at, in words, as far as is known; to ask costs next to nothing."""
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """What has happened; waits up to `timeout_s` for something to."""
@@ -116,6 +117,9 @@ class Cluster(Watcher, Protocol):
 
     def most_workers(self, threads: int) -> int | None:
         """How many workers of so many cores fit a machine that cannot grow; None for a cluster, which may."""
+
+    def workers_there(self, threads: int) -> int:
+        """How many workers of so many cores fit the nodes that are there now, busy or not."""
 
     def most_threads(self) -> int | None:
         """Cores of the largest node that is there; None where none is yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -44,22 +44,21 @@ class LocalPool:
         self._factory = factory
         self._numbers = count()
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._workers: dict[int, Any] = {}
-        self._threads: dict[int, ThreadPoolExecutor] = {}
+        self._workers: dict[int, tuple[Any, ThreadPoolExecutor]] = {}
         self._ready: dict[int, list[Shard]] = {}
 
-    def workers(self) -> Mapping[int, int]:
-        return {worker: len(shards) for worker, shards in self._ready.items()}
+    def workers(self) -> Collection[int]:
+        return self._ready.keys()
 
     def size(self) -> int:
         return len(self._workers)
 
     def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
-        worker = next(self._numbers)
-        self._workers[worker] = self._factory()
-        self._threads[worker] = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
-        future = self._threads[worker].submit(self._workers[worker].start)
-        if isinstance(self._workers[worker], Maker):
+        worker, actor = next(self._numbers), self._factory()
+        threads = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
+        self._workers[worker] = actor, threads
+        future = threads.submit(actor.start)
+        if isinstance(actor, Maker):
             self._events.put(WorkerPlaced(worker, "this process", 1))  # from now on it may take too long
         future.add_done_callback(lambda f: self._events.put(_started(worker, _outcome(f))))
         return worker
@@ -69,12 +68,15 @@ class LocalPool:
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         self._ready[worker].append(shard)
-        actor, thread = self._workers[worker], self._threads[worker]
+        actor, threads = self._workers[worker]
         if isolated_s is None:
-            future = thread.submit(actor.score, shard)
+            future = threads.submit(actor.score, shard)
         else:
-            future = thread.submit(actor.score_isolated, shard, isolated_s)
+            future = threads.submit(actor.score_isolated, shard, isolated_s)
         future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
+
+    def doing(self) -> str:
+        return next((maker.doing() for maker, _ in self._workers.values()), "")
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         return [event for event in drain(self._events, timeout_s) if self._take(event)]
@@ -97,12 +99,12 @@ class LocalPool:
 
     def _retire(self, worker: int, *, wait: bool) -> None:
         self._ready.pop(worker, None)
-        stop = self._workers.pop(worker).stop
-        self._threads.pop(worker).shutdown(wait=False)
+        actor, threads = self._workers.pop(worker)
+        threads.shutdown(wait=False)
         if wait:
-            stop()
+            actor.stop()
         else:  # it starts, or scores, and may be stuck: a thread cannot be ended
-            threading.Thread(target=stop, daemon=True).start()
+            threading.Thread(target=actor.stop, daemon=True).start()
 
 
 def _outcome(future: Future[_T]) -> _T | Failure:
@@ -112,7 +114,7 @@ def _outcome(future: Future[_T]) -> _T | Failure:
 
 def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> Event:
     if isinstance(outcome, Failure):
-        return WorkerGone(worker, outcome, (), started=False)
+        return WorkerGone(worker, outcome)
     return WorkerReady(worker, outcome) if isinstance(outcome, WorkerInfo) else BundleMade(worker, outcome)
 
 
@@ -133,6 +135,9 @@ class LocalCluster:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its deprecation notices would end up in the progress
 
     def most_workers(self, threads: int) -> int | None:  # noqa: ARG002  (the cluster's contract)
+        return 1
+
+    def workers_there(self, threads: int) -> int:  # noqa: ARG002
         return 1
 
     def most_threads(self) -> int | None:

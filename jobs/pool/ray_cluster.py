@@ -76,11 +76,19 @@ class RayCluster:
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
 
+    def workers_there(self, threads: int) -> int:
+        return sum(cores // threads for cores in self._cores_of_nodes())
+
     def most_threads(self) -> int | None:
+        most = max(self._cores_of_nodes(), default=0)
+        return most or None
+
+    def _cores_of_nodes(self) -> list[int]:
+        """Of each node with CPUs for workers, at least one."""
         listing = self._nodes.since(0.0)
         nodes = ray.nodes() if listing is None else listing.nodes  # it answers: this process has only just connected
-        cpus = max((int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]), default=0)
-        return max(1, cpus // self._threads_per_core) if cpus else None
+        cpus = (int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+        return [max(1, number // self._threads_per_core) for number in cpus if number]
 
     def gpus(self) -> int:
         return int(ray.cluster_resources().get("GPU", 0))

@@ -42,16 +42,14 @@ def start(cpus: int, **options: Any) -> None:
 @contextmanager
 def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
     """Processes that are started meanwhile have these variables."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: value for name, value in os.environ.items() if name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

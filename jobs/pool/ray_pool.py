@@ -7,7 +7,8 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
@@ -95,15 +96,18 @@ class RayPool:
         """Object references under way, each with its worker."""
         self._ended: SimpleQueue[Any] = SimpleQueue()
         """Those that have ended, and are not handled yet."""
-        self._holding: dict[int, int] = {}
-        """Ready workers that are not lost, with the number of shards that each holds."""
+        self._ready: set[int] = set()
+        """Workers, without those that are lost."""
         self._placed: dict[int, float] = {}
         """Workers that found a node, of which nothing is known yet, and when they did."""
         self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
+        self._asked: Any = None
+        """The call that asks the maker what it is at, while it is under way."""
+        self._doing = ""
 
-    def workers(self) -> Mapping[int, int]:
-        return self._holding
+    def workers(self) -> Collection[int]:
+        return self._ready
 
     def size(self) -> int:
         return len(self._actors)
@@ -118,7 +122,7 @@ class RayPool:
             label_selector=dict(labels) or None,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=1 if self._makers else CONCURRENCY,
+            max_concurrency=2 if self._makers else CONCURRENCY,  # a maker is asked what it is at
             runtime_env=runtime_env(self._spec.threads, any_process=self._any_process),
         ).remote(self._spec)
         # A lambda, so that it travels by value: nodes need not import this module.
@@ -144,7 +148,15 @@ class RayPool:
             call = actor.handle.score_isolated.remote(shard, isolated_s)
         actor.shards[call] = shard
         self._wait_for(call, worker)
-        self._holding[worker] = len(actor.shards)
+
+    def doing(self) -> str:
+        for actor in self._actors.values() if self._asked is None else ():
+            self._asked = actor.handle.doing.remote()
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            with suppress(RayError):  # it is lost, and that is heard of anyway
+                self._doing = ray.get(self._asked)
+            self._asked = None
+        return self._doing
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         self._nodes.check()
@@ -215,12 +227,11 @@ class RayPool:
                 # is left; so this one makes room for another that asks for what it takes.
                 message = f"asked for {actor.cpus} CPUs, and its cores are {self._spec.threads * here}: asking again"
                 return self._gone(worker, Failure(kind=FailureKind.INFRA, message=message))
-            actor.ready, self._holding[worker] = True, 0
+            actor.ready = True
+            self._ready.add(worker)
             return WorkerReady(worker, outcome)
         actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
-        shard = actor.shards.pop(call)
-        self._holding[worker] = len(actor.shards)
-        return ShardEnded(worker, shard, outcome)
+        return ShardEnded(worker, actor.shards.pop(call), outcome)
 
     def _now_lost(self) -> list[Event]:
         """Workers of which it is known by now how they were lost."""
@@ -247,7 +258,7 @@ class RayPool:
 
     def _forget_calls(self, worker: int, actor: _Actor) -> None:
         """Nothing of it is waited for any more, and it gets no shards."""
-        self._holding.pop(worker, None)
+        self._ready.discard(worker)
         for call in (actor.placing, actor.starting, *actor.shards):
             self._waiting.pop(call, None)
 
@@ -255,9 +266,8 @@ class RayPool:
         actor = self._actors[worker]
         if actor.leaving:  # taken away with notice, whatever its end looks like
             failure = replace(failure, kind=FailureKind.INFRA, code=FailureCode.PREEMPTED)
-        event = WorkerGone(worker, failure, tuple(actor.shards.values()), actor.ready)
         self.end(worker)
-        return event
+        return WorkerGone(worker, failure)
 
 
 def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:

@@ -19,9 +19,19 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
+from jobs.progress.format import (
+    describe_deadline,
+    describe_eta,
+    describe_phase,
+    describe_waiting,
+    duration,
+    money,
+    percent,
+    printable,
+)
 from jobs.progress.live_view import view_lines
 from jobs.progress.snapshot import Snapshot
+from workers.counted import counted
 
 _CODES_SHOWN = 3
 _NO_CURSOR = ("dumb", "unknown")
@@ -97,6 +107,8 @@ def display_for(out: TextIO, how: str = "auto") -> Display:
 
 def describe_snapshot(snapshot: Snapshot) -> str:
     """How a run stands, on one line without escape codes."""
+    if phase := describe_phase(snapshot):
+        return phase
     if waiting := describe_waiting(snapshot):
         state = [waiting]
     else:
@@ -105,12 +117,12 @@ def describe_snapshot(snapshot: Snapshot) -> str:
             f"{snapshot.rate:,.0f} rows/s",
             f"ETA {'unknown' if snapshot.eta_s is None else describe_eta(snapshot.eta_s)}",
             describe_deadline(snapshot),
-            f"{ready} workers" if ready >= wanted else f"{ready} of {wanted} workers",
+            counted(ready, "worker") if ready >= wanted else f"{ready} of {counted(wanted, 'worker')}",
         ]
     codes = ", ".join(f"{printable(code)} {n}" for code, n in Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN))
     others = " of those scored by this run" if snapshot.rows_elsewhere else ""
     parts = [
-        f"{snapshot.rows_done:,}/{snapshot.rows_total:,} rows ({percent(snapshot.share_done)})",
+        f"{snapshot.rows_done:,}/{counted(snapshot.rows_total, 'row')} ({percent(snapshot.share_done)})",
         *state,
         "" if snapshot.cost is None else f"cost {money(snapshot.cost)}",
         f"shards {snapshot.shards_done}/{snapshot.shards_total}",

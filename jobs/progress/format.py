@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from jobs.progress.snapshot import Snapshot
@@ -10,6 +11,15 @@ from jobs.progress.snapshot import Snapshot
 NONE = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a figure and its unit: they stay on one line."""
+_PHASES = {
+    "listing": "listing input and ledger",
+    "ray": "connecting to Ray",
+    "bundle": "making the bundle",
+    "finishing": "writing done records and the report",
+}
+"""In words; what a run does in the others, its rows and workers tell."""
+LINES_SHOWN = 5
+"""Of many that say the same of one thing each."""
 _BOUNDLESS = 1e15
 """What an error is called that has nothing to be measured by, see workers.bundle.accuracy."""
 
@@ -27,6 +37,12 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """On one line, and with nothing in it that a terminal would take for a command."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def first_few(lines: Sequence[str], more: str, shown: int = LINES_SHOWN) -> list[str]:
+    """All of a few lines; or the first of many, and how many `more` there are: `and 1,495 more stray objects`."""
+    left = len(lines) - shown
+    return [*lines] if left <= 1 else [*lines[:shown], f"and {left:,} more {more}"]
 
 
 def describe_eta(eta_s: tuple[float, float]) -> str:
@@ -54,7 +70,16 @@ def describe_waiting(snapshot: Snapshot) -> str:
     """What stands in place of an ETA before there are workers; empty once there are."""
     if snapshot.workers_ready or snapshot.rows_done >= snapshot.rows_total or snapshot.ended:
         return ""
-    return f"waiting for workers (0 of {snapshot.workers_wanted} ready)"
+    cores = "" if snapshot.no_cores_s is None else f", {duration(snapshot.no_cores_s)} for cores that others hold"
+    return f"waiting for workers (0 of {snapshot.workers_wanted} ready){cores}"
+
+
+def describe_phase(snapshot: Snapshot) -> str:
+    """What a run is at that does not score now, and for how long it has been; empty of one that does, or is over."""
+    if snapshot.ended or snapshot.phase not in _PHASES:
+        return ""
+    what = ": ".join(filter(None, [_PHASES[snapshot.phase], snapshot.step]))
+    return f"{what}, {duration(snapshot.phase_s)}"
 
 
 def number(value: float | None, digits: int = 0) -> str:

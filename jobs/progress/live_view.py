@@ -12,8 +12,18 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.text import Text
 
-from jobs.progress.format import describe_deadline, describe_eta, describe_waiting, duration, money, percent, printable
+from jobs.progress.format import (
+    describe_deadline,
+    describe_eta,
+    describe_phase,
+    describe_waiting,
+    duration,
+    money,
+    percent,
+    printable,
+)
 from jobs.progress.snapshot import Snapshot, UnderWay, bottleneck
+from workers.counted import counted
 
 _NARROW = 64
 """Columns below which labels stand in the lines rather than beside them."""
@@ -42,6 +52,8 @@ def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> 
     """
     width = max(1, min(width, _WIDEST))
     lines = [*_header(snapshot, width, heard_s), _bar(snapshot, width)]
+    if phase := describe_phase(snapshot):
+        lines += _row("now", [Text(printable(phase), "bold")], width)
     for label, pieces in _figures(snapshot).items():
         lines += _row(label, pieces, width)
         if label == "workers":
@@ -69,17 +81,20 @@ def _header(snapshot: Snapshot, width: int, heard_s: float | None) -> list[Text]
 
 def _bar(snapshot: Snapshot, width: int) -> Text:
     length = max(0, width - 7)
-    halves = int(2 * length * min(1.0, snapshot.share_done))
+    share = snapshot.share_done if snapshot.rows_total else 0.0  # it is not known yet how many there are
+    halves = int(2 * length * min(1.0, share))
     colour = "red" if (snapshot.late_s or 0) > 0 else "green"
     return Text.assemble(
         ("━" * (halves // 2) + "╸" * (halves % 2), colour),
         ("─" * (length - halves // 2 - halves % 2), "dim"),
-        (f"{percent(snapshot.share_done):>{7 if length else 0}}", "bold"),
+        (f"{percent(share):>{7 if length else 0}}", "bold"),
     )
 
 
 def _figures(at: Snapshot) -> dict[str, list[str]]:
     """By label, the pieces that follow it, in rich's markup; empty ones are left out, and a label without any."""
+    if not at.rows_total and describe_phase(at):
+        return {}
     waiting, deadline, bad = describe_waiting(at), describe_deadline(at), at.rows_bad
     eta = waiting or ("unknown" if at.eta_s is None else describe_eta(at.eta_s))
     style = "bold red" if deadline.startswith("LATE") else "green" if at.late_s is not None else "default"
@@ -91,7 +106,7 @@ def _figures(at: Snapshot) -> dict[str, list[str]]:
         "rows": [
             f"[bold]{at.rows_done:,}[/] of {at.rows_total:,}",
             f"[bold]{at.rate:,.0f}[/] rows/s",
-            f"{at.shards_done:,} of {at.shards_total:,} shards",
+            f"{at.shards_done:,} of {counted(at.shards_total, 'shard')}",
             f"{at.rows_gone:,} gone" if at.rows_gone else "",
             f"{at.rows_elsewhere:,} found in the ledger" if at.rows_elsewhere else "",
         ],
@@ -133,9 +148,9 @@ def _time(snapshot: Snapshot, width: int) -> list[Text]:
         f"[{style}]{glyph}[/] {stage} {percent(spent / total, 0)}"
         for spent, (stage, glyph, style) in zip(seconds, _STAGES, strict=True)
     ]
-    slow = bottleneck(snapshot.stage_s)
-    advice = Text(slow.describe() if width >= _NARROW else f"mostly {slow.stage}")
-    advice.stylize("bold", 0, advice.plain.index(slow.stage) + len(slow.stage))
+    slow, remedy = bottleneck(snapshot.stage_s, snapshot.elapsed_s)
+    advice = Text(remedy if width >= _NARROW else f"mostly {slow}")
+    advice.stylize("bold", 0, advice.plain.index(slow) + len(slow))
     return [*_row("time", [bar], width), *_row("", legend, width, "  "), *_row("", [advice], width)]
 
 

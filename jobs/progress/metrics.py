@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jobs.progress.snapshot import WORKER_STATES, Snapshot
+from jobs.progress.snapshot import PHASES, WORKER_STATES, Snapshot
 from workers.image.errors import ErrorCode
 from workers.outcomes import FailureCode, FailureKind
 
@@ -57,7 +57,11 @@ def _listed(values: Mapping[str, float], names: tuple[str, ...]) -> Mapping[str,
 
 
 METRICS = (
-    Metric("stint_run_active", GAUGE, "1 while a run scores, 0 at its end", lambda at: not at.ended),
+    Metric("stint_run_active", GAUGE, "1 while a run is under way, 0 at its end", lambda at: not at.ended),
+    Metric(
+        "stint_phase", GAUGE, "1 for what the run is at: listing, ray, bundle, workers, scoring or finishing",
+        lambda at: {phase: at.phase == phase and not at.ended for phase in PHASES}, "phase",
+    ),
     Metric(
         "stint_rows", COUNTER,
         "rows done, by outcome: ok, bad, gone, or elsewhere (there before, or committed by another run)",

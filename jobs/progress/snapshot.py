@@ -6,12 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SLOWEST_SHOWN = 5
+ADVICE_LEAST_S = 300.0
+"""A run that has scored for less is mostly its beginning and its end: workers that come up, and the last shards."""
+PHASES = ("listing", "ray", "bundle", "workers", "scoring", "finishing")
+"""Of a run, in their order: it lists the input and the ledger, connects to Ray, sees to the bundle, waits for the first
+worker, scores, and writes done records and the report."""
 WORKER_STATES = ("starting", "scoring", "idle", "leaving")
 
 
@@ -42,6 +47,14 @@ class Snapshot:
     """UTC, ISO 8601."""
     elapsed_s: float
     """Since the run began to score."""
+    phase: str = "scoring"
+    """One of PHASES."""
+    step: str = ""
+    """Of the phase, where it has any, in words."""
+    phase_s: float = 0.0
+    """Since the phase, or its step, began."""
+    no_cores_s: float | None = None
+    """How long it has waited for cores that others hold; None while it does not."""
     rows_total: int
     rows_ok: int
     rows_bad: int
@@ -91,27 +104,16 @@ class Snapshot:
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """Raises ValueError for what is no snapshot. Fields of a later version are passed over."""
-        return _reader().validate_json(text)
+        snapshot: Snapshot = reader_of(Snapshot).validate_json(text)
+        return snapshot
 
 
 @cache
-def _reader() -> TypeAdapter[Snapshot]:
-    """Made once: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
-    from pydantic import TypeAdapter  # a run only writes snapshots
+def reader_of(kind: type) -> TypeAdapter[Any]:
+    """Of JSON. Made once for each kind: that takes 6 ms, and `status` reads the snapshots of hundreds of runs."""
+    from pydantic import TypeAdapter  # a run only writes
 
-    return TypeAdapter(Snapshot)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bottleneck:
-    stage: str
-    """`decode`, `predict`, `read`, `write` or `idle`; empty before anything has ended."""
-    share: float
-    """Of the workers' time."""
-
-    def describe(self) -> str:
-        """What it is, and what would help; empty before anything has ended."""
-        return f"{self.stage} ({self.share:.0%} of the workers' time): {_REMEDY[self.stage]}" if self.stage else ""
+    return TypeAdapter(kind)
 
 
 _REMEDY = {
@@ -123,8 +125,9 @@ _REMEDY = {
 }
 
 
-def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
-    """Which stage the workers' time goes to.
+def bottleneck(stage_s: Mapping[str, float], scored_s: float) -> tuple[str, str]:
+    """Which stage the workers' time goes to: its name; what it is, and what would help in a run that has scored for
+    long enough to tell. Empty before anything has ended.
 
     Decoding and predicting take turns in the computing thread; reading and writing go on beside them, so they cost
     time only while that thread waits. `wait` is that time, and counts for the busier one of the two; `idle` is time
@@ -136,9 +139,10 @@ def bottleneck(stage_s: Mapping[str, float]) -> Bottleneck:
     shares = {"decode": decode, "predict": predict, waits_for: wait, "idle": idle}
     total = sum(shares.values())
     if total <= 0:
-        return Bottleneck(stage="", share=0.0)
+        return "", ""
     stage = max(shares, key=lambda name: shares[name])
-    return Bottleneck(stage=stage, share=shares[stage] / total)
+    remedy = f": {_REMEDY[stage]}" if scored_s >= ADVICE_LEAST_S else ""
+    return stage, f"{stage} ({shares[stage] / total:.0%} of the workers' time){remedy}"
 
 
 @dataclass(frozen=True)

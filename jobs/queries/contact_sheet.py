@@ -6,18 +6,18 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
+from jobs.plan.asked import EMBEDDING
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
+from jobs.plan.query import choose
 from jobs.queries.explanation import Label, Prediction, prediction_of
 from jobs.queries.find_rows import shards_of
-from jobs.queries.query import choose
 from jobs.reader import predictions
 from jobs.report.thumbnails import thumbnail
 from workers.bundle.bundle import BundleRefused
@@ -27,12 +27,7 @@ from workers.image.errors import ErrorCode
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
 from workers.source.single_rows import RowAt, fetch_images
 
-if TYPE_CHECKING:
-    from workers.score.second_opinion import Opinion
-
 THUMBNAIL_PX = 200
-VECTOR = "embedding"
-"""A column that is as large as all others together, and that nobody can look at."""
 KILLER = "it killed the process that scored it, so it is not decoded here"
 _ORDERS = {"random": "at random", "score": "with the least score", "-score": "with the greatest score"}
 
@@ -51,20 +46,20 @@ class Tile:
     """`data:` URI; empty where there is none."""
     problem: str
     """Why."""
-    second: Opinion | None
-    """What the fp32 network says, where it was asked and could."""
+    second: tuple[str, float] | None
+    """What the fp32 network says, and how probable it calls that; where it was asked and could."""
 
     @property
     def differs(self) -> bool:
         label = self.prediction.label if isinstance(self.prediction, Label) else ""
-        return self.second is not None and self.second.label != label
+        return self.second is not None and self.second[0] != label
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
     """`stint sample`: write the page, and show where it is. Raises SpecError, RunFailed, StoreError, StoreDenied."""
     job, show = last_job_of(arguments), console.show
     seen = predictions(job.ledger, with_open=arguments.open)
-    columns = [name for name in seen.schema.names if name != VECTOR or VECTOR in (arguments.where or "").lower()]
+    columns = [name for name in seen.schema.names if name != EMBEDDING or EMBEDDING in (arguments.where or "").lower()]
     chosen = choose(seen.reader(columns), arguments.where, arguments.n, arguments.order, arguments.seed)
     if not chosen.matching:
         show(f"none of {chosen.read:,} predictions matches")
@@ -99,7 +94,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     pieces = (piece for plan in job.ledger.plans() for shard in shards_of(plan, uris) for piece in shard.slices)
     images = fetch_images(given, places, pieces)
     keys = rows.select(key_names(rows.schema))
-    shown = [name for name in rows.column_names if name not in (VECTOR, *keys.column_names)]
+    shown = [name for name in rows.column_names if name not in (EMBEDDING, *keys.column_names)]
     predicted = rows.select(shown).to_pylist()
     for number, row in enumerate(predicted):
         if row["error_code"] == ErrorCode.CRASHED_WORKER:
@@ -123,7 +118,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     return [tile(number) for number in range(len(places))]
 
 
-def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[Opinion | None]:
+def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None]) -> list[tuple[str, float] | None]:
     if manifest is None:
         raise SpecError(
             f"no bundle {job.fingerprints.bundle} in {job.store.url} holds the fp32 network", "run `stint quantize`"

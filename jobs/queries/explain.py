@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
-from jobs.ledger.current import current_root, roots
+from jobs.ledger.current import followed_root
 from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
@@ -30,12 +30,13 @@ from jobs.queries.explanation import (
     Prediction,
     prediction_of,
 )
-from jobs.queries.find_rows import Found, by_keys, by_place, parse, shards_of
+from jobs.queries.find_rows import Found, by_file_name, by_keys, by_place, parse, shards_of
 from jobs.queries.status import missing_of
 from jobs.report.journal import read_journal, run_ids
 from jobs.report.runs import RunSeen, read_run
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard
+from workers.counted import counted
 from workers.output import SOURCE_FIELDS, NotOurs, OutputObject, key_names, object_facts, shown_keys
 from workers.redaction import redacted_values
 from workers.source.single_rows import CHANGED, GONE, Place, RowAt
@@ -49,7 +50,6 @@ LISTED = 20
 """Rows that are named where several have the key."""
 _READ_MOST = 200
 """Rows with the key, of all versions, that are looked at."""
-_READS_AT_ONCE = 16
 _CLOCKS_DIFFER = timedelta(hours=1)
 _ATTEMPT = (
     "at", "worker", "host", "engine", "attempt", "second", "isolated", "failure", "message", "committed", "rows_ok",
@@ -74,6 +74,9 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     explainer = Explainer(job, plans)
     if isinstance(named, Place):
         claims = by_place(plans, named)
+        given = Place.read(key, job.spec.input)
+        if not claims and given is not None and (claims := by_file_name(plans, given)):
+            _check_one(job, claims, (), key, show)
         if not claims:
             raise _not_claimed(plans, named)
     else:
@@ -91,7 +94,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
 def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: str, show: Callable[[str], None]) -> None:
     """Raises SpecError where the key is that of several rows: of several files, or of one version of a file."""
-    each = Counter((row.at.uri, row.at.version) for row in found)
+    each = Counter((at.uri, at.version) for at in {row.at for row in found})
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
     places = dict.fromkeys(row.at.place.write(job.spec.input) for row in found)
@@ -109,7 +112,8 @@ def _not_scored(job: Job, key: str) -> StintError:
     if not len(missing):
         return StintError(what, "see `stint plan` for input that is not claimed yet")
     return StintError(
-        f"{what}; {missing.rows:,} rows in {len(missing):,} shards are claimed and not scored yet, and only their "
+        f"{what}; {counted(missing.rows, 'row')} in "
+        f"{counted(len(missing), 'shard')} are claimed and not scored yet, and only their "
         "places are known",
         "name the row as URI#ROWGROUP/ROW, or run the job to its end",
     )
@@ -194,7 +198,7 @@ def _attempts(
     """
     # Ids begin with their time.
     ids = [run_id for run_id in run_ids(store) if until is None or run_id <= f"{until + _CLOCKS_DIFFER:%Y%m%dT%H%M%S}"]
-    runs = [run for run in ahead(partial(read_run, store), ids, _READS_AT_ONCE, "runs") if run.root == root]
+    runs = [run for run in ahead(partial(read_run, store), ids, "runs") if run.root == root]
     near = [run for run in runs if since is None or run.heard_at >= since - _CLOCKS_DIFFER]
     return _of_journals(store, near, shard) or _of_journals(store, [run for run in runs if run not in near], shard)
 
@@ -217,7 +221,7 @@ def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
             if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
                 yield info.key
 
-    read = ahead(store.get, found(), _READS_AT_ONCE, "crashes")
+    read = ahead(store.get, found(), "crashes")
     return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
 
 
@@ -246,13 +250,13 @@ class Explainer:
         return self.job.ledger.done_numbers()
 
     @cached_property
-    def dead(self) -> set[tuple[str, str]]:
-        """(uri, version) of rows that readers no longer see."""
-        return self.job.ledger.superseded([plan for plan in self.plans if plan.number in self.done], self.done)
+    def dead(self) -> set[tuple[int, str, str]]:
+        """(plan, uri, version) of rows that readers no longer see."""
+        return self.job.ledger.superseded(self.plans, self.done)
 
     def alive(self, claims: Sequence[Found]) -> list[Found]:
         """Those that no later version has put out of date."""
-        return [claim for claim in claims if (claim.at.uri, claim.at.version) not in self.dead]
+        return [claim for claim in claims if (claim.plan.number, claim.at.uri, claim.at.version) not in self.dead]
 
     def explain(self, claims: Sequence[Found]) -> Explanation:
         """Of one row, claimed in one version of its file or in several.
@@ -310,14 +314,14 @@ class Explainer:
             return 1, False, f"plan {number} is not done; run the job to finish it"
         if not self.alive([claim]):
             done = (plan for plan in self.plans if plan.number in self.done)
-            later = max(plan.number for plan in done if claim.at.uri in plan.sources["uri"].to_pylist())
-            return 0, False, f"superseded: plan {later} has the file in a newer version"
-        current = current_root(self.job.store)
-        if current == root:
+            later = max((p for p in done if claim.at.uri in p.sources["uri"].to_pylist()), key=lambda p: p.number)
+            again = (claim.at.uri, claim.at.version) in later.afresh
+            what = "has scored the file again" if again else "has the file in a newer version"
+            return 0, False, f"superseded: plan {later.number} {what}"
+        followed = followed_root(self.job.store)
+        if followed == root:
             return 2, True, f"plan {number} is done, and readers follow this model"
-        if current is None and roots(self.job.store.url) == [root]:
-            return 2, True, f"plan {number} is done, and this is the only model"
-        follow = f"readers follow {current}" if current else "of several models none is promoted"
+        follow = f"readers follow {followed}" if followed else "of several models none is promoted"
         return 2, False, f"plan {number} is done, but {follow}"
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
@@ -351,6 +355,7 @@ class Explainer:
             task=spec.task if manifest is None else manifest.task,
             artifact=engine,
             accuracy=None if measured is None else {name: getattr(measured, name) for name in _ACCURACY},
+            preprocess=None if manifest is None else str(manifest.preprocess),
         )
 
     def _modified(self, key: str) -> datetime | None:

@@ -10,6 +10,7 @@ from jobs.progress.format import SPACE, moment, percent, printable, seconds, sig
 from jobs.report.drift import class_name
 from workers.bundle.manifest import Manifest
 from workers.contract import Slice
+from workers.counted import counted
 from workers.redaction import redacted
 
 INDENT = 12
@@ -74,7 +75,8 @@ class PlanPart:
     def __str__(self) -> str:
         claimed = f" claimed it at {moment(self.claimed_at)}" if self.claimed_at else " claimed it"
         done = f"done at {moment(self.done_at)}" if self.done_at else "not done"
-        return f"{self.number}{claimed}, with {self.rows - 1:,} more rows in {self.shards:,} shards; {done}"
+        others = f"{counted(self.rows - 1, 'more row')} in {counted(self.shards, 'shard')}"
+        return f"{self.number}{claimed}, with {others}; {done}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class ModelPart:
     artifact: str
     accuracy: Mapping[str, Any] | None
     """What the gate measured: some figures of workers.bundle.accuracy.AccuracyReport."""
+    preprocess: str | None
+    """What the network sees of an image, for a person."""
 
     def lines(self, metadata: Mapping[str, str]) -> Iterator[str]:
         """`metadata` is the object's: what scored the row."""
@@ -111,6 +115,8 @@ class ModelPart:
             parts = [f"{prefix}{metadata[name]}" for name, prefix in named.items() if metadata.get(name)]
             version = f" ({metadata['engine_version']})" if metadata.get("engine_version") else ""
             yield ", ".join([f"{metadata.get('engine', 'an unknown engine')}{version}", *parts])
+        if self.preprocess is not None:
+            yield f"preprocessing: {self.preprocess}"
         if (gate := self.accuracy) is None:
             return
         if self.task == "embed":

@@ -14,10 +14,10 @@ import pyarrow.dataset as pads
 
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Plan
+from jobs.ledger.plans import Plan, claims_of
 from jobs.plan.job import absolute
-from jobs.reader import Predictions
-from workers.contract import InputSpec, Shard, parse_shard_key
+from jobs.reader import FILE, Predictions, place_of
+from workers.contract import InputSpec, Shard
 from workers.output import SOURCE_FIELDS
 from workers.source.single_rows import Place, RowAt
 
@@ -55,10 +55,6 @@ def _values(text: str, names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-FILE = "__filename"
-"""Arrow's name for the file that a row is read from."""
-
-
 class Found(NamedTuple):
     """A row in one version of its source, and the shard that it belongs to."""
 
@@ -76,7 +72,7 @@ def shards_of(plan: Plan, uris: Collection[str]) -> Iterator[Shard]:
 def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
     """The row in every version that a plan claims, in the order of plans.
 
-    Twice in the same version where its source was gone at first and has been claimed again.
+    Twice in the same version where its source was gone at first, or was to be scored again.
     """
     uri, row_group, row = place
     return [
@@ -86,6 +82,13 @@ def by_place(plans: Iterable[Plan], place: Place) -> list[Found]:
         for piece in shard.slices
         if (piece.uri, piece.row_group) == (uri, row_group) and piece.row_start <= row < piece.row_stop
     ]
+
+
+def by_file_name(plans: Sequence[Plan], place: Place) -> list[Found]:
+    """The row in every source whose URI ends with what is given: a file's name, or the end of its path."""
+    uris = pc.unique(claims_of(plans)["uri"])
+    named = uris.filter(pc.ends_with(uris, f"/{place.uri}")).to_pylist()
+    return [found for uri in named for found in by_place(plans, place._replace(uri=uri))]
 
 
 def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], most: int) -> list[Found]:
@@ -110,7 +113,7 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
         ) from error
     found = []
     for *place, path in (row.values() for row in rows):
-        number, index = parse_shard_key("/".join(path.split("/")[-2:])) or (0, 0)
+        number, index = place_of(path)
         found.append(Found(of_number[number], of_number[number].shards[index], RowAt(*place)))
     return sorted(found, key=lambda row: (row.plan.number, row.shard.index, row.at))
 

@@ -30,13 +30,14 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     job, file = last_job_of(arguments), arguments.html
     nothing = f"no run of {job.spec.name} with this model has left a report or a journal in {job.store.url}"
     if arguments.history:
-        found = nights(job.store, job.ledger.root)
+        found = nights(job.store, job.ledger.root, job=job.spec.name)
         if file is None:
             console.show(_table(found) if found else nothing)
             return COMPLETE
         page = history_page(job.spec.name, job.ledger.root, job.store.url, found)
     else:
-        run_id = arguments.run or next((night.run_id for night in nights(job.store, job.ledger.root, most=1)), None)
+        newest = nights(job.store, job.ledger.root, most=1, job=job.spec.name)
+        run_id = arguments.run or next((night.run_id for night in newest), None)
         if run_id is None:
             raise SpecError(nothing, "run the job first, or name a run of another model with --run")
         report = composed(job, run_id)

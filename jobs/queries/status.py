@@ -23,9 +23,11 @@ from jobs.ledger.plans import Shards
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
+from jobs.progress.format import first_few
 from jobs.progress.snapshot import Snapshot
 from jobs.report.report import PlanReport, PlanState
 from jobs.report.runs import RunSeen, newest_runs, read_run
+from workers.counted import counted
 from workers.redaction import redacted
 from workers.storage.errors import StoreError
 
@@ -59,7 +61,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
         lines.append(f"other models here: {', '.join(others)}")
     open_plans = {plan.number for plan in plans} - done
     runs_seen = newest_runs(job.store)
-    runs = _runs(runs_seen, job.ledger.root, now, left=bool(open_plans))
+    runs = _runs(runs_seen, job, now, left=bool(open_plans))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
     crashes = job.ledger.crashes(open_plans) if open_plans else {}
@@ -68,9 +70,9 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            rows = f"{record.rows.ok:,} rows ok, {record.rows.bad:,} bad"
+            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad"
             why = f"; accepted: {said[plan.number].why}" if plan.number in said else ""
-            lines.append(f"plan {plan.number}: done, {len(record):,} shards, {rows}{why}")
+            lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}{why}")
             continue
         missing = job.ledger.missing(plan)
         if (left := too_bad.get(plan.number)) is not None and plan.number not in said:
@@ -80,14 +82,15 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
             )
             continue
         lines.append(
-            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {len(plan.shards):,} shards, "
-            f"{plan.rows - missing.rows:,} of {plan.rows:,} rows; run the job to finish it"
+            f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {counted(len(plan.shards), 'shard')}, "
+            f"{plan.rows - missing.rows:,} of {counted(plan.rows, 'row')}; run the job to finish it"
         )
-        lines += [
-            f"  {shard.describe()}: its worker died {crashes[shard.key]} time(s)"
+        killers = [
+            f"  {shard.describe()}: its worker died {counted(crashes[shard.key], 'time')}"
             for shard in missing
             if shard.key in crashes
         ]
+        lines += first_few(killers, "shards whose worker died")
     return "\n".join([*lines, *runs])
 
 
@@ -98,11 +101,19 @@ def _too_bad(runs: Sequence[RunSeen], root: str) -> dict[int, PlanReport]:
     return {number: left for number, left in last.items() if left.state == PlanState.TOO_BAD}
 
 
-def _runs(runs: Sequence[RunSeen], root: str, now: datetime, *, left: bool) -> list[str]:
+def _runs(runs: Sequence[RunSeen], job: Job, now: datetime, *, left: bool) -> list[str]:
+    """Those of other models and of other jobs with their names."""
+    root = job.ledger.root
+
+    def others(run: RunSeen) -> str:
+        named = [f"job {run.job}"] if run.job not in ("", job.spec.name) else []
+        named += [run.root] if run.root not in ("", root) else []
+        return f" ({', '.join(named)})" if named else ""
+
     recent = f"{now.astimezone(UTC) - RECENT:%Y%m%dT%H%M%SZ}"
     last = next((run for run in reversed(runs) if run.root == root), None)
     return [
-        f"run {run.run_id}: {run.describe(now, left=left)}" + (f" ({run.root})" if run.root not in ("", root) else "")
+        f"run {run.run_id}: {run.describe(now, left=left)}{others(run)}"
         for run in runs
         if run is last or run.run_id >= recent or run.under_way(now)
     ]
@@ -193,6 +204,7 @@ def aged(snapshot: Snapshot, by_s: float) -> Snapshot:
     return replace(
         snapshot,
         elapsed_s=snapshot.elapsed_s + by_s,
+        phase_s=snapshot.phase_s + by_s,
         eta_s=None if eta is None else (max(0.0, eta[0] - by_s), max(0.0, eta[1] - by_s)),
         deadline_in_s=None if left_s is None else left_s - by_s,
         slowest=tuple(replace(held, age_s=held.age_s + by_s) for held in snapshot.slowest),

@@ -8,8 +8,10 @@ that nothing lies in the output that no plan explains.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -24,40 +26,67 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import list_job_input
+from jobs.plan.discovery import absent_lines, list_job_input
 from jobs.plan.job import Job
+from jobs.progress.format import first_few
+from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
+from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 
-AT_ONCE = 8
+_AT_ONCE = 8
+_SHOWN = 10
+"""Problems of each kind."""
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
 @dataclass
 class Verdict:
-    """`problems` is empty when the output is whole and right."""
+    """Nothing is `found` when the output is whole and right."""
 
-    problems: list[str] = field(default_factory=list)
+    found: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """What is wrong, by its kind, which is what more of it are called."""
     notes: list[str] = field(default_factory=list)
     plans: int = 0
     shards: int = 0
     rows_in: int = 0
     rows: Rows = NO_ROWS
     """Of the objects as they are."""
+    seen: Rows = NO_ROWS
+    """Of these, those that readers see: of done plans, and not put out of date by a later one."""
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
+    @property
+    def problems(self) -> list[str]:
+        return list(chain.from_iterable(self.found.values()))
+
+    def add(self, found: Mapping[str, Sequence[str]]) -> None:
+        """Problems by their kind."""
+        for kind, problems in found.items():
+            if problems:
+                self.found[kind] += problems
+
+    def lines(self) -> list[str]:
+        """For a person: of each kind of problem the first few."""
+        shown = [f"note: {note}" for note in self.notes]
+        for kind, problems in self.found.items():
+            shown += [f"PROBLEM: {problem}" for problem in first_few(problems, kind, _SHOWN)]
+        return [*shown, ("verified: " if self.ok else f"{counted(len(self.problems), 'problem')}: ") + self.summary()]
+
     def summary(self) -> str:
-        rows = self.rows
+        rows, seen = self.rows, self.seen
         return (
-            f"{self.rows_in:,} rows claimed by {self.plans} plan(s) in {self.shards:,} shards = {rows.scored:,} rows "
-            f"out ({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone"
+            f"{counted(self.rows_in, 'row')} claimed by {counted(self.plans, 'plan')} in "
+            f"{counted(self.shards, 'shard')} = {counted(rows.scored, 'row')} out "
+            f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone; "
+            f"readers of this model see {seen.scored:,} of them ({seen.ok:,} ok + {seen.bad:,} bad)"
         )
 
 
@@ -67,11 +96,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
     def check(job: Job) -> None:
         verdict = verify(job)
-        for note in verdict.notes:
-            console.show(f"note: {note}")
-        for problem in verdict.problems:
-            console.show(f"PROBLEM: {problem}")
-        console.show(("verified: " if verdict.ok else f"{len(verdict.problems)} problem(s): ") + verdict.summary())
+        console.show("\n".join(verdict.lines()))
         verdicts.append(verdict)
 
     for_each_day(arguments, console, check)
@@ -85,12 +110,17 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
-    listing = list_job_input(job, plans, done)
-    verdict.problems += [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()]
-    verdict.problems += [
-        f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
-        for s in claims.unclaimed(plans, listing.sources)
-    ]
+    listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
+    verdict.notes += absent_lines(listing)
+    verdict.add(
+        {
+            "sources that cannot be read": [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()],
+            "sources that no plan claims": [
+                f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
+                for s in claims.unclaimed(plans, listing.sources)
+            ],
+        }
+    )
     verdict.notes += claims.notes(plans, listing.sources)
     try:
         verdict.notes += [
@@ -98,16 +128,25 @@ def verify(job: Job) -> Verdict:
             for said in accepted(ledger.store, ledger.root, plans).values()
         ]
     except RunFailed as error:
-        verdict.problems.append(str(error))
-    gone: list[Slice] = []
+        verdict.found["damaged records of accepted plans"].append(str(error))
+    closed = [plan for plan in plans if plan.number in done]
+    try:
+        dead = ledger.superseded(closed, done)
+    except RunFailed:  # a record is damaged, which is found below: readers see nothing then
+        closed, dead = [], set()
+    out_of_date = identities_by_plan(dead)
+    gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
-            verdict.problems.append(f"plan {plan.number} has no done record: run the job again to finish it")
+            verdict.found["plans without a done record"].append(
+                f"plan {plan.number} has no done record: run the job again to finish it"
+            )
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        gone += _check_plan(ledger, plan, record, job.spec.input, verdict)
-    verdict.problems += claims.faults(plans, gone, listing.sources)
+        seen = out_of_date.get(plan.number, NONE_DEAD) if plan in closed else None
+        gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
+    verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
-        verdict.problems.append(f"done record {number} belongs to no plan")
+        verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)
     return verdict
 
@@ -131,46 +170,61 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
     try:
         record = ledger.read_done(plan.number)
     except RunFailed as error:
-        verdict.problems.append(str(error))
+        verdict.found["damaged done records"].append(str(error))
         return named
+    wrong = verdict.found["objects that done records name wrongly"]
     name = f"the done record of plan {plan.number}"
     for line, key in enumerate(record.keys()):
         found = parse_shard_key(key)
         if found is None or found[0] != plan.number or found[1] >= len(named.line):
-            verdict.problems.append(f"{name} names {key}, which the plan does not")
+            wrong.append(f"{name} names {key}, which the plan does not")
         elif named.line[found[1]] >= 0:
-            verdict.problems.append(f"{name} names {key}, more than once")
+            wrong.append(f"{name} names {key}, more than once")
         else:
             named.line[found[1]] = line
     lacking = (shard_key(plan.number, index) for index in np.flatnonzero(named.line < 0).tolist())
-    verdict.problems += [f"{name} lacks {key}: readers do not see its rows" for key in lacking]
+    lacks = "objects that done records lack"
+    verdict.add({lacks: [f"{name} lacks {key}: readers do not see its rows" for key in lacking]})
     return Named(named.line, record)
 
 
-def _check_plan(ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict) -> list[Slice]:
-    """Check every object of a plan; returns the slices that the objects list as gone."""
+def _check_plan(
+    ledger: Ledger,
+    plan: Plan,
+    record: Named,
+    given: InputSpec,
+    verdict: Verdict,
+    dead: pa.Array | None,
+) -> list[Slice]:
+    """Check every object of a plan; returns the slices that the objects list as gone.
+
+    Readers see of it what the record names, less `dead` identities; of a plan with None they see nothing.
+    """
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, AT_ONCE, "verify")
-    for shard, (problems, facts) in zip(plan.shards, checked, strict=True):
-        verdict.problems += problems
+    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, "verify", at_once=_AT_ONCE)
+    for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
+        verdict.add(problems)
         if facts is not None:
             verdict.rows += Rows(ok=facts.rows_ok, bad=facts.rows_bad)
             gone += [shard.slices[i] for i in facts.gone]
+        if rows is not None and dead is not None and record.line[shard.index] >= 0:
+            seen = current_rows(rows, dead).column("error_code")
+            verdict.seen += Rows(ok=seen.null_count, bad=len(seen) - seen.null_count)
     verdict.rows += Rows(gone=sum(piece.rows for piece in gone))
     return gone
 
 
 def _check_shard(
     ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec
-) -> tuple[list[str], ObjectFacts | None]:
-    """Problems of one object, and its facts when it is readable."""
+) -> tuple[dict[str, list[str]], ObjectFacts | None, pa.Table | None]:
+    """Problems of one object by their kind; its facts and its rows, with ROW_COLUMNS, when it is readable."""
     key = f"{ledger.root}/{shard.key}"
     try:
         data = ledger.store.get(key)
     except NotFound:
-        return [f"{key} is missing: {shard.describe()}"], None
+        return {"missing objects": [f"{key} is missing: {shard.describe()}"]}, None, None
     try:
         facts = object_facts(data)
         keys = list(given.keys)
@@ -178,25 +232,24 @@ def _check_shard(
         columns = ROW_COLUMNS + keys if done else None
         table = OutputObject(data).table(columns)
     except NotOurs as error:
-        return [f"{key} cannot be read: {error}"], None
-    problems = []
+        return {"objects that cannot be read": [f"{key} cannot be read: {error}"]}, None, None
+    found = defaultdict[str, list[str]](list)
+    wrong = found["objects that are not what they should be"]
     if done and done.sha256 != facts.sha256:
-        problems.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
+        wrong.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
     elif done and done != (counted := done_shard(shard, facts)):
-        problems.append(f"{key}: the done record says {_counts(done)}; the object holds {_counts(counted)}")
+        wrong.append(f"{key}: the done record says {_counts(done)}; the object holds {_counts(counted)}")
     if (facts.shard, facts.plan_token) != (shard.name, shard.plan_token):
-        problems.append(
-            f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan"
-        )
-    here = [s for i, s in enumerate(shard.slices) if i not in facts.gone]
-    misplaced = list(_compare_rows(here, table))
-    problems += [f"{key}: {problem}" for problem in misplaced]
+        wrong.append(f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan")
     rows_bad = table.num_rows - table.column("error_code").null_count
     if rows_bad != facts.rows_bad:
-        problems.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
+        wrong.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
+    here = [s for i, s in enumerate(shard.slices) if i not in facts.gone]
+    misplaced = [f"{key}: {problem}" for problem in _compare_rows(here, table)]
+    found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
-        problems += [f"{key}: {problem}" for problem in _compare_keys(here, table, given)]
-    return problems, facts
+        found["key columns that differ"] = [f"{key}: {problem}" for problem in _compare_keys(here, table, given)]
+    return found, facts, table.select(ROW_COLUMNS)
 
 
 def _counts(o: DoneShard) -> str:
@@ -267,4 +320,4 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
         if key in explained or (of_plan and int(of_plan[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
-            verdict.problems.append(f"stray object {info.key} ({info.size} bytes): no plan explains it")
+            verdict.found["stray objects"].append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

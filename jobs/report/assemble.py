@@ -17,7 +17,7 @@ from jobs.progress.snapshot import Price
 from jobs.report import drift, figures, journal, runs
 from jobs.report.drift import Distribution, Distributions
 from jobs.report.journal import JournalContent
-from jobs.report.report import COMPLETED, Report, unfinished_report
+from jobs.report.report import COMPLETED, Report, night_figures, unfinished_report
 
 _NIGHTS_READ = 40
 """The newest reports, among which those of the nights before are looked for."""
@@ -40,6 +40,10 @@ def compose(
         _add_journal(report, job, content, price, hurry=hurry)
     if report.plans:
         _add_predictions(report, job, counted, labels)
+    if report.rows_scored_here and not hurry:
+        nights = (night for night in runs.reports(job.store, report.root) if night.job == report.job)
+        like = (night for night in nights if night.outcome == COMPLETED and night.rows_scored_here)
+        report.before = next((night_figures(night) for night in like), {})
 
 
 def _add_accuracy(report: Report, accuracy: Mapping[str, Any], labels: Sequence[str] | None) -> None:
@@ -81,7 +85,7 @@ def _add_predictions(report: Report, job: Job, counted: Distributions, labels: S
     before = [
         (night.run_id, night.classes, night.scores)
         for night in (runs.reports(job.store, report.root, _NIGHTS_READ) if allowed.nights else ())
-        if night.scores and night.classes and night.outcome == COMPLETED
+        if night.scores and night.classes and night.outcome == COMPLETED and night.job == report.job
     ][: allowed.nights]
     report.classes, report.scores = dict(total.classes.most_common()), total.scores.tolist()
     report.distribution_rows = total.rows

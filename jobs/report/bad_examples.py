@@ -22,7 +22,6 @@ EACH = 3
 """Rows of a code."""
 _READ_MOST = 48
 """Objects that are looked into: a rare code may have no example."""
-_READS_AT_ONCE = 16
 PICTURE_PX = 96
 SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, ErrorCode.BAD_SIZE)
 """Codes of images of which something may be seen; the others are not read again, least of all what killed a worker."""
@@ -36,7 +35,7 @@ def find(job: Job, journal: JournalContent, codes: Collection[str]) -> list[dict
     ledger, found = job.ledger, Counter[str]()
     places = zip(table["plan"].to_pylist(), table["shard"].to_pylist(), strict=True)
     shards = [ledger.plan(plan).shards[index] for plan, index in places]
-    objects = ahead(lambda shard: job.store.get(f"{ledger.root}/{shard.key}"), shards, _READS_AT_ONCE, "bad rows")
+    objects = ahead(lambda shard: job.store.get(f"{ledger.root}/{shard.key}"), shards, "bad rows")
     examples: list[dict[str, Any]] = []
     for shard, data in zip(shards, objects, strict=False):
         for row in error_rows(data):

@@ -164,7 +164,6 @@ def _chi2_quantile(freedom: int) -> float:
 
 _READ_MOST = 500
 """Objects of a plan that are read; of more, as many spread evenly over the plan stand for all."""
-_READS_AT_ONCE = 16
 _Counts = npt.NDArray[np.int64]
 
 
@@ -219,7 +218,7 @@ class Distributions:
         others = np.flatnonzero(~np.frombuffer(counted, np.bool_))
         if len(others) > _READ_MOST:
             others = others[np.linspace(0, len(others) - 1, _READ_MOST).astype(np.int64)]
-        for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), _READS_AT_ONCE, "classes"):
+        for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), "classes"):
             found.add(one)
         return found
 

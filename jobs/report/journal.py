@@ -1,6 +1,6 @@
 """The journal of a run: how it stood, and every attempt at a shard that ended, written while it runs.
 
-    _stint/runs/<run id>/spec.json                  the spec, when the run begins to score
+    _stint/runs/<run id>/spec.json                  the spec, first of all
     _stint/journals/<run id>/00000001.parquet       attempts that ended since the part before, and a snapshot
     _stint/runs/<run id>/report.json, report.html   when it is over
 
@@ -39,7 +39,6 @@ PART_EVERY_S = 2.0
 PART_EVERY_MOST_S = 60.0
 """After a while, so that a night of eight hours makes some five hundred parts."""
 _PART_GROWS = 1.1
-_READS_AT_ONCE = 16
 _WAIT_S = 1.0
 """At the end of a run, for parts that are still being written."""
 BUSY_STAGES = ("read", "decode", "predict", "write", "wait", "throttled")
@@ -156,7 +155,7 @@ def read_journal(store: Store, run_id: str, columns: Sequence[str] | None = None
     Raises StoreError, StoreDenied.
     """
     schema = ATTEMPTS if columns is None else pa.schema([ATTEMPTS.field(name) for name in columns])
-    read = ahead(partial(_read_part, store, schema.names), _part_keys(store, run_id), _READS_AT_ONCE, "journal")
+    read = ahead(partial(_read_part, store, schema.names), _part_keys(store, run_id), "journal")
     parts = [part for part in read if part is not None]
     return JournalContent(
         attempts=pa.concat_tables([schema.empty_table(), *(part.attempts for part in parts)]),

@@ -9,16 +9,13 @@ import enum
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.progress.format import duration, money
-from jobs.progress.snapshot import Snapshot, cost_per_million
+from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
+from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
 from workers.redaction import redacted_values
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 REPORT_VERSION = 3
 _ROWS_OF_PLANS = 2
@@ -131,13 +128,27 @@ class Report:
     """The first ones in full, see jobs.run.tally.Tally.failed."""
     failures_left_out: int = 0
     set_aside: list[str] = field(default_factory=list)
+    sources: int | None = None
+    """Of the input, as it was listed; None where the run did not come to that."""
+    sources_before: int | None = None
+    """Of those, the ones that earlier plans claim as they are."""
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlooked: dict[str, int] = field(default_factory=dict)
+    """Days before this run's that no run has looked at, each with the files that are there."""
     changed: list[str] = field(default_factory=list)
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
-    """Sources scored again because their content changed."""
+    """Sources scored again, because their content changed or because of `again`."""
+    again: str = ""
+    """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
     """How many cores a worker got and why; from which profile of `stint tune`, if from one."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What its fingerprints cover, see jobs.spec.fingerprint.Identity."""
+    preprocess: str = ""
+    """What the network sees of an image, for a person."""
+    doubt: str = ""
+    """Why the fp32 network itself may be wrong, if there is a reason."""
     accuracy: dict[str, Any] = field(default_factory=dict)
     """Of the artifact that the bundle's maker preferred, see workers.bundle.accuracy.AccuracyReport, and its `name`."""
     confusion: list[tuple[str, str, int]] = field(default_factory=list)
@@ -150,6 +161,9 @@ class Report:
     cost_idle: float | None = None
     cost_per_million: float | None = None
     """Of images scored here."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """What the run was at, one after the other: `phase`, as in jobs.progress.snapshot.PHASES, `step`, `began_s`,
+    `took_s`."""
     throughput: dict[str, Any] = field(default_factory=dict)
     """`step_s`, and `rows` that ended in each step since scoring began."""
     shard_times: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +178,8 @@ class Report:
     """Rows that `classes` and `scores` count."""
     drift: dict[str, Any] = field(default_factory=dict)
     """Against previous nights, see jobs.report.drift.Drift; empty without any."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """What the last night like this one has to tell, as `night_figures` names it; empty without any."""
     bad_examples: list[dict[str, Any]] = field(default_factory=list)
     """A few error rows by code, see jobs.ledger.bad_rows.ErrorRow, each with the name of its `shard`."""
     report_version: int = REPORT_VERSION
@@ -183,6 +199,23 @@ class Report:
     def rate_a_core(self) -> float:
         """Rows a second of a core, idle or not. Of a run that scored something."""
         return self.rows_scored_here / self.core_hours / 3600
+
+
+def night_figures(report: Report) -> dict[str, Any]:
+    """Figures of a run that scored something, by which it is compared with another: of the rows that it scored."""
+    rows = report.rows_scored_here
+    engines = sorted({str(worker.get("engine", "")) for worker in report.workers} - {""})
+    return {
+        "run_id": report.run_id,
+        "day": report.as_of or report.started[:10],
+        "rows": rows,
+        "bad_share": report.scored.bad_share,
+        "rate": report.rate,
+        "cost_per_million": report.cost_per_million,
+        "psi": (report.drift.get("classes") or {}).get("psi"),
+        "engine": ", ".join(engines),
+        "nodes": len({worker.get("host") for worker in report.workers}) or None,
+    }
 
 
 def unfinished_report(last: Snapshot) -> Report:
@@ -242,14 +275,9 @@ def redacted_report(report: Report) -> Report:
 def _parsed(values: Mapping[str, Any]) -> Report:
     """Raises pydantic's ValidationError."""
     # A file name need not be UTF-8.
-    return _reader().validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-@cache
-def _reader() -> TypeAdapter[Report]:
-    from pydantic import TypeAdapter  # a run only writes reports
-
-    return TypeAdapter(Report)
+    text = json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")
+    report: Report = reader_of(Report).validate_json(text)
+    return report
 
 
 def accounts(report: Report) -> list[tuple[str, Rows]]:
@@ -259,21 +287,21 @@ def accounts(report: Report) -> list[tuple[str, Rows]]:
         day = f" ({left.day})" if left.day else ""
         found.append((f"plan {left.plan}{day}, {left.state}{f': {left.why}' if left.why else ''}", left.rows))
     if report.data_set_plans:
-        plans = "1 plan" if report.data_set_plans == 1 else f"{report.data_set_plans:,} plans"
-        found.append((f"data set, {plans}", report.data_set))
+        found.append((f"data set, {counted(report.data_set_plans, 'plan')}", report.data_set))
     return found
 
 
 def summary(report: Report) -> str:
     """The end of a run, for a person."""
     if not report.plans:
-        return f"complete: nothing new to score in {report.job} ({report.output})"
+        return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
-        f"complete: {replace(report.completed, gone=0).describe()}, plan(s) {', '.join(map(str, report.plans))}, "
-        f"in {duration(report.elapsed_s)}",
+        f"complete: {replace(report.completed, gone=0).describe()}, "
+        f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, report.plans))}, "
+        f"in {duration(report.elapsed_s)}"
     ]
     if report.rows_scored_here:
-        done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s"
+        done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
@@ -284,7 +312,7 @@ def summary(report: Report) -> str:
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
     if gone := report.completed.gone:
-        lines.append(f"gone: {gone:,} rows whose source vanished or changed after it was claimed")
+        lines.append(f"gone: {counted(gone, 'row')} whose source vanished or changed after it was claimed")
     if report.retries or report.failed_starts:
         by_code = ", ".join(f"{n:,} {code}" for code, n in report.retries_by_code.items())
         lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))
@@ -299,6 +327,14 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
+def looked_at(report: Report) -> str:
+    """What a run with nothing to score has looked at; empty where it is not known."""
+    if report.sources is None:
+        return ""
+    were = "that are" if report.sources != 1 else "that is"
+    return f": {counted(report.sources, 'source')} {were} there, {report.sources_before:,} claimed by earlier plans"
+
+
 def headline(outcome: str) -> tuple[str, str]:
     """Title of a report's outcome, and its tone: `good`, `warn` or `bad`."""
     return _HEADLINES.get(outcome, ("Failed", "bad"))
@@ -310,7 +346,7 @@ def ending(report: Report) -> tuple[str, str]:
         happened, _, details = report.error.strip().partition("\n")
         return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
     if not report.plans:
-        return "There was nothing new to score.", ""
+        return f"There was nothing new to score{looked_at(report)}.", ""
     rows, here = report.completed.scored, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)

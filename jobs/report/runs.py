@@ -24,7 +24,6 @@ _SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
 _RUNS_READ = 20
 """The newest runs that are looked at."""
-_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,12 @@ class RunSeen:
         """The model's; empty where the run does not tell."""
         left = self.report or self.snapshot
         return left.root if left else ""
+
+    @property
+    def job(self) -> str:
+        """Its name; empty where the run does not tell."""
+        left = self.report or self.snapshot
+        return left.job if left else ""
 
     @property
     def heard_at(self) -> datetime:
@@ -65,7 +70,7 @@ class RunSeen:
         if self.report is not None:
             return _outcome(self.report)
         if self.snapshot is None:
-            return "has begun to score, and has not said yet how it stands"
+            return "has begun, and has not said yet how it stands"
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
             so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""
@@ -99,7 +104,7 @@ def read_run(store: Store, run_id: str) -> RunSeen:
 
 def newest_runs(store: Store) -> list[RunSeen]:
     """The last ones of any model of the output, oldest first: ids begin with their time."""
-    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], _READS_AT_ONCE, "runs"))
+    return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], "runs"))
 
 
 def last_report(store: Store, root: str) -> Report | None:
@@ -115,10 +120,14 @@ def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
     passed over.
     """
+    return (report for report in newest_reports(store, most) if report.root == root)
+
+
+def newest_reports(store: Store, most: int) -> Iterator[Report]:
+    """Of runs with any model, newest first."""
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        report = read_run(store, key.split("/")[2]).report
-        if report and report.root == root:
+        if (report := read_run(store, key.split("/")[2]).report) is not None:
             yield report
 
 

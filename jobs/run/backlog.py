@@ -98,13 +98,18 @@ class Backlog:
         """Shards that no worker has, those included that must wait a while."""
         return len(self.left) - len(self._under_way)
 
+    @property
+    def any_again(self) -> bool:
+        """Whether any shard that was tried before may go now, were it to the right worker."""
+        return bool(self._suspects or self._others)
+
     def any_to_go(self, now: float) -> bool:
         """Whether any shard may go now, were it to the right worker."""
         while self._later and self._later[0][0] <= now:
             retry = heapq.heappop(self._later)[2]
             if retry.waiting:
                 insort(self._due(retry), retry, key=_order)
-        return bool(self._next_fresh or self._suspects or self._others)
+        return self.any_again or self._next_fresh is not None
 
     def take(
         self, worker: int, *, held: int, ready: Mapping[int, str], starting: bool, now: float
@@ -185,10 +190,10 @@ class Backlog:
         retry = self._retries.get(shard.key)
         return retry.attempts if retry else Attempts()
 
-    def attempt(self, shard: Shard, *, second: bool) -> int:
-        """Which attempt in this run, from 1, the present one at a shard that is left is; `second`: beside another."""
+    def attempt(self, shard: Shard) -> int:
+        """Which attempt in this run, from 1, the present one at a shard that is left is; the first of two at once."""
         retry = self._retries.get(shard.key)
-        return (len(retry.history) if retry else 0) + 1 + second
+        return 1 + (len(retry.history) if retry else 0)
 
     def failed(
         self, shard: Shard, worker: int, failure: Failure, budget: Budget, *, host: str, isolated: bool, now: float

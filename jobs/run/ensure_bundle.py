@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
-from jobs.fleet.fleet import groups_of
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
 from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.run import policy
+from jobs.run.failed_attempts import describe_no_cores, no_cores_error
 from jobs.run.policy import MakerStep
+from jobs.scaling.groups import groups_of
 from jobs.spec.schema import Group
 from workers.contract import BundleRequest
 from workers.maker import judged_in, lacks_labels, outcome_of
@@ -31,11 +32,13 @@ def ensure_bundle(
     connected: Callable[[], Cluster],
     interrupted: Callable[[], bool],
     say: Callable[[str], None],
+    at: Callable[[str], None] = lambda _: None,
 ) -> BundleOutcome:
     """The bundle that is there, or a new one made on a worker: the driver has no torch, and often no such CPU.
 
-    `opened` gives the input to sample from; it is asked for only when a bundle must be made or measured. Raises
-    GateRefused, SpecError for a model that cannot be had, Interrupted, RunFailed.
+    `opened` gives the input to sample from; it is asked for only when a bundle must be made or measured. `at` is
+    told each step. Raises GateRefused, SpecError for a model that cannot be had or cores that others do not give back,
+    Interrupted, RunFailed.
     """
     request = job.bundle_request()
     outcome = _existing(job, request)
@@ -44,16 +47,20 @@ def ensure_bundle(
         if not request.sample:
             given = job.spec.input
             raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
-        outcome = _make(job, request, connected(), interrupted, say)
+        outcome = _make(job, request, connected(), interrupted, say, at)
+    remarks = [f"preprocessing: {outcome.preprocess}"] if outcome.preprocess else []
+    remarks += [f"warning: {outcome.doubt}"] if outcome.doubt else []
     if not outcome.passed:
         raise GateRefused(
-            f"the {request.model.precision} model is refused\n{outcome.table}",
-            "look at the calibration sample (model.calibration), try precision: fp32, or change the gate knowingly",
+            "\n".join([f"the {request.model.precision} model is refused", *remarks, outcome.table]),
+            "see what to do above; the gate is a part of the spec, to be changed knowingly",
         )
     how = f"made in {outcome.seconds:.1f} s" if outcome.created else "already there"
     say(f"bundle {outcome.fingerprint} {how}")
     if outcome.created and outcome.table:
         say(outcome.table)
+    for line in remarks:
+        say(line)
     return outcome
 
 
@@ -62,19 +69,26 @@ def _existing(job: Job, request: BundleRequest) -> BundleOutcome | None:
     manifest = job.manifest()
     if manifest is None or lacks_labels(judged := judged_in(manifest), request):
         return None
-    return outcome_of(judged, request)
+    return outcome_of(judged, request, manifest)
 
 
 def _make(
-    job: Job, request: BundleRequest, cluster: Cluster, interrupted: Callable[[], bool], say: Callable[[str], None]
+    job: Job,
+    request: BundleRequest,
+    cluster: Cluster,
+    interrupted: Callable[[], bool],
+    say: Callable[[str], None],
+    at: Callable[[str], None],
 ) -> BundleOutcome:
     """On a node of one group after the other, as for workers; they come round for ever."""
     one_machine = cluster.most_workers(job.threads) is not None  # it has no labels
     groups = groups_of(job.spec.workers.model_copy(update={"groups": ()}) if one_machine else job.spec.workers)
     attempts = policy.Attempts()
+    no_cores_since: float | None = None
+    at("waiting for a worker")
     for group in itertools.cycle(groups):
         patience_s = group.patience_s if len(groups) > 1 else None  # the only one is waited for
-        outcome = _attempt(request, cluster, group, patience_s, interrupted)
+        outcome = _attempt(request, cluster, group, patience_s, interrupted, at)
         if isinstance(outcome, BundleOutcome):
             for row in outcome.left_out[:ROWS_NAMED]:
                 say(f"warning: left out of the sample: {row}")
@@ -89,7 +103,15 @@ def _make(
         step = policy.maker_step(counted, outcome, budget)
         if step is MakerStep.GIVE_UP:
             raise _error(outcome, budget, request)
-        say(f"{step.value}: {outcome.message}")
+        if outcome.code != FailureCode.NO_CORES:
+            no_cores_since = None
+            say(f"{step.value}: {outcome.message}")
+        elif no_cores_since is None:
+            no_cores_since = time.monotonic()
+            say(describe_no_cores(outcome, job.spec.limits))
+            at("waiting for cores that others hold")
+        elif time.monotonic() - no_cores_since > job.spec.limits.wait_for_cores_s:
+            raise no_cores_error(outcome, job.spec.limits)
         if step is MakerStep.WITHOUT_EXTRAS:
             request = replace(request, without_extras=True)
         attempts = attempts if step is MakerStep.WAIT else counted
@@ -100,7 +122,12 @@ def _make(
 
 
 def _attempt(
-    request: BundleRequest, cluster: Cluster, group: Group, patience_s: float | None, interrupted: Callable[[], bool]
+    request: BundleRequest,
+    cluster: Cluster,
+    group: Group,
+    patience_s: float | None,
+    interrupted: Callable[[], bool],
+    at: Callable[[str], None],
 ) -> BundleOutcome | Failure | None:
     """One maker on a node of the group; None when the group had no node for it in time."""
     makers = cluster.pool(request)
@@ -117,6 +144,8 @@ def _attempt(
                     case WorkerPlaced():
                         placed, began = True, time.monotonic()
                         limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
+            if step := makers.doing():
+                at(step)
             if interrupted():
                 raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
             if limit_s is not None and time.monotonic() - began > limit_s:

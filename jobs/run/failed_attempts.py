@@ -6,20 +6,22 @@ Nothing is forgotten: each failure is noted when it happens and goes into the ta
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from jobs.errors import RunFailed
+from jobs.errors import RunFailed, SpecError, StintError
 from jobs.ledger.background import Errands
 from jobs.ledger.ledger import Ledger
+from jobs.progress.format import duration
 from jobs.progress.progress import Progress
 from jobs.run import policy
 from jobs.run.backlog import Backlog, Retry
+from jobs.run.fleet import HeldShard
 from jobs.run.policy import Attempts, Budget, Manner, ShardStep
 from jobs.run.tally import Tally
 from jobs.spec.schema import Limits
-from workers.contract import Shard
+from workers.counted import counted
 from workers.outcomes import Failure, FailureCode
 
 RECORDS_AT_ONCE = 8
@@ -38,30 +40,31 @@ class FailedAttempts:
     _crashed_aside: int = field(default=0, init=False)
     _records: Errands[None] = field(default_factory=lambda: Errands("crashes", RECORDS_AT_ONCE), init=False)
 
-    def worker_lost(
-        self, worker: int, failure: Failure, shards: Sequence[Shard], manners: Mapping[str, Manner], now: float
-    ) -> None:
-        """A ready worker is gone; each shard that it held counts. Raises RunFailed."""
+    def worker_lost(self, worker: int, failure: Failure, shards: Sequence[HeldShard], now: float) -> None:
+        """A ready worker is gone; each shard that it held counts. Raises RunFailed, SpecError."""
         self.progress.note(f"worker {worker}: {failure.message}")
         # All are counted, and crashes recorded, before any ends the run: the next run then knows the same suspects.
         retries = []
-        for shard in shards:
-            if shard.key in self.backlog.left:
-                suspected = policy.suspected(failure, self.backlog.attempts(shard))
-                retries.append(self._count(worker, shard, suspected, manners[shard.key], now))
+        for held in shards:
+            if held.shard.key in self.backlog.left:
+                suspected = policy.suspected(failure, self.backlog.attempts(held.shard))
+                retries.append(self._count(worker, held, suspected, now))
         for retry in retries:
             self._follow_up(retry, now)
 
-    def shard_failed(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> None:
-        """An attempt failed and its worker lives. Raises RunFailed."""
-        if shard.key in self.backlog.left:
-            self._follow_up(self._count(worker, shard, failure, manner, now), now)
+    def shard_failed(self, worker: int, held: HeldShard, failure: Failure, now: float) -> None:
+        """An attempt failed and its worker lives. Raises RunFailed, SpecError."""
+        if held.shard.key in self.backlog.left:
+            self._follow_up(self._count(worker, held, failure, now), now)
 
     def not_started(self, worker: int, failure: Failure) -> None:
         """A worker that was asked for is gone before it was ready; noted once for one cause in a row."""
-        if failure.message != self._last_start:
-            self.progress.note(f"a worker did not start, trying again: {failure.message}")
-        self._last_start = failure.message
+        cores = failure.code == FailureCode.NO_CORES  # which of them are free changes all the time
+        cause = failure.code if cores else failure.message
+        if cause != self._last_start:
+            trying = f"a worker did not start, trying again: {failure.message}"
+            self.progress.note(describe_no_cores(failure, self.limits) if cores else trying)
+        self._last_start = cause
         self.tally.failed(worker, None, failure, at=_now(), budget="start")
 
     def note_unrecorded(self, wait_s: float = 0.0) -> None:
@@ -75,15 +78,14 @@ class FailedAttempts:
         self.note_unrecorded(wait_s)
         self._records.close()
 
-    def _count(self, worker: int, shard: Shard, failure: Failure, manner: Manner, now: float) -> Retry:
-        budget, at, isolated = policy.budget_of(failure), _now(), manner is Manner.ISOLATED
+    def _count(self, worker: int, held: HeldShard, failure: Failure, now: float) -> Retry:
+        shard, budget, at = held.shard, policy.budget_of(failure), _now()
         if budget is Budget.CRASH:
             info = self.tally.workers.get(worker)
             self._records.send(lambda: self.ledger.record_crash(shard, failure, info, run_id=self.run_id, at=at))
         host = self.tally.host(worker)
-        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=isolated, now=now)
-        attempt = len(retry.history)
-        self.tally.failed(worker, shard, failure, at=at, budget=budget.value, attempt=attempt, isolated=isolated)
+        retry = self.backlog.failed(shard, worker, failure, budget, host=host, isolated=held.isolated, now=now)
+        self.tally.failed(worker, held, failure, at=at, budget=budget.value, attempt=len(retry.history))
         return retry
 
     def _follow_up(self, retry: Retry, now: float) -> None:
@@ -111,9 +113,31 @@ class FailedAttempts:
                 raise given_up_error(retry, self.limits)
 
 
-def given_up_error(retry: Retry, limits: Limits) -> RunFailed:
+def describe_no_cores(failure: Failure, limits: Limits) -> str:
+    """Of a worker that found none: who has them, how long they are waited for, and what helps."""
+    return (
+        f"waiting for cores, for {duration(limits.wait_for_cores_s)} at most (limits.wait_for_cores_s): "
+        f"{failure.message}; they come free when that ends"
+    )
+
+
+def no_cores_error(failure: Failure, limits: Limits) -> SpecError:
+    """They were waited for as long as the spec allows."""
+    return SpecError(
+        f"no cores came free in {duration(limits.wait_for_cores_s)} (limits.wait_for_cores_s): {failure.message}",
+        "end what holds them, or wait for it, and run the same command; or let both have some: with fewer workers.max",
+    )
+
+
+def given_up_error(retry: Retry, limits: Limits) -> StintError:
     """A shard has no attempts left, and the run ends: by which limit, its rows, where it was tried, why it failed."""
     shard, failure, times = retry.shard, retry.failure, len(retry.history)
+    if failure.code == FailureCode.REFUSED:
+        return SpecError(
+            f"input.uri_roots: {failure.message}; nothing of it is committed",
+            "name the folders or hosts of the images in input.uri_roots, then run again; if such rows are to be "
+            "expected, raise limits.bad_rows so far that it allows them",
+        )
     spent, todo = f"limits.task_retries allows {limits.task_retries}", "mend the cause"
     if retry.budget is Budget.CRASH:
         spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"
@@ -123,7 +147,7 @@ def given_up_error(retry: Retry, limits: Limits) -> RunFailed:
     elif failure.code == FailureCode.DENIED:
         spent, todo = "the store refuses, and will again", "mend the permissions"
     workers = ", ".join(map(str, sorted(retry.failed_on)))
-    lines = [f"{shard.describe()} failed {times} time(s), on worker(s) {workers}; {spent}: {failure.message}"]
+    lines = [f"{shard.describe()} failed {counted(times, 'time')}, on {workers}; {spent}: {failure.message}"]
     others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
     lines += [f"before: {line}" for line in others]
     then = f"{todo}, then run the same command: committed shards stay"

@@ -1,7 +1,7 @@
 """The run loop: missing shards in, committed shards out. It holds no state that the ledger does not have.
 
 Everything that may go wrong comes back as an event. `policy` says what to do about it; `backlog` knows the shards,
-`assignments` and `fleet` the workers. When a shard has no attempts left the run ends at once: what is committed stays,
+`fleet` the workers. When a shard has no attempts left the run ends at once: what is committed stays,
 what is under way is given up, and the next run does it.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
 from jobs.errors import Interrupted, RunFailed
-from jobs.fleet import speculation
-from jobs.fleet.fleet import Fleet
 from jobs.ledger.accepted import acceptance
 from jobs.ledger.background import Errands
 from jobs.ledger.bad_rows import OverBudget, bad_rows_error
@@ -36,11 +34,12 @@ from jobs.pool.contract import (
 from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
-from jobs.run.assignments import Assignments, Candidates
 from jobs.run.backlog import Backlog
-from jobs.run.failed_attempts import FailedAttempts
+from jobs.run.failed_attempts import FailedAttempts, no_cores_error
+from jobs.run.fleet import Fleet, HeldShard
 from jobs.run.policy import Manner
 from jobs.run.tally import Tally
+from jobs.scaling import speculation
 from jobs.spec.schema import Limits, Workers
 from workers.contract import Shard
 from workers.outcomes import Failure, FailureCode, ShardResult
@@ -88,31 +87,29 @@ class Loop:
         try:
             crashes = self.ledger.crashes(plan.number for plan in self.plans) if missing else {}
         except BaseException:
-            self.progress.close()
             self.pool.close()
             raise
         now = self.clock()
         self._backlog = Backlog(missing, crashes, self.limits, begin=begin, now=now)
-        self._assignments = Assignments(self.limits)
         self._failed = FailedAttempts(self._backlog, self.limits, self.ledger, self.run_id, self.tally, self.progress)
         self._judged = {plan.number: plan for plan in self.plans}
         """Plans that limits.bad_rows holds for, as far as is known."""
         self._start_after = 0.0
+        self._no_cores_since: float | None = None
+        """While there is no worker, because others hold the cores."""
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
         self._listings: Errands[Present] = Errands("listing")
         self._listing_failures, self._listed_at, self._list_after = 0, now, now + RELIST_S
         finish_at = None if self.finish_in_s is None else now + self.finish_in_s
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
-        self._wanted, self._released = 0, frozenset[int]()
 
     def run(self) -> Tally:
-        """Raises Interrupted, BadRowsExceeded, or RunFailed; what is committed stays, and a next run goes on."""
+        """Raises Interrupted, BadRowsExceeded, SpecError or RunFailed; what is committed stays, a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)
             closing.callback(self.pool.close)
-            closing.callback(self.progress.close)
             while self._backlog.left:
                 self._step()
         return self.tally
@@ -128,22 +125,23 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
+        self.progress.no_cores_since = self._no_cores_since
         self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
-        if not events and not self._assignments.busy and self.pool.size() == len(self.pool.workers()):
+        if not events and not self._fleet.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
         took = self.clock() - began
         ready = len(self.pool.workers())
         self.tally.worker_seconds += ready * took
-        self.tally.idle_seconds += min(ready, len(self._assignments.holding[0])) * took
+        self.tally.idle_seconds += min(ready, len(self._fleet.holding[0])) * took
         self.tally.scoring_s += took if ready else 0.0
 
     def _workers_now(self) -> WorkersNow:
-        now, ready, busy, idle = self.clock(), self.pool.workers(), self._assignments.busy, self._assignments.holding[0]
-        leaving = self._released & ready.keys()
+        now, ready, busy = self.clock(), self.pool.workers(), self._fleet.busy
+        leaving = [worker for worker in self._fleet.released if worker in ready]
         by_state = {
             "starting": max(0, self.pool.size() - len(ready)),
             "scoring": len(busy) - sum(worker in busy for worker in leaving),
-            "idle": len(idle) - sum(worker in idle for worker in leaving),
+            "idle": len(self._fleet.holding[0]),
             "leaving": len(leaving),
         }
         pace = self.tally.s_a_row
@@ -156,7 +154,7 @@ class Loop:
                 age_s=now - held.since,
                 expected_s=None if pace is None else pace * held.shard.rows,
             )
-            for worker, held in self._assignments.longest(SLOWEST_SHOWN)
+            for worker, held in self._fleet.longest(SLOWEST_SHOWN)
         ]
         return by_state, slowest
 
@@ -166,45 +164,33 @@ class Loop:
             self._resize_after = now + POLL_S
             self._resize(now)
         ready = self.pool.workers()
-        able = Candidates(ready, self._released, self._assignments.isolating, self.tally.host)
-        number = len(ready) - sum(worker in ready for worker in self._released)
-        for _ in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
-            self._hand_out(able, number, now)
-        if self._assignments.holding[0] and now >= self._idle_after:
+        number = len(ready) - sum(worker in ready for worker in self._fleet.released)
+        for held in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
+            self._hand_out(held, ready, number + self._fleet.coming_up, now)
+        if self._fleet.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
-            self._use_idle(now)
-        return max(self._wanted, number)
+            self._use_idle(ready, number, now)
+        return max(self._fleet.wanted or 0, number)
 
     def _resize(self, now: float) -> None:
-        decision = self._fleet.decide(
-            now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left), holding=self.pool.workers()
-        )
-        for worker in decision.end:
+        start, end = self._fleet.decide(now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left))
+        for worker in end:
             self._end(worker)
         if now >= self._start_after:
-            for group in decision.start:
-                self._fleet.asked(self.pool.start(self._fleet.labels(group)), group, now)
-        self._wanted, self._released = decision.wanted, decision.release
+            for group in start:
+                self._fleet.asked(self.pool.start(group.spec.labels), group, now)
 
-    def _hand_out(self, able: Candidates, number: int, now: float) -> None:
-        """Give shards to workers that have room, of `number` that stay. Where suspects wait, busy ones run empty."""
+    def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
+        """Give a shard to each worker that holds so many, of `number` that stay or are about to be ready. Where
+        suspects wait, busy ones run empty."""
         waiting = self._backlog.waiting
-        if not self._backlog.any_to_go(now):
+        if not policy.room(held, waiting, number) or not self._backlog.any_to_go(now):
             return
-        roomy = {
-            worker: held
-            for held, workers in enumerate(self._assignments.holding)
-            if policy.room(held, waiting, number)
-            for worker in workers
-            if worker in able
-        }
-        if not roomy:
-            return
-        starting = self.pool.size() > len(self.pool.workers())
-        reserved = 0
-        for worker in self._fleet.in_order(roomy):
-            held = roomy[worker]
-            if not policy.room(held, waiting, number):
+        able, starting, reserved = self._fleet.able, self.pool.size() > len(ready), 0
+        if self._backlog.any_again:  # a shard must not wait for a worker whose loss is not yet told
+            able = {worker: host for worker, host in able.items() if worker in ready}
+        for worker in self._fleet.fullest_first(held):
+            if worker not in ready:
                 continue
             if held and self._backlog.suspects_beyond(reserved, worker, ready=able, starting=starting, now=now):
                 reserved += 1
@@ -212,40 +198,34 @@ class Loop:
             taken = self._backlog.take(worker, held=held, ready=able, starting=starting, now=now)
             if taken is None:
                 continue
-            self._assign(worker, *taken, now, held=held)
+            self._assign(worker, *taken, now)
             waiting -= 1
-            if not waiting:
+            if not waiting or not policy.room(held, waiting, number):
                 return
 
-    def _assign(
-        self, worker: int, shard: Shard, manner: Manner, now: float, *, held: int, second: bool = False
-    ) -> None:
-        """`held` shards the worker has; `second` says that another has this one, too."""
+    def _assign(self, worker: int, shard: Shard, manner: Manner, now: float, *, second: bool = False) -> None:
+        """`second` says that another worker has the shard, too."""
         isolated_s = None
         if manner is Manner.ISOLATED:
             isolated_s = policy.isolated_after_s(self.limits.stall_s, self._s_a_row, shard.rows)
             self.progress.note(f"in isolation: {shard.describe()}, which its workers died of")
         self.pool.assign(worker, shard, isolated_s=isolated_s)
-        self._assignments.assigned(worker, shard, manner, now, isolated_s=isolated_s or 0.0, second=second)
-        self._fleet.assigned(worker, held, now)
+        self._fleet.assigned(worker, HeldShard(shard, manner, now, isolated_s or 0.0, second))
 
-    def _use_idle(self, now: float) -> None:
+    def _use_idle(self, ready: Collection[int], number: int, now: float) -> None:
         """When nothing waits: second attempts of what ends last; who is not needed for that either may go."""
-        ready = self.pool.workers()
-        idle = {worker for worker in self._assignments.holding[0] if worker in ready and self._fleet.stays(worker)}
+        idle = {worker for worker in self._fleet.holding[0] if worker in ready}
         if not self._backlog.waiting:
-            running = self._assignments.running(now, self._fleet.s_a_row)
-            running = ((shard, ends_in_s) for shard, ends_in_s in running if self._backlog.may_double(shard))
+            running = (attempt for attempt in self._fleet.running(now) if self._backlog.may_double(attempt[0]))
             paces = {worker: pace for worker in idle if (pace := self._fleet.s_a_row(worker)) is not None}
             for worker, shard, saves_s in list(speculation.second_attempts(running, paces)):
                 self.progress.note(f"worker {worker} tries {shard.describe()} too, to end {saves_s:.0f} s sooner")
                 self._backlog.double(shard)
-                self._assign(worker, shard, Manner.BESIDE, now, held=0, second=True)
+                self._assign(worker, shard, Manner.BESIDE, now, second=True)
                 self.tally.speculative_attempts += 1
                 idle.remove(worker)
         left = len(self._backlog.left)
-        staying = sum(self._fleet.stays(worker) for worker in ready) if idle else 0
-        for worker in self._fleet.to_let_go(idle, staying, left + speculation.spares(left)):
+        for worker in self._fleet.to_let_go(idle, number, left + speculation.spares(left)):
             self._end(worker)
 
     def _end_overdue(self, now: float) -> None:
@@ -255,11 +235,9 @@ class Loop:
         self._overdue_after = now + (ASLEEP_S if asleep else OVERDUE_S)
         if asleep:
             return
-        for worker, failure in list(self._assignments.overdue(now, self._s_a_row)):
-            started = worker in self.tally.workers
-            shards = self._assignments.shards(worker)
+        for worker, failure in list(self._fleet.overdue(now, self.limits.stall_s, self._s_a_row)):
             self.pool.end(worker)
-            self._handle(WorkerGone(worker, failure, shards, started=started))
+            self._handle(WorkerGone(worker, failure))
 
     @property
     def _s_a_row(self) -> float | None:
@@ -267,23 +245,17 @@ class Loop:
         return self.tally.s_a_row or (1 / self.rate_before if self.rate_before else None)
 
     def _end(self, worker: int) -> None:
-        held = self._assignments.shards(worker)
         self.pool.end(worker)
-        self._fleet.ended(worker)
-        self._assignments.gone(worker)
-        for shard in held:  # whoever is ended is idle, as far as is known
-            self._backlog.returned(shard)
-            self._backlog.again(shard, due_at=self.clock())
+        self._fleet.ended(worker)  # it holds nothing
 
     def _handle(self, event: Event) -> None:
         now = self.clock()
         match event:
             case WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
-                self._assignments.placed(event.worker, now)
             case WorkerReady():
-                self._fleet.ready(event.worker, now)
-                self._assignments.ready(event.worker)
+                self._no_cores_since = None
+                self._fleet.ready(event.worker, now, event.info.host)
                 self.tally.ready(event.worker, event.info)
                 for note in event.info.notes:  # what workers say of themselves, once each
                     if note not in self._noted:
@@ -293,37 +265,32 @@ class Loop:
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
                 self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
                 self._leaving(event.worker, now)
-            case WorkerGone(started=False):
-                self._assignments.gone(event.worker)
-                self._not_started(event.worker, event.failure, now)
             case WorkerGone():
                 self._resize_after = now
-                self._fleet.gone(event.worker, now, held=len(event.shards))
-                manners = self._assignments.gone(event.worker)
-                for shard in event.shards:
-                    self._backlog.returned(shard)
-                self._failed.worker_lost(event.worker, event.failure, event.shards, manners, now)
+                started, shards = self._fleet.gone(event.worker, now)
+                if not started:
+                    self._not_started(event.worker, event.failure, now)
+                    return
+                for held in shards:
+                    self._backlog.returned(held.shard)
+                self._failed.worker_lost(event.worker, event.failure, shards, now)
             case ShardEnded(shard=shard, outcome=ShardResult() as result):
-                held = self._assignments.ended(event.worker, shard, now)
-                attempt, alone = self._backlog.attempt(shard, second=held.second), held.manner is Manner.ISOLATED
+                attempt = self._backlog.attempt(shard)
                 first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
-                self._fleet.shard_ended(event.worker, result.rows_ok + result.rows_bad if first else 0, now)
-                self.tally.ended(
-                    event.worker, shard, result, attempt=attempt, first=first, second=held.second, isolated=alone
-                )
+                rows = result.rows_ok + result.rows_bad if first else 0
+                held = self._fleet.shard_ended(event.worker, shard, rows, now)
+                self.tally.ended(event.worker, held, result, attempt=attempt + held.second, first=first)
                 if first:
                     self._committed(result)
             case ShardEnded(shard=shard, outcome=Failure() as failure):
-                manner = self._assignments.ended(event.worker, shard, now).manner
-                self._fleet.shard_ended(event.worker, 0, now)
+                held = self._fleet.shard_ended(event.worker, shard, 0, now)
                 self._backlog.returned(shard)
                 if failure.code == FailureCode.PREEMPTED:
                     self._leaving(event.worker, now)
-                self._failed.shard_failed(event.worker, shard, failure, manner, now)
+                self._failed.shard_failed(event.worker, held, failure, now)
 
     def _leaving(self, worker: int, now: float) -> None:
         self._fleet.leaving(worker)
-        self._released |= {worker}
         self._resize_after = now  # another takes its place
 
     def _committed(self, result: ShardResult) -> None:
@@ -339,12 +306,14 @@ class Loop:
         raise bad_rows_error(self.tally.over, str(budget))
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
-        self._resize_after = now
-        self._fleet.gone(worker, now, held=0)
         self._failed.not_started(worker, failure)
         pause_s = policy.start_pause_s(
-            failure, self._fleet.start_failures, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
+            failure, self._fleet.failures.count, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
+        if failure.code == FailureCode.NO_CORES and not self.pool.workers():
+            self._no_cores_since = now if self._no_cores_since is None else self._no_cores_since
+            if now - self._no_cores_since > self.limits.wait_for_cores_s:
+                raise no_cores_error(failure, self.limits)
         if pause_s is None:
             raise RunFailed(
                 f"no worker can start: {failure.message}\n{failure.traceback}".rstrip(),
@@ -364,7 +333,10 @@ class Loop:
                 raise outcome
             if not isinstance(outcome, StoreError):
                 self._listing_failures = 0
-                self.tally.add_elsewhere(*self._backlog.drop_present(outcome))
+                shards, rows = self._backlog.drop_present(outcome)
+                self.tally.add_elsewhere(shards, rows)
+                if shards and self._no_cores_since is not None:
+                    self._no_cores_since = now  # whoever holds the cores does this run's work
                 continue
             self._listing_failures += 1
             if self._listing_failures >= policy.LISTING_FAILURES:

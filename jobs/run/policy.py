@@ -147,7 +147,9 @@ def shard_step(
     spent = {
         Budget.NONE: False,
         Budget.INFRA: attempts.infra > limits.infra_retries,
-        Budget.TASK: attempts.task > limits.task_retries or (failure.code == FailureCode.DENIED and not worked),
+        Budget.TASK: attempts.task > limits.task_retries
+        or failure.code == FailureCode.REFUSED
+        or (failure.code == FailureCode.DENIED and not worked),
         Budget.DATA: attempts.data > limits.task_retries,
         Budget.CRASH: attempts.isolated_crashes > ISOLATED_RETRIES,
     }

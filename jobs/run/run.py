@@ -11,8 +11,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -32,6 +34,7 @@ from jobs.input.listing import vanished, versions_now
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
+from jobs.ledger.current import readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -46,6 +49,7 @@ from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
+from jobs.report.new_model import new_model
 from jobs.report.report import COMPLETED, PlanReport, PlanState, Report, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
@@ -54,6 +58,7 @@ from jobs.run.policy import deadline
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
 from workers.bundle.profiles import HostKind
+from workers.counted import counted
 from workers.outcomes import BundleOutcome, Rows
 from workers.storage.errors import StoreDenied, StoreError
 
@@ -83,7 +88,10 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         connect=lambda: connect(arguments.pool, arguments.address, flag),
         interrupted=flag,
         say=console.say,
-        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone
+        progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
+        again=getattr(arguments, "again", None) or "",
+        by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
+        beats=True,
     )
 
 
@@ -120,7 +128,13 @@ class Run:
     say: Callable[[str], None]
     progress: str = "auto"
     """How the run is shown, see jobs.progress.displays.display_for."""
+    by_schedule: bool = False
+    """Whether nobody may be there to read what it says."""
+    again: str = ""
+    """What is to be scored again, see jobs.plan.asked."""
     cluster: Cluster | None = None
+    beats: bool = False
+    """Whether it is shown how the run stands also during calls that take long, by a thread of its own."""
 
     def __post_init__(self) -> None:
         now = datetime.now(UTC)
@@ -130,11 +144,16 @@ class Run:
             root=self.job.fingerprints.root,
             output=self.job.store.url,
             task=self.job.spec.model.task,
+            model=self.job.identity.parts,
             started=now.isoformat(timespec="seconds"),
         )
         self._began = time.monotonic()
         self._journal = Journal(self.job.store, self.report.run_id, self.say)
         self._tally = Tally(journal=self._journal)
+        self._progress = Progress(
+            0, 0, counts=self._tally, run_id=self.report.run_id, job=self.report.job, root=self.report.root,
+            phase="listing", display=display_for(sys.stderr, self.progress),
+        )  # fmt: skip
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
@@ -148,26 +167,36 @@ class Run:
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
-        try:
-            self._complete()
-            self.report.outcome = COMPLETED
-        except StintError as error:
-            self.report.outcome = type(error).__name__
-            self.report.error, self.report.next_step = str(error), error.next_step
-            raise
-        finally:
-            self._write_report()
-            if self.cluster:
-                self.cluster.close()
+        self._progress.watch(self._journal)
+        with self._beating():
+            try:
+                save_spec(self.job, self.report.run_id, self.say)  # first of all: who looks finds a run under way
+                self._complete()
+                self.report.outcome = COMPLETED
+            except StintError as error:
+                self.report.outcome = type(error).__name__
+                self.report.error, self.report.next_step = str(error), error.next_step
+                raise
+            finally:
+                self._write_report()
+                self._close()
         return self.report
+
+    def _beating(self) -> AbstractContextManager[None]:
+        return self._progress.beating() if self.beats else nullcontext()
+
+    def _close(self) -> None:
+        self._progress.close()
+        if self.cluster:
+            self.cluster.close()
 
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
-        try:
-            return self._ensure_bundle(discover(self.job).to_sample)
-        finally:
-            if self.cluster:
-                self.cluster.close()
+        with self._beating():
+            try:
+                return self._ensure_bundle(discover(self.job).to_sample)
+            finally:
+                self._close()
 
     def _complete(self) -> None:
         self._discover()
@@ -179,31 +208,56 @@ class Run:
             unreadable = (f"{uri}: {reason}" for uri, reason in self.report.unreadable.items())
             names = [*unreadable, *self.report.set_aside]
             raise RunFailed(
-                f"{len(names)} source(s) or shard(s) could not be read or scored and have no predictions: "
+                f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
+                "and so without predictions: "
                 f"{'; '.join(names[:5])}",
                 "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
                 "and run again; everything else is committed",
             )
+        self._check_delivery()
+
+    def _check_delivery(self) -> None:
+        """Whether this day's runs, of which this need not be the first, have claimed as many rows as the spec wants."""
+        wanted = self.job.spec.input.min_new_rows
+        plans = self.job.ledger.plans() if wanted else ()
+        rows = sum(plan.new_rows for plan in plans if plan.day == str(self.job.days.last))
+        if rows < wanted:
+            raise self._too_few(rows)
+
+    def _too_few(self, rows: int, why: str = "") -> RunFailed:
+        wanted = f"where input.min_new_rows wants {self.job.spec.input.min_new_rows:,}"
+        return RunFailed(
+            f"{rows:,} new rows for {self.job.days.last}, {wanted}: the delivery is missing or not whole{why}",
+            "see to the delivery, then run again; what has come is scored",
+        )
 
     def _discover(self) -> None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
+        self._progress.enter("listing")
         try:
-            found = discover(self.job)
-        except NothingThere:
+            found = discover(self.job, self.again)
+        except NothingThere as error:
             if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
                 self._ensure_bundle(list)
                 self._finish_open()
+            if self.job.spec.input.min_new_rows:
+                raise self._too_few(0, f"; {error}") from error
             raise
         self._take(found)
 
     def _take(self, found: Discovery) -> None:
         """Have workers and a model that may score what was found, and claim it."""
         self._say_found(found)
+        if (change := new_model(found)) is not None:
+            if self.by_schedule and self.job.spec.schedule.on_new_model == "ask":
+                raise change.question()
+            for line in change.lines():
+                self.say(line)
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
             may_grow = cluster.most_workers(self.job.threads) is None
-            if self.job.spec.model.device == "cuda" and may_grow and not cluster.gpus():
+            if self._on_gpus and may_grow and not cluster.gpus():
                 no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
                 self.say(f"model.device: cuda, and {no_gpu}")
             outcome = self._ensure_bundle(found.to_sample)
@@ -213,6 +267,7 @@ class Run:
     def _look_again(self) -> None:
         """Files that were gone when it was their turn, perhaps in a run before this one, may be there again, or others
         in their place. While their plan was open nobody could know of them without reading its objects."""
+        self._progress.enter("listing")
         try:
             found = discover(self.job)
         except SpecError as error:  # the input has become wrong since: this run's rows are done, the next one ends so
@@ -249,14 +304,19 @@ class Run:
         for line in found.lines():
             self.say(line)
         self.report.as_of = str(self.job.days.last)
+        self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
         self.report.unreadable = dict(found.unreadable)
+        self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
+        self.report.again = self.report.again or found.asked.text
         self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""
         if not found.fresh and not found.claim.again:
             return
+        self._progress.enter("listing", "claiming what is new")
+        found = replace(found, job=self.job)  # which knows by now what workers there are
         claimed: Content | None = None
 
         def content(plans: Sequence[Plan]) -> Content | None:
@@ -268,14 +328,22 @@ class Run:
         if plan is not None and claimed is not None:
             for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
-            self.say(f"plan {plan.number}: {plan.rows:,} rows in {len(plan.shards):,} shards")
+            self.say(f"plan {plan.number}: {counted(plan.rows, 'row')} in {counted(len(plan.shards), 'shard')}")
 
     def _connected(self) -> Cluster:
         if self.cluster is None:
+            self._progress.enter("ray")
             self.cluster = self.connect()
+            self._progress.watch(self.cluster)
             self.say(self.cluster.describe())
             self.job = replace(self.job, most_threads=self.cluster.most_threads())
+            there = self.cluster.workers_there(self.job.threads)
+            self.job = replace(self.job, workers_there=min(there, self.cluster.gpus()) if self._on_gpus else there)
         return self.cluster
+
+    @property
+    def _on_gpus(self) -> bool:
+        return self.job.spec.model.device == "cuda"
 
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
@@ -292,14 +360,17 @@ class Run:
                 self._score(plans, left)
             except BadRowsExceeded:  # which does not hold up the plans that are whole
                 self._finish([plan for plan in plans if self.job.ledger.whole(plan)])
-                self._tally.over.clear()  # it was whole, and is done now: its bad files are gone or replaced
+                self._tally.over.clear()  # it was whole, and is done now: its bad rows are replaced or taken away
                 self._finish_open()
                 return
         self._finish(plans)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
-        outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say)
+        self._progress.enter("bundle")
+        at = partial(self._progress.enter, "bundle")
+        outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say, at)
         self._artifacts = outcome.artifacts
+        self.report.preprocess, self.report.doubt = outcome.preprocess, outcome.doubt
         return outcome
 
     def _score(self, plans: Sequence[Plan], missing: Shards) -> None:
@@ -309,19 +380,8 @@ class Run:
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
         uris = {uri for plan in plans for uri, _ in plan.claimed}
-        save_spec(self.job, self.report.run_id, self.say)
-        progress = Progress(
-            self._tally.rows_done + total,  # a run may score a second time
-            self._tally.shards_done + total_shards,
-            counts=self._tally,
-            run_id=self.report.run_id,
-            job=self.report.job,
-            root=self.report.root,
-            price=self._price,
-            finish_in_s=finish_in_s,
-            display=display_for(sys.stderr, self.progress),
-            watchers=(self._journal, self._connected()),
-        )
+        self._connected()
+        self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
@@ -331,7 +391,7 @@ class Run:
             missing=missing,
             limits=self.job.spec.limits,
             workers=workers_that_fit(self.job, self._connected()),
-            progress=progress,
+            progress=self._progress,
             tally=self._tally,
             interrupted=self.interrupted,
             run_id=self.report.run_id,
@@ -369,6 +429,7 @@ class Run:
 
         Raises BadRowsExceeded with all that are over it.
         """
+        self._progress.enter("finishing", "done records")
         broken = {shard.plan for shard, _ in self._tally.set_aside}
         budget = self.job.spec.limits.bad_rows
         too_bad: list[tuple[Plan, DoneRecord]] = []
@@ -393,12 +454,14 @@ class Run:
                 over.append(OverBudget(plan, reasons))
                 self._leave(plan, PlanState.TOO_BAD, objects.rows)
             else:
-                self.say(f"{plan.name}: {objects.rows.describe()}; its bad files are gone or replaced: done")
+                self.say(f"{plan.name}: {objects.rows.describe()}; its bad rows are replaced or taken away: done")
                 self._record_done(plan, objects)
         if over:
             raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
+        if not self._done and (told := readers_stay(self.job.store, self.job.ledger.root)):
+            self.say(told)
         self.job.ledger.record_done(plan, objects)
         self._done.add(plan.number)
         self.report.plans.append(plan.number)
@@ -410,14 +473,12 @@ class Run:
         self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)
 
     def _reasons(self, plan: Plan, objects: DoneRecord) -> Reasons:
-        """Of the bad rows of a whole plan whose files are there and not replaced."""
-        with_bad = np.flatnonzero(objects.table["rows_bad"].to_numpy())
-        replaced = self._replaced(plan)
-        by_source = self.job.ledger.bad_rows(plan.shards.picked(with_bad))
-        there = {source: reasons for source, reasons in by_source.items() if source not in replaced}
-        gone = vanished({uri for uri, _ in there})
+        """Of the bad rows of a whole plan that no other has newer ones of, and whose files are there."""
+        ledger, with_bad = self.job.ledger, np.flatnonzero(objects.table["rows_bad"].to_numpy())
+        by_source = ledger.bad_rows(plan, plan.shards.picked(with_bad), ledger.plans(), ledger.done_numbers())
+        gone = vanished({uri for uri, _ in by_source})
         found = Reasons()
-        for (uri, _), reasons in there.items():
+        for (uri, _), reasons in by_source.items():
             if uri not in gone:
                 found.add(reasons.by_code, reasons.samples)
         return found
@@ -439,15 +500,12 @@ class Run:
             said = accepted(self.job.store, ledger.root, self._plans)
             self.report.accepted = {by_number[number].name: its.why for number, its in sorted(said.items())}
 
-    def _replaced(self, plan: Plan) -> set[tuple[str, str]]:
-        """(uri, version) of files whose rows readers would not see of this plan, because a done plan has newer ones."""
-        done = self.job.ledger.done_numbers()
-        plans = [p for p in self.job.ledger.plans() if p.number in done | {plan.number}]
-        return self.job.ledger.superseded(plans, done)
-
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)
         self.report.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self._progress.enter("finishing", "report")
+        self._progress.end()
+        self.report.phases = self._progress.timeline
         self._journal.close()
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         try:

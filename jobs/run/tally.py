@@ -12,6 +12,7 @@ from jobs.progress.counts import Counts
 from jobs.progress.snapshot import Price, cost_per_million
 from jobs.report.drift import Distributions
 from jobs.report.journal import Journal
+from jobs.run.fleet import HeldShard
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
 
@@ -35,7 +36,7 @@ class Tally(Counts):
     over: list[OverBudget] = field(default_factory=list)
     """The plan that ended the loop, because too many of its rows are bad."""
     speculative_attempts: int = 0
-    """Second attempts at shards that another worker had already, see jobs.fleet.speculation: one of each two is
+    """Second attempts at shards that another worker had already, see jobs.scaling.speculation: one of each two is
     wasted."""
     speculative_wins: int = 0
     """Of those, the ones that were first."""
@@ -61,34 +62,31 @@ class Tally(Counts):
         if self.journal:
             self.journal.note_worker(worker, info)
 
-    def ended(
-        self, worker: int, shard: Shard, result: ShardResult, *, attempt: int, first: bool, second: bool = False,
-        isolated: bool = False,
-    ) -> None:  # fmt: skip
-        """An attempt at a shard succeeded: the `first` to, or not; begun as the `second` beside another, or not."""
-        self._note(worker, shard, result, attempt, first=first, second=second, isolated=isolated)
+    def ended(self, worker: int, held: HeldShard, result: ShardResult, *, attempt: int, first: bool) -> None:
+        """An attempt at a shard succeeded: the `first` to, or not."""
+        self._note(worker, held, result, attempt, first=first, second=held.second)
         if not first:
             self.committed += result.committed  # the loser may be heard of before the winner
             return
         self.add_result(result)
         if result.rows_bad:
-            self.reasons[shard.plan].add(result.bad_by_code, result.bad_samples)
-        self.speculative_wins += second
+            self.reasons[held.shard.plan].add(result.bad_by_code, result.bad_samples)
+        self.speculative_wins += held.second
         if not result.rows_gone:
-            self.done.add(shard, result)
-        self.distributions.add(shard, result)
+            self.done.add(held.shard, result)
+        self.distributions.add(held.shard, result)
 
     def failed(
-        self, worker: int, shard: Shard | None, failure: Failure, *, at: str, budget: str, attempt: int = 0,
-        isolated: bool = False,
-    ) -> None:  # fmt: skip
+        self, worker: int, held: HeldShard | None, failure: Failure, *, at: str, budget: str, attempt: int = 0
+    ) -> None:
         """An attempt at a shard failed, or, without a shard, a worker did not start. `at` is in UTC, ISO 8601; `budget`
         is what it was charged to (jobs.run.policy.Budget), or `start`; `attempt` counts from 1, in this run."""
-        if shard is None:
+        shard = held.shard if held else None
+        if held is None:
             self.failed_starts += 1
         else:
             self.failures[failure.code or failure.kind.value] += 1
-            self._note(worker, shard, failure, attempt, isolated=isolated)
+            self._note(worker, held, failure, attempt)
         if len(self.failures_kept) < FAILURES_KEPT and (shard or self.failed_starts <= STARTS_KEPT):
             self.failures_kept.append(
                 {
@@ -106,11 +104,14 @@ class Tally(Counts):
                 }
             )
 
-    def _note(self, worker: int, shard: Shard, outcome: ShardResult | Failure, attempt: int, **how: bool) -> None:
+    def _note(self, worker: int, held: HeldShard, outcome: ShardResult | Failure, attempt: int, **how: bool) -> None:
         if self.journal:
             info = self.workers.get(worker)
             host, engine = (info.host, info.engine) if info else ("", "")
-            self.journal.note_attempt(shard, outcome, worker=worker, host=host, engine=engine, attempt=attempt, **how)
+            how["isolated"] = held.isolated
+            self.journal.note_attempt(
+                held.shard, outcome, worker=worker, host=host, engine=engine, attempt=attempt, **how
+            )
 
     def figures(self, price: Price) -> dict[str, Any]:
         """Fields of jobs.report.report.Report."""

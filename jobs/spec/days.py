@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from jobs.errors import SpecError
@@ -27,6 +28,11 @@ class Days:
     def __str__(self) -> str:
         return str(self.last) if self.first == self.last else f"{self.first}..{self.last}"
 
+    def before(self, days: int) -> Iterator[date]:
+        """The `days` days before the first, oldest first."""
+        most = min(days, (self.first - date.min).days)
+        return (self.first - timedelta(n) for n in range(most, 0, -1))
+
     def reaching_back(self, days: int) -> Days:
         """At least `days` days up to the same last one."""
         most = (self.last - date.min).days
@@ -39,10 +45,44 @@ def today(timezone: str, now: datetime | None = None) -> Days:
     return Days(day, day)
 
 
-def parse_day(text: str) -> Days:
-    """`2026-03-01`. Raises ValueError."""
-    day = date.fromisoformat(text)
+@dataclass(frozen=True)
+class Ago:
+    """A day, by how many before today it is: which that is only a time zone tells."""
+
+    days: int
+
+
+def days_in_zone(given: Days | Ago | None, timezone: str, now: datetime | None = None) -> Days | None:
+    """What a command line names, as days."""
+    if not isinstance(given, Ago):
+        return given
+    day = today(timezone, now).last - timedelta(given.days)
     return Days(day, day)
+
+
+def parse_day(text: str) -> Days:
+    """`2026-03-01`, also as `2026/3/1`. Raises ValueError."""
+    day = _date(text)
+    return Days(day, day)
+
+
+def parse_as_of(text: str) -> Days | Ago:
+    """As `parse_day`; or `today`, or `yesterday`. Raises ValueError."""
+    return Ago(_AGO[text.lower()]) if text.lower() in _AGO else parse_day(text)
+
+
+_AGO = {"today": 0, "yesterday": 1}
+
+
+def _date(text: str) -> date:
+    """Year, month and day, in that order alone: others have two meanings."""
+    parts = re.fullmatch(r"\s*(\d{4})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
+    if parts is None:
+        raise ValueError(f"{text!r} is no day; write it as 2026-03-01")
+    try:
+        return date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day: {error}") from error
 
 
 def parse_days(text: str) -> Days:
@@ -50,27 +90,73 @@ def parse_days(text: str) -> Days:
     first, dots, last = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
-    days = Days(date.fromisoformat(first), date.fromisoformat(last))
+    days = Days(_date(first), _date(last))
     if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days
 
 
+_PLAIN = "%Y-%m-%d"
+_MONTH, _DAY, _HOUR = "0[1-9]|1[0-2]", "0[1-9]|[12][0-9]|3[01]", "[01][0-9]|2[0-3]"
+_CODES = {
+    "Y": "[0-9]{4}", "y": "[0-9]{2}", "j": "[0-9]{3}", "m": _MONTH, "d": _DAY, "H": _HOUR,
+    "-m": "[1-9]|1[0-2]", "-d": "[1-9]|[12][0-9]|3[01]", "-H": "[0-9]|1[0-9]|2[0-3]",
+}  # fmt: skip
+"""What may stand in `{as_of:…}`, after a per cent sign each, and what it may be filled with. `-`: without a zero."""
+_CODE = re.compile(r"%(-?.?)")
+
+
 def filled(template: str, days: Days) -> list[str]:
-    """The template once a day, oldest first; once in all where it has no `{as_of}`."""
-    if AS_OF not in template:
+    """The template once a day, oldest first, or once an hour where it has `%H`; each once where days share it."""
+    if not AS_OF.search(template):
         return [template]
-    return [template.replace(AS_OF, day.isoformat()) for day in days]
+    hours = range(24) if {"H", "-H"}.intersection(_codes(template)) else range(1)
+    moments = (datetime.combine(day, time(hour)) for day in days for hour in hours)
+    return list(dict.fromkeys(_filled(template, at) for at in moments))
 
 
-def day_in(template: str, uri: str) -> Days | None:
-    """The day whose file or folder a URI lies in; None for one that the template, filled in, does not begin."""
-    before, as_of, _ = template.partition(AS_OF)
-    try:
-        days = parse_day(uri[len(before) : len(before) + len("2026-03-01")])
-    except ValueError:
+def _filled(template: str, at: datetime) -> str:
+    return AS_OF.sub(lambda place: at.date().isoformat() if place[1] is None else at.strftime(place[1]), template)
+
+
+def _codes(template: str) -> list[str]:
+    """Of all places of a template."""
+    return [code for place in AS_OF.finditer(template) for code in _CODE.findall(place[1] or _PLAIN)]
+
+
+def fault_of_template(template: str, *, hours: bool = True) -> str | None:
+    """What is wrong with the places for the day, for a person; None where nothing is."""
+    for place in AS_OF.finditer(template):
+        codes = _CODE.findall(place[1] if place[1] is not None else _PLAIN)
+        if not codes:
+            return f"{place[0]} names no part of the date; write {{as_of}}, or for example {{as_of:%Y/%m/%d}}"
+        if unknown := [code for code in codes if code not in _CODES]:
+            known = ", ".join(f"%{code}" for code in _CODES)
+            return f"{place[0]}: %{unknown[0]} is no part of the date; there are {known}"
+        if not hours and {"H", "-H"}.intersection(codes):
+            return f"{place[0]}: a run is of whole days, so its output cannot depend on the hour"
+    return None
+
+
+def filled_in(template: str, uri: str) -> str | None:
+    """How a URI begins with the template, filled in for some day; None where it does not."""
+    if not AS_OF.search(template):
         return None
-    return days if as_of and uri.startswith(filled(template, days)[0]) else None
+    pattern, end, seen = "", 0, set[str]()
+    for place in AS_OF.finditer(template):
+        pattern += re.escape(template[end : place.start()])
+        end, text = place.end(), 0
+        written = place[1] if place[1] is not None else _PLAIN
+        for code in _CODE.finditer(written):
+            name = code[1].replace("-", "without_zero_")
+            pattern += re.escape(written[text : code.start()])
+            # The same day in all places.
+            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{_CODES[code[1]]})"
+            seen.add(name)
+            text = code.end()
+        pattern += re.escape(written[text:])
+    found = re.match(pattern + re.escape(template[end:]), uri)
+    return found[0] if found else None
 
 
 def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | None]:
@@ -82,7 +168,7 @@ def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | Non
         return [days]
     if not by_date_input:
         raise SpecError(
-            f"--backfill {days}: no {AS_OF} is in input.uri, so every day would score the same input",
+            f"--backfill {days}: no {{as_of}} is in input.uri, so every day would score the same input",
             "one run scores everything that is new, whenever it came",
         )
-    return [Days(day, day) for day in days] if AS_OF in output else [days]
+    return [Days(day, day) for day in days] if AS_OF.search(output) else [days]

@@ -6,26 +6,27 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from jobs.errors import SpecError
+from jobs.spec.keys import Key, flow, is_share, key_at, keys_below
+from jobs.spec.meaning import meant
 from jobs.spec.schema import JobSpec
+from jobs.spec.written import Written, read_yaml
 
 
 def load_spec(path: str, overrides: list[str]) -> JobSpec:
     """Read a YAML spec and apply `a.b=value` overrides. Raises SpecError."""
     file = Path(path)
     try:
-        text = file.read_text()
+        data = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         known = sorted(str(p) for p in Path("conf").glob("*.yaml")) if Path("conf").is_dir() else []
         hint = f" (there is {', '.join(known)})" if known else ""
         raise SpecError(f"no spec at {path}{hint}") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise SpecError(f"cannot read the spec {path}: {error.strerror}") from error
+    raw = read_yaml(data, path)
     if not isinstance(raw, dict):
         raise SpecError(f"{path} holds no spec: a mapping with name, input, model and output is wanted")
     for override in overrides:
@@ -39,9 +40,10 @@ def parse_spec(raw: dict[str, Any], source: str = "spec") -> JobSpec:
     Relative paths stay relative to the working directory, which Ray ships to every node.
     """
     try:
-        return JobSpec.model_validate(raw)
+        return JobSpec.model_validate(meant(raw, JobSpec.model_json_schema()))
     except ValidationError as error:
-        raise SpecError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        # A key that may be of several kinds has an error for each of them: one sentence is enough.
+        raise SpecError(f"{source}: " + "; ".join(dict.fromkeys(_explain(e) for e in error.errors()))) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -51,39 +53,38 @@ def _override(raw: dict[str, Any], override: str) -> None:
     *sections, key = path.split(".")
     here = raw
     for section in sections:
-        here = here.setdefault(section, {})
+        if here.setdefault(section, {}) == Written(None, ""):
+            here[section] = {}
+        here = here[section]
         if not isinstance(here, dict):
             raise SpecError(f"--set {override}: {section} is a value, not a section")
-    try:
-        here[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: {value!r} is not a YAML value: {error}") from error
+    here[key] = read_yaml(value, f"--set {override}: {value!r}")
 
 
 def _explain(error: Any) -> str:
-    """One validation error for a person: where, what, and the nearest valid key for a typo."""
-    where = ".".join(str(part) for part in error["loc"])
+    """One validation error for a person: where, what is wanted, what to write, and the nearest valid key for a typo."""
+    loc, given = error["loc"], error["input"]
+    key, where = key_at(loc)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        valid = _valid_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
+        valid = [other.name for other in keys_below(key)]
+        near = difflib.get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"unknown key {where!r}: {hint}"
-    if error["type"] == "missing":
-        return f"{where!r} is missing"
-    if error["type"] in ("model_type", "dataclass_type", "dict_type"):
-        return f"{where}: a section is wanted, with `key: value` in it, got {error['input']!r}"
-    message = error["msg"].removeprefix("Value error, ")
-    # A check of a whole section names its key itself.
-    return message if isinstance(error["input"], dict) else f"{where}: {message}, got {error['input']!r}"
+        return f"unknown key {f'{where}.{loc[-1]}'.strip('.')!r}: {hint}"
+    if error["type"] == "missing" and where == ".".join(map(str, loc)):
+        return f"{where!r} is missing; write {key.line()}"
+    if error["type"] in ("value_error", "section"):
+        message = error["msg"].removeprefix("Value error, ")
+        # A check of a whole section names its key itself.
+        return message if isinstance(given, dict) else f"{where}: {message}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{where}: {given!r} is not understood; write {key.line()}"
+    return f"{where}: {key.wanted} is wanted, got {given!r}; write {_line(key, given)}"
 
 
-def _valid_keys(path: tuple[int | str, ...]) -> list[str]:
-    """Of the section there. A number in the path is a place in a list of sections."""
-    schema = JobSpec.model_json_schema()
-    section = schema
-    for part in path:
-        section = section["items"] if isinstance(part, int) else section["properties"][part]
-        section = next((form for form in section.get("anyOf", ()) if "$ref" in form), section)
-        if "$ref" in section:
-            section = schema["$defs"][section["$ref"].rpartition("/")[2]]
-    return list(section["properties"])
+def _line(key: Key, given: object) -> str:
+    """To write in place of what was given; 5 where a share is wanted may be 5 percent."""
+    if isinstance(given, int | float) and 1 < given <= 100 and any(map(is_share, key.kinds)):
+        return f"{key.line(given / 100)} for {flow(given)} %"
+    if isinstance(given, str) and "," in given and key.wanted.startswith("a list of texts"):
+        return key.line([part.strip() for part in given.split(",")])
+    return key.line()

@@ -27,9 +27,11 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from jobs.spec.days import fault_of_template
 from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
+from workers.source.image_files import FILE_KEYS
 from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 
@@ -61,19 +63,38 @@ def _no_false_root(root: str) -> None:
         raise ValueError(f"{root}: {error}") from error
 
 
-def _no_bare_name(arch: str) -> None:
-    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
-        raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
+def _no_other_library(arch: str) -> None:
+    if re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
+        return
+    library, slash, name = arch.partition("/")
+    if slash:
+        raise ValueError(
+            f"Stint fetches networks of torchvision alone, not of {library}; write a function that returns "
+            f"{name or 'the network'} into a file of your own, my_nets.py, and `arch: my_nets:function`"
+        )
+    raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
+
+
+def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
+    if fault := fault_of_template(template, hours=hours):
+        raise ValueError(fault)
+    # A folder that is called so is less likely than a slip.
+    if wrong := re.search(r"\{[\w :%-]+\}", AS_OF.sub("", template)):
+        raise ValueError(f"{wrong[0]} stands for nothing; write {{as_of}}, which is the day, as 2026-03-01")
+
+
+def _no_hours(template: str) -> None:
+    _days_as_they_can_be_written(template, hours=False)
 
 
 _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
     "input": {
-        "uri": (_no_credentials,),
-        "manifest": (_no_credentials,),
+        "uri": (_no_credentials, _days_as_they_can_be_written),
+        "manifest": (_no_credentials, _days_as_they_can_be_written),
         "uri_roots": (_no_credentials, _no_false_root),
     },
-    "model": {"arch": (_no_bare_name,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
-    "output": {"uri": (_no_credentials,)},
+    "model": {"arch": (_no_other_library,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
+    "output": {"uri": (_no_credentials, _no_hours)},
 }
 """By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
 
@@ -110,18 +131,20 @@ def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: it
 
 
 def _faults_of_input(given: InputSpec) -> Iterator[str]:
-    if not all(given.uris) or given.manifest == "":
+    if given.exclusions and not given.uris:
+        yield "input.uri: all of it begins with !, which leaves files out; name what is to be scored as well"
+    if not all((*given.uris, *given.exclusions)) or given.manifest == "":
         yield "input: an empty path; write . for the working directory"
     if bool(given.uris) == (given.manifest is not None):
         yield "input: exactly one of uri and manifest is wanted"
     if given.days > 1 and not given.by_date:
-        yield f"input.days: {given.days} folders are wanted, but no {AS_OF} is in input.uri or manifest"
+        yield f"input.days: {given.days} folders are wanted, but no {{as_of}} is in input.uri or manifest"
     image = _with_image(given).image
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
-    if given.format == "images" and given.keys:
-        yield "input.keys: image files have no columns; source_uri tells rows apart"
+    if given.format == "images" and (unknown := [key for key in given.keys if key not in FILE_KEYS]):
+        yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if reserved := _RESERVED_COLUMNS.intersection(given.keys):
         yield (
             f"input.keys: {', '.join(sorted(reserved))} is a name that Stint uses in its output; "
@@ -142,7 +165,22 @@ LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{LABEL_NAME}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL_NAME}|in\({LABEL_NAME}(, *{LABEL_NAME})*\))$")]
 
 
-Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$")]
+def _in_mib(given: Any) -> Any:
+    """`2 GB` or `1.5Gi` in MiB, as far as its unit has one meaning."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) *([kMGT]i?)(B?)", given, re.IGNORECASE) if isinstance(given, str) else None
+    if size is None or not (size[3] or size[2].endswith("i")):
+        return given
+    step = 1024 if size[2].endswith("i") else 1000
+    return f"{int(float(size[1]) * step ** ('KMGT'.index(size[2][0].upper()) + 1) // 2**20)}MiB"
+
+
+def _hh_mm(given: Any) -> Any:
+    """`6:00` and `06:00:00` are 06:00."""
+    time = re.fullmatch(r"(\d\d?):(\d\d)(:00)?", given) if isinstance(given, str) else None
+    return given if time is None else f"{int(time[1]):02}:{time[2]}"
+
+
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d*(MiB|GiB)$"), BeforeValidator(_in_mib)]
 
 
 def _precision_of_float_engines(given: Any) -> Any:
@@ -166,6 +204,34 @@ def _faults_of_model(given: ModelSpec) -> Iterator[str]:
         yield "model.engine: torch-float runs bf16 and fp32, not precision: int8; write one of them"
     elif given.precision != "int8" and not floats:
         yield f"model.engine: {given.engine} runs int8, not precision: {given.precision}; leave model.engine out"
+    yield from _faults_of_preprocess(given.preprocess)
+
+
+def _faults_of_preprocess(given: PreprocessSpec) -> Iterator[str]:
+    for key in ("mean", "std"):
+        values: tuple[float, ...] = given.get(key) or ()  # type: ignore[assignment]
+        if any(abs(value) > _MOST_NORMAL for value in values):
+            divided = ", ".join(f"{value:g}/255" for value in values)
+            written = ", ".join(f"{value / 255:.4g}" for value in values)
+            yield (
+                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1; "
+                f"divide by 255, [{divided}], and write `{key}: [{written}]`"
+            )
+        elif key == "std" and values and min(values) <= 0:
+            yield f"model.preprocess.std: each must be above 0, got {list(values)}"
+    resize, crop = given.get("resize"), given.get("crop")
+    for key, side in (("resize", resize), ("crop", crop)):
+        if side is not None and side > _MOST_SIDE_PX:
+            bytes_each = side * side * 3 * (4 / 3 if key == "resize" else 4)
+            yield (
+                f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; one photograph would take "
+                f"{bytes_each / 2**30:.1f} GiB of memory then, and a batch many times that"
+            )
+    if resize is not None and crop is not None and resize < crop:
+        yield (
+            f"model.preprocess: resize {resize} is smaller than crop {crop}; resize must be at least crop; "
+            f"write `resize: {crop}`"
+        )
 
 
 def _without_nulls(given: ModelSpec) -> ModelSpec:
@@ -173,6 +239,11 @@ def _without_nulls(given: ModelSpec) -> ModelSpec:
     overrides = {key: value for key, value in given.preprocess.items() if value is not None}
     return replace(given, preprocess=cast(PreprocessSpec, overrides))
 
+
+_MOST_NORMAL = 2.0
+"""No channel of pixels from 0 to 1 has a mean or deviation above 1; in the scale of 255 hardly one is below this."""
+_MOST_SIDE_PX = 8192
+"""Far above what networks see; a photograph whose shorter side is that takes 256 MiB."""
 
 Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
 Model = Annotated[
@@ -236,7 +307,7 @@ class Workers(Section):
 
 class RowBudget(Section):
     share: Share
-    """Of the rows of a plan."""
+    """Of the rows of a plan, at most."""
     at_least: AtLeast1 = 1
     """Fewer rows than these are never too many."""
 
@@ -255,9 +326,12 @@ class RowBudget(Section):
 
 def _as_budget(given: Any) -> Any:
     """A number is the share."""
-    if isinstance(given, int | float) and not 0 <= given <= 1:
-        raise ValueError("a share of the rows is wanted, from 0 to 1, as 0.05 for 5 %")
-    return {"share": given} if isinstance(given, int | float | str) else given
+    if isinstance(given, dict | RowBudget):
+        return given
+    try:
+        return RowBudget(share=given)
+    except ValidationError as error:  # of a key that nobody has written
+        raise PydanticCustomError("budget", "a share is wanted") from error
 
 
 BudgetOfRows = Annotated[RowBudget, BeforeValidator(_as_budget, json_schema_input_type=Share | RowBudget)]
@@ -281,14 +355,20 @@ class Limits(Section):
     """Seconds after which a worker that still scores the same shard is held to be stuck and ended; in isolation, what
     scoring all its rows may take. `auto`: half an hour, or 20 times what such a shard has taken if that is longer, once
     any has ended."""
+    wait_for_cores_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that a run without any worker waits for cores that other commands hold, before it ends with code 2."""
 
 
 class Schedule(Section):
-    finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
+    finish_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$"), BeforeValidator(_hh_mm)] | None = None
     """Wall clock time, HH:MM, by which the night must be done: the fewest workers that manage are used. Within three
     hours after it a run counts as late, later it is meant for the next day."""
     timezone: str = "UTC"
     """Zone of finish_by and of today's date as `{as_of}`."""
+    on_new_model: Literal["ask", "score"] = "ask"
+    """When a run of one day (--as-of, as every `stint submit` is) would be the first with another model than before,
+    because the spec, the code, the weights or a library changed. `ask`: it stops with exit code 2, tells what changed,
+    what it would cost, and the two ways on. `score`: it says so and goes on. A run without --as-of always does."""
 
     @field_validator("timezone")
     @classmethod
@@ -323,7 +403,7 @@ def _plain_name(name: str) -> str:
 class JobSpec(Section):
     """A job: what to score, with which model, to where."""
 
-    name: Annotated[str, BeforeValidator(_plain_name)]
+    name: Annotated[str, AfterValidator(_plain_name)]
     """Name of the job: lower case letters, digits, hyphens."""
     input: Input
     """What to score."""
@@ -346,9 +426,9 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _nights_share_an_output(self) -> JobSpec:
-        if self.input.days > 1 and AS_OF in self.output.uri:
+        if self.input.days > 1 and AS_OF.search(self.output.uri):
             raise ValueError(
-                f"input.days: with {AS_OF} in output.uri every night has a ledger of its own, and would score the "
+                "input.days: with {as_of} in output.uri every night has a ledger of its own, and would score the "
                 "earlier days again; write all nights to one output"
             )
         return self
@@ -357,4 +437,6 @@ class JobSpec(Section):
     def _labels_are_of_classes(self) -> JobSpec:
         if self.model.task == "embed" and self.gate.labels_column is not None:
             raise ValueError("gate.labels_column: embeddings have no classes; task: embed is judged by gate.min_cosine")
+        if self.gate.min_top1 is not None and self.gate.labels_column is None:
+            raise ValueError("gate.min_top1: true top-1 needs gate.labels_column, a column with the true class")
         return self

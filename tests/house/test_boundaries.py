@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.arguments import parser
 from jobs.cli import COMMANDS, command
+from jobs.errors import MEANING
 from tests.benchmarks import start_trace
+from tests.support.promql import rule_groups
+from workers.image.errors import ErrorCode
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -64,7 +70,8 @@ def test_importing_the_reader_brings_no_more_than_ledger_and_storage() -> None:
     assert not {"torch", "torchvision", "ray", "PIL", "simplejpeg", "pydantic", "rich"} & found
     rooms = {".".join(name.split(".")[:2]) for name in found if name.startswith(("jobs.", "workers."))}
     assert rooms - {"jobs.reader", "jobs.ledger", "jobs.errors", "workers.storage"} == {
-        "workers.contract", "workers.outcomes", "workers.output", "workers.image", "workers.redaction",
+        "workers.contract", "workers.counted", "workers.image", "workers.outcomes", "workers.output",
+        "workers.redaction",
     }  # fmt: skip
 
 
@@ -123,6 +130,43 @@ def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
             assert re.search(rf"^ +{named} ", help_text, re.MULTILINE), f"{document}: {named}"
     for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
         assert (ROOT / spec).exists(), spec
+
+
+def test_what_the_documents_install_is_what_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {need for need in project["dependencies"] if "==" in need}
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for line in re.findall(r"pip install (.*)", text):
+            assert set(re.findall(r"torch\w*==[\d.]+", line)) <= pinned, document
+            for extras in re.findall(r"\.\[([\w,]+)\]", line):
+                assert set(extras.split(",")) <= project["optional-dependencies"].keys(), document
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_runbook_has_a_heading_for_each_alert_exit_code_and_error_code_and_each_says_all_four_things() -> None:
+    text = (ROOT / "docs/RUNBOOK.md").read_text()
+    sections = dict(re.findall(r"^### (.+)\n((?:(?!#).*\n)*)", text, re.MULTILINE))
+    alerts = [rule for group in rule_groups() for rule in group["rules"] if "alert" in rule]
+    named = {rule["alert"] for rule in alerts} | {f"Exit code {code}" for code in MEANING}
+    assert set(sections) == named | {f"`{code}`" for code in ErrorCode}
+    for name, section in sections.items():
+        assert re.findall(r"^- \*\*(\w+):\*\* ", section, re.MULTILINE) == ["Means", "Safe", "Do", "Rows"], name
+    for rule in alerts:
+        assert rule["annotations"]["runbook"] == f"docs/RUNBOOK.md#{rule['alert'].lower()}"
+
+
+def test_the_worked_sizing_follows_from_the_figures_that_were_measured() -> None:
+    measured, text = ((ROOT / f"docs/{page}.md").read_text() for page in ("PERFORMANCE", "CLUSTERS"))
+    price = yaml.safe_load((ROOT / "conf/kubernetes-nightly-spot.yaml").read_text())["cost"]["per_cpu_hour"]
+    rows_of = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
+    wanted = ("rows/s a core", "core-hours", "cores,", "cost at")
+    columns = zip(*(rows_of[row].split(" | ") for row in rows_of if row.startswith(wanted)), strict=True)
+    table = dict(zip(("ResNet-50", "MobileNetV2"), map(list, columns), strict=True))
+    for network, shown in table.items():
+        a_core = float(re.findall(rf"\| {network} \| stint \| ([\d.]+)", measured)[0]) / 2
+        hours = 20e6 / a_core / 3600
+        assert shown == [f"{a_core:.1f}", f"{hours:.1f}", f"{math.ceil(hours / 4.5)}", f"{hours * price:.2f}"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")

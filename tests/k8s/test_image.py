@@ -214,6 +214,8 @@ def test_the_project_builds_from_what_the_build_sees(laid_out: Path, tmp_path: P
     (entry_points,) = (tmp_path / "site").glob("stint-*.dist-info/entry_points.txt")
     assert "stint = jobs.cli:entrypoint" in entry_points.read_text()
     assert "properties" in json.loads(run_in(tmp_path / "site", "-m", "jobs", "schema", elsewhere=tmp_path))
+    code = "import jobs.demo as demo; print(demo.SPEC, demo.SPEC.is_file())"
+    assert run_in(tmp_path / "site", "-c", code, elsewhere=tmp_path) == f"{tmp_path}/site/jobs/demo.yaml True\n"
 
 
 def run_in(code: Path, *arguments: str, elsewhere: Path | None = None) -> str:

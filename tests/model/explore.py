@@ -118,7 +118,7 @@ class Explorer:
         """The runs, with everything that may happen to them."""
         world, left, changes = night.world, self.bounds, list(self.stage.scenario.changes)
         for number in range(self.stage.scenario.runs):
-            world.start("ABCDEF"[number], self.stage.body())
+            world.start("ABCDEF"[number], self.stage.body(self.stage.scenario.again))
         current = world.actors[0]  # runs are alike, so it does not matter which is first
         switched = False
         while runners := world.running():
@@ -193,6 +193,8 @@ class Explorer:
             night.story.append(f"afterwards {len(world.in_flight)} writes arrive")
             while world.in_flight:
                 world.arrive()
+            if self.stage.scenario.again:  # what nobody else had a reason to claim is the next run's business
+                self._finish(world, world.start("next", self.stage.body()))
             night.problems += self._judge(world, quiet=True)
 
     def _options(self, world: World, current: Actor, others: list[Actor], left: Bounds, changes: int) -> list[Option]:

@@ -159,3 +159,10 @@ class ModelFs(AbstractFileSystem):  # type: ignore[misc]
         """Every file below `path`, each with its details."""
         found: dict[str, Any] = ModelFs.call(Op("list", self._strip_protocol(path)))
         return found
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        """Names of what lies directly in a folder."""
+        assert not detail, "details of a folder are asked for nowhere"
+        base = self._strip_protocol(path).rstrip("/") + "/"
+        found: dict[str, Any] = ModelFs.call(Op("list", base))
+        return sorted({base + name.removeprefix(base).partition("/")[0] for name in found})

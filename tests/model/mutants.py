@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import jobs.accept
+import jobs.ledger.ledger
 import jobs.plan.discovery
+import jobs.run.run
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Plan, Shards, Source, decode_plan, encode_plan
+from jobs.ledger.plans import Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
 from jobs.plan.claims import NextClaim
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
@@ -133,6 +135,11 @@ def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Pl
     return decode_plan(number, data)
 
 
+def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
+    """What is scored again counts beside the rows of the same version before."""
+    return dead_claims(replace(claim, afresh=False) for claim in claims)
+
+
 # -------------------------------------------------------------------------------------- two attempts
 
 
@@ -212,6 +219,21 @@ MUTANTS = (
     Mutant(
         "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
         "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "readers are left between two models",
+        lambda _: mock.patch.object(jobs.run.run, "readers_stay", return_value=""),
+        Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
+    ),
+    Mutant(
+        "readers are left between two models by who accepts",
+        lambda _: mock.patch.object(jobs.accept, "readers_stay", return_value=""),
+        replace(ACCEPTED, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
+    ),
+    Mutant(
+        "scored again beside what was there",
+        lambda stage: mock.patch.object(jobs.ledger.ledger, "dead_claims", beside_what_was_there),
+        Scenario("asked to score again", {}, before=A, again="a.jpg"), Bounds(faults=0), "readers see 2 rows of",
     ),
     Mutant(
         "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),

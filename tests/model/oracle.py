@@ -1,7 +1,8 @@
 """What must hold of an execution's end, whatever happened on the way: the real `verify`, and what it cannot see.
 
 `verify` reads input and output. Beside it stand the store's own history (no object changed, no done record before its
-last shard), a count of rows that shares no code with `verify`, and a quiet run afterwards, which must change nothing.
+last shard), a count of rows that shares no code with `verify`, what readers see (of each file its rows once), and a
+quiet run afterwards, which must change nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,10 +20,12 @@ import pyarrow.parquet as pq
 from jobs.errors import RunFailed
 from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
-from tests.model.scenario import Stage
+from tests.model.scenario import EARLIER_DONE, Stage
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
+PLAN = re.compile(rf"{OUT}/model=[^/]*/_stint/plans/(\d+)\.parquet")
 REPORT = re.compile(rf"{OUT}/_stint/runs/[^/]*/report\.json")
+FOLLOWED = f"{OUT}/_stint/current/00000001.json"
 DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.parquet")
 
 
@@ -31,13 +35,13 @@ class Judgement:
     lost: int = 0
     """Files of the input without a row."""
     doubled: int = 0
-    """Rows that are in the output more than once."""
+    """Rows that are in the output more than once, without a claim between that was to score them afresh."""
 
 
 def judge(stage: Stage, *, quiet: bool) -> Judgement:
     """Judge the bucket as it is. `quiet`: a run with nothing to do has just ended, so nothing may be missing."""
     bucket = stage.world.bucket
-    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket)]
+    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket), *_between_models(bucket)]
     try:
         problems += verify(stage.job()).problems
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
@@ -45,6 +49,7 @@ def judge(stage: Stage, *, quiet: bool) -> Judgement:
     lost, doubled = _count(bucket)
     if not quiet:
         return Judgement(tuple(problems), 0, doubled)
+    problems += _seen(bucket, stage)
     if lost and not problems:
         problems.append(f"{lost} files have no row, and verify did not tell")
     if doubled and not problems:
@@ -68,6 +73,15 @@ def _early(bucket: Bucket, stage: Stage) -> list[str]:
     return early
 
 
+def _between_models(bucket: Bucket) -> list[str]:
+    """Done records of a second model at a time when nothing said which of the two readers follow."""
+    return [
+        f"{path} came while nothing said that readers stay with the earlier model"
+        for path, present in bucket.present_at_done.items()
+        if EARLIER_DONE in present and FOLLOWED not in present
+    ]
+
+
 def _told_too_much(bucket: Bucket) -> list[str]:
     """Reports that count a shard more than once: as scored in their run, or as committed by whichever run."""
     reports = {path: json.loads(data) for path, data in bucket.objects.items() if REPORT.fullmatch(path)}
@@ -83,14 +97,48 @@ def _told_too_much(bucket: Bucket) -> list[str]:
 
 def _count(bucket: Bucket) -> tuple[int, int]:
     """(files without any row, rows that are there more than once), of the objects as they lie."""
-    rows: Counter[tuple[str, str, int]] = Counter()
+    afresh = _afresh(bucket)
+    rows: Counter[tuple[str, str, int, int]] = Counter()
+    for plan, uri, version, row in _rows(bucket):
+        began = (number for number, *source in afresh if source == [uri, version] and number <= plan)
+        rows[uri, version, row, max(began, default=0)] += 1
+    scored = {uri for uri, *_ in rows}
+    return sum(uri not in scored for uri in _files(bucket)), sum(times - 1 for times in rows.values())
+
+
+def _seen(bucket: Bucket, stage: Stage) -> list[str]:
+    """Files of the input of which readers see not just one row, when every plan is done."""
+    ledger = stage.job().ledger
+    plans, done = ledger.plans(), ledger.done_numbers()
+    if {plan.number for plan in plans} - done:
+        return []
+    dead = ledger.superseded(plans, done)
+    seen = Counter(uri for plan, uri, version, _ in _rows(bucket) if (plan, uri, version) not in dead)
+    return [f"readers see {seen[uri]} rows of {uri}" for uri in _files(bucket) if seen[uri] != 1]
+
+
+def _rows(bucket: Bucket) -> Iterator[tuple[int, str, str, int]]:
+    """Plan, URI, version and number of every row there is."""
     for path, data in bucket.objects.items():
-        if SHARD.fullmatch(path):
+        if found := SHARD.fullmatch(path):
             try:
                 table = pq.read_table(io.BytesIO(data), columns=["source_uri", "source_version", "row"])
             except Exception:  # noqa: BLE001  (what cannot be read holds no row)
                 continue
-            rows.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    scored = {uri for uri, _, _ in rows}
-    files = [f"s3://{path}" for path in bucket.objects if path.startswith(f"{IN}/")]
-    return sum(uri not in scored for uri in files), sum(times - 1 for times in rows.values())
+            for uri, version, row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                yield int(found[1]), uri, version, row
+
+
+def _afresh(bucket: Bucket) -> set[tuple[int, str, str]]:
+    """Plan, URI and version of files that were to be scored afresh."""
+    found = set()
+    for path, data in bucket.objects.items():
+        if (plan := PLAN.fullmatch(path)) and b"supersedes" in data:
+            table = pq.read_table(io.BytesIO(data), columns=["uri", "version", "supersedes"])
+            rows = (row for row in table.to_pylist() if row["supersedes"] == row["version"])
+            found |= {(int(plan[1]), row["uri"], row["version"]) for row in rows}
+    return found
+
+
+def _files(bucket: Bucket) -> list[str]:
+    return [f"s3://{path}" for path in bucket.objects if path.startswith(f"{IN}/")]

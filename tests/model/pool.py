@@ -167,10 +167,9 @@ class ModelPool:
         try:
             outcome = self._workers[number].score(shard)
         except WorkerLost:
-            lost = tuple(self._held[number])
             self.end(number)
             gone = Failure(kind=FailureKind.INFRA, code=FailureCode.CRASHED, message="its process died")
-            return WorkerGone(number, gone, lost, started=True)
+            return WorkerGone(number, gone)
         self._held[number].remove(shard)
         return ShardEnded(number, shard, outcome)
 
@@ -203,7 +202,7 @@ class ModelMakers:
         try:
             created = self._job.store.create(f"_stint/bundles/{fingerprint}/manifest.json", manifest.to_json())
         except Exception as error:  # noqa: BLE001  (as workers.maker does)
-            self._events = [WorkerGone(0, classify(error), (), started=False)]
+            self._events = [WorkerGone(0, classify(error))]
             return 0
         outcome = BundleOutcome(fingerprint=fingerprint, passed=True, created=created, table="", report={}, seconds=0.0)
         self._events = [BundleMade(0, outcome)]
@@ -214,6 +213,9 @@ class ModelMakers:
 
     def assign(self, worker: int, shard: Shard, *, isolated_s: float | None = None) -> None:
         raise AssertionError("makers take no shards")
+
+    def doing(self) -> str:
+        return ""
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         events, self._events = self._events, []
@@ -232,6 +234,9 @@ class ModelCluster:
         self._world, self._job, self._slow = world, job, slow
 
     def most_workers(self, threads: int) -> int | None:
+        return self._job.spec.workers.max
+
+    def workers_there(self, threads: int) -> int:
         return self._job.spec.workers.max
 
     def most_threads(self) -> int | None:

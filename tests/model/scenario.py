@@ -45,6 +45,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+EARLIER_DONE = f"{OUT}/model=earlier-0/_stint/done/00000001.parquet"
+
+
 @dataclass(frozen=True)
 class Change:
     """Something that happens to the input, once, whenever the scheduler likes."""
@@ -81,10 +84,13 @@ class Scenario:
     first_night: bool = False
     """Whether the output is empty: neither probe nor bundle is there."""
     on_change: str = "report"
+    again: str = ""
+    """What these runs, but not those before and after them, are asked to score again."""
     shard_rows: int = 1
     slow: Slow | None = None
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
-
+    earlier_model: bool = False
+    """Whether readers follow another model's root, because it is the only one."""
     accept: bool = False
     """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
 
@@ -109,23 +115,22 @@ class Stage:
         self.world = World(self._opening.copy(), IN)
         return self.world
 
-    def body(self) -> Callable[[], None]:
+    def body(self, again: str = "") -> Callable[[], None]:
         """A run from start to end, with caches of its own, as a new process has."""
 
         def run() -> None:
             job = Job.open(self.spec, self.days)
             if self.scenario.accept and job.ledger.plans():
                 with suppress(SpecError):  # it is done already
-                    jobs.accept.accept_plan(Job.open(self.spec, self.days, writing=False), 1, "known")
-            self.run(job)
+                    accepting = Job.open(self.spec, self.days, writing=False)
+                    jobs.accept.accept_plan(accepting, 1, "known", lambda line: None)
+            self.run(job, again)
 
         return run
 
-    def run(self, job: Job) -> None:
-        world = self.world
-        jobs.run.run.Run(
-            job, lambda: ModelCluster(world, job, self.scenario.slow), lambda: False, lambda line: None
-        ).complete()
+    def run(self, job: Job, again: str = "") -> None:
+        cluster = ModelCluster(self.world, job, self.scenario.slow)
+        jobs.run.run.Run(job, lambda: cluster, lambda: False, lambda line: None, again=again).complete()
 
     def job(self) -> Job:
         """For the oracle: its calls are made at once."""
@@ -173,6 +178,8 @@ class Stage:
                     ModelCluster(self.world, job).pool(job.bundle_request()).start({})
             for path in [p for p in bucket.objects if "/_stint/runs/" in p or "/_stint/journals/" in p]:
                 bucket.remove(path)
+        if scenario.earlier_model:  # of which nothing else is looked at
+            bucket.objects[EARLIER_DONE] = b""
         for name, data in scenario.files.items():
             bucket.put(f"{IN}/{name}", data)
         return bucket

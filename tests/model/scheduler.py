@@ -197,8 +197,8 @@ class World:
     def current(self) -> Actor:
         """The run that goes on at the moment, or nobody where the scheduler has no part.
 
-        Of an execution that is abandoned nothing matters any more: the first look at a clock ends what a run would still
-        write on its way out, which took a third of all the time.
+        Of an execution that is abandoned nothing matters any more: the first look at a clock ends what a run would
+        still write on its way out.
         """
         actor = self._current or self._nobody
         if actor.outcome == ABANDONED:

@@ -64,6 +64,11 @@ def test_the_first_run_ever_with_every_fault_at_every_call(table: list[Figures])
     assert figures.executions > 10 * figures.calls
 
 
+def test_a_second_model_never_leaves_readers_between_two_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    figures = explored(table, Scenario("one run, a second model", A, earlier_model=True), Bounds())
+    assert figures.executions > figures.calls
+
+
 def test_a_late_file_comes_at_any_time_of_two_runs(table: list[Figures]) -> None:
     scenario = Scenario("two runs, a late file", A, runs=2, before=B, changes=[LATE_FILE])
     explored(table, scenario, Bounds(faults=0, preemptions=1))
@@ -74,6 +79,22 @@ def test_a_file_changes_at_any_time_of_a_run_and_another_vanishes(table: list[Fi
     changes = [Change("a.jpg", b"changed"), Change("b.jpg", None)]
     scenario = Scenario(f"one run, files change: {on_change}", A | B, changes=changes, on_change=on_change)
     explored(table, scenario, Bounds(faults=0))
+
+
+def test_a_file_that_is_scored_again_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    explored(table, Scenario("one run, asked to score again", {}, before=A | B, again="a.jpg"), Bounds())
+
+
+def test_a_file_that_is_scored_again_changes_or_vanishes_at_any_time_of_the_run(table: list[Figures]) -> None:
+    changes = [Change("a.jpg", None), Change("a.jpg", b"changed")]
+    for name, happens in (("vanishes", changes[:1]), ("changes", changes[1:]), ("is back", changes)):
+        scenario = Scenario(f"asked to score again, and it {name}", C, before=A | B, again="a.jpg", changes=happens)
+        explored(table, scenario, Bounds(faults=0))
+
+
+def test_two_runs_that_are_both_asked_to_score_a_file_again_with_any_preemption(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, asked to score again", {}, runs=2, before=A | B, again="a.jpg")
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
 
 
 def test_two_runs_with_any_two_preemptions(table: list[Figures]) -> None:
@@ -103,6 +124,11 @@ def test_a_shard_that_two_workers_try_with_every_fault_at_every_call(table: list
 def test_a_plan_is_accepted_with_every_fault_at_every_call(table: list[Figures]) -> None:
     figures = explored(table, Scenario("accepted, then one run", A, before=BAD_FILE, accept=True), Bounds())
     assert figures.executions > 10 * figures.calls
+
+
+def test_who_accepts_leaves_no_readers_between_two_models_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    scenario = Scenario("accepted, of a second model", {}, before=BAD_FILE, accept=True, earlier_model=True)
+    explored(table, scenario, Bounds())
 
 
 def test_two_accept_a_plan_with_any_preemption_and_a_write_in_flight(table: list[Figures]) -> None:

@@ -14,7 +14,7 @@ from tests.model.scenario import Scenario, Stage
 from tests.model.search import Figures
 from workers.storage.errors import StoreDenied
 
-MOST = 250
+MOST = 400
 """Executions until a mistake must be found."""
 
 

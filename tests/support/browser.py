@@ -151,7 +151,7 @@ OVERFLOWING = """() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode, parent = node.parentElement;
-    if (!node.data.trim() || parent.closest('svg, .scroll, pre')) continue;
+    if (!node.data.trim() || parent.closest('svg, .scroll')) continue;
     range.selectNodeContents(node);
     const box = range.getBoundingClientRect();
     if (box.width && (box.right > innerWidth + 1 || box.left < -1)) found.push(told(parent));

@@ -128,7 +128,7 @@ class FatePool:
             return
         if isinstance(fate, Failure):
             del self._workers[number]
-            self._events.append(WorkerGone(number, fate, (), started=False))
+            self._events.append(WorkerGone(number, fate))
         else:
             worker.ready = True
             self._events.append(WorkerReady(number, replace(INFO, host=self.host_of(number), pid=1000 + number)))
@@ -143,8 +143,7 @@ class FatePool:
         if fate in DEATHS or fate is MEMORY:
             assert isinstance(fate, Failure)
             del self._workers[number]
-            shards = tuple(other.shard for other in worker.held)
-            self._events.append(WorkerGone(number, fate, shards, started=True))
+            self._events.append(WorkerGone(number, fate))
             return
         worker.held.remove(given)
         outcome: Any = fate

@@ -270,8 +270,7 @@ class NightPool:
         self._remove(node)
         preempted = Failure(kind=FailureKind.INFRA, message="node lost", code=FailureCode.NODE_LOST)
         for number in list(node.workers):
-            worker = self._workers[number]
-            self._events.append(WorkerGone(number, preempted, tuple(worker.shards), started=worker.ready))
+            self._events.append(WorkerGone(number, preempted))
             self._forget(number)
 
     def _remove(self, node: _Node) -> None:

@@ -31,14 +31,10 @@ if TYPE_CHECKING:
 
 DEMO = Path("/tmp/stint-demo")  # as pages name it
 PICTURES = Path("docs/pictures")
-SPEC = "conf/demo.yaml"
 NIGHTS = 5
 ABSENT = (7, 9)
 """Digits that the last night lacks."""
-JOB = (
-    SPEC, f"--set=input.uri={DEMO / 'images'}", f"--set=output.uri={DEMO / 'predictions'}",
-    f"--set=model.weights={DEMO / 'digits.safetensors'}",
-)  # fmt: skip
+JOB = (str(DEMO / "job.yaml"),)
 LARGE = (
     f"output.uri={DEMO / 'large'}", "model.preprocess.resize=448", "model.preprocess.crop=448", "input.shard_rows=128",
     "gate.labels_column=null", "gate.min_agreement=0", "gate.rows=32", "model.calibration.rows=32",

@@ -144,6 +144,16 @@ def complete_report() -> dict[str, Any]:
         "confusion": [["boot", "sneaker", 9], ["sandal", "sneaker", 6], ["coat", "jacket", 5],
                       ["backpack", "handbag", 4], ["scarf", "sweater", 3], ["ring", "earring", 1]],
         "disagreements": [["boot", "sneaker", 2], ["coat", "jacket", 2], ["scarf", "sweater", 1], ["tie", "belt", 1]],
+        "phases": [
+            {"phase": phase, "step": step, "began_s": 0.0, "took_s": took_s}
+            for phase, step, took_s in (
+                ("listing", "", 21.4), ("ray", "", 1.9), ("bundle", "", 0.4), ("workers", "", 92.0),
+                ("scoring", "", 1230.0), ("finishing", "done records", 6.1), ("finishing", "report", 0.01),
+            )
+        ],
+        "before": {"run_id": "20260228T020003Z-51c0de", "day": "2026-02-28", "rows": 11_208_333, "bad_share": 0.0002,
+                   "rate": 9_120.0, "cost_per_million": 0.22, "psi": 0.004, "engine": "torch-int8/x86-no-vnni",
+                   "nodes": 6},
         "idle_core_hours": core_hours * 0.1075,
         "cost_idle": cost * 0.1075,
         "cost_per_million": cost / rows * 1e6,

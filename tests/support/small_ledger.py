@@ -72,9 +72,9 @@ class SmallLedger:
             os.utime(file, (before + 10, before + 10))
         return file
 
-    def claim(self) -> Plan:
+    def claim(self, again: str = "") -> Plan:
         job = self.job
-        plan = job.ledger.claim(discover(job).content)
+        plan = job.ledger.claim(discover(job, again).content)
         assert plan is not None
         return plan
 
@@ -138,9 +138,9 @@ class SmallLedger:
         ledger = self.job.ledger
         ledger.record_done(plan, ledger.finish(plan))
 
-    def score(self, says: Says) -> Plan:
+    def score(self, says: Says, again: str = "") -> Plan:
         """All that a run does."""
-        plan = self.claim()
+        plan = self.claim(again)
         for shard in plan.shards:
             self.commit(shard, says)
         self.finish(plan)

@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from jobs.input.listing import list_input
 from jobs.reader import done
+from jobs.spec.days import parse_day
 from tests.support.digits_job import Digits
 from tests.support.tars import write_tar
+from workers.contract import InputSpec
 
 WriteSpec = Callable[[dict[str, Any]], str]
 SAMPLES_A_TAR = 250
@@ -56,6 +59,21 @@ def test_names_of_files_may_hold_anything(digits: Digits, tmp_path: Path, write_
     assert main(["verify", spec]) == 0
     seen = done(f"{place}/out").table(["source_uri"])["source_uri"].unique().to_pylist()
     assert sorted(uri.rpartition("/")[2] for uri in seen) == sorted(files)
+
+
+def test_wildcards_name_the_same_files_wherever_they_lie(place: str) -> None:
+    fs, path = fsspec.core.url_to_fs(place)
+    for name in ("x/a.parquet", "x/deep/b.parquet", "y/a.parquet", "y/deep/b.parquet", "y/deep/c.parquet"):
+        fs.makedirs(f"{path}/{name.rpartition('/')[0]}", exist_ok=True)
+        fs.pipe_file(f"{path}/{name}", b"")
+    day = parse_day("2026-03-01")
+    for uri, expected in (
+        ((f"{place}/*/a.parquet", f"{place}/**/b.parquet"), ["x/a", "x/deep/b", "y/a", "y/deep/b"]),
+        ((f"{place}/?/deep",), ["x/deep/b", "y/deep/b", "y/deep/c"]),
+        ((place, f"!{place}/y/**/b*", "!**/a.parquet"), ["x/deep/b", "y/deep/c"]),
+    ):
+        listed = [source.uri for source in list_input(InputSpec(uri=uri), day, {}).sources]
+        assert listed == [f"{place}/{name}.parquet" for name in expected]
 
 
 def upload(files: Path, url: str) -> None:
@@ -242,3 +260,86 @@ def test_labels_of_the_gate_need_not_be_keys_of_tar_samples(
     assert main(["run", write_spec({**spec, "gate": {"labels_column": "cls", "rows": 100}}), "--pool=local"]) == 0
     assert "top-1" in capsys.readouterr().err
     assert done(str(tmp_path / "out")).schema.names[4:6] == ["__key__", "label"]
+
+
+def linked(digits: Digits, folder: Path, rows: int) -> list[bytes]:
+    """A table of links to images that are not there yet, which come back."""
+    table = pq.read_table(digits.images).slice(0, rows)
+    links = [f"{folder}/images/{n}.jpg" for n in range(rows)]
+    for name in ("in", "images", "elsewhere"):
+        (folder / name).mkdir()
+    column = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(column, "image", pa.array(links)), folder / "in/a.parquet")
+    return [image or b"" for image in table["image"].to_pylist()]
+
+
+def test_a_shard_that_a_wrong_root_refuses_is_not_committed_and_is_scored_once_the_root_is_mended(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, image in enumerate(linked(digits, tmp_path, 40)):
+        (tmp_path / f"images/{number}.jpg").write_bytes(image)
+    changes = {"input__uri": f"{tmp_path}/in", "gate__labels_column": None, "limits__bad_rows": 0.3}
+    wrong = write_spec(digits.spec(tmp_path / "out", input__uri_roots=[f"{tmp_path}/elsewhere"], **changes))
+    assert main(["run", wrong, "--pool=local"]) == 2
+    said = capsys.readouterr().err
+    assert "input.uri_roots: 40 of 40 rows of a shard are refused (uri_refused), e.g. id=0 digit=" in said
+    assert "next: name the folders or hosts of the images in input.uri_roots" in said
+    assert list(tmp_path.glob("out/model=*/plan=*/*")) == []
+    right = write_spec(digits.spec(tmp_path / "out", input__uri_roots=[f"{tmp_path}/images"], **changes))
+    assert main(["run", right, "--pool=local"]) == 0
+    assert main(["verify", right]) == 0
+    # Who means it may have it.
+    changes["limits__bad_rows"] = 1.0
+    meant = write_spec(digits.spec(tmp_path / "meant", input__uri_roots=[f"{tmp_path}/elsewhere"], **changes))
+    assert main(["run", meant, "--pool=local"]) == 0
+
+
+def test_images_that_arrived_later_are_scored_when_a_person_asks_for_their_rows(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their table has not changed, so no run would look at it again; and the night is open, with too many bad rows."""
+    images = linked(digits, tmp_path, 40)
+    for number, image in enumerate(images[:20]):
+        (tmp_path / f"images/{number}.jpg").write_bytes(image)
+    changes = {"input__uri_roots": [f"{tmp_path}/images"], "gate__labels_column": None, "limits__bad_rows": 0.3}
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=f"{tmp_path}/in", **changes))
+    assert main(["run", spec, "--pool=local"]) == 3
+    assert main(["run", spec, "--pool=local", "--again", "error_code = 'empty' AND id < 0"]) == 3
+    assert "no row that was scored is meant" in capsys.readouterr().err
+    for number, image in enumerate(images[20:], 20):
+        (tmp_path / f"images/{number}.jpg").write_bytes(image)
+    assert main(["plan", spec, "--again", "error_code = 'not_found'"]) == 0
+    assert "to be claimed: 40 rows" in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local", "--again", "error_code = 'not_found'"]) == 0
+    said = capsys.readouterr().err
+    assert f"scored again, in place of what was there, for 20 of their rows: {tmp_path}/in/a.parquet" in said
+    table = done(str(tmp_path / "out")).table(["id", "error_code"])
+    assert sorted(table["id"].to_pylist()) == list(range(40))
+    assert "not_found" not in table["error_code"].to_pylist()
+    assert main(["verify", spec]) == 0
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+
+
+def test_folders_of_images_are_named_after_classes_and_their_names_are_keys(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = tmp_path / "in", pq.read_table(digits.images).slice(0, 120).to_pylist()
+    for row in rows:
+        for place in (folder / str(row["digit"]), folder / "thumbs"):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{row['id']}.jpg").write_bytes(row["image"] or b"")
+    given = {"uri": [str(folder), "!**/thumbs"], "format": "images", "keys": ["folder", "name", "path"]}
+    spec = write_spec(digits.spec(tmp_path / "out", input=given, gate={"labels_column": "folder", "min_agreement": 0}))
+    assert main(["run", spec, "--pool=local"]) == 0
+    table = done(str(tmp_path / "out")).table()
+    assert sorted(table["name"].to_pylist()) == sorted(f"{row['id']}.jpg" for row in rows)
+    assert table["path"].to_pylist() == table["source_uri"].to_pylist()
+    good = table.filter(pa.compute.is_null(table["error_code"]))
+    assert pa.compute.mean(pa.compute.equal(good["folder"], good["label"]).cast("float64")).as_py() > 0.9
+    assert main(["verify", spec]) == 0
+    assert main(["explain", spec, f"name={rows[0]['id']}.jpg"]) == 0
+    wrong = write_spec(digits.spec(tmp_path / "other", input=given, gate={"labels_column": "class"}))
+    capsys.readouterr()
+    assert main(["run", wrong, "--pool=local"]) == 2
+    assert "has no column 'class'; it has path, folder, name" in capsys.readouterr().err

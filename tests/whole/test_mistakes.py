@@ -33,6 +33,45 @@ def fails(
     return check
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input__uri": "nowhere"}, "there is nothing at nowhere"),
+        ({"input__image": "picture"}, "no column 'picture'"),
+        ({"input__keys": ["sku"]}, "has no column 'sku'"),
+        ({"gate__labels_column": "truth"}, "gate.labels_column: "),
+        ({"model__arch": "my_nets:small"}, "there is no module 'my_nets'"),
+        ({"model__arch": "torchvision/resnet18", "model__weights": None}, "without weights would be random"),
+        ({"model__weights": "DEFAULT"}, "is read as the name of torchvision weights"),
+        ({"model__weights": "none.pth"}, "there is no file none.pth"),
+        ({"model__labels": "none.txt"}, "there is no file none.txt"),
+        ({"output__uri": "memory://somewhere"}, "no atomic create-if-absent"),
+        ({"output__uri": "{file}/out"}, "output.uri: cannot write"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_run_would_refuse_without_a_network_plan_refuses(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("in the way")
+    changes = {k: str(tmp_path / "file" / "out") if v == "{file}/out" else v for k, v in changes.items()}
+    spec = write_spec(digits.spec(tmp_path / "out", **changes))
+    for command in (["plan", spec], ["run", spec, "--pool=local"]):
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_plan_says_what_it_did_not_check(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out"))
+    assert main(["plan", spec]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("not checked, as only a run can: whether the network can be built")
+    assert "whether it passes the gate" in said
+
+
 def test_no_such_spec(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "conf/demos.yaml", "--pool=local"]) == 2
     assert "no spec at conf/demos.yaml" in capsys.readouterr().err
@@ -79,6 +118,56 @@ def test_labels_that_count_from_1(digits: Digits, tmp_path: Path, fails: Callabl
     pq.write_table(table.append_column("truth", pc.add(table["digit"], 1)), data)
     shown = fails(2, input__uri=str(data), gate__labels_column="truth")
     assert "column 'truth' holds 10, but the model's 10 classes count from 0" in shown
+
+
+@pytest.mark.parametrize("value", [-1, None], ids=["as test splits have it", "null"])
+def test_a_labels_column_without_a_label(
+    value: int | None, digits: Digits, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "unlabelled.parquet"
+    pq.write_table(table.append_column("truth", pa.array([value] * table.num_rows, pa.int64())), data)
+    shown = fails(2, input__uri=str(data), gate__labels_column="truth")
+    assert "has a label in column 'truth'" in shown
+    assert "leave gate.labels_column out" in shown
+
+
+def test_labels_that_pandas_made_floats_are_no_mistake(digits: Digits, tmp_path: Path, write_spec: WriteSpec) -> None:
+    table = pq.read_table(digits.images)
+    truth = pa.array([None if row == 0 else float(digit) for row, digit in enumerate(table["digit"].to_pylist())])
+    data = tmp_path / "floats.parquet"
+    pq.write_table(table.append_column("truth", truth), data)
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column="truth"))
+    assert main(["quantize", spec, "--pool=local"]) == 0
+
+
+def test_labels_in_the_wrong_order_are_suspected(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(digits.images)
+    data = tmp_path / "in.parquet"
+    pq.write_table(table.append_column("wrong", pc.subtract(pa.scalar(9), table["digit"])), data)
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data), gate__labels_column="wrong"))
+    assert main(["plan", spec]) == 0
+    sees = "preprocessing: shorter side to 32 px (bilinear), centre crop of 32 px, mean [0.3, 0.3, 0.3], std [0.35"
+    assert sees in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 0
+    shown = capsys.readouterr().err
+    assert sees in shown
+    assert "warning: fp32 itself is right on " in shown
+    (page,) = tmp_path.glob("out/_stint/runs/*/report.html")
+    assert "Are the labels in the order" in page.read_text()
+    assert "Preprocessing: shorter side to 32 px" in page.read_text()
+    assert main(["run", spec, "--pool=local", "--set=gate.min_top1=0.5", "--set=output.topk=2"]) == 4
+    assert "wanted &gt;= 50.00%" in max(tmp_path.glob("out/_stint/runs/*/report.html")).read_text()
+
+
+def test_a_preprocessing_that_does_not_go_together_is_refused_by_the_dry_run_too(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(digits.spec(tmp_path / "out", model__preprocess={"resize": 32, "crop": 64}))
+    assert main(["plan", spec]) == 2
+    assert "resize 32 is smaller than crop 64" in capsys.readouterr().err
 
 
 def test_no_such_model(fails: Callable[..., str]) -> None:
@@ -193,3 +282,20 @@ def test_a_cluster_that_is_not_there(
 def test_a_worker_wider_than_the_machine(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.pool.local.LocalCluster.most_workers", lambda self, threads: 0)
     assert "workers.cpus: a worker takes 999 cores" in fails(2, workers__cpus=999)
+
+
+def test_a_sample_of_which_nothing_decodes_is_told_by_reason_with_a_row_of_each(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """As the end of a run tells of bad rows: one sentence was the same for nine different reasons."""
+    data = tmp_path / "bad.parquet"
+    images = [None, None, b"", b"<html>", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"]
+    columns = {"id": range(5), "digit": range(5), "image": pa.array(images, pa.binary())}
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), data)
+    shown = fails(2, input__uri=str(data))
+    assert "none of the 5 rows sampled to calibrate on is an image that can be decoded\n" in shown
+    assert (
+        f"       2  null                 e.g. id=0 digit=0 ({data} row group 0 row 0): the image cell is null" in shown
+    )
+    for code, row in (("empty", 2), ("unsupported_format", 3), ("truncated", 4)):
+        assert f"       1  {code:<20} e.g. id={row} digit={row} ({data} row group 0 row {row}): " in shown

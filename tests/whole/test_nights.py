@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -70,8 +71,9 @@ class Nights:
         assert main(["verify", self.spec, "--as-of", f"2026-03-{day:02d}"]) == code
         return self.capsys.readouterr().out
 
-    def change_model(self) -> None:
-        """Other weights from here on, that make every prediction a little surer."""
+    def change_model(self, **schedule: str) -> None:
+        """Other weights from here on, that make every prediction a little surer; on purpose, unless said otherwise."""
+        self.raw["schedule"] = schedule or {"on_new_model": "score"}
         tensors = load_file(self.raw["model"]["weights"])
         self.raw["model"]["weights"] = str(self.folder / "new.safetensors")
         save_file(
@@ -126,7 +128,9 @@ def test_seven_nights(nights: Nights) -> None:
     nights.put("2026-03-01/b.parquet")
     nights.put("2026-03-03/a.parquet")
     assert "changed, scored again in place of what was there" in nights.run(3)
-    check(3)
+    shown = check(3)
+    assert "240 rows claimed by 3 plan(s)" in shown
+    assert "readers of this model see 200 of them" in shown
     assert len(nights.check_readers().superseded) == 1
 
     # The fourth: a file is half copied. Everything else is scored; the night ends with code 1 and names the file.
@@ -135,9 +139,7 @@ def test_seven_nights(nights: Nights) -> None:
     half.write_bytes(whole[: len(whole) // 2])
     rows = nights.expected.pop("2026-03-04/half.parquet")
     nights.put("2026-03-04/a.parquet")
-    assert f"1 source(s) or shard(s) could not be read or scored and have no predictions: {half}" in nights.run(
-        4, code=1
-    )
+    assert f"1 source or shard could not be read or scored and so without predictions: {half}" in nights.run(4, code=1)
     assert f"{half} (version " in check(4, code=1)
 
     # The fifth: the copy is whole now; a file that was scored is deleted, and its predictions stay. No folder of today.
@@ -188,7 +190,7 @@ def test_a_new_model_is_scored_beside_the_old_one_and_readers_move_over_when_it_
     assert nights.check_readers().root == old  # half of a new model is nobody's business
 
     assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 1
-    assert "has no predictions for 2 file(s)" in nights.capsys.readouterr().err
+    assert "has no predictions for 2 files" in nights.capsys.readouterr().err
     assert "2 new with 80 rows" in nights.run(5, "--as-of=2026-03-02")  # as --backfill would, day by day
     assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-05"]) == 0
     assert main(["promote", nights.spec, "--as-of", "2026-03-05"]) == 0
@@ -211,6 +213,39 @@ def test_a_backfill_scores_every_day_in_one_plan(nights: Nights) -> None:
     assert len(list(nights.out.glob("model=*/_stint/plans/*"))) == 1
     nights.check_readers()
     assert main(["verify", nights.spec, "--backfill", "2026-03-01..2026-03-09"]) == 0
+
+
+def test_a_missed_night_is_told_until_it_is_scored(nights: Nights) -> None:
+    """With days: 1, the default, nothing else would: the nights after it end with 0."""
+    nights.raw["input"]["days"] = 1
+    nights.spec = nights.write_spec(nights.raw)
+    for day in (1, 2, 4, 5):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+    warning = "warning: no run has looked at 2026-03-02 (files: 1); --backfill 2026-03-02..2026-03-02 scores them"
+    assert "no run has looked at" not in nights.run(1)
+    assert warning in nights.run(4)  # the third was no working day: there is no folder
+    assert warning in nights.run(5)
+    reports = sorted(nights.out.glob("_stint/runs/*/report.json"))
+    assert [json.loads(file.read_text())["overlooked"] for file in reports] == [{}, *[{"2026-03-02": 1}] * 2]
+    assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-02..2026-03-02"]) == 0
+    nights.check_readers()
+    nights.capsys.readouterr()
+    assert "no run has looked at" not in nights.run(5)
+
+
+def test_folders_by_year_month_and_day_are_scored_night_by_night(nights: Nights) -> None:
+    nights.raw["input"] |= {
+        "days": 2,
+        "uri": f"{nights.folder}/in/year={{as_of:%Y}}/month={{as_of:%-m}}/day={{as_of:%d}}/",
+    }
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("year=2026/month=3/day=01/hour=07/a.parquet")
+    nights.run(1)
+    nights.put("year=2026/month=3/day=01/hour=23/late.parquet")
+    nights.put("year=2026/month=3/day=02/hour=00/a.parquet")
+    assert "2 new with 80 rows" in nights.run(2)
+    nights.check_readers()
+    nights.verify(2)
 
 
 def test_a_backfill_into_an_output_a_day_is_one_run_a_day(nights: Nights, tmp_path: Path) -> None:
@@ -244,6 +279,28 @@ def test_by_default_a_changed_file_is_named_every_night_and_its_predictions_stay
     nights.check_readers()
     reports = [json.loads(file.read_text()) for file in nights.out.glob("_stint/runs/*/report.json")]
     assert sorted(len(report["changed"]) for report in reports) == [0, 1]
+
+
+def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_says_what_was_looked_at(
+    nights: Nights,
+) -> None:
+    nights.raw["input"]["min_new_rows"] = 2 * ROWS
+    nights.spec = nights.write_spec(nights.raw)
+    said = nights.run(1, code=1)  # not even the folder is there
+    assert "0 new rows for 2026-03-01, where input.min_new_rows wants 80: the delivery is missing" in said
+    assert "there is nothing at" in said
+    nights.put("2026-03-01/a.parquet")
+    assert "40 new rows for 2026-03-01" in nights.run(1, code=1)
+    nights.check_readers()  # what has come is scored all the same
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    said = nights.run(1)  # again: the day has brought what it should
+    assert "nothing new to score in digits" in said
+    assert "2 sources that are there, 2 claimed by earlier plans" in said
+    quiet = max(nights.out.glob("_stint/runs/*/report.html")).read_text()
+    assert "There was nothing new to score: 2 sources that are there, 2 claimed by earlier plans." in quiet
+    nights.run(2, code=1)
+    nights.verify(2)
 
 
 def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
@@ -347,7 +404,7 @@ def test_a_run_that_looked_before_a_file_changed_does_not_claim_it_after_one_tha
     nights.put("2026-03-01/a.parquet")
     looked = discover
 
-    def look_and_wait(job: Job) -> Discovery:
+    def look_and_wait(job: Job, again: str = "") -> Discovery:
         """Between this run's look and its claim the file is overwritten, and another run scores it."""
         found = looked(job)
         monkeypatch.undo()
@@ -394,6 +451,11 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
     nights.run(3)
     newest = max(nights.out.glob("model=*/_stint/done/*"))
     newest.unlink()
+    nights.put("2026-03-04/d.parquet")
+    nights.run(4)
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "d.parquet")
+    assert "scored again, in place of what was there" in nights.run(4, "--again", "2026-03-04")
+    newest.unlink()  # those runs have completed it
     predictions = nights.check_readers()
     text = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
     sql = text.partition("```sql\n")[2].partition("```")[0]
@@ -476,7 +538,73 @@ def test_a_model_that_lacks_rows_of_a_file_that_vanished_is_not_promoted(
     assert "gone: 40 rows" in nights.run(1)
     nights.capsys.readouterr()
     assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 1
-    assert f"has no predictions for 1 file(s) that {nights.check_readers().root} has" in nights.capsys.readouterr().err
+    assert f"has no predictions for 1 file that {nights.check_readers().root} has" in nights.capsys.readouterr().err
+
+
+def test_a_second_model_leaves_readers_where_they_are_until_somebody_promotes_it(nights: Nights) -> None:
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    old = nights.check_readers().root
+    nights.change_model()
+    assert f"readers go on with {old}, until `stint promote` moves them" in nights.run(1)
+    assert nights.check_readers().root == old
+    assert "readers go on" not in nights.run(1)
+    assert main(["promote", nights.spec, "--as-of", "2026-03-01"]) == 0
+    assert nights.check_readers().root != old
+
+
+def test_a_night_with_another_model_stops_and_asks_before_it_makes_or_claims_anything(nights: Nights) -> None:
+    nights.put("2026-03-01/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+    nights.run(1)
+    old = nights.check_readers().root
+    nights.put("2026-03-02/a.parquet")
+    before = {file for file in nights.out.rglob("*") if "/_stint/runs/" not in f"{file}/"}
+    nights.change_model(on_new_model="ask")
+    asked = nights.run(2, code=2)
+    assert re.search(rf"the model is another one than before: model=digits_cnn-\w+ in place of {old}\n", asked)
+    assert "\nchanged: weights\n" in asked
+    assert (
+        "scored from the beginning: 3 files with 120 rows; the model before has scored 2 of the files\ntime: " in asked
+    )
+    assert "next: if that is meant, run it once with --set schedule.on_new_model=score, or put that" in asked
+    assert f"then the nights go on with {old}" in asked
+    assert {file for file in nights.out.rglob("*") if "/_stint/runs/" not in f"{file}/"} == before
+    # The dry run tells the same.
+    assert main(["plan", nights.spec, "--as-of", "2026-03-02"]) == 0
+    assert "changed: weights\nscored from the beginning: 3 files with 120 rows" in nights.capsys.readouterr().out
+    # Nobody is asked twice.
+    said = nights.run(2, "--set=schedule.on_new_model=score")
+    assert "changed: weights" in said
+    assert "complete: 120 rows" in said
+    nights.put("2026-03-03/a.parquet")
+    assert "another one than before" not in nights.run(3)
+
+
+def test_who_runs_it_by_hand_is_told_and_not_asked(nights: Nights) -> None:
+    nights.raw["input"] = {**nights.raw["input"], "uri": str(nights.folder / "in"), "days": 1}
+    nights.change_model(on_new_model="ask")
+    nights.put("a.parquet")
+    assert "another one than before" not in nights.run(1), "a first model takes nobody's place"
+    other = nights.write_spec({**nights.raw, "name": "another-job", "output": {**nights.raw["output"], "topk": 1}})
+    assert main(["run", other, "--pool=local", "--as-of", "2026-03-01"]) == 0, "nor does another job's"
+    nights.raw["model"]["preprocess"]["resize"] = 40
+    nights.spec = nights.write_spec(nights.raw)
+    nights.capsys.readouterr()
+    assert main(["run", nights.spec, "--pool=local"]) == 0
+    assert "changed: preprocess\n" in nights.capsys.readouterr().err
+
+
+def test_what_was_scored_is_verified_and_promoted_without_a_folder_of_today(nights: Nights) -> None:
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    nights.capsys.readouterr()
+    assert main(["verify", nights.spec]) == 0
+    shown = nights.capsys.readouterr().out
+    assert "note: not there (yet): " in shown
+    assert "verified: 40 rows claimed by 1 plan(s)" in shown
+    assert main(["promote", nights.spec]) == 0
+    assert main(["plan", nights.spec]) == 2, "what a run of today would end with"
 
 
 def test_a_root_is_promoted_by_its_plain_name(nights: Nights) -> None:
@@ -565,7 +693,7 @@ def test_every_plan_over_the_budget_is_told_until_it_is_mended_or_accepted_and_a
     # Of the second night the file is taken away: its plan closes. The third night's stays, until somebody says so.
     bad[0].unlink()
     said = nights.run(4, code=3)
-    assert "plan 2 (2026-03-02): 40 rows = 0 ok + 40 bad; its bad files are gone or replaced: done" in said
+    assert "plan 2 (2026-03-02): 40 rows = 0 ok + 40 bad; its bad rows are replaced or taken away: done" in said
     assert f"plan 3 (2026-03-03): {number} of 80 rows are bad" in said
     assert "2 plans" not in said
     check_figures(nights, 4, code=1)
@@ -610,7 +738,9 @@ def test_a_bad_file_that_is_replaced_is_scored_whatever_on_change_says_because_n
     without_images(file)
     assert "40 of 80 rows are bad" in nights.run(1, code=3)
     nights.put("2026-03-01/b.parquet")
-    assert "plan 1 (2026-03-01): 80 rows = 40 ok + 40 bad; its bad files are gone or replaced: done" in nights.run(2)
+    assert "plan 1 (2026-03-01): 80 rows = 40 ok + 40 bad; its bad rows are replaced or taken away: done" in nights.run(
+        2
+    )
     nights.check_readers()
     check_figures(nights, 2)
     nights.run(2)

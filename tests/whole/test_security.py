@@ -101,7 +101,7 @@ def test_weights_with_code_in_them_are_refused_and_run_nothing(tmp_path: Path, l
     mark = tmp_path / "was-here"
     data = LAYOUTS[layout]({"weight": Payload(mark)})
     with pytest.raises(ModelError, match=name):
-        read_state_dict(name, lambda _: data)
+        read_state_dict(name, data)
     assert not mark.exists()
 
 
@@ -120,7 +120,7 @@ def test_weights_of_torchvision_are_read_as_tensors_only_even_from_its_cache(
     (tmp_path / "hub" / "checkpoints" / name).write_bytes(saved({"fc.weight": Payload(mark)}))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ModelError, match=r"model\.weights"):
-        load_model(ModelSpec(arch="torchvision/resnet18", weights="DEFAULT"), lambda _: b"")
+        load_model(ModelSpec(arch="torchvision/resnet18", weights="DEFAULT"))
     assert not mark.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
@@ -140,7 +140,7 @@ def test_damaged_weights_are_a_mistake_of_the_spec_whatever_is_damaged() -> None
             for _ in range(rng.randint(1, 4)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
             try:
-                read_state_dict(name, lambda _, damaged=damaged: bytes(damaged))
+                read_state_dict(name, bytes(damaged))
             except ModelError:
                 refused += 1
     assert refused > 2000

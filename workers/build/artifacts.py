@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workers.build.sample import Sample, split_rows
+from workers.build.sample import Sample, check_labelled, split_rows
 from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
 from workers.engines.artifact import Artifact, WantedArtifact, open_artifact
-from workers.engines.base import Engine, score_crops
+from workers.engines.base import Engine, Logits, score_crops
 from workers.engines.choice import NEEDS, installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
@@ -35,8 +35,11 @@ class BundleContents:
     """For the manifest: what is not in the bundle, and why."""
 
 
-def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, isa: str) -> BundleContents:
-    """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged.
+def make_artifacts(
+    model: LoadedModel, sample: Sample, request: BundleRequest, isa: str, at: Callable[[str], None] = lambda _: None
+) -> BundleContents:
+    """Make what the spec wants on a host of class `isa`, and the fp32 network by which it is judged; `at` is told each
+    step.
 
     An artifact that cannot be made is a failure among others. Raises ModelError where that is true of all of them.
     """
@@ -47,19 +50,26 @@ def make_artifacts(model: LoadedModel, sample: Sample, request: BundleRequest, i
         calibrating, comparing = split_rows(len(sample), spec.calibration.rows, request.gate.rows)
     fp32 = float_artifact(model)
     contents = BundleContents(calibrated_on=calibrating)
-    if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC:
-        contents.artifacts.append((fp32, None))  # nothing in it is an approximation
+    if spec.precision == "fp32" and sample.reference_NHWC is sample.crops_NHWC and sample.labels is None:
+        contents.artifacts.append((fp32, None))  # nothing in it is an approximation, nor is known to be wrong
         return contents
+    at("calibrating")
     quantizer = Quantizer(model, sample.crops_NHWC[calibrating])
     rows = {
         "calibration_rows": len(sample.rows[calibrating]),
         "shared_rows": len(sample) if calibrating == comparing else 0,
     }
+    at("gate: fp32 on the rows to compare")
     judge = Judge(open_artifact(fp32), sample, comparing, request, **rows)
+    if not judge.decide(judge.of_itself).passed:  # then no other artifact can pass, however long it is looked for
+        contents.judged.append(Judged(info=fp32.info, report=judge.of_itself))
+        return contents
     errors: list[Exception] = []
     for wanted in _wanted(request, isa, contents):
+        at(f"making {wanted.name}")
         try:
             artifact = build_artifact(wanted, quantizer, fp32, request, judge.accepts)
+            at(f"gate: {wanted.name} against fp32")
             report = judge.report(artifact)
         except MemoryError:
             raise
@@ -101,16 +111,21 @@ class Judge:
     """Compares networks with the fp32 one on the same rows."""
 
     def __init__(self, fp32: Engine, sample: Sample, comparing: slice, request: BundleRequest, **rows: int) -> None:
-        """`rows` are calibration_rows and shared_rows, as in AccuracyReport."""
+        """`rows` are calibration_rows and shared_rows, as in AccuracyReport. Raises ModelError without any label."""
         self._request = request
         self._crops_NHWC = sample.crops_NHWC[comparing]
         self._labels = None if sample.labels is None else sample.labels[comparing]
+        check_labelled(self._labels, request.gate.labels_column)
         self._reference_NK = score_crops(fp32, sample.reference_NHWC[comparing], request.batch)
         self._rows: dict[str, Any] = {"calibration_bad_rows": sample.bad_rows, **rows}
+        self.of_itself = self._compared(self._reference_NK)
+        """What there is to say of fp32: true accuracy, rows with NaN."""
         self._last: tuple[Artifact, AccuracyReport] | None = None
 
     def measured(self, engine: Engine) -> AccuracyReport:
-        logits_NK = score_crops(engine, self._crops_NHWC, self._request.batch)
+        return self._compared(score_crops(engine, self._crops_NHWC, self._request.batch))
+
+    def _compared(self, logits_NK: Logits) -> AccuracyReport:
         report = compare_logits(self._reference_NK, logits_NK, self._labels, task=self._request.model.task)
         return replace(report, **self._rows)
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.bundle.manifest import Manifest, RowRef
-from workers.contract import BundleRequest, Preprocess
+from workers.contract import BundleRequest
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
+from workers.isolation.sample_decoder import SampleDecoder
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
-from workers.output import describe_row
+from workers.output import describe_row, reasons_table, shown_keys
 from workers.source.shard_reader import sample_cells
 
 UNKNOWN = -1
-"""Label of a row whose label column is null."""
+"""Label of a row whose label column is null, empty, not a number or below 0: test splits write -1."""
 MOST_LEFT_OUT = 32
 """More rows of one sample that kill whoever decodes them are not the rows' doing, and each takes up to a minute."""
 _ROWS_NAMED = 8
@@ -42,7 +46,7 @@ class Sample:
     encoded: tuple[bytes, ...]
     """The same images as they lie in the input."""
     labels: _Labels | None
-    """Class index a row, UNKNOWN where null; None without a label column."""
+    """Class index a row, or UNKNOWN; None without a label column."""
     rows: tuple[RowRef, ...]
     bad_rows: int
     """Rows picked that did not decode, those that kill included."""
@@ -53,42 +57,48 @@ class Sample:
         return len(self.rows)
 
 
-def read_sample(
-    request: BundleRequest, network: LoadedModel | Manifest, decode: Callable[[memoryview, Preprocess], ImageArray]
-) -> Sample:
+def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_bytes: int) -> Sample:
     """Read and decode the rows through the production path; exactly as well where the network's are decoded otherwise.
 
-    Raises ModelError when no row is of use; SampleUnusable; what the reader raises and, but for BadImage, what `decode`
-    does.
+    `memory_bytes` is the most that the process which decodes may take. Raises ModelError when no row is of use, or none
+    has a label though the gate asks for labels; SampleUnusable; what the reader raises and, but for BadImage, what
+    SampleDecoder does.
     """
     how, column = network.preprocess, request.gate.labels_column
     exact = replace(how, decode="exact")
     taken: list[tuple[RowRef, bytes, object, ImageArray, ImageArray]] = []
-    bad_rows = 0
+    bad: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     left_out: list[str] = []
-    for part in request.sample:
-        uri, row_group = part.rows.uri, part.rows.row_group
-        for row, cell, block in sample_cells(part, request.input):
+    with closing(SampleDecoder(memory_bytes)) as decoder:
+        cells = ((part.rows, *found) for part in request.sample for found in sample_cells(part, request.input))
+        for source, row, cell, block in cells:
+            uri, row_group = source.uri, source.row_group
             try:
                 if isinstance(cell, BadImage):
                     raise cell
-                crop_HWC = decode(memoryview(cell), how)
-                exact_HWC = crop_HWC if exact == how else decode(memoryview(cell), exact)
-            except BadImage as bad:
-                bad_rows += 1
-                if bad.code is ErrorCode.CRASHED_WORKER:
-                    left_out.append(f"{describe_row(uri, row_group, row, {})}: {bad}")
+                crop_HWC = decoder.decode(memoryview(cell), how)
+                exact_HWC = crop_HWC if exact == how else decoder.decode(memoryview(cell), exact)
+            except BadImage as error:
+                keys = {} if block.keys is None else shown_keys(block.keys, block.rows.index(row))
+                described = f"{describe_row(uri, row_group, row, keys)}: {error}"
+                bad[error.code] += 1
+                examples.setdefault(error.code, described)
+                if error.code is ErrorCode.CRASHED_WORKER:
+                    left_out.append(described)
                 if len(left_out) > MOST_LEFT_OUT:
                     message = f"{len(left_out)} rows of the sample kill whoever decodes them"
-                    raise SampleUnusable(_with_rows(message, left_out)) from bad
+                    raise SampleUnusable(_with_rows(message, left_out)) from error
                 continue
             label = None
             if block.keys is not None and column is not None:
                 label = block.keys.column(column)[block.rows.index(row)].as_py()
             taken.append((RowRef(uri=uri, row_group=row_group, row=row), bytes(cell), label, crop_HWC, exact_HWC))
+    if not taken and not bad:
+        raise ModelError("input: the files sampled to calibrate on are gone, or changed since they were listed")
     if not taken:
-        message = f"input: none of the {bad_rows} rows sampled to calibrate on is an image that can be decoded"
-        raise ModelError(_with_rows(message, left_out))
+        message = f"input: none of the {bad.total():,} rows sampled to calibrate on is an image that can be decoded"
+        raise ModelError("\n".join([message, *reasons_table(bad, examples)]))
     order = np.random.default_rng(request.model.calibration.seed).permutation(len(taken))
     rows, encoded, labels, crops, exact_crops = zip(*(taken[i] for i in order), strict=True)
     crops_NHWC = np.stack(crops)
@@ -98,7 +108,7 @@ def read_sample(
         encoded=encoded,
         labels=None if column is None else class_indices(labels, network.labels, network.outputs, column),
         rows=rows,
-        bad_rows=bad_rows,
+        bad_rows=bad.total(),
         left_out=tuple(left_out),
     )
 
@@ -108,28 +118,48 @@ def _with_rows(message: str, left_out: Sequence[str]) -> str:
 
 
 def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> _Labels:
-    """Class index of each label: a name among the model's labels, or an index. Raises ModelError for anything else."""
+    """Class index of each label: a name among the model's labels, or an index, also as text or as a whole float.
+
+    Null, NaN, an empty text and what is below 0 are UNKNOWN. Raises ModelError for anything else, and where no row has
+    a label.
+    """
     by_name = {name: index for index, name in enumerate(class_names or ())}
 
     def index(value: object) -> int:
-        if value is None:
-            return UNKNOWN
         if isinstance(value, str) and value in by_name:
             return by_name[value]
-        if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
-            return int(value)
+        if value is None or value == "":
+            return UNKNOWN
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = 0.5
+        if math.isnan(number):
+            return UNKNOWN
+        if number.is_integer():
+            return max(int(number), UNKNOWN)
         raise ModelError(
             f"gate.labels_column: {value!r} in column {column!r} is neither a class index nor one of the "
             f"model's labels ({', '.join(list(by_name)[:5]) or 'none are known'}…)"
         )
 
-    indices = np.array([index(value) for value in values], np.int64)
-    if (indices >= classes).any():
+    indices = [index(value) for value in values]
+    if (greatest := max(indices)) >= classes:
         raise ModelError(
-            f"gate.labels_column: column {column!r} holds {indices.max()}, "
-            f"but the model's {classes} classes count from 0"
+            f"gate.labels_column: column {column!r} holds {greatest}, but the model's {classes} classes count from 0"
         )
-    return indices
+    labels = np.array(indices, np.int64)
+    check_labelled(labels, column)
+    return labels
+
+
+def check_labelled(labels: _Labels | None, column: str | None) -> None:
+    """Raises ModelError where labels are wanted, and none of the rows has one."""
+    if labels is not None and (labels == UNKNOWN).all():
+        raise ModelError(
+            f"gate.labels_column: none of {len(labels)} rows has a label in column {column!r}: all are empty or below "
+            "0, as in a test split. Name a column with the true class, or leave gate.labels_column out"
+        )
 
 
 def split_rows(rows: int, calibration: int, comparison: int) -> tuple[slice, slice]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.bundle.accuracy import AccuracyReport
 from workers.contract import GateSpec
+from workers.counted import counted
 from workers.engines.artifact import ArtifactInfo
 
 
@@ -45,15 +47,31 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
         checks.append(Check("top-1 agreement", found, f">= {gate.min_agreement:.2%}", passed))
         if gate.labels_column is not None:
             checks.append(_true_accuracy(report, gate))
-        if report.labelled_rows:
+        if report.labelled_rows or gate.min_top1 is not None:
             checks.append(Check("true top-1, fp32", _percent(report.top1_fp32)))
-            checks.append(Check("true top-1", _percent(report.top1)))
+            checks.append(_least_accuracy(report, gate))
         checks.append(Check("mean cosine similarity", _number(report.mean_cosine)))
     checks.append(Check("mean error / fp32 spread", _number(report.logit_error)))
     checks.append(Check("greatest error / fp32 spread", _number(report.logit_error_max)))
     failed = [check for check in checks if not check.passed]
     reason = "; ".join(f"{c.name} {c.found}, wanted {c.threshold}" for c in failed)
     return GateDecision(passed=not failed, checks=tuple(checks), reason=reason or "every threshold is met")
+
+
+def doubt(report: AccuracyReport, classes: int) -> str:
+    """Why fp32 itself may be wrong: of its labelled rows it is right on no more than guessing among `classes` would be,
+    give or take two standard deviations. Empty where it is better, or the rows are too few to tell."""
+    if report.top1_fp32 is None:
+        return ""
+    chance, rows = 1 / classes, report.labelled_rows
+    by_luck = chance + 2 * math.sqrt(chance * (1 - chance) / rows)
+    if report.top1_fp32 > by_luck or by_luck >= 1:
+        return ""
+    return (
+        f"fp32 itself is right on {report.top1_fp32:.2%} of {rows} labelled rows, and guessing among {classes} classes "
+        f"on {chance:.2%}. Are the labels in the order of the network's classes, counted from 0? Is the preprocessing "
+        "that of its training? gate.min_top1 refuses such a network"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +86,11 @@ _ADVICE = (
     "what to do: calibrate on more, or more typical, images (model.calibration.rows), let more layers stay float",
     "(model.float_layers), check that the preprocessing is what the weights were trained with, loosen the gate on",
     "purpose, or score with model.precision: bf16 or fp32",
+)
+_ADVICE_ON_FP32 = (
+    "what to do: fp32 itself is refused, so neither calibration nor another precision helps. Check that labels are in",
+    "the order of the network's classes, that the preprocessing is what the weights were trained with",
+    "(model.preprocess), and the weights; or loosen the gate on purpose",
 )
 ARTIFACTS_ABREAST = 3
 """Artifacts side by side in the table: as many as fit a line."""
@@ -90,7 +113,8 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
     lines += [f"{name} REFUSED: {decision.reason}" for name, decision in decisions.items() if not decision.passed]
     lines += notes
     if not passed:
-        return "\n".join([*lines, "gate REFUSED", *_ADVICE])
+        itself = all(one.info.precision == "fp32" for one in judged)
+        return "\n".join([*lines, "gate REFUSED", *(_ADVICE_ON_FP32 if itself else _ADVICE)])
     return "\n".join([*lines, "gate passed" if passed == len(judged) else f"gate passed by {passed} of {len(judged)}"])
 
 
@@ -106,13 +130,13 @@ def _block(judged: Sequence[Judged], decisions: dict[str, GateDecision]) -> list
 
 
 def _compared(report: AccuracyReport) -> str:
-    compared = f"compared with fp32 on {report.rows} rows"
+    compared = f"compared with fp32 on {counted(report.rows, 'row')}"
     if report.shared_rows:
         compared += f", {report.shared_rows} of them among the {report.calibration_rows} calibrated on"
     elif report.calibration_rows:
         compared += f", calibrated on {report.calibration_rows} others"
     if report.calibration_bad_rows:
-        compared += f"; {report.calibration_bad_rows} rows could not be decoded and were passed over"
+        compared += f"; {counted(report.calibration_bad_rows, 'row')} could not be decoded and were passed over"
     return compared
 
 
@@ -123,6 +147,13 @@ def _true_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
     drop = report.top1_fp32 - report.top1
     # A rounding error of the subtraction must not refuse a fall that is exactly the threshold.
     return Check(name, _percent(drop), threshold, drop <= gate.max_top1_drop + 1e-9)
+
+
+def _least_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
+    found, least = _percent(report.top1), gate.min_top1
+    if least is None:
+        return Check("true top-1", found)
+    return Check("true top-1", found, f">= {least:.2%}", report.top1 is not None and report.top1 >= least)
 
 
 def _percent(share: float | None) -> str:

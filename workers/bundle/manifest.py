@@ -32,7 +32,8 @@ class StoredArtifact:
     info: ArtifactInfo
     stored: StoredObject
     accuracy: AccuracyReport | None = None
-    """By which it passed the gate; None for the fp32 network, which is what the others are compared with."""
+    """By which it passed the gate; None for the fp32 network that the others are compared with, and for one in a bundle
+    of its own where there were no labels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from workers.contract import ThreadPlan
+from workers.counted import counted
 from workers.host import cgroups
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -128,26 +130,37 @@ def unpinned(threads: int) -> ThreadPlan:
     )
 
 
-def lease(threads: int, topology: Topology | None = None, folder: Path | None = None) -> Lease:
-    """Take `threads` physical cores of this node. Raises NoCores when not that many are free, TooWide when never."""
+def lease(threads: int, topology: Topology | None = None, folder: Path | None = None, *, held_for: str = "") -> Lease:
+    """Take `threads` physical cores of this node. Raises NoCores when not that many are free, TooWide when never.
+
+    `held_for` is what whoever finds no cores is told of this process.
+    """
     topology = topology or read_topology()
     folder = folder or Path(tempfile.gettempdir()) / f"stint-cores-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pin = topology.may_pin
     if threads > topology.budget:
-        raise TooWide(f"a worker takes {threads} cores and this node lets us use {topology.budget}: lower workers.cpus")
+        raise TooWide(
+            f"a worker takes {counted(threads, 'core')} and this node lets us use {topology.budget}: lower workers.cpus"
+        )
     # Where we pin, a slot is a core by its first CPU; where we must not, the ordinal of a core's worth of quota.
     slots = [core[0] for core in topology.cores][: topology.budget] if pin else list(range(topology.budget))
     caches = dict(zip(slots, topology.l3, strict=False)) if pin else dict.fromkeys(slots, 0)
     with (folder / "choosing").open("a") as choosing:
         # One at a time, so that two workers that want several cores each do not take half of each other's.
         fcntl.flock(choosing, fcntl.LOCK_EX)
-        held = {slot: d for slot in slots if (d := _try_lock(folder / f"{'cpu' if pin else 'slot'}{slot}")) is not None}
+        files = {slot: folder / f"{'cpu' if pin else 'slot'}{slot}" for slot in slots}
+        held = {slot: d for slot, file in files.items() if (d := _try_lock(file)) is not None}
         chosen = choose_slots(list(held), caches, threads)
         for slot in held.keys() - chosen:
             os.close(held[slot])
+        for slot in chosen:
+            _sign(held[slot], held_for)
     if not chosen:
-        raise NoCores(f"{threads} of {topology.budget} cores wanted, {len(held)} free: other workers hold the rest")
+        holders = dict.fromkeys(_signature(file) for slot, file in files.items() if slot not in held)
+        raise NoCores(
+            f"{threads} of {counted(topology.budget, 'core')} wanted, {len(held)} free; held by {'; '.join(holders)}"
+        )
     plan = ThreadPlan(
         threads=threads,
         cpus=tuple(sorted(chosen)) if pin else (),
@@ -175,6 +188,18 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _sign(descriptor: int, held_for: str) -> None:
+    purpose = f" for {held_for}" if held_for else ""
+    text = f"process {os.getpid()}{purpose}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
+
+
+def _signature(file: Path) -> str:
+    """Who holds a core, for a person."""
+    return file.read_text(errors="replace") or "another process"
 
 
 def thread_environment(threads: int) -> dict[str, str]:

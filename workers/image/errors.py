@@ -36,6 +36,10 @@ class ErrorCode(enum.StrEnum):
     killed its workers was bisected in an isolated process."""
 
 
+class RowsRefused(Exception):
+    """Nearly all rows of a shard were refused for a reason that lies in the spec: they are no error rows yet."""
+
+
 class BadImage(Exception):
     """This row cannot be scored, now or ever: a row of the output with `code` and `message`."""
 

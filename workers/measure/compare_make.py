@@ -12,7 +12,6 @@ import os
 import time
 import timeit
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,13 +27,11 @@ from workers.failures import classify
 from workers.host.cpu import isa_class
 from workers.host.memory import bound_bytes
 from workers.image.resize import decode_crop
-from workers.isolation.sample_decoder import SampleDecoder
 from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate, Network, Reference, Unusable
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
 from workers.quantize.quantizer import Quantizer, float_artifact
-from workers.storage.filesystems import read_url
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DECODED = 64
@@ -46,7 +43,7 @@ class CandidateMaker:
 
     def __init__(self, network: Network) -> None:
         self._network, request = network, network.request
-        self._model = model = load_model(request.model, read_url)
+        self._model = model = load_model(request.model)
         self.reference = network.reference
         """Of the job's own network once its fp32 is made."""
         if (own := self.reference) is not None:
@@ -54,8 +51,7 @@ class CandidateMaker:
                 raise ModelError(f"it has {model.outputs} classes, the job's own network {own.outputs}")
             if own.labels is not None and model.labels is not None and own.labels != model.labels:
                 raise ModelError("its classes have other names than those of the job's own network")
-        with closing(SampleDecoder(bound_bytes(request.memory_bytes, network.plan))) as decoder:
-            sample = read_sample(request, model, decoder.decode)
+        sample = read_sample(request, model, bound_bytes(request.memory_bytes, network.plan))
         calibrating, comparing = split_rows(len(sample), request.model.calibration.rows, request.gate.rows)
         self._calibration_NHWC = sample.crops_NHWC[calibrating]
         self._crops_NHWC = sample.crops_NHWC[comparing]
@@ -73,7 +69,7 @@ class CandidateMaker:
             if isinstance(pruned, PruningError):
                 yield Unusable(name=self._name(share), reason=str(pruned))
                 continue
-            overrides: tuple[str, ...] = ()
+            overrides = None
             if self._network.save is not None:
                 try:
                     overrides = self._saved(pruned, share, self._network.save)
@@ -85,7 +81,7 @@ class CandidateMaker:
         return f"{self._network.name} −{100 * share:g} %" if share else self._network.name  # noqa: RUF001
 
     def _in_each_precision(
-        self, model: LoadedModel, share: float, overrides: tuple[str, ...] = ()
+        self, model: LoadedModel, share: float, overrides: tuple[str, ...] | None = ()
     ) -> Iterator[MadeCandidate | Unusable | Reference]:
         request, plan, name = self._network.request, self._network.plan, self._name(share)
         try:
@@ -144,7 +140,7 @@ class CandidateMaker:
             )
             one_core = replace(plan, threads=1, cpus=plan.cpus[:1], slots=plan.slots[:1])
             load = LoadArtifact(plan=one_core, info=artifact.info, path=str(path))
-            yield MadeCandidate(figures=figures, pruned=bool(share), load=load)
+            yield figures, load
 
     def _right(self, logits_NK: Logits) -> tuple[int, int]:
         """Rows that it is right on, and how many were compared."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -21,7 +21,7 @@ from workers.failures import classify
 from workers.host import cores, memory
 from workers.host.child import serve
 from workers.host.without_pandas import without_pandas
-from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Ready, Score
+from workers.measure.messages import Load, LoadVariant, LoadWorker, Measured, Network, Score
 from workers.measure.sample_file import map_sample
 from workers.model.names import ModelError
 from workers.outcomes import Failure
@@ -64,14 +64,14 @@ def _answer_requests(parent: Connection) -> None:
         if isinstance(asked, Network) and not isinstance(error, ModelError):  # of storage the message is the path alone
             failure = replace(failure, message=f"{type(error).__name__}: {failure.message}")
         return parent.send(failure)
-    answer: Ready | Measured | Failure = Ready(subject.description, memory.peak_rss_bytes())
+    answer: str | int | Measured | Failure = subject.description
     while True:
         parent.send(answer)
         request: Score = parent.recv()
         try:
             if request.until is None:
                 subject.prepare(request.batch)
-                answer = Ready(subject.description, memory.peak_rss_bytes())
+                answer = memory.peak_rss_bytes()
             else:
                 began, cpu = time.monotonic(), time.process_time()
                 rows, stage_s = subject.score(request.until)
@@ -139,10 +139,6 @@ class _Forward:
         return rows, {}
 
 
-class _TimeIsOver(Exception):
-    """Its argument is the number of rows that are done."""
-
-
 class _WorkerLoop:
     """The bundle as a worker loads it, and a worker's own loop."""
 
@@ -172,21 +168,18 @@ class _WorkerLoop:
         rows_a_call = room * max(1, ROWS_A_CALL // room)
         stage_s = self._predictor.stage_s = {"decode": 0.0, "predict": 0.0}
 
-        def between_rounds(done: int) -> None:
-            if time.monotonic() >= until:
-                raise _TimeIsOver(done)
+        def rounds() -> Iterator[RowBlock]:
+            for first in range(0, rows_a_call, room):
+                if first == 0 or time.monotonic() < until:
+                    yield self._block(room, first)
 
         rows = 0
-        try:
-            while rows == 0 or time.monotonic() < until:
-                self._predictor.score([self._block(rows_a_call)], rows_a_call, between_rounds)
-                rows += rows_a_call
-        except _TimeIsOver as over:
-            rows += int(over.args[0])
+        while rows == 0 or time.monotonic() < until:
+            rows += self._predictor.score(rounds(), rows_a_call).rows
         return rows, stage_s
 
-    def _block(self, rows: int) -> RowBlock:
-        images = list(itertools.islice(itertools.cycle(self._images), rows))
+    def _block(self, rows: int, first: int = 0) -> RowBlock:
+        images = list(itertools.islice(itertools.cycle(self._images), first, first + rows))
         return RowBlock(slice_index=0, rows=range(rows), images=images, keys=None, bytes_read=0)
 
 

@@ -1,7 +1,8 @@
 """What the processes that measure are asked, and what they answer: the one protocol of tune, compare and bench.
 
-A process is given one Load and answers Ready. Then it answers Score by Ready or Measured, again and again. Whatever
-goes wrong is answered by a `workers.outcomes.Failure`.
+A process is given one Load and answers what it runs, in a few words. Then it answers each Score: by Measured, or, where
+batches are only to be made ready, by the most resident memory so far, Python and the engine's library included.
+Whatever goes wrong is answered by a `workers.outcomes.Failure`.
 """
 
 from __future__ import annotations
@@ -65,16 +66,6 @@ class Score:
     batch: int
     until: float | None = None
     """By time.monotonic, which all processes of a machine share; None to make ready."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What was asked for is done."""
-
-    description: str
-    """What is run, in a few words."""
-    peak_bytes: int
-    """Most resident memory so far, Python and the engine's library included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +137,8 @@ class CandidateFigures:
     macs: int
     decode_s: float
     """CPU seconds to decode an image of the sample as the network wants it."""
-    overrides: tuple[str, ...]
-    """`--set` values that make it the job's model; empty where it is that already, or was not saved."""
+    overrides: tuple[str, ...] | None
+    """`--set` values that make it the job's model; empty where it is that already; None of one pruned and not saved."""
     own: bool = False
     """The job's own network, as it is."""
 
@@ -156,13 +147,8 @@ class CandidateFigures:
         return f"{self.network} {self.precision}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MadeCandidate:
-    """A candidate of a Network, not measured yet."""
-
-    figures: CandidateFigures
-    pruned: bool
-    load: LoadArtifact
+MadeCandidate: TypeAlias = tuple[CandidateFigures, LoadArtifact]
+"""A candidate of a Network, not measured yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
-from workers.measure.messages import Load, Measured, Ready, Score
+from workers.measure.messages import Load, Measured, Score
 from workers.outcomes import Failure, FailureCode
 
 _POLL_S = 0.1
@@ -71,17 +71,16 @@ class Processes:
         try:
             for _ in loads:
                 self._children.append(Child("workers.measure.measure", memory_bytes, "measured", environment))
-            ready: list[Ready] = self._ask(loads, limit_s)
+            self.description: str = self._ask(loads, limit_s)[0]
         except BaseException:
             self.end()
             raise
-        self.description = ready[0].description
 
     def prepare(self, batch: int) -> int:
         """Make batches of this size ready; the most memory that one of them has taken. Raises ProcessFailed."""
         self.batches.add(batch)
-        ready: list[Ready] = self._ask(repeat(Score(batch)), self._limit_s)
-        return max(one.peak_bytes for one in ready)
+        peaks: list[int] = self._ask(repeat(Score(batch)), self._limit_s)
+        return max(peaks)
 
     def measure(self, batch: int, seconds: float) -> list[Measured]:
         """Have all of them score in batches of this size for so long. Raises ProcessFailed."""

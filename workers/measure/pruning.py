@@ -152,15 +152,13 @@ def save_pruned(left: nn.Module, whole: LoadedModel, spec: ModelSpec, file: Path
     """
     from safetensors.torch import save
 
-    from workers.storage.filesystems import read_url
-
     state = {name: tensor.contiguous().clone() for name, tensor in left.state_dict().items()}
     file.write_bytes(save(state, metadata(spec.arch, spec.args, whole.module, left)))
     loaded = replace(spec, arch="workers.pruned:build", args={"file": str(file)}, weights=str(file), labels=None)
     crop_px = whole.preprocess.crop_px
     noise = torch.rand((2, 3, crop_px, crop_px), generator=torch.Generator().manual_seed(0))
     try:
-        again = load_model(loaded, read_url).module
+        again = load_model(loaded).module
         with torch.no_grad():
             same = torch.equal(again(noise), left(noise))
     except Exception as error:

@@ -31,15 +31,6 @@ LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneRequest:
-    """What a node needs to try candidates."""
-
-    spec: WorkerSpec
-    """Of the job; its engine, threads and batch are those of the candidates."""
-    sample: tuple[SampleSlice, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class NodeFacts:
     host: HostKind
     engines: tuple[str, ...]
@@ -76,8 +67,9 @@ class Trialled:
 class TuneNode:
     """`open` it first, `close` it at last. Use from one thread, whose end is that of all its processes."""
 
-    def __init__(self, request: TuneRequest) -> None:
-        self._request = request
+    def __init__(self, spec: WorkerSpec, sample: Sequence[SampleSlice]) -> None:
+        """`spec` is the job's; its engine, threads and batch are those of the candidates."""
+        self._spec, self._sampled = spec, sample
         self._resources = ExitStack()
         self._processes: dict[Candidate, Processes] = {}
         """By candidate, whatever its batch (0 here); those that ran last come last."""
@@ -88,14 +80,14 @@ class TuneNode:
 
     def open(self) -> NodeFacts | Failure:
         """Lease every core of the node and read the sample."""
-        spec = self._request.spec
+        spec = self._spec
         try:
             self._topology = cores.read_topology()
-            self._lease = cores.lease(self._topology.budget, self._topology)
+            self._lease = cores.lease(self._topology.budget, self._topology, held_for="stint tune")
             self._resources.callback(self._lease.release)
             _, manifest = open_bundle(spec.output, spec.bundle)
             folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="stint-tune-"))
-            images = read_images(self._request.sample, spec.input)
+            images = read_images(self._sampled, spec.input)
             if not images:
                 raise ValueError("the sample of the input holds no image")
             self._rows = len(images)
@@ -111,7 +103,7 @@ class TuneNode:
     def measure(self, candidate: Candidate, slice_s: float) -> Trialled | Unusable:
         """Have a candidate's workers score for so long, all at once."""
         plan = replace(self._lease.plan, threads=candidate.threads)
-        bound_bytes = memory.bound_bytes(self._request.spec.memory_bytes, plan)
+        bound_bytes = memory.bound_bytes(self._spec.memory_bytes, plan)
         room = memory.node_bytes() * memory.NODE_SHARE
         if bound_bytes * candidate.workers > room * 1.001:  # the spec gives workers more than their cores' share
             return Unusable(
@@ -151,7 +143,7 @@ class TuneNode:
             while self._processes and wanted + sum(p.resident_bytes for p in self._processes.values()) > room:
                 self._processes.pop(next(iter(self._processes))).end()
             # In single images at first: that it can be loaded is one thing, what a batch takes of memory another.
-            spec = replace(self._request.spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
+            spec = replace(self._spec, engine=candidate.engine, threads=candidate.threads, batch=1, pin=True)
             plans = shares(self._lease.plan, self._topology, candidate.threads, candidate.workers)
             loads = [
                 LoadWorker(plan=plan, spec=spec, sample=str(self._sample), first=n * self._rows // candidate.workers)

@@ -26,7 +26,6 @@ from workers.image.resize import decode_into
 from workers.measure.messages import BUNDLE, EAGER, INT8_DEFAULT, INT8_FUSED, LoadVariant
 from workers.model.load import load_model
 from workers.score.loading import load_best
-from workers.storage.filesystems import read_url
 
 ForwardPass: TypeAlias = tuple[Callable[[Pixels], Logits], Buffer]
 """What predicts the pixels of a full buffer, and such a buffer."""
@@ -69,7 +68,7 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
 
 def _float_or_int8(load: LoadVariant, how: Preprocess, crops_NHWC: Pixels) -> Callable[[Pixels], Logits]:
     # torch.hub keeps what it has downloaded, and weights from URLs are read again: once a variant.
-    network = load_model(load.worker.model, read_url).module
+    network = load_model(load.worker.model).module
     mean = torch.tensor(how.mean).view(1, 3, 1, 1)
     std = torch.tensor(how.std).view(1, 3, 1, 1)
     channels_last = load.kind != EAGER

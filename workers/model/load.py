@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from workers.contract import ModelSpec, Preprocess
-from workers.model.names import ModelError, split_arch, weights_enum_or_path
+from workers.model.names import ModelError, check_names, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input, of_weights, override
 from workers.model.state_dict import fit_state_dict, read_state_dict
 from workers.model.torchvision_import import import_torchvision
+from workers.storage.filesystems import read_url
 
-_Read = Callable[[str], bytes]
 _RANDOM_INIT = {"googlenet", "inception_v3"}
 """Architectures that draw their initial weights slowly, and can be told not to."""
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -45,16 +45,9 @@ class LoadedModel:
     """K classes, or D features of an embedding."""
 
 
-def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
-    """Load what `spec` names; paths and URLs in it are read through `read`.
-
-    Raises ModelError for anything wrong with the spec, the weights or the labels. What `read` raises comes through.
-    """
-    family, module_name, name = split_arch(spec.arch)
-    if family == "torchvision":
-        network, preprocess, labels = _from_torchvision(name, spec, read)
-    else:
-        network, preprocess, labels = _from_function(module_name, name, spec, read), IMAGENET, None
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load what `spec` names. Raises ModelError where it, the weights or the labels are wrong; and as `read_url`."""
+    network, preprocess, labels = _network(spec)
     preprocess = override(preprocess, spec.preprocess)
     network = network.eval().requires_grad_(False)
     preprocess = absorb_transform_input(network, preprocess)
@@ -64,33 +57,52 @@ def load_model(spec: ModelSpec, read: _Read) -> LoadedModel:
         outputs = _outputs(features_only(network, example_NCHW), example_NCHW, spec)
         labels = None
     else:
-        labels = _labels(spec, read, weights_own=labels, outputs=outputs)
+        labels = _labels(spec, weights_own=labels, outputs=outputs)
     return LoadedModel(name=spec.arch, module=network, preprocess=preprocess, labels=labels, outputs=outputs)
 
 
-def _from_torchvision(name: str, spec: ModelSpec, read: _Read) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
-    models = import_torchvision().models
-    known = models.list_models(module=models)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        raise ModelError(
-            f"model.arch: torchvision has no classification model {name!r}"
-            + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
-        )
-    if spec.weights is None:
-        raise ModelError(
-            f"model.weights: {spec.arch} without weights would be random; give DEFAULT for torchvision's own, "
-            "or a path or URL of a state dict"
-        )
-    args = dict(spec.args)
-    if weights_enum_or_path(spec.weights) == "enum":
-        weights = _weights_enum(models, name, spec.weights)
-        return _download(models, name, weights, args), of_weights(weights), tuple(weights.meta["categories"])
-    if name in _RANDOM_INIT:
-        args.setdefault("init_weights", False)
-    network = _call(lambda **kw: models.get_model(name, weights=None, **kw), spec.arch, args)
-    fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
+def _network(spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
+    """With its weights; and the preprocessing and labels that they come with."""
+    check_names(spec)
+    family, _, name = split_arch(spec.arch)
+    of_enum = spec.weights is not None and weights_enum_or_path(spec.weights) == "enum"
+    if family == "torchvision":
+        models = import_torchvision().models
+        known = models.list_models(module=models)
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise ModelError(
+                f"model.arch: torchvision has no classification model {name!r}"
+                + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
+            )
+        if of_enum:
+            assert spec.weights is not None
+            weights = _weights_enum(models, name, spec.weights)
+            network = _download(models, name, weights, spec.args)
+            return network, of_weights(weights), tuple(weights.meta["categories"])
+    network = build_network(spec.arch, spec.args)
+    if spec.weights is not None:
+        fit_state_dict(network, read_state_dict(spec.weights, read_url(spec.weights)), spec.weights)
     return network, IMAGENET, None
+
+
+def build_network(arch: str, args: Mapping[str, object]) -> nn.Module:
+    """What `model.arch` and `model.args` name, without any weights of a file. Raises ModelError."""
+    family, module_name, name = split_arch(arch)
+    models = import_torchvision().models  # a function's module will import it in its own way, which alone may fail
+    if family == "torchvision":
+        slow = {"init_weights": False} if name in _RANDOM_INIT else {}
+        return _call(lambda **kw: models.get_model(name, weights=None, **kw), arch, {**slow, **args})
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise ModelError(
+            f"model.arch: {module_name} cannot be imported on the worker: {error}. It must be installed in the "
+            "image, or lie in the working directory that the job is submitted with"
+        ) from error
+    except AttributeError as error:
+        raise ModelError(f"model.arch: module {module_name} has no function {name!r}") from error
+    return _call(function, arch, args)
 
 
 def _weights_enum(models: Any, name: str, wanted: str) -> Any:
@@ -105,7 +117,7 @@ def _weights_enum(models: Any, name: str, wanted: str) -> Any:
     )
 
 
-def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> nn.Module:
+def _download(models: Any, name: str, weights: Any, args: Mapping[str, object]) -> nn.Module:
     before = os.environ.get(_TENSORS_ONLY)
     os.environ[_TENSORS_ONLY] = "1"
     try:
@@ -120,28 +132,6 @@ def _download(models: Any, name: str, weights: Any, args: dict[str, object]) -> 
         del os.environ[_TENSORS_ONLY]
         if before is not None:
             os.environ[_TENSORS_ONLY] = before
-
-
-def _from_function(module_name: str, function_name: str, spec: ModelSpec, read: _Read) -> nn.Module:
-    import_torchvision()  # the function's module will import it in its own way, which alone may fail
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise ModelError(
-            f"model.arch: {module_name} cannot be imported on the worker: {error}. It must be installed in the "
-            "image, or lie in the working directory that the job is submitted with"
-        ) from error
-    except AttributeError as error:
-        raise ModelError(f"model.arch: module {module_name} has no function {function_name!r}") from error
-    network = _call(function, spec.arch, dict(spec.args))
-    if spec.weights is not None:
-        if weights_enum_or_path(spec.weights) == "enum":
-            raise ModelError(
-                f"model.weights: {spec.weights!r} is read as the name of torchvision weights, which {spec.arch} has "
-                "none of; give a path or URL of a state dict"
-            )
-        fit_state_dict(network, read_state_dict(spec.weights, read), spec.weights)
-    return network
 
 
 def _call(function: Callable[..., Any], arch: str, args: Mapping[str, object]) -> nn.Module:
@@ -173,9 +163,7 @@ def _outputs(network: nn.Module, example_NCHW: torch.Tensor, spec: ModelSpec) ->
     return int(output.shape[1])
 
 
-def _labels(
-    spec: ModelSpec, read: _Read, *, weights_own: tuple[str, ...] | None, outputs: int
-) -> tuple[str, ...] | None:
+def _labels(spec: ModelSpec, *, weights_own: tuple[str, ...] | None, outputs: int) -> tuple[str, ...] | None:
     labels, source = weights_own, f"the weights {spec.weights}"
     if isinstance(spec.labels, tuple):
         labels, source = spec.labels, "model.labels"
@@ -183,7 +171,7 @@ def _labels(
         labels = tuple(import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"])
         source = "model.labels: imagenet"
     elif spec.labels is not None:
-        labels, source = _read_labels(spec.labels, read), f"model.labels: {spec.labels}"
+        labels, source = _read_labels(spec.labels), f"model.labels: {spec.labels}"
     if labels is not None and len(labels) != outputs:
         raise ModelError(
             f"model.labels: {source} has {len(labels)} names, but {spec.arch} has {outputs} outputs; "
@@ -192,9 +180,9 @@ def _labels(
     return labels
 
 
-def _read_labels(url: str, read: _Read) -> tuple[str, ...]:
+def _read_labels(url: str) -> tuple[str, ...]:
     try:
-        text = read(url).decode("utf-8-sig")
+        text = read_url(url).decode("utf-8-sig")
         if not text.lstrip().startswith("["):
             return tuple(line.strip() for line in text.splitlines() if line.strip())
         names = json.loads(text)

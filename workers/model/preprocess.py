@@ -1,14 +1,18 @@
-"""How images are made ready: the weights' own preprocessing, what a spec changes in it, and how it simplifies."""
+"""How images are made ready: the weights' own preprocessing, what a spec changes in it, and how it simplifies.
+
+Imports no torch: the driver tells the preprocessing, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from workers.contract import Preprocess, PreprocessSpec
 from workers.model.names import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 IMAGENET = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What nearly every network of the field was trained with, and the default where weights say nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from workers.model.names import ModelError
+from workers.model.names import ModelError, no_weights
 
 _NESTINGS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -22,16 +22,16 @@ _NAMES_SHOWN = 5
 _UNREADABLE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error,
 )  # fmt: skip
-"""What torch raises for files that are cut short, damaged, made to confuse it, or TorchScript."""
+"""What torch raises for files that are cut short, damaged, or made to confuse it."""
 
 
-def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file by name.
+def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors, .pth or .pt file by name, by the file's name and what it holds.
 
-    Raises ModelError for a file that is something else, or that holds more than tensors; what `read` raises comes
-    through.
+    Raises ModelError for a file that is something else, or that holds more than tensors.
     """
-    data = read(weights)
+    if wrong := no_weights(data):
+        raise ModelError(f"model.weights: {weights} {wrong}")
     try:
         if weights.lower().endswith(".safetensors"):
             loaded: object = safetensors.torch.load(data)
@@ -60,6 +60,12 @@ def read_state_dict(weights: str, read: Callable[[str], bytes]) -> dict[str, tor
         raise ModelError(
             f"model.weights: {weights} holds entries that are not tensors ({_some(strangers)}); save the state dict "
             f"by itself, or under one of the keys {', '.join(_NESTINGS)}"
+        )
+    broken = [str(name) for name, tensor in loaded.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ModelError(
+            f"model.weights: {weights} holds values that are no numbers (NaN or infinity) in {_some(broken)}; "
+            "the training has diverged, or the file is damaged: take an earlier checkpoint"
         )
     return {str(name): tensor for name, tensor in loaded.items()}
 

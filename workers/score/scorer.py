@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from workers.source.shard_reader import ShardReader
     from workers.storage.store import Store
 
+_REFUSED_LEAST = 8
+"""Fewer refused rows say nothing of the spec."""
 WORKER_STAGES = ("read", "decode", "predict", "write", "wait")
 
 
@@ -141,7 +143,7 @@ class Scorer(LoadedArtifact):
     def commit(self, shard: Shard, part: Part) -> ShardResult:
         """Encode all rows of a shard and create its object; another attempt's that is there already stands for good.
 
-        Raises RuntimeError unless every row is scored or gone; StoreError, StoreDenied.
+        Raises RuntimeError unless every row is scored or gone; RowsRefused; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
         from workers.output import by_class, by_score, encode, object_facts
@@ -151,6 +153,7 @@ class Scorer(LoadedArtifact):
         rows_gone = sum(shard.slices[i].rows for i in part.gone)
         if scored.rows + rows_gone != shard.rows:
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
+        _check_refused(shard, scored, self.spec.most_refused)
         data = encode(
             shard,
             scored,
@@ -201,6 +204,16 @@ class Scorer(LoadedArtifact):
             class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
             score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
         )
+
+
+def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
+    """Raises RowsRefused: what is committed stays for good, and these rows lack nothing but a root in the spec."""
+    from workers.image.errors import ErrorCode, RowsRefused
+
+    refused = sum(bad.code is ErrorCode.URI_REFUSED for bad in scored.errors.values())
+    if refused >= _REFUSED_LEAST and refused > most * scored.rows:
+        example = _samples(shard, scored)[ErrorCode.URI_REFUSED]
+        raise RowsRefused(f"{refused:,} of {scored.rows:,} rows of a shard are refused (uri_refused), e.g. {example}")
 
 
 def _samples(shard: Shard, scored: Scored) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,15 +28,9 @@ _CROPS = 256
 """Crops in memory at once."""
 
 
-@dataclass(frozen=True)
-class Opinion:
-    label: str
-    score: float
-    """Probability that the network gives to it."""
-
-
-def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | None]) -> list[Opinion | None]:
-    """Class of each encoded image, in this process; None where there is no image, or none that decodes.
+def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | None]) -> list[tuple[str, float] | None]:
+    """Label of each encoded image, in this process, with the probability that the network gives to it; None where there
+    is no image, or none that decodes.
 
     Raises BundleRefused, EngineUnusable, ValueError for a network that embeds, StoreError, StoreDenied.
     """
@@ -46,7 +40,7 @@ def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | No
 
     torch.set_num_threads(max(1, min(_MOST_THREADS, read_topology().budget)))
     engine = bundle.load_engine(store, manifest, _REFERENCE)
-    labels, opinions = manifest.labels, dict[int, Opinion]()
+    labels, opinions = manifest.labels, dict[int, tuple[str, float]]()
     for first in range(0, len(images), _CROPS):
         crops = _decoded(images[first : first + _CROPS], manifest)
         if not crops:
@@ -54,7 +48,7 @@ def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | No
         logits_NK = score_crops(engine, np.stack(list(crops.values())), min(_BATCH, len(crops)))
         scores, classes = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
         for row, k, score in zip(crops, classes.tolist(), scores.tolist(), strict=True):
-            opinions[first + row] = Opinion(str(labels[k]) if labels else str(k), score)
+            opinions[first + row] = (str(labels[k]) if labels else str(k), score)
     return [opinions.get(row) for row in range(len(images))]
 
 

@@ -165,5 +165,5 @@ def _followed(cells: Sequence[ImageCell | _Link], source: str, how: InputSpec) -
         return image_at(cell.value, source, how.uri_roots) if isinstance(cell, _Link) else cell
 
     if any(isinstance(cell, _Link) for cell in cells):
-        return ahead(image_of, cells, FETCHES, "fetch", a_thread=1)
+        return ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1)
     return map(image_of, cells)

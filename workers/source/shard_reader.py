@@ -21,6 +21,7 @@ import pyarrow as pa
 from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source import parquet, webdataset
+from workers.source.image_files import file_keys
 from workers.source.rows import FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.storage.errors import Cause, NotFound, StoreError, cause_of
@@ -98,12 +99,13 @@ class ShardReader:
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
         fs, _ = open_filesystem(self.shard.slices[0].uri)
-        images = ahead(partial(_fetch_pinned, fs), self.shard.slices, FETCHES, "fetch", a_thread=1)
+        images = ahead(partial(_fetch_pinned, fs), self.shard.slices, "fetch", at_once=FETCHES, a_thread=1)
         for index, image in enumerate(images):
             if image is None:
                 self.gone.add(index)
             else:
-                yield RowBlock(index, [0], [image], None, 0 if isinstance(image, BadImage) else len(image))
+                keys = file_keys([self.shard.slices[index].uri], self.input.keys) if self.input.keys else None
+                yield RowBlock(index, [0], [image], keys, 0 if isinstance(image, BadImage) else len(image))
 
 
 def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
@@ -123,6 +125,8 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
 
     Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
     """
+    if how.format == "images":
+        return file_keys([part.uri], how.keys)
     if (file := _opened_unchanged(part)) is None:
         return None
     with file:

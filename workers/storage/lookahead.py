@@ -13,12 +13,14 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+AT_ONCE = 16
+"""Threads that wait for a store: enough that a request's time is not the reader's."""
 AHEAD = 4
 """Calls begun or waiting to be read, for each thread."""
 
 
 def ahead(
-    call: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int, name: str, *, a_thread: int = AHEAD
+    call: Callable[[_Item], _Result], items: Iterable[_Item], name: str, at_once: int = AT_ONCE, a_thread: int = AHEAD
 ) -> Iterator[_Result]:
     """`call` of every item, in order, by `at_once` threads called `name`. The first error is raised in its place.
 

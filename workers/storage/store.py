@@ -26,7 +26,6 @@ from workers.storage.lookahead import ahead
 from workers.storage.retries import Patience, retrying
 
 PROBE_KEY = "_stint/probe"
-LISTS_AT_ONCE = 16
 S3_PUT_BYTES = 5 * 2**30
 """The largest object that S3 takes in one request."""
 
@@ -225,7 +224,7 @@ class ObjectStore:
     def list(self, prefix: str, parts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
         folder = f"{self._base}/{prefix}".rstrip("/")
         if parts and self._lists_parts:
-            for found in ahead(partial(self._found, folder), parts, LISTS_AT_ONCE, "list"):
+            for found in ahead(partial(self._found, folder), parts, "list"):
                 yield from found
         else:
             yield from self._found(folder)

@@ -23,10 +23,9 @@ def main() -> None:
     from workers.image.resize import decode_into
     from workers.model.load import load_model
     from workers.quantize.runtime import make_int8
-    from workers.storage.filesystems import read_url
 
     spec, file = sys.argv[1:]
-    model = load_model(Job.open(load_spec(spec, []), writing=False).bundle_request().model, read_url)
+    model = load_model(Job.open(load_spec(spec, []), writing=False).bundle_request().model)
     pictures = photographs(32, quality=95)
     side = model.preprocess.crop_px
     crops_NHWC = np.empty((len(pictures), side, side, 3), np.uint8)

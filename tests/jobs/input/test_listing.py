@@ -69,6 +69,49 @@ def test_a_prefix_where_nothing_is_at_all_is_an_error_that_names_it(tmp_path: Pa
         listed(uri=f"{tmp_path}/{{as_of}}", days=3)
 
 
+def test_days_folders_may_all_be_missing_where_nothing_must_have_been_delivered(tmp_path: Path) -> None:
+    put(tmp_path, "x/a.parquet")
+    uris = (str(tmp_path / "x"), f"{tmp_path}/{{as_of}}")
+    found = list_input(InputSpec(uri=uris), Days(FIRST, FIRST), {}, delivered=False)
+    assert (names(found, tmp_path), found.absent) == (["x/a.parquet"], (f"{tmp_path}/{FIRST}",))
+    with pytest.raises(SpecError, match=r"there is nothing at .*/z"):  # its place does not depend on the day
+        list_input(InputSpec(uri=str(tmp_path / "z")), Days(FIRST, FIRST), {}, delivered=False)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("in/*/a.parquet", ["x/a.parquet", "y/a.parquet"]),
+        ("in/*.parquet", ["top.parquet"]),
+        ("in/?/deep", ["x/deep/b.parquet", "y/deep/b.parquet"]),
+        ("in/[!x]/", ["y/a.parquet", "y/deep/b.parquet"]),
+        ("in/**/b.parquet", ["x/deep/b.parquet", "y/deep/b.parquet"]),
+        ("in/**/*.parquet", ["top.parquet", "x/a.parquet", "x/deep/b.parquet", "y/a.parquet", "y/deep/b.parquet"]),
+        ("in/*/de*/**", ["x/deep/b.parquet", "y/deep/b.parquet"]),
+        (["in", "!in/x"], ["top.parquet", "y/a.parquet", "y/deep/b.parquet"]),
+        (["in", "!**/deep/", "!in/top.*"], ["x/a.parquet", "y/a.parquet"]),
+        (["in/*/*.parquet", "!in/{as_of}"], ["x/a.parquet", "y/a.parquet"]),
+    ],
+)
+def test_wildcards_name_many_places_and_a_mark_leaves_some_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: Any, expected: list[str]
+) -> None:
+    put(tmp_path / "in", "top.parquet", "x/a.parquet", "x/deep/b.parquet", "y/a.parquet", "y/deep/b.parquet")
+    put(tmp_path / "in", "_tmp/a.parquet", "x/.hidden/b.parquet", "x/notes.txt", "2026-03-01/a.parquet")
+    if "{as_of}" not in str(uri):
+        (tmp_path / "in/2026-03-01/a.parquet").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert names(listed(uri=uri), tmp_path / "in") == expected
+
+
+def test_what_is_named_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    put(tmp_path, "[ab]/x.parquet", "a/y.parquet")
+    assert names(listed(uri=f"{tmp_path}/[ab]"), tmp_path) == ["[ab]/x.parquet"]
+    assert names(listed(uri=f"{tmp_path}/[a-b]/*"), tmp_path) == ["a/y.parquet"]
+    with pytest.raises(SpecError, match=r"there is nothing at .*/\*\.tar"):
+        listed(uri=f"{tmp_path}/*.tar")
+
+
 # -------------------------------------------------------------------------------------------- manifests
 
 

@@ -10,7 +10,8 @@ import pytest
 from jobs.ledger.presence import PART, PARTS_TOGETHER, PlanListing, Present
 from tests.support.fakes import MemoryStore
 from workers.contract import Shard, shard_key
-from workers.storage.store import LISTS_AT_ONCE, ObjectInfo, ObjectStore
+from workers.storage.lookahead import AT_ONCE
+from workers.storage.store import ObjectInfo, ObjectStore
 
 ROOT = "model=net-0123"
 SHARDS = 40 * PART + 7
@@ -122,4 +123,4 @@ def test_a_listing_that_nobody_reads_to_its_end_asks_for_few_parts() -> None:
     )
     next(found)
     found.close()
-    assert len(fs.prefixes) <= 4 * LISTS_AT_ONCE
+    assert len(fs.prefixes) <= 4 * AT_ONCE

@@ -21,10 +21,8 @@ from jobs.measure.frontier import (
     recommended,
     wilson,
 )
-from workers.contract import ModelSpec, ThreadPlan
-from workers.engines.artifact import ArtifactInfo
-from workers.engines.base import InputLayout
-from workers.measure.messages import CandidateFigures, LoadArtifact, MadeCandidate
+from workers.contract import ModelSpec
+from workers.measure.messages import CandidateFigures
 
 OWN = Weighed(
     network="own", precision="fp32", artifact="torch-float/fp32", right=90, rows=100, rate=10.0, spread=0.01,
@@ -138,20 +136,16 @@ def test_networks_are_named_shortly_where_that_tells_them_apart() -> None:
 
 
 def test_overrides_are_what_differs_from_the_spec() -> None:
-    info = ArtifactInfo(
-        engine="torch-float", precision="bf16", isa=None, layout=InputLayout(crop_px=32), input_mode="normalized",
-        recipe="float", backend=None,
+    made = CandidateFigures(
+        network="big", precision="bf16", artifact="torch-float/bf16", right=1, rows=1, size_bytes=1, macs=1,
+        decode_s=0.1, overrides=(),
     )  # fmt: skip
-    figures = CandidateFigures(
-        network="big", precision="bf16", artifact=info.name, right=1, rows=1, size_bytes=1, macs=1, decode_s=0.1,
-        overrides=(),
-    )  # fmt: skip
-    plan = ThreadPlan(threads=1, cpus=(), slots=(), budget=1, threads_per_core=1)
-    made = MadeCandidate(figures=figures, pruned=False, load=LoadArtifact(plan=plan, info=info, path=""))
     given = replace(SPEC, engine="torch-int8")
     assert overrides(given, SPEC, made) == ("model.precision=bf16", "model.engine=auto")
     other = candidate_model(SPEC, "torchvision/resnet18", "DEFAULT")
     assert overrides(given, other, made)[:3] == (
         "model.arch=torchvision/resnet18", "model.weights=DEFAULT", "model.args={}",
     )  # fmt: skip
-    assert overrides(given, SPEC, replace(made, pruned=True)) == ()
+    assert overrides(given, SPEC, replace(made, overrides=None)) == (), "pruned, and not saved"
+    saved = ("model.arch=workers.pruned:build",)
+    assert overrides(given, other, replace(made, overrides=saved))[:2] == (*saved, "model.precision=bf16")

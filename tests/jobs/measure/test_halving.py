@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,8 +17,8 @@ from jobs.measure.halving import (
     LAST_TURNS,
     TURNS,
     Arm,
+    as_fast,
     halve,
-    pick_simplest,
     rounds_to_come,
     same,
     survivors,
@@ -54,7 +54,7 @@ class Machine:
         self.now += slice_s
         return replace(TRIAL, images_per_s=rate)
 
-    def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Arm[str]]:
+    def search(self, seconds: float, keep: tuple[str, ...] = ()) -> list[Arm]:
         return halve(list(self.rates), self.measure, seconds=seconds, clock=self.clock, keep=keep)
 
 
@@ -62,8 +62,9 @@ def named(number: int) -> dict[str, float]:
     return {f"c{n}": 100.0 + n for n in range(number)}
 
 
-def effort(name: str) -> tuple[int, ...]:
-    return (int(name[1:]),)
+def simplest(arms: Sequence[Arm]) -> Arm:
+    """Here that is the one with the least number."""
+    return min(as_fast(arms), key=lambda arm: int(arm.candidate[1:]))  # type: ignore[index]
 
 
 # ---------------------------------------------------------------------------------------------- schedule
@@ -121,7 +122,7 @@ def test_candidates_that_are_out_take_no_more_time_and_say_why() -> None:
 
 
 def test_with_every_candidate_out_nothing_is_chosen() -> None:
-    assert pick_simplest(Machine(named(3), out=dict.fromkeys(named(3), "no")).search(10), effort) is None
+    assert as_fast(Machine(named(3), out=dict.fromkeys(named(3), "no")).search(10)) == []
 
 
 def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared_well() -> None:
@@ -139,10 +140,9 @@ def test_when_starting_takes_too_long_those_that_were_reached_are_still_compared
     assert known == {f"c{n}" for n in range(len(known))}
     assert 25 <= len(known) <= 30
     assert machine.now < 301
-    choice = pick_simplest(standings, effort)
-    assert choice is not None
-    assert choice.fastest.candidate == f"c{len(known) - 1}"
-    assert len(choice.fastest.steady) == LAST_TURNS
+    fastest = as_fast(standings)[0]
+    assert fastest.candidate == f"c{len(known) - 1}"
+    assert len(fastest.steady) == LAST_TURNS
 
 
 def test_a_round_that_nobody_finished_does_not_count() -> None:
@@ -169,9 +169,7 @@ def test_what_is_chosen_is_never_far_from_the_best(seed: int, number: int, keep:
     rates = {f"c{n}": rng.uniform(20, 100) for n in range(number)}
     machine = Machine(rates, noise=0.01, seed=seed)
     standings = machine.search(300, keep=("c0",) if keep else ())
-    choice = pick_simplest(standings, effort)
-    assert choice is not None
-    assert rates[choice.chosen.candidate] >= 0.93 * max(rates.values())
+    assert rates[simplest(standings).candidate] >= 0.93 * max(rates.values())
     assert machine.now <= 301
     assert {s.candidate for s in standings} == set(rates)
 
@@ -197,7 +195,7 @@ def test_what_a_turn_has_in_common_is_taken_out() -> None:
 # ------------------------------------------------------------------------------------------------ ties
 
 
-def standing(name: str, *steady: float, rounds: int = 1) -> Arm[str]:
+def standing(name: str, *steady: float, rounds: int = 1) -> Arm:
     return Arm(name, steady=list(steady), rounds=rounds)
 
 
@@ -205,10 +203,8 @@ def test_of_those_that_noise_does_not_tell_apart_the_simplest_is_taken() -> None
     noisy = standing("c1", 95, 105, 98, 104, 97, 102)
     fastest = standing("c2", 103, 99, 104, 98, 105, 101)
     slower = standing("c0", 80, 81, 80, 79, 80, 81)
-    choice = pick_simplest([fastest, noisy, slower], effort)
-    assert choice is not None
-    assert (choice.chosen, choice.fastest) == (noisy, fastest)
-    assert choice.tied == (fastest, noisy)
+    assert as_fast([slower, noisy, fastest]) == [fastest, noisy]
+    assert simplest([fastest, noisy, slower]) is noisy
 
 
 def test_a_sure_gain_is_taken_and_one_that_nobody_would_notice_is_not() -> None:
@@ -217,14 +213,14 @@ def test_a_sure_gain_is_taken_and_one_that_nobody_would_notice_is_not() -> None:
     tiny = standing("c1", *[100.9, 101.0] * 3)
     assert not same(base, sure)
     assert same(base, tiny)
-    assert pick_simplest([sure, base], effort).chosen is sure  # type: ignore[union-attr]
-    assert pick_simplest([tiny, base], effort).chosen is base  # type: ignore[union-attr]
+    assert simplest([sure, base]) is sure
+    assert simplest([tiny, base]) is base
 
 
 def test_those_that_fell_out_earlier_are_not_compared_with_finalists() -> None:
     early = standing("c0", 200.0, 200.0, rounds=1)
     final = standing("c1", 100.0, 100.0, rounds=2)
-    assert pick_simplest([final, early], effort).chosen is final  # type: ignore[union-attr]
+    assert simplest([final, early]) is final
 
 
 def test_a_single_slice_has_no_spread() -> None:

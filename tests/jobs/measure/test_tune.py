@@ -19,7 +19,7 @@ from jobs.arguments import parser
 from jobs.cli import main
 from jobs.console import Console
 from jobs.errors import SpecError
-from jobs.measure.halving import _BATCHES, Arm, Choice, by_rule, candidates, effort, layouts
+from jobs.measure.halving import _BATCHES, Arm, by_rule, candidates, effort, layouts
 from jobs.measure.tune import NOT_REACHED, command, explain_choice, profile_row, tuning_table
 from jobs.plan.discovery import discover
 from jobs.plan.job import Job
@@ -32,7 +32,7 @@ from workers.bundle.profiles import Candidate, HostKind, read_profile, store_pro
 from workers.contract import ThreadPlan
 from workers.host import cores as threads
 from workers.measure.messages import Unusable
-from workers.measure.tune_node import Trialled, TuneNode, TuneRequest, shares
+from workers.measure.tune_node import Trialled, TuneNode, shares
 
 INT8 = "torch-int8/x86-vnni"
 OPENVINO = "openvino/x86-vnni"
@@ -101,23 +101,23 @@ C = replace(A, threads=2, workers=1)
 TRIAL = Trialled(images_per_s=1, decode_share=0.1, predict_share=0.9, threads_busy=1.0, peak_bytes=2**20)
 
 
-def standing(candidate: Candidate, rate: float, **more: Any) -> Arm[Candidate]:
+def standing(candidate: Candidate, rate: float, **more: Any) -> Arm:
     slices = [0.99 * rate, 1.01 * rate]
     return Arm(candidate, **{"steady": slices, "rounds": 2, "trial": TRIAL, "peak_bytes": 5 * 2**20, **more})
 
 
 def test_the_choice_is_explained_against_the_rule_and_against_what_was_faster_by_noise() -> None:
-    won = explain_choice(Choice(standing(A, 110), standing(A, 110), ()), standing(B, 100))
+    won = explain_choice(best := standing(A, 110), [best], standing(B, 100))
     assert "scores 110 img/s (±1.4%)" in won
     assert f"1.10 × the 100 of the rule's {B}" in won  # noqa: RUF001
     assert "Bound by the network: 90%" in won
     simple, fast = standing(A, 100), standing(C, 100.5)
-    tied = explain_choice(Choice(simple, fast, (simple, fast)), simple)
+    tied = explain_choice(simple, [fast, simple], simple)
     assert "is what the rule takes" in tied
     assert f"{C} measured +0.5%" in tied
     assert "the simpler one is taken" in tied
     starved = standing(A, 100, trial=replace(TRIAL, threads_busy=0.5))
-    assert "something else ran here" in explain_choice(Choice(starved, starved, ()), starved)
+    assert "something else ran here" in explain_choice(starved, [starved], starved)
 
 
 def test_the_table_shows_the_best_the_rule_and_who_is_out_with_the_reason() -> None:
@@ -164,7 +164,7 @@ def open_node(job: str) -> Iterator[Callable[..., TuneNode]]:
     def opened(**changes: Any) -> TuneNode:
         opened_job = Job.open(load_spec(job, []), today("UTC"))
         spec = replace(opened_job.worker_spec(None), **changes)
-        nodes.append(TuneNode(TuneRequest(spec=spec, sample=choose_sample(discover(opened_job).fresh, 64, 0))))
+        nodes.append(TuneNode(spec, choose_sample(discover(opened_job).fresh, 64, 0)))
         return nodes[-1]
 
     yield opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.errors import BAD_SPEC, COMPLETE
-from jobs.pages.history import LOG_WIDTH, Night, history_page, nights, nights_table
+from jobs.pages.history import LOG_WIDTH, Night, by_day, history_page, nights, nights_table
 from jobs.plan.job import Job
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import Journal
@@ -132,6 +133,17 @@ def test_runs_of_other_models_and_what_is_damaged_or_foreign_are_passed_over(led
     assert [night.run_id for night in ledger.nights()] == [kept]
 
 
+def test_runs_of_another_job_with_the_same_model_are_none_of_this_ones_nights(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = ledger.reported("20260301T020000Z-aaaaaa", job="products")
+    other = ledger.reported("20260302T020000Z-bbbbbb", job="returns")
+    assert [night.run_id for night in ledger.nights()] == [mine, other]
+    assert main(["report", ledger.spec, "--history"]) == COMPLETE
+    shown = capsys.readouterr().out
+    assert (mine in shown, other in shown) == (True, False)
+
+
 def test_figures_that_are_no_numbers_are_missing_ones(ledger: Ledger) -> None:
     ledger.reported(
         "20260301T020000Z-aaaaaa", rate="fast", cost=None, cost_per_million=float("nan"), drift=[], rows_ok=None,
@@ -165,6 +177,24 @@ def test_only_the_newest_nights_are_read(ledger: Ledger) -> None:
 
 
 # ------------------------------------------------------------------------------------------ the page
+
+
+def test_runs_of_one_day_are_one_night_and_a_row_counts_once(ledger: Ledger) -> None:
+    def run(hour: int, **changes: Any) -> str:
+        return ledger.reported(f"20260301T{hour:02d}0000Z-aaaaaa", as_of="2026-03-01", **changes)
+
+    run(1, outcome="Interrupted", rows_ok=0, rows_bad=0, rows_scored_here=400, bad_by_code={}, cost=1.0)
+    run(2, rows_ok=990, rows_bad=10, rows_scored_here=600, cost=2.0, rate=50.0)
+    last = run(3, rows_ok=0, rows_bad=0, rows_scored_here=0, bad_by_code={}, cost=0.0, rate=0.0, drift={})
+    ledger.reported("20260309T020000Z-bbbbbb", as_of="2026-03-09")
+    night, other = by_day(ledger.nights())
+    assert (night.run_id, night.day, night.runs, night.outcome) == (last, "2026-03-01", 3, "complete")
+    assert (night.rows, night.bad_share, night.rate, night.cost) == (1000, 0.01, 50.0, 3.0)
+    assert night.psi_classes == other.psi_classes
+    assert (other.day, other.runs) == ("2026-03-09", 1)
+    page = history_page("products", "model=x", "out", ledger.nights())
+    assert re.search(r"<dt>Nights</dt><dd>2<small>4 runs", page)
+    assert "M5.56 " in page  # of nine days, the first is in the middle of its column
 
 
 def test_the_page_of_nights_loads_nothing_fits_its_window_and_can_be_read(browser: Browser, tmp_path: Path) -> None:

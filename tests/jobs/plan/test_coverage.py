@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import pytest
 
@@ -22,31 +23,35 @@ def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = Non
     return decode_plan(number, encode_plan(content, f"token-{number}"))
 
 
+def faults(plans: Sequence[Plan], gone: Sequence[tuple[int, Slice]], sources: Sequence[Source]) -> list[str]:
+    return list(chain.from_iterable(claims.faults(plans, gone, sources).values()))
+
+
 A = Source("a", 10, "v1")
 
 
 def test_each_file_claimed_once_is_as_it_should_be() -> None:
     plans = [plan(1, rows("a", 0, 5)), plan(2, rows("b", 0, 5))]
-    assert list(claims.faults(plans, [], [A])) == []
+    assert faults(plans, [], [A]) == []
     assert list(claims.notes(plans, [A, Source("b", 10, "v1")])) == []
     assert claims.unclaimed(plans, [A, Source("c", 1, "v1")]) == [Source("c", 1, "v1")]
 
 
 def test_rows_that_two_plans_score_are_named() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 3, 4))]
-    assert list(claims.faults(plans, [], [A])) == ["a (version v1): row group 0 row 3 is scored by plans 1 and 2"]
+    assert faults(plans, [], [A]) == ["a (version v1): row group 0 row 3 is scored by plans 1 and 2"]
 
 
 def test_rows_that_were_gone_and_are_scored_by_a_later_plan_are_as_they_should_be() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 5, 9))]
-    assert list(claims.faults(plans, [rows("a", 5, 9)], [A])) == []
+    assert faults(plans, [(1, rows("a", 5, 9))], [A]) == []
 
 
-@pytest.mark.parametrize(("present", "faults"), [([A], 1), ([], 0)])
-def test_rows_that_were_gone_matter_only_when_they_are_back(present: list[Source], faults: int) -> None:
+@pytest.mark.parametrize(("present", "count"), [([A], 1), ([], 0)])
+def test_rows_that_were_gone_matter_only_when_they_are_back(present: list[Source], count: int) -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9))]
-    found = list(claims.faults(plans, [rows("a", 5, 9)], present))
-    assert len(found) == faults
+    found = faults(plans, [(1, rows("a", 5, 9))], present)
+    assert len(found) == count
     assert all("4 rows are back that were gone" in fault for fault in found)
 
 
@@ -54,22 +59,35 @@ def test_a_file_that_changed_before_its_turn_is_told_until_it_is_claimed_as_it_i
     """A claim made before the change may come to light after it; the file would have no predictions and no fault."""
     changed = Source("a", 10, "v2")
     plans = [plan(1, rows("a", 0, 5))]
-    (fault,) = claims.faults(plans, [rows("a", 0, 5)], [changed])
+    (fault,) = faults(plans, [(1, rows("a", 0, 5))], [changed])
     assert "5 rows changed before it was their turn: run the job again" in fault
     plans.append(plan(2, rows("a", 0, 5, "v2"), supersedes={"a": "v1"}))
-    assert list(claims.faults(plans, [rows("a", 0, 5)], [changed])) == []
+    assert faults(plans, [(1, rows("a", 0, 5))], [changed]) == []
 
 
 def test_rows_that_were_gone_twice_are_still_missing() -> None:
     plans = [plan(1, rows("a", 0, 5)), plan(2, rows("a", 0, 5))]
-    assert len(list(claims.faults(plans, [rows("a", 0, 5)] * 2, [A]))) == 1
+    assert len(faults(plans, [(1, rows("a", 0, 5)), (2, rows("a", 0, 5))], [A])) == 1
+
+
+def test_rows_that_were_scored_again_count_once_and_what_was_gone_before_no_more() -> None:
+    first = plan(1, rows("a", 0, 5), rows("a", 5, 9))
+    afresh = plan(2, rows("a", 0, 4), rows("a", 4, 9), supersedes={"a": "v1"})
+    assert afresh.afresh == {("a", "v1")}
+    assert faults([first, afresh], [(1, rows("a", 5, 9))], [A]) == []
+    gone = [(2, rows("a", 4, 9))]
+    (fault,) = faults([first, afresh], gone, [A])
+    assert "5 rows are back that were gone" in fault
+    assert faults([first, afresh, plan(3, rows("a", 4, 9))], gone, [A]) == []
+    (fault,) = faults([first, afresh, plan(3, rows("a", 0, 4))], [], [A])
+    assert fault == "a (version v1): row group 0 row 0 is scored by plans 2 and 3"
 
 
 def test_changed_and_vanished_files_are_noted() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5))]
     changed, past = claims.notes(plans, [Source("a", 10, "v2")])
-    assert "1 source(s) have another content than the one scored, as a" in changed
-    assert "1 claimed source(s) are not in the input now" in past
+    assert "1 source with another content than the one scored, as a" in changed
+    assert "1 claimed source not in the input now" in past
 
 
 def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number() -> None:
@@ -78,5 +96,5 @@ def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number
     pieces = [rows(f"f{i:06d}", 0, 1) for i in range(count)]
     present = [Source(piece.uri, 10, "v1") for piece in pieces]
     began = time.perf_counter()
-    assert len(list(claims.faults([plan(1, *pieces)], pieces, present))) == count
+    assert len(faults([plan(1, *pieces)], [(1, piece) for piece in pieces], present)) == count
     assert time.perf_counter() - began < 10  # 0.3 s; for each file on its own it was 45 s

@@ -50,6 +50,20 @@ def test_every_input_row_has_one_prediction_and_int8_is_as_right_as_fp32(
     assert "plan 1: done" in capsys.readouterr().out
 
 
+def test_a_root_that_is_there_keeps_its_name_when_the_spec_names_the_model(
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = quantized_digits.spec(tmp_path / "out")
+    spec["model"]["name"] = "shop"
+    assert run(write_spec(spec)) == 0
+    (root,) = (tmp_path / "out").glob("model=*")
+    assert root.name.startswith("model=shop-")
+    spec["model"]["name"] = "store"
+    assert run(write_spec(spec)) == 0
+    assert "nothing new to score" in capsys.readouterr().out
+    assert list((tmp_path / "out").glob("model=*")) == [root]
+
+
 def test_a_second_run_has_nothing_to_do_and_a_new_file_is_all_that_a_third_scores(
     quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +155,7 @@ def test_sources_that_vanish_or_change_after_the_claim_have_no_rows_and_the_new_
     assert run(spec) == 0
     assert "gone: 60 rows" in capsys.readouterr().out
     assert main(["verify", spec]) == 0
-    assert "130 rows claimed by 2 plan(s)" in capsys.readouterr().out
+    assert "130 rows claimed by 2 plans" in capsys.readouterr().out
     ids = predictions(tmp_path / "out")["id"].to_pylist()
     assert sorted(ids) == [*range(30), *range(200, 240)]
 

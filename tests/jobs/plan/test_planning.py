@@ -67,6 +67,36 @@ def test_auto_rows_give_every_worker_several_shards_within_bounds(total: int, wo
     assert bounds(total, workers, "auto", MIB) == within
 
 
+def made_for(there: int, groups: list[int], most: int = 64) -> tuple[list[int], tuple[str, ...]]:
+    """Rows of the shards where so many workers are there, of `most` that the spec allows."""
+    within = bounds(sum(groups), most, "auto", MIB, there)
+    made = cut([source("a", *((rows, rows) for rows in groups))], within)
+    return made.shards.rows.tolist(), made.warnings
+
+
+def test_a_small_input_is_shared_evenly_over_the_workers_that_are_there() -> None:
+    assert made_for(2, [1] * 300) == ([75] * 4, ())
+    assert made_for(2, [1] * 150) == ([38, 38, 38, 36], ())
+    assert made_for(2, [1] * 40) == ([20, 20], ())
+    assert made_for(2, [1] * 20) == ([20], ())
+    assert made_for(3, [1] * 90) == ([30] * 3, ())
+    assert made_for(1, [1] * 150) == ([75] * 2, ())
+    assert made_for(64, [1] * 500)[0] == [17] * 29 + [7]
+
+
+def test_a_small_row_group_is_split_for_the_sake_of_the_workers_without_a_warning() -> None:
+    assert made_for(2, [300]) == ([75] * 4, ())
+    assert made_for(2, [60, 60, 60, 60]) == ([60] * 4, ())
+
+
+def test_an_input_for_a_part_of_the_workers_ends_together_on_those_that_are_there() -> None:
+    made, _ = made_for(2, [1] * 4000)
+    assert made[:11] == [256] * 11
+    assert made[11:] == sorted(made[11:], reverse=True)
+    assert made[-1] <= 64
+    assert efficiency(made, 2) > 0.98
+
+
 def test_rows_that_the_spec_names_are_taken_as_they_are() -> None:
     assert bounds(10**7, 64, 10, MIB) == Bounds(10, 10, MIB)
 

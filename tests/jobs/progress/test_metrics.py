@@ -21,7 +21,7 @@ from ray._common.formatters import JSONFormatter
 from jobs.pool.local import LocalCluster
 from jobs.pool.ray_metrics import RayMetrics
 from jobs.progress.metrics import CODES, COUNTER, GAUGE, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric
-from jobs.progress.snapshot import WORKER_STATES, Snapshot
+from jobs.progress.snapshot import PHASES, WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
 from tests.support.fakes import INFO
 from tests.support.promql import OF_THE_SCRAPE, all_selectors
@@ -69,6 +69,7 @@ def test_labels_have_values_from_closed_lists_whatever_a_snapshot_says() -> None
         "stint_failed_attempts": {*CODES, OTHER},
         "stint_workers": set(WORKER_STATES),
         "stint_eta_seconds": {"best", "worst"},
+        "stint_phase": set(PHASES),
     }
     strange = {"anything": 1, "at all": 2}
     odd = replace(EARLY, bad_by_code=strange, stage_s=strange, failures_by_code=strange, workers=strange)
@@ -276,7 +277,8 @@ def ended(ray_head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFacto
     def active() -> list[Sample]:
         assert driver.poll() is None, (folder / "stderr").read_text()
         samples = scraped(port)
-        return samples if values(samples, "ended", by_name("stint_run_active")) == {"": 1.0} else []
+        phases = values(samples, "ended", by_name("stint_phase"))
+        return samples if phases.get("workers") or phases.get("scoring") else []
 
     try:
         during = await_true(active, "the run to be seen at work", 60)

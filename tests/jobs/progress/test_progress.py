@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import replace
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_run_that_will_miss_its_deadline_says_by_how_much() -> None:
     clock.now = 10.0
     end(progress, RESULT)
     progress.tick(1, 1)
-    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 workers" in describe_snapshot(progress.snapshot())
+    assert "ETA 1m00s\N{EN DASH}3m00s · LATE by 1m10s · 1 worker" in describe_snapshot(progress.snapshot())
 
 
 def test_a_run_in_time_says_how_much_it_has_to_spare_and_before_a_rate_when_the_deadline_is() -> None:
@@ -92,6 +93,66 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
     clock.now = 1000.0
     end(progress, RESULT)
     assert progress.rate() == pytest.approx(100 / 120)
+
+
+def test_before_there_is_anything_to_score_a_log_gets_what_the_run_is_at_and_for_how_long() -> None:
+    out, clock, journal = io.StringIO(), Clock(), Seen(60.0)
+    progress = Progress(0, 0, phase="listing", watchers=(journal,), display=display_for(out), clock=clock)
+    progress.tick(0, 0)
+    assert [shown.phase for shown in journal.shown] == ["listing"]  # at once: whoever looks finds the run
+    clock.now = 5.0
+    progress.tick(0, 0)
+    progress.enter("bundle")
+    progress.enter("bundle", "calibrating")
+    clock.now = 11.0
+    progress.tick(0, 0)
+    progress.score(100, 1, price=Price(), finish_in_s=None)
+    progress.tick(0, 2)
+    clock.now = 13.0
+    progress.tick(2, 2)
+    end(progress, RESULT)
+    clock.now = 14.0
+    progress.enter("finishing", "done records")
+    clock.now = 14.5
+    progress.close()
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "listing input and ledger, 5s"
+    assert lines[1] == "making the bundle: calibrating, 6s"
+    assert lines[2].startswith("0/100 rows (0.0%) · waiting for workers (0 of 2 ready)")
+    assert lines[3].startswith("100/100 rows (100.0%)")
+    assert [(part["phase"], part["step"], part["began_s"], part["took_s"]) for part in progress.timeline] == [
+        ("listing", "", 0.0, 5.0),
+        ("bundle", "", 5.0, 0.0),
+        ("bundle", "calibrating", 5.0, 6.0),
+        ("workers", "", 11.0, 2.0),
+        ("scoring", "", 13.0, 1.0),
+        ("finishing", "done records", 14.0, 0.5),
+    ]
+
+
+def test_cores_that_others_hold_are_counted_on_the_line_of_the_run() -> None:
+    clock = Clock()
+    progress = Progress(100, 1, display=display_for(io.StringIO()), clock=clock)
+    progress.no_cores_since = 0.0
+    clock.now = 130.0
+    progress.tick(0, 2)
+    told = describe_snapshot(progress.snapshot())
+    assert "waiting for workers (0 of 2 ready), 2m10s for cores that others hold" in told
+
+
+def test_a_phase_that_is_one_long_call_is_shown_all_the_same() -> None:
+    shown = threading.Event()
+
+    class Tells(Seen):
+        def show(self, snapshot: Snapshot) -> None:
+            super().show(snapshot)
+            shown.set()
+
+    journal = Tells(60.0)
+    progress = Progress(0, 0, phase="listing", watchers=(journal,), display=display_for(io.StringIO()))
+    with progress.beating():
+        assert shown.wait(30)
+    assert journal.shown[0].phase == "listing"
 
 
 def test_rows_that_others_scored_count_as_done() -> None:

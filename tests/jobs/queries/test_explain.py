@@ -97,7 +97,7 @@ def test_a_row_is_told_with_prediction_plan_shard_object_and_model(small: SmallL
     label, score = found["prediction"]["label"], found["prediction"]["score"]
     assert (label, score) == ("dog", pytest.approx(0.57))
     assert [name for name, _ in found["prediction"]["top"]] == ["dog", "emu"]
-    assert (found["seen"], found["standing"]) == (True, "plan 1 is done, and this is the only model")
+    assert (found["seen"], found["standing"]) == (True, "plan 1 is done, and readers follow this model")
     assert found["source"].startswith("there, in the version that was claimed")
     assert (found["plan"]["number"], found["plan"]["rows"], found["plan"]["shards"]) == (1, 12, 3)
     assert found["plan"]["claimed_at"] <= found["plan"]["done_at"]
@@ -120,8 +120,9 @@ def test_the_text_tells_the_same_and_cannot_command_the_terminal(
     text = capsys.readouterr().out
     lines = {line[:12].strip(): line[12:] for line in text.splitlines() if line[:1].strip()}
     assert lines["prediction"] == "dog (51.0%), then emu (49.0%)"
-    assert lines["readers"] == "see it: plan 1 is done, and this is the only model"
+    assert lines["readers"] == "see it: plan 1 is done, and readers follow this model"
     assert lines["attempts"] == "no run's journal has one"
+    assert "            preprocessing: shorter side to 32 px (bilinear), " in text
     assert "\x1b" not in text
     assert "\nhidden" not in text
 
@@ -197,6 +198,25 @@ def test_rows_of_tars_and_image_files_are_found_by_their_places(tmp_path: Path, 
 # ---------------------------------------------------------------------------------- versions, and gaps
 
 
+def test_a_file_is_found_by_its_name_or_the_end_of_its_path(tmp_path: Path, explain: Explain) -> None:
+    pictures = SmallLedger(tmp_path / "pictures", input={"format": "images", "keys": []})
+    for name in ("x/tench.JPEG", "y/tench.JPEG", "y/chair.JPEG"):
+        (pictures.folder / "in" / name).parent.mkdir(exist_ok=True)
+        (pictures.folder / "in" / name).write_bytes(b"picture")
+    pictures.score(lambda uri: (1, 0.9))
+    for key, file in (("chair.JPEG", "y/chair.JPEG"), ("x/tench.JPEG", "x/tench.JPEG")):
+        assert explain(key, of=pictures)["place"] == f"{pictures.folder}/in/{file}"
+    said = explain("tench.JPEG", code=2, of=pictures)
+    assert f"{pictures.folder}/in/x/tench.JPEG\n{pictures.folder}/in/y/tench.JPEG\n" in said
+    assert "tench.JPEG is the key of 2 rows, listed" in said
+    assert "there is no such file" in explain("nch.JPEG", code=1, of=pictures)
+
+
+def test_a_row_is_found_by_the_name_of_its_file(small: SmallLedger, explain: Explain) -> None:
+    small.score(says)
+    assert explain("a.parquet#0/7")["place"] == place(small, 7)
+
+
 def test_what_became_of_the_file_is_told(small: SmallLedger, explain: Explain) -> None:
     small.score(says)
     file = small.folder / "in/a.parquet"
@@ -262,6 +282,8 @@ def test_readers_that_follow_another_model_are_told(small: SmallLedger, explain:
     small.score(says)
     store = small.job.store
     store.create("model=other-1/_stint/plans/00000001.parquet", b"")
+    assert explain("id=1")["seen"], "another model that has nothing done takes no readers away"
+    store.create("model=other-1/_stint/done/00000001.parquet", b"")
     assert explain("id=1")["standing"] == "plan 1 is done, but of several models none is promoted"
     store.create("_stint/current/00000001.json", json.dumps({"root": "model=other-1"}).encode())
     found = explain("id=1")

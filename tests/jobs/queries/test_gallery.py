@@ -15,8 +15,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import RunFailed, SpecError
+from jobs.plan.query import Chosen, choose
 from jobs.queries.contact_sheet import KILLER
-from jobs.queries.query import Chosen, choose
 from tests.support import images
 from tests.support.digits_job import ROOT, Digits
 from tests.support.small_ledger import SmallLedger
@@ -296,7 +296,7 @@ def test_without_duckdb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(SpecError) as told:
         choose(rows(), "true", 5)
-    assert told.value.next_step == "pip install -e '.[look]'"
+    assert told.value.next_step == "pip install duckdb"
 
 
 def test_embeddings_have_no_order_by_score() -> None:

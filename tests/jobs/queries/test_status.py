@@ -22,7 +22,7 @@ from jobs.progress.snapshot import Snapshot, UnderWay
 from jobs.queries.status import aged, describe_status, watch, with_ledger
 from jobs.report.journal import Journal
 from jobs.spec.days import Days
-from jobs.spec.fingerprint import Fingerprints
+from jobs.spec.fingerprint import Fingerprints, Identity
 from jobs.spec.schema import JobSpec
 from tests.support.fakes import MemoryStore, object_of, opened
 from tests.support.journals import BEGAN, RUN, snapshot
@@ -51,6 +51,7 @@ def job(store: Store) -> Job:
         store=store,
         ledger=Ledger(store, ROOT),
         fingerprints=Fingerprints("bundle", "1", ROOT),
+        identity=Identity({}, {}, "", None),
     )
 
 
@@ -120,6 +121,14 @@ def test_a_run_under_way_is_told_by_its_last_words_and_how_old_they_are() -> Non
     ]
 
 
+def test_a_run_that_makes_its_bundle_is_under_way_and_says_at_what_it_is() -> None:
+    here = job(MemoryStore())
+    write_part(here.store, snapshot(40, rows_total=0, shards_total=0, phase="bundle", step="calibrating", phase_s=12))
+    assert told(here, at(43))[-1] == (
+        f"run {RUN}: under way: making the bundle: calibrating, 12s; last heard of 3s ago"
+    )
+
+
 def test_a_run_that_is_not_heard_of_any_more_has_died_and_its_plan_is_to_be_finished() -> None:
     here = job(MemoryStore())
     plan = claim(here, "a")
@@ -168,6 +177,14 @@ def test_runs_of_the_last_day_are_told_and_of_older_ones_the_last_with_this_mode
     assert [line.endswith(" (model=other-2)") for line in runs] == [True, False, True]
 
 
+def test_runs_of_another_job_in_the_same_output_are_told_apart_by_its_name() -> None:
+    here = job(MemoryStore())
+    write_report(here.store, "20260301T010000Z-aaaaaa", job="products")
+    write_report(here.store, "20260301T020000Z-bbbbbb", job="returns")
+    runs = [line for line in told(here, at(10)) if line.startswith("run ")]
+    assert [line.endswith(" (job returns)") for line in runs] == [False, True]
+
+
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"outcome": "complete", "rate": "fast", "cost": []}'])
 def test_a_report_of_another_kind_is_no_reason_to_fail(data: bytes) -> None:
     here = job(MemoryStore())
@@ -178,7 +195,7 @@ def test_a_report_of_another_kind_is_no_reason_to_fail(data: bytes) -> None:
 def test_a_run_that_has_only_begun_has_nothing_to_say_yet() -> None:
     here = job(MemoryStore())
     here.store.create(f"_stint/runs/{RUN}/spec.json", b"{}")
-    assert told(here, at(1))[-1] == f"run {RUN}: has begun to score, and has not said yet how it stands"
+    assert told(here, at(1))[-1] == f"run {RUN}: has begun, and has not said yet how it stands"
 
 
 # -------------------------------------------------------------------------------------------- watch

@@ -49,6 +49,12 @@ def damaged(scored: Path, digits: Digits, tmp_path: Path, capsys: pytest.Capture
     return check
 
 
+@pytest.fixture
+def all_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every problem, not just the first of each kind."""
+    monkeypatch.setattr("jobs.queries.verify._SHOWN", 1000)
+
+
 def shard(out: Path, index: int = 3) -> Path:
     return next(out.glob(f"model=*/plan=00000001/{index:08d}.parquet"))
 
@@ -60,7 +66,24 @@ def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 
 def test_a_whole_output_is_verified(damaged: Callable[..., str]) -> None:
-    assert "verified: 899 rows claimed by 1 plan(s)" in damaged(lambda out: None, code=0)
+    shown = damaged(lambda out: None, code=0)
+    assert "verified: 899 rows claimed by 1 plan" in shown
+    assert "readers of this model see 899 of them (890 ok + 9 bad)" in shown
+
+
+def test_of_many_problems_of_a_kind_the_first_are_told_and_how_many_more_there_are(
+    damaged: Callable[..., str],
+) -> None:
+    def strays(out: Path) -> None:
+        for number in range(1500):
+            (next(out.glob("model=*")) / f"note-{number}").touch()
+        shard(out).unlink()
+
+    told = [line for line in damaged(strays).splitlines() if line.startswith("PROBLEM")]
+    assert len(told) == 12
+    assert "is missing" in told[0]
+    assert all(line.startswith("PROBLEM: stray object ") for line in told[1:11])
+    assert told[11] == "PROBLEM: and 1,490 more stray objects"
 
 
 def test_a_missing_object_is_named_with_its_rows(damaged: Callable[..., str]) -> None:
@@ -129,6 +152,8 @@ def test_a_stray_object_is_named(damaged: Callable[..., str], name: str) -> None
 def test_a_plan_that_is_not_done_is_a_problem(damaged: Callable[..., str]) -> None:
     shown = damaged(lambda out: next(out.glob("model=*/_stint/done/*")).unlink())
     assert "plan 1 has no done record: run the job again" in shown
+    assert "= 899 rows out (890 ok + 9 bad)" in shown
+    assert "readers of this model see 0 of them" in shown
 
 
 def test_input_that_no_plan_claims_is_named(scored: Path, damaged: Callable[..., str]) -> None:
@@ -205,6 +230,7 @@ def flip(file: Path, at: int) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.usefixtures("all_shown")
 def test_a_single_bit_anywhere_in_an_object_is_found(damaged: Callable[..., str]) -> None:
     """At another place in each object: magic, pages, their headers, the footer, its length."""
 
@@ -220,6 +246,7 @@ def test_a_single_bit_anywhere_in_an_object_is_found(damaged: Callable[..., str]
     assert [name for name in names if name not in shown] == []
 
 
+@pytest.mark.usefixtures("all_shown")
 def test_before_the_done_record_a_bit_in_a_page_of_any_column_is_found(damaged: Callable[..., str]) -> None:
     names: list[str] = []
 

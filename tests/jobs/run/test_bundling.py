@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import RunFailed
+from jobs.errors import RunFailed, SpecError
 from jobs.pool.contract import BundleMade, Event, WorkerGone, WorkerPlaced
 from jobs.run import ensure_bundle as module
 from jobs.run import policy
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.policy import MAKER_CRASHES, START_FAILURES, Attempts, MakerStep, maker_limit_s, maker_step
-from jobs.spec.schema import Workers
+from jobs.spec.schema import Limits, Workers
 from workers.contract import BundleRequest, CalibrationSpec, GateSpec, InputSpec, ModelSpec, SampleSlice, Slice
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind
 
@@ -43,7 +43,7 @@ class Nodes:
 
     def pool(self, request: BundleRequest) -> SimpleNamespace:
         self.without_extras.append(request.without_extras)
-        return SimpleNamespace(start=self.start, poll=self.poll, close=lambda: None)
+        return SimpleNamespace(start=self.start, poll=self.poll, doing=str, close=lambda: None)
 
     def start(self, labels: Mapping[str, str]) -> int:
         self.asked.append(dict(labels))
@@ -55,10 +55,12 @@ class Nodes:
 
 
 def ended(outcome: BundleOutcome | Failure) -> Event:
-    return BundleMade(0, outcome) if isinstance(outcome, BundleOutcome) else WorkerGone(0, outcome, (), started=False)
+    return BundleMade(0, outcome) if isinstance(outcome, BundleOutcome) else WorkerGone(0, outcome)
 
 
-def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> BundleOutcome:
+def ensure(
+    monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str], limits: Limits | None = None
+) -> BundleOutcome:
     monkeypatch.setattr(module, "PAUSE_S", 0.0)
     groups = [{"labels": SPOT, "patience_s": 0.01}, {"labels": ON_DEMAND, "patience_s": 0.01}]
     request = BundleRequest(
@@ -72,7 +74,11 @@ def ensure(monkeypatch: pytest.MonkeyPatch, nodes: Nodes, said: list[str]) -> Bu
         batch=1,
     )  # fmt: skip
     job: Any = SimpleNamespace(
-        spec=SimpleNamespace(workers=Workers.model_validate({"groups": groups}), input=SimpleNamespace(uri="in")),
+        spec=SimpleNamespace(
+            workers=Workers.model_validate({"groups": groups}),
+            input=SimpleNamespace(uri="in"),
+            limits=limits or Limits(),
+        ),
         manifest=lambda: None,
         threads=1,
         bundle_request=lambda: request,
@@ -127,6 +133,21 @@ def test_one_machine_is_asked_without_labels(monkeypatch: pytest.MonkeyPatch) ->
     nodes = Nodes(most_workers=2, any=[MADE])
     assert ensure(monkeypatch, nodes, []) is MADE
     assert nodes.asked == [{}]
+
+
+def test_cores_that_others_hold_are_told_once_and_waited_for_as_long_as_the_spec_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = Failure(kind=FailureKind.INFRA, code=FailureCode.NO_CORES, message="held by process 17")
+    nodes, said = Nodes(most_workers=2, any=[held] * 70 + [MADE]), list[str]()
+    assert ensure(monkeypatch, nodes, said) is MADE
+    assert [line for line in said if "held by process 17" in line] == [
+        "waiting for cores, for 1h00m at most (limits.wait_for_cores_s): held by process 17; "
+        "they come free when that ends"
+    ]
+    with pytest.raises(SpecError, match="no cores came free") as caught:
+        ensure(monkeypatch, Nodes(most_workers=2, any=[held] * 70), [], Limits(wait_for_cores_s=1e-9))
+    assert "end what holds them" in caught.value.next_step
 
 
 # ---------------------------------------------------------------------------- something kills the maker

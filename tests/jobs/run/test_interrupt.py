@@ -56,3 +56,28 @@ def test_a_signal_is_heeded_whatever_the_main_thread_is_at(
             process.kill()
     assert (process.returncode, told in output) == (code, True), output
     assert time.monotonic() - sent < 3
+
+
+def test_an_interrupt_is_told_once_also_when_the_command_takes_long_to_end() -> None:
+    ends = (
+        LOOKS
+        + """
+from jobs.interrupt import tell
+tell("stint: interrupted; by the run")
+time.sleep(60)
+"""
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK.format(waits=ends)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            output, _ = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert (process.returncode, output.count("interrupted")) == (5, 1), output

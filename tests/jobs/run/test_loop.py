@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 
-from jobs.errors import BadRowsExceeded, Interrupted, RunFailed
+from jobs.errors import BadRowsExceeded, Interrupted, RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
-from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerReady
+from jobs.pool.contract import Event, ShardEnded, WorkerGone, WorkerPlaced, WorkerReady
 from jobs.pool.local import LocalPool
 from jobs.progress.displays import display_for
 from jobs.progress.progress import Progress
@@ -164,6 +166,24 @@ def test_a_run_whose_workers_find_no_cores_ends_when_the_other_run_has_done_it_a
     assert waiting.tally.rows_elsewhere == 40
 
 
+def test_cores_that_do_not_come_free_are_told_once_and_end_the_run_after_a_while() -> None:
+    ledger, plan = setup(4)
+    out, tally = io.StringIO(), Tally()
+    progress = Progress(plan.rows, len(plan.shards), counts=tally, display=display_for(out))
+    waiting = loop(
+        ledger, plan, lambda: NeverStarts(ledger.store, ROOT), progress=progress, tally=tally,
+        limits=Limits(wait_for_cores_s=0.3),
+    )  # fmt: skip
+    with pytest.raises(SpecError, match=r"no cores came free in 0s \(limits.wait_for_cores_s\): 2 of 2 cores are held"):
+        waiting.run()
+    assert tally.failed_starts > 1
+    told = [line for line in out.getvalue().splitlines() if "limits.wait_for_cores_s" in line]
+    assert told == [
+        "waiting for cores, for 0s at most (limits.wait_for_cores_s): 2 of 2 cores are held; "
+        "they come free when that ends"
+    ]
+
+
 def test_workers_that_all_refuse_to_start_end_the_run_with_the_reason() -> None:
     ledger, plan = setup(4)
 
@@ -235,7 +255,7 @@ def test_a_worker_that_is_ended_while_it_starts_is_never_heard_of() -> None:
     assert pool.size() == 0
     started.set()
     assert pool.poll(5.0) == []
-    assert pool.workers() == {}
+    assert not pool.workers()
 
 
 def test_a_local_pool_passes_on_that_a_shard_is_to_be_scored_in_isolation() -> None:
@@ -277,20 +297,47 @@ def test_a_thread_that_hangs_is_left_to_itself_and_its_shard_goes_on_elsewhere(
     assert not ledger.missing(plan)
 
 
+class TellsOfNodes(LocalPool):
+    """Every worker has a node at once, as on one machine."""
+
+    def start(self, labels: Mapping[str, str]) -> int:
+        worker = super().start(labels)
+        self._events.put(WorkerPlaced(worker, "here", 2))
+        return worker
+
+
+def test_the_first_worker_that_is_ready_leaves_the_others_their_share() -> None:
+    """Of two shards it would have read one ahead, and the second worker would have come up for nothing."""
+    ledger, plan = setup(2)
+    scoring, both = threading.Event(), threading.Barrier(2, timeout=30)
+    workers: list[FakeWorker] = []
+
+    class StartsSecond(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            if self is not workers[0]:
+                scoring.wait(30)
+            return super().start()
+
+    def behave(shard: Shard) -> None:
+        scoring.set()
+        both.wait()
+
+    def factory() -> FakeWorker:
+        workers.append(StartsSecond(ledger.store, ROOT, behave))
+        return workers[-1]
+
+    loop(ledger, plan, factory, pool=TellsOfNodes(factory), workers=Workers(max=2)).run()
+    assert [len(worker.scored) for worker in workers] == [1, 1]
+
+
 class LosesItsFirstWorker(LocalPool):
     """Reports the first worker as dead as soon as it holds shards."""
 
     def poll(self, timeout_s: float) -> list[Event]:
-        events = list(super().poll(timeout_s))
         if self._ready.get(0):
-            shards = tuple(self._ready[0])
-            self._retire(0)
-            events = [e for e in events if e.worker != 0]
-            events.append(WorkerGone(0, Failure(kind=FailureKind.INFRA, message="killed"), shards, started=True))
-        return [e for e in events if e.worker != 0 or isinstance(e, WorkerGone)]
-
-    def _take(self, event: Event) -> bool:
-        return event.worker in self._workers and super()._take(event)
+            self._retire(0, wait=False)
+            return [WorkerGone(0, Failure(kind=FailureKind.INFRA, message="killed"))]
+        return list(super().poll(timeout_s))
 
 
 def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:
@@ -302,7 +349,37 @@ def test_the_shards_of_a_dead_worker_go_to_the_others() -> None:
 
     pool = LosesItsFirstWorker(lambda: FakeWorker(ledger.store, ROOT, behave))
     one = loop(ledger, plan, lambda: None, pool=pool)
-    one.run()
+    assert one.run().failures.total() >= 1
+    assert not ledger.missing(plan)
+
+
+class LosesWithoutAWord(LocalPool):
+    """The third worker, the only one of its host, is lost as soon as it is ready; that its end is told takes long."""
+
+    def workers(self) -> Collection[int]:
+        return self._ready.keys() - {2}
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return [
+            replace(event, info=replace(event.info, host="far" if event.worker == 2 else "near"))
+            if isinstance(event, WorkerReady)
+            else event
+            for event in super().poll(timeout_s)
+        ]
+
+
+def test_a_shard_that_failed_does_not_wait_for_a_worker_that_is_lost() -> None:
+    ledger, plan = setup()
+    everybody, ends = threading.Barrier(3), time.monotonic() + 20
+
+    class Starts(FakeWorker):
+        def start(self) -> WorkerInfo | Failure:
+            everybody.wait(10)
+            return super().start()
+
+    behave = fails_times(1, Failure(kind=FailureKind.INFRA, message="a disk of that host"))
+    pool = LosesWithoutAWord(lambda: Starts(ledger.store, ROOT, behave))
+    loop(ledger, plan, lambda: None, pool=pool, interrupted=lambda: time.monotonic() > ends).run()
     assert not ledger.missing(plan)
 
 

@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.fleet.sizing import pool_target
 from jobs.run.policy import (
     Attempts,
     Budget,
@@ -25,6 +24,7 @@ from jobs.run.policy import (
     start_pause_s,
     suspected,
 )
+from jobs.scaling.sizing import pool_target
 from jobs.spec.schema import Limits
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.storage.retries import THROTTLED_MAX_S

@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 
-from jobs.fleet import speculation
 from jobs.plan.sharding import Bounds, cut
 from jobs.run import loop
+from jobs.scaling import speculation
 from jobs.spec.schema import Workers
 from tests.support.fakes import opened
 from tests.support.night import RATE, Kind, Morning, Night, simulate

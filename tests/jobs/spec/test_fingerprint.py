@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.spec.fingerprint import Fingerprints, fingerprints
+from jobs.spec.fingerprint import Fingerprints, fingerprints, wanted_root
 from jobs.spec.load import parse_spec
 from tests.jobs.spec.test_spec import raw
 from workers.storage.filesystems import read_url
 
 ROOT = Path(__file__).parents[3]
 DIGITS = "73160d81635ca6cec2936c48ca75ccf6049756be406f2b0fc86c7898c45b0198"
-PRUNED = "e1eb39cea417d4b40166136c9f26c31f315c68481ff8c1b019a47331fc96e9c7"
+PRUNED = "37faf715d7c0872efe21e9c8322b851d7114c1db913c1e3699c3b004ad621eaa"
 """Of the syntax tree without its imports."""
 WEIGHTS = {"weights/a.pth": b"weights", "weights/copy.pth": b"weights", "weights/b.pth": b"others", "names.txt": b"cat"}
 
@@ -48,6 +48,28 @@ def of(**changes: Any) -> Fingerprints:
 )
 def test_what_changes_predictions_changes_the_root(changes: dict[str, Any]) -> None:
     assert of(**changes).root != of().root
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "resnet18"),
+        ({"model__name": "products v2"}, "products_v2"),
+        ({"model__arch": "workers.digits:digits_cnn", "model__name": "shop"}, "shop"),
+        ({"model__arch": "workers.digits:digits_cnn"}, "digits_cnn"),
+        ({"model__arch": "workers.pruned:build", "model__args": {"file": "a"}}, "pruned"),
+        ({"model__name": "//"}, "resnet18"),
+    ],
+    ids=str,
+)
+def test_a_new_root_is_called_as_the_spec_says_or_so_that_it_tells_of_what_it_is(
+    changes: dict[str, Any], name: str
+) -> None:
+    spec = parse_spec(raw(**{"model__weights": "weights/a.pth", **changes}))
+    given = fingerprints(spec, WEIGHTS.__getitem__)
+    assert wanted_root(spec, given) == f"model={name}-{given.model}"
+    without = {key: value for key, value in changes.items() if key != "model__name"}
+    assert given == of(**without)
 
 
 @pytest.mark.parametrize(

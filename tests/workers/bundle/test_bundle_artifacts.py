@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -226,7 +227,7 @@ def test_a_stricter_gate_tells_workers_which_artifacts_still_pass(made: Made) ->
     reports = judged_in(made.manifest)
     good = [replace(one, report=replace(one.report, top1_agreement=1.0)) for one in reports[:1]]
     bad = [replace(one, report=replace(one.report, top1_agreement=0.99)) for one in reports[1:]]
-    outcome = outcome_of([*bad, *good], strict)
+    outcome = outcome_of([*bad, *good], strict, made.manifest)
     assert outcome.passed
     assert outcome.artifacts == (reports[0].info.name,)
     spec = made.job.worker_spec(None, artifacts=outcome.artifacts)
@@ -254,6 +255,60 @@ def test_labels_are_measured_anew_without_loading_native_code_that_the_spec_does
     assert "torch-pt2e is left alone" in outcome.table
     # The sample is drawn as when the bundle was made, and says so.
     assert outcome.report["rows"] > outcome.report["shared_rows"] == outcome.report["calibration_rows"] == 64
+
+
+# ---------------------------------------------------------------------------------------- fp32 itself
+
+
+def shuffled(digits: Digits, file: Path) -> dict[str, Any]:
+    """Changes that make the job's labels those of other classes, as of a list in the wrong order."""
+    table = pq.read_table(digits.images)
+    wrong = pa.array([(digit + 1) % 10 for digit in table["digit"].to_pylist()])
+    pq.write_table(table.append_column("wrong", wrong), file)
+    return {"input__uri": str(file), "gate__labels_column": "wrong"}
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_fp32_that_guesses_is_told_and_refused_where_the_gate_asks_for_accuracy(
+    precision: str, digits: Digits, make: Callable[..., Made], tmp_path: Path
+) -> None:
+    changes = {**shuffled(digits, tmp_path / "wrong.parquet"), "model__precision": precision}
+    told = make(**changes).outcome
+    assert isinstance(told, BundleOutcome)
+    assert told.passed
+    assert "fp32 itself is right on " in told.doubt
+    assert told.preprocess.startswith("shorter side to 32 px (bilinear), centre crop of 32 px, mean [0.3, 0.3, 0.3]")
+    # Of the bundle that is there the same is known without a worker, and a stricter gate refuses it.
+    strict = make(**changes, gate__min_top1=0.5).outcome
+    assert isinstance(strict, BundleOutcome)
+    assert (strict.passed, strict.doubt) == (False, told.doubt)
+
+
+def test_nothing_is_made_of_an_fp32_network_that_the_gate_refuses(
+    digits: Digits, make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> Artifact:
+        raise AssertionError("it cannot be right")
+
+    monkeypatch.setattr(artifacts, "build_artifact", never)
+    refused = make(**shuffled(digits, tmp_path / "wrong.parquet"), gate__min_top1=0.5).outcome
+    assert isinstance(refused, BundleOutcome)
+    assert (refused.passed, refused.created, refused.report["artifact"]) == (False, False, FP32)
+    assert "what to do: fp32 itself is refused" in refused.table
+
+
+def test_a_bundle_in_fp32_that_was_made_without_labels_is_measured_where_the_gate_asks_for_accuracy(
+    digits: Digits, make: Callable[..., Made], tmp_path: Path
+) -> None:
+    made = make(model__precision="fp32", gate__labels_column=None)
+    assert made.manifest.accuracy is None
+    gate = replace(made.request.gate, labels_column="digit")
+    how = replace(made.request.input, keys=("id", "digit"))
+    for least, passes in ((None, True), (0.5, True), (0.999, False)):
+        outcome = Maker(replace(made.request, input=how, gate=replace(gate, min_top1=least))).make()
+        assert isinstance(outcome, BundleOutcome), outcome
+        assert (outcome.passed, outcome.created) == (passes, False)
+        assert bool(outcome.report) == (least is not None)
 
 
 # ------------------------------------------------------------------------------------- what is taken

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from workers.bundle.accuracy import AccuracyReport
-from workers.bundle.gate import ARTIFACTS_ABREAST, Judged, decide, format_table
+from workers.bundle.gate import ARTIFACTS_ABREAST, Judged, decide, doubt, format_table
 from workers.contract import GateSpec
 from workers.engines.artifact import ArtifactInfo
 from workers.engines.base import InputLayout
@@ -40,6 +40,9 @@ LABELLED = GateSpec(labels_column="label")
         ({"top1": 0.7899}, LABELLED, "classify", "fall of true top-1"),
         ({"top1": 0.1}, GateSpec(), "classify", None),
         ({"top1_fp32": None, "top1": None}, LABELLED, "classify", "no labels in label"),
+        ({}, replace(LABELLED, min_top1=0.795), "classify", None),
+        ({}, replace(LABELLED, min_top1=0.796), "classify", "true top-1 79.50%, wanted >= 79.60%"),
+        ({"top1_fp32": 0.0, "top1": 0.0}, LABELLED, "classify", None),
         ({"mean_cosine": 0.9799}, GateSpec(), "embed", "mean cosine"),
         ({"mean_cosine": 0.1}, GateSpec(), "classify", None),
         ({"nonfinite_rows": 1}, GateSpec(), "classify", "NaN or infinity 1"),
@@ -81,6 +84,34 @@ def test_table_shows_every_figure_its_threshold_and_what_to_do() -> None:
     assert "80.00%" in shown
     assert "torch-int8/x86-vnni REFUSED: top-1 agreement 50.00%, wanted >= 97.00%\ngate REFUSED\nwhat to do:" in shown
     assert "model.precision: bf16 or fp32" in shown
+
+
+def test_where_fp32_itself_is_refused_nobody_is_sent_to_calibrate() -> None:
+    itself = judged(name="torch-float/fp32")
+    itself = replace(itself, info=replace(itself.info, precision="fp32", isa=None))
+    shown = format_table([itself], replace(LABELLED, min_top1=0.9), "classify")
+    assert "gate REFUSED\nwhat to do: fp32 itself is refused" in shown
+    assert "calibrate on more" not in shown
+
+
+@pytest.mark.parametrize(
+    ("top1_fp32", "rows", "classes", "doubted"),
+    [
+        (0.1, 500, 10, True),
+        (0.0, 500, 10, True),
+        (0.12, 500, 10, True),  # by chance one in six guesses so well
+        (0.2, 500, 10, False),
+        (0.8, 500, 2, False),
+        (0.0, 12, 1000, True),
+        (0.5, 3, 2, False),  # nobody can tell
+        (None, 0, 10, False),
+    ],
+)
+def test_fp32_that_is_no_better_than_guessing_is_doubted(
+    top1_fp32: float | None, rows: int, classes: int, doubted: bool
+) -> None:
+    report = replace(GOOD, top1_fp32=top1_fp32, labelled_rows=rows)
+    assert ("guessing among" in doubt(report, classes)) == doubted
 
 
 def test_table_of_a_passed_gate_gives_no_advice() -> None:

@@ -34,7 +34,7 @@ from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer
 from workers.host.cpu import isa_class
 from workers.image.errors import BadImage, ErrorCode
-from workers.image.resize import Preparer, decode_crop, decode_into
+from workers.image.resize import Preparer, decode_into
 from workers.model.load import LoadedModel
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
 from workers.source import parquet
@@ -275,11 +275,11 @@ def test_a_sample_keeps_what_the_job_sees_and_what_the_reference_sees(tmp_path: 
     slices = [SampleSlice(rows=rows, take=2) for rows in slices_of(file, (0, 0, 2))]
     request = sample_request(slices, PARQUET)
     exactly, scaled = (loaded(nn.Identity(), replace(HOW, decode=decode), outputs=4) for decode in ("exact", "scaled"))
-    plain = read_sample(request, exactly, decode_crop)
+    plain = read_sample(request, exactly, 2**30)
     assert plain.reference_NHWC is plain.crops_NHWC
-    both = read_sample(request, scaled, decode_crop)
+    both = read_sample(request, scaled, 2**30)
     assert (both.reference_NHWC == plain.crops_NHWC).all()
-    assert (both.crops_NHWC == read_sample(request, scaled, decode_crop).crops_NHWC).all()
+    assert (both.crops_NHWC == read_sample(request, scaled, 2**30).crops_NHWC).all()
     assert (both.crops_NHWC != both.reference_NHWC).any()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -97,10 +98,23 @@ FOUR = Topology(cores=((0,), (1,), (2,), (3,)), l3=(0, 0, 1, 1), quota_cpus=None
 def test_leases_are_disjoint_and_come_back_when_released(tmp_path: Path) -> None:
     first, second = lease(2, FOUR, tmp_path), lease(2, FOUR, tmp_path)
     assert set(first.plan.cpus) | set(second.plan.cpus) == {0, 1, 2, 3}
-    with pytest.raises(NoCores, match="0 free"):
+    with pytest.raises(NoCores, match=r"1 of 4 cores wanted, 0 free; held by "):
         lease(1, FOUR, tmp_path)
     first.release()
     assert lease(2, FOUR, tmp_path).plan.cpus == first.plan.cpus
+    second.release()
+
+
+def test_whoever_finds_no_cores_is_told_who_has_them(tmp_path: Path) -> None:
+    command = "`stint run job.yaml` (process 17 on here)"
+    first, second = lease(2, FOUR, tmp_path, held_for=command), lease(2, FOUR, tmp_path)
+    with pytest.raises(NoCores) as caught:
+        lease(1, FOUR, tmp_path)
+    pattern = (
+        rf"process {os.getpid()} for {re.escape(command)}, since \d{{4}}-[\d: -]+ UTC; process {os.getpid()}, since"
+    )
+    assert re.search(pattern, str(caught.value))
+    first.release()
     second.release()
 
 

@@ -18,7 +18,6 @@ from workers.engines.base import Pixels
 from workers.measure.pruning import PruningError, macs_of, prune, save_pruned
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError
-from workers.storage.filesystems import read_url
 
 pytest.importorskip("torch_pruning")
 
@@ -87,7 +86,7 @@ def test_a_saved_network_is_the_same_when_a_job_loads_it(tmp_path: Path) -> None
     file = tmp_path / "pruned.safetensors"
     save_pruned(pruned.module, whole, SPEC, file)
     spec = ModelSpec(arch="workers.pruned:build", args={"file": str(file)}, weights=str(file), preprocess={"crop": 32})
-    loaded = load_model(spec, read_url)
+    loaded = load_model(spec)
     noise = torch.rand(3, 3, 32, 32)
     assert torch.equal(loaded.module(noise), pruned.module(noise))
     assert sum(p.numel() for p in loaded.module.parameters()) < sum(p.numel() for p in whole.module.parameters())
@@ -106,7 +105,7 @@ def test_a_file_of_anything_else_is_refused(content: bytes, tmp_path: Path) -> N
     file.write_bytes(content)
     spec = ModelSpec(arch="workers.pruned:build", args={"file": str(file)}, weights=str(file))
     with pytest.raises(ModelError, match="no pruned network"):
-        load_model(spec, read_url)
+        load_model(spec)
 
 
 def test_a_file_cannot_set_anything_but_sizes(tmp_path: Path) -> None:
@@ -114,4 +113,4 @@ def test_a_file_cannot_set_anything_but_sizes(tmp_path: Path) -> None:
     written = '{"arch": "workers.digits:digits_cnn", "args": {}, "sizes": {"0": {"forward": 1}}}'
     save_file({"x": torch.zeros(1)}, file, {"stint.pruned": written})
     with pytest.raises(ModelError, match="no size of a layer"):
-        load_model(ModelSpec(arch="workers.pruned:build", args={"file": str(file)}, weights=str(file)), read_url)
+        load_model(ModelSpec(arch="workers.pruned:build", args={"file": str(file)}, weights=str(file)))

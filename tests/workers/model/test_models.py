@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -19,12 +20,13 @@ import torch
 from torch import nn
 
 from jobs.errors import SpecError
+from jobs.spec.fingerprint import fingerprints
 from jobs.spec.load import parse_spec
 from tests.support.networks import one_thread
 from workers.contract import ModelSpec
 from workers.digits import digits_cnn
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class, runs_on
-from workers.model.load import load_model
+from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input
 from workers.model.torchvision_import import import_torchvision
@@ -38,8 +40,11 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def reader(files: Mapping[str, bytes]) -> Callable[[str], bytes]:
-    return lambda url: files[url]
+def load(spec: ModelSpec, files: Mapping[str, bytes]) -> LoadedModel:
+    """As load_model, where these are all the files that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.model.load.read_url", files.__getitem__)
+        return load_model(spec)
 
 
 def saved(tensors: object) -> bytes:
@@ -111,17 +116,17 @@ def test_arch_of_no_known_form_is_refused(arch: str) -> None:
 
 def test_unknown_arch_names_the_nearest() -> None:
     with pytest.raises(ModelError, match=r"nearest: torchvision/resnet50"):
-        load_model(ModelSpec(arch="torchvision/resnet_50", weights="DEFAULT"), reader({}))
+        load(ModelSpec(arch="torchvision/resnet_50", weights="DEFAULT"), {})
 
 
 def test_unknown_weights_enum_lists_the_valid_ones() -> None:
     with pytest.raises(ModelError, match="IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
-        load_model(ModelSpec(arch="torchvision/resnet50", weights="IMAGENET1K_V3"), reader({}))
+        load(ModelSpec(arch="torchvision/resnet50", weights="IMAGENET1K_V3"), {})
 
 
 def test_random_weights_are_refused() -> None:
     with pytest.raises(ModelError, match="would be random"):
-        load_model(ModelSpec(arch="torchvision/resnet50", weights=None), reader({}))
+        load(ModelSpec(arch="torchvision/resnet50", weights=None), {})
 
 
 def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +137,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch: pytest.Monke
     models = import_torchvision().models
     monkeypatch.setattr(models._api, "load_state_dict_from_url", offline)
     with pytest.raises(ModelError, match=r"could not be fetched from https://.*give its path or URL"):
-        load_model(ModelSpec(arch=SMALL, weights="DEFAULT"), reader({}))
+        load(ModelSpec(arch=SMALL, weights="DEFAULT"), {})
 
 
 def test_weights_enum_brings_its_weights_preprocessing_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +145,7 @@ def test_weights_enum_brings_its_weights_preprocessing_and_labels(monkeypatch: p
     torch.manual_seed(0)
     published = models.squeezenet1_1(weights=None).state_dict()
     monkeypatch.setattr(models._api, "load_state_dict_from_url", lambda *_args, **_kwargs: published)
-    model = load_model(ModelSpec(arch=SMALL, weights="SqueezeNet1_1_Weights.IMAGENET1K_V1"), reader({}))
+    model = load(ModelSpec(arch=SMALL, weights="SqueezeNet1_1_Weights.IMAGENET1K_V1"), {})
     assert same_weights(model.module, published)
     assert model.preprocess == IMAGENET
     assert model.labels is not None
@@ -158,13 +163,13 @@ def test_state_dict_is_found_under_what_training_wraps_around_it(
 ) -> None:
     named = {prefix + name: value for name, value in state.items()}
     data = saved(named if nesting is None else {nesting: named, "epoch": 3})
-    model = load_model(digits_spec(weights="w.pth"), reader({"w.pth": data}))
+    model = load(digits_spec(weights="w.pth"), {"w.pth": data})
     assert same_weights(model.module, state)
 
 
 def test_safetensors_are_loaded(state: dict[str, torch.Tensor]) -> None:
     data = safetensors.torch.save(state)
-    model = load_model(digits_spec(), reader({"s3://b/w.safetensors": data}))
+    model = load(digits_spec(), {"s3://b/w.safetensors": data})
     assert same_weights(model.module, state)
     assert (model.outputs, model.labels) == (10, None)
 
@@ -172,17 +177,17 @@ def test_safetensors_are_loaded(state: dict[str, torch.Tensor]) -> None:
 def test_head_of_another_size_hints_at_num_classes(random_resnet18: Callable[..., bytes]) -> None:
     files = {"w.pth": random_resnet18(num_classes=4)}
     with pytest.raises(ModelError) as caught:
-        load_model(ModelSpec(arch="torchvision/resnet18", weights="w.pth"), reader(files))
+        load(ModelSpec(arch="torchvision/resnet18", weights="w.pth"), files)
     assert "fc.weight (4, 512) in the file, (1000, 512) expected" in str(caught.value)
     assert "model.args: {num_classes: 4}" in str(caught.value)
     spec = ModelSpec(arch="torchvision/resnet18", weights="w.pth", args={"num_classes": 4})
-    assert load_model(spec, reader(files)).outputs == 4
+    assert load(spec, files).outputs == 4
 
 
 def test_weights_that_do_not_fit_list_what_is_missing_and_unknown(state: dict[str, torch.Tensor]) -> None:
     renamed = {name.replace("10.bias", "10.offset"): value for name, value in state.items()}
     with pytest.raises(ModelError) as caught:
-        load_model(digits_spec(weights="w.pth"), reader({"w.pth": saved(renamed)}))
+        load(digits_spec(weights="w.pth"), {"w.pth": saved(renamed)})
     assert "missing from the file: 10.bias (10,)" in str(caught.value)
     assert "unknown to the network: 10.offset (10,)" in str(caught.value)
     assert "num_classes" not in str(caught.value)
@@ -198,7 +203,7 @@ def test_pickle_that_would_run_code_is_refused_and_runs_nothing(protocol_file: b
     payload = {"weight": _Malicious()}
     data = saved(payload) if protocol_file else pickle.dumps(payload)
     with pytest.raises(ModelError, match=r"w\.pth"):
-        load_model(digits_spec(weights="w.pth"), reader({"w.pth": data}))
+        load(digits_spec(weights="w.pth"), {"w.pth": data})
     assert "stint_was_here" not in sys.modules
 
 
@@ -206,13 +211,49 @@ def test_pickle_that_would_run_code_is_refused_and_runs_nothing(protocol_file: b
 @pytest.mark.parametrize("data", [b"", b"not weights at all", b"PK\x03\x04cut short"])
 def test_files_that_are_no_weights_are_named(weights: str, data: bytes) -> None:
     with pytest.raises(ModelError, match=weights):
-        load_model(digits_spec(weights=weights), reader({weights: data}))
+        load(digits_spec(weights=weights), {weights: data})
+
+
+def torchscript() -> bytes:
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), program)
+    return program.getvalue()
+
+
+@pytest.mark.parametrize("weights", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "Git LFS pointer.*`git lfs pull`"),
+        (b"\n<!DOCTYPE html><html><title>Sign in</title>", "is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+        (torchscript(), r"is a TorchScript program.*torch\.jit\.load"),
+    ],
+    ids=["empty", "lfs", "html", "xml", "torchscript"],
+)
+def test_files_that_are_often_taken_for_weights_are_recognised(weights: str, data: bytes, what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        load(digits_spec(weights=weights), {weights: data})
+    spec = {"name": "x", "input": {"uri": "in"}, "output": {"uri": "out"}}
+    for given in ({"weights": weights}, {"labels": weights}):  # and before any worker is there
+        job = parse_spec(spec | {"model": {"arch": "workers.digits:digits_cnn"} | given})
+        with pytest.raises(SpecError, match=what):
+            fingerprints(job, lambda _: data)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_name_the_tensor(state: dict[str, torch.Tensor], wrong: float) -> None:
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    broken = {**state, name: torch.full_like(state[name], wrong)}
+    with pytest.raises(ModelError, match=rf"w\.pth holds values that are no numbers .* in {re.escape(name)};"):
+        load(digits_spec(weights="w.pth"), {"w.pth": saved(broken)})
 
 
 @pytest.mark.parametrize("holding", [{"epoch": 3}, [1, 2], {}])
 def test_files_without_a_state_dict_are_named(holding: object) -> None:
     with pytest.raises(ModelError, match=r"w\.pth"):
-        load_model(digits_spec(weights="w.pth"), reader({"w.pth": saved(holding)}))
+        load(digits_spec(weights="w.pth"), {"w.pth": saved(holding)})
 
 
 # -------------------------------------------------------------------------------------------------- functions
@@ -243,11 +284,11 @@ def two_outputs() -> nn.Module:
 )
 def test_functions_that_give_no_network_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        load_model(digits_spec(**changes), reader({}))
+        load(digits_spec(**changes), {})
 
 
 def test_function_without_weights_is_taken_as_it_comes() -> None:
-    assert load_model(digits_spec(weights=None, args={"num_classes": 3}), reader({})).outputs == 3
+    assert load(digits_spec(weights=None, args={"num_classes": 3}), {}).outputs == 3
 
 
 # ---------------------------------------------------------------------------------- labels and preprocessing
@@ -261,25 +302,25 @@ def test_function_without_weights_is_taken_as_it_comes() -> None:
 def test_labels_come_from_the_spec_or_a_file(labels: tuple[str, ...] | str) -> None:
     files = {"l.txt": b"a\nb\r\n\nc\n", "l.json": json.dumps(["a", "b", "c"]).encode()}
     spec = digits_spec(weights=None, args={"num_classes": 3}, labels=labels)
-    assert load_model(spec, reader(files)).labels == ("a", "b", "c")
+    assert load(spec, files).labels == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("labels", [("a", "b"), "imagenet", "l.txt"])
 def test_labels_of_another_number_than_outputs_are_refused(labels: tuple[str, ...] | str) -> None:
     spec = digits_spec(weights=None, args={"num_classes": 3}, labels=labels)
     with pytest.raises(ModelError, match=r"names, but .* has 3 outputs"):
-        load_model(spec, reader({"l.txt": b"a\nb\nc\nd\n"}))
+        load(spec, {"l.txt": b"a\nb\nc\nd\n"})
 
 
 @pytest.mark.parametrize("text", [b"[1, 2, 3]", b"[broken", b"\xff\xfe"])
 def test_label_files_of_another_kind_are_refused(text: bytes) -> None:
     with pytest.raises(ModelError, match=r"l\.json"):
-        load_model(digits_spec(weights=None, labels="l.json"), reader({"l.json": text}))
+        load(digits_spec(weights=None, labels="l.json"), {"l.json": text})
 
 
 def test_preprocessing_is_overridden_key_by_key() -> None:
     given = {"resize": 40, "crop": 32, "mean": (0.1, 0.2, 0.3), "interpolation": "bicubic"}
-    found = load_model(digits_spec(weights=None, preprocess=given), reader({})).preprocess
+    found = load(digits_spec(weights=None, preprocess=given), {}).preprocess
     assert found == replace(IMAGENET, resize_px=40, crop_px=32, mean=(0.1, 0.2, 0.3), interpolation="bicubic")
 
 
@@ -287,11 +328,11 @@ def test_preprocessing_is_overridden_key_by_key() -> None:
     ("given", "words"),
     [
         ({"crops": 32}, r"unknown key 'model.preprocess.crops': did you mean 'crop'\?"),
-        ({"crop": "many"}, r"model.preprocess.crop: .*integer, .*got 'many'"),
+        ({"crop": "many"}, r"model.preprocess.crop: a whole number of at least 1 is wanted, got 'many'"),
         ({"crop": 320}, "smaller than crop"),
         ({"std": [0.1, 0, 0.1]}, "above 0"),
-        ({"mean": [0.1]}, r"'model.preprocess.mean.1' is missing"),
-        ({"interpolation": "lanczos"}, "'bilinear', 'bicubic' or 'nearest'"),
+        ({"mean": [0.1]}, r"model.preprocess.mean: a list of 3 numbers is wanted, got \[0.1\]"),
+        ({"interpolation": "lanczos"}, "one of bilinear, bicubic, nearest is wanted"),
     ],
 )
 def test_preprocessing_of_no_use_is_refused_with_the_spec_or_by_what_the_weights_come_with(
@@ -300,16 +341,16 @@ def test_preprocessing_of_no_use_is_refused_with_the_spec_or_by_what_the_weights
     model = {"arch": "workers.digits:digits_cnn", "preprocess": given}
     raw = {"name": "x", "input": {"uri": "in"}, "output": {"uri": "out"}, "model": model}
     with pytest.raises((SpecError, ModelError), match=words):
-        load_model(parse_spec(raw).model, reader({}))
+        load(parse_spec(raw).model, {})
 
 
 def test_crop_that_the_network_does_not_take_is_refused() -> None:
     with pytest.raises(ModelError, match="does not take images of 8 by 8"):
-        load_model(
+        load(
             ModelSpec(
                 arch="tests.workers.model.test_models:alexnet", weights=None, preprocess={"resize": 8, "crop": 8}
             ),
-            reader({}),
+            {},
         )
 
 
@@ -360,9 +401,9 @@ def test_embedding_is_what_the_last_linear_layer_reads(
     )
     images = torch.randn(2, 3, side, side)
     seen: list[torch.Tensor] = []
-    original = load_model(spec, reader({})).module
+    original = load(spec, {}).module
     original.get_submodule(layer).register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
-    embedding = load_model(replace(spec, task="embed", labels=("never", "read")), reader({}))
+    embedding = load(replace(spec, task="embed", labels=("never", "read")), {})
     with torch.no_grad():
         original(images)
         found = embedding.module(images)
@@ -386,7 +427,7 @@ def test_embedding_of_squeezenet_is_cut_before_its_classifying_convolution(monke
     spec = ModelSpec(
         arch="tests.workers.model.test_models:named", weights=None, task="embed", preprocess={"crop": 64, "resize": 64}
     )
-    model = load_model(spec, reader({}))
+    model = load(spec, {})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.module(images), model.module.features(images).mean((2, 3)))  # type: ignore[operator]
@@ -401,7 +442,7 @@ def test_network_without_a_classifier_is_an_embedding_as_it_is() -> None:
     spec = ModelSpec(
         arch="tests.workers.model.test_models:backbone", weights=None, task="embed", preprocess={"crop": 16}
     )
-    assert load_model(spec, reader({})).outputs == 8
+    assert load(spec, {}).outputs == 8
 
 
 # ------------------------------------------------------------------------------------------------ CPU classes

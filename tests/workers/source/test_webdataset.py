@@ -29,7 +29,6 @@ from workers.build.sample import read_sample
 from workers.bundle.manifest import RowRef
 from workers.contract import InputSpec, Preprocess, SampleSlice
 from workers.image.errors import BadImage
-from workers.image.resize import decode_crop
 from workers.source import source_file, tar, webdataset
 from workers.source.rows import RowGroup
 from workers.source.shard_reader import ShardReader, SourceChanged
@@ -243,7 +242,7 @@ def test_labels_of_the_gate_are_read_from_class_members(tmp_path: Path) -> None:
     slices = [SampleSlice(rows=s, take=2) for s in shard(path, index(path, 2)).slices]
     crop = Preprocess(resize_px=32, crop_px=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     request = sample_request(slices, JPG, labels_column="cls")
-    sample = read_sample(request, loaded(nn.Identity(), crop, outputs=10), decode_crop)
+    sample = read_sample(request, loaded(nn.Identity(), crop, outputs=10), 2**30)
     assert sample.labels is not None
     found = {int(label): row for label, row in zip(sample.labels, sample.rows, strict=True)}
     assert found == {i: RowRef(uri=str(path), row_group=0, row=i) for i in range(4)}

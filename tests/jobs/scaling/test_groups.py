@@ -7,58 +7,60 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.fleet.fleet import Fleet
-from jobs.fleet.groups import GroupState, requests, surplus
+from jobs.scaling.groups import GROUP_START_FAILURES, NodeGroup, StartFailures, requests, surplus
 from jobs.spec.load import parse_spec
-from jobs.spec.schema import JobSpec, Workers
+from jobs.spec.schema import Group, JobSpec, Workers
 
 
-def ask(wanted: int, *groups: GroupState, replace: bool = True) -> list[int]:
-    return requests(wanted, groups, replace=replace)
+def group(
+    *, most: int | None = None, ready: int = 0, starting: int = 0, closed: bool = False, unfit: bool = False
+) -> NodeGroup:
+    return NodeGroup(
+        Group.model_construct(labels={}, max=most),
+        ready=dict.fromkeys(range(ready)),
+        starting=dict.fromkeys(range(ready, ready + starting)),
+        closed_until=1.0 if closed else 0.0,
+        failures=StartFailures(GROUP_START_FAILURES if unfit else 0),
+    )
+
+
+def ask(wanted: int, *groups: NodeGroup, replace: bool = True) -> list[int]:
+    return requests(wanted, groups, 0.5, replace=replace)
 
 
 def test_the_preferred_group_is_asked_for_all_that_it_may_have_and_the_next_for_the_rest() -> None:
-    assert ask(10, GroupState(), GroupState()) == [10, 0]
-    assert ask(10, GroupState(most=6), GroupState()) == [6, 4]
-    assert ask(10, GroupState(most=6, ready=2, starting=1), GroupState()) == [3, 4]
-    assert ask(10, GroupState(ready=10), GroupState()) == [0, 0]
+    assert ask(10, group(), group()) == [10, 0]
+    assert ask(10, group(most=6), group()) == [6, 4]
+    assert ask(10, group(most=6, ready=2, starting=1), group()) == [3, 4]
+    assert ask(10, group(ready=10), group()) == [0, 0]
 
 
 def test_a_group_without_nodes_is_passed_over_and_the_last_one_never_is() -> None:
-    assert ask(10, GroupState(open=False, ready=3), GroupState()) == [0, 7]
-    assert ask(10, GroupState(open=False), GroupState(open=False)) == [0, 10]
+    assert ask(10, group(closed=True, ready=3), group()) == [0, 7]
+    assert ask(10, group(closed=True), group(closed=True)) == [0, 10]
 
 
 def test_what_no_open_group_may_take_is_still_asked_of_the_closed_ones() -> None:
-    assert ask(10, GroupState(open=False), GroupState(open=False, most=4)) == [6, 4]
-    assert ask(10, GroupState(open=False, most=2), GroupState(open=False), GroupState(most=4, ready=4)) == [2, 4, 0]
-    assert ask(4, GroupState(open=False), GroupState(most=4, ready=4)) == [0, 0]
-    assert ask(10, GroupState(open=False, unfit=True), GroupState(most=4)) == [0, 4]
+    assert ask(10, group(closed=True), group(closed=True, most=4)) == [6, 4]
+    assert ask(10, group(closed=True, most=2), group(closed=True), group(most=4, ready=4)) == [2, 4, 0]
+    assert ask(4, group(closed=True), group(most=4, ready=4)) == [0, 0]
+    assert ask(10, group(closed=True, unfit=True), group(most=4)) == [0, 4]
 
 
 def test_when_a_preferred_group_opens_again_it_is_asked_for_as_many_as_work_elsewhere() -> None:
-    assert ask(10, GroupState(), GroupState(ready=10)) == [10, 0]
-    assert ask(10, GroupState(most=4, ready=1), GroupState(ready=9)) == [3, 0]
-    assert ask(10, GroupState(), GroupState(ready=10), replace=False) == [0, 0]
+    assert ask(10, group(), group(ready=10)) == [10, 0]
+    assert ask(10, group(most=4, ready=1), group(ready=9)) == [3, 0]
+    assert ask(10, group(), group(ready=10), replace=False) == [0, 0]
 
 
 def test_workers_of_less_preferred_groups_are_let_go_as_preferred_ones_take_their_place() -> None:
-    assert surplus(10, [GroupState(ready=3), GroupState(ready=10)]) == [0, 3]
-    assert surplus(10, [GroupState(ready=9), GroupState(ready=2), GroupState(ready=4)]) == [0, 1, 4]
+    assert surplus(10, [group(ready=3), group(ready=10)]) == [0, 3]
+    assert surplus(10, [group(ready=9), group(ready=2), group(ready=4)]) == [0, 1, 4]
 
 
 def test_within_the_most_preferred_group_at_work_nobody_is_let_go() -> None:
-    assert surplus(4, [GroupState(ready=9)]) == [0]
-    assert surplus(4, [GroupState(), GroupState(ready=9)]) == [0, 0]
-
-
-def test_those_with_fewest_neighbours_go_first_so_that_nodes_fall_idle() -> None:
-    fleet = Fleet(Workers(max=6), now=0.0)
-    for worker, node in {1: "a", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}.items():
-        fleet.asked(worker, 0, 0.0)
-        fleet.placed(worker, node, 3, 0.0)
-        fleet.ready(worker, 0.0)
-    assert fleet.to_let_go([1, 2, 4, 5, 6], ready=6, shards=0) == [4, 5, 6, 1, 2]
+    assert surplus(4, [group(ready=9)]) == [0]
+    assert surplus(4, [group(), group(ready=9)]) == [0, 0]
 
 
 # ------------------------------------------------------------------------------------------ the spec

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.fleet.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, RecentRate, StartDelay, workers_wanted
+from jobs.scaling.sizing import CLOSING_S, MARGIN, START_DELAY_S, Outlook, RecentRate, StartDelay, workers_wanted
 
 RATE = 10.0
 HOUR_S = 3600.0

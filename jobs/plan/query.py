@@ -1,4 +1,4 @@
-"""A few rows of predictions that fulfil a condition in SQL, chosen in one pass over a stream.
+"""Rows of predictions that fulfil a condition in SQL: a few of them, or how many, in one pass over a stream.
 
 The condition is an expression and nothing else: DuckDB parses it as one, in a database of its own that may read no
 file, load no extension and see no variable of ours. Rows are chosen by a hash of seed and place, so that the same seed
@@ -8,7 +8,9 @@ chooses the same rows of the same predictions, in whatever order they come.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -63,28 +65,41 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
     Raises SpecError for a condition that is none, or without DuckDB; RunFailed, StoreError, StoreDenied when the stream
     breaks.
     """
+    if order != "random" and "score" not in reader.schema.names:
+        raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
+    sign = "-" if order == "-score" else ""  # rows without a score come last
+    first = "0.0" if order == "random" else f"coalesce({sign}score::DOUBLE, 'infinity'::DOUBLE)"
+    by = f'{first} AS "{FIRST}", hash({_PLACE}, {seed:d}) AS "{SECOND}"'
+    with _fulfilling(reader, where, "--where") as (rows, stream):
+        best, count = _best(pa.RecordBatchReader.from_stream(rows.project(f"*, {by}")), n)
+    return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
+
+
+def count_by(reader: pa.RecordBatchReader, where: str, column: str, *, option: str) -> dict[str, int]:
+    """Rows for which `where` is true by the value of a column; `option` is what a person gave the condition by.
+
+    Raises as `choose`.
+    """
+    with _fulfilling(reader, where, option) as (rows, _):
+        return dict(rows.aggregate(f'"{column}", count(*)', f'"{column}"').order(f'"{column}"').fetchall())
+
+
+@contextmanager
+def _fulfilling(reader: pa.RecordBatchReader, where: str | None, option: str) -> Iterator[tuple[Any, _Counted]]:
+    """The rows as a relation of DuckDB, which can be read within the context, and the stream that they come from."""
     try:
         import duckdb
     except ImportError as error:
-        raise SpecError(
-            "conditions are evaluated by DuckDB, which is not installed", "pip install -e '.[look]'"
-        ) from error
-    if order != "random" and "score" not in reader.schema.names:
-        raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
+        raise SpecError("conditions are evaluated by DuckDB, which is not installed", "pip install duckdb") from error
     stream = _Counted(reader)
     try:
         with duckdb.connect(":memory:", config=LOCKED) as database:
             rows = database.from_arrow(pa.RecordBatchReader.from_batches(reader.schema, stream.batches()))
             # Nothing can be set back from here on, and whatever is no expression is refused by the parser.
             database.execute("SET lock_configuration = true")
-            sign = "-" if order == "-score" else ""  # rows without a score come last
-            first = "0.0" if order == "random" else f"coalesce({sign}score::DOUBLE, 'infinity'::DOUBLE)"
-            by = f'{first} AS "{FIRST}", hash({_PLACE}, {seed:d}) AS "{SECOND}"'
-            matching = rows.filter(f"({where or 'true'}\n)").project(f"*, {by}")
-            best, count = _best(pa.RecordBatchReader.from_stream(matching), n)
+            yield rows.filter(f"({where or 'true'}\n)"), stream
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _explained(error, stream, where, reader.schema) from error
-    return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
+        raise _explained(error, stream, f"{option} {where!r}", reader.schema) from error
 
 
 def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
@@ -97,7 +112,7 @@ def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
     return best, count
 
 
-def _explained(error: Exception, stream: _Counted, where: str | None, schema: pa.Schema) -> Exception:
+def _explained(error: Exception, stream: _Counted, asked: str, schema: pa.Schema) -> Exception:
     """What a person needs to know of an error that ended the search."""
     if isinstance(stream.fault, StoreError | StoreDenied):
         return stream.fault
@@ -108,4 +123,4 @@ def _explained(error: Exception, stream: _Counted, where: str | None, schema: pa
     # Without DuckDB's drawing of the query, which shows our half of it, too.
     said = " ".join(str(error).partition("\n\nLINE ")[0].split())
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    return SpecError(f"--where {where!r}: {said}", f"a condition in SQL over {columns}")
+    return SpecError(f"{asked}: {said}", f"a condition in SQL over {columns}")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.fleet.speculation import left_s, pays, second_attempts, spares
 from jobs.pool.contract import Event, ShardEnded
 from jobs.progress.snapshot import Price
 from jobs.report.report import Report, summary
@@ -15,6 +14,7 @@ from jobs.run import loop as loop_module
 from jobs.run import policy
 from jobs.run.backlog import Backlog
 from jobs.run.policy import Budget
+from jobs.scaling.speculation import left_s, pays, second_attempts, spares
 from jobs.spec.schema import Limits
 from tests.jobs.run.test_loop import ROOT, setup
 from tests.support.fates import COMMIT, CRASH, HANG, NODE, PREEMPTED, SHARD_S, STORAGE, TASK, Fate, Fated, Given, fated

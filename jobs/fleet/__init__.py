@@ -1,4 +1,0 @@
-"""How many workers, on which nodes, and when a second attempt pays: pure decisions and the books they need.
-
-Never here: Ray, a clock, a store; times come as arguments.
-"""

@@ -1,0 +1,70 @@
+"""Which root readers follow: the promoted one, or the first that has a complete plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.ledger.current import current_root, follow, followed_root, keep_following
+from workers.storage.store import Store, open_store
+
+OLD, NEW, OTHER = "model=old-1", "model=new-2", "model=other-3"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+def open_root(store: Store, root: str) -> None:
+    assert store.create(f"{root}/_stint/plans/00000001.parquet", b"")
+
+
+def complete(store: Store, root: str) -> None:
+    assert store.create(f"{root}/_stint/done/00000001.parquet", b"")
+
+
+def test_a_root_without_a_complete_plan_neither_has_readers_nor_takes_them(store: Store) -> None:
+    open_root(store, OLD)
+    assert followed_root(store) is None
+    complete(store, OLD)
+    open_root(store, NEW)
+    assert followed_root(store) == OLD
+
+
+def test_readers_keep_the_first_root_when_a_second_is_about_to_have_a_complete_plan(store: Store) -> None:
+    complete(store, OLD)
+    assert keep_following(store, NEW) == OLD
+    complete(store, NEW)
+    assert followed_root(store) == OLD
+    assert keep_following(store, OTHER) is None, "it is written down already"
+    follow(store, NEW)
+    assert followed_root(store) == NEW
+
+
+def test_a_first_root_needs_no_entry(store: Store) -> None:
+    open_root(store, NEW)
+    assert keep_following(store, NEW) is None
+    complete(store, NEW)
+    assert keep_following(store, NEW) is None
+    assert (current_root(store), followed_root(store)) == (None, NEW)
+
+
+def test_of_two_complete_roots_nobody_chooses(store: Store) -> None:
+    complete(store, OLD)
+    complete(store, OTHER)
+    assert keep_following(store, NEW) is None
+    assert followed_root(store) is None
+
+
+def test_a_promotion_that_comes_between_wins(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete(store, OLD)
+
+    def meanwhile(store: Store) -> list[str]:
+        follow(store, NEW)
+        return [OLD]
+
+    monkeypatch.setattr("jobs.ledger.current.complete_roots", meanwhile)
+    assert keep_following(store, NEW) is None
+    assert current_root(store) == NEW

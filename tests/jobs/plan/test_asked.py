@@ -1,0 +1,141 @@
+"""`--again`: what it names, and that readers see each row once whatever is scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from jobs.errors import SpecError
+from jobs.plan.asked import asked_for
+from jobs.reader import done
+from tests.support.small_ledger import SmallLedger
+from workers.image.errors import ErrorCode
+
+NOT_THERE = {2: ErrorCode.NOT_FOUND, 5: ErrorCode.NOT_FOUND}
+
+
+def says(number: int) -> tuple[int, float]:
+    return number % 3, 0.5
+
+
+def at_first(number: int) -> tuple[int, float] | ErrorCode:
+    return NOT_THERE.get(number, says(number))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallLedger:
+    """Three files of three rows; two of the images are not there yet."""
+    made = SmallLedger(tmp_path, limits={"bad_rows": 0.5})
+    for number, name in enumerate(("x/a.parquet", "x/b.parquet", "y/c.parquet")):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        made.put(name, range(3 * number, 3 * number + 3), lambda n: b"%d" % n)
+    made.score(at_first)
+    return made
+
+
+def seen(small: SmallLedger) -> Mapping[int, str | None]:
+    """Error codes by id; each row once."""
+    table = done(str(small.folder / "out")).table(["id", "error_code"])
+    ids, codes = (column.to_pylist() for column in table.columns)
+    assert sorted(ids) == sorted(set(ids))
+    return dict(zip(ids, codes, strict=True))
+
+
+def asked(small: SmallLedger, text: str) -> Mapping[str, int]:
+    job = small.job
+    files = asked_for(job, job.ledger.plans(), text).files
+    return {str(Path(uri).relative_to(small.folder / "in")): rows for uri, rows in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("error_code = 'not_found'", {"x/a.parquet": 1, "x/b.parquet": 1}),
+        ("id = 7 OR id = 8", {"y/c.parquet": 2}),
+        ("error_code = 'null'", {}),
+        ("c.parquet", {"y/c.parquet": 0}),
+        ("x/a.parquet", {"x/a.parquet": 0}),
+        ("{folder}/in/x/", {"x/a.parquet": 0, "x/b.parquet": 0}),
+        ("{folder}/in/y/c.parquet", {"y/c.parquet": 0}),
+    ],
+)
+def test_files_are_named_by_their_rows_or_by_themselves(
+    small: SmallLedger, text: str, files: Mapping[str, int]
+) -> None:
+    assert asked(small, text.format(folder=small.folder)) == files
+
+
+def test_what_names_nothing_is_explained(small: SmallLedger) -> None:
+    with pytest.raises(SpecError, match=r"--again 'nope\.parquet': .*nope") as told:
+        asked(small, "nope.parquet")
+    assert told.value.next_step.startswith("name a file or folder that was scored, a day, or a condition in SQL over ")
+    with pytest.raises(SpecError, match=r"--again 2026-03-01: no \{as_of\} is in input.uri"):
+        asked(small, "2026-03-01")
+
+
+def test_a_day_names_the_files_of_its_folder(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, input={"uri": f"{tmp_path}/in/{{as_of:%Y/%m/%d}}", "days": 3660})
+    for day in ("2026/03/01", "2026/03/02", "2026/03/03"):
+        (tmp_path / "in" / day).mkdir(parents=True)
+        small.put(f"{day}/a.parquet", [int(day[-1])], lambda n: b"%d" % n)
+    small.score(says)
+    assert asked(small, "2026-03-02") == {"2026/03/02/a.parquet": 0}
+    assert len(asked(small, "2026-03-02..2026-03-03")) == 2
+
+
+def test_rows_are_scored_again_in_place_of_those_that_were_there(
+    small: SmallLedger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert seen(small) == {n: NOT_THERE.get(n) for n in range(9)}
+    plan = small.claim("error_code = 'not_found'")
+    assert [Path(uri).name for uri, _ in sorted(plan.claimed)] == ["a.parquet", "b.parquet"]
+    for shard in plan.shards:
+        small.commit(shard, says)
+    assert seen(small) == {n: NOT_THERE.get(n) for n in range(9)}  # until the plan is done
+    small.finish(plan)
+    assert seen(small) == dict.fromkeys(range(9))
+    assert small.job.ledger.superseded(small.job.ledger.plans(), {1, 2}) == {(1, *at) for at in plan.claimed}
+    assert main(["verify", str(small.spec)]) == 0
+    assert main(["explain", str(small.spec), "id=5"]) == 0
+    told = capsys.readouterr().out
+    assert "see it: plan 2 is done" in told
+    assert "superseded: plan 2 has scored the file again" in told
+
+
+def test_what_was_scored_again_may_be_scored_again_or_change(small: SmallLedger) -> None:
+    for _ in range(2):
+        small.score(says, "b.parquet")
+        assert seen(small) == {n: ErrorCode.NOT_FOUND if n == 2 else None for n in range(9)}
+    small.put("x/b.parquet", range(30, 33), lambda n: b"%d" % n)
+    small.score(says)
+    assert seen(small).keys() == {*range(3), *range(6, 9), *range(30, 33)}
+    assert main(["verify", str(small.spec)]) == 0
+
+
+def test_a_file_that_vanishes_before_its_turn_keeps_its_rows_until_it_is_back_and_whole(small: SmallLedger) -> None:
+    before = seen(small)
+    plan = small.claim(f"{small.folder}/in/x")
+    away = small.folder / "in/x/a.parquet"
+    away.rename(small.folder / "a.parquet")
+    for shard in plan.shards:
+        small.commit(shard, says)
+    small.finish(plan)
+    assert seen(small) == {**before, 5: None}
+    (small.folder / "a.parquet").rename(away)
+    small.score(says)  # what a run does by itself: the rows that were gone
+    assert seen(small) == dict.fromkeys(range(9))
+    assert main(["verify", str(small.spec)]) == 0
+
+
+def test_a_file_that_is_not_there_any_more_keeps_its_rows(small: SmallLedger) -> None:
+    (small.folder / "in/x/a.parquet").unlink()
+    job = small.job
+    found = asked_for(job, job.ledger.plans(), "error_code = 'not_found'")
+    assert [Path(uri).name for uri in found.gone] == ["a.parquet"]
+    assert [Path(source.uri).name for source in found.sources] == ["b.parquet"]
+    before = seen(small)
+    small.score(says, "error_code = 'not_found'")
+    assert seen(small) == {**before, 5: None}

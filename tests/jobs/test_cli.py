@@ -1,0 +1,76 @@
+"""The command line itself: its version, the words for options that cannot be, and output that nobody reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.arguments import VERSION, parser
+from jobs.spec.days import Ago, Days
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"stint {VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run job.yaml --as-of 01.03.2026", "'01.03.2026' is no day; write it as 2026-03-01"),
+        ("run job.yaml --backfill 2026-03-01", "FROM..TO is wanted"),
+        ("nightly --template t --as-of soon", "'soon' is no day"),
+        ("nightly --template t --keep all", "all: a whole number of at least 0 is wanted"),
+        ("sample job.yaml --seed x", "x: a whole number of at least 0 is wanted"),
+        ("sample job.yaml -n many", "many: a number of rows above 0, at most 1000, is wanted"),
+        ("tune job.yaml --minutes long", "long: a number of minutes above 0"),
+        ("compare job.yaml --prune half", "half: percentages above 0 and below 100, as 10,25,50"),
+        ("compare job.yaml --prune 120", "120: percentages above 0 and below 100"),
+    ],
+)
+def test_an_option_that_cannot_be_is_answered_in_words(
+    line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(line.split())
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "invalid" not in said
+
+
+def test_a_way_to_show_a_run_that_is_none_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STINT_PROGRESS", "fancy")
+    with pytest.raises(SystemExit):
+        parser().parse_args(["run", "job.yaml"])
+    assert "'fancy': one of auto, live, lines, json is wanted, here or in STINT_PROGRESS" in capsys.readouterr().err
+
+
+def test_days_and_percents_are_taken_as_people_write_them() -> None:
+    assert parser().parse_args(["run", "j", "--as-of", "yesterday"]).days == Ago(1)
+    assert isinstance(parser().parse_args(["nightly", "--template", "t", "--as-of", "2026-3-1"]).as_of, Days)
+    assert parser().parse_args(["compare", "j", "--prune", "10%, 25"]).prune == (0.1, 0.25)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("line", "code"), [("schema", 0), ("--help", 0), ("plan no-such.yaml", 2), ("run job.yaml --as-of x", 2)]
+)
+def test_output_that_nobody_reads_changes_no_exit_code_and_is_not_spoken_of(stream: str, line: str, code: int) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    other = "stderr" if stream == "stdout" else "stdout"
+    command = [sys.executable, "-m", "jobs", *line.split()]
+    ended = subprocess.run(command, cwd=ROOT, **{stream: write, other: subprocess.PIPE}, text=True)  # type: ignore[call-overload]
+    os.close(write)
+    assert ended.returncode == code
+    assert "Broken" not in f"{ended.stderr}{ended.stdout}"
