@@ -209,7 +209,7 @@ class Run:
             names = [*unreadable, *self.report.set_aside]
             raise RunFailed(
                 f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
-                "and so without predictions: "
+                "and got no predictions: "
                 f"{'; '.join(names[:5])}",
                 "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
                 "and run again; everything else is committed",

@@ -55,6 +55,8 @@ def plain(given: Any) -> Any:
 
 def _raw(loader: yaml.SafeLoader, node: yaml.Node, path: str, twice: list[str]) -> Any:
     """`twice` takes in the keys that stand twice, with the lines."""
+    if node.tag not in loader.yaml_constructors:  # `!!python/…`: a spec is data
+        loader.construct_undefined(node)
     if isinstance(node, yaml.SequenceNode):
         return [_raw(loader, item, f"{path}{number}.", twice) for number, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):

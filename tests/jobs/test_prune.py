@@ -66,7 +66,7 @@ def test_it_shows_first_and_removes_nothing(small: SmallLedger, capsys: pytest.C
     assert files(small.folder) == before
     shown = capsys.readouterr().out
     assert "journals of runs that have a report: 1, in " in shown
-    assert "bundles of no model here: 1, in 1 object(s)" in shown
+    assert "bundles of no model here: 1, in 1 object" in shown
     assert "nothing is removed yet: --delete removes it" in shown
 
 

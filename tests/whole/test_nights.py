@@ -24,6 +24,7 @@ from jobs.reader import Predictions, done
 from jobs.report.report import accounts, read_report
 from jobs.run.loop import Loop
 from tests.support.digits_job import Digits
+from workers.counted import counted
 from workers.outcomes import NO_ROWS
 from workers.storage.store import open_store
 
@@ -129,7 +130,7 @@ def test_seven_nights(nights: Nights) -> None:
     nights.put("2026-03-03/a.parquet")
     assert "changed, scored again in place of what was there" in nights.run(3)
     shown = check(3)
-    assert "240 rows claimed by 3 plan(s)" in shown
+    assert "240 rows claimed by 3 plans" in shown
     assert "readers of this model see 200 of them" in shown
     assert len(nights.check_readers().superseded) == 1
 
@@ -139,7 +140,7 @@ def test_seven_nights(nights: Nights) -> None:
     half.write_bytes(whole[: len(whole) // 2])
     rows = nights.expected.pop("2026-03-04/half.parquet")
     nights.put("2026-03-04/a.parquet")
-    assert f"1 source or shard could not be read or scored and so without predictions: {half}" in nights.run(4, code=1)
+    assert f"1 source or shard could not be read or scored and got no predictions: {half}" in nights.run(4, code=1)
     assert f"{half} (version " in check(4, code=1)
 
     # The fifth: the copy is whole now; a file that was scored is deleted, and its predictions stay. No folder of today.
@@ -147,7 +148,7 @@ def test_seven_nights(nights: Nights) -> None:
     nights.expected["2026-03-04/half.parquet"] = rows
     (nights.folder / "in/2026-03-03/a.parquet").unlink()
     assert "not there (yet): " in nights.run(5)
-    assert "are not in the input now; their predictions stay" in check(5)
+    assert "not in the input now; the predictions stay" in check(5)
 
     # The same night once more: nothing is new.
     assert "nothing new to score" in nights.run(5)
@@ -301,6 +302,15 @@ def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_sa
     assert "There was nothing new to score: 2 sources that are there, 2 claimed by earlier plans." in quiet
     nights.run(2, code=1)
     nights.verify(2)
+    # What is scored again is no delivery; plans tell their day, also those from before the key was set.
+    assert "0 new rows for 2026-03-02" in nights.run(2, "--again", "2026-03-01", code=1)
+    del nights.raw["input"]["min_new_rows"]
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-03/a.parquet")
+    nights.run(3)
+    nights.raw["input"]["min_new_rows"] = ROWS
+    nights.spec = nights.write_spec(nights.raw)
+    nights.run(3)
 
 
 def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
@@ -602,7 +612,7 @@ def test_what_was_scored_is_verified_and_promoted_without_a_folder_of_today(nigh
     assert main(["verify", nights.spec]) == 0
     shown = nights.capsys.readouterr().out
     assert "note: not there (yet): " in shown
-    assert "verified: 40 rows claimed by 1 plan(s)" in shown
+    assert "verified: 40 rows claimed by 1 plan" in shown
     assert main(["promote", nights.spec]) == 0
     assert main(["plan", nights.spec]) == 2, "what a run of today would end with"
 
@@ -643,7 +653,7 @@ def check_figures(nights: Nights, day: int, code: int = 0) -> dict[str, Any]:
     assert sum(report.bad_by_code.values()) == report.rows_bad
     rows = report.data_set
     verified = nights.verify(day, code)
-    assert f"{rows.total:,} rows claimed by {report.data_set_plans} plan(s)" in verified
+    assert f"{counted(rows.total, 'row')} claimed by {counted(report.data_set_plans, 'plan')} in" in verified
     if not rows.missing:  # of a run that was stopped, workers may have ended what they had begun
         assert f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone" in verified
     assert main(["report", nights.spec]) == 0

@@ -183,6 +183,14 @@ def test_a_failed_run_says_what_happened_and_what_to_do() -> None:
     assert "Next: look at the rows named above" in words
 
 
+def test_rows_are_counted_of_the_run_of_each_of_its_plans_and_of_the_data_set() -> None:
+    words = section(page_of(complete_report()), "rows")
+    assert "Rows All Ok Bad Bad share Gone Scored by other runs Not scored yet Scored by this run 12,0" in words
+    assert "plan 58 (2026-02-28), open, with too many bad rows 11,208,333 8,811,004 260,711 2.87% 0 1,120,400" in words
+    assert "data set, 59 plans 657,951,471 655,402,113 412,007 0.06% 733 1,120,400 1,016,218" in words
+    assert "Plans accepted with their bad rows: 1 plan 31 (2026-02-01): the shop knows" in words
+
+
 def test_an_outcome_that_this_version_does_not_know_is_a_failure_under_its_own_name() -> None:
     words = section(page_of(early_report() | {"outcome": "SomethingNew"}), "outcome")
     assert "Failed The run ended with SomethingNew" in words
