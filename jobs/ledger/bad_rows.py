@@ -51,11 +51,13 @@ def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:
         lines = [f"{len(over)} plans have more bad rows than limits.bad_rows allows ({allowed}): {each}"]
         lines += [line for one in over for line in (one.describe(), *one.reasons.lines())]
     numbers = " or ".join(f"--plan {one.plan.number}" for one in over)
+    again = f"error_code = '{over[0].reasons.by_code.most_common(1)[0][0]}'"
     return BadRowsExceeded(
         "\n".join(lines),
         "look at the rows named above. Once their files are replaced or taken out of the input, a run closes the plan "
-        f"by itself. To close it with its bad rows: stint accept SPEC {numbers} --why TEXT. If so many are to be "
-        "expected every night, raise limits.bad_rows",
+        f'by itself. If the reason lay elsewhere and is mended: stint run SPEC --again "{again}". To close it with its '
+        f"bad rows: stint accept SPEC {numbers} --why TEXT. If so many are to be expected every night, raise "
+        "limits.bad_rows",
     )
 
 
