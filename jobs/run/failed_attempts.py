@@ -146,7 +146,7 @@ def given_up_error(retry: Retry, limits: Limits) -> StintError:
         spent, todo = f"limits.infra_retries allows {limits.infra_retries}", "check the store and the nodes"
     elif failure.code == FailureCode.DENIED:
         spent, todo = "the store refuses, and will again", "mend the permissions"
-    workers = ", ".join(map(str, sorted(retry.failed_on)))
+    workers = ("worker " if len(retry.failed_on) == 1 else "workers ") + ", ".join(map(str, sorted(retry.failed_on)))
     lines = [f"{shard.describe()} failed {counted(times, 'time')}, on {workers}; {spent}: {failure.message}"]
     others = [line for line in dict.fromkeys(retry.history) if not line.endswith(f": {failure.message}")]
     lines += [f"before: {line}" for line in others]

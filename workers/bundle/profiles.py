@@ -17,14 +17,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from workers.bundle import records
+from workers.engines.choice import LIBRARIES
 from workers.host.cores import this_node
 from workers.host.cpu import cpu_model, isa_class
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.store import Store
 
 _SCHEMA = 1
-_ENGINE_LIBRARIES = ("torch", "openvino", "onnxruntime")
-"""Another version of one of these may have another optimum."""
 _MOST = 4096
 """Threads, workers or images of a batch that no node ever had: a profile that names more is damaged."""
 
@@ -44,13 +43,13 @@ class HostKind:
     pinned: bool
     """Whether workers are pinned to cores of their own; not under a mere quota."""
     versions: Mapping[str, str]
-    """Of _ENGINE_LIBRARIES, as far as installed."""
+    """Of LIBRARIES, as far as installed."""
 
     @classmethod
     def here(cls) -> HostKind:
         """This node's, also inside a worker, whose own affinity shows only the cores that it holds."""
         (cores, threads_per_core, pinned), versions = this_node(), dict[str, str]()
-        for library in _ENGINE_LIBRARIES:
+        for library in LIBRARIES:
             with suppress(importlib.metadata.PackageNotFoundError):
                 versions[library] = importlib.metadata.version(library)
         return cls(

@@ -48,6 +48,9 @@ NEEDS = {
     "onnxruntime": Needs(extra="onnx", to_make=("onnxruntime", "onnx"), to_run=("onnxruntime",)),
 }
 """By engine."""
+_LIBRARY = {engine: next(iter(needs.to_run), "torch") for engine, needs in NEEDS.items()}
+LIBRARIES = tuple(dict.fromkeys(_LIBRARY.values()))
+"""What runs engines: another version of one of these may have another optimum."""
 
 ORDER = {
     # torch-int8 needs no extra that a node may lack, and no fallback to float is made for the others. Which is fastest
@@ -71,7 +74,7 @@ def installed_to_run() -> frozenset[str]:
 
 def library(engine: str) -> str:
     """What runs an engine here, with its version: `torch 2.13.0`."""
-    name = next(iter(NEEDS[engine].to_run), "torch")
+    name = _LIBRARY[engine]
     return f"{name} {importlib.metadata.version(name)}"
 
 

@@ -83,7 +83,7 @@ def test_a_spec_names_groups_by_ray_node_labels() -> None:
     [
         ({"labels": {}}, "workers.groups: a group is told by its labels"),
         ({"labels": {"ray.io/market type": "spot"}}, "workers.groups.0.labels"),
-        ({"labels": {"a": "in(x"}}, "workers.groups.0.labels.a"),
+        ({"labels": {"a": "in(x"}}, "workers.groups.0.labels: .in.x. is not understood"),
         ({"lables": {"a": "b"}}, "did you mean 'labels'"),
     ],
 )

@@ -298,7 +298,6 @@ def test_the_gate_judges_scaled_decoding_even_of_the_fp32_network(
     assert manifest is not None
     assert manifest.preprocess.decode == decode
     (artifact,) = manifest.artifacts
-    assert (artifact.accuracy is not None) == judged
-    if artifact.accuracy is not None:
-        assert 0 < artifact.accuracy.logit_error < 0.1
-        assert artifact.accuracy.rows == 60
+    assert artifact.accuracy is not None  # these rows have labels, so how right it is counts in any case
+    assert (0 < artifact.accuracy.logit_error < 0.1) == judged
+    assert artifact.accuracy.rows == 60
