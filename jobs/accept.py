@@ -46,7 +46,7 @@ def accept_plan(job: Job, number: int, why: str, say: Callable[[str], None]) -> 
     if not ledger.whole(plan):
         return f"{said}; the next run scores what is missing and closes it"
     objects = ledger.finish(plan)
-    if not done and (told := readers_stay(job.store, ledger.root)):
-        say(told)
+    if not done and (about_readers := readers_stay(job.store, ledger.root)):
+        say(about_readers)
     ledger.record_done(plan, objects)
     return f"{said}; it is done: {objects.rows.describe()}"

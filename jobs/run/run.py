@@ -460,8 +460,8 @@ class Run:
             raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
-        if not self._done and (told := readers_stay(self.job.store, self.job.ledger.root)):
-            self.say(told)
+        if not self._done and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
+            self.say(about_readers)
         self.job.ledger.record_done(plan, objects)
         self._done.add(plan.number)
         self.report.plans.append(plan.number)

@@ -250,7 +250,7 @@ def test_a_run_that_failed_is_told_with_the_way_out(ledger: Ledger, printed: Pri
     ledger.reported("20260301T020000Z-aaaaaa", **ended)
     assert main(["report", ledger.spec]) == COMPLETE
     text = printed()
-    assert text.startswith("BadRowsExceeded: 3,412 of 12,042,240 rows are bad")
+    assert text.startswith("BadRowsExceeded: plan 59 (2026-03-01): 3,412 of 12,042,240 rows are bad")
     assert "next: look at the rows named above" in text
     assert "--html FILE makes one" in text
 

@@ -58,7 +58,7 @@ def test_a_file_that_changed_before_its_turn_is_claimed_whatever_the_spec_says()
 
 
 def test_a_bad_file_of_an_open_plan_that_was_replaced_is_claimed_whatever_the_spec_says() -> None:
-    now = next_claim([source("a", "v2")], [Claim({("a", "v1")})], (), {("a", "v1")}, rescore=False)
+    now = next_claim([source("a", "v2")], [Night({("a", "v1")})], (), {("a", "v1")}, rescore=False)
     assert now == NextClaim(new=(source("a", "v2"),), supersedes={"a": "v1"})
 
 
