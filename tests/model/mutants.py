@@ -193,7 +193,6 @@ TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
 ACCEPTED = Scenario("accepted", {}, before={"bad.jpg": BAD}, accept=True)
 ACCEPTED_TWICE = Scenario("accepted twice", {}, runs=2, before={"bad.jpg": BAD}, accept=True)
-TWO_DELIVERIES = Scenario("a file arrives while the first run plans", A, runs=2, changes=[Change("b.jpg", b"b")])
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
 ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
@@ -203,7 +202,7 @@ CRASHES = Bounds(faults=1, preemptions=1, every_call=False, only=frozenset({Faul
 MUTANTS = (
     Mutant("done before accepted", accepted_afterwards, ACCEPTED, ONE_FAULT, "before anybody had accepted"),
     Mutant("accepted over", accepted_over, ACCEPTED_TWICE, RACES, "changed after it was visible", immutable=False),
-    Mutant("no token check", creating(no_token_check), TWO_DELIVERIES, RACES, "was altered"),
+    Mutant("no token check", creating(no_token_check), TWO_RUNS, RACES, "was altered"),
     Mutant("overwrite", creating(overwrite), TWO_RUNS, CRASHES, "was altered", immutable=False),
     Mutant("exists() then create", creating(exists_then_create), TWO_RUNS, RACES, "was altered", immutable=False),
     Mutant(
