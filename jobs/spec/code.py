@@ -6,6 +6,7 @@ Comments, docstrings and layout are in no tree. Nothing is run to find the modul
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import json
@@ -55,18 +56,25 @@ def code_of(module: str) -> Code:
         looked_at.add(name)
         if not _own(name, module) or (spec := _find(name)) is None or spec.origin is None or not spec.has_location:
             continue
-        data = Path(spec.origin).read_bytes()
         if not spec.origin.endswith(".py"):  # compiled: it has no tree
-            trees[name] = hashlib.sha256(data).hexdigest()
+            trees[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
             continue
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        written = Path(spec.origin).stat()
         try:
-            tree = ast.parse(data)
+            trees[name], imported = _parsed(spec.origin, package, written.st_mtime_ns, written.st_size)
         except (SyntaxError, ValueError) as error:
             raise SpecError(f"model.arch: {spec.origin}, which {module} needs, is no Python: {error}") from error
-        trees[name] = _digest(tree)
-        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-        wanted += [parent for imported in _imports(tree, package) for parent in _with_parents(imported)]
+        wanted += imported
     return Code(trees, hashlib.sha256(Path(found.origin).read_bytes()).hexdigest())
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(origin: str, package: str, _mtime_ns: int, _size: int) -> tuple[str, tuple[str, ...]]:
+    """Digest of a file's tree, and the modules that it imports: kept, as days of a backfill open a job each."""
+    tree = ast.parse(Path(origin).read_bytes())
+    imported = (parent for name in _imports(tree, package) for parent in _with_parents(name))
+    return _digest(tree), tuple(dict.fromkeys(imported))
 
 
 def _find(name: str) -> ModuleSpec | None:
