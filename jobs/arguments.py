@@ -130,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NIGHTS",
         help="delete older RayJobs; 0: none (default: %(default)s)",
     )
+    option = of_job("accept", "close a plan that has too many bad rows, with its bad rows").add_argument
+    option("--plan", type=int, required=True, metavar="N", help="its number, as the run or `stint status` tells it")
+    option("--why", required=True, metavar="TEXT", help="the reason, kept in the ledger and shown in reports")
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
     option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")

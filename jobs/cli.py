@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "jobs.queries.report:command",
     "sample": "jobs.queries.contact_sheet:command",
     "explain": "jobs.queries.explain:command",
+    "accept": "jobs.accept:command",
     "promote": "jobs.promote:command",
     "prune": "jobs.prune:command",
     "submit": "jobs.launch.submit:command",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workers.contract import ThreadPlan
+from workers.counted import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,47 @@ class WorkerInfo:
     """Seconds by stage of coming up: lease, import, bundle, golden."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it came up, as that it could not run what it would have preferred."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What became of some rows of the input: each is counted once."""
+
+    ok: int = 0
+    bad: int = 0
+    """With a reason in place of a prediction."""
+    gone: int = 0
+    """Their source vanished or changed before it was their turn: they have no output row."""
+    uncounted: int = 0
+    """In objects that this run has not looked into: other runs wrote them."""
+    missing: int = 0
+    """Not scored yet."""
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    @property
+    def scored(self) -> int:
+        """With an output row, as far as they are counted."""
+        return self.ok + self.bad
+
+    @property
+    def bad_share(self) -> float | None:
+        """Of those scored."""
+        return self.bad / self.scored if self.scored else None
+
+    def describe(self) -> str:
+        """For a person: `13 rows = 9 ok + 4 bad`, and the others where there are any."""
+        more = {"gone": self.gone, "scored by other runs": self.uncounted, "not scored yet": self.missing}
+        parts = [f"{self.ok:,} ok", f"{self.bad:,} bad", *(f"{n:,} {what}" for what, n in more.items() if n)]
+        return f"{counted(self.total, 'row')} = {' + '.join(parts)}"
+
+
+NO_ROWS = Rows()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def describe_row(uri: str, row_group: int, row: int, keys: Mapping[str, object])
 
 def reasons_table(by_code: Counter[str], samples: Mapping[str, str]) -> list[str]:
     """Lines for a person: how many rows have no prediction for which reason, and a row of each."""
-    return [f"  {rows:>8,}  {code:<20} e.g. {samples[code]}" for code, rows in by_code.most_common()]
+    return [f"  {rows:>8,}  {code:<20} e.g. {samples.get(code, '')}" for code, rows in by_code.most_common()]
 
 
 def shown_keys(keys: pa.Table, row: int) -> dict[str, str]:

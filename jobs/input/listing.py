@@ -7,7 +7,7 @@ Hive readers do. A file that several prefixes or manifests name is one source.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, 
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import full_url, open_filesystem, version_of
+from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
 _SUFFIXES = {
@@ -85,6 +86,24 @@ def list_input(
             )
         absent += missing
     return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), unreadable)
+
+
+def vanished(uris: Iterable[str]) -> set[str]:
+    """Those of the files that are not there any more. Raises StoreError, StoreDenied."""
+    return {uri for uri, version in versions_now(uris).items() if version is None}
+
+
+def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
+    """What is at these places: the version of each file, or None. Raises StoreError, StoreDenied."""
+
+    def version_at(uri: str) -> tuple[str, str | None]:
+        try:
+            fs, path = open_filesystem(uri)
+            return uri, version_of(retrying(lambda: fs.info(path), uri))
+        except NotFound:
+            return uri, None
+
+    return dict(ahead(version_at, uris, "versions"))
 
 
 def _list_folder(url: str, format: str) -> list[Source]:

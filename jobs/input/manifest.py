@@ -2,8 +2,9 @@
 
 A Parquet file with a column `uri` and optionally `version` (etag) and `size` in bytes, as a storage inventory gives
 them; or a text file with a URI a line, followed by a tab and the version, and a tab and the size, where they are known.
-With version and size nothing is looked up, unless the file was claimed in another version. An entry without a version
-is claimed once: as what is there at that time.
+With version and size nothing is looked up, unless the file was claimed in another version; but of the files that are
+new a few are, because versions that are not the store's would make every row a gone one. An entry without a version is
+claimed once: as what is there at that time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import SpecError
+from jobs.errors import RunFailed, SpecError
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise
@@ -24,6 +25,8 @@ from workers.storage.filesystems import is_local, open_filesystem, read_url, ver
 from workers.storage.retries import retrying
 
 _LOOKUPS_AT_ONCE = 32
+_COMPARED = 16
+"""Of the new files that a manifest names with version and size, so many are looked up all the same."""
 _PARQUET_MAGIC = b"PAR1"
 _SCHEMES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
 """Other names of schemes, as Spark writes them, with those that listings use."""
@@ -129,7 +132,8 @@ def pin_entries(
 
     `latest` are the claimed versions by URI: an entry that does not name a version and was claimed is that source.
     What is there is looked up where the manifest may be wrong: of `doubtful` URIs, of those that it names in several
-    versions, and of those that were claimed in another version, because a list may be older than the last claim.
+    versions, of those that were claimed in another version, because a list may be older than the last claim, and of a
+    few that are new. Raises RunFailed where none of these few is as the manifest says.
     """
     pinned: dict[str, Source] = {}
     unknown: dict[str, list[Entry]] = {}
@@ -139,9 +143,19 @@ def pin_entries(
             unknown.setdefault(entry.uri, []).append(entry)
         elif (first := pinned.setdefault(entry.uri, source)) != source:
             unknown.setdefault(entry.uri, [Entry(first.uri, first.version, first.size)]).append(entry)
+    new = [uri for uri in pinned if uri not in latest and uri not in unknown]
+    compared = {uri: pinned[uri] for uri in new[:: -(-len(new) // _COMPARED) or 1]}
+    unknown |= {uri: [Entry(uri, said.version, said.size)] for uri, said in compared.items()}
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, "manifest") as pool:
         found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
         looked_up = dict(zip(unknown, found, strict=True))
+    if len(new) > 1 and all(isinstance(looked_up[uri], str) for uri in compared):
+        uri = next(iter(compared))
+        raise RunFailed(
+            f"input.manifest: of {len(new):,} new files {len(compared):,} were compared with the store, and none is as "
+            f"the manifest says, as {uri}: {looked_up[uri]}",
+            "write the versions and sizes that the store lists (for S3 the ETag), or leave both out",
+        )
     sources = [source for uri, source in pinned.items() if uri not in unknown]
     sources += [source for source in looked_up.values() if isinstance(source, Source)]
     return sources, {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}

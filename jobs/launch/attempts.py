@@ -19,7 +19,7 @@ from jobs.spec.days import Days
 REMEDIES = {
     FAILED: "read the end of the log; run again, or let the next night catch up",
     BAD_SPEC: "mend what the log names; run again",
-    BAD_ROWS: "look at the table of reasons in the log; raise limits.bad_rows knowingly; run again",
+    BAD_ROWS: "look at the table of reasons in the log; replace the files and run again, or stint accept the plan",
     GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32",
     INTERRUPTED: "run again; it goes on where it stopped, nothing is lost",
 }

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
 from jobs.errors import BadRowsExceeded
+from jobs.ledger.plans import Plan
 from workers.counted import counted
 from workers.output import OutputObject, describe_row, key_names, reasons_table, shown_keys
 
 
-def bad_rows_error(
-    rows_bad: int, rows_total: int, budget: float, by_code: Counter[str], samples: Mapping[str, str]
-) -> BadRowsExceeded:
-    """The end of a run whose input is too bad, with a table of error rows by code and a sample row of each."""
-    lines = [f"{rows_bad:,} of {counted(rows_total, 'row is', 'rows are')} bad; limits.bad_rows allows {budget:.2%}"]
-    lines += reasons_table(by_code, samples)
+@dataclass
+class Reasons:
+    """Bad rows by code, and one row of each for a person."""
+
+    by_code: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, by_code: Mapping[str, int], samples: Mapping[str, str]) -> None:
+        self.by_code.update(by_code)
+        self.samples = {**samples, **self.samples}
+
+    def lines(self) -> list[str]:
+        """A table, the most frequent first."""
+        return reasons_table(self.by_code, self.samples)
+
+
+@dataclass(frozen=True)
+class OverBudget:
+    """A plan that stays open, because more of its rows are bad than limits.bad_rows allows."""
+
+    plan: Plan
+    reasons: Reasons
+
+    def describe(self) -> str:
+        rows = counted(self.plan.rows, "row is", "rows are")
+        return f"{self.plan.name}: {self.reasons.by_code.total():,} of {rows} bad"
+
+
+def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:
+    """The end of a run with these plans: for each a table of its error rows by code, with a sample row of each."""
+    if len(over) == 1:
+        lines = [f"{over[0].describe()}; limits.bad_rows allows {allowed}", *over[0].reasons.lines()]
+    else:
+        each = ", ".join(f"plan {one.plan.number} {one.reasons.by_code.total():,} of {one.plan.rows:,}" for one in over)
+        lines = [f"{len(over)} plans have more bad rows than limits.bad_rows allows ({allowed}): {each}"]
+        lines += [line for one in over for line in (one.describe(), *one.reasons.lines())]
+    numbers = " or ".join(f"--plan {one.plan.number}" for one in over)
+    again = f"error_code = '{over[0].reasons.by_code.most_common(1)[0][0]}'"
     return BadRowsExceeded(
         "\n".join(lines),
-        "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
+        "look at the rows named above. Once their files are replaced or taken out of the input, a run closes the plan "
+        f'by itself. If the reason lay elsewhere and is mended: stint run SPEC --again "{again}". To close it with its '
+        f"bad rows: stint accept SPEC {numbers} --why TEXT. If so many are to be expected every night, raise "
+        "limits.bad_rows",
     )
 
 

@@ -12,7 +12,7 @@ import json
 from datetime import UTC, datetime
 
 from jobs.ledger.ledger import Ledger
-from workers.storage.errors import NotFound
+from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import open_filesystem
 from workers.storage.retries import retrying
 from workers.storage.store import Store
@@ -50,6 +50,15 @@ def keep_following(store: Store, newcomer: str) -> str | None:
         return None
     complete = [root for root in complete_roots(store) if root != newcomer]
     return complete[0] if len(complete) == 1 and _append(store, 1, complete[0]) else None
+
+
+def readers_stay(store: Store, newcomer: str) -> str:
+    """`keep_following`, for a person: what came of it, or nothing. A store that refuses it holds up no plan."""
+    try:
+        kept = keep_following(store, newcomer)
+    except StoreDenied as error:
+        return f"warning: readers that name no model may find two, and none promoted: {error}"
+    return f"readers go on with {kept}, until `stint promote` moves them" if kept else ""
 
 
 def _append(store: Store, number: int, root: str) -> bool:

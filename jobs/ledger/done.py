@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
 from jobs.ledger.plans import Ints, Plan, to_bytes
+from jobs.ledger.presence import Bits
 from workers.contract import Shard, shard_key
-from workers.outcomes import ShardResult
+from workers.outcomes import Rows, ShardResult
 from workers.output import ObjectFacts
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.lookahead import ahead
@@ -107,9 +108,21 @@ class DoneRecord:
         for chunk in self.table["key"].chunks:
             yield from chunk.to_pylist()
 
-    def total(self, column: str) -> int:
-        """Of a column of counts, as `rows_ok`."""
-        return int(pc.sum(self.table[column]).as_py() or 0)
+    @property
+    def with_gaps(self) -> DoneRecord:
+        """Those that lack rows which were gone."""
+        return DoneRecord(self.table.filter(pc.greater(self.table["rows_gone"], 0)))
+
+    @property
+    def rows(self) -> Rows:
+        """Of all objects."""
+        return rows_of(self.table)
+
+
+def rows_of(objects: pa.Table) -> Rows:
+    """What became of the rows of these objects, by their columns `rows_ok`, `rows_bad` and `rows_gone`."""
+    ok, bad, gone = (int(pc.sum(objects[f"rows_{what}"]).as_py() or 0) for what in ("ok", "bad", "gone"))
+    return Rows(ok=ok, bad=bad, gone=gone)
 
 
 _FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in _COUNTS), ("sha256", "S64")])
@@ -183,6 +196,15 @@ class PlanObjects:
         known = self._facts["known"][:shards].copy()
         known[list(self._doubtful)] = False
         return np.flatnonzero(~known)
+
+    def rows(self, plan: Plan, present: Bits) -> Rows:
+        """What became of the rows of the plan, `present` being its shards that have an object."""
+        unknown = np.zeros(len(present), np.bool_)
+        unknown[self.unknown(len(present))] = True
+        known = np.flatnonzero(~unknown)
+        counted = Rows(**{what: int(self._facts[f"rows_{what}"][known].sum()) for what in ("ok", "bad", "gone")})
+        uncounted, missing = (int(plan.slices.rows[which].sum()) for which in (present & unknown, ~present & unknown))
+        return counted + Rows(uncounted=uncounted, missing=missing)
 
     def record(self, numbers: Ints) -> DoneRecord:
         """What is known of the shards with these numbers, in their order."""

@@ -3,6 +3,7 @@
     _stint/plans/00000001.parquet    sources claimed + shard boundaries + token, created once
     plan=00000001/00000000.parquet   predictions of one shard, created once
     _stint/done/00000001.parquet     every object of the plan with rows and checksum, created when all exist
+    _stint/accepted/00000001.json    the plan may be done with more bad rows than the spec allows, created once
     _stint/crashes/00000001/00000000-<random>.json    a worker died while it held the shard, created once each time
 
 Planning is serialised by `create` of the next number; nothing else needs order, a lock or a clock. Any run may help to
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -27,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ledger.bad_rows import ErrorRow, error_rows
-from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
+from jobs.ledger.bad_rows import ErrorRow, Reasons, error_rows
+from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
     Claim,
     Content,
@@ -44,7 +45,7 @@ from jobs.ledger.plans import (
 )
 from jobs.ledger.presence import PlanListing, Present
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
-from workers.outcomes import Failure, WorkerInfo
+from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
@@ -64,6 +65,8 @@ class Ledger:
         self.root = root
         self._plans: dict[int, Plan] = {}
         self._listings: dict[int, PlanListing] = {}
+        self._rows: dict[int, Rows] = {}
+        """Of done plans, as far as their records have been read."""
 
     # ------------------------------------------------------------------------------------------- plans
 
@@ -115,6 +118,10 @@ class Ledger:
         """Whether nothing of the plan is missing."""
         return self._listing(plan).whole()
 
+    def rows(self, plan: Plan, known: PlanObjects) -> Rows:
+        """What became of the rows of an open plan, by what is `known` and what was last listed. Nothing is read."""
+        return known.rows(plan, self._listing(plan).seen)
+
     def _listing(self, plan: Plan) -> PlanListing:
         return self._listings.setdefault(plan.number, PlanListing(self.store, self.root, plan.number, len(plan.shards)))
 
@@ -163,22 +170,43 @@ class Ledger:
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
 
-    def bad_rows(self, plan: Plan, dead: Collection[tuple[int, str, str]] = ()) -> tuple[Counter[str], dict[str, str]]:
-        """Rows of a complete plan without a prediction, counted by code, and one of each code for a person.
+    def bad_rows(
+        self, plan: Plan, shards: Iterable[Shard], plans: Sequence[Plan], done: Collection[int]
+    ) -> dict[tuple[str, str], Reasons]:
+        """Why rows of these shards of the plan have no prediction, by the (uri, version) of their source.
 
-        Read from its objects; `dead` (plan, uri, version) do not count.
+        Read from their objects, which must be there. Rows that readers would not see of the plan do not count, because
+        one of `plans` that is `done` has newer ones: of another version, or of the same one, scored again.
         """
+        dead = self.superseded(plans, done, [plan.number])
 
         def read(shard: Shard) -> list[ErrorRow]:
             rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
             return [row for row in rows if (plan.number, row.uri, row.version) not in dead]
 
-        by_code: Counter[str] = Counter()
-        samples: dict[str, str] = {}
-        for rows in ahead(read, plan.shards, "bad rows"):
-            by_code.update(row.code for row in rows)
-            samples = {row.code: row.describe() for row in reversed(rows)} | samples
-        return by_code, samples
+        found: defaultdict[tuple[str, str], Reasons] = defaultdict(Reasons)
+        for rows in ahead(read, shards, "bad rows"):
+            for row in rows:
+                reasons = found[row.uri, row.version]
+                reasons.by_code[row.code] += 1
+                if row.code not in reasons.samples:
+                    reasons.samples[row.code] = row.describe()
+        return dict(found)
+
+    def failed(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[tuple[str, str]]:
+        """(uri, version) of sources with bad rows in an open plan, of which another version is among `present`.
+
+        Nobody has seen these rows yet.
+        """
+        here = {source.uri: source.version for source in present} if len(done) < len(plans) else {}
+        failed: set[tuple[str, str]] = set()
+        for plan in (plan for plan in plans if plan.number not in done):
+            stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
+            if stale:
+                written = self.present(plan)
+                bad = self.bad_rows(plan, (shard for shard in stale if shard.key in written), plans, done)
+                failed.update((uri, version) for uri, version in bad if here.get(uri, version) != version)
+        return failed
 
     # ---------------------------------------------------------------------------------------- crashes
 
@@ -230,6 +258,14 @@ class Ledger:
         """Raises NotFound, RunFailed when the record is damaged."""
         return DoneRecord(self._done_table(number, DONE_SCHEMA.names))
 
+    def done_rows(self, numbers: Collection[int]) -> Rows:
+        """What became of the rows of these done plans. Reads the records that no call has read before; raises as
+        `read_done`."""
+        unread = [number for number in numbers if number not in self._rows]
+        for _ in ahead(self._with_gaps, unread, "done"):
+            pass
+        return sum((self._rows[number] for number in numbers), Rows())
+
     def done_keys(self, numbers: Iterable[int]) -> Iterator[str]:
         """Of every object that these done records name, in their order. Raises as `read_done`."""
         for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, "done"):
@@ -258,7 +294,8 @@ class Ledger:
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""
-        table = self._done_table(number, ["key", "rows_gone"])
+        table = self._done_table(number, ["key", "rows_ok", "rows_bad", "rows_gone"])
+        self._rows[number] = rows_of(table)
         keys = table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist()
         return [found[1] for found in map(parse_shard_key, keys) if found]
 

@@ -179,10 +179,22 @@ class Plan:
     """Types of the key columns as they were when the plan was made."""
     slices: Slices
     """By shard. Its sources are all that are claimed, also those without rows."""
-    as_of: str = ""
-    """The day of the run that claimed it; empty where nobody had asked how many rows a day brings."""
+    day: str = ""
+    """That it was made for, the last one of its run; plans of earlier releases do not say."""
     afresh: frozenset[tuple[str, str]] = frozenset()
     """(uri, version) of sources whose earlier rows, in the same version, these put out of date."""
+
+    @property
+    def new_rows(self) -> int:
+        """Rows but those that are scored again although they have not changed."""
+        shards = self.shards_reading(self.afresh.__contains__) if self.afresh else ()
+        again = (piece for shard in shards for piece in shard.slices)
+        return self.rows - sum(piece.rows for piece in again if (piece.uri, piece.version) in self.afresh)
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"plan {self.number}" + (f" ({self.day})" if self.day else "")
 
     @property
     def sources(self) -> pa.Table:
@@ -281,10 +293,10 @@ class Content:
     warnings: tuple[str, ...] = ()
     """Of how the rows were cut, for a person."""
     keys: pa.Schema | None = None
-    as_of: str = ""
-    """The day of the run that claims, where it matters how many rows a day brings."""
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
+    day: str = ""
+    """That the plan is made for: the last one of the run that claims."""
 
     def sizes(self) -> str:
         """For a person: how many shards, and how large."""
@@ -297,7 +309,7 @@ class Content:
 
 def encode_plan(content: Content, token: str) -> bytes:
     """One row a slice, and one for each source without rows."""
-    metadata = {"token": token} | ({"as_of": content.as_of} if content.as_of else {})
+    metadata = {"token": token, "day": content.day}
     if content.keys is not None:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
     return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
@@ -344,7 +356,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
         keys=pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(keys.decode()))) if keys else None,
         slices=slices,
         afresh=afresh,
-        as_of=metadata.get(b"stint.as_of", b"").decode(),
+        day=metadata.get(b"stint.day", b"").decode(),
     )
 
 

@@ -57,6 +57,11 @@ class PlanListing:
             self._list(parts)
         return self._bits.copy()
 
+    @property
+    def seen(self) -> Bits:
+        """What was there when it was last listed."""
+        return self._bits
+
     def whole(self) -> bool:
         """Whether every shard has its object; lists no more than it must. Raises StoreError, StoreDenied."""
         while parts := self._with_gaps()[:PARTS_TOGETHER]:

@@ -28,7 +28,7 @@ from jobs.measure.plots import check_can_draw, draw_ladder
 from jobs.measure.rates import Climbed, Completion, Step, Turn, climb, steady_rate
 from jobs.plan.job import Job
 from jobs.spec.load import load_spec, parse_spec
-from jobs.spec.schema import JobSpec, Limits, Schedule, Workers
+from jobs.spec.schema import JobSpec, Limits, RowBudget, Schedule, Workers
 from workers.contract import GateSpec, InputSpec, OutputSpec
 from workers.host.child import python_path
 from workers.host.cores import Topology, read_topology, unpinned
@@ -256,7 +256,7 @@ class _Ladder:
                 "gate": GateSpec(min_agreement=0.0, min_cosine=-1.0, rows=16),
                 "output": OutputSpec(uri=str(self.folder / "output"), topk=self.spec.output.topk),
                 "workers": Workers(max=self.topology.budget, cpus=1, batch=batch),
-                "limits": Limits(bad_rows=1.0),
+                "limits": Limits(bad_rows=RowBudget(share=1.0)),
                 "schedule": Schedule(),
             }
         )

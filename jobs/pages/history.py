@@ -41,8 +41,9 @@ class Night:
     outcome: str
     """As in the report: `complete`, or the name of an error; `unfinished` where there is no report."""
     rows: int
-    """Of the plans that the run completed; of one that completed none, those that it scored."""
+    """Scored by the run, so that those of a night that took several runs add up."""
     bad_share: float | None = None
+    """Of these."""
     rate: float | None = None
     """Rows a second."""
     elapsed_s: float | None = None
@@ -90,15 +91,12 @@ def _night(run: RunSeen) -> Night:
     drift = report.drift
     # One that died had workers, whether they scored anything or not.
     had_workers = bool(report.rows_scored_here) or run.report is None
-    rows, bad = report.rows_ok + report.rows_bad, report.rows_bad
-    if not rows:  # it completed nothing
-        rows, bad = report.rows_scored_here, sum(report.bad_by_code.values())
     return Night(
         run_id=run.run_id,
         day=report.as_of[:10] or _TIME.sub(r"\1-\2-\3", run.run_id)[:10],
         outcome=report.outcome,
-        rows=rows,
-        bad_share=bad / rows if rows else None,
+        rows=report.scored.scored,
+        bad_share=report.scored.bad_share,
         rate=report.rate or None,
         elapsed_s=report.elapsed_s or None,
         core_hours=report.core_hours if had_workers else None,
@@ -118,19 +116,18 @@ def by_day(nights: Sequence[Night]) -> list[Night]:
 
 
 def _together(runs: Sequence[Night]) -> Night:
-    """Rows and rates are of the runs that completed plans, where any has: a row counts once."""
+    """Each row counts in the run that scored it; the rate is that of the run that scored most."""
     if len(runs) == 1:
         return runs[0]
-    done = [run for run in runs if run.ok and run.rows] or [run for run in runs if run.rows]
-    rows = sum(run.rows for run in done)
+    rows = sum(run.rows for run in runs)
     cost = _sum(run.cost for run in runs)
-    bad = sum((run.bad_share or 0.0) * run.rows for run in done)
+    bad = sum((run.bad_share or 0.0) * run.rows for run in runs)
     tells = next((run for run in reversed(runs) if run.psi_classes is not None or run.psi_scores is not None), runs[-1])
     return replace(
         runs[-1],
         rows=rows,
         bad_share=bad / rows if rows else None,
-        rate=max(done, key=lambda run: run.rows).rate if done else None,
+        rate=max(runs, key=lambda run: run.rows).rate,
         elapsed_s=_sum(run.elapsed_s for run in runs),
         core_hours=_sum(run.core_hours for run in runs),
         cost=cost,

@@ -15,7 +15,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import NONE, money, number, percent, seconds, significant
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
-from jobs.report.report import Report, ending, headline, night_figures, redacted_report
+from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
 SECTIONS = (
     "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
@@ -34,10 +34,10 @@ def report_page(report: Report) -> str:
     """A section says so where its figures are missing."""
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
-    workers, stages = _workers(report.workers), _stages(report.stage_s)
+    workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
     there = {
-        "rows": report.rows_ok or report.rows_bad or report.rows_gone or report.bad_by_code or report.bad_examples
-        or report.unreadable or report.changed or report.superseded,
+        "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
+        or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
         "workers": workers,
         "stages": stages,
@@ -58,6 +58,7 @@ def report_page(report: Report) -> str:
         advised=report.elapsed_s >= ADVICE_LEAST_S,
         headline=headline(report.outcome),
         ending=ending(report),
+        accounts=counts,
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,

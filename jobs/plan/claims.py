@@ -42,6 +42,7 @@ def next_claim(
     sources: Sequence[Source],
     plans: Sequence[Plan],
     lost: Collection[Slice],
+    failed: Collection[tuple[str, str]] = (),
     *,
     rescore: bool,
     asked: Collection[str] = (),
@@ -49,8 +50,9 @@ def next_claim(
     """What to claim of `sources`, each URI of which is listed once.
 
     `lost` are the slices without rows, because their source was gone when they were to be scored. A changed source
-    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise.
-    `asked` are URIs that a person wants scored again, changed or not.
+    whose former version has lost rows is claimed whatever the spec says: it would have no predictions otherwise. So is
+    one whose former version has bad rows in an open plan, as `failed` has it by (uri, version): it has been replaced,
+    and nobody has seen what was said of it. `asked` are URIs that a person wants scored again, changed or not.
     """
     holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
     new: list[Source] = []
@@ -71,7 +73,7 @@ def next_claim(
         elif before == source.version:
             if source.identity in holes:
                 again[source] = tuple(holes[source.identity])
-        elif rescore or (source.uri, before) in holes:
+        elif rescore or (source.uri, before) in holes or (source.uri, before) in failed:
             supersedes[source.uri] = before
             if source.identity in former:  # put back as it once was: its rows are there, but for holes
                 again[source] = tuple(holes.get(source.identity, ()))

@@ -39,6 +39,8 @@ class Discovery:
     open_plans: list[Plan]
     lost: frozenset[Slice]
     """Rows of earlier plans whose source was gone when they were to be scored."""
+    failed: frozenset[tuple[str, str]]
+    """(uri, version) of sources that have been replaced, and have bad rows in plans that are open."""
     claim: NextClaim
     asked: Asked
     """What a person wants scored again."""
@@ -73,7 +75,7 @@ class Discovery:
         """
         since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
         left = [source for source in self.sources if source.uri not in since]
-        now = _next_claim(self.job, left, plans, self.lost, self.asked)
+        now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
         new = set(now.new)
         fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
@@ -85,8 +87,8 @@ class Discovery:
             cut,
             empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
-            as_of=str(self.job.days.last) if self.job.spec.input.min_new_rows else "",
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
+            day=str(self.job.days.last),
         )
 
     @property
@@ -162,7 +164,9 @@ def discover(job: Job, again: str = "") -> Discovery:
         listing = Listing([])  # what was scored before does not wait for today's delivery
     listing = replace(listing, sources=asked.beside(listing.sources))
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    now = _next_claim(job, listing.sources, plans, lost, asked)
+    rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
+    failed = frozenset(() if rescore else job.ledger.failed(plans, done, listing.sources))
+    now = _next_claim(job, listing.sources, plans, lost, failed, asked)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
     _check_labels(opened, job.spec.gate.labels_column)
@@ -172,6 +176,7 @@ def discover(job: Job, again: str = "") -> Discovery:
         plans=plans,
         open_plans=[plan for plan in plans if plan.number not in done],
         lost=lost,
+        failed=failed,
         claim=now,
         asked=asked,
         fresh=opened,
@@ -204,9 +209,15 @@ def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:
 
 
 def _next_claim(
-    job: Job, sources: Sequence[Source], plans: Sequence[Plan], lost: frozenset[Slice], asked: Asked
+    job: Job,
+    sources: Sequence[Source],
+    plans: Sequence[Plan],
+    lost: frozenset[Slice],
+    failed: frozenset[tuple[str, str]],
+    asked: Asked,
 ) -> NextClaim:
-    return next_claim(sources, plans, lost, rescore=job.spec.input.on_change == "rescore", asked=asked.files.keys())
+    rescore = job.spec.input.on_change == "rescore"
+    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.files.keys())
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

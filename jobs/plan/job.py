@@ -180,7 +180,7 @@ class Job:
             engine=self.spec.model.engine,
             memory_bytes=self.spec.workers.memory_bytes,
             started_by=this_command(),
-            most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows),
+            most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows.share),
             code_version=code_version(),
         )
 

@@ -120,12 +120,13 @@ def describe_snapshot(snapshot: Snapshot) -> str:
             counted(ready, "worker") if ready >= wanted else f"{ready} of {counted(wanted, 'worker')}",
         ]
     codes = ", ".join(f"{printable(code)} {n}" for code, n in Counter(snapshot.bad_by_code).most_common(_CODES_SHOWN))
+    others = " of those scored by this run" if snapshot.rows_elsewhere else ""
     parts = [
         f"{snapshot.rows_done:,}/{counted(snapshot.rows_total, 'row')} ({percent(snapshot.share_done)})",
         *state,
         "" if snapshot.cost is None else f"cost {money(snapshot.cost)}",
         f"shards {snapshot.shards_done}/{snapshot.shards_total}",
-        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else ""),
+        f"bad {snapshot.rows_bad}" + (f" ({codes})" if codes else "") + others,
     ]
     return " · ".join(filter(None, parts))
 

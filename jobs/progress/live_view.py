@@ -101,6 +101,7 @@ def _figures(at: Snapshot) -> dict[str, list[str]]:
     workers = {state: at.workers.get(state, 0) for state in _WORKERS_SHOWN}
     reasons, failures = Counter(at.bad_by_code).most_common(), Counter(at.failures_by_code)
     more = reasons[_REASONS_SHOWN:]
+    scored = " of those scored" + " by this run" * bool(at.rows_elsewhere) if bad or at.rows_elsewhere else ""
     return {
         "rows": [
             f"[bold]{at.rows_done:,}[/] of {at.rows_total:,}",
@@ -119,7 +120,7 @@ def _figures(at: Snapshot) -> dict[str, list[str]]:
             f"{money(at.core_hours)} core-hours",
         ],
         "bad rows": [
-            f"[bold yellow]{bad:,}[/] = {percent(bad / (at.rows_ok + bad), 2)} of those scored" if bad else "none",
+            (f"[bold yellow]{bad:,}[/] = {percent(bad / (at.rows_ok + bad), 2)}" if bad else "none") + scored,
             *(f"{_safe(code)} {n:,} ({percent(n / bad, 0)})" for code, n in reasons[:_REASONS_SHOWN]),
             f"{len(more)} other reasons {sum(n for _, n in more):,}" if more else "",
         ],

@@ -18,7 +18,7 @@ from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETED, Report, ending, redacted_report, summary
+from jobs.report.report import COMPLETED, Report, accounts, ending, redacted_report, summary
 from workers.storage.errors import NotFound
 
 
@@ -75,6 +75,8 @@ def _describe(job: Job, report: Report) -> str:
         if report.rows_scored_here:
             done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
             lines.append(f"scored here: {done}, in {duration(report.elapsed_s)}")
+        if report.of_plans:
+            lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     key = f"_stint/runs/{report.run_id}/report.html"
     try:
         job.store.get(key)

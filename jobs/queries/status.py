@@ -16,6 +16,7 @@ from functools import partial
 
 from jobs.console import Console
 from jobs.errors import COMPLETE
+from jobs.ledger.accepted import accepted
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Shards
@@ -24,6 +25,7 @@ from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.format import first_few
 from jobs.progress.snapshot import Snapshot
+from jobs.report.report import PlanReport, PlanState
 from jobs.report.runs import RunSeen, newest_runs, read_run
 from workers.counted import counted
 from workers.redaction import redacted
@@ -58,17 +60,27 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     if others := [root for root in roots(job.store.url) if root != job.fingerprints.root]:
         lines.append(f"other models here: {', '.join(others)}")
     open_plans = {plan.number for plan in plans} - done
-    runs = _runs(newest_runs(job.store), job, now, left=bool(open_plans))
+    runs_seen = newest_runs(job.store)
+    runs = _runs(runs_seen, job, now, left=bool(open_plans))
     if not plans:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
     crashes = job.ledger.crashes(open_plans) if open_plans else {}
+    said = accepted(job.store, job.ledger.root, plans)
+    too_bad = _too_bad(runs_seen, job.ledger.root)
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            rows = f"{counted(record.total('rows_ok'), 'row')} ok, {record.total('rows_bad'):,} bad"
-            lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}")
+            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad"
+            why = f"; accepted: {said[plan.number].why}" if plan.number in said else ""
+            lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}{why}")
             continue
         missing = job.ledger.missing(plan)
+        if (left := too_bad.get(plan.number)) is not None and plan.number not in said:
+            lines.append(
+                f"{plan.name}: {left.state}: {left.rows.describe()}; have its files replaced or taken out, or close it "
+                f"with `stint accept SPEC --plan {plan.number} --why TEXT`"
+            )
+            continue
         lines.append(
             f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {counted(len(plan.shards), 'shard')}, "
             f"{plan.rows - missing.rows:,} of {counted(plan.rows, 'row')}; run the job to finish it"
@@ -80,6 +92,13 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
         ]
         lines += first_few(killers, "shards whose worker died")
     return "\n".join([*lines, *runs])
+
+
+def _too_bad(runs: Sequence[RunSeen], root: str) -> dict[int, PlanReport]:
+    """Plans that the last run that worked on them has left open, because of their bad rows, by number."""
+    reports = (run.report for run in runs if run.report is not None and run.root == root)
+    last = {left.plan: left for report in reports for left in report.of_plans}
+    return {number: left for number, left in last.items() if left.state == PlanState.TOO_BAD}
 
 
 def _runs(runs: Sequence[RunSeen], job: Job, now: datetime, *, left: bool) -> list[str]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
+from jobs.ledger.accepted import ACCEPTED_KEY, accepted
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
@@ -31,6 +32,7 @@ from jobs.progress.format import first_few
 from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.counted import counted
+from workers.outcomes import NO_ROWS, Rows
 from workers.output import NotOurs, ObjectFacts, OutputObject, object_facts
 from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
@@ -52,12 +54,10 @@ class Verdict:
     plans: int = 0
     shards: int = 0
     rows_in: int = 0
-    rows_ok: int = 0
-    rows_bad: int = 0
-    rows_gone: int = 0
-    seen_ok: int = 0
-    """Of `rows_ok`, those that readers see: of done plans, and not put out of date by a later one."""
-    seen_bad: int = 0
+    rows: Rows = NO_ROWS
+    """Of the objects as they are."""
+    seen: Rows = NO_ROWS
+    """Of these, those that readers see: of done plans, and not put out of date by a later one."""
 
     @property
     def ok(self) -> bool:
@@ -81,12 +81,12 @@ class Verdict:
         return [*shown, ("verified: " if self.ok else f"{counted(len(self.problems), 'problem')}: ") + self.summary()]
 
     def summary(self) -> str:
-        rows_out, seen = self.rows_ok + self.rows_bad, self.seen_ok + self.seen_bad
+        rows, seen = self.rows, self.seen
         return (
             f"{counted(self.rows_in, 'row')} claimed by {counted(self.plans, 'plan')} in "
-            f"{counted(self.shards, 'shard')} = {counted(rows_out, 'row')} out "
-            f"({self.rows_ok:,} ok + {self.rows_bad:,} bad) + {self.rows_gone:,} whose source is gone; "
-            f"readers of this model see {seen:,} of them ({self.seen_ok:,} ok + {self.seen_bad:,} bad)"
+            f"{counted(self.shards, 'shard')} = {counted(rows.scored, 'row')} out "
+            f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone; "
+            f"readers of this model see {seen.scored:,} of them ({seen.ok:,} ok + {seen.bad:,} bad)"
         )
 
 
@@ -122,6 +122,13 @@ def verify(job: Job) -> Verdict:
         }
     )
     verdict.notes += claims.notes(plans, listing.sources)
+    try:
+        verdict.notes += [
+            f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}"
+            for said in accepted(ledger.store, ledger.root, plans).values()
+        ]
+    except RunFailed as error:
+        verdict.found["damaged records of accepted plans"].append(str(error))
     closed = [plan for plan in plans if plan.number in done]
     try:
         dead = ledger.superseded(closed, done)
@@ -200,14 +207,12 @@ def _check_plan(
     for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
         verdict.add(problems)
         if facts is not None:
-            verdict.rows_ok += facts.rows_ok
-            verdict.rows_bad += facts.rows_bad
+            verdict.rows += Rows(ok=facts.rows_ok, bad=facts.rows_bad)
             gone += [shard.slices[i] for i in facts.gone]
         if rows is not None and dead is not None and record.line[shard.index] >= 0:
             seen = current_rows(rows, dead).column("error_code")
-            verdict.seen_ok += seen.null_count
-            verdict.seen_bad += len(seen) - seen.null_count
-    verdict.rows_gone += sum(piece.rows for piece in gone)
+            verdict.seen += Rows(ok=seen.null_count, bad=len(seen) - seen.null_count)
+    verdict.rows += Rows(gone=sum(piece.rows for piece in gone))
     return gone
 
 
@@ -311,7 +316,8 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
         key = info.key.removeprefix(f"{ledger.root}/")
         # Records of crashes and notes are advisory, and any number of them may be there for a shard.
         found = parse_shard_key(key) or parse_crash_key(key)
-        if key in explained or ((noted := NOTE_KEY.fullmatch(key)) and int(noted[1]) in shards_of):
+        of_plan = NOTE_KEY.fullmatch(key) or ACCEPTED_KEY.fullmatch(key)
+        if key in explained or (of_plan and int(of_plan[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
             verdict.found["stray objects"].append(f"stray object {info.key} ({info.size} bytes): no plan explains it")

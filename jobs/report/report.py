@@ -5,17 +5,21 @@ Advisory: nothing reads it back for correctness. Every figure comes from shard r
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
 from workers.counted import counted
+from workers.outcomes import NO_ROWS, Rows
 from workers.redaction import redacted_values
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
+_ROWS_OF_PLANS = 2
+"""In reports up to this version rows_ok, rows_bad and rows_gone are of the plans that the run completed."""
 COMPLETED = "complete"
 UNFINISHED = "unfinished"
 """Has left no report: it died, or is under way."""
@@ -29,6 +33,29 @@ _HEADLINES = {
     "SpecError": ("Cannot run as written", "bad"),
 }
 """Title and tone by the outcome in a report."""
+
+
+class PlanState(enum.StrEnum):
+    """How a run has left a plan."""
+
+    DONE = "done"
+    ACCEPTED = "done, accepted with its bad rows"
+    OPEN = "open"
+    TOO_BAD = "open, with too many bad rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """A plan that a run worked on."""
+
+    plan: int
+    day: str = ""
+    """That it was made for, where it says."""
+    state: str = PlanState.OPEN
+    rows: Rows = NO_ROWS
+    """Whoever scored them."""
+    why: str = ""
+    """It was accepted."""
 
 
 @dataclass
@@ -54,8 +81,17 @@ class Report:
     next_step: str = ""
     """What to do about it."""
     plans: list[int] = field(default_factory=list)
+    """Those that this run completed."""
+    of_plans: list[PlanReport] = field(default_factory=list)
+    """Those that it worked on, completed or not."""
+    data_set: Rows = NO_ROWS
+    """What has become of all rows that plans of this model have claimed, when the run ended."""
+    data_set_plans: int = 0
+    """How many plans these are; 0 where the run did not come so far as to look."""
+    accepted: dict[str, str] = field(default_factory=dict)
+    """Plans of this model that were accepted with their bad rows, whenever that was, each with the reason."""
     rows_ok: int = 0
-    """Rows of the plans that this run completed, whoever scored them."""
+    """Rows scored by this run."""
     rows_bad: int = 0
     rows_gone: int = 0
     bad_by_code: dict[str, int] = field(default_factory=dict)
@@ -149,6 +185,17 @@ class Report:
     report_version: int = REPORT_VERSION
 
     @property
+    def scored(self) -> Rows:
+        """By this run."""
+        return Rows(ok=self.rows_ok, bad=self.rows_bad, gone=self.rows_gone)
+
+    @property
+    def completed(self) -> Rows:
+        """Of the plans that this run completed, whoever scored them."""
+        of_plans = [left.rows for left in self.of_plans if left.plan in self.plans]
+        return sum(of_plans, NO_ROWS) if of_plans else self.scored
+
+    @property
     def rate_a_core(self) -> float:
         """Rows a second of a core, idle or not. Of a run that scored something."""
         return self.rows_scored_here / self.core_hours / 3600
@@ -162,7 +209,7 @@ def night_figures(report: Report) -> dict[str, Any]:
         "run_id": report.run_id,
         "day": report.as_of or report.started[:10],
         "rows": rows,
-        "bad_share": sum(report.bad_by_code.values()) / rows if rows else None,
+        "bad_share": report.scored.bad_share,
         "rate": report.rate,
         "cost_per_million": report.cost_per_million,
         "psi": (report.drift.get("classes") or {}).get("psi"),
@@ -204,11 +251,20 @@ def read_report(values: object) -> Report:
     """
     if not isinstance(values, dict):
         raise ValueError("a report is a JSON object")
+    if values.get("report_version", 1) in range(1, _ROWS_OF_PLANS + 1):
+        values = {**values, **_rows_scored(values)}
     try:
         return _parsed(values)
     except ValueError as error:  # pydantic's
         odd = {found["loc"][0] for found in error.errors()}  # type: ignore[attr-defined]
         return _parsed({name: value for name, value in values.items() if name not in odd})
+
+
+def _rows_scored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an early report, which has them under other names."""
+    scored, by_code = values.get("rows_scored_here"), values.get("bad_by_code")
+    bad = sum(by_code.values()) if isinstance(by_code, dict) else 0
+    return {"rows_ok": scored - bad if isinstance(scored, int) else 0, "rows_bad": bad}
 
 
 def redacted_report(report: Report) -> Report:
@@ -224,13 +280,23 @@ def _parsed(values: Mapping[str, Any]) -> Report:
     return report
 
 
+def accounts(report: Report) -> list[tuple[str, Rows]]:
+    """Every count of rows that a report has, each with its name: what the run scored, its plans, the data set."""
+    found = [("scored by this run", report.scored)] if report.scored.total else []
+    for left in report.of_plans:
+        day = f" ({left.day})" if left.day else ""
+        found.append((f"plan {left.plan}{day}, {left.state}{f': {left.why}' if left.why else ''}", left.rows))
+    if report.data_set_plans:
+        found.append((f"data set, {counted(report.data_set_plans, 'plan')}", report.data_set))
+    return found
+
+
 def summary(report: Report) -> str:
     """The end of a run, for a person."""
-    rows = report.rows_ok + report.rows_bad
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
-        f"complete: {counted(rows, 'row')} = {report.rows_ok:,} ok + {report.rows_bad:,} bad, "
+        f"complete: {replace(report.completed, gone=0).describe()}, "
         f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, report.plans))}, "
         f"in {duration(report.elapsed_s)}"
     ]
@@ -240,11 +306,13 @@ def summary(report: Report) -> str:
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
+    if report.of_plans:
+        lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
-    if report.rows_gone:
-        lines.append(f"gone: {counted(report.rows_gone, 'row')} whose source vanished or changed after it was claimed")
+    if gone := report.completed.gone:
+        lines.append(f"gone: {counted(gone, 'row')} whose source vanished or changed after it was claimed")
     if report.retries or report.failed_starts:
         by_code = ", ".join(f"{n:,} {code}" for code, n in report.retries_by_code.items())
         lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))
@@ -264,7 +332,7 @@ def looked_at(report: Report) -> str:
     if report.sources is None:
         return ""
     were = "that are" if report.sources != 1 else "that is"
-    return f": {report.sources:,} sources {were} there, {report.sources_before:,} claimed by earlier plans"
+    return f": {counted(report.sources, 'source')} {were} there, {report.sources_before:,} claimed by earlier plans"
 
 
 def headline(outcome: str) -> tuple[str, str]:
@@ -279,7 +347,7 @@ def ending(report: Report) -> tuple[str, str]:
         return happened or f"The run ended with {report.outcome or 'an error'}; there is no message.", details
     if not report.plans:
         return f"There was nothing new to score{looked_at(report)}.", ""
-    rows, here = report.rows_ok + report.rows_bad, report.rows_scored_here
+    rows, here = report.completed.scored, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)
     return f"{rows:,} rows have a prediction or a reason why not{by_this_run}, in {took}.", ""

@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
 from jobs.errors import Interrupted, RunFailed
+from jobs.ledger.accepted import acceptance
 from jobs.ledger.background import Errands
-from jobs.ledger.bad_rows import bad_rows_error
+from jobs.ledger.bad_rows import OverBudget, bad_rows_error
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import Present
@@ -91,8 +92,8 @@ class Loop:
         now = self.clock()
         self._backlog = Backlog(missing, crashes, self.limits, begin=begin, now=now)
         self._failed = FailedAttempts(self._backlog, self.limits, self.ledger, self.run_id, self.tally, self.progress)
-        self._rows_total = sum(plan.rows for plan in self.plans)
-        self._bad_before = self.tally.rows_bad  # of other plans, when a run scores a second time
+        self._judged = {plan.number: plan for plan in self.plans}
+        """Plans that limits.bad_rows holds for, as far as is known."""
         self._start_after = 0.0
         self._no_cores_since: float | None = None
         """While there is no worker, because others hold the cores."""
@@ -295,10 +296,14 @@ class Loop:
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
         self.tally.done.note_due(result.plan)
-        tally, budget = self.tally, self.limits.bad_rows
-        rows_bad = tally.rows_bad - self._bad_before
-        if policy.bad_rows_exceeded(rows_bad, self._rows_total, budget):
-            raise bad_rows_error(rows_bad, self._rows_total, budget, tally.bad_by_code, tally.bad_samples)
+        plan, reasons, budget = self._judged.get(result.plan), self.tally.reasons[result.plan], self.limits.bad_rows
+        if plan is None or not budget.exceeded(reasons.by_code.total(), plan.rows):
+            return
+        if acceptance(self.ledger.store, self.ledger.root, plan):
+            del self._judged[plan.number]
+            return
+        self.tally.over.append(OverBudget(plan, reasons))
+        raise bad_rows_error(self.tally.over, str(budget))
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._failed.not_started(worker, failure)

@@ -289,10 +289,6 @@ def deadline(finish_by: str, zone: tzinfo, now: datetime) -> datetime:
     return next(at for at in days if at > local - MISSED)
 
 
-def bad_rows_exceeded(rows_bad: int, rows_total: int, budget: float) -> bool:
-    return rows_bad > budget * rows_total
-
-
 def start_pause_s(failure: Failure, in_a_row: int, ready: int, *, others_to_try: bool = False) -> float | None:
     """Seconds until workers are asked for again, after the `in_a_row`-th that did not start; None: the run gives up.
 

@@ -17,12 +17,24 @@ from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from jobs.console import Console
-from jobs.errors import COMPLETE, Interrupted, NothingThere, RunFailed, SpecError, StintError
+from jobs.errors import (
+    COMPLETE,
+    BadRowsExceeded,
+    Interrupted,
+    NothingThere,
+    RunFailed,
+    SpecError,
+    StintError,
+)
 from jobs.input.footers import Opened
+from jobs.input.listing import vanished, versions_now
 from jobs.interrupt import InterruptFlag
-from jobs.ledger.bad_rows import bad_rows_error
-from jobs.ledger.current import keep_following
+from jobs.ledger.accepted import accepted
+from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
+from jobs.ledger.current import readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -38,16 +50,16 @@ from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
 from jobs.report.new_model import new_model
-from jobs.report.report import COMPLETED, Report, summary
+from jobs.report.report import COMPLETED, PlanReport, PlanState, Report, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.loop import Loop
-from jobs.run.policy import bad_rows_exceeded, deadline
+from jobs.run.policy import deadline
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
 from workers.bundle.profiles import HostKind
 from workers.counted import counted
-from workers.outcomes import BundleOutcome
+from workers.outcomes import BundleOutcome, Rows
 from workers.storage.errors import StoreDenied, StoreError
 
 
@@ -145,8 +157,13 @@ class Run:
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
-        self._none_done = False
-        """Whether no plan of the root was done when it was looked at last."""
+        self._plans: list[Plan] = []
+        self._done: set[int] = set()
+        """As far as this run has seen."""
+        self._left: dict[int, PlanReport] = {}
+        """How plans are left that this run worked on, by number."""
+        self._gaps: dict[int, DoneRecord] = {}
+        """Of those, the objects of done ones that lack rows which are gone."""
 
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
@@ -184,10 +201,12 @@ class Run:
     def _complete(self) -> None:
         self._discover()
         self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
-        if self.report.rows_gone and not self.report.set_aside:
+        if self._gaps and not self.report.set_aside:
             self._look_again()
+        self._check_gone()
         if self.report.unreadable or self.report.set_aside:
-            names = [*self.report.unreadable, *self.report.set_aside]
+            unreadable = (f"{uri}: {reason}" for uri, reason in self.report.unreadable.items())
+            names = [*unreadable, *self.report.set_aside]
             raise RunFailed(
                 f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
                 "and got no predictions: "
@@ -201,7 +220,7 @@ class Run:
         """Whether this day's runs, of which this need not be the first, have claimed as many rows as the spec wants."""
         wanted = self.job.spec.input.min_new_rows
         plans = self.job.ledger.plans() if wanted else ()
-        rows = sum(plan.rows for plan in plans if plan.as_of == str(self.job.days.last))
+        rows = sum(plan.new_rows for plan in plans if plan.day == str(self.job.days.last))
         if rows < wanted:
             raise self._too_few(rows)
 
@@ -257,6 +276,29 @@ class Run:
         if found.fresh or found.claim.again:
             self._take(found)
             self._finish_open()
+        gone = {uri for objects in self._gaps.values() for o in objects for uri in o.gone}
+        self.report.unreadable |= {uri: why for uri, why in found.unreadable.items() if uri in gone}
+
+    def _check_gone(self) -> None:
+        """Raises RunFailed where more rows are gone of a plan of this run than the spec allows. The plan stays done:
+        what comes back is claimed again."""
+        budget, found = self.job.spec.limits.gone_rows, list[str]()
+        plans = self.job.ledger.plans() if self._gaps else []
+        for plan in (plan for plan in plans if plan.number in self._gaps):
+            later = {uri for other in plans if other.number > plan.number for uri, _ in other.claimed}
+            objects = [o for o in self._gaps[plan.number] if not later.issuperset(o.gone)]
+            if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
+                uri = next(uri for uri in objects[0].gone if uri not in later)
+                claimed, now = dict(plan.claimed)[uri], versions_now([uri])[uri]
+                there = "is not there any more" if now is None else f"is there in version {now}"
+                what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
+                found.append(f"{what}, as of {uri}: it was claimed in version {claimed}, and {there}")
+        if found:
+            raise RunFailed(
+                "\n".join([f"more rows are gone than limits.gone_rows allows ({budget}): {found[0]}", *found[1:]]),
+                "a file is gone when it was removed or changed after it was listed; where a manifest gives versions, "
+                "they must be the store's, or be left out. Put the files in order and run again",
+            )
 
     def _say_found(self, found: Discovery) -> None:
         for line in found.lines():
@@ -305,15 +347,22 @@ class Run:
 
     def _open(self) -> tuple[list[Plan], Shards]:
         """Plans that are not done, and what of them is missing."""
-        done = self.job.ledger.done_numbers()
-        self._none_done = not done
-        plans = [plan for plan in self.job.ledger.plans() if plan.number not in done]
+        self._done |= self.job.ledger.done_numbers()
+        self._plans = self.job.ledger.plans()
+        plans = [plan for plan in self._plans if plan.number not in self._done]
+        self._left |= {plan.number: PlanReport(plan=plan.number, day=plan.day) for plan in plans}
         return plans, self.job.ledger.missing(*plans)
 
     def _finish_open(self) -> None:
         plans, left = self._open()
         if left:
-            self._score(plans, left)
+            try:
+                self._score(plans, left)
+            except BadRowsExceeded:  # which does not hold up the plans that are whole
+                self._finish([plan for plan in plans if self.job.ledger.whole(plan)])
+                self._tally.over.clear()  # it was whole, and is done now: its bad rows are replaced or taken away
+                self._finish_open()
+                return
         self._finish(plans)
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
@@ -376,7 +425,10 @@ class Run:
             self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}
 
     def _finish(self, plans: Sequence[Plan]) -> None:
-        """Done records of the plans that are whole, and the budget of bad rows over each of them."""
+        """Done records of the plans that are whole, and the budget of bad rows over each of them.
+
+        Raises BadRowsExceeded with all that are over it.
+        """
         self._progress.enter("finishing", "done records")
         broken = {shard.plan for shard, _ in self._tally.set_aside}
         budget = self.job.spec.limits.bad_rows
@@ -385,45 +437,68 @@ class Run:
             if plan.number in broken:
                 continue
             objects = self.job.ledger.finish(plan, self._tally.done[plan.number])
-            if bad_rows_exceeded(objects.total("rows_bad"), plan.rows, budget):
+            if budget.exceeded(objects.rows.bad, plan.rows):
                 too_bad.append((plan, objects))
             else:
                 self._record_done(plan, objects)
-        # One bad delivery does not hold up the others; and what has been replaced since counts no more.
-        errors: list[StintError] = []
-        for plan, objects in too_bad:
-            by_code, samples = self.job.ledger.bad_rows(plan, self._replaced(plan))
-            if bad_rows_exceeded(by_code.total(), plan.rows, budget):
-                errors.append(bad_rows_error(by_code.total(), plan.rows, budget, by_code, samples))
+        whole = {plan.number for plan in plans} - broken
+        over = [one for one in self._tally.over if one.plan.number not in whole]
+        for one in over:
+            self._leave(one.plan, PlanState.TOO_BAD, Rows())
+        may_stay = accepted(self.job.store, self.job.ledger.root, [plan for plan, _ in too_bad]) if too_bad else {}
+        # One bad delivery does not hold up the others; and what newer ones have replaced since counts no more.
+        for plan, objects in reversed(too_bad):
+            if plan.number in may_stay:
+                self._record_done(plan, objects, why=may_stay[plan.number].why)
+            elif budget.exceeded((reasons := self._reasons(plan, objects)).by_code.total(), plan.rows):
+                over.append(OverBudget(plan, reasons))
+                self._leave(plan, PlanState.TOO_BAD, objects.rows)
             else:
+                self.say(f"{plan.name}: {objects.rows.describe()}; its bad rows are replaced or taken away: done")
                 self._record_done(plan, objects)
-        if errors:
-            raise errors[0]
+        if over:
+            raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))
 
-    def _record_done(self, plan: Plan, objects: DoneRecord) -> None:
-        if self._none_done:
-            self._keep_readers()
+    def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
+        if not self._done and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
+            self.say(about_readers)
         self.job.ledger.record_done(plan, objects)
+        self._done.add(plan.number)
         self.report.plans.append(plan.number)
-        self.report.rows_ok += objects.total("rows_ok")
-        self.report.rows_bad += objects.total("rows_bad")
-        self.report.rows_gone += objects.total("rows_gone")
+        self._leave(plan, PlanState.ACCEPTED if why else PlanState.DONE, objects.rows, why)
+        if objects.rows.gone:
+            self._gaps[plan.number] = objects.with_gaps
 
-    def _keep_readers(self) -> None:
-        """A first plan that is done must not leave readers between two models."""
-        self._none_done = False
-        try:
-            kept = keep_following(self.job.store, self.job.ledger.root)
-        except StoreDenied as error:
-            self.say(f"warning: readers that name no model may find two, and none promoted: {error}")
-            return
-        if kept:
-            self.say(f"readers go on with {kept}, until `stint promote` moves them")
+    def _leave(self, plan: Plan, state: PlanState, rows: Rows, why: str = "") -> None:
+        self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)
 
-    def _replaced(self, plan: Plan) -> set[tuple[int, str, str]]:
-        """(plan, uri, version) of rows that readers would not see of this plan, because a done plan has newer ones."""
-        ledger = self.job.ledger
-        return ledger.superseded(ledger.plans(), ledger.done_numbers(), [plan.number])
+    def _reasons(self, plan: Plan, objects: DoneRecord) -> Reasons:
+        """Of the bad rows of a whole plan that no other has newer ones of, and whose files are there."""
+        ledger, with_bad = self.job.ledger, np.flatnonzero(objects.table["rows_bad"].to_numpy())
+        by_source = ledger.bad_rows(plan, plan.shards.picked(with_bad), ledger.plans(), ledger.done_numbers())
+        gone = vanished({uri for uri, _ in by_source})
+        found = Reasons()
+        for (uri, _), reasons in by_source.items():
+            if uri not in gone:
+                found.add(reasons.by_code, reasons.samples)
+        return found
+
+    def _count_rows(self, *, hurry: bool) -> None:
+        """What has become of the rows of this run's plans, and of all plans; hardly anything is read for it."""
+        ledger, known = self.job.ledger, self._tally.done
+        rows = {number: left.rows for number, left in self._left.items() if left.rows.total}
+        by_number = {plan.number: plan for plan in self._plans}
+        rows |= {n: ledger.rows(by_number[n], known[n]) for n in by_number.keys() - rows.keys() - self._done}
+        self.report.of_plans = [
+            replace(left, rows=rows.get(number) or ledger.done_rows([number]))  # another run may have done it meanwhile
+            for number, left in sorted(self._left.items())
+        ]
+        before = by_number.keys() - rows.keys()
+        self.report.data_set = sum(rows.values(), ledger.done_rows(before))
+        self.report.data_set_plans = len(by_number)
+        if not hurry:
+            said = accepted(self.job.store, ledger.root, self._plans)
+            self.report.accepted = {by_number[number].name: its.why for number, its in sorted(said.items())}
 
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)
@@ -436,6 +511,7 @@ class Run:
         try:
             # A night with nothing to do does not look up what a worker costs.
             price, counted = self._price if self.report.workers else Price(), self._tally.distributions
+            self._count_rows(hurry=hurry)
             compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry)
         except (StoreError, StoreDenied, RunFailed) as error:
             self.say(f"the run's report is not whole (predictions are not affected): {error}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.ledger.bad_rows import OverBudget, Reasons
 from jobs.ledger.done import KnownObjects
 from jobs.progress.counts import Counts
 from jobs.progress.snapshot import Price, cost_per_million
@@ -29,6 +31,10 @@ class Tally(Counts):
     done: KnownObjects = field(default_factory=KnownObjects)
     """What a done record says of the objects of these shards. Those with rows that are gone are left out: which files
     those rows are of, only the object itself says."""
+    reasons: defaultdict[int, Reasons] = field(default_factory=lambda: defaultdict(Reasons))
+    """Of the bad rows scored here, by plan."""
+    over: list[OverBudget] = field(default_factory=list)
+    """The plan that ended the loop, because too many of its rows are bad."""
     speculative_attempts: int = 0
     """Second attempts at shards that another worker had already, see jobs.scaling.speculation: one of each two is
     wasted."""
@@ -63,6 +69,8 @@ class Tally(Counts):
             self.committed += result.committed  # the loser may be heard of before the winner
             return
         self.add_result(result)
+        if result.rows_bad:
+            self.reasons[held.shard.plan].add(result.bad_by_code, result.bad_samples)
         self.speculative_wins += held.second
         if not result.rows_gone:
             self.done.add(held.shard, result)
@@ -109,6 +117,9 @@ class Tally(Counts):
         """Fields of jobs.report.report.Report."""
         cost = price.cost(self.worker_seconds, self.threads_per_core)
         return {
+            "rows_ok": self.rows_ok,
+            "rows_bad": self.rows_bad,
+            "rows_gone": self.rows_gone,
             "rows_scored_here": self.rows,
             "shards_scored_here": self.shards,
             "shards_committed_here": self.committed,

@@ -22,6 +22,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -304,9 +305,45 @@ class Workers(Section):
         return self
 
 
+class RowBudget(Section):
+    share: Share
+    """Of the rows of a plan, at most."""
+    at_least: AtLeast1 = 1
+    """Fewer rows than these are never too many."""
+
+    @model_serializer
+    def _as_given(self) -> object:
+        """As a share alone where that says it: so specs that were saved before look the same."""
+        return self.share if self.at_least == 1 else dict(self)
+
+    def exceeded(self, rows: int, total: int) -> bool:
+        """Whether so many rows, of so many in all, are too many."""
+        return rows >= self.at_least and rows > self.share * total
+
+    def __str__(self) -> str:
+        return f"{self.share:.2%}" + (f", and up to {self.at_least - 1:,} rows" if self.at_least > 1 else "")
+
+
+def _as_budget(given: Any) -> Any:
+    """A number is the share."""
+    if isinstance(given, dict | RowBudget):
+        return given
+    try:
+        return RowBudget(share=given)
+    except ValidationError as error:  # of a key that nobody has written
+        raise PydanticCustomError("budget", "a share is wanted") from error
+
+
+BudgetOfRows = Annotated[RowBudget, BeforeValidator(_as_budget, json_schema_input_type=Share | RowBudget)]
+
+
 class Limits(Section):
-    bad_rows: Share = 0.01
-    """Share of rows that may be error rows before the run stops with exit code 3."""
+    bad_rows: BudgetOfRows = RowBudget(share=0.01)
+    """Rows of a plan that may be error rows before the run ends with exit code 3: a share as 0.01, or a share and how
+    many rows it takes, as {share: 0.01, at_least: 5}."""
+    gone_rows: BudgetOfRows = RowBudget(share=0.5)
+    """In the same form, rows of a plan whose source vanished or changed before it was their turn, and which no later
+    plan has claimed again: with more of them the run ends with exit code 1."""
     task_retries: Annotated[int, Field(ge=0)] = 3
     """Times a shard is tried again after an error of our code, the model's, or its data."""
     infra_retries: Annotated[int, Field(ge=0)] = 20

@@ -12,7 +12,10 @@ import pytest
 from tests.house.graph import PACKAGES, ROOT, circle, drawn, fewest, imports_of_modules, imports_of_rooms, modules
 
 TOP = {
-    "jobs": {"arguments", "cli", "console", "demo", "errors", "interrupt", "promote", "prune", "reader", "__main__"},
+    "jobs": {
+        "accept", "arguments", "cli", "console", "demo", "errors", "interrupt", "promote", "prune", "reader",
+        "__main__",
+    },
     "workers": {
         "actor", "contract", "counted", "digits", "failures", "logs", "maker", "outcomes", "output", "pruned",
         "redaction",

@@ -85,6 +85,14 @@ def test_input_and_output_are_enough_for_a_night_and_for_all_that_only_reads(use
     assert done(OUTPUT).table(["id"]).num_rows > 0
 
 
+def test_who_accepts_a_plan_with_its_bad_rows_needs_what_the_job_has(user: As, spec: str) -> None:
+    user("input", "output")
+    assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0"]) == 3
+    assert main(["accept", spec, "--plan=1", "--why=known"]) == 0
+    assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0"]) == 0
+    assert done(OUTPUT).table(["id"]).num_rows > 0
+
+
 def test_a_night_may_neither_delete_nor_touch_the_input(user: As, spec: str) -> None:
     user("input", "output")
     assert main(["run", spec, "--pool=local"]) == 0

@@ -6,15 +6,19 @@ oracle that lets one of them pass proves nothing about the code without it.
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import jobs.accept
 import jobs.ledger.ledger
 import jobs.plan.discovery
 import jobs.run.run
+from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
@@ -23,7 +27,7 @@ from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
 from tests.model.faults import Fault
-from tests.model.pool import Slow
+from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
 from workers.contract import Shard
@@ -155,6 +159,25 @@ def dropped(self: FailedAttempts, retry: Any, now: float) -> None:
     """A failure is left to the other attempt, also where there is none any more."""
 
 
+# ------------------------------------------------------------------------------------------ acceptance
+
+
+def accepted_afterwards(stage: Stage) -> AbstractContextManager[Any]:
+    """The plan is done first, and a person's word for it is recorded when there is time."""
+    return mock.patch.object(jobs.accept, "accept", lambda store, root, plan, why, at: mock.Mock(why=why, at=at))
+
+
+def accepted_over(stage: Stage) -> AbstractContextManager[Any]:
+    """The last word stands."""
+
+    def accept(store: ObjectStore, root: str, plan: Plan, why: str, at: str) -> Acceptance:
+        said = Acceptance(plan=plan.number, token=plan.token, why=f"{why} {uuid.uuid4().hex}", at=at)
+        overwrite(store, f"{root}/_stint/accepted/{plan.number:08d}.json", json.dumps(vars(said)).encode())
+        return said
+
+    return mock.patch.object(jobs.accept, "accept", accept)
+
+
 # --------------------------------------------------------------------------------------------------- all
 
 
@@ -168,7 +191,8 @@ def method(owner: type, name: str, mistake: Callable[..., Any]) -> Callable[[Sta
 
 TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
-TWO_DELIVERIES = Scenario("a file arrives while the first run plans", A, runs=2, changes=[Change("b.jpg", b"b")])
+ACCEPTED = Scenario("accepted", {}, before={"bad.jpg": BAD}, accept=True)
+ACCEPTED_TWICE = Scenario("accepted twice", {}, runs=2, before={"bad.jpg": BAD}, accept=True)
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
 ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
@@ -176,7 +200,9 @@ BOTH_DIE = Bounds(faults=2, every_call=False, only=frozenset({Fault.WORKER_LOST_
 CRASHES = Bounds(faults=1, preemptions=1, every_call=False, only=frozenset({Fault.CRASH_BEFORE}))
 
 MUTANTS = (
-    Mutant("no token check", creating(no_token_check), TWO_DELIVERIES, RACES, "was altered"),
+    Mutant("done before accepted", accepted_afterwards, ACCEPTED, ONE_FAULT, "before anybody had accepted"),
+    Mutant("accepted over", accepted_over, ACCEPTED_TWICE, RACES, "changed after it was visible", immutable=False),
+    Mutant("no token check", creating(no_token_check), TWO_RUNS, RACES, "was altered"),
     Mutant("overwrite", creating(overwrite), TWO_RUNS, CRASHES, "was altered", immutable=False),
     Mutant("exists() then create", creating(exists_then_create), TWO_RUNS, RACES, "was altered", immutable=False),
     Mutant(
@@ -195,8 +221,13 @@ MUTANTS = (
     ),
     Mutant(
         "readers are left between two models",
-        lambda _: mock.patch.object(jobs.run.run, "keep_following", return_value=None),
+        lambda _: mock.patch.object(jobs.run.run, "readers_stay", return_value=""),
         Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
+    ),
+    Mutant(
+        "readers are left between two models by who accepts",
+        lambda _: mock.patch.object(jobs.accept, "readers_stay", return_value=""),
+        replace(ACCEPTED, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
         "scored again beside what was there",

@@ -12,10 +12,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
+from jobs.errors import RunFailed
 from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.scenario import EARLIER_DONE, Stage
@@ -56,7 +58,7 @@ def judge(stage: Stage, *, quiet: bool) -> Judgement:
 
 
 def _early(bucket: Bucket, stage: Stage) -> list[str]:
-    """Done records that came before the last object of their plan."""
+    """Done records that came before the last object of their plan, or, of one with bad rows, before its acceptance."""
     ledger = stage.job().ledger
     early = []
     for path, present in bucket.present_at_done.items():
@@ -64,6 +66,9 @@ def _early(bucket: Bucket, stage: Stage) -> list[str]:
         assert found, path
         root, number = found[1], int(found[2])
         absent = [s.key for s in ledger.plan(number).shards if f"{OUT}/{root}/{s.key}" not in present]
+        with suppress(RunFailed):  # a damaged record is for `verify` to tell
+            if ledger.read_done(number).rows.bad and f"{OUT}/{root}/_stint/accepted/{number:08d}.json" not in present:
+                early.append(f"the done record of plan {number} came before anybody had accepted its bad rows")
         early += [f"the done record of plan {number} came before {key}" for key in absent]
     return early
 

@@ -17,6 +17,7 @@ from tests.support.fakes import INFO, RESULT
 from workers.bundle.manifest import Manifest, StoredObject
 from workers.contract import BundleRequest, Preprocess, Shard, WorkerSpec
 from workers.failures import classify
+from workers.image.errors import BadImage, ErrorCode
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 from workers.output import Scored, encode, object_facts
 from workers.source.shard_reader import ShardReader
@@ -28,6 +29,8 @@ NAPS = 20
 """Waits for nothing after which a slow worker goes on by itself: the shard may be one that is not tried twice."""
 IDLE_S = 2.0
 """How long a wait for nothing takes: a driver that is held up, so that pauses after failures end in a few steps."""
+BAD = b"bad"
+"""The content of a file that is no image."""
 _facts = cache(object_facts)  # pure, and much of an execution's time
 
 
@@ -56,7 +59,8 @@ class ModelWorker:
         blocks = list(reader.blocks())
         read = [(block.slice_index, row) for block in blocks for row in block.rows]
         gone = tuple(sorted(reader.gone))
-        data = _encoded(shard, tuple(read), gone, self._world.token().hex)
+        bad = tuple(n for n, image in enumerate(image for block in blocks for image in block.images) if image == BAD)
+        data = _encoded(shard, tuple(read), gone, bad, self._world.token().hex)
         key = f"{self._spec.root}/{shard.key}"
         committed = self._store.create(key, data)
         facts = _facts(data if committed else self._store.get(key))
@@ -68,7 +72,7 @@ class ModelWorker:
                 "committed": committed,
                 "rows_ok": facts.rows_ok,
                 "rows_bad": facts.rows_bad,
-                "bad_by_code": {},
+                "bad_by_code": {"corrupt": facts.rows_bad} if facts.rows_bad else {},
                 "rows_gone": sum(shard.slices[i].rows for i in facts.gone),
                 "sha256": facts.sha256,
                 "object_bytes": facts.size,
@@ -77,14 +81,17 @@ class ModelWorker:
 
 
 @cache
-def _encoded(shard: Shard, read: tuple[tuple[int, int], ...], gone: tuple[int, ...], token: str) -> bytes:
-    """The object of a shard of which these rows, as (slice, row), were read."""
+def _encoded(
+    shard: Shard, read: tuple[tuple[int, int], ...], gone: tuple[int, ...], bad: tuple[int, ...], token: str
+) -> bytes:
+    """The object of a shard of which these rows, as (slice, row), were read, the `bad` ones without a prediction."""
     rows = len(read)
     scored = Scored(
         label_NK=np.zeros((rows, 1), np.int32),
         score_NK=np.ones((rows, 1), np.float32),
         slice_index=[index for index, _ in read],
         row=[row for _, row in read],
+        errors={number: BadImage(ErrorCode.CORRUPT, "no image") for number in bad},
     )
     metadata = {"plan_token": shard.plan_token, "token": token}
     return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=gone, metadata=metadata)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 from unittest import mock
 
+import jobs.accept
 import jobs.ledger.ledger
 import jobs.pages.save
 import jobs.plan.job
 import jobs.run.run
+from jobs.errors import BadRowsExceeded, SpecError
 from jobs.ledger.plans import decode_plan
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
@@ -38,6 +40,7 @@ SPEC: dict[str, Any] = {
     "model": {"arch": "workers.digits:digits_cnn", "precision": "fp32"},
     "output": {"uri": f"s3://{OUT}"},
     "workers": {"max": 1},
+    "limits": {"gone_rows": 1.0},
     "drift": {"nights": 0},
 }
 
@@ -88,6 +91,8 @@ class Scenario:
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
     earlier_model: bool = False
     """Whether readers follow another model's root, because it is the only one."""
+    accept: bool = False
+    """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
 
     @property
     def spec(self) -> JobSpec:
@@ -114,12 +119,18 @@ class Stage:
         """A run from start to end, with caches of its own, as a new process has."""
 
         def run() -> None:
-            world = self.world
             job = Job.open(self.spec, self.days)
-            cluster = ModelCluster(world, job, self.scenario.slow)
-            jobs.run.run.Run(job, lambda: cluster, lambda: False, lambda line: None, again=again).complete()
+            if self.scenario.accept and job.ledger.plans():
+                with suppress(SpecError):  # it is done already
+                    accepting = Job.open(self.spec, self.days, writing=False)
+                    jobs.accept.accept_plan(accepting, 1, "known", lambda line: None)
+            self.run(job, again)
 
         return run
+
+    def run(self, job: Job, again: str = "") -> None:
+        cluster = ModelCluster(self.world, job, self.scenario.slow)
+        jobs.run.run.Run(job, lambda: cluster, lambda: False, lambda line: None, again=again).complete()
 
     def job(self) -> Job:
         """For the oracle: its calls are made at once."""
@@ -157,7 +168,10 @@ class Stage:
             for name, data in scenario.before.items():
                 bucket.put(f"{IN}/{name}", data)
             with self.played():
-                if scenario.before:
+                if scenario.accept:
+                    with suppress(BadRowsExceeded):
+                        self.run(Job.open(self.spec, self.days))
+                elif scenario.before:
                     self.body()()
                 else:
                     job = Job.open(self.spec, self.days)

@@ -24,11 +24,12 @@ import workers.storage.retries
 from jobs.run.backlog import Backlog
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
-from tests.model.pool import Slow
+from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import HEADING, Bounds, Figures
 
 A, B, C = {"a.jpg": b"a"}, {"b.jpg": b"b"}, {"c.jpg": b"c"}
+BAD_FILE = {"bad.jpg": BAD}
 LATE_FILE = Change("late.jpg", b"late", modified=-1)
 IN_FLIGHT = frozenset({Fault.LATE, Fault.CRASH_LATE})
 
@@ -118,6 +119,21 @@ def test_a_shard_that_two_workers_try_with_every_fault_at_every_call(table: list
         figures = explored(table, scenario, Bounds(every_call=False))
     assert double.call_count > figures.executions / 2
     assert Fault.WORKER_LOST_LATE.value in figures.faults
+
+
+def test_a_plan_is_accepted_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    figures = explored(table, Scenario("accepted, then one run", A, before=BAD_FILE, accept=True), Bounds())
+    assert figures.executions > 10 * figures.calls
+
+
+def test_who_accepts_leaves_no_readers_between_two_models_with_every_fault_at_every_call(table: list[Figures]) -> None:
+    scenario = Scenario("accepted, of a second model", {}, before=BAD_FILE, accept=True, earlier_model=True)
+    explored(table, scenario, Bounds())
+
+
+def test_two_accept_a_plan_with_any_preemption_and_a_write_in_flight(table: list[Figures]) -> None:
+    bounds = Bounds(faults=1, preemptions=1, every_call=False, only=IN_FLIGHT)
+    explored(table, Scenario("accepted twice", {}, runs=2, before=BAD_FILE, accept=True), bounds)
 
 
 def test_three_runs_at_random(table: list[Figures]) -> None:

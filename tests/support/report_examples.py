@@ -83,6 +83,19 @@ def complete_report() -> dict[str, Any]:
         "error": "",
         "next_step": "",
         "plans": [59],
+        "of_plans": [
+            {
+                "plan": 58, "day": "2026-02-28", "state": "open, with too many bad rows", "why": "",
+                "rows": {"ok": 8_811_004, "bad": 260_711, "gone": 0, "uncounted": 1_120_400, "missing": 1_016_218},
+            },
+            {
+                "plan": 59, "day": "2026-03-01", "state": "done", "why": "",
+                "rows": {"ok": rows_ok, "bad": ROWS_BAD, "gone": ROWS_GONE, "uncounted": 0, "missing": 0},
+            },
+        ],
+        "data_set": {"ok": 655_402_113, "bad": 412_007, "gone": 733, "uncounted": 1_120_400, "missing": 1_016_218},
+        "data_set_plans": 59,
+        "accepted": {"plan 31 (2026-02-01)": "the shop knows: one camera was broken"},
         "rows_ok": rows_ok,
         "rows_bad": ROWS_BAD,
         "rows_gone": ROWS_GONE,
@@ -181,7 +194,7 @@ def complete_report() -> dict[str, Any]:
              "uri": "s3://shop-images/day=2026-03-01/part-00044.parquet", "row_group": 1, "row": 4,
              "keys": {"sku": "7120-K", "shop": "gent"}, "picture": ""},
         ],
-        "report_version": 2,
+        "report_version": 3,
     }  # fmt: skip
 
 
@@ -221,10 +234,12 @@ def failed_report() -> dict[str, Any]:
     report = complete_report()
     return report | {
         "outcome": "BadRowsExceeded",
-        "error": "3,412 of 12,042,240 rows are bad; limits.bad_rows allows 0.01%\n"
+        "error": "plan 59 (2026-03-01): 3,412 of 12,042,240 rows are bad; limits.bad_rows allows 0.01%\n"
         "     2,011  truncated            e.g. day=2026-03-01/part-00017.parquet row group 3, row 118 (sku=4417-A)\n"
         "       904  corrupt              e.g. day=2026-03-01/part-00044.parquet row group 1, row 4 (sku=7120-K)",
-        "next_step": "look at the rows named above; if they are to be expected, raise limits.bad_rows and run again",
+        "next_step": "look at the rows named above. Once their files are replaced or taken out of the input, a run "
+        "closes the plan by itself. To close it with its bad rows: stint accept SPEC --plan 59 --why TEXT. If so many "
+        "are to be expected every night, raise limits.bad_rows",
         "classes": {}, "scores": [], "distribution_rows": 0, "drift": {}, "cost": None, "cost_idle": None,
         "cost_per_million": None,
     }  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jobs.cli import main
-from jobs.errors import RunFailed, SpecError
+from jobs.errors import Interrupted, RunFailed, SpecError
+from jobs.pages.history import nights as history
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.reader import Predictions, done
+from jobs.report.report import accounts, read_report
 from jobs.run.loop import Loop
 from tests.support.digits_job import Digits
+from workers.counted import counted
+from workers.outcomes import NO_ROWS
+from workers.storage.store import open_store
 
 WriteSpec = Callable[[dict[str, Any]], str]
 ROWS = 40
@@ -296,6 +302,15 @@ def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_sa
     assert "There was nothing new to score: 2 sources that are there, 2 claimed by earlier plans." in quiet
     nights.run(2, code=1)
     nights.verify(2)
+    # What is scored again is no delivery; plans tell their day, also those from before the key was set.
+    assert "0 new rows for 2026-03-02" in nights.run(2, "--again", "2026-03-01", code=1)
+    del nights.raw["input"]["min_new_rows"]
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-03/a.parquet")
+    nights.run(3)
+    nights.raw["input"]["min_new_rows"] = ROWS
+    nights.spec = nights.write_spec(nights.raw)
+    nights.run(3)
 
 
 def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
@@ -334,7 +349,12 @@ def test_an_input_that_is_gone_altogether_at_the_end_of_a_run_is_told_and_fails_
 
     monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
     told = "could not be looked for again: "
-    assert told in nights.run(1)
+    said = nights.run(1, code=1)
+    assert told in said
+    assert (
+        "more rows are gone than limits.gone_rows allows (50.00%): plan 1 (2026-03-01): 40 of 40 rows are gone" in said
+    )
+    assert f"{file}: it was claimed in version " in said
     assert told not in nights.run(1, code=2)
 
 
@@ -430,7 +450,7 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
         return loop.run()
 
     monkeypatch.setattr("jobs.run.loop.Loop.run", vanish)
-    assert "gone: 40 rows" in nights.run(1)
+    assert "40 of 40 rows are gone" in nights.run(1, code=1)
     nights.verify(1)
     nights.check_readers()
     nights.put("2026-03-01/a.parquet")
@@ -617,3 +637,161 @@ def test_readers_of_files_without_rows_are_told_so(nights: Nights) -> None:
     nights.put("2026-03-01/b.parquet")
     nights.run(1)
     nights.check_readers()
+
+
+def without_images(file: Path) -> None:
+    table = pq.read_table(file)
+    column = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(column, "image", pa.array([b"no image"] * len(table))), file)
+
+
+def check_figures(nights: Nights, day: int, code: int = 0) -> dict[str, Any]:
+    """The last report, its page, the terminal, the history and `verify` tell of the same rows; returns the report."""
+    file = max(nights.out.glob("_stint/runs/*/report.json"))
+    report = read_report(json.loads(file.read_text()))
+    assert sum((left.rows for left in report.of_plans), NO_ROWS).scored >= report.scored.scored
+    assert sum(report.bad_by_code.values()) == report.rows_bad
+    rows = report.data_set
+    verified = nights.verify(day, code)
+    assert f"{counted(rows.total, 'row')} claimed by {counted(report.data_set_plans, 'plan')} in" in verified
+    if not rows.missing:  # of a run that was stopped, workers may have ended what they had begun
+        assert f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone" in verified
+    assert main(["report", nights.spec]) == 0
+    shown = nights.capsys.readouterr().out
+    page = file.with_name("report.html").read_text()
+    for name, its in accounts(report) if report.plans or report.outcome != "complete" else ():
+        assert f"{name}: {its.describe()}" in shown
+    for name, its in accounts(report):
+        cells = "".join(f'<td class="num">{n:,}</td>' for n in (its.total, its.ok, its.bad))
+        assert f"{name}</th>{cells}".lower() in page.lower()
+    (night,) = [night for night in history(open_store(str(nights.out)), report.root) if night.run_id == report.run_id]
+    assert (night.rows, night.bad_share) == (report.rows_ok + report.rows_bad, report.scored.bad_share)
+    return asdict(report)
+
+
+def test_every_plan_over_the_budget_is_told_until_it_is_mended_or_accepted_and_all_pages_agree(nights: Nights) -> None:
+    nights.raw["input"]["shard_rows"] = 100
+    nights.raw["limits"]["bad_rows"] = 0.06  # two of the first forty are
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+    nights.run(1)
+    check_figures(nights, 1)
+    bad = [nights.put(f"2026-03-{day:02d}/bad.parquet") for day in (2, 3)]
+    for file in bad:
+        without_images(file)
+    hidden = [nights.expected.pop(f"2026-03-{day:02d}/bad.parquet") for day in (2, 3)]
+    bad[1].rename(nights.folder / "later")
+    assert "plan 2 (2026-03-02): 40 of 40 rows are bad; limits.bad_rows allows 6.00%" in nights.run(2, code=3)
+    report = check_figures(nights, 2, code=1)
+    assert (report["rows_ok"], report["rows_bad"], report["data_set"]["bad"]) == (0, 40, 40)
+
+    (nights.folder / "later").rename(bad[1])
+    nights.put("2026-03-03/good.parquet")
+    nights.raw["limits"]["bad_rows"] = {"share": 0.06, "at_least": 5}
+    nights.spec = nights.write_spec(nights.raw)
+    said = nights.run(3, code=3)
+    assert "2 plans have more bad rows than limits.bad_rows allows (6.00%, and up to 4 rows): plan 2 40 of 40, " in said
+    assert "plan 2 (2026-03-02): 40 of 40 rows are bad\n        40  " in said
+    assert "stint accept SPEC --plan 2 or --plan 3 --why TEXT" in said
+    report = check_figures(nights, 3, code=1)
+    number = report["rows_bad"]
+    assert (report["rows_ok"] + number, number >= 40) == (80, True)
+    assert f"plan 3 (2026-03-03): {number} of 80 rows are bad\n        40  " in said
+    del nights.expected["2026-03-03/good.parquet"]  # its plan is open
+    nights.check_readers()
+
+    # Of the second night the file is taken away: its plan closes. The third night's stays, until somebody says so.
+    bad[0].unlink()
+    said = nights.run(4, code=3)
+    assert "plan 2 (2026-03-02): 40 rows = 0 ok + 40 bad; its bad rows are replaced or taken away: done" in said
+    assert f"plan 3 (2026-03-03): {number} of 80 rows are bad" in said
+    assert "2 plans" not in said
+    check_figures(nights, 4, code=1)
+    nights.expected["2026-03-02/bad.parquet"] = hidden[0]
+    nights.check_readers()
+    assert main(["status", nights.spec]) == 0
+    assert f"too many bad rows: 80 rows = {80 - number} ok + {number} bad" in nights.capsys.readouterr().out
+
+    def accept(number: int, why: str, code: int) -> str:
+        assert main(["accept", nights.spec, "--plan", str(number), "--why", why]) == code
+        shown = nights.capsys.readouterr()
+        return shown.out + shown.err
+
+    assert "--plan 9: there is no such plan" in accept(9, "known", 2)
+    assert "--plan 1: it is done, there is nothing to accept\nnext: open plans: plan 3 (2026-03-03)" in accept(
+        1, "known", 2
+    )
+    assert "--why: a reason is wanted" in accept(3, " ", 2)
+    assert f"it is done: 80 rows = {80 - number} ok + {number} bad" in accept(3, "the shop says so", 0)
+    nights.expected["2026-03-03/bad.parquet"] = hidden[1]
+    nights.expected["2026-03-03/good.parquet"] = [
+        row for row in done(str(nights.out)).table(["id"])["id"].to_pylist()
+        if all(row not in rows for rows in nights.expected.values())
+    ]  # fmt: skip
+    assert len(nights.expected["2026-03-03/good.parquet"]) == ROWS
+    nights.check_readers()
+    nights.run(4)
+    report = check_figures(nights, 4)
+    assert report["accepted"] == {"plan 3 (2026-03-03)": "the shop says so"}
+    assert "plan 3 was accepted with its bad rows, at 20" in nights.verify(4)
+    assert main(["status", nights.spec]) == 0
+    assert "; accepted: the shop says so" in nights.capsys.readouterr().out
+
+
+def test_a_bad_file_that_is_replaced_is_scored_whatever_on_change_says_because_nobody_has_seen_its_rows(
+    nights: Nights,
+) -> None:
+    nights.raw["input"]["on_change"] = "report"
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+    file = nights.put("2026-03-01/b.parquet")
+    without_images(file)
+    assert "40 of 80 rows are bad" in nights.run(1, code=3)
+    nights.put("2026-03-01/b.parquet")
+    assert "plan 1 (2026-03-01): 80 rows = 40 ok + 40 bad; its bad rows are replaced or taken away: done" in nights.run(
+        2
+    )
+    nights.check_readers()
+    check_figures(nights, 2)
+    nights.run(2)
+
+
+def test_a_plan_that_is_accepted_before_it_is_whole_is_scored_to_its_end(nights: Nights) -> None:
+    nights.raw["input"]["shard_rows"] = 10
+    nights.spec = nights.write_spec(nights.raw)
+    without_images(nights.put("2026-03-01/a.parquet"))
+    assert "plan 1 (2026-03-01): 10 of 40 rows are bad" in nights.run(1, code=3)  # which ends it early
+    report = check_figures(nights, 1, code=1)
+    assert (report["rows_bad"], report["data_set"]["bad"]) == (10, 10)
+    assert main(["accept", nights.spec, "--plan", "1", "--why", "known"]) == 0
+    assert "the next run scores what is missing and closes it" in nights.capsys.readouterr().out
+    assert "plan 1 (2026-03-01), done, accepted with its bad rows: known: 40 rows = 0 ok + 40 bad" in nights.run(1)
+    nights.check_readers()
+    check_figures(nights, 1)
+
+
+def test_a_run_that_is_interrupted_and_the_one_that_goes_on_count_each_row_once(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.raw["input"]["shard_rows"] = 10
+    nights.spec = nights.write_spec(nights.raw)
+    nights.put("2026-03-01/a.parquet")
+    right = Loop._committed
+
+    def interrupted(loop: Loop, result: Any) -> None:
+        right(loop, result)
+        if loop.tally.shards == 2:
+            raise Interrupted("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_committed", interrupted)
+        nights.run(1, code=5)
+    first = check_figures(nights, 1, code=1)
+    assert first["rows_ok"] + first["rows_bad"] == 20
+    (left,) = first["of_plans"]
+    assert (left["state"], left["rows"]["missing"]) == ("open", 20)
+    nights.run(1)
+    second = check_figures(nights, 1)
+    assert 0 < second["rows_ok"] + second["rows_bad"] <= 20  # a worker may have ended what it had begun
+    assert second["of_plans"][0]["rows"] == second["data_set"]
+    assert second["data_set"]["ok"] + second["data_set"]["bad"] == 40

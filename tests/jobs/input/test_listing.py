@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.errors import SpecError
+import jobs.input.manifest
+from jobs.errors import RunFailed, SpecError
 from jobs.input.listing import Listing, list_input
-from jobs.input.manifest import read_entries
+from jobs.input.manifest import Entry, read_entries
+from jobs.ledger.plans import Source
 from jobs.spec.days import Days
 from workers.contract import InputSpec
 from workers.storage.errors import StoreError
@@ -125,16 +127,62 @@ def test_a_text_manifest_names_files_beside_it_or_anywhere(tmp_path: Path) -> No
     assert found.sources[0].version == version_of(fs.info(path))  # as a listing of the folder would have it
 
 
+def written(tmp_path: Path, names: Sequence[str]) -> dict[str, Source]:
+    """Files, as the store lists them."""
+    for name in names:
+        (tmp_path / name).write_bytes(b"12345")
+    return {source.uri: source for source in listed(uri=str(tmp_path)).sources}
+
+
 @pytest.mark.parametrize("kind", ["text", "parquet"])
-def test_entries_with_version_and_size_are_taken_at_their_word_without_a_request(tmp_path: Path, kind: str) -> None:
+def test_of_entries_with_version_and_size_only_a_few_new_ones_are_compared_with_the_store(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    right = jobs.input.manifest._look_up
+
+    def counted(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
+        looked_up.append(entries[0].uri)
+        return right(entries, claimed)
+
+    monkeypatch.setattr("jobs.input.manifest._look_up", counted)
+    there = written(tmp_path, [f"{n:03}.parquet" for n in range(100)])
     manifest = tmp_path / "list"
-    uri = "s3://bucket/images/a.parquet"
     if kind == "text":
-        manifest.write_text(f'{uri}\t"0123abcd"\t77\n')
+        manifest.write_text("".join(f'{uri}\t"{s.version}"\t{s.size}\n' for uri, s in there.items()))
     else:
-        pq.write_table(pa.table({"uri": [uri], "size": [77], "version": ['"0123abcd"']}), manifest)
-    (source,) = listed(manifest=str(manifest)).sources
-    assert (source.uri, source.version, source.size) == (uri, "0123abcd", 77)
+        columns = {
+            "uri": [*there],
+            "size": [s.size for s in there.values()],
+            "version": [f'"{s.version}"' for s in there.values()],
+        }
+        pq.write_table(pa.table(columns), manifest)
+    assert listed(manifest=str(manifest)).sources == [*there.values()]
+    assert 10 <= len(looked_up) <= 16
+    looked_up.clear()
+    assert len(listed({uri: s.version for uri, s in there.items()}, manifest=str(manifest)).sources) == 100
+    assert looked_up == []
+
+
+def test_a_manifest_whose_versions_are_not_the_stores_is_refused_with_both(tmp_path: Path) -> None:
+    there = written(tmp_path, [f"{n}.parquet" for n in range(40)])
+    manifest = tmp_path / "list"
+    manifest.write_text("".join(f"{uri}\tmd5-of-{s.uri[-9]}\t{s.size}\n" for uri, s in there.items()))
+    version = there[f"{tmp_path}/0.parquet"].version
+    says = rf"of 40 new files 14 were compared .*/0\.parquet: .*says version md5-of-0.* there is version {version}"
+    with pytest.raises(RunFailed, match=says):
+        listed(manifest=str(manifest))
+
+
+def test_one_entry_that_is_not_as_the_manifest_says_is_left_out_and_named(tmp_path: Path) -> None:
+    there = written(tmp_path, ["a.parquet", "b.parquet"])
+    manifest = tmp_path / "list"
+    manifest.write_text(
+        "".join(f"{uri}\t{'other' if 'a.' in uri else s.version}\t{s.size}\n" for uri, s in there.items())
+    )
+    found = listed(manifest=str(manifest))
+    assert names(found, tmp_path) == ["b.parquet"]
+    assert "the manifest says version other" in found.unreadable[f"{tmp_path}/a.parquet"]
 
 
 def test_an_entry_without_a_version_that_was_claimed_is_not_looked_up_again(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_figures_that_are_no_numbers_are_missing_ones(ledger: Ledger) -> None:
     (night,) = ledger.nights()
     assert (night.rate, night.cost, night.cost_per_million, night.elapsed_s) == (None, None, None, None)
     assert (night.psi_classes, night.flags) == (None, ())
-    assert night.rows == complete_report()["rows_scored_here"]
+    assert (night.rows, night.bad_share) == (0, None)
 
 
 def test_a_report_without_its_day_is_of_the_one_on_which_it_began(ledger: Ledger) -> None:
@@ -183,9 +183,9 @@ def test_runs_of_one_day_are_one_night_and_a_row_counts_once(ledger: Ledger) -> 
     def run(hour: int, **changes: Any) -> str:
         return ledger.reported(f"20260301T{hour:02d}0000Z-aaaaaa", as_of="2026-03-01", **changes)
 
-    run(1, outcome="Interrupted", rows_ok=0, rows_bad=0, rows_scored_here=400, bad_by_code={}, cost=1.0)
-    run(2, rows_ok=990, rows_bad=10, rows_scored_here=600, cost=2.0, rate=50.0)
-    last = run(3, rows_ok=0, rows_bad=0, rows_scored_here=0, bad_by_code={}, cost=0.0, rate=0.0, drift={})
+    run(1, outcome="Interrupted", rows_ok=400, rows_bad=0, cost=1.0)
+    run(2, rows_ok=590, rows_bad=10, cost=2.0, rate=50.0)
+    last = run(3, rows_ok=0, rows_bad=0, rows_scored_here=0, cost=0.0, rate=0.0, drift={})
     ledger.reported("20260309T020000Z-bbbbbb", as_of="2026-03-09")
     night, other = by_day(ledger.nights())
     assert (night.run_id, night.day, night.runs, night.outcome) == (last, "2026-03-01", 3, "complete")
@@ -250,7 +250,7 @@ def test_a_run_that_failed_is_told_with_the_way_out(ledger: Ledger, printed: Pri
     ledger.reported("20260301T020000Z-aaaaaa", **ended)
     assert main(["report", ledger.spec]) == COMPLETE
     text = printed()
-    assert text.startswith("BadRowsExceeded: 3,412 of 12,042,240 rows are bad")
+    assert text.startswith("BadRowsExceeded: plan 59 (2026-03-01): 3,412 of 12,042,240 rows are bad")
     assert "next: look at the rows named above" in text
     assert "--html FILE makes one" in text
 

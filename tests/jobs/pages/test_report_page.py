@@ -164,7 +164,14 @@ def test_without_a_browser_its_tests_are_skipped_with_the_reason_or_fail_where_i
 
 def test_a_complete_run_says_so_first_and_shows_its_key_numbers() -> None:
     words = section(page_of(complete_report()), "outcome")
-    for text in ("Complete", "12,042,240 rows", "22m33s", "Rows ok 12,038,828", "Bad rows 3,412 0.03% of all", "2.89"):
+    for text in (
+        "Complete",
+        "12,042,240 rows",
+        "22m33s",
+        "Rows ok 12,038,828",
+        "Bad rows 3,412 0.03% of those scored by this run",
+        "2.89",
+    ):
         assert text in words
     assert "predicted classes: PSI" in words
 
@@ -174,6 +181,14 @@ def test_a_failed_run_says_what_happened_and_what_to_do() -> None:
     assert "Too many bad rows" in words
     assert "limits.bad_rows allows 0.01%" in words
     assert "Next: look at the rows named above" in words
+
+
+def test_rows_are_counted_of_the_run_of_each_of_its_plans_and_of_the_data_set() -> None:
+    words = section(page_of(complete_report()), "rows")
+    assert "Rows All Ok Bad Bad share Gone Scored by other runs Not scored yet Scored by this run 12,0" in words
+    assert "plan 58 (2026-02-28), open, with too many bad rows 11,208,333 8,811,004 260,711 2.87% 0 1,120,400" in words
+    assert "data set, 59 plans 657,951,471 655,402,113 412,007 0.06% 733 1,120,400 1,016,218" in words
+    assert "Plans accepted with their bad rows: 1 plan 31 (2026-02-01): the shop knows" in words
 
 
 def test_an_outcome_that_this_version_does_not_know_is_a_failure_under_its_own_name() -> None:

@@ -57,6 +57,11 @@ def test_a_file_that_changed_before_its_turn_is_claimed_whatever_the_spec_says()
     assert now == NextClaim(new=(source("a", "v2"),), supersedes={"a": "v1"})
 
 
+def test_a_bad_file_of_an_open_plan_that_was_replaced_is_claimed_whatever_the_spec_says() -> None:
+    now = next_claim([source("a", "v2")], [Night({("a", "v1")})], (), {("a", "v1")}, rescore=False)
+    assert now == NextClaim(new=(source("a", "v2"),), supersedes={"a": "v1"})
+
+
 def test_a_file_that_was_gone_and_came_back_is_claimed_for_the_rows_that_are_missing() -> None:
     holes = [rows("a", start=5), rows("a", start=0), rows("b")]
     now = next_claim([source("a")], [Night({("a", "v1"), ("b", "v1")})], holes, rescore=False)

@@ -97,7 +97,7 @@ def test_a_job_log_gets_plain_lines_and_notes_without_escape_codes() -> None:
     display.note(HOSTILE)
     display.close()
     first, second, *notes = out.getvalue().splitlines()
-    assert first.endswith("cost 3.87 · shards 842/1252 · bad 1321 (a�[2J 1)")
+    assert first.endswith("cost 3.87 · shards 842/1252 · bad 1321 (a�[2J 1) of those scored by this run")
     assert second.endswith(" · bad 0 · as of 12s ago")
     assert notes == ['a "quote", �[2J�, �, �, {"event"}', "and another line"]
 

@@ -28,7 +28,7 @@ time      ███████████████████████�
           predict (54% of the workers' time): the network is the work here, as
           it should be
 used      cost 3.87 · 82.31 core-hours
-bad rows  1,321 = 0.17% of those scored · truncated 1,012 (77%)
+bad rows  1,321 = 0.17% of those scored by this run · truncated 1,012 (77%)
           corrupt 207 (16%) · unsupported_format 60 (5%) · null 32 (2%)
           too_large 10 (1%)
 failures  11 attempts · preempted 8 · crashed 2 · infra 1
@@ -52,7 +52,7 @@ time ██████████████████▓▓▓▓▓▓▓
 █ decode 40%  ▓ predict 54%  ▒ wait 4%  ░ idle 2%
 mostly predict
 used cost 3.87 · 82.31 core-hours
-bad rows 1,321 = 0.17% of those scored
+bad rows 1,321 = 0.17% of those scored by this run
 truncated 1,012 (77%) · corrupt 207 (16%)
 unsupported_format 60 (5%) · null 32 (2%)
 too_large 10 (1%)

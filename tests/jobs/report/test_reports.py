@@ -143,5 +143,5 @@ def test_of_a_run_that_was_killed_the_journal_tells_and_the_next_one_finishes_it
     finished = json.loads(reports[0].read_text())
     objects = len(list(out.glob("model=*/plan=*/*.parquet")))
     assert finished["shards_scored_here"] <= objects - noted
-    assert finished["distribution_rows"] == finished["rows_ok"]  # what the other run scored is counted, too
+    assert finished["distribution_rows"] == finished["data_set"]["ok"]  # what the other run scored is counted, too
     assert main(["verify", spec]) == 0

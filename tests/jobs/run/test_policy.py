@@ -12,7 +12,6 @@ from jobs.run.policy import (
     Budget,
     Manner,
     ShardStep,
-    bad_rows_exceeded,
     budget_of,
     deadline,
     isolated_after_s,
@@ -198,12 +197,6 @@ def test_a_run_soon_after_the_deadline_is_late_and_not_early_for_the_next_day() 
     assert deadline("06:00", UTC, seven) == datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
     assert deadline("06:00", UTC, ten) == datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
     assert deadline("23:30", UTC, datetime(2026, 3, 1, 0, 10, tzinfo=UTC)) == datetime(2026, 2, 28, 23, 30, tzinfo=UTC)
-
-
-def test_the_bad_row_budget_is_a_share_of_all_rows() -> None:
-    assert not bad_rows_exceeded(10, 1000, 0.01)
-    assert bad_rows_exceeded(11, 1000, 0.01)
-    assert bad_rows_exceeded(1, 1000, 0.0)
 
 
 @pytest.mark.parametrize("code", [FailureCode.NO_CORES, FailureCode.PREEMPTED])

@@ -43,7 +43,7 @@ def _row(key: Key) -> str:
     default = key.schema.get("default")
     if key.required:
         default = "none: has to be there"
-    elif key.is_section:
+    elif key.is_section and not isinstance(default, float):
         default = "see below"
     else:
         default = "none" if default in (None, "", [], {}) else f"`{flow(default)}`"

@@ -12,7 +12,7 @@ import yaml
 from jobs.errors import SpecError
 from jobs.spec.keys import every_key
 from jobs.spec.load import load_spec, parse_spec
-from jobs.spec.schema import JobSpec
+from jobs.spec.schema import JobSpec, RowBudget
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -41,6 +41,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"model__preprocess": {"resise": 3}}, r"unknown key 'model.preprocess.resise': did you mean 'resize'\?"),
         ({"output__zzzz": 1}, r"unknown key 'output.zzzz': valid here: uri, topk, single_writer"),
         ({"model__arch": "resnet50"}, r"did you mean torchvision/resnet50\?"),
+        (
+            {"limits__bad_rows": {"share": 0.1, "atleast": 3}},
+            r"key 'limits.bad_rows.atleast': did you mean 'at_least'\?",
+        ),
+        ({"limits__gone_rows": {"at_least": 3}}, r"'limits.gone_rows.share' is missing"),
         ({"workers__min": 9, "workers__max": 3}, r"workers.min 9 is above workers.max 3"),
         ({"input__keys": ["score"]}, r"score is a name that Stint uses in its output"),
         ({"input__keys": ["plan"]}, r"plan is a name that Stint uses in its output"),
@@ -66,8 +71,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         (
             {"limits__bad_rows": 5},
-            r"limits.bad_rows: a share from 0 to 1.* is wanted, got 5; write `bad_rows: 0.05` for 5 %",
+            r"limits.bad_rows: a share from 0 to 1 or a section is wanted, got 5; write `bad_rows: 0.05` for 5 %",
         ),
+        ({"limits__gone_rows": "many"}, r"limits.gone_rows: .* is wanted, got 'many'; write `gone_rows: 0.5`"),
+        ({"limits__bad_rows": {"share": 5}}, r"limits.bad_rows.share: .* got 5; write `share: 0.05` for 5 %"),
+        ({"limits__bad_rows": {"at_least": 5}}, r"'limits.bad_rows.share' is missing; write `share: 0.01`"),
         ({"gate": 3}, r"gate: a section is wanted, got 3; write `gate: \{min_agreement: 0.97\}`"),
         ({"workers": 3}, r"workers: a section is wanted, got 3"),
         (
@@ -216,6 +224,22 @@ def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() 
         parse_spec(given)
 
 
+@pytest.mark.parametrize("given", [0.01, {"share": 0.01}])
+def test_a_budget_of_rows_is_a_share_of_them(given: object) -> None:
+    limits = parse_spec(raw(limits={"bad_rows": given, "gone_rows": given})).limits
+    for budget in (limits.bad_rows, limits.gone_rows):
+        assert not budget.exceeded(10, 1000)
+        assert budget.exceeded(11, 1000)
+    assert parse_spec(raw(limits={"bad_rows": 0})).limits.bad_rows.exceeded(1, 1000)
+
+
+def test_a_budget_may_say_how_many_rows_it_takes() -> None:
+    budget = parse_spec(raw(limits={"bad_rows": {"share": 0.01, "at_least": 5}})).limits.bad_rows
+    assert not budget.exceeded(4, 50)
+    assert budget.exceeded(5, 50)
+    assert str(budget) == "1.00%, and up to 4 rows"
+
+
 @pytest.mark.parametrize(
     ("line", "key", "value"),
     [
@@ -235,7 +259,9 @@ def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() 
         ("model: {arch: a:b, args: {pretrained: yes, at: 1:30, in: {3: x}}}", "model.args",
          {"pretrained": True, "at": 90, "in": {3: "x"}}),
         ("model: {arch: a:b, weights:}", "model.weights", None),
-        ("limits: {bad_rows: 1%}", "limits.bad_rows", 0.01),
+        ("limits: {bad_rows: 1%}", "limits.bad_rows.share", 0.01),
+        ("limits: {bad_rows: {share: 1 %, at_least: 5}}", "limits.bad_rows", RowBudget(share=0.01, at_least=5)),
+        ("limits: {gone_rows: '0.1'}", "limits.gone_rows.share", 0.1),
         ("gate: {min_agreement: 97.5 %}", "gate.min_agreement", 0.975),
         ("workers: {memory: 2GB}", "workers.memory_bytes", 1907 * 2**20),
         ("workers: {memory: 1.5 gib}", "workers.memory_bytes", 1536 * 2**20),
@@ -244,7 +270,7 @@ def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() 
         ("workers: {max: }", "workers.max", 64),
         ("workers:", "workers.max", 64),
         ("output: {uri: x, single_writer: yes}", "output.single_writer", True),
-        ("output: &out {uri: x, topk: 3}\nlimits: {<<: {bad_rows: 0.5}, bad_rows: 0.2}", "limits.bad_rows", 0.2),
+        ("output: &out {uri: x, topk: 3}\nlimits: {<<: {bad_rows: 0.5}, bad_rows: 0.2}", "limits.bad_rows.share", 0.2),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
@@ -268,7 +294,7 @@ def test_values_of_set_are_taken_as_those_of_the_file_are(tmp_path: Path) -> Non
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw()) + "limits:\n")
     sets = ["limits.bad_rows=1%", "schedule.finish_by=22:30", "input.keys=id", "name=2026", "workers.max="]
     spec = load_spec(str(tmp_path / "job.yaml"), sets)
-    assert (spec.limits.bad_rows, spec.schedule.finish_by, spec.input.keys) == (0.01, "22:30", ("id",))
+    assert (spec.limits.bad_rows.share, spec.schedule.finish_by, spec.input.keys) == (0.01, "22:30", ("id",))
     assert (spec.name, spec.workers.max) == ("2026", 64)
 
 
