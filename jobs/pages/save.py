@@ -22,7 +22,6 @@ def save_spec(job: Job, run_id: str, say: _Say) -> None:
 
 def save_report(job: Job, report: Report, say: _Say, *, pictures: bool) -> None:
     """`pictures` of bad rows are read from the input for the page."""
-    save_spec(job, report.run_id, say)
     values: Any = redacted_values(asdict(report))
     _create(job, report.run_id, "report.json", json.dumps(values, indent=2).encode(), say)
     try:

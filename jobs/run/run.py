@@ -496,7 +496,7 @@ class Run:
         before = by_number.keys() - rows.keys()
         self.report.data_set = sum(rows.values(), ledger.done_rows(before))
         self.report.data_set_plans = len(by_number)
-        if not hurry:
+        if self.report.data_set.bad and not hurry:
             said = accepted(self.job.store, ledger.root, self._plans)
             self.report.accepted = {by_number[number].name: its.why for number, its in sorted(said.items())}
 

@@ -42,11 +42,7 @@ class Code:
 
 def code_of(module: str) -> Code:
     """Of the module that defines a network. Raises SpecError where it is not there, or one cannot be parsed."""
-    found = _find(module)
-    if found is None or found.origin is None or not found.has_location:
-        raise SpecError(
-            f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
-        )
+    file = file_of(module)
     trees: dict[str, str] = {}
     wanted, looked_at = _with_parents(module), set[str]()
     while wanted:
@@ -66,7 +62,17 @@ def code_of(module: str) -> Code:
         except (SyntaxError, ValueError) as error:
             raise SpecError(f"model.arch: {spec.origin}, which {module} needs, is no Python: {error}") from error
         wanted += imported
-    return Code(trees, hashlib.sha256(Path(found.origin).read_bytes()).hexdigest())
+    return Code(trees, file)
+
+
+def file_of(module: str) -> str:
+    """Digest of the file that defines the network. Raises SpecError where it is not there."""
+    found = _find(module)
+    if found is None or found.origin is None or not found.has_location:
+        raise SpecError(
+            f"model.arch: there is no module {module!r}", "put it in the working directory, or install it on every node"
+        )
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import SpecError
-from jobs.spec.code import PACKAGES, Code, code_of
+from jobs.spec.code import PACKAGES, Code, code_of, file_of
 from jobs.spec.schema import JobSpec
 from workers.model.names import RECIPE, ModelError, check_names, no_weights, weights_enum_or_path
 from workers.storage.errors import NotFound, StoreDenied
@@ -159,4 +159,4 @@ def _file(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
 
 def _our_code(module: str) -> str:
     """Of a module of Stint that defines networks."""
-    return SOURCE_DIGESTS.get(module) or code_of(module).file
+    return SOURCE_DIGESTS.get(module) or file_of(module)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from jobs.errors import StintError
 from tests.model.faults import Fault, faults_of
-from tests.model.model_fs import IN, Op
+from tests.model.model_fs import BUNDLES, IN, Op
 from tests.model.oracle import Judgement, judge
 from tests.model.scenario import Stage
 from tests.model.scheduler import Actor, World
@@ -216,7 +216,7 @@ class Explorer:
         assert op is not None
         if op.path.split("/", 1)[0] == IN:
             return changes
-        if not op.counted:
+        if not op.counted or BUNDLES in op.path:
             return False
         there = op.path in self.stage.world.bucket.objects
         return op.kind in ("list", "overwrite") or not there or not self._immutable

@@ -22,6 +22,10 @@ UNCOUNTED = ("/_stint/runs/", JOURNALS)
 """Reports carry the time of day, and nothing depends on them: they are no part of a state."""
 
 
+BUNDLES = "/_stint/bundles/"
+"""Written before the runs begin, and by none of them."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One call to the store."""
@@ -40,11 +44,11 @@ class Op:
 
     @property
     def explored(self) -> bool:
-        return JOURNALS not in self.path
+        return JOURNALS not in f"{self.path}/"
 
     @property
     def counted(self) -> bool:
-        return not any(folder in self.path for folder in UNCOUNTED)
+        return not any(folder in f"{self.path}/" for folder in UNCOUNTED)
 
 
 @dataclass

@@ -56,9 +56,9 @@ def test_a_run_over_images_that_kill_workers_ends_well_and_exactly_these_are_err
     }
     assert all(row["label"] is not None for row in rows if row["id"] not in KILLERS)
     assert "making the bundle again" not in run.stderr
-    place = f"warning: left out of the sample: {data / 'b.parquet'} row group 0 row"
-    assert f"{place} 1: killed the process that decoded it: SIGSEGV" in run.stderr
-    assert f"{place} 4: took more than 0.75 GiB of memory" in run.stderr
+    warning, place = "warning: left out of the sample:", f"{data / 'b.parquet'} row group 0 row"
+    assert f"{warning} id=101 ({place} 1): killed the process that decoded it: SIGSEGV" in run.stderr
+    assert f"{warning} id=104 ({place} 4): took more than 0.75 GiB of memory" in run.stderr
     assert "isolated" in run.stderr
     assert main(["verify", spec]) == 0
 
