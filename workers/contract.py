@@ -314,6 +314,8 @@ class WorkerSpec:
     output: OutputSpec
     key_schema: bytes = b""
     """Arrow schema of the key columns, in IPC form, in the order of `input.keys`."""
+    named: bool = True
+    """Whether a prediction names its classes (`topk_name`)."""
     threads: int
     """Physical cores a worker takes."""
     batch: int | None

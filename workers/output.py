@@ -63,8 +63,8 @@ class NotOurs(ValueError):
     """The bytes at an output key are not an object that Stint wrote."""
 
 
-def output_schema(task: str, keys: Sequence[pa.Field]) -> pa.Schema:
-    """Columns of a prediction."""
+def output_schema(task: str, keys: Sequence[pa.Field], *, named: bool = True) -> pa.Schema:
+    """Columns of a prediction; `topk_name` where it is `named`, as in every root that began with it."""
     if task == "embed":
         # Not of a fixed size: before 26, pyarrow cannot read (before 25, not even write) such a column with nulls.
         middle = [pa.field("embedding", pa.list_(pa.float32()))]
@@ -74,6 +74,7 @@ def output_schema(task: str, keys: Sequence[pa.Field]) -> pa.Schema:
             pa.field("score", pa.float32()),
             pa.field("topk_label", pa.list_(pa.int32())),
             pa.field("topk_score", pa.list_(pa.float32())),
+            *([pa.field("topk_name", pa.list_(pa.string()))] if named else []),
         ]
     return pa.schema([*SOURCE_FIELDS, *keys, *middle, *ERROR_FIELDS])
 
@@ -115,7 +116,7 @@ def shown_keys(keys: pa.Table, row: int) -> dict[str, str]:
 
 def encode(
     shard: Shard, scored: Scored, *, task: str, labels: Sequence[str] | None, keys: Sequence[pa.Field], outputs: int,
-    metadata: Mapping[str, str], gone: Sequence[int],
+    named: bool, metadata: Mapping[str, str], gone: Sequence[int],
 ) -> bytes:  # fmt: skip
     """The shard's rows as one Parquet file.
 
@@ -137,12 +138,12 @@ def encode(
     if task == "embed":
         columns.append(_lists(scored.score_NK[:rows], ok, outputs, pa.float32()))
     else:
-        columns += _classes(scored, ok, labels)
+        columns += _classes(scored, ok, labels, named=named)
     errors = [scored.errors.get(row) for row in range(rows)]
     columns.append(pa.array([bad.code if bad else None for bad in errors], pa.string()))
     columns.append(pa.array([str(bad) if bad else None for bad in errors], pa.string()))
     counts = {"rows_ok": int(ok.sum()), "rows_bad": rows - int(ok.sum()), "gone": json.dumps(list(gone))}
-    schema = output_schema(task, keys).with_metadata(
+    schema = output_schema(task, keys, named=named).with_metadata(
         {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
     )
     sink = pa.BufferOutputStream()
@@ -156,16 +157,19 @@ def encode(
     return bytes(sink.getvalue())
 
 
-def _classes(scored: Scored, ok: np.ndarray, labels: Sequence[str] | None) -> list[pa.Array]:
+def _classes(scored: Scored, ok: np.ndarray, labels: Sequence[str] | None, *, named: bool) -> list[pa.Array]:
     rows, k = scored.rows, scored.label_NK.shape[1]
     top = scored.label_NK[:rows]
     score = scored.score_NK[:rows]
-    names = pa.array([str(labels[i]) if labels else str(i) for i in top[:, 0]], pa.string(), mask=~ok)
+    index = _lists(top, ok, k, pa.int32())
+    names = pa.array([str(label) for label in labels], pa.string()) if labels else None
+    named_rows = index.values.cast(pa.string()) if names is None else names.take(index.values)
     return [
-        names,
+        pa.array([str(labels[i]) if labels else str(i) for i in top[:, 0]], pa.string(), mask=~ok),
         pa.array(score[:, 0], pa.float32(), mask=~ok),
-        _lists(top, ok, k, pa.int32()),
+        index,
         _lists(score, ok, k, pa.float32()),
+        *([pa.ListArray.from_arrays(index.offsets, named_rows, mask=pa.array(~ok))] if named else []),
     ]
 
 

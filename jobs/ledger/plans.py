@@ -181,6 +181,8 @@ class Plan:
     """By shard. Its sources are all that are claimed, also those without rows."""
     day: str = ""
     """That it was made for, the last one of its run; plans of earlier releases do not say."""
+    named: bool = False
+    """Whether predictions name their classes (`topk_name`): as in the root's first plan, so that all are alike."""
     afresh: frozenset[tuple[str, str]] = frozenset()
     """(uri, version) of sources whose earlier rows, in the same version, these put out of date."""
 
@@ -293,6 +295,7 @@ class Content:
     warnings: tuple[str, ...] = ()
     """Of how the rows were cut, for a person."""
     keys: pa.Schema | None = None
+    named: bool = True
     supersedes: Mapping[str, str] = field(default_factory=dict)
     """By URI, the version that its claim puts out of date."""
     day: str = ""
@@ -312,6 +315,8 @@ def encode_plan(content: Content, token: str) -> bytes:
     metadata = {"token": token, "day": content.day}
     if content.keys is not None:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
+    if content.named:
+        metadata["named"] = "yes"
     return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
 
 
@@ -357,6 +362,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
         slices=slices,
         afresh=afresh,
         day=metadata.get(b"stint.day", b"").decode(),
+        named=b"stint.named" in metadata,
     )
 
 

@@ -87,6 +87,7 @@ class Discovery:
             cut,
             empty=cut.empty + empty,
             keys=fresh[0].keys if fresh else plans[-1].keys,
+            named=not plans or plans[0].named,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
             day=str(self.job.days.last),
         )

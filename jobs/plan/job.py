@@ -13,15 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content
+from jobs.ledger.plans import Content, Plan
 from jobs.plan import sharding
 from jobs.plan.known_code import known_fingerprints
 from jobs.plan.sample import choose_sample
@@ -162,10 +160,9 @@ class Job:
         """Images a forward pass; None where each worker knows best."""
         return None if self.spec.workers.batch == "auto" else self.spec.workers.batch
 
-    def worker_spec(
-        self, keys: pa.Schema | None, uris: Iterable[str] = (), artifacts: tuple[str, ...] = ()
-    ) -> WorkerSpec:
-        """For sources at `uris`, with key columns of these types; `artifacts` are those that passed the gate."""
+    def worker_spec(self, plan: Plan | None, uris: Iterable[str] = (), artifacts: tuple[str, ...] = ()) -> WorkerSpec:
+        """For sources at `uris`, with the columns of `plan`; `artifacts` are those that passed the gate."""
+        keys = plan.keys if plan else None
         return WorkerSpec(
             bundle=self.fingerprints.bundle,
             fingerprint=self.fingerprints.model,
@@ -173,6 +170,7 @@ class Job:
             output=self.output,
             root=self.fingerprints.root,
             key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
+            named=plan is None or plan.named,
             model=self.spec.model,
             threads=self.threads,
             batch=self.batch,

@@ -386,7 +386,7 @@ class Run:
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(plans[-1].keys, uris, self._artifacts)),
+            pool=self._connected().pool(self.job.worker_spec(plans[-1], uris, self._artifacts)),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,

@@ -94,7 +94,9 @@ def _encoded(
         errors={number: BadImage(ErrorCode.CORRUPT, "no image") for number in bad},
     )
     metadata = {"plan_token": shard.plan_token, "token": token}
-    return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=gone, metadata=metadata)
+    return encode(
+        shard, scored, task="classify", labels=None, keys=[], outputs=1, named=True, gone=gone, metadata=metadata
+    )
 
 
 class Slow(enum.Enum):

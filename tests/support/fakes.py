@@ -74,7 +74,9 @@ def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> b
         scored.row += range(s.row_start, s.row_stop)
     scored.errors = {row: BadImage(ErrorCode.EMPTY, "no bytes") for row in bad}
     metadata = {"plan_token": shard.plan_token, "token": token}
-    return encode(shard, scored, task="classify", labels=None, keys=[], outputs=1, gone=[], metadata=metadata)
+    return encode(
+        shard, scored, task="classify", labels=None, keys=[], outputs=1, named=True, gone=[], metadata=metadata
+    )
 
 
 RESULT = ShardResult(

@@ -101,7 +101,7 @@ class SmallLedger:
         keys = list(plan.keys) if plan.keys else []
         data = encode(
             shard, scored, task="classify", labels=LABELS, keys=keys, outputs=len(LABELS), metadata=told,
-            gone=sorted(reader.gone),
+            named=plan.named, gone=sorted(reader.gone),
         )  # fmt: skip
         assert job.store.create(f"{job.ledger.root}/{shard.key}", data)
 

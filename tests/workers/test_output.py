@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support.fakes import object_of
 from workers.contract import Shard, Slice
-from workers.output import NotOurs, object_facts
+from workers.image.errors import BadImage, ErrorCode
+from workers.output import NotOurs, Scored, encode, object_facts
 
 PIECE = Slice(uri="a.parquet", size=1, version="v", row_group=0, row_start=0, row_stop=3)
 SHARD = Shard(plan=1, plan_token="t", index=0, slices=(PIECE,))
@@ -20,6 +23,24 @@ SHARD = Shard(plan=1, plan_token="t", index=0, slices=(PIECE,))
 def test_an_object_tells_its_shard_and_rows() -> None:
     facts = object_facts(object_of(SHARD, bad=(1,)))
     assert (facts.shard, facts.plan_token, facts.rows_ok, facts.rows_bad) == ("00000001/00000000", "t", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "best"),
+    [(("cat", "dog", "emu"), True, ["emu", "dog"]), (None, True, ["2", "1"]), (("cat", "dog", "emu"), False, None)],
+)
+def test_the_best_classes_have_names_beside_their_indices_where_the_root_has_the_column(
+    labels: Sequence[str] | None, named: bool, best: list[str] | None
+) -> None:
+    scored = Scored(np.array([[2, 1], [0, 0]], np.int32), np.array([[0.75, 0.25], [0, 0]], np.float32), [0, 0], [0, 1])
+    scored.errors = {1: BadImage(ErrorCode.EMPTY, "no bytes")}
+    data = encode(
+        SHARD, scored, task="classify", labels=labels, keys=[], outputs=3, named=named, metadata={}, gone=[]
+    )  # fmt: skip
+    rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+    assert [row["topk_label"] for row in rows] == [[2, 1], None]
+    assert [row.get("topk_name") for row in rows] == [best, None]
+    assert [row["label"] for row in rows] == ["emu" if labels else "2", None]
 
 
 def test_an_object_whose_schema_is_damaged_at_any_bit_is_not_ours_or_has_another_digest() -> None:

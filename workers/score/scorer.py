@@ -161,6 +161,7 @@ class Scorer(LoadedArtifact):
             labels=self.manifest.labels,
             keys=self.keys,
             outputs=self.manifest.outputs,
+            named=self.spec.named,
             gone=part.gone,
             metadata={
                 "plan_token": shard.plan_token,

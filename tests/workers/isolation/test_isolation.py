@@ -112,7 +112,7 @@ def bundle(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     table = pq.read_table(sorted(digits.images.glob("*.parquet"))[0])
     images = [image for image in table["image"].to_pylist() if image and image[-2:] == b"\xff\xd9"][:32]
     keys = pa.schema([pa.field("id", pa.int64()), pa.field("digit", pa.int64())])
-    worker = Worker(replace(job.worker_spec(keys), pin=False))
+    worker = Worker(replace(job.worker_spec(None), key_schema=keys.serialize().to_pybytes(), pin=False))
     assert not isinstance(worker.start(), Failure)
     yield job, worker, images
     worker.stop()

@@ -127,7 +127,15 @@ def test_parts_that_are_joined_are_the_whole(
     def encoded(part: Part) -> bytes:
         schema = part.scored.keys[0].schema if part.scored.keys else pa.schema([])
         return encode(
-            whole, part.scored, task=task, labels=None, keys=tuple(schema), outputs=OUTPUTS, metadata={}, gone=part.gone
+            whole,
+            part.scored,
+            task=task,
+            labels=None,
+            keys=tuple(schema),
+            outputs=OUTPUTS,
+            named=True,
+            metadata={},
+            gone=part.gone,
         )
 
     reader = ShardReader(whole, how)
