@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image
@@ -25,7 +24,6 @@ from jobs.errors import SpecError
 from jobs.plan.job import Job
 from jobs.report.journal import run_ids
 from jobs.spec.load import parse_spec
-from workers.output import OutputObject
 
 SPEC = Path(__file__).with_suffix(".yaml")
 MARKER = ".stint-demo"
@@ -65,8 +63,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     job = Job.open(spec, writing=False)
     url = job.store.url
     console.show(
-        f"\n{_accuracy(job)}\n"
-        f"look at:  {url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
+        f"\nlook at:  {url}/_stint/runs/{run_ids(job.store)[-1]}/report.html  the page of the run\n"
         f"          {url}/{job.ledger.root}/  predictions, Parquet\n"
         f"          {url}/_stint/bundles/{job.fingerprints.bundle}/manifest.json  model and accuracy report"
     )
@@ -156,22 +153,3 @@ def train_weights(file: Path, digits: _Pixels, labels: _Labels, *, seed: int = 0
     module = network.train(network.digits_cnn(), crops_NHWC, labels[which], how, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, file)
-
-
-def _accuracy(job: Job) -> str:
-    """True accuracy: both models on the gate's rows, and INT8 on every row, by reading the predictions."""
-    manifest = job.manifest()
-    assert manifest is not None
-    report = manifest.accuracy
-    assert report is not None
-    table = pa.concat_tables(
-        OutputObject(job.store.get(f"{job.ledger.root}/{shard.key}")).table(["digit", "label", "error_code"])
-        for plan in job.ledger.plans()
-        for shard in plan.shards
-    )
-    good = table.filter(pc.is_null(table["error_code"]))
-    right = pc.mean(pc.equal(good["digit"].cast(pa.string()), good["label"]).cast(pa.float64())).as_py()
-    return (
-        f"true accuracy: fp32 {report.top1_fp32:.2%}, INT8 {report.top1:.2%} on {report.rows} rows of the gate; "
-        f"INT8 {right:.2%} on all {good.num_rows:,} rows"
-    )

@@ -202,8 +202,9 @@ class GateSpec:
     min_cosine: Annotated[float, Interval(ge=-1, le=1)] = 0.98
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
-    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too. Rows where it
-    is empty or below 0 have no label. For `images` `folder`, where the folders are named after classes."""
+    """Input column with the true class, an index or a label: true top-1 accuracy is then measured too, and over all
+    rows of a run if it is among `input.keys`. Rows where it is empty or below 0 have no label. For `images` `folder`,
+    where the folders are named after classes."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
     min_top1: Share | None = None
@@ -316,6 +317,8 @@ class WorkerSpec:
     """Arrow schema of the key columns, in IPC form, in the order of `input.keys`."""
     named: bool = True
     """Whether a prediction names its classes (`topk_name`)."""
+    labels_key: str = ""
+    """The key column that holds the true class, if one does."""
     threads: int
     """Physical cores a worker takes."""
     batch: int | None

@@ -115,6 +115,8 @@ class ShardResult:
     stands."""
     score_counts: tuple[int, ...] = ()
     """Rows by score, in bins of workers.output."""
+    labelled: tuple[int, int] = (0, 0)
+    """Of these rows, those with a true class among the keys, and those predicted so."""
 
 
 class FailureKind(enum.StrEnum):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,10 @@ ERROR_FIELDS = (pa.field("error_code", pa.string()), pa.field("error_message", p
 
 KEY_SHOWN = 80
 """Characters of a key's value."""
+
+
+UNKNOWN, NO_CLASS = -1, -2
+"""In place of a class index: a row without a label (test splits write -1), and a label that is no class."""
 
 
 class NotOurs(ValueError):
@@ -249,6 +254,37 @@ def by_score(scores_N: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Rows in each bin [i, i + 1) / SCORE_BINS; the last one holds 1 too. NaN, which no shard has, is in none."""
     finite = scores_N[np.isfinite(scores_N)]
     return np.histogram(finite, bins=SCORE_BINS, range=(0.0, 1.0))[0].astype(np.int64)
+
+
+def true_classes(values: Iterable[object], class_names: Sequence[str] | None) -> list[int]:
+    """Class index of each label: a name among the model's labels, or an index, also as text or as a whole float.
+
+    UNKNOWN for null, NaN, an empty text and what is below 0; NO_CLASS for anything else.
+    """
+    by_name = {name: index for index, name in enumerate(class_names or ())}
+
+    def index(value: object) -> int:
+        if isinstance(value, str) and value in by_name:
+            return by_name[value]
+        if value is None or value == "":
+            return UNKNOWN
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return NO_CLASS
+        if number.is_integer():
+            return max(int(number), UNKNOWN)
+        return UNKNOWN if math.isnan(number) else NO_CLASS
+
+    return [index(value) for value in values]
+
+
+def right_ones(scored: Scored, column: str, class_names: Sequence[str] | None) -> tuple[int, int]:
+    """Rows with a prediction and a true class in the key `column`, and of those the ones that are predicted so."""
+    truth = true_classes(pa.concat_tables(scored.keys)[column].to_pylist() if scored.keys else (), class_names)
+    found = zip(truth, scored.label_NK[: scored.rows, 0].tolist(), scored.ok, strict=True)
+    right = [true == predicted for true, predicted, ok in found if ok and true >= 0]
+    return len(right), sum(right)
 
 
 def by_class(classes_N: npt.NDArray[np.int32]) -> dict[int, int]:

@@ -43,7 +43,7 @@ def report_page(report: Report) -> str:
         "stages": stages,
         "shards": report.shard_times or report.stragglers,
         "predictions": report.classes or sum(report.scores) or report.drift,
-        "accuracy": accuracy["rows"] or report.doubt or report.preprocess,
+        "accuracy": accuracy["rows"] or report.labelled_rows or report.doubt or report.preprocess,
         "cost": report.core_hours,
         "failures": report.retries or report.failed_starts or report.failures or report.set_aside,
         "time": report.phases,

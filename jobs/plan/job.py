@@ -171,6 +171,7 @@ class Job:
             root=self.fingerprints.root,
             key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
             named=plan is None or plan.named,
+            labels_key=labels if (labels := self.spec.gate.labels_column) in self.spec.input.keys else "",
             model=self.spec.model,
             threads=self.threads,
             batch=self.batch,

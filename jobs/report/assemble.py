@@ -89,6 +89,7 @@ def _add_predictions(report: Report, job: Job, counted: Distributions, labels: S
     ][: allowed.nights]
     report.classes, report.scores = dict(total.classes.most_common()), total.scores.tolist()
     report.distribution_rows = total.rows
+    report.labelled_rows, report.right_rows = total.labelled, total.right
     found = drift.compare_nights(report.classes, report.scores, before, max_psi=allowed.max_psi, max_js=allowed.max_js)
     report.drift = asdict(found) if found else {}
 

@@ -175,6 +175,10 @@ class Distribution:
     """Rows by predicted label."""
     scores: _Counts = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
     """Rows by score, in bins of workers.output."""
+    labelled: int = 0
+    """Rows whose true class is known."""
+    right: int = 0
+    """Of those, the ones that are predicted so."""
 
     @property
     def rows(self) -> int:
@@ -183,6 +187,8 @@ class Distribution:
     def add(self, other: Distribution) -> None:
         self.classes.update(other.classes)
         self.scores += other.scores
+        self.labelled += other.labelled
+        self.right += other.right
 
 
 class Distributions:
@@ -192,6 +198,7 @@ class Distributions:
     def __init__(self) -> None:
         self._classes: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._scores: defaultdict[int, _Counts] = defaultdict(lambda: np.zeros(SCORE_BINS, np.int64))
+        self._labelled: defaultdict[int, _Counts] = defaultdict(lambda: np.zeros(2, np.int64))
         self._counted: defaultdict[int, bytearray] = defaultdict(bytearray)
         """By plan, a byte a shard: whether it is counted."""
 
@@ -204,6 +211,7 @@ class Distributions:
         counted[shard.index] = True
         self._classes[shard.plan].update(result.class_counts)
         self._scores[shard.plan] += np.array(result.score_counts, np.int64)
+        self._labelled[shard.plan] += result.labelled
 
     def of(self, plan: Plan, labels: Sequence[str] | None, read: Callable[[Shard], bytes]) -> Distribution:
         """Of all shards of a complete plan, as far as it is worth reading them; `read` gets a shard's object.
@@ -214,6 +222,7 @@ class Distributions:
         for index, rows in self._classes[plan.number].items():
             found.classes[class_name(labels, index)] += rows
         found.scores += self._scores[plan.number]
+        found.labelled, found.right = self._labelled[plan.number].tolist()
         counted = bytes(self._counted[plan.number]).ljust(len(plan.shards), b"\0")
         others = np.flatnonzero(~np.frombuffer(counted, np.bool_))
         if len(others) > _READ_MOST:
@@ -238,4 +247,5 @@ def of_object(data: bytes) -> Distribution:
     table = table.filter(pc.is_valid(table["label"]))
     found.classes.update(table["label"].to_pylist())
     found.scores += by_score(table["score"].to_numpy())
+    found.labelled, found.right = (int(opened.metadata.get(name, 0)) for name in ("labelled", "right"))
     return found

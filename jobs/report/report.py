@@ -174,6 +174,10 @@ class Report:
     """Rows by predicted label, of the plans that this run completed."""
     scores: list[int] = field(default_factory=list)
     """Rows by score: equal bins from 0 to 1."""
+    labelled_rows: int = 0
+    """Of the plans that this run completed, rows whose true class is among the keys (gate.labels_column)."""
+    right_rows: int = 0
+    """Of those, the ones that are predicted so."""
     distribution_rows: int = 0
     """Rows that `classes` and `scores` count."""
     drift: dict[str, Any] = field(default_factory=dict)
@@ -321,6 +325,11 @@ def summary(report: Report) -> str:
     if report.speculative_attempts:
         first = f"{report.speculative_wins:,} of which ended first"
         lines.append(f"second attempts of slow shards: {report.speculative_attempts:,}, {first}")
+    if report.labelled_rows:
+        right = f"{report.right_rows / report.labelled_rows:.2%} of {counted(report.labelled_rows, 'row')} with a label"
+        lines.append(f"true accuracy: {right}")
+        if (gate := report.accuracy).get("top1") is not None:
+            lines[-1] += f"; on the gate's rows {gate['top1']:.2%}, fp32 {gate['top1_fp32']:.2%}"
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
     lines.append(f"predictions: {report.output}/{report.root}/")
     lines.append(f"report: {report.output}/_stint/runs/{report.run_id}/report.html")

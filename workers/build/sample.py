@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,11 +17,9 @@ from workers.image.errors import BadImage, ErrorCode
 from workers.isolation.sample_decoder import SampleDecoder
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
-from workers.output import describe_row, reasons_table, shown_keys
+from workers.output import NO_CLASS, UNKNOWN, describe_row, reasons_table, shown_keys, true_classes
 from workers.source.shard_reader import sample_cells
 
-UNKNOWN = -1
-"""Label of a row whose label column is null, empty, not a number or below 0: test splits write -1."""
 MOST_LEFT_OUT = 32
 """More rows of one sample that kill whoever decodes them are not the rows' doing, and each takes up to a minute."""
 _ROWS_NAMED = 8
@@ -123,27 +120,13 @@ def class_indices(values: Sequence[object], class_names: Sequence[str] | None, c
     Null, NaN, an empty text and what is below 0 are UNKNOWN. Raises ModelError for anything else, and where no row has
     a label.
     """
-    by_name = {name: index for index, name in enumerate(class_names or ())}
-
-    def index(value: object) -> int:
-        if isinstance(value, str) and value in by_name:
-            return by_name[value]
-        if value is None or value == "":
-            return UNKNOWN
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = 0.5
-        if math.isnan(number):
-            return UNKNOWN
-        if number.is_integer():
-            return max(int(number), UNKNOWN)
+    indices = true_classes(values, class_names)
+    if NO_CLASS in indices:
+        odd = values[indices.index(NO_CLASS)]
         raise ModelError(
-            f"gate.labels_column: {value!r} in column {column!r} is neither a class index nor one of the "
-            f"model's labels ({', '.join(list(by_name)[:5]) or 'none are known'}…)"
+            f"gate.labels_column: {odd!r} in column {column!r} is neither a class index nor one of the "
+            f"model's labels ({', '.join(list(class_names or ())[:5]) or 'none are known'}…)"
         )
-
-    indices = [index(value) for value in values]
     if (greatest := max(indices)) >= classes:
         raise ModelError(
             f"gate.labels_column: column {column!r} holds {greatest}, but the model's {classes} classes count from 0"

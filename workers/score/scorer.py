@@ -146,7 +146,7 @@ class Scorer(LoadedArtifact):
         Raises RuntimeError unless every row is scored or gone; RowsRefused; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
-        from workers.output import by_class, by_score, encode, object_facts
+        from workers.output import by_class, by_score, encode, object_facts, right_ones
 
         began = time.perf_counter()
         scored = part.scored
@@ -154,6 +154,8 @@ class Scorer(LoadedArtifact):
         if scored.rows + rows_gone != shard.rows:
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
         _check_refused(shard, scored, self.spec.most_refused)
+        key = self.spec.labels_key
+        labelled = right_ones(scored, key, self.manifest.labels) if key else (0, 0)
         data = encode(
             shard,
             scored,
@@ -176,6 +178,7 @@ class Scorer(LoadedArtifact):
                 "threads": str(self.spec.threads),
                 "float_layers": str(len(self.info.float_layers)),
                 "code": self.spec.code_version,
+                **({"labelled": str(labelled[0]), "right": str(labelled[1])} if key else {}),
             },
         )
         key = f"{self.spec.root}/{shard.key}"
@@ -204,6 +207,7 @@ class Scorer(LoadedArtifact):
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
             class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
             score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
+            labelled=(0, 0) if ok is None else labelled,
         )
 
 

@@ -45,10 +45,13 @@ def test_classes_without_rows_are_left_out() -> None:
 def test_results_are_summed_by_the_names_of_the_classes(plan: Plan) -> None:
     counted = Distributions()
     for shard in plan.shards:
-        counted.add(shard, replace(RESULT, class_counts={0: 9, 2: 1}, score_counts=tuple(10 * n for n in SURE)))
+        counted.add(
+            shard, replace(RESULT, class_counts={0: 9, 2: 1}, score_counts=tuple(10 * n for n in SURE), labelled=(8, 6))
+        )
     found = counted.of(plan, ["cat", "dog", "cat"], unread)  # two classes of one name, as ImageNet has
     assert found.classes == {"cat": 40}
     assert found.scores[-1] == found.rows == 40
+    assert (found.labelled, found.right) == (32, 24)
 
 
 def test_shards_without_a_result_are_read(plan: Plan) -> None:
