@@ -310,8 +310,9 @@ def summary(report: Report) -> str:
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
-    if report.of_plans:
-        lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
+    counts = accounts(report)
+    if len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans):  # else the headline says it
+        lines += [f"{name}: {rows.describe()}" for name, rows in counts]
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
