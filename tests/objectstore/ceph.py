@@ -14,8 +14,7 @@ from pathlib import Path
 
 import requests
 
-from tests.objectstore.processes import READY_S, end, started
-from tests.support.ports import free_ports
+from tests.objectstore.processes import READY_S, end, free_ports, started
 
 KEY_ID, SECRET = "AKIDCEPH", "ceph-secret-canary"
 

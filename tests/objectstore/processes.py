@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 READY_S = 60.0
+PORTS = 20_000, 32_000
+"""Above those of Ray's workers, below those that Linux gives to connections."""
+_chance = random.SystemRandom()
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different ones, none of those that the kernel gives to connections: until a server listens, one of its
+    own might get it. Drawn from the machine's chance: Hypothesis seeds `random` alike in every process of the suite.
+    """
+    ports: list[int] = []
+    with ExitStack() as held:  # each is held until all are drawn, so that none is drawn twice
+        while len(ports) < count:
+            with suppress(OSError):
+                s = held.enter_context(socket.socket())
+                s.bind(("127.0.0.1", port := _chance.randrange(*PORTS)))
+                ports.append(port)
+    return ports
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from tests.objectstore import packages
 from tests.objectstore.backends import S3, Azure, Backend, reach
 from tests.objectstore.ceph import KEY_ID, SECRET, Ceph, Gateway, started_ceph
 from tests.objectstore.fault_proxy import FaultProxy
-from tests.objectstore.processes import started
-from tests.support.ports import free_ports
+from tests.objectstore.processes import free_ports, started
 
 
 @pytest.fixture(scope="session")

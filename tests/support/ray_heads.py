@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import requests
 
+from tests.objectstore.processes import free_ports
 from tests.support.digits_job import PYTHON
-from tests.support.ports import free_ports
 
 SECRET = "canary+Wren/7391"
 
