@@ -279,11 +279,9 @@ def true_classes(values: Iterable[object], class_names: Sequence[str] | None) ->
     return [index(value) for value in values]
 
 
-def right_ones(scored: Scored, column: str, class_names: Sequence[str] | None) -> tuple[int, int]:
-    """Rows with a prediction and a true class in the key `column`, and of those the ones that are predicted so."""
-    truth = true_classes(pa.concat_tables(scored.keys)[column].to_pylist() if scored.keys else (), class_names)
-    found = zip(truth, scored.label_NK[: scored.rows, 0].tolist(), scored.ok, strict=True)
-    right = [true == predicted for true, predicted, ok in found if ok and true >= 0]
+def right_ones(truth: Iterable[int], predicted: Iterable[int]) -> tuple[int, int]:
+    """Rows with a true class, and those of them that are predicted so; both arguments hold class indices of rows."""
+    right = [true == said for true, said in zip(truth, predicted, strict=True) if true >= 0]
     return len(right), sum(right)
 
 

@@ -160,6 +160,12 @@ class Job:
         """Images a forward pass; None where each worker knows best."""
         return None if self.spec.workers.batch == "auto" else self.spec.workers.batch
 
+    @property
+    def labels_key(self) -> str:
+        """The key column with the true class; nothing where there is none."""
+        column = self.spec.gate.labels_column
+        return column if column in self.spec.input.keys else ""
+
     def worker_spec(self, plan: Plan | None, uris: Iterable[str] = (), artifacts: tuple[str, ...] = ()) -> WorkerSpec:
         """For sources at `uris`, with the columns of `plan`; `artifacts` are those that passed the gate."""
         keys = plan.keys if plan else None
@@ -171,7 +177,7 @@ class Job:
             root=self.fingerprints.root,
             key_schema=keys.serialize().to_pybytes() if keys is not None and len(keys) else b"",
             named=plan is None or plan.named,
-            labels_key=labels if (labels := self.spec.gate.labels_column) in self.spec.input.keys else "",
+            labels_key=self.labels_key,
             model=self.spec.model,
             threads=self.threads,
             batch=self.batch,

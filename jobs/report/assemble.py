@@ -78,7 +78,9 @@ def _add_predictions(report: Report, job: Job, counted: Distributions, labels: S
     """Classes and scores of complete plans, against those of the nights before."""
     total = Distribution()
     for plan in map(job.ledger.plan, report.plans):
-        total.add(counted.of(plan, labels, lambda shard: job.store.get(f"{job.ledger.root}/{shard.key}")))
+        total.add(
+            counted.of(plan, labels, job.labels_key, lambda shard: job.store.get(f"{job.ledger.root}/{shard.key}"))
+        )
     if not total.rows:
         return
     allowed = job.spec.drift

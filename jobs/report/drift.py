@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from jobs.ledger.plans import Plan
 from workers.contract import Shard
 from workers.outcomes import ShardResult
-from workers.output import SCORE_BINS, OutputObject, by_score
+from workers.output import SCORE_BINS, OutputObject, by_score, right_ones, true_classes
 from workers.storage.lookahead import ahead
 
 POOLED_BELOW = 5.0
@@ -213,10 +213,13 @@ class Distributions:
         self._scores[shard.plan] += np.array(result.score_counts, np.int64)
         self._labelled[shard.plan] += result.labelled
 
-    def of(self, plan: Plan, labels: Sequence[str] | None, read: Callable[[Shard], bytes]) -> Distribution:
+    def of(
+        self, plan: Plan, labels: Sequence[str] | None, labels_key: str, read: Callable[[Shard], bytes]
+    ) -> Distribution:
         """Of all shards of a complete plan, as far as it is worth reading them; `read` gets a shard's object.
 
-        `labels` are the names of the classes, where they have names. Raises what `read` raises.
+        `labels` are the names of the classes, where they have names; the true ones are in the key column `labels_key`,
+        if that is named. Raises what `read` raises.
         """
         found = Distribution()
         for index, rows in self._classes[plan.number].items():
@@ -227,7 +230,9 @@ class Distributions:
         others = np.flatnonzero(~np.frombuffer(counted, np.bool_))
         if len(others) > _READ_MOST:
             others = others[np.linspace(0, len(others) - 1, _READ_MOST).astype(np.int64)]
-        for one in ahead(lambda shard: of_object(read(shard)), plan.shards.picked(others), "classes"):
+        for one in ahead(
+            lambda shard: of_object(read(shard), labels, labels_key), plan.shards.picked(others), "classes"
+        ):
             found.add(one)
         return found
 
@@ -237,15 +242,18 @@ def class_name(labels: Sequence[str] | None, index: int) -> str:
     return labels[index] if labels and 0 <= index < len(labels) else str(index)
 
 
-def of_object(data: bytes) -> Distribution:
-    """Of one output object; nothing where it holds embeddings."""
+def of_object(data: bytes, labels: Sequence[str] | None = None, labels_key: str = "") -> Distribution:
+    """Of one output object; nothing where it holds embeddings. Arguments as of Distributions.of."""
     found = Distribution()
     opened = OutputObject(data)
     if "label" not in opened.schema.names:
         return found
-    table = opened.table(["label", "score"])
+    more = ["topk_label", labels_key] if labels_key in opened.schema.names else []
+    table = opened.table(["label", "score", *more])
     table = table.filter(pc.is_valid(table["label"]))
     found.classes.update(table["label"].to_pylist())
     found.scores += by_score(table["score"].to_numpy())
-    found.labelled, found.right = (int(opened.metadata.get(name, 0)) for name in ("labelled", "right"))
+    if more:
+        best = pc.list_element(table["topk_label"], 0).to_pylist()
+        found.labelled, found.right = right_ones(true_classes(table[labels_key].to_pylist(), labels), best)
     return found

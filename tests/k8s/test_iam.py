@@ -19,7 +19,7 @@ from jobs.reader import done
 from tests.k8s.k8s_rendering import K8S
 from tests.objectstore import packages
 from tests.objectstore.backends import S3, reach
-from tests.objectstore.processes import free_port, started
+from tests.objectstore.processes import free_ports, started
 from tests.support.digits_job import Digits
 from workers.storage.errors import StoreDenied
 from workers.storage.store import open_store
@@ -34,7 +34,7 @@ OUTPUT = f"s3://{BUCKET}/predictions"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """One that asks IAM before each request; its root is `test`."""
-    port = free_port()
+    [port] = free_ports(1)
     env = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "AUTH": "true"}
     env |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     log = tmp_path_factory.mktemp("ministack-iam") / "log"

@@ -146,7 +146,7 @@ class Scorer(LoadedArtifact):
         Raises RuntimeError unless every row is scored or gone; RowsRefused; StoreError, StoreDenied.
         """
         from workers.engines.choice import library
-        from workers.output import by_class, by_score, encode, object_facts, right_ones
+        from workers.output import by_class, by_score, encode, object_facts
 
         began = time.perf_counter()
         scored = part.scored
@@ -154,8 +154,6 @@ class Scorer(LoadedArtifact):
         if scored.rows + rows_gone != shard.rows:
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
         _check_refused(shard, scored, self.spec.most_refused)
-        key = self.spec.labels_key
-        labelled = right_ones(scored, key, self.manifest.labels) if key else (0, 0)
         data = encode(
             shard,
             scored,
@@ -178,7 +176,6 @@ class Scorer(LoadedArtifact):
                 "threads": str(self.spec.threads),
                 "float_layers": str(len(self.info.float_layers)),
                 "code": self.spec.code_version,
-                **({"labelled": str(labelled[0]), "right": str(labelled[1])} if key else {}),
             },
         )
         key = f"{self.spec.root}/{shard.key}"
@@ -207,8 +204,19 @@ class Scorer(LoadedArtifact):
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
             class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
             score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
-            labelled=(0, 0) if ok is None else labelled,
+            labelled=(0, 0) if ok is None else self._labelled(scored),
         )
+
+    def _labelled(self, scored: Scored) -> tuple[int, int]:
+        import pyarrow as pa
+
+        from workers.output import right_ones, true_classes
+
+        if not (column := self.spec.labels_key) or not scored.keys:
+            return 0, 0
+        keys, ok = pa.concat_tables(scored.keys), scored.ok
+        truth = true_classes(keys[column].filter(pa.array(ok)).to_pylist(), self.manifest.labels)
+        return right_ones(truth, scored.label_NK[: scored.rows][ok, 0].tolist())
 
 
 def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
