@@ -75,7 +75,8 @@ def _describe(job: Job, report: Report) -> str:
         if report.rows_scored_here:
             done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
             lines.append(f"scored here: {done}, in {duration(report.elapsed_s)}")
-        lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
+        if report.data_set_plans:  # reports of earlier releases count nothing but what was scored
+            lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     key = f"_stint/runs/{report.run_id}/report.html"
     try:
         job.store.get(key)
