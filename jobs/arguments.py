@@ -131,7 +131,8 @@ def parser() -> argparse.ArgumentParser:
         help="delete older RayJobs; 0: none (default: %(default)s)",
     )
     option = of_job("accept", "close a plan that has too many bad rows, with its bad rows").add_argument
-    option("--plan", type=int, required=True, metavar="N", help="its number, as the run or `stint status` tells it")
+    number = "its number, as the run or `stint status` tells it"
+    option("--plan", type=_in_words(_whole), required=True, metavar="N", help=number)
     option("--why", required=True, metavar="TEXT", help="the reason, kept in the ledger and shown in reports")
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
@@ -191,8 +192,8 @@ _rows_shown = _above_0(int, 1000, "rows")
 
 
 def _days(text: str) -> float:
-    if not 1 <= float(text) <= 3650:
-        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on: a run may be under way")
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 1 <= float(text) <= 3650:
+        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on is wanted: a run may be under way")
     return float(text)
 
 

@@ -27,6 +27,14 @@ def still_read() -> None:
             os.close(nowhere)
 
 
+def out(text: str, end: str = "\n") -> None:
+    """Write to stdout at once, whether or not anybody still reads it."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        still_read()
+
+
 @dataclass(frozen=True)
 class Console:
     """The terminal or log of a command. Credentials are taken out of all that is written."""
@@ -38,10 +46,7 @@ class Console:
 
     def show(self, text: str) -> None:
         """Write the result of a command, on stdout."""
-        try:
-            print(redacted(text))
-        except BrokenPipeError:
-            still_read()
+        out(redacted(text))
 
     def say(self, text: str) -> None:
         """Write what happens meanwhile, on stderr."""

@@ -85,7 +85,12 @@ def list_input(
                 f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"
             )
         absent += missing
-    return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), unreadable)
+    return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), named_once(unreadable))
+
+
+def named_once(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why sources are unreadable, by URI; without the URI at the beginning of what is said."""
+    return {uri: reason.removeprefix(uri).lstrip(": ") for uri, reason in reasons.items()}
 
 
 def vanished(uris: Iterable[str]) -> set[str]:

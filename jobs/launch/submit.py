@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jobs.console import Console
+from jobs.console import Console, out
 from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
 from jobs.launch.follow import Follower, LogCopy
@@ -100,10 +100,10 @@ def submit(submission: Submission, *, wait: bool, say: Callable[[str], None]) ->
     again = f"the same command with {shlex.join(submission.job.options[-2:])} --wait follows it to its end"
     again += f"; ray job stop --address {server.shown} {attempt_id} stops it"
     if not wait:
-        print(attempt_id)
+        out(attempt_id)
         say(again)
         return COMPLETE
-    attempt = Follower(server, attempt_id, LogCopy(partial(print, end="", flush=True)), say, again).wait_for_end()
+    attempt = Follower(server, attempt_id, LogCopy(partial(out, end="")), say, again).wait_for_end()
     say(f"stint: {describe_end(attempt)}" + (f"\nnext: {step}" if (step := remedy(attempt)) else ""))
     return attempt.code
 

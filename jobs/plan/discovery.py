@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
-from jobs.input.listing import Listing, list_input
+from jobs.input.listing import Listing, list_input, named_once
 from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
@@ -122,10 +122,7 @@ class Discovery:
                 f"warning: no run has looked at {some([f'{d} (files: {n:,})' for d, n in self.overlooked.items()])}; "
                 f"--backfill {first}..{last} scores them, and input.days has every run look back so many days"
             )
-        unreadable = [
-            f"unreadable, left unclaimed: {reason if reason.startswith(uri) else f'{uri}: {reason}'}"
-            for uri, reason in self.unreadable.items()
-        ]
+        unreadable = [f"unreadable, left unclaimed: {uri}: {reason}" for uri, reason in self.unreadable.items()]
         return lines + first_few(unreadable, "sources that are unreadable, left unclaimed")
 
 
@@ -181,7 +178,7 @@ def discover(job: Job, again: str = "") -> Discovery:
         claim=now,
         asked=asked,
         fresh=opened,
-        unreadable={**listing.unreadable, **{source.uri: reason for source, reason in unreadable.items()}},
+        unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
         overlooked=_overlooked(job, plans),
     )
 

@@ -122,6 +122,12 @@ class Progress:
             self._ended.clear()
             self._due = [-math.inf] * len(self._watchers)
 
+    def dropped(self, shards: int, rows: int) -> None:
+        """So many are not to be scored after all."""
+        with self._lock:
+            self.shards_total -= shards
+            self.rows_total -= rows
+
     @contextmanager
     def beating(self) -> Iterator[None]:
         """Within it, watchers are shown how the run stands also while nobody calls `tick`."""

@@ -52,9 +52,8 @@ def describe_plan(job: Job, again: str = "") -> str:
     if manifest is not None and judge and not outcome_of(judged_in(manifest), request, manifest).passed:
         lines.append("gate: refuses the bundle that is there; `stint quantize` shows why, and a run would end so, too")
     lines += [f"warning: {warning}" for warning in cut.warnings]
-    if (change := new_model(found)) is not None:
-        return "\n".join([*lines, *change.lines()])
-    lines.append(estimate(job, rows))
+    change = new_model(found)
+    lines += [estimate(job, rows)] if change is None else change.lines()
     unchecked = [] if is_local(job.store.url) else ["whether the output may be written"]
     if manifest is None:
         unchecked.append("whether the network can be built and takes its weights and labels")
@@ -68,7 +67,7 @@ def _check_output(url: str) -> None:
     """Nothing is written to find out, so of a local folder alone."""
     if not is_local(url):
         return
-    there = next(place for place in (Path(url), *Path(url).parents) if place.exists())
+    there = next(place for place in (Path(url), *Path(url).parents) if os.access(place, os.F_OK))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written" if there.is_dir() else "is not a folder"
         raise SpecError(f"output.uri: cannot write {url}: {there} {why}")

@@ -70,7 +70,8 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad"
+            gone = f", {record.rows.gone:,} gone" if record.rows.gone else ""
+            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad{gone}"
             why = f"; accepted: {said[plan.number].why}" if plan.number in said else ""
             lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}{why}")
             continue

@@ -27,7 +27,7 @@ _HEADLINES = {
     COMPLETED: ("Complete", "good"),
     UNFINISHED: ("Unfinished", "warn"),
     "BadRowsExceeded": ("Too many bad rows", "bad"),
-    "GateRefused": ("INT8 model refused", "bad"),
+    "GateRefused": ("Model refused", "bad"),
     "Interrupted": ("Interrupted", "warn"),
     "NothingThere": ("No input", "bad"),
     "SpecError": ("Cannot run as written", "bad"),

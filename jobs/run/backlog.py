@@ -216,12 +216,13 @@ class Backlog:
         retry.waiting = True
         heapq.heappush(self._later, (due_at, retry.order, retry))
 
-    def drop_present(self, present: Collection[str]) -> tuple[int, int]:
-        """Settle the waiting shards whose objects another run has committed, by key; those with a worker go on.
+    def drop(self, keys: Collection[str]) -> tuple[int, int]:
+        """Settle those of the shards that wait, as another run has committed them or nobody wants them; the ones with a
+        worker go on.
 
         How many they are, and their rows.
         """
-        fewer, more = sorted((self.left.keys(), present), key=len)
+        fewer, more = sorted((self.left.keys(), keys), key=len)
         found = [key for key in fewer if key in more and key not in self._under_way]
         rows_before = self.rows_left
         for key in found:

@@ -17,10 +17,10 @@ from dataclasses import InitVar, dataclass, field
 from jobs.errors import Interrupted, RunFailed
 from jobs.ledger.accepted import acceptance
 from jobs.ledger.background import Errands
-from jobs.ledger.bad_rows import OverBudget, bad_rows_error
+from jobs.ledger.bad_rows import OverBudget
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.ledger.presence import Present
+from jobs.ledger.presence import Present, plan_of
 from jobs.pool.contract import (
     MAX_HELD_SHARDS,
     Event,
@@ -105,7 +105,7 @@ class Loop:
         self._fleet = Fleet(self.workers, now=now, finish_at=finish_at, rate_before=self.rate_before)
 
     def run(self) -> Tally:
-        """Raises Interrupted, BadRowsExceeded, SpecError or RunFailed; what is committed stays, a next run goes on."""
+        """Raises Interrupted, SpecError or RunFailed; what is committed stays, a next run goes on."""
         with ExitStack() as closing:  # the last one first
             closing.callback(self._failed.close, RECORDS_WAIT_S)
             closing.callback(self._listings.close)
@@ -302,8 +302,11 @@ class Loop:
         if acceptance(self.ledger.store, self.ledger.root, plan):
             del self._judged[plan.number]
             return
-        self.tally.over.append(OverBudget(plan, reasons))
-        raise bad_rows_error(self.tally.over, str(budget))
+        del self._judged[plan.number]
+        self.tally.over.append(over := OverBudget(plan, reasons))
+        dropped = self._backlog.drop([key for key in self._backlog.left if plan_of(key) == plan.number])
+        self.progress.dropped(*dropped)
+        self.progress.note(f"{over.describe()}: what it still lacks is left unscored")
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:
         self._failed.not_started(worker, failure)
@@ -333,7 +336,7 @@ class Loop:
                 raise outcome
             if not isinstance(outcome, StoreError):
                 self._listing_failures = 0
-                shards, rows = self._backlog.drop_present(outcome)
+                shards, rows = self._backlog.drop(outcome)
                 self.tally.add_elsewhere(shards, rows)
                 if shards and self._no_cores_since is not None:
                     self._no_cores_since = now  # whoever holds the cores does this run's work

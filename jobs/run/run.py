@@ -22,7 +22,6 @@ import numpy as np
 from jobs.console import Console
 from jobs.errors import (
     COMPLETE,
-    BadRowsExceeded,
     Interrupted,
     NothingThere,
     RunFailed,
@@ -90,7 +89,7 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         say=console.say,
         progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
         again=getattr(arguments, "again", None) or "",
-        by_schedule=arguments.days is not None and len(arguments.days) == 1,  # a backfill is somebody's wish
+        by_schedule=arguments.days is not None and not getattr(arguments.days, "backfill", False),
         beats=True,
     )
 
@@ -162,6 +161,8 @@ class Run:
         """As far as this run has seen."""
         self._left: dict[int, PlanReport] = {}
         """How plans are left that this run worked on, by number."""
+        self._taken_away = set[int]()
+        """Plans that are done because their bad files were mended, with which rows may have gone."""
         self._gaps: dict[int, DoneRecord] = {}
         """Of those, the objects of done ones that lack rows which are gone."""
 
@@ -284,7 +285,7 @@ class Run:
         what comes back is claimed again."""
         budget, found = self.job.spec.limits.gone_rows, list[str]()
         plans = self.job.ledger.plans() if self._gaps else []
-        for plan in (plan for plan in plans if plan.number in self._gaps):
+        for plan in (plan for plan in plans if plan.number in self._gaps.keys() - self._taken_away):
             later = {uri for other in plans if other.number > plan.number for uri, _ in other.claimed}
             objects = [o for o in self._gaps[plan.number] if not later.issuperset(o.gone)]
             if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
@@ -356,14 +357,9 @@ class Run:
     def _finish_open(self) -> None:
         plans, left = self._open()
         if left:
-            try:
-                self._score(plans, left)
-            except BadRowsExceeded:  # which does not hold up the plans that are whole
-                self._finish([plan for plan in plans if self.job.ledger.whole(plan)])
-                self._tally.over.clear()  # it was whole, and is done now: its bad rows are replaced or taken away
-                self._finish_open()
-                return
-        self._finish(plans)
+            self._score(plans, left)
+        given_up = {one.plan.number for one in self._tally.over}  # which may be whole all the same
+        self._finish([plan for plan in plans if plan.number not in given_up or self.job.ledger.whole(plan)])
 
     def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
         self._progress.enter("bundle")
@@ -455,6 +451,7 @@ class Run:
                 self._leave(plan, PlanState.TOO_BAD, objects.rows)
             else:
                 self.say(f"{plan.name}: {objects.rows.describe()}; its bad rows are replaced or taken away: done")
+                self._taken_away.add(plan.number)
                 self._record_done(plan, objects)
         if over:
             raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))

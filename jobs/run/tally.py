@@ -34,7 +34,7 @@ class Tally(Counts):
     reasons: defaultdict[int, Reasons] = field(default_factory=lambda: defaultdict(Reasons))
     """Of the bad rows scored here, by plan."""
     over: list[OverBudget] = field(default_factory=list)
-    """The plan that ended the loop, because too many of its rows are bad."""
+    """Plans that were given up, because too many of their rows are bad."""
     speculative_attempts: int = 0
     """Second attempts at shards that another worker had already, see jobs.scaling.speculation: one of each two is
     wasted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -18,6 +18,8 @@ class Days:
 
     first: date
     last: date
+    backfill: bool = field(default=False, compare=False)
+    """Whether a person has named them one by one, as no schedule does."""
 
     def __iter__(self) -> Iterator[date]:
         return (self.first + timedelta(n) for n in range((self.last - self.first).days + 1))
@@ -90,7 +92,7 @@ def parse_days(text: str) -> Days:
     first, dots, last = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
-    days = Days(_date(first), _date(last))
+    days = Days(_date(first), _date(last), backfill=True)
     if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days

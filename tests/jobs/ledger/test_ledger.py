@@ -108,7 +108,7 @@ def test_what_is_missing_of_several_plans_is_made_when_it_is_asked_for_in_any_or
         taken = [backlog.take(1, held=0, ready={1: "here"}, starting=False, now=0.0) for _ in shards]
         assert [it[0] for it in taken if it] == shards[begin:] + shards[:begin]
         assert (backlog.rows_left, set(backlog.plans)) == (50, {1, 3})
-        assert backlog.drop_present([shards[0].key]) == (0, 0), "a worker has it"
+        assert backlog.drop([shards[0].key]) == (0, 0), "a worker has it"
         assert all(backlog.settle(shard.key) for shard in shards)
         assert (backlog.rows_left, set(backlog.plans), backlog.waiting) == (0, set(), 0)
     assert missing[4] == shards[4]

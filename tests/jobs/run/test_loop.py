@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import BadRowsExceeded, Interrupted, RunFailed, SpecError
+from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.sharding import Bounds, cut
@@ -131,10 +131,29 @@ def test_a_source_that_cannot_be_read_is_set_aside_and_the_rest_is_scored() -> N
     assert [shard.index for shard in ledger.missing(plan)] == [3]
 
 
-def test_more_bad_rows_than_the_budget_stop_the_run_with_a_table_of_reasons() -> None:
-    ledger, plan = setup()
-    with pytest.raises(BadRowsExceeded, match=r"(?s)2 of 120 rows are bad; limits.bad_rows allows 1.00%.*2  empty"):
-        loop(ledger, plan, lambda: FakeWorker(ledger.store, ROOT, bad=(0, 1)), limits=Limits(bad_rows=0.01)).run()
+class BadOnce(FakeWorker):
+    """Of the first plan, two rows of each shard are bad."""
+
+    def score(self, shard: Shard) -> ShardResult | Failure:
+        self._bad = (0, 1) if shard.plan == 1 else ()
+        return super().score(shard)
+
+
+def test_a_plan_with_more_bad_rows_than_the_budget_is_given_up_and_no_other() -> None:
+    ledger, bad = setup()
+    good = ledger.claim(lambda _: cut([opened("b", *[10] * 12)], Bounds(10, 10, 2**20)))
+    assert good is not None
+
+    both = {"plans": [bad, good], "missing": ledger.missing(bad, good)}
+    looped = loop(ledger, bad, lambda: BadOnce(ledger.store, ROOT), limits=Limits(bad_rows=0.01), **both)
+    looped.progress.rows_total, looped.progress.shards_total = bad.rows + good.rows, len(bad.shards) + len(good.shards)
+    tally = looped.run()
+    (over,) = tally.over
+    assert over.plan == bad
+    assert over.reasons.by_code["empty"] >= 2
+    assert not ledger.missing(good)
+    assert len(ledger.missing(bad)) >= 9  # three workers had one each
+    assert looped.progress.rows_left == 0
 
 
 def test_an_interrupt_ends_the_loop_and_keeps_what_is_committed() -> None:
