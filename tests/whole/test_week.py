@@ -4,6 +4,7 @@ is the right one, and terminal, report, page, history and `verify` tell of the s
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -144,4 +145,16 @@ def test_a_week(nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         6, code=1
     )
     check_figures(nights, 6)
+    nights.check_readers()
+
+
+def test_a_day_in_words_is_a_day_and_a_backfill_of_one_day_asks_nothing(nights: Nights) -> None:
+    day = datetime.now(UTC).date() - timedelta(1)
+    nights.put(f"{day}/a.parquet")
+    assert main(["run", nights.spec, "--pool=local", "--as-of", "yesterday"]) == 0
+    assert f"..{day}: 1 source, 0 claimed" in nights.capsys.readouterr().err
+    nights.change_model(on_new_model="ask")
+    assert main(["run", nights.spec, "--pool=local", "--as-of", "yesterday"]) == 2
+    assert main(["run", nights.spec, "--pool=local", "--backfill", f"{day}..{day}"]) == 0
+    nights.capsys.readouterr()
     nights.check_readers()
