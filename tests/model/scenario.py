@@ -20,6 +20,7 @@ import jobs.accept
 import jobs.ledger.ledger
 import jobs.pages.save
 import jobs.plan.job
+import jobs.report.journal
 import jobs.run.run
 from jobs.errors import BadRowsExceeded, SpecError
 from jobs.ledger.plans import decode_plan
@@ -154,7 +155,8 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.run.run, "Progress", progress))
             stack.enter_context(mock.patch.object(jobs.run.run, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
-            # Nothing but a page of its own depends on how long a template takes.
+            # Nothing but the page and the figures of a report depends on templates and journals, which take their time.
+            stack.enter_context(mock.patch.object(jobs.report.journal, "to_bytes", return_value=b""))
             stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))
             stack.enter_context(mock.patch.object(jobs.ledger.ledger, "decode_plan", _decode_plan))
             yield

@@ -192,9 +192,14 @@ def test_two_runs_whose_workers_try_shards_twice_with_any_preemption_and_any_fau
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_runs_with_any_two_preemptions_and_any_fault(table: list[Figures]) -> None:
-    bounds = Bounds(faults=1, preemptions=2, every_call=False)
-    explored(table, Scenario("two runs, any fault", A, runs=2), bounds)
+@pytest.mark.parametrize("which", ["in flight", "told", "other"])
+def test_two_runs_with_any_two_preemptions_and_any_fault(table: list[Figures], which: str) -> None:
+    """Any fault in three parts, for as many processes."""
+    late = {fault for fault in Fault if fault.late}
+    told = {Fault.CONFLICT_409, Fault.PRECONDITION_412, Fault.SLOW_DOWN_503, Fault.TIMEOUT, Fault.OUTAGE}
+    only = frozenset({"in flight": late, "told": told, "other": {*Fault} - late - told}[which])
+    bounds = Bounds(faults=1, preemptions=2, every_call=False, only=only)
+    explored(table, Scenario(f"two runs, any fault: {which}", A, runs=2), bounds)
 
 
 @pytest.mark.slow
