@@ -17,7 +17,8 @@ RUN pip install --no-cache-dir --only-binary=:all: --index-url "${TORCH_INDEX}" 
 # What the project needs, without the project, so that a change of code does not install it all again.
 WORKDIR /opt/stint
 COPY pyproject.toml ./
-ARG EXTRAS="s3 gcs azure k8s"
+# look: conditions in SQL, also those of --again.
+ARG EXTRAS="s3 gcs azure k8s look"
 RUN python -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *(need for extra in sys.argv[1:] for need in project['optional-dependencies'][extra]), sep='\n')" ${EXTRAS} > /tmp/requirements.txt \
     && pip install --no-cache-dir --only-binary=:all: --requirement /tmp/requirements.txt
 COPY README.md LICENSE ./

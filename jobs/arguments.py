@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     sub = of_job("report", "what a run did: the last one, another one, or how the nights went; as text or as a page")
     option = sub.add_mutually_exclusive_group().add_argument
     option("--run", metavar="RUN_ID", help="not the last run with this model but this one; also if it died")
-    option("--history", action="store_true", help="a line a night")
+    option("--history", action="store_true", help="a line a run")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
     option = of_job("sample", "look at some predictions: a page of images, labels and scores").add_argument
     option(
@@ -152,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     variable = "variable of the job; NAME: as it is here"
     option("--env", action="append", default=[], metavar="NAME[=VALUE]", help=variable)
+    option("--again", metavar="SQL|FILE|DAY", help="as for `stint run`")
     sub = add("bench", "from fp32 as torch runs it to the whole job: what each step gives on this machine")
     option = sub.add_argument
     option("spec", metavar="SPEC", nargs="?", help="a job, measured on a sample of its images; default: see --arch")

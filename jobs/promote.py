@@ -81,7 +81,7 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
             f"as {min(lacking - gone or lacking)}",
             "promote with --allow-fewer, which takes their rows from readers: they are no longer in the input"
             if gone == lacking
-            else "score them with `stint run --backfill FROM..TO`, or promote with --allow-fewer",
+            else "score them with `stint run SPEC --backfill FROM..TO`, or promote with --allow-fewer",
         )
 
 

@@ -67,4 +67,4 @@ def _header(data: bytes, file: str) -> tuple[dict[str, list[int]], dict[str, Any
         written = json.loads(header.pop("__metadata__")[METADATA])
         return {name: tensor["shape"] for name, tensor in header.items()}, written
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no pruned network that `stint compare --save-pruned` wrote") from error
+        raise ValueError(f"{file} is no pruned network that `stint compare` wrote") from error

@@ -17,10 +17,11 @@ from jobs.errors import BAD_ROWS, BAD_SPEC, COMPLETE, FAILED, GATE_REFUSED, INTE
 from jobs.spec.days import Days
 
 REMEDIES = {
-    FAILED: "read the end of the log; run again, or let the next night catch up",
+    FAILED: "read the end of the log, mend what it names, run again",
     BAD_SPEC: "mend what the log names; run again",
     BAD_ROWS: "look at the table of reasons in the log; replace the files and run again, or stint accept the plan",
-    GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32",
+    GATE_REFUSED: "look at the table in the log; more calibration rows, or precision: fp32; if fp32 itself is below "
+    "gate.min_top1, check labels and preprocessing",
     INTERRUPTED: "run again; it goes on where it stopped, nothing is lost",
 }
 """What to do next, by exit code."""
@@ -69,6 +70,8 @@ class DatedJob:
     days: Days
     spec: str
     overrides: tuple[str, ...] = ()
+    again: str | None = None
+    """As `stint run` takes it."""
 
     @property
     def stem(self) -> str:
@@ -82,7 +85,8 @@ class DatedJob:
     def options(self) -> tuple[str, ...]:
         """Options of the command line that name the same job and days, today being spelled out."""
         sets = [word for override in self.overrides for word in ("--set", override)]
-        return (*sets, "--as-of" if len(self.days) == 1 else "--backfill", str(self.days))
+        again = [] if self.again is None else ["--again", self.again]
+        return (*sets, *again, "--as-of" if len(self.days) == 1 else "--backfill", str(self.days))
 
     @property
     def entrypoint(self) -> str:

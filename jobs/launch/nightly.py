@@ -3,8 +3,8 @@
 Which RayJob that is follows from template and date alone: `<template>-<yyyymmdd>`. So a restarted pod, a second pod or
 somebody who starts it by hand all come to the same one: what runs is followed, what has succeeded is reported, and only
 when every attempt of the night has ended without success is the next one (`-a2`, …) created, one for each call. Another
-attempt is always safe, because a run does what the ledger misses; a missed night needs no catching up here either, the
-next one finds its rows.
+attempt is always safe, because a run does what the ledger misses. A missed night is not caught up here: the next one
+finds its files where it looks at them, see `input.days`.
 
 It polls. A watch would save nothing at one request in five seconds, and has to be mended when it expires.
 """

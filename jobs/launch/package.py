@@ -17,6 +17,7 @@ from pathspec import GitIgnoreSpec
 
 from jobs.errors import SpecError
 from workers.contract import AS_OF
+from workers.counted import counted
 
 _CREDENTIALS = GitIgnoreSpec.from_lines(
     [
@@ -73,7 +74,7 @@ class Upload:
         try:
             sizes = {name: (self.root / name).stat().st_size for name in self.files}
             unpacked = sum(sizes.values())
-            how_large = f"{_mib(unpacked)} in {len(self.files):,} files"
+            how_large = f"{_mib(unpacked)} in {counted(len(self.files), 'file')}"
             if unpacked <= HOPELESS_SIZE:
                 with zipfile.ZipFile(package, "w") as archive:
                     for name in self.files:

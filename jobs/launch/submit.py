@@ -28,6 +28,7 @@ from jobs.launch.package import Upload, check_goes_along, find_files, local_path
 from jobs.spec.days import days_in_zone, runs, today
 from jobs.spec.load import load_spec
 from workers.contract import ModelSpec
+from workers.counted import counted
 from workers.model.names import weights_enum_or_path
 from workers.redaction import is_secret_name
 
@@ -82,7 +83,13 @@ def prepare_submission(arguments: argparse.Namespace, say: Callable[[str], None]
         if (path := local_path(name)) and not Path(path).is_absolute():
             check_goes_along(upload, path, key)
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **_variables(arguments.env, say)}
-    job = DatedJob(name=spec.name, days=days, spec=Path(inside).as_posix(), overrides=tuple(arguments.overrides))
+    job = DatedJob(
+        name=spec.name,
+        days=days,
+        spec=Path(inside).as_posix(),
+        overrides=tuple(arguments.overrides),
+        again=arguments.again,
+    )
     return Submission(job=job, upload=upload, env=variables, address=address)
 
 
@@ -124,7 +131,7 @@ def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str
         with tempfile.TemporaryDirectory(prefix="stint-") as folder:
             package = Path(folder) / "package.zip"
             size = submission.upload.write(package)
-            say(f"package: {len(submission.upload.files):,} files, {size / 2**20:.1f} MiB")
+            say(f"package: {counted(len(submission.upload.files), 'file')}, {size / 2**20:.1f} MiB")
             try:
                 server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
             except Unreachable as error:

@@ -183,7 +183,7 @@ def history_page(job: str, root: str, output: str, nights: Sequence[Night]) -> s
     days = by_day(nights)
     trends = [*_trends(days)] if len(days) > 1 else []
     return render(
-        "history.html.j2", job=job, root=root, output=output, nights=nights[::-1], days=len(days), trends=trends
+        "history.html.j2", job=job, root=root, output=output, nights=nights[::-1], days=days[::-1], trends=trends
     )
 
 
@@ -204,18 +204,19 @@ _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
 
 
 def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
-    """Charts with their titles; nothing of what no night tells."""
+    """Charts with their titles; none of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
     allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
     days = [night.day for night in nights]
     places = _places(days)
     for title, unit, write, fields in _TRENDS:
         lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
-        known = any(value is not None for line in lines.values() for value in line)
+        if all(value is None for line in lines.values() for value in line):
+            continue
         threshold: Any = allowed if title == "Drift" else {}
         what = f"{title} by night"
         scale: Any = {"places": places, "decades": title == "Bad rows"}
-        yield title, trend(lines, days, what=what, unit=unit, write=write, **scale, **threshold) if known else ""
+        yield title, trend(lines, days, what=what, unit=unit, write=write, **scale, **threshold)
 
 
 def _places(days: Sequence[str]) -> list[float] | None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.progress import format
+from workers.counted import counted
 from workers.redaction import redacted
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,5 +41,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("number", "money", "significant", "percent", "points", "seconds", "size", "moment")
-    environment.filters |= {name: getattr(format, name) for name in names} | {"redacted": redacted}
+    environment.filters |= {name: getattr(format, name) for name in names} | {"redacted": redacted, "counted": counted}
     return environment

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
-from jobs.progress.format import NONE, money, number, percent, seconds, significant
+from jobs.progress.format import NONE, money, number, percent, phase_in_words, seconds, significant
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
 from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
@@ -141,7 +141,7 @@ def _change(before: Any, after: Any) -> str:
 def _phases(phases: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """Phases and their steps, those that took no time left out."""
     return [
-        Bar(label=": ".join(filter(None, [at["phase"], at["step"]])), value=at["took_s"], text=seconds(at["took_s"]))
+        Bar(label=phase_in_words(at["phase"], at["step"]), value=at["took_s"], text=seconds(at["took_s"]))
         for at in phases
         if at["took_s"] >= _PHASE_LEAST_S
     ]

@@ -17,11 +17,11 @@ from jobs.input.manifest import Entry, pin_entries, read_entries
 from jobs.ledger.plans import Plan, Source, claims_of
 from jobs.plan.job import Job, absolute
 from jobs.plan.query import count_by
+from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled, parse_day, parse_days
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF
 
-SHOWN = 5
 EMBEDDING = "embedding"
 """A column that is as large as all others together, read only where a condition names it."""
 
@@ -60,7 +60,7 @@ class Asked:
 
 def some(names: Sequence[str]) -> str:
     """All of a few names, or the first of many with their count."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return ", ".join(first_few(names, "of them"))
 
 
 def asked_for(job: Job, plans: Sequence[Plan], text: str) -> Asked:

@@ -15,9 +15,9 @@ _PHASES = {
     "listing": "listing input and ledger",
     "ray": "connecting to Ray",
     "bundle": "making the bundle",
-    "finishing": "writing done records and the report",
+    "workers": "waiting for workers",
 }
-"""In words; what a run does in the others, its rows and workers tell."""
+"""In words, where its name alone does not say it."""
 LINES_SHOWN = 5
 """Of many that say the same of one thing each."""
 _BOUNDLESS = 1e15
@@ -76,10 +76,14 @@ def describe_waiting(snapshot: Snapshot) -> str:
 
 def describe_phase(snapshot: Snapshot) -> str:
     """What a run is at that does not score now, and for how long it has been; empty of one that does, or is over."""
-    if snapshot.ended or snapshot.phase not in _PHASES:
+    if snapshot.ended or snapshot.phase in ("workers", "scoring"):  # that its rows and workers tell
         return ""
-    what = ": ".join(filter(None, [_PHASES[snapshot.phase], snapshot.step]))
-    return f"{what}, {duration(snapshot.phase_s)}"
+    return f"{phase_in_words(snapshot.phase, snapshot.step)}, {duration(snapshot.phase_s)}"
+
+
+def phase_in_words(phase: str, step: str) -> str:
+    """`making the bundle: calibrating`."""
+    return ": ".join(filter(None, [_PHASES.get(phase, phase), step]))
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -22,6 +22,7 @@ from jobs.reader import predictions
 from jobs.report.thumbnails import thumbnail
 from workers.bundle.bundle import BundleRefused
 from workers.bundle.manifest import Manifest
+from workers.counted import counted
 from workers.engines.artifact import EngineUnusable
 from workers.image.errors import ErrorCode
 from workers.output import SOURCE_FIELDS, key_names, shown_keys
@@ -76,7 +77,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         raise SpecError(f"--html {arguments.html}: {error}", "name a file that can be written") from error
     if compared:
-        show(f"fp32 gives the same label to {same:,} of {len(compared):,} images")
+        show(f"fp32 gives the same label to {same:,} of {counted(len(compared), 'image')}")
     show(f"{len(shown):,} of {chosen.matching:,} matching predictions ({chosen.read:,} in all): {arguments.html}")
     return COMPLETE
 

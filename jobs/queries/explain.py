@@ -126,7 +126,7 @@ def _not_claimed(plans: Sequence[Plan], named: Place) -> StintError:
         groups = sorted({piece.row_group for piece in pieces if piece.uri == named.uri})
         rows = max((p.row_stop for p in pieces if (p.uri, p.row_group) == (named.uri, named.row_group)), default=0)
         all_of_them = " to ".join(map(str, sorted({*groups[:1], *groups[-1:]}))) or "none: it has no rows"
-        has = f"row group {named.row_group} has {rows:,} rows" if rows else f"its row groups are {all_of_them}"
+        has = f"row group {named.row_group} has {counted(rows, 'row')}" if rows else f"its row groups are {all_of_them}"
         return StintError(
             f"{named.uri} is claimed by plan {claiming[-1].number}, and {has}: both count from 0",
             "name a row that it has",

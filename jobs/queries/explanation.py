@@ -119,13 +119,14 @@ class ModelPart:
             yield f"preprocessing: {self.preprocess}"
         if (gate := self.accuracy) is None:
             return
+        rows = counted(gate["rows"], "row")
         if self.task == "embed":
-            yield f"at the gate: cosine to fp32 {significant(gate['mean_cosine'])} in the mean of {gate['rows']:,} rows"
+            yield f"at the gate: cosine to fp32 {significant(gate['mean_cosine'])} in the mean of {rows}"
             return
         right = (
             "" if gate["top1"] is None else f"; right on {percent(gate['top1'])}, fp32 on {percent(gate['top1_fp32'])}"
         )
-        yield f"at the gate: same class as fp32 on {percent(gate['top1_agreement'])} of {gate['rows']:,} rows{right}"
+        yield f"at the gate: same class as fp32 on {percent(gate['top1_agreement'])} of {rows}{right}"
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Explanation:
 
 
 def _shard(name: str, rows: int, slices: Sequence[Slice]) -> Iterator[str]:
-    yield f"{name}, {rows:,} rows:"
+    yield f"{name}, {counted(rows, 'row')}:"
     for piece in slices[:SLICES_SHOWN]:
         yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
     if len(slices) > SLICES_SHOWN:
@@ -210,7 +211,7 @@ def _attempt(its: Mapping[str, Any]) -> str:
         end = f"failed, {its['failure']}: {first_line}"
     else:
         end = "committed" if its["committed"] else "came second: the object was there"
-        end += f", {its['rows_ok']:,} rows ok, {its['rows_bad']:,} bad"
+        end += f", {counted(its['rows_ok'], 'row')} ok, {its['rows_bad']:,} bad"
         end += f", {its['rows_gone']:,} gone" if its["rows_gone"] else ""
         end += f", in {seconds(its['wall_s'])}"
     return f"{moment(its['at'])}  run {its['run_id']} attempt {its['attempt']}:{kind} {where}: {end}"

@@ -19,6 +19,7 @@ from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
 from jobs.report.report import COMPLETED, Report, accounts, ending, redacted_report, summary
+from workers.counted import counted
 from workers.storage.errors import NotFound
 
 
@@ -73,8 +74,9 @@ def _describe(job: Job, report: Report) -> str:
         if report.next_step:
             lines.append(f"next: {report.next_step}")
         if report.rows_scored_here:
-            done = f"{report.rows_scored_here:,} rows at {report.rate:,.0f} rows/s, {report.core_hours:.4f} core-hours"
-            lines.append(f"scored here: {done}, in {duration(report.elapsed_s)}")
+            done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
+            took = duration(report.elapsed_s)
+            lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours, in {took}")
         if report.data_set_plans:  # reports of earlier releases count nothing but what was scored
             lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     key = f"_stint/runs/{report.run_id}/report.html"

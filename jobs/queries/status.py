@@ -82,9 +82,12 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
                 f"with `stint accept SPEC --plan {plan.number} --why TEXT`"
             )
             continue
+        how = "run the job to finish it"
+        if plan.number in said:
+            how = f"accepted: {said[plan.number].why}; the next run finishes it"
         lines.append(
             f"plan {plan.number}: open, {len(plan.shards) - len(missing):,} of {counted(len(plan.shards), 'shard')}, "
-            f"{plan.rows - missing.rows:,} of {counted(plan.rows, 'row')}; run the job to finish it"
+            f"{plan.rows - missing.rows:,} of {counted(plan.rows, 'row')}; {how}"
         )
         killers = [
             f"  {shard.describe()}: its worker died {counted(crashes[shard.key], 'time')}"

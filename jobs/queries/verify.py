@@ -237,13 +237,13 @@ def _check_shard(
     wrong = found["objects that are not what they should be"]
     if done and done.sha256 != facts.sha256:
         wrong.append(f"{key} was altered: sha256 is {facts.sha256}, the done record says {done.sha256}")
-    elif done and done != (counted := done_shard(shard, facts)):
-        wrong.append(f"{key}: the done record says {_counts(done)}; the object holds {_counts(counted)}")
+    elif done and done != (holds := done_shard(shard, facts)):
+        wrong.append(f"{key}: the done record says {_counts(done)}; the object holds {_counts(holds)}")
     if (facts.shard, facts.plan_token) != (shard.name, shard.plan_token):
         wrong.append(f"{key} was written for shard {facts.shard} of plan token {facts.plan_token}, not for this plan")
     rows_bad = table.num_rows - table.column("error_code").null_count
     if rows_bad != facts.rows_bad:
-        wrong.append(f"{key} holds {rows_bad} error rows, its metadata says {facts.rows_bad}")
+        wrong.append(f"{key} holds {counted(rows_bad, 'error row')}, its metadata says {facts.rows_bad}")
     here = [s for i, s in enumerate(shard.slices) if i not in facts.gone]
     misplaced = [f"{key}: {problem}" for problem in _compare_rows(here, table)]
     found["objects with other rows than planned"] = misplaced
@@ -253,14 +253,14 @@ def _check_shard(
 
 
 def _counts(o: DoneShard) -> str:
-    return f"{o.rows_ok} rows ok, {o.rows_bad} bad, {o.rows_gone} gone, {o.size} bytes"
+    return f"{counted(o.rows_ok, 'row')} ok, {o.rows_bad} bad, {o.rows_gone} gone, {o.size} bytes"
 
 
 def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
     """The first row that is not the one planned at its place, and the counts when they differ."""
     expected = sum(s.rows for s in slices)
     if table.num_rows != expected:
-        yield f"holds {table.num_rows} rows, {expected} planned"
+        yield f"holds {counted(table.num_rows, 'row')}, {expected:,} planned"
     row = np.concatenate([np.arange(s.row_start, s.row_stop) for s in slices]) if slices else np.array([], np.int64)
     columns = {
         "row": pa.array(row, pa.int64()),
@@ -276,7 +276,7 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
             at = wrong[0].as_py()
             where = ", ".join(f"{n} {c[at].as_py()}" for n, c in columns.items())
             first = f"the first is row {at}: {name} is {found[at].as_py()}"
-            yield f"{len(wrong)} rows out of place; {first}, planned: {where}"
+            yield f"{counted(len(wrong), 'row')} out of place; {first}, planned: {where}"
             return
 
 

@@ -21,6 +21,7 @@ from jobs.report.estimate import estimate
 from jobs.report.report import Report
 from jobs.report.runs import newest_reports
 from jobs.spec.load import parse_spec
+from workers.counted import counted
 from workers.redaction import redacted_values
 from workers.storage.errors import NotFound
 
@@ -75,8 +76,9 @@ def new_model(found: Discovery) -> NewModel | None:
         root=job.fingerprints.root,
         before=former,
         changed=() if report is None else tuple(_changed(job, report)),
-        work=f"scored from the beginning: {len(found.fresh):,} files with {found.fresh_rows:,} rows; the model before "
-        f"has scored {again:,} of the files",
+        work=f"scored from the beginning: {counted(len(found.fresh), 'file')} with "
+        f"{counted(found.fresh_rows, 'row')}; the model before has scored "
+        f"{again:,} of the files",
         cost=estimate(job, found.fresh_rows, former),
     )
 

@@ -313,9 +313,10 @@ def summary(report: Report) -> str:
     counts = accounts(report)
     if len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans):  # else the headline says it
         lines += [f"{name}: {rows.describe()}" for name, rows in counts]
+    bad = "bad rows" if report.scored.bad == report.completed.bad else "bad rows of this run"
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
-        lines.append(f"bad rows: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
+        lines.append(f"{bad}: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
     if gone := report.completed.gone:
         lines.append(f"gone: {counted(gone, 'row')} whose source vanished or changed after it was claimed")
     if report.retries or report.failed_starts:
@@ -360,4 +361,5 @@ def ending(report: Report) -> tuple[str, str]:
     rows, here = report.completed.scored, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)
-    return f"{rows:,} rows have a prediction or a reason why not{by_this_run}, in {took}.", ""
+    have = f"{counted(rows, 'row')} {'has' if rows == 1 else 'have'}"
+    return f"{have} a prediction or a reason why not{by_this_run}, in {took}.", ""

@@ -16,6 +16,7 @@ from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
 from jobs.report.report import Report, read_report
+from workers.counted import counted
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
@@ -85,7 +86,7 @@ def _outcome(report: Report) -> str:
     parts = [report.outcome]
     if report.elapsed_s:
         rows = report.rows_scored_here
-        parts.append(f"{rows:,} rows at {report.rate:,.0f} rows/s" if rows else "no rows scored")
+        parts.append(f"{counted(rows, 'row')} at {report.rate:,.0f} rows/s" if rows else "no rows scored")
         parts.append(f"in {duration(report.elapsed_s)}")
     if report.cost is not None:
         parts.append(f"cost {money(report.cost)}")

@@ -11,6 +11,7 @@ from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintErr
 from jobs.input.footers import Opened
 from jobs.plan.job import Job
 from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
+from jobs.progress.format import first_few
 from jobs.run import policy
 from jobs.run.failed_attempts import describe_no_cores, no_cores_error
 from jobs.run.policy import MakerStep
@@ -90,10 +91,8 @@ def _make(
         patience_s = group.patience_s if len(groups) > 1 else None  # the only one is waited for
         outcome = _attempt(request, cluster, group, patience_s, interrupted, at)
         if isinstance(outcome, BundleOutcome):
-            for row in outcome.left_out[:ROWS_NAMED]:
+            for row in first_few(outcome.left_out, "rows", ROWS_NAMED):
                 say(f"warning: left out of the sample: {row}")
-            if len(outcome.left_out) > ROWS_NAMED:
-                say(f"warning: {len(outcome.left_out) - ROWS_NAMED} more rows were left out of the sample")
             return outcome
         if outcome is None:
             say(f"the bundle got no node in {patience_s:.0f} s, asking the next group of workers.groups")
@@ -166,12 +165,10 @@ def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> S
     parts = [
         f"{part.take} of the rows {part.rows.row_start}:{part.rows.row_stop} of {part.rows.uri} "
         f"row group {part.rows.row_group}"
-        for part in request.sample[:ROWS_NAMED]
+        for part in request.sample
     ]
-    if (more := len(request.sample) - ROWS_NAMED) > 0:
-        parts.append(f"and {more} more row groups")
     return RunFailed(
-        f"{message}\nthe sample was {'; '.join(parts)}",
+        f"{message}\nthe sample was {'; '.join(first_few(parts, 'row groups', ROWS_NAMED))}",
         "raise workers.memory if memory is short; look at the files named above and at the log of the worker; then run "
         "the same command",
     )

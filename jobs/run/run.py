@@ -44,6 +44,7 @@ from jobs.plan.worker_width import describe_width
 from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
+from jobs.progress.format import first_few
 from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
@@ -211,7 +212,7 @@ class Run:
             raise RunFailed(
                 f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
                 "and got no predictions: "
-                f"{'; '.join(names[:5])}",
+                f"{'; '.join(first_few(names, 'of them'))}",
                 "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
                 "and run again; everything else is committed",
             )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
 import math
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,20 +120,62 @@ def test_paths_that_the_documents_name_exist() -> None:
             assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
 
 
-def test_make_targets_and_commands_that_the_readme_names_exist() -> None:
+def test_make_targets_and_specs_that_the_readme_names_exist() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    help_text = subprocess.run(
-        [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for document in DOCUMENTS:
-        for named in re.findall(
-            r"(?:^|`)(?:stint|python -m jobs) ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE
-        ):
-            assert re.search(rf"^ +{named} ", help_text, re.MULTILINE), f"{document}: {named}"
     for spec in re.findall(r"conf/[\w-]+\.yaml", readme):
         assert (ROOT / spec).exists(), spec
+
+
+PLACEHOLDERS = {
+    "DATE": "2026-03-01", "FROM..TO": "2026-01-01..2026-03-31", "N": "7", "DAYS": "90", "SQL": "true", "…": "one",
+}  # fmt: skip
+"""In documents and messages, and a value that stands for each."""
+CALLED = r"(?<!-n )(?:stint|python -m jobs) [a-z][^`]*"
+
+
+def told(text: str) -> Iterator[str]:
+    """Command lines of Stint in a text: whole lines of its blocks of code, and what stands between backticks."""
+    blocks = re.findall(r"^```(?:bash|ini|cron)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        if found := re.search(rf"(?:^|[ /])({CALLED})", line):
+            yield re.split(r" [|&>]+ | 2?>|  +#", found[1])[0]
+    yield from re.findall(rf"`({CALLED})`", text)
+
+
+def texts_of(file: Path) -> Iterator[str]:
+    """Strings of a module, with a number in place of each value that is filled in."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def fault_of(line: str) -> str | None:
+    """Why a command line, with its placeholders filled in, is none. One word names a command and is no line."""
+    words = shlex.split(re.sub(r"<[^>]*>|\[[^]]*\]", "one", line), comments=True)
+    words = [PLACEHOLDERS.get(word, word) for word in words[3 if words[0] == "python" else 1 :]]
+    if len(words) == 1:
+        return None if words[0] in COMMANDS else "no such command"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            parser().parse_args(words)
+    except SystemExit:
+        return said.getvalue().splitlines()[-1]
+    return None
+
+
+def test_every_command_line_that_documents_and_messages_show_is_understood() -> None:
+    assert fault_of("stint status --watch")
+    assert fault_of("stint stat")
+    texts = [(name, (ROOT / name).read_text()) for name in DOCUMENTS]
+    texts += [(rule["alert"], rule["annotations"]["description"]) for group in rule_groups() for rule in group["rules"]]
+    texts += [(str(file), text) for file in [*modules("jobs"), *modules("workers")] for text in texts_of(file)]
+    lines = [(where, line) for where, text in texts for line in told(text)]
+    assert len(lines) > 200
+    assert [f"{where}: {line}: {fault}" for where, line in lines if (fault := fault_of(line))] == []
 
 
 def test_what_the_documents_install_is_what_the_project_names() -> None:

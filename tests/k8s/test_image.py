@@ -153,7 +153,7 @@ def test_what_is_installed_is_what_the_project_names(stages: list[list[tuple[str
         [sys.executable, "-c", words[2], *named.split()], cwd=laid_out, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     optional = project()["optional-dependencies"]
-    assert named.split() == ["s3", "gcs", "azure", "k8s"]
+    assert named.split() == ["s3", "gcs", "azure", "k8s", "look"]
     assert printed == [*project()["dependencies"], *(need for extra in named.split() for need in optional[extra])]
 
 

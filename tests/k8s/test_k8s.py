@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,19 @@ from jobs.launch.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_c
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec
 from tests.k8s.k8s_network import Peer, passes
-from tests.k8s.k8s_rendering import K8S, OVERLAYS, ROOT, Manifest, build, clusters, compose, of_kind, pod_templates, the
+from tests.k8s.k8s_rendering import (
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Manifest,
+    build,
+    clusters,
+    command,
+    compose,
+    of_kind,
+    pod_templates,
+    the,
+)  # fmt: skip
 from tests.k8s.k8s_rules import NIGHT, rule_problems
 from tests.k8s.k8s_schemas import needs_crds, schema_problems
 from tests.support.ray_heads import await_true
@@ -412,6 +425,18 @@ def test_commands_and_paths_of_the_readme_are_there() -> None:
     assert all(f"`components/{name}`" in text for name in COMPONENTS)
 
 
+def test_the_entrypoint_gets_the_options_that_the_readme_adds_and_they_reach_the_run_whole() -> None:
+    text = (K8S / "README.md").read_text()
+    (folder, added), *others = re.findall(r"kubectl kustomize (\S+) \| (sed .*) \| kubectl apply", text)
+    assert not others
+    shown = subprocess.run([*command(), folder], cwd=ROOT, capture_output=True, check=True).stdout
+    changed = subprocess.run(added, shell=True, input=shown, capture_output=True, check=True).stdout
+    objects = [made for made in yaml.safe_load_all(changed) if made]
+    words = shlex.split(the(objects, "RayJob")["spec"]["entrypoint"])  # KubeRay's submitter pastes it into a shell
+    words = shlex.split(shlex.join(words))  # then `ray job submit` quotes, and the head's shell reads
+    assert parser().parse_args(words[3:]).again == "error_code = 'not_found'"
+
+
 def test_the_operator_and_the_node_pools_of_the_readme_suit_the_manifests() -> None:
     text, objects = (K8S / "README.md").read_text(), build("overlays/prod")
     ((version, namespace),) = re.findall(r"helm install \S+ \S+ --version (\S+) --namespace (\S+)", text)
@@ -487,7 +512,7 @@ def test_a_cluster_of_machines_is_valid_to_ray_and_installs_what_the_project_pin
     pinned = set(re.findall(r'"(torch\w*==[\d.]+)"', (ROOT / "pyproject.toml").read_text()))
     assert set(re.findall(r"torch\w*==[\d.]+", text)) == pinned
     store = {"aws": "s3", "gcp": "gcs", "azure": "azure"}[config["provider"]["type"]]
-    assert f"stint-src[{store}]" in text
+    assert f"stint-src[{store},look]" in text
     markets = {
         name: node.get("labels", {}).get("ray.io/market-type") for name, node in config["available_node_types"].items()
     }

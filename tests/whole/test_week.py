@@ -123,7 +123,7 @@ def test_a_week(nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     nights.check_readers()
     promote = ["promote", nights.spec, "--as-of", "2026-03-04"]
     assert main(promote) == 1
-    assert "next: score them with `stint run --backfill FROM..TO`" in nights.capsys.readouterr().err
+    assert "next: score them with `stint run SPEC --backfill FROM..TO`" in nights.capsys.readouterr().err
     assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-04"]) == 0
     check_figures(nights, 4)
     assert main(promote) == 1  # of the bad delivery nothing is left but what the first model said

@@ -296,13 +296,18 @@ def project(tmp_path: Path, digits: Digits) -> Path:
 
 
 def prepared(
-    root: Path, *overrides: str, spec: str = "job.yaml", env: tuple[str, ...] = (), working_dir: Path | None = None
+    root: Path,
+    *overrides: str,
+    spec: str = "job.yaml",
+    env: tuple[str, ...] = (),
+    working_dir: Path | None = None,
+    options: tuple[str, ...] = (),
 ) -> tuple[Submission, list[str]]:
     sets = [f"--set={override}" for override in overrides]
     named = [f"--working-dir={working_dir or root}", "--address=http://head:8265", f"--as-of={NIGHT}"]
     variables = [f"--env={variable}" for variable in env]
     messages: list[str] = []
-    arguments = parser().parse_args(["submit", str(root / spec), *sets, *named, *variables])
+    arguments = parser().parse_args(["submit", str(root / spec), *sets, *named, *variables, *options])
     return prepare_submission(arguments, messages.append), messages
 
 
@@ -312,6 +317,13 @@ def test_what_is_submitted_counts_from_the_working_directory(project: Path) -> N
     assert submission.upload.files == ("job.yaml", "nets.py")
     assert submission.env == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
     assert messages == []
+
+
+def test_what_is_to_be_scored_again_goes_along(project: Path) -> None:
+    condition = "error_code = 'not_found' AND score < $1"
+    submission, _ = prepared(project, options=("--again", condition))
+    arguments = parser().parse_args(shlex.split(submission.job.entrypoint)[3:])
+    assert (arguments.command, arguments.again, arguments.days) == ("run", condition, NIGHT)
 
 
 def test_a_spec_outside_of_the_working_directory_is_refused(project: Path) -> None:

@@ -197,6 +197,28 @@ def test_runs_of_one_day_are_one_night_and_a_row_counts_once(ledger: Ledger) -> 
     assert "M5.56 " in page  # of nine days, the first is in the middle of its column
 
 
+def test_figures_at_the_top_are_of_days_and_a_quiet_run_after_a_night_changes_none(ledger: Ledger) -> None:
+    ledger.reported("20260301T020000Z-aaaaaa", as_of="2026-03-01", rows_ok=1, rows_bad=0, drift={})
+    ledger.reported("20260302T020000Z-bbbbbb", as_of="2026-03-02", rows_ok=1, rows_bad=0, outcome="RunFailed", drift={})
+    quiet = {"rows_ok": 0, "rows_bad": 0, "rate": 0.0, "rows_scored_here": 0}
+    ledger.reported("20260302T090000Z-cccccc", as_of="2026-03-02", **quiet)
+    page = history_page("products", "model=x", "out", ledger.nights())
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    rate = f"{complete_report()['rate']:,.0f}"
+    assert "Nights 2 3 runs, 2026-03-01 to 2026-03-02 Complete nights 2 100% Nights with drift 1" in words
+    assert f"Last complete 2026-03-02 1 row at {rate} a second" in words
+    page = history_page("products", "model=x", "out", ledger.nights()[-1:])
+    assert "<small>nothing new to score</small>" in page
+    assert "<small>1 run, " in page
+
+
+def test_a_chart_of_what_no_night_tells_is_left_out(ledger: Ledger) -> None:
+    for day in ("01", "02"):
+        ledger.reported(f"202603{day}T020000Z-aaaaaa", as_of=f"2026-03-{day}", drift={}, cost_per_million=None)
+    page = history_page("products", "model=x", "out", ledger.nights())
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Rows", "Rate", "Bad rows", "Duration"]
+
+
 def test_the_page_of_nights_loads_nothing_fits_its_window_and_can_be_read(browser: Browser, tmp_path: Path) -> None:
     page = history_page("products", "model=products-5d2c81a09be4", "s3://shop/products", nights_example())
     with shown(browser, page, tmp_path) as it:

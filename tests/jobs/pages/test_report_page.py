@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobs.pages.run_page import SECTIONS, report_page
-from jobs.report.report import read_report
+from jobs.report.report import REPORT_VERSION, read_report, summary
 from tests.support import browser as looking
 from tests.support.browser import VIEWS, shown
 from tests.support.report_examples import (
@@ -189,6 +189,26 @@ def test_rows_are_counted_of_the_run_of_each_of_its_plans_and_of_the_data_set() 
     assert "plan 58 (2026-02-28), open, with too many bad rows 11,208,333 8,811,004 260,711 2.87% 0 1,120,400" in words
     assert "data set, 59 plans 657,951,471 655,402,113 412,007 0.06% 733 1,120,400 1,016,218" in words
     assert "Plans accepted with their bad rows: 1 plan 31 (2026-02-01): the shop knows" in words
+
+
+def test_the_summary_says_whose_bad_rows_it_names_where_its_plans_have_others() -> None:
+    plan = {"plan": 1, "day": "", "state": "done", "rows": {"ok": 6, "bad": 4, "gone": 0}, "why": ""}
+    own = {"plans": [1], "of_plans": [plan], "bad_by_code": {"truncated": 2}, "bad_samples": {}}
+    of = early_report() | own | {"outcome": "complete", "report_version": REPORT_VERSION, "rows_ok": 1, "rows_bad": 2}
+    assert "\nbad rows of this run: 2 truncated\n" in summary(read_report(of))
+    assert "\nbad rows: 2 truncated\n" in summary(read_report(of | {"rows_bad": 4}))
+
+
+def test_time_is_told_in_the_words_of_the_terminal() -> None:
+    words = section(page_of(complete_report()), "time")
+    for text in ("listing input and ledger", "connecting to Ray", "waiting for workers", "finishing: done records"):
+        assert text in words
+
+
+def test_one_of_something_is_no_plural() -> None:
+    one = complete_report() | {"rows_scored_here": 1, "shards_scored_here": 1, "bad_by_code": {"truncated": 1}}
+    words = " ".join(re.sub("<[^>]*>", " ", page_of(one)).split())
+    assert not re.search(r"\b(?<![,.])1 (rows|shards|workers|attempts|predictions|nodes|cores|nights)\b", words)
 
 
 def test_an_outcome_that_this_version_does_not_know_is_a_failure_under_its_own_name() -> None:

@@ -154,6 +154,7 @@ HEALTHY = {
     "ray_stint_stage_seconds_total" + RUN % ', stage="read"': "0+100x90",
     "ray_stint_stage_seconds_total" + RUN % ', stage="idle"': "0+10x90",
     'kube_job_failed{condition="true", job_name="stint-nightly-1", namespace="stint"}': "0x90",
+    'kube_job_status_start_time{job_name="stint-nightly-1", namespace="stint"}': "600x90",
     # A night that succeeded five minutes before the series begin, as promtool's clock has it.
     'kube_cronjob_status_last_successful_time{cronjob="stint-nightly", namespace="stint"}': "0x2000",
 }
@@ -244,6 +245,14 @@ def test_no_alert_fires_of_a_run_that_has_ended(tmp_path: Path) -> None:
     """Gauges are gone with the driver, counters stay as they were."""
     nights = {name: values for name, values in HEALTHY.items() if name.startswith("kube_")}
     firing(tmp_path, nights | {name: "90000x90" for name in HEALTHY if "_total" in name}, {"20m": "", "60m": ""})
+
+
+def test_a_night_that_failed_is_told_until_one_succeeds(tmp_path: Path) -> None:
+    """Also one of a Job by another name: for kube-state-metrics the time is the CronJob's."""
+    failed = {**HEALTHY, **CASES["StintNightFailed"][0], NIGHT: "0x44 2700x2000"}
+    firing(tmp_path, failed, {"29m": "", "32m": "StintNightFailed", "44m": "StintNightFailed", "46m": "", "80m": ""})
+    never = {name: values for name, values in failed.items() if name != NIGHT}
+    firing(tmp_path, never, {"80m": "StintNightFailed"})
 
 
 def test_a_driver_that_is_started_again_sets_off_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from jobs.ledger.accepted import accept
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.plan.job import Job
@@ -103,10 +104,21 @@ def test_what_is_done_and_the_run_that_did_it() -> None:
     here.ledger.record_done(plan, here.ledger.finish(plan))
     write_part(here.store, snapshot(40, **TEN_OF_HUNDRED))
     write_report(here.store)
+    write_report(here.store, again := f"{RUN}-2", rows_scored_here=1)
     assert told(here, at(100)) == [
         "plan 1: done, 10 shards, 90 rows ok, 10 bad",
         f"run {RUN}: complete · 100 rows at 2 rows/s · in 1m02s · cost 0.42",
+        f"run {again}: complete · 1 row at 2 rows/s · in 1m02s · cost 0.42",
     ]
+
+
+def test_a_plan_that_was_accepted_and_is_not_whole_says_so() -> None:
+    here = job(MemoryStore())
+    plan = claim(here, "a")
+    commit(here, plan, range(4), bad=(3,))
+    accept(here.store, ROOT, plan, "the shop knows", "2026-03-01T06:00:00+00:00")
+    open_until = "plan 1: open, 4 of 10 shards, 40 of 100 rows; accepted: the shop knows; the next run finishes it"
+    assert told(here, at(100)) == [open_until]
 
 
 def test_a_run_under_way_is_told_by_its_last_words_and_how_old_they_are() -> None:

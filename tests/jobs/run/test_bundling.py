@@ -164,7 +164,7 @@ def test_after_a_crash_the_maker_does_without_extras_and_stays_so(
     assert nodes.without_extras == [False, False, True, True]
     warnings = [line for line in said if line.startswith("warning")]
     assert warnings[0] == "warning: left out of the sample: row 0: killed"
-    assert warnings[8:] == ["warning: 2 more rows were left out of the sample"]
+    assert warnings[8:] == ["warning: left out of the sample: and 2 more rows"]
 
 
 def test_a_maker_that_crashes_without_extras_too_ends_the_run_with_the_rows_sampled(
