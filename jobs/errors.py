@@ -36,6 +36,10 @@ class RunFailed(StintError):
     """The run could not complete; what it committed stays."""
 
 
+class DeliveryShort(RunFailed):
+    """Fewer rows have come than the spec wants: what has come is done."""
+
+
 class SpecError(StintError):
     """The spec, or what it points at, cannot be run as written."""
 

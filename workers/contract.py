@@ -244,8 +244,8 @@ class InputSpec:
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
     night, or score it again under a new plan that supersedes the old rows."""
     min_new_rows: Annotated[int, Interval(ge=0)] = 0
-    """Rows that a day's runs claim at least: with fewer the run does what there is and ends with code 1, because the
-    delivery is missing or not whole."""
+    """Rows that a day brings at least, whichever run claims them: with fewer the run does what there is and ends with
+    code 1, because the delivery is missing or not whole."""
     shard_rows: AtLeast1 | Literal["auto"] = "auto"
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: AtLeast1 = 256
@@ -331,6 +331,8 @@ class WorkerSpec:
     """Most resident memory of the worker's process; None: its cores' share of the node's."""
     most_refused: float = 1.0
     """Share of a shard's rows that may be refused for a reason that lies in the spec; with more it is not committed."""
+    accepted: tuple[int, ...] = ()
+    """Plans that a person has accepted with their bad rows: of their shards all rows may be refused."""
     pin: bool = True
     """Take core leases and set affinity. Off in a LocalPool, whose process is not its own."""
     started_by: str = ""

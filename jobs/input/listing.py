@@ -18,7 +18,7 @@ from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
 from workers.contract import AS_OF, InputSpec
-from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import full_url, open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
@@ -40,7 +40,7 @@ class Listing:
     absent: tuple[str, ...] = ()
     """Days' folders or manifests that do not exist."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Manifest entries that cannot be pinned, each with the reason."""
+    """Manifest entries that cannot be pinned, and manifests of whose new ones none can, each with the reason."""
 
 
 def list_input(
@@ -71,7 +71,7 @@ def list_input(
                 if spec.manifest is None:
                     found = _list_folder(url, spec.format)
                 else:
-                    found, lost = pin_entries(read_entries(url), latest, doubtful)
+                    found, lost = pin_entries(read_entries(url), latest, doubtful, manifest=url)
                     unreadable |= lost
             except NotFound:
                 missing.append(url)
@@ -94,21 +94,28 @@ def named_once(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 def vanished(uris: Iterable[str]) -> set[str]:
-    """Those of the files that are not there any more. Raises StoreError, StoreDenied."""
-    return {uri for uri, version in versions_now(uris).items() if version is None}
+    """Those of the files that are not there any more. What cannot be looked up counts as there."""
+
+    def gone(uri: str) -> tuple[str, bool]:
+        try:
+            return uri, _version_at(uri) is None
+        except (StoreError, StoreDenied):
+            return uri, False
+
+    return {uri for uri, is_gone in ahead(gone, uris, "versions") if is_gone}
 
 
 def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
     """What is at these places: the version of each file, or None. Raises StoreError, StoreDenied."""
+    return dict(ahead(lambda uri: (uri, _version_at(uri)), uris, "versions"))
 
-    def version_at(uri: str) -> tuple[str, str | None]:
-        try:
-            fs, path = open_filesystem(uri)
-            return uri, version_of(retrying(lambda: fs.info(path), uri))
-        except NotFound:
-            return uri, None
 
-    return dict(ahead(version_at, uris, "versions"))
+def _version_at(uri: str) -> str | None:
+    try:
+        fs, path = open_filesystem(uri)
+        return version_of(retrying(lambda: fs.info(path), uri))
+    except NotFound:
+        return None
 
 
 def _list_folder(url: str, format: str) -> list[Source]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import RunFailed, SpecError
+from jobs.errors import SpecError
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise
@@ -126,14 +126,15 @@ def _usual(url: str) -> str:
 
 
 def pin_entries(
-    entries: Sequence[Entry], latest: Mapping[str, str], doubtful: Collection[str] = ()
+    entries: Sequence[Entry], latest: Mapping[str, str], doubtful: Collection[str] = (), *, manifest: str = ""
 ) -> tuple[list[Source], dict[str, str]]:
     """Entries as sources; and those that cannot be pinned to a version, each with the reason.
 
     `latest` are the claimed versions by URI: an entry that does not name a version and was claimed is that source.
     What is there is looked up where the manifest may be wrong: of `doubtful` URIs, of those that it names in several
     versions, of those that were claimed in another version, because a list may be older than the last claim, and of a
-    few that are new. Raises RunFailed where none of these few is as the manifest says.
+    few that are new. Where none of these few is as the manifest says, no new one is taken at its word: that is told
+    once, of the `manifest` itself.
     """
     pinned: dict[str, Source] = {}
     unknown: dict[str, list[Entry]] = {}
@@ -149,16 +150,18 @@ def pin_entries(
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, "manifest") as pool:
         found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
         looked_up = dict(zip(unknown, found, strict=True))
-    if len(new) > 1 and all(isinstance(looked_up[uri], str) for uri in compared):
+    wrong: dict[str, str] = {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
+    if len(new) > 1 and wrong.keys() >= compared.keys():
         uri = next(iter(compared))
-        raise RunFailed(
-            f"input.manifest: of {len(new):,} new files {len(compared):,} were compared with the store, and none is as "
-            f"the manifest says, as {uri}: {looked_up[uri]}",
-            "write the versions and sizes that the store lists (for S3 the ETag), or leave both out",
+        why = (
+            f"of {len(new):,} new files {len(compared):,} were compared with the store, and none is as the manifest "
+            f"says, as {uri}: {wrong[uri]}"
         )
+        wrong = {manifest: why} | {uri: reason for uri, reason in wrong.items() if uri not in compared}
+        pinned = {uri: source for uri, source in pinned.items() if uri in latest}
     sources = [source for uri, source in pinned.items() if uri not in unknown]
     sources += [source for source in looked_up.values() if isinstance(source, Source)]
-    return sources, {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
+    return sources, wrong
 
 
 def _at_its_word(entry: Entry, claimed: str | None) -> Source | None:
@@ -188,4 +191,7 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
     ):
         return there
     said = " and ".join(f"version {entry.version}, size {entry.size}" for entry in entries)
-    return f"the manifest says {said}; there is version {there.version}, size {there.size}"
+    return (
+        f"the manifest says {said}; there is version {there.version}, size {there.size}; "
+        "write what the store lists (for S3 the ETag), or leave both out"
+    )

@@ -67,7 +67,7 @@ def asked_for(job: Job, plans: Sequence[Plan], text: str) -> Asked:
     """Find what `text` names among what plans claim. Raises SpecError, RunFailed, StoreError, StoreDenied."""
     claimed = pc.unique(claims_of(plans)["uri"])
     if (days := _days(text)) is not None:
-        files = dict.fromkeys(_of_days(job, claimed, days), 0)
+        files = dict.fromkeys(of_days(job, claimed, days), 0)
     else:
         files = dict.fromkeys(_named(claimed, text), 0) or _of_rows(job, plans, text)
     sources, missing = pin_entries([Entry(uri) for uri in files], {})
@@ -83,7 +83,9 @@ def _days(text: str) -> Days | None:
     return None
 
 
-def _of_days(job: Job, claimed: pa.Array, days: Days) -> Iterable[str]:
+def of_days(job: Job, claimed: pa.Array, days: Days) -> Iterable[str]:
+    """Those of the `claimed` URIs that lie in places of these days, or that their manifests name. Raises SpecError
+    where no place is of a day; NotFound for a manifest that is not there."""
     given = job.spec.input
     if not given.by_date:
         raise SpecError(

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -114,6 +115,21 @@ def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
     """Sources that no plan claims in any version."""
     latest = latest_versions(plans)
     return [source for source in sources if source.uri not in latest]
+
+
+def rows_claimed(plans: Sequence[Plan], uris: Collection[str]) -> int:
+    """Rows of these files as plans claim them; of one that several claim, those of the version claimed last, once."""
+    wanted, rows, last = pa.array(uris, pa.string()), dict[tuple[str, str], int](), dict[str, tuple[str, str]]()
+    for plan in plans:
+        here = pc.indices_nonzero(pc.is_in(plan.sources["uri"], value_set=wanted)).to_pylist()
+        if here:
+            pieces = plan.slices.pieces
+            lengths = pieces["row_stop"] - pieces["row_start"]
+            of_source = np.bincount(pieces["source"], lengths, len(plan.sources))
+            for index, identity in zip(here, identities(plan.sources.take(here)), strict=True):
+                last[identity[0]] = identity
+                rows[identity] = max(rows.get(identity, 0), int(of_source[index]))
+    return sum(rows[identity] for identity in last.values())
 
 
 def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 
 from jobs.console import Console
-from jobs.errors import COMPLETE, NothingThere
+from jobs.errors import COMPLETE, DeliveryShort, NothingThere
 from jobs.plan.job import Job
 from jobs.spec.days import Days, days_in_zone, runs
 from jobs.spec.load import load_spec
 from jobs.spec.schema import JobSpec
+from workers.counted import counted
 
 
 def last_job_of(arguments: argparse.Namespace, *, writing: bool = False) -> Job:
@@ -25,18 +26,25 @@ def for_each_day(
 ) -> int:
     """Do each of the command's runs, oldest first, and return the exit code.
 
-    Of several runs, those of days without a delivery are named and passed over; NothingThere if all are.
+    Of several runs, those of days without a delivery are named and passed over; NothingThere if all are. So are days
+    that bring less than the spec wants, and DeliveryShort is the end then.
     """
     spec, of_days = _named(arguments)
-    absent = 0
+    absent, short = list[str](), list[str]()
     for days in of_days:
         try:
             do(Job.open(spec, days, writing=writing))
-        except NothingThere as error:
-            absent += 1
-            if absent == len(of_days):
+        except (NothingThere, DeliveryShort) as error:
+            (short if isinstance(error, DeliveryShort) else absent).append(str(days))
+            if len(of_days) in (1, len(absent)):
                 raise
             console.say(f"{days} is passed over: {error}")
+    if short:
+        raise DeliveryShort(
+            f"{counted(len(short), 'day')} of {len(of_days)} had fewer new rows than input.min_new_rows wants: "
+            f"{', '.join(short)}",
+            "see to the deliveries, then run again; what has come is scored",
+        )
     return COMPLETE
 
 

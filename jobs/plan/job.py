@@ -166,8 +166,15 @@ class Job:
         column = self.spec.gate.labels_column
         return column if column in self.spec.input.keys else ""
 
-    def worker_spec(self, plan: Plan | None, uris: Iterable[str] = (), artifacts: tuple[str, ...] = ()) -> WorkerSpec:
-        """For sources at `uris`, with the columns of `plan`; `artifacts` are those that passed the gate."""
+    def worker_spec(
+        self,
+        plan: Plan | None,
+        uris: Iterable[str] = (),
+        artifacts: tuple[str, ...] = (),
+        accepted: tuple[int, ...] = (),
+    ) -> WorkerSpec:
+        """For sources at `uris`, with the columns of `plan`; `artifacts` are those that passed the gate, and `accepted`
+        the plans that a person has accepted with their bad rows."""
         keys = plan.keys if plan else None
         return WorkerSpec(
             bundle=self.fingerprints.bundle,
@@ -186,6 +193,7 @@ class Job:
             memory_bytes=self.spec.workers.memory_bytes,
             started_by=this_command(),
             most_refused=max(_MOST_REFUSED, self.spec.limits.bad_rows.share),
+            accepted=accepted,
             code_version=code_version(),
         )
 

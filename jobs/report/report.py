@@ -29,6 +29,7 @@ _HEADLINES = {
     "BadRowsExceeded": ("Too many bad rows", "bad"),
     "GateRefused": ("Model refused", "bad"),
     "Interrupted": ("Interrupted", "warn"),
+    "DeliveryShort": ("Delivery not whole", "bad"),
     "NothingThere": ("No input", "bad"),
     "SpecError": ("Cannot run as written", "bad"),
 }

@@ -87,6 +87,7 @@ class Backlog:
                 insort(self._due(retry), retry, key=_order)
             else:
                 classes[size_class(rows)].append(place)
+        self._begun = Counter(self.plans)
         self.rows_left = sum(self.left.values())
         largest_first = [np.array(classes[size]) for size in sorted(classes, reverse=True)]
         self._fresh = picked(missing, np.concatenate(largest_first)) if largest_first else iter(())
@@ -234,6 +235,14 @@ class Backlog:
         for due in (self._suspects, self._others):
             due[:] = [retry for retry in due if retry.waiting]
         return len(found), rows_before - self.rows_left
+
+    def give_up(self, plan: int) -> tuple[int, int]:
+        """Drop what the plan lacks."""
+        return self.drop([key for key in self.left if plan_of(key) == plan])
+
+    def ended(self, plan: int) -> int:
+        """Shards of the plan that are not left any more."""
+        return self._begun[plan] - self.plans[plan]
 
     def _retry(self, shard: Shard) -> Retry:
         if shard.key not in self._retries:

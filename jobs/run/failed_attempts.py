@@ -6,11 +6,12 @@ Nothing is forgotten: each failure is noted when it happens and goes into the ta
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from jobs.errors import RunFailed, SpecError, StintError
+from jobs.errors import RunFailed, SpecError
 from jobs.ledger.background import Errands
 from jobs.ledger.ledger import Ledger
 from jobs.progress.format import duration
@@ -38,6 +39,8 @@ class FailedAttempts:
     progress: Progress
     _last_start: str = field(default="", init=False)
     _crashed_aside: int = field(default=0, init=False)
+    _refused_of: Counter[int] = field(default_factory=Counter, init=False)
+    """By plan, shards that were set aside because their rows are refused."""
     _records: Errands[None] = field(default_factory=lambda: Errands("crashes", RECORDS_AT_ONCE), init=False)
 
     def worker_lost(self, worker: int, failure: Failure, shards: Sequence[HeldShard], now: float) -> None:
@@ -109,8 +112,17 @@ class FailedAttempts:
                 self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
                 self.tally.set_aside.append((shard, failure))
                 self.backlog.settle(shard.key)
+                if failure.code == FailureCode.REFUSED:
+                    self._refused(shard.plan)
             case ShardStep.STOP:
                 raise given_up_error(retry, self.limits)
+
+    def _refused(self, plan: int) -> None:
+        """Of a plan of which nothing but refused shards has ended, the others need not be read and named one by one."""
+        self._refused_of[plan] += 1
+        if policy.REFUSED_ASIDE <= self._refused_of[plan] == self.backlog.ended(plan):
+            self.progress.dropped(*self.backlog.give_up(plan))
+            self.progress.note(f"plan {plan}: its shards are refused: what it still lacks is left unscored")
 
 
 def describe_no_cores(failure: Failure, limits: Limits) -> str:
@@ -129,15 +141,9 @@ def no_cores_error(failure: Failure, limits: Limits) -> SpecError:
     )
 
 
-def given_up_error(retry: Retry, limits: Limits) -> StintError:
+def given_up_error(retry: Retry, limits: Limits) -> RunFailed:
     """A shard has no attempts left, and the run ends: by which limit, its rows, where it was tried, why it failed."""
     shard, failure, times = retry.shard, retry.failure, len(retry.history)
-    if failure.code == FailureCode.REFUSED:
-        return SpecError(
-            f"input.uri_roots: {failure.message}; nothing of it is committed",
-            "name the folders or hosts of the images in input.uri_roots, then run again; if such rows are to be "
-            "expected, raise limits.bad_rows so far that it allows them",
-        )
     spent, todo = f"limits.task_retries allows {limits.task_retries}", "mend the cause"
     if retry.budget is Budget.CRASH:
         spent = f"{died(retry.attempts)}, and {policy.CRASHED_ASIDE} others are set aside for that already"

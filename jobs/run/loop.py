@@ -20,7 +20,7 @@ from jobs.ledger.background import Errands
 from jobs.ledger.bad_rows import OverBudget
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
-from jobs.ledger.presence import Present, plan_of
+from jobs.ledger.presence import Present
 from jobs.pool.contract import (
     MAX_HELD_SHARDS,
     Event,
@@ -304,8 +304,7 @@ class Loop:
             return
         del self._judged[plan.number]
         self.tally.over.append(over := OverBudget(plan, reasons))
-        dropped = self._backlog.drop([key for key in self._backlog.left if plan_of(key) == plan.number])
-        self.progress.dropped(*dropped)
+        self.progress.dropped(*self._backlog.give_up(plan.number))
         self.progress.note(f"{over.describe()}: what it still lacks is left unscored")
 
     def _not_started(self, worker: int, failure: Failure, now: float) -> None:

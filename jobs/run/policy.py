@@ -20,6 +20,8 @@ ISOLATED_RETRIES = 2
 """Times that a shard may lose the worker that scores it in isolation, of whose processes it can kill only others."""
 CRASHED_ASIDE = 3
 """Shards that may be set aside because that is spent too; with one more the run ends, for then it is the nodes."""
+REFUSED_ASIDE = 10
+"""Shards of a plan that are refused one after the other, before it is clear that its others will be too."""
 NODE_LOSSES = 2
 """Nodes that may vanish under a shard before it is suspected: memory that a row takes may cost a pod as a whole."""
 FAULT_PAUSE_S = 1.0
@@ -126,7 +128,7 @@ class ShardStep(enum.Enum):
 
     RETRY = "retry"
     SET_ASIDE = "set aside"
-    """The others go on without it; the run ends with code 1."""
+    """The others go on without it; the run ends with code 1, or with 2 where its rows are refused."""
     STOP = "stop"
 
 
@@ -155,7 +157,11 @@ def shard_step(
     }
     if not spent[budget]:
         return ShardStep.RETRY
-    others_go_on = budget is Budget.DATA or (budget is Budget.CRASH and crashed_aside < CRASHED_ASIDE)
+    others_go_on = (
+        budget is Budget.DATA
+        or failure.code == FailureCode.REFUSED
+        or (budget is Budget.CRASH and crashed_aside < CRASHED_ASIDE)
+    )
     return ShardStep.SET_ASIDE if others_go_on else ShardStep.STOP
 
 

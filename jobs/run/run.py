@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
-import numpy as np
-
 from jobs.console import Console
 from jobs.errors import (
     COMPLETE,
@@ -29,10 +27,9 @@ from jobs.errors import (
     StintError,
 )
 from jobs.input.footers import Opened
-from jobs.input.listing import vanished, versions_now
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
-from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
+from jobs.ledger.bad_rows import OverBudget, bad_rows_error
 from jobs.ledger.current import readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
@@ -44,7 +41,6 @@ from jobs.plan.worker_width import describe_width
 from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
 from jobs.progress.displays import display_for
-from jobs.progress.format import first_few
 from jobs.progress.progress import Progress
 from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
@@ -52,9 +48,11 @@ from jobs.report.journal import Journal
 from jobs.report.new_model import new_model
 from jobs.report.report import COMPLETED, PlanReport, PlanState, Report, summary
 from jobs.report.runs import rate_of_worker
+from jobs.run import shortfall
 from jobs.run.ensure_bundle import ensure_bundle
 from jobs.run.loop import Loop
 from jobs.run.policy import deadline
+from jobs.run.shortfall import reasons_left
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
 from workers.bundle.profiles import HostKind
@@ -158,12 +156,16 @@ class Run:
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
         self._plans: list[Plan] = []
+        self._claimed = 0
+        """The last plan that this run itself has claimed."""
         self._done: set[int] = set()
         """As far as this run has seen."""
         self._left: dict[int, PlanReport] = {}
         """How plans are left that this run worked on, by number."""
+        self._over: list[OverBudget] = []
+        """Of those, the ones with too many bad rows."""
         self._taken_away = set[int]()
-        """Plans that are done because their bad files were mended, with which rows may have gone."""
+        """Of those, the ones that are done because their bad files were mended, with which rows may have gone."""
         self._gaps: dict[int, DoneRecord] = {}
         """Of those, the objects of done ones that lack rows which are gone."""
 
@@ -201,51 +203,37 @@ class Run:
                 self._close()
 
     def _complete(self) -> None:
-        self._discover()
-        self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
-        if self._gaps and not self.report.set_aside:
+        absent = self._discover()
+        if absent is None:
+            self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
+        elif self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
+            self._ensure_bundle(list)
+            self._finish_open()
+        if self._gaps and not (absent or self._over or self.report.set_aside):
             self._look_again()
-        self._check_gone()
-        if self.report.unreadable or self.report.set_aside:
-            unreadable = (f"{uri}: {reason}" for uri, reason in self.report.unreadable.items())
-            names = [*unreadable, *self.report.set_aside]
-            raise RunFailed(
-                f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
-                "and got no predictions: "
-                f"{'; '.join(first_few(names, 'of them'))}",
-                "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
-                "and run again; everything else is committed",
-            )
-        self._check_delivery()
+        found: list[StintError] = []
+        if self._over:
+            over = sorted(self._over, key=lambda one: one.plan.number)
+            found.append(bad_rows_error(over, str(self.job.spec.limits.bad_rows)))
+        found += shortfall.of_sources(self.report.unreadable, self._tally.set_aside)
+        gaps = {number: objects for number, objects in self._gaps.items() if number not in self._taken_away}
+        found += shortfall.of_gone_rows(self.job, gaps)
+        short = None if self.again else shortfall.of_delivery(self.job)  # what a person asks for is no delivery
+        found += [one for one in (short, absent) if one is not None]
+        if found:
+            raise shortfall.as_one(found)
 
-    def _check_delivery(self) -> None:
-        """Whether this day's runs, of which this need not be the first, have claimed as many rows as the spec wants."""
-        wanted = self.job.spec.input.min_new_rows
-        plans = self.job.ledger.plans() if wanted else ()
-        rows = sum(plan.new_rows for plan in plans if plan.day == str(self.job.days.last))
-        if rows < wanted:
-            raise self._too_few(rows)
+    def _discover(self) -> NothingThere | None:
+        """Up to the claim. What was found is let go then: listing and footers of a first night take much memory.
 
-    def _too_few(self, rows: int, why: str = "") -> RunFailed:
-        wanted = f"where input.min_new_rows wants {self.job.spec.input.min_new_rows:,}"
-        return RunFailed(
-            f"{rows:,} new rows for {self.job.days.last}, {wanted}: the delivery is missing or not whole{why}",
-            "see to the delivery, then run again; what has come is scored",
-        )
-
-    def _discover(self) -> None:
-        """Up to the claim. What was found is let go then: listing and footers of a first night take much memory."""
+        Where there is nothing, that is returned."""
         self._progress.enter("listing")
         try:
             found = discover(self.job, self.again)
         except NothingThere as error:
-            if self._open()[1]:  # what earlier nights left does not wait for tonight's delivery
-                self._ensure_bundle(list)
-                self._finish_open()
-            if self.job.spec.input.min_new_rows:
-                raise self._too_few(0, f"; {error}") from error
-            raise
+            return error
         self._take(found)
+        return None
 
     def _take(self, found: Discovery) -> None:
         """Have workers and a model that may score what was found, and claim it."""
@@ -281,27 +269,6 @@ class Run:
         gone = {uri for objects in self._gaps.values() for o in objects for uri in o.gone}
         self.report.unreadable |= {uri: why for uri, why in found.unreadable.items() if uri in gone}
 
-    def _check_gone(self) -> None:
-        """Raises RunFailed where more rows are gone of a plan of this run than the spec allows. The plan stays done:
-        what comes back is claimed again."""
-        budget, found = self.job.spec.limits.gone_rows, list[str]()
-        plans = self.job.ledger.plans() if self._gaps else []
-        for plan in (plan for plan in plans if plan.number in self._gaps.keys() - self._taken_away):
-            later = {uri for other in plans if other.number > plan.number for uri, _ in other.claimed}
-            objects = [o for o in self._gaps[plan.number] if not later.issuperset(o.gone)]
-            if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
-                uri = next(uri for uri in objects[0].gone if uri not in later)
-                claimed, now = dict(plan.claimed)[uri], versions_now([uri])[uri]
-                there = "is not there any more" if now is None else f"is there in version {now}"
-                what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
-                found.append(f"{what}, as of {uri}: it was claimed in version {claimed}, and {there}")
-        if found:
-            raise RunFailed(
-                "\n".join([f"more rows are gone than limits.gone_rows allows ({budget}): {found[0]}", *found[1:]]),
-                "a file is gone when it was removed or changed after it was listed; where a manifest gives versions, "
-                "they must be the store's, or be left out. Put the files in order and run again",
-            )
-
     def _say_found(self, found: Discovery) -> None:
         for line in found.lines():
             self.say(line)
@@ -328,6 +295,7 @@ class Run:
 
         plan = self.job.ledger.claim(content)
         if plan is not None and claimed is not None:
+            self._claimed = plan.number
             for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {counted(plan.rows, 'row')} in {counted(len(plan.shards), 'shard')}")
@@ -380,10 +348,12 @@ class Run:
         self._connected()
         self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
+        before = [plan for plan in plans if plan.number != self._claimed]
+        may_stay = accepted(self.job.store, self.job.ledger.root, before) if before else {}
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(plans[-1], uris, self._artifacts)),
+            pool=self._connected().pool(self.job.worker_spec(plans[-1], uris, self._artifacts, tuple(may_stay))),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
@@ -422,10 +392,7 @@ class Run:
             self.report.profile |= {"node": width.profile.host.key, "tuned_at": width.profile.tuned_at}
 
     def _finish(self, plans: Sequence[Plan]) -> None:
-        """Done records of the plans that are whole, and the budget of bad rows over each of them.
-
-        Raises BadRowsExceeded with all that are over it.
-        """
+        """Done records of the plans that are whole, unless they are over the budget of bad rows."""
         self._progress.enter("finishing", "done records")
         broken = {shard.plan for shard, _ in self._tally.set_aside}
         budget = self.job.spec.limits.bad_rows
@@ -439,23 +406,21 @@ class Run:
             else:
                 self._record_done(plan, objects)
         whole = {plan.number for plan in plans} - broken
-        over = [one for one in self._tally.over if one.plan.number not in whole]
-        for one in over:
+        self._over = [one for one in self._tally.over if one.plan.number not in whole]
+        for one in self._over:
             self._leave(one.plan, PlanState.TOO_BAD, Rows())
         may_stay = accepted(self.job.store, self.job.ledger.root, [plan for plan, _ in too_bad]) if too_bad else {}
         # One bad delivery does not hold up the others; and what newer ones have replaced since counts no more.
         for plan, objects in reversed(too_bad):
             if plan.number in may_stay:
                 self._record_done(plan, objects, why=may_stay[plan.number].why)
-            elif budget.exceeded((reasons := self._reasons(plan, objects)).by_code.total(), plan.rows):
-                over.append(OverBudget(plan, reasons))
+            elif budget.exceeded((reasons := reasons_left(self.job.ledger, plan, objects)).by_code.total(), plan.rows):
+                self._over.append(OverBudget(plan, reasons))
                 self._leave(plan, PlanState.TOO_BAD, objects.rows)
             else:
                 self.say(f"{plan.name}: {objects.rows.describe()}; its bad rows are replaced or taken away: done")
-                self._taken_away.add(plan.number)
                 self._record_done(plan, objects)
-        if over:
-            raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))
+                self._taken_away.add(plan.number)
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
         if not self._done and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
@@ -469,17 +434,6 @@ class Run:
 
     def _leave(self, plan: Plan, state: PlanState, rows: Rows, why: str = "") -> None:
         self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)
-
-    def _reasons(self, plan: Plan, objects: DoneRecord) -> Reasons:
-        """Of the bad rows of a whole plan that no other has newer ones of, and whose files are there."""
-        ledger, with_bad = self.job.ledger, np.flatnonzero(objects.table["rows_bad"].to_numpy())
-        by_source = ledger.bad_rows(plan, plan.shards.picked(with_bad), ledger.plans(), ledger.done_numbers())
-        gone = vanished({uri for uri, _ in by_source})
-        found = Reasons()
-        for (uri, _), reasons in by_source.items():
-            if uri not in gone:
-                found.add(reasons.by_code, reasons.samples)
-        return found
 
     def _count_rows(self, *, hurry: bool) -> None:
         """What has become of the rows of this run's plans, and of all plans; hardly anything is read for it."""
@@ -498,6 +452,11 @@ class Run:
             said = accepted(self.job.store, ledger.root, self._plans)
             self.report.accepted = {by_number[number].name: its.why for number, its in sorted(said.items())}
 
+    def _compose(self, *, hurry: bool) -> None:
+        # A night with nothing to do does not look up what a worker costs.
+        price = self._price if self.report.workers else Price()
+        compose(self.report, self.job, price, self._tally.distributions, self._accuracy, hurry=hurry)
+
     def _write_report(self) -> None:
         self.report.elapsed_s = round(time.monotonic() - self._began, 2)
         self.report.ended = datetime.now(UTC).isoformat(timespec="seconds")
@@ -506,11 +465,9 @@ class Run:
         self.report.phases = self._progress.timeline
         self._journal.close()
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
-        try:
-            # A night with nothing to do does not look up what a worker costs.
-            price, counted = self._price if self.report.workers else Price(), self._tally.distributions
-            self._count_rows(hurry=hurry)
-            compose(self.report, self.job, price, counted, self._accuracy, hurry=hurry)
-        except (StoreError, StoreDenied, RunFailed) as error:
-            self.say(f"the run's report is not whole (predictions are not affected): {error}")
+        for part in (self._count_rows, self._compose):
+            try:
+                part(hurry=hurry)
+            except (StoreError, StoreDenied, RunFailed) as error:
+                self.say(f"the run's report is not whole (predictions are not affected): {error}")
         save_report(self.job, self.report, self.say, pictures=not hurry)

@@ -273,6 +273,46 @@ def linked(digits: Digits, folder: Path, rows: int) -> list[bytes]:
     return [image or b"" for image in table["image"].to_pylist()]
 
 
+def test_a_delivery_whose_links_lead_elsewhere_holds_up_no_other_and_may_be_accepted_or_taken_away(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, image in enumerate(linked(digits, tmp_path, 40)):
+        (tmp_path / f"images/{number}.jpg").write_bytes(image)
+    roots = {"input__uri_roots": [f"{tmp_path}/images"], "gate__labels_column": None}
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=f"{tmp_path}/in", **roots))
+
+    def runs(code: int) -> str:
+        assert main(["run", spec, "--pool=local"]) == code
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    runs(0)
+    table = pq.read_table(tmp_path / "in/a.parquet")
+    column = table.schema.get_field_index("image")
+    elsewhere = table.set_column(column, "image", pa.array([f"/elsewhere/{n}.jpg" for n in range(len(table))]))
+    for name in ("bad", "taken"):
+        pq.write_table(elsewhere, tmp_path / f"in/{name}.parquet")
+        said = runs(2)
+        assert "input.uri_roots: 40 of 40 rows of a shard are refused (uri_refused), e.g. id=0 digit=" in said
+        assert "or have the file removed or replaced, then run again" in said
+    pq.write_table(table, tmp_path / "in/good.parquet")
+    said = runs(2)
+    assert "nothing of it is committed, nor of 1 other shard like it" in said
+    assert "stint accept SPEC --plan 2 or --plan 3 --why TEXT" in said
+    assert done(str(tmp_path / "out")).table(["id"]).num_rows == 80, "the other plan is done"
+
+    assert main(["accept", spec, "--plan", "2", "--why", "known"]) == 0
+    assert "the next run scores what is missing and closes it" in capsys.readouterr().out
+    (tmp_path / "in/taken.parquet").unlink()
+    said = runs(1)  # once: this file was listed, and it is not there any more
+    assert "more rows are gone than limits.gone_rows allows (50.00%): plan 3 (" in said
+    codes = done(str(tmp_path / "out")).table(["error_code"])["error_code"].to_pylist()
+    assert codes.count("uri_refused") == 40
+    assert len(codes) == 120
+    assert "nothing new to score" in runs(0)
+    assert main(["verify", spec]) == 0
+
+
 def test_a_shard_that_a_wrong_root_refuses_is_not_committed_and_is_scored_once_the_root_is_mended(
     digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -11,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.input.listing
 import jobs.input.manifest
-from jobs.errors import RunFailed, SpecError
-from jobs.input.listing import Listing, list_input
+from jobs.errors import SpecError
+from jobs.input.listing import Listing, list_input, vanished
 from jobs.input.manifest import Entry, read_entries
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days
 from workers.contract import InputSpec
-from workers.storage.errors import StoreError
+from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
@@ -164,14 +166,55 @@ def test_of_entries_with_version_and_size_only_a_few_new_ones_are_compared_with_
     assert looked_up == []
 
 
-def test_a_manifest_whose_versions_are_not_the_stores_is_refused_with_both(tmp_path: Path) -> None:
+def test_a_manifest_whose_versions_are_not_the_stores_is_named_with_both_and_what_was_claimed_stays(
+    tmp_path: Path,
+) -> None:
     there = written(tmp_path, [f"{n}.parquet" for n in range(40)])
     manifest = tmp_path / "list"
     manifest.write_text("".join(f"{uri}\tmd5-of-{s.uri[-9]}\t{s.size}\n" for uri, s in there.items()))
     version = there[f"{tmp_path}/0.parquet"].version
     says = rf"of 40 new files 14 were compared .*/0\.parquet: .*says version md5-of-0.* there is version {version}"
-    with pytest.raises(RunFailed, match=says):
-        listed(manifest=str(manifest))
+    found = listed(manifest=str(manifest))
+    assert found.sources == []
+    assert [*found.unreadable] == [str(manifest)]
+    assert re.search(says, found.unreadable[str(manifest)])
+    assert "write what the store lists (for S3 the ETag), or leave both out" in found.unreadable[str(manifest)]
+    claimed = {f"{tmp_path}/1.parquet": "md5-of-1"}
+    assert names(listed(claimed, manifest=str(manifest)), tmp_path) == ["1.parquet"]
+
+
+def test_a_manifest_of_files_that_do_not_exist_yet_is_no_matter_of_versions(tmp_path: Path) -> None:
+    manifest = tmp_path / "list"
+    manifest.write_text("".join(f"{tmp_path}/{n}.parquet\tv\t5\n" for n in range(3)))
+    found = listed(manifest=str(manifest))
+    assert found.sources == []
+    (said,) = found.unreadable.values()
+    assert "none is as the manifest says" in said
+    assert said.endswith("/0.parquet: the manifest names it, and it does not exist")
+
+
+def test_a_bad_manifest_of_one_day_keeps_no_other_day_from_being_listed(tmp_path: Path) -> None:
+    for day in (1, 2):
+        folder = tmp_path / str(day)
+        folder.mkdir()
+        there = written(folder, ["a.parquet", "b.parquet"])
+        lines = (f"{uri}\t{s.version if day == 1 else 'md5'}\t{s.size}\n" for uri, s in there.items())
+        (tmp_path / f"list-2026-03-0{day}").write_text("".join(lines))
+    found = listed(manifest=f"{tmp_path}/list-{{as_of}}")
+    assert names(found, tmp_path) == ["1/a.parquet", "1/b.parquet"]
+    assert [*found.unreadable] == [f"{tmp_path}/list-2026-03-02"]
+
+
+def test_a_file_that_cannot_be_looked_up_counts_as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = jobs.input.listing.retrying
+
+    def denied(call: Any, name: str) -> Any:
+        if name.endswith("denied"):
+            raise StoreDenied(name)
+        return right(call, name)
+
+    monkeypatch.setattr("jobs.input.listing.retrying", denied)
+    assert vanished([f"{tmp_path}/denied", f"{tmp_path}/gone"]) == {f"{tmp_path}/gone"}
 
 
 def test_one_entry_that_is_not_as_the_manifest_says_is_left_out_and_named(tmp_path: Path) -> None:

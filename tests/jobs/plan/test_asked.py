@@ -10,6 +10,7 @@ import pytest
 from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.plan.asked import asked_for
+from jobs.plan.claims import rows_claimed
 from jobs.reader import done
 from tests.support.small_ledger import SmallLedger
 from workers.image.errors import ErrorCode
@@ -42,6 +43,20 @@ def seen(small: SmallLedger) -> Mapping[int, str | None]:
     ids, codes = (column.to_pylist() for column in table.columns)
     assert sorted(ids) == sorted(set(ids))
     return dict(zip(ids, codes, strict=True))
+
+
+def test_rows_of_a_file_that_several_plans_claim_count_once_in_the_version_claimed_last(small: SmallLedger) -> None:
+    first, other = (f"{small.folder}/in/x/{name}.parquet" for name in "ab")
+
+    def rows(*uris: str) -> int:
+        return rows_claimed(small.job.ledger.plans(), uris)
+
+    assert rows(first) == 3
+    small.score(says, again=first)
+    assert rows(first) == 3
+    small.put("x/a.parquet", range(20, 27), lambda n: b"%d" % n)
+    small.score(says)
+    assert rows(first, other, "elsewhere.parquet") == 10
 
 
 def asked(small: SmallLedger, text: str) -> Mapping[str, int]:

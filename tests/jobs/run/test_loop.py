@@ -131,6 +131,29 @@ def test_a_source_that_cannot_be_read_is_set_aside_and_the_rest_is_scored() -> N
     assert [shard.index for shard in ledger.missing(plan)] == [3]
 
 
+def test_a_delivery_of_refused_rows_is_set_aside_and_every_other_plan_is_scored() -> None:
+    ledger, refused = setup(40)
+    good = ledger.claim(lambda _: cut([opened("b", *[10] * 12)], Bounds(10, 10, 2**20)))
+    assert good is not None
+    tried: list[int] = []
+
+    def behave(shard: Shard) -> Failure | None:
+        tried.append(shard.plan)
+        if shard.plan == good.number:
+            return None
+        return Failure(kind=FailureKind.TASK, code=FailureCode.REFUSED, message="10 of 10 rows are refused")
+
+    both = {"plans": [refused, good], "missing": ledger.missing(refused, good)}
+    looped = loop(ledger, refused, lambda: FakeWorker(ledger.store, ROOT, behave), **both)
+    looped.progress.rows_total = refused.rows + good.rows
+    looped.progress.shards_total = len(refused.shards) + len(good.shards)
+    tally = looped.run()
+    assert not ledger.missing(good)
+    assert len(ledger.missing(refused)) == 40
+    assert {shard.plan for shard, _ in tally.set_aside} == {refused.number}
+    assert 10 <= tried.count(refused.number) < 20  # the others are not tried in vain
+
+
 class BadOnce(FakeWorker):
     """Of the first plan, two rows of each shard are bad."""
 
@@ -152,7 +175,7 @@ def test_a_plan_with_more_bad_rows_than_the_budget_is_given_up_and_no_other() ->
     assert over.plan == bad
     assert over.reasons.by_code["empty"] >= 2
     assert not ledger.missing(good)
-    assert ledger.missing(bad)
+    assert ledger.missing(bad)  # all but what three workers had in hand
     assert looped.progress.rows_left == 0
 
 

@@ -98,6 +98,12 @@ def test_a_refusal_ends_the_run_at_once_unless_others_were_scored_and_one_node_m
     assert shard_step(Attempts(task=4), *charged(DENIED), limits, worked=True) is ShardStep.STOP
 
 
+def test_a_shard_of_refused_rows_is_set_aside_at_once_whatever_else_was_scored() -> None:
+    refused = Failure(kind=FailureKind.TASK, code=FailureCode.REFUSED, message="")
+    for worked in (False, True):
+        assert shard_step(Attempts(task=1), *charged(refused), Limits(), worked=worked) is ShardStep.SET_ASIDE
+
+
 @pytest.mark.parametrize(
     ("crashes", "how"),
     [(0, Manner.BESIDE), (1, Manner.ALONE), (2, Manner.ALONE), (3, Manner.ISOLATED), (4, Manner.ISOLATED)],
