@@ -29,7 +29,7 @@ from jobs.spec.fingerprint import Fingerprints, Identity, identity, wanted_root
 from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
-from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.contract import BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
@@ -109,14 +109,18 @@ class Job:
         given = self.spec.input
         if given.uri_roots:
             return tuple(map(absolute, given.uri_roots))
+
+        def of_other_days(template: str) -> list[str]:
+            """What is open, or asked for again, may be of any day."""
+            return sorted({place for uri in uris if (place := filled_in(template, uri)) is not None})
+
         templates = [absolute(template) for template in given.uris]
-        folders = [uri for template in templates for uri in filled(template, self.days)]
-        for template in filter(AS_OF.search, templates):  # an open plan may be of any day
-            folders += sorted({folder for uri in uris if (folder := filled_in(template, uri)) is not None})
-        folders = list(dict.fromkeys(folders))
-        folders = [_folder_of(folder) for folder in folders]
+        places = [uri for template in templates for uri in (*filled(template, self.days), *of_other_days(template))]
+        folders = [_folder_of(place) for place in dict.fromkeys(places)]
         if given.manifest is not None:
-            folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
+            manifest = absolute(given.manifest)
+            folders += [url.rpartition("/")[0] for url in filled(manifest, self.days)]
+            folders += of_other_days(manifest.rpartition("/")[0])
         return tuple(dict.fromkeys(folders))
 
     @property

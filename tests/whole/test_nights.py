@@ -436,10 +436,12 @@ def test_a_plan_with_too_many_bad_rows_does_not_hold_up_others_and_is_done_once_
     assert "nothing new to score" in nights.run(3)
 
 
+@pytest.mark.parametrize("names", ["", "/**/*.parquet"])
 def test_an_open_plan_of_an_earlier_day_may_follow_the_uris_in_its_own_folder(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
     nights.raw["input"]["days"] = 1
+    nights.raw["input"]["uri"] += names
     nights.raw["input"]["keys"] = ["id"]
     nights.raw["gate"] = {"rows": 20}
     nights.raw["model"]["calibration"]["rows"] = 10
