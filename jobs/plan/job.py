@@ -21,7 +21,7 @@ from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.plan import sharding
-from jobs.plan.known_code import known_fingerprints
+from jobs.plan.known_code import is_root_of, known_fingerprints
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, filled, filled_in, today
@@ -68,7 +68,7 @@ class Job:
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
         """Resolve the spec as of the given days, today by default.
 
-        Raises SpecError for what cannot be: weights, module, output, a store that lies; StoreError.
+        Raises SpecError for what cannot be: weights, module, output, a store that lies; RunFailed, StoreError.
         """
         days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
         target = absolute(filled(spec.output.uri, days)[-1])
@@ -83,12 +83,14 @@ class Job:
             store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
-            prints = known_fingerprints(store, model, writing=writing)
+            there = roots(store.url)
+            prints = known_fingerprints(store, model, there, writing=writing)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
-        if (wanted := wanted_root(spec, prints)) != prints.root:
-            there = (root for root in roots(store.url) if root.endswith(f"-{prints.model}"))
-            prints = replace(prints, root=next(there, wanted))
+        # A folder that is there keeps its name, whatever model.name says, or said before it was taken out.
+        named, wanted = [root for root in there if is_root_of(prints, root)], wanted_root(spec, prints)
+        if prints.root not in named or wanted != prints.root:
+            prints = replace(prints, root=next(iter(named), wanted))
         return cls(
             spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
         )
