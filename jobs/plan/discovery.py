@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, list_input, named_once
-from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
+from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
@@ -24,6 +25,7 @@ from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
 from workers.counted import counted
+from workers.storage.errors import StoreDenied, StoreError
 
 LOOKED_BACK = 14
 """Days before those of a run whose folders should not have been passed over."""
@@ -48,8 +50,6 @@ class Discovery:
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
-    overlooked: Mapping[str, int] = field(default_factory=dict)
-    """Days before this run's that no run has looked at, each with the files that are there."""
 
     @property
     def sources(self) -> list[Source]:
@@ -59,6 +59,32 @@ class Discovery:
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
         return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
+
+    @cached_property
+    def overlooked(self) -> Mapping[str, int]:
+        """Days that no run has looked at, each with the files that are there: since the first that was claimed, at most
+        LOOKED_BACK before this run's, those of whose files no plan claims one.
+
+        Manifests are left out: which files a day's names only the manifest itself tells.
+        """
+        found = dict[str, int]()
+        if AS_OF.search(self.job.spec.output.uri):  # then each day has a ledger of its own
+            return found
+        days = [Days(day, day) for day in self.job.days.before(LOOKED_BACK)]
+        # No plan has files of days after its own; those of earlier releases do not say which that is.
+        recent = [plan.sources["uri"] for plan in reversed(self.plans) if days and not "" < plan.day < str(days[0])]
+        left_out = tuple(f"!{template}" for template in self.job.spec.input.exclusions)
+        for template in filter(AS_OF.search, map(absolute, self.job.spec.input.uris)):
+            began = False
+            for day in days:
+                files = f"^(?:{'|'.join(map(covering, filled(template, day)))})$"
+                if any(pc.any(pc.match_substring_regex(uris, files)).as_py() for uris in recent):
+                    began = True
+                elif began:
+                    with suppress(SpecError, StoreError, StoreDenied):  # mostly because there is nothing
+                        there = list_input(replace(self.job.spec.input, uri=(template, *left_out)), day, {}).sources
+                        found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
+        return dict(sorted(found.items()))
 
     def to_sample(self) -> list[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
@@ -179,31 +205,7 @@ def discover(job: Job, again: str = "") -> Discovery:
         asked=asked,
         fresh=opened,
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
-        overlooked=_overlooked(job, plans),
     )
-
-
-def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:
-    """Days since the first that was claimed, at most LOOKED_BACK, of whose files no plan claims one.
-
-    Manifests are left out: which files a day's names only the manifest itself tells.
-    """
-    found = dict[str, int]()
-    if AS_OF.search(job.spec.output.uri):  # then each day has a ledger of its own
-        return found
-    claimed = claims_of(plans)["uri"]
-    for template in filter(AS_OF.search, map(absolute, job.spec.input.uris)):
-        began = False
-        for day in (Days(day, day) for day in job.days.before(LOOKED_BACK)):
-            if any(
-                pc.any(pc.match_substring_regex(claimed, f"^{covering(p)}$")).as_py() for p in filled(template, day)
-            ):
-                began = True
-            elif began:
-                with suppress(SpecError):  # mostly because there is nothing
-                    there = list_input(replace(job.spec.input, uri=template), day, {}).sources
-                    found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
-    return dict(sorted(found.items()))
 
 
 def _next_claim(

@@ -21,7 +21,7 @@ from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
 from jobs.plan import sharding
-from jobs.plan.known_code import known_fingerprints
+from jobs.plan.known_code import is_root_of, known_fingerprints
 from jobs.plan.sample import choose_sample
 from jobs.plan.worker_width import Width, choose_width, given_width, of_host
 from jobs.spec.days import Days, filled, filled_in, today
@@ -29,7 +29,7 @@ from jobs.spec.fingerprint import Fingerprints, Identity, identity, wanted_root
 from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
-from workers.contract import AS_OF, BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.contract import BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
 from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
@@ -68,7 +68,7 @@ class Job:
     def open(cls, spec: JobSpec, days: Days | None = None, *, writing: bool = True) -> Job:
         """Resolve the spec as of the given days, today by default.
 
-        Raises SpecError for what cannot be: weights, module, output, a store that lies; StoreError.
+        Raises SpecError for what cannot be: weights, module, output, a store that lies; RunFailed, StoreError.
         """
         days = (days or today(spec.schedule.timezone)).reaching_back(spec.input.days)
         target = absolute(filled(spec.output.uri, days)[-1])
@@ -83,12 +83,14 @@ class Job:
             store = open_store(target, single_writer=spec.output.single_writer)
             if writing and not spec.output.single_writer:
                 probe(store)
-            prints = known_fingerprints(store, model, writing=writing)
+            there = roots(store.url)
+            prints = known_fingerprints(store, model, there, writing=writing)
         except StoreDenied as error:
             raise SpecError(f"output.uri: {error}") from error
-        if (wanted := wanted_root(spec, prints)) != prints.root:
-            there = (root for root in roots(store.url) if root.endswith(f"-{prints.model}"))
-            prints = replace(prints, root=next(there, wanted))
+        # A folder that is there keeps its name, whatever model.name says, or said before it was taken out.
+        named, wanted = [root for root in there if is_root_of(prints, root)], wanted_root(spec, prints)
+        if prints.root not in named or wanted != prints.root:
+            prints = replace(prints, root=next(iter(named), wanted))
         return cls(
             spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
         )
@@ -109,14 +111,18 @@ class Job:
         given = self.spec.input
         if given.uri_roots:
             return tuple(map(absolute, given.uri_roots))
+
+        def of_other_days(template: str) -> list[str]:
+            """What is open, or asked for again, may be of any day."""
+            return sorted({place for uri in uris if (place := filled_in(template, uri)) is not None})
+
         templates = [absolute(template) for template in given.uris]
-        folders = [uri for template in templates for uri in filled(template, self.days)]
-        for template in filter(AS_OF.search, templates):  # an open plan may be of any day
-            folders += sorted({folder for uri in uris if (folder := filled_in(template, uri)) is not None})
-        folders = list(dict.fromkeys(folders))
-        folders = [_folder_of(folder) for folder in folders]
+        places = [uri for template in templates for uri in (*filled(template, self.days), *of_other_days(template))]
+        folders = [_folder_of(place) for place in dict.fromkeys(places)]
         if given.manifest is not None:
-            folders += [absolute(url).rpartition("/")[0] for url in filled(given.manifest, self.days)]
+            manifest = absolute(given.manifest)
+            folders += [url.rpartition("/")[0] for url in filled(manifest, self.days)]
+            folders += of_other_days(manifest.rpartition("/")[0])
         return tuple(dict.fromkeys(folders))
 
     @property

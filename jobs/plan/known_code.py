@@ -11,35 +11,56 @@ From then on it is the syntax trees that decide, there too.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from jobs.errors import RunFailed
 from jobs.spec.fingerprint import Fingerprints, Identity
 from workers.storage.store import Store
 
 _FOLDER = "_stint/code"
 
 
-def known_fingerprints(store: Store, identity: Identity, *, writing: bool) -> Fingerprints:
-    """Those under which a model is in the output already, else its own; `writing` keeps what was found out.
+def known_fingerprints(store: Store, identity: Identity, roots: Sequence[str], *, writing: bool) -> Fingerprints:
+    """Those under which a model is in the output already, with the `roots` that it has, else its own; `writing` keeps
+    what was found out.
 
-    Raises StoreError, StoreDenied.
+    Raises StoreError, StoreDenied; RunFailed for a damaged record of a model that is there.
     """
+
+    def there(prints: Fingerprints) -> bool:
+        has_root = any(is_root_of(prints, root) for root in roots)
+        return has_root or any(True for _ in store.list(f"_stint/bundles/{prints.bundle}"))
+
     code, own = identity.code, identity.fingerprints()
-    if code is None or _there(store, own):
+    if code is None or there(own):
         return own
-    known = {info.key: json.loads(store.get(info.key))["code"] for info in store.list(_FOLDER)}
+    known = {info.key: _digest_in(store.get(info.key)) for info in store.list(_FOLDER)}
     for key, digest in sorted(known.items()):
         earlier = identity.fingerprints(key.rpartition("/")[2].removesuffix(".json"))
-        if digest == code.digest and _there(store, earlier):
+        if digest in (code.digest, None) and there(earlier):
+            if digest is None:
+                raise RunFailed(
+                    f"{store.url}/{key} is damaged: it says which code has scored {earlier.root}",
+                    "restore the object from a copy; or delete it, if the network is as it was then",
+                )
             return earlier
     key, earlier = f"{_FOLDER}/{code.file}.json", identity.fingerprints(code.file)
-    if key in known or not _there(store, earlier):
+    if key in known or not there(earlier):
         return own
     if writing and not store.create(key, json.dumps({"code": code.digest}).encode()):
-        return known_fingerprints(store, identity, writing=writing)  # another run was first, perhaps with other code
+        # Another run was first, perhaps with other code.
+        return known_fingerprints(store, identity, roots, writing=writing)
     return earlier
 
 
-def _there(store: Store, prints: Fingerprints) -> bool:
-    """Whether the output has a bundle or a plan of a model."""
-    folders = (f"_stint/bundles/{prints.bundle}", f"{prints.root}/_stint/plans")
-    return any(True for folder in folders for _ in store.list(folder))
+def is_root_of(prints: Fingerprints, root: str) -> bool:
+    """Whether a root holds a model's predictions, whatever name it has."""
+    return root.endswith(f"-{prints.model}")
+
+
+def _digest_in(record: bytes) -> str | None:
+    """None where it is no record."""
+    try:
+        return str(json.loads(record)["code"])
+    except (ValueError, LookupError, TypeError):
+        return None

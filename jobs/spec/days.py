@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from zoneinfo import ZoneInfo
 
 from jobs.errors import SpecError
+from jobs.spec.patterns import covering
 from workers.contract import AS_OF, MOST_DAYS
 
 
@@ -141,24 +143,38 @@ def fault_of_template(template: str, *, hours: bool = True) -> str | None:
 
 
 def filled_in(template: str, uri: str) -> str | None:
-    """How a URI begins with the template, filled in for some day; None where it does not."""
-    if not AS_OF.search(template):
+    """The template with its wildcards, filled in for a day on which a URI is what it names or lies in that; None where
+    there is no such day."""
+    if not AS_OF.search(template) or (found := re.fullmatch(_on_any_day(template), uri, re.DOTALL)) is None:
         return None
-    pattern, end, seen = "", 0, set[str]()
+    return AS_OF.sub(lambda place: _CODE.sub(lambda code: found[_group(code[1])], place[1] or _PLAIN), template)
+
+
+_PLACE = "\2-\1"
+"""In place of a day while wildcards are told from names; no range, so that brackets around it are part of a name."""
+
+
+@cache
+def _on_any_day(template: str) -> str:
+    """The regular expression of what a template covers; what a day is written with are its groups."""
+    seen = set[str]()
+
+    def group(code: str) -> str:
+        if code in seen:
+            return f"(?P={_group(code)})"  # the same day in all places
+        seen.add(code)
+        return f"(?P<{_group(code)}>{_CODES[code]})"
+
+    pattern = covering(AS_OF.sub(_PLACE, template))
     for place in AS_OF.finditer(template):
-        pattern += re.escape(template[end : place.start()])
-        end, text = place.end(), 0
-        written = place[1] if place[1] is not None else _PLAIN
-        for code in _CODE.finditer(written):
-            name = code[1].replace("-", "without_zero_")
-            pattern += re.escape(written[text : code.start()])
-            # The same day in all places.
-            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{_CODES[code[1]]})"
-            seen.add(name)
-            text = code.end()
-        pattern += re.escape(written[text:])
-    found = re.match(pattern + re.escape(template[end:]), uri)
-    return found[0] if found else None
+        parts = _CODE.split(place[1] or _PLAIN)  # codes, and between them what is written as it is
+        written = "".join(group(part) if n % 2 else re.escape(part) for n, part in enumerate(parts))
+        pattern = pattern.replace(re.escape(_PLACE), written, 1)
+    return pattern
+
+
+def _group(code: str) -> str:
+    return code.replace("-", "without_zero_")
 
 
 def runs(days: Days | None, by_date_input: bool, output: str) -> list[Days | None]:

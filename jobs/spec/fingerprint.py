@@ -74,11 +74,6 @@ class Identity:
         return parts
 
 
-def fingerprints(spec: JobSpec, read: Callable[[str], bytes]) -> Fingerprints:
-    """Of a spec in an output that knows nothing of its model yet. As `identity`."""
-    return identity(spec, read).fingerprints()
-
-
 def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     """`read` gives the bytes of a path or URL. Raises SpecError for weights, labels or a module that are not there."""
     model = spec.model

@@ -47,6 +47,16 @@ def of_name(part: str) -> str:
             case "?":
                 found += "[^/]"
             case some:
-                found += "[" + re.sub("^!", "^", re.sub(r"([\\^])", r"\\\1", some[1:-1])) + "]"
+                found += _of_class(some)
         end = wild.end()
     return found + re.escape(part[end:])
+
+
+def _of_class(some: str) -> str:
+    """Of `[…]`; what has a range from a later character to an earlier one is no class, but part of a name."""
+    found = "[" + re.sub("^!", "^", re.sub(r"([\\^[&~|])", r"\\\1", some[1:-1])) + "]"
+    try:
+        re.compile(found)
+    except re.error:
+        return re.escape(some)
+    return found

@@ -343,7 +343,9 @@ class Limits(Section):
     many rows it takes, as {share: 0.01, at_least: 5}."""
     gone_rows: BudgetOfRows = RowBudget(share=0.5)
     """In the same form, rows of a plan whose source vanished or changed before it was their turn, and which no later
-    plan has claimed again: with more of them the run ends with exit code 1."""
+    plan has claimed again: with more of them the run ends with exit code 1. Half by default: that some files move while
+    a night runs is ordinary, and they are claimed again when they are back; this is for a folder that went as a
+    whole."""
     task_retries: Annotated[int, Field(ge=0)] = 3
     """Times a shard is tried again after an error of our code, the model's, or its data."""
     infra_retries: Annotated[int, Field(ge=0)] = 20
@@ -355,7 +357,7 @@ class Limits(Section):
     """Seconds after which a worker that still scores the same shard is held to be stuck and ended; in isolation, what
     scoring all its rows may take. `auto`: half an hour, or 20 times what such a shard has taken if that is longer, once
     any has ended."""
-    wait_for_cores_s: Annotated[float, Field(gt=0)] = 3600.0
+    wait_for_cores_s: Annotated[float, Field(gt=0)] = 3600
     """Seconds that a run without any worker waits for cores that other commands hold, before it ends with code 2."""
 
 

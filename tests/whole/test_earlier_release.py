@@ -30,7 +30,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.reader import done
-from jobs.spec.fingerprint import fingerprints, identity
+from jobs.spec.fingerprint import identity
 from jobs.spec.load import load_spec
 from tests.support.digits_job import PYTHON, ROOT
 from workers.bundle.profiles import HostKind
@@ -128,7 +128,8 @@ def test_fingerprints_stay_the_same(written: Path, entry: dict[str, Any]) -> Non
     spec = load_spec(str(written / entry["spec"]), entry["set"])
     if spec.model.weights == "DEFAULT" and version("torchvision") != EXPECTED["torchvision"]:
         pytest.skip("DEFAULT weights are those of the torchvision that is installed")
-    found = asdict(fingerprints(spec, str.encode))  # a file has its own name for content, as when these were recorded
+    # A file has its own name for content, as when these were recorded.
+    found = asdict(identity(spec, str.encode).fingerprints())
     assert found == {name: entry[name] for name in found}
 
 
@@ -358,7 +359,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (folder / "digits.yaml").read_text()
     (folder / "own.yaml").write_text(text.replace("workers.digits:digits_cnn", "own_net_of_old:digits_cnn"))
     with contextlib.chdir(folder):
-        as_digits = fingerprints(load_spec("digits.yaml", []), read_url)
+        as_digits = identity(load_spec("digits.yaml", []), read_url).fingerprints()
         own = identity(load_spec("own.yaml", []), read_url)
         assert own.code is not None
         earlier = own.fingerprints(own.code.file)

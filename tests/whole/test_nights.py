@@ -567,10 +567,12 @@ def test_a_damaged_record_of_an_accepted_plan_costs_the_report_no_other_part(nig
     assert report["distribution_rows"]
 
 
+@pytest.mark.parametrize("names", ["", "/**/*.parquet"])
 def test_an_open_plan_of_an_earlier_day_may_follow_the_uris_in_its_own_folder(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
     nights.raw["input"]["days"] = 1
+    nights.raw["input"]["uri"] += names
     nights.raw["input"]["keys"] = ["id"]
     nights.raw["gate"] = {"rows": 20}
     nights.raw["model"]["calibration"]["rows"] = 10

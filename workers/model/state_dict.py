@@ -61,17 +61,12 @@ def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
             f"model.weights: {weights} holds entries that are not tensors ({_some(strangers)}); save the state dict "
             f"by itself, or under one of the keys {', '.join(_NESTINGS)}"
         )
-    broken = [str(name) for name, tensor in loaded.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise ModelError(
-            f"model.weights: {weights} holds values that are no numbers (NaN or infinity) in {_some(broken)}; "
-            "the training has diverged, or the file is damaged: take an earlier checkpoint"
-        )
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def fit_state_dict(network: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
-    """Load tensors into a network. Raises ModelError that lists every name or shape that does not fit."""
+    """Load tensors into a network. Raises ModelError that lists every name or shape that does not fit, or every tensor
+    with values that no training should leave."""
     expected: dict[str, Any] = network.state_dict()
     tensors = _without_prefixes(tensors, expected)
     # Counters of batch normalisation, absent from old files, play no part in eval mode.
@@ -83,6 +78,7 @@ def fit_state_dict(network: nn.Module, tensors: Mapping[str, torch.Tensor], weig
         if name in expected and value.shape != expected[name].shape
     }
     if not (missing or unexpected or mismatched):
+        _check_values(network, tensors, weights)
         network.load_state_dict(tensors, strict=False)
         return
     found = {
@@ -96,6 +92,22 @@ def fit_state_dict(network: nn.Module, tensors: Mapping[str, torch.Tensor], weig
     lines = [f"  {what}: {_some(names)}" for what, names in found.items() if names]
     hint = _hint(mismatched.values(), others=bool(missing or unexpected))
     raise ModelError("\n".join([f"model.weights: the weights in {weights} do not fit the network:", *lines, hint]))
+
+
+def _check_values(network: nn.Module, tensors: Mapping[str, torch.Tensor], weights: str) -> None:
+    """Infinity is right in buffers, as in masks of attention, but those that training sets."""
+    buffers = (name for name, _ in network.named_buffers(remove_duplicate=False))
+    may_be_infinite = {name for name in buffers if not name.endswith(("running_mean", "running_var"))}
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if bool((tensor.isnan() if name in may_be_infinite else ~tensor.isfinite()).any())
+    ]
+    if broken:
+        raise ModelError(
+            f"model.weights: {weights} holds values that are no numbers (NaN or infinity) in {_some(broken)}; "
+            "the training has diverged, or the file is damaged: take an earlier checkpoint"
+        )
 
 
 def _without_prefixes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, object]) -> dict[str, torch.Tensor]:

@@ -82,8 +82,11 @@ def probe(store: Store) -> None:
     One key serves all runs: whoever comes first creates it, and from then on every create must fail and change
     nothing. Raises StoreDenied.
     """
-    store.create(PROBE_KEY, uuid.uuid4().bytes)
-    before = store.get(PROBE_KEY)
+    try:
+        before = store.get(PROBE_KEY)
+    except NotFound:
+        store.create(PROBE_KEY, uuid.uuid4().bytes)
+        before = store.get(PROBE_KEY)
     if store.create(PROBE_KEY, uuid.uuid4().bytes) or store.get(PROBE_KEY) != before:
         raise StoreDenied(
             f"{store.url}: this store accepted a second create of the same key ({PROBE_KEY}), so it cannot keep "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from jobs.plan.job import Job
+from jobs.spec.load import load_spec
 from tests.support import images
 from tests.support.digits_job import Digits, predictions
 from workers.image.errors import BadImage
@@ -50,7 +53,7 @@ def test_every_input_row_has_one_prediction_and_int8_is_as_right_as_fp32(
     assert "plan 1: done" in capsys.readouterr().out
 
 
-def test_a_root_that_is_there_keeps_its_name_when_the_spec_names_the_model(
+def test_a_root_that_is_there_keeps_its_name_whatever_the_spec_calls_the_model(
     quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = quantized_digits.spec(tmp_path / "out")
@@ -58,10 +61,14 @@ def test_a_root_that_is_there_keeps_its_name_when_the_spec_names_the_model(
     assert run(write_spec(spec)) == 0
     (root,) = (tmp_path / "out").glob("model=*")
     assert root.name.startswith("model=shop-")
-    spec["model"]["name"] = "store"
-    assert run(write_spec(spec)) == 0
-    assert "nothing new to score" in capsys.readouterr().out
-    assert list((tmp_path / "out").glob("model=*")) == [root]
+    for name in ("store", "digits_cnn", None):
+        spec["model"]["name"] = name
+        assert run(write_spec(spec)) == 0
+        assert "nothing new to score" in capsys.readouterr().out
+        assert list((tmp_path / "out").glob("model=*")) == [root]
+    beside = root.with_name(root.name.replace("shop", "digits_cnn"))
+    shutil.copytree(root, beside)  # an earlier release made one where the name was taken out
+    assert Job.open(load_spec(write_spec(spec), []), writing=False).fingerprints.root == beside.name
 
 
 def test_a_second_run_has_nothing_to_do_and_a_new_file_is_all_that_a_third_scores(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import RunFailed
+from jobs.ledger.current import roots
 from jobs.plan.known_code import known_fingerprints
 from jobs.spec.fingerprint import Fingerprints, Identity, identity
 from jobs.spec.load import parse_spec
@@ -22,11 +24,11 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self.store: Store = open_store(str(folder / "out"))
-        self._folder = folder
+        self.folder = folder
         self.edit(BYTES)
 
     def edit(self, text: str, name: str = "my_net_of_old") -> None:
-        (self._folder / f"{name}.py").write_text(text)
+        (self.folder / f"{name}.py").write_text(text)
 
     def identity(self, weights: str = "w.pth") -> Identity:
         model = {"arch": "my_net_of_old:net", "weights": weights}
@@ -34,7 +36,7 @@ class Output:
         return identity(parse_spec(spec), str.encode)  # a file has its own name for content
 
     def known(self, weights: str = "w.pth", *, writing: bool = True) -> Fingerprints:
-        return known_fingerprints(self.store, self.identity(weights), writing=writing)
+        return known_fingerprints(self.store, self.identity(weights), roots(self.store.url), writing=writing)
 
     def scored(self, prints: Fingerprints) -> None:
         assert self.store.create(f"{prints.root}/_stint/plans/00000001.parquet", b"")
@@ -112,5 +114,26 @@ def test_of_two_runs_that_find_the_earlier_root_at_once_one_says_which_code_it_w
 
     identity = output.identity()
     monkeypatch.setattr(output.store, "create", second)
-    found = known_fingerprints(output.store, identity, writing=True)
+    found = known_fingerprints(output.store, identity, [EARLIER.root], writing=True)
     assert found == identity.fingerprints() != EARLIER
+
+
+@pytest.mark.parametrize("record", [b"", b'{"code": "5', b"[]", b"null", b"{}", b"\xff\xfe"])
+def test_what_is_no_record_is_passed_over_unless_a_root_that_is_there_depends_on_it(
+    output: Output, record: bytes
+) -> None:
+    assert output.store.create("_stint/code/ffffffffffffffff.json", record)
+    output.scored(EARLIER)
+    assert output.known() == EARLIER
+    (key,) = set(output.noted) - {"_stint/code/ffffffffffffffff.json"}
+    (output.folder / "out" / key).write_bytes(record)
+    with pytest.raises(RunFailed, match=f"{key} is damaged: it says which code has scored {EARLIER.root}"):
+        output.known()
+    (output.folder / "out" / key).unlink()
+    assert output.known() == output.known(writing=False) == EARLIER
+    assert output.known("other.pth") == output.identity("other.pth").fingerprints()
+
+
+def test_a_root_goes_on_under_another_name_too(output: Output) -> None:
+    assert output.store.create(f"{EARLIER.root.replace('=net-', '=shop-')}/_stint/plans/00000001.parquet", b"")
+    assert output.known() == EARLIER

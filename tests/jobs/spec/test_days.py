@@ -137,7 +137,13 @@ def test_a_template_that_cannot_be_filled_is_explained(template: str, fault: str
         ("/in/{as_of}", "/other/2026-03-01/a", None),
         ("/in/{as_of}", "/in/latest/a.parquet", None),
         ("/in/{as_of}", "/in/2026-13-01/a.parquet", None),
+        ("/in/{as_of}", "/in/2026-03-01a/a.parquet", None),
         ("/in", "/in/2026-03-01/a", None),
+        ("s3://b/in/{as_of}/*.parquet", "s3://b/in/2026-03-01/a.parquet", "s3://b/in/2026-03-01/*.parquet"),
+        ("s3://b/in/{as_of}/*.parquet", "s3://b/in/2026-03-01/a.tar", None),
+        ("/in/{as_of:%Y/%m/%d}*/**/t/", "/in/2026/03/01-b/x/y/t/a", "/in/2026/03/01*/**/t/"),
+        ("/in/*/{as_of}/x[ab]", "/in/shop/2026-03-01/xa/1.parquet", "/in/*/2026-03-01/x[ab]"),
+        ("/in/[{as_of}]", "/in/[2026-03-01]/a.parquet", "/in/[2026-03-01]"),
     ],
 )
 def test_the_place_that_a_file_lies_in_is_told_by_its_name(template: str, uri: str, place: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.spec.fingerprint import Fingerprints, fingerprints, wanted_root
+from jobs.spec.fingerprint import Fingerprints, identity, wanted_root
 from jobs.spec.load import parse_spec
 from tests.jobs.spec.test_spec import raw
 from workers.storage.filesystems import read_url
@@ -23,7 +23,8 @@ WEIGHTS = {"weights/a.pth": b"weights", "weights/copy.pth": b"weights", "weights
 
 
 def of(**changes: Any) -> Fingerprints:
-    return fingerprints(parse_spec(raw(**{"model__weights": "weights/a.pth", **changes})), WEIGHTS.__getitem__)
+    spec = parse_spec(raw(**{"model__weights": "weights/a.pth", **changes}))
+    return identity(spec, WEIGHTS.__getitem__).fingerprints()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_new_root_is_called_as_the_spec_says_or_so_that_it_tells_of_what_it_is
     changes: dict[str, Any], name: str
 ) -> None:
     spec = parse_spec(raw(**{"model__weights": "weights/a.pth", **changes}))
-    given = fingerprints(spec, WEIGHTS.__getitem__)
+    given = identity(spec, WEIGHTS.__getitem__).fingerprints()
     assert wanted_root(spec, given) == f"model={name}-{given.model}"
     without = {key: value for key, value in changes.items() if key != "model__name"}
     assert given == of(**without)
@@ -126,7 +127,7 @@ def test_default_weights_follow_torchvisions_version_and_named_ones_do_not(monke
 
 def test_weights_that_are_not_there_are_named() -> None:
     with pytest.raises(SpecError, match=r"model\.weights: there is no file weights/none\.pth"):
-        fingerprints(parse_spec(raw(model__weights="weights/none.pth")), read_url)
+        identity(parse_spec(raw(model__weights="weights/none.pth")), read_url)
 
 
 def test_our_own_architectures_keep_the_digest_of_the_source_that_they_have() -> None:

@@ -19,7 +19,7 @@ def test_the_page_of_the_spec_is_what_the_models_say() -> None:
     assert PAGE.read_text() == spec_page() + "\n", "make spec-page writes it anew"
 
 
-@pytest.mark.parametrize("key", every_key(), ids=lambda key: key.path)
+@pytest.mark.parametrize("key", list(every_key()), ids=lambda key: key.path)
 def test_the_example_of_every_key_is_valid_and_written_as_yaml(key: Key) -> None:
     line = key.line().strip("`")
     assert yaml.safe_load(line) == {key.name: key.example}
@@ -41,6 +41,14 @@ def test_the_example_of_every_key_is_valid_and_written_as_yaml(key: Key) -> None
             here["share"] = 0.01
         here[name] = key.example
     parse_spec(spec)
+
+
+@pytest.mark.parametrize("key", list(every_key()), ids=lambda key: key.path)
+def test_the_example_of_a_key_says_what_it_is_for(key: Key) -> None:
+    assert "text" not in key.line()
+    assert ".0`" not in key.line()
+    if key.name.startswith("min_"):
+        assert key.example != 0, "that is as if it were not there"
 
 
 def test_a_place_in_a_spec_is_named_as_far_as_it_has_names() -> None:

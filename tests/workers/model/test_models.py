@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from jobs.errors import SpecError
-from jobs.spec.fingerprint import fingerprints
+from jobs.spec.fingerprint import identity
 from jobs.spec.load import parse_spec
 from tests.support.networks import one_thread
 from workers.contract import ModelSpec
@@ -29,6 +29,7 @@ from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class, runs_on
 from workers.model.load import LoadedModel, load_model
 from workers.model.names import ModelError, split_arch, weights_enum_or_path
 from workers.model.preprocess import IMAGENET, absorb_transform_input
+from workers.model.state_dict import fit_state_dict
 from workers.model.torchvision_import import import_torchvision
 
 SMALL = "torchvision/squeezenet1_1"
@@ -239,7 +240,7 @@ def test_files_that_are_often_taken_for_weights_are_recognised(weights: str, dat
     for given in ({"weights": weights}, {"labels": weights}):  # and before any worker is there
         job = parse_spec(spec | {"model": {"arch": "workers.digits:digits_cnn"} | given})
         with pytest.raises(SpecError, match=what):
-            fingerprints(job, lambda _: data)
+            identity(job, lambda _: data)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
@@ -248,6 +249,18 @@ def test_weights_that_are_no_numbers_name_the_tensor(state: dict[str, torch.Tens
     broken = {**state, name: torch.full_like(state[name], wrong)}
     with pytest.raises(ModelError, match=rf"w\.pth holds values that are no numbers .* in {re.escape(name)};"):
         load(digits_spec(weights="w.pth"), {"w.pth": saved(broken)})
+
+
+def test_masks_may_be_infinite_and_nothing_else() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network.register_buffer("mask", torch.zeros(2, 2))
+    masked = {**network.state_dict(), "mask": torch.full((2, 2), -float("inf")).triu(1)}
+    fit_state_dict(network, {f"module.{name}": tensor for name, tensor in masked.items()}, "w.pth")
+    assert network.get_buffer("mask").isinf().any()
+    for name, wrong in [("mask", "nan"), ("0.bias", "inf"), ("1.running_var", "inf"), ("1.running_mean", "-inf")]:
+        broken = {**masked, name: torch.full_like(masked[name], float(wrong))}
+        with pytest.raises(ModelError, match=rf"w\.pth holds values that are no numbers .* in {re.escape(name)};"):
+            fit_state_dict(network, broken, "w.pth")
 
 
 @pytest.mark.parametrize("holding", [{"epoch": 3}, [1, 2], {}])
