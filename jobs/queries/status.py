@@ -70,10 +70,11 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
-            gone = f", {record.rows.gone:,} gone" if record.rows.gone else ""
-            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad{gone}"
+            rows = f"{counted(record.rows.ok, 'row')} ok, {record.rows.bad:,} bad"
             why = f"; accepted: {said[plan.number].why}" if plan.number in said else ""
             lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}{why}")
+            if record.rows.gone:
+                lines.append(f"  beside these {counted(record.rows.gone, 'row')} whose file vanished or changed")
             continue
         missing = job.ledger.missing(plan)
         if (left := too_bad.get(plan.number)) is not None and plan.number not in said:
