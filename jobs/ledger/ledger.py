@@ -276,7 +276,8 @@ class Ledger:
     ) -> set[tuple[int, str, str]]:
         """(plan, uri, version) of rows that are out of date: those of `done` plans, of which `plans` are all.
 
-        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything.
+        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything, and wait
+        for none that is open.
         """
         claims = disputed(plans)
         afresh = {(plan.number, *source) for plan in plans for source in plan.afresh}
@@ -289,8 +290,11 @@ class Ledger:
         }
         known = {*done, *counted}
         return dead_claims(
-            Claim(*claim, claim in afresh, claim[:2] not in gaps if claim[0] in known else None) for claim in claims
-        )
+            Claim(
+                *claim, claim in afresh or claim[0] in counted, claim[:2] not in gaps if claim[0] in known else None
+            )
+            for claim in claims
+        )  # fmt: skip
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""

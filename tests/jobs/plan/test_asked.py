@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from jobs.cli import main
 from jobs.errors import SpecError
 from jobs.plan.asked import asked_for
+from jobs.queries.verify import verify
 from jobs.reader import done
 from tests.support.small_ledger import SmallLedger
 from workers.image.errors import ErrorCode
@@ -27,10 +30,14 @@ def at_first(number: int) -> tuple[int, float] | ErrorCode:
 
 @pytest.fixture
 def small(tmp_path: Path) -> SmallLedger:
-    """Three files of three rows; two of the images are not there yet."""
-    made = SmallLedger(tmp_path, limits={"bad_rows": 0.5})
+    return three_files(tmp_path)
+
+
+def three_files(folder: Path, **given: int) -> SmallLedger:
+    """Of three rows each; two of the images are not there yet."""
+    made = SmallLedger(folder, limits={"bad_rows": 0.5}, input=given)
     for number, name in enumerate(("x/a.parquet", "x/b.parquet", "y/c.parquet")):
-        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (folder / "in" / name).parent.mkdir(exist_ok=True)
         made.put(name, range(3 * number, 3 * number + 3), lambda n: b"%d" % n)
     made.score(at_first)
     return made
@@ -139,3 +146,60 @@ def test_a_file_that_is_not_there_any_more_keeps_its_rows(small: SmallLedger) ->
     before = seen(small)
     small.score(says, "error_code = 'not_found'")
     assert seen(small) == {**before, 5: None}
+
+
+def test_while_what_is_scored_again_is_under_way_a_file_that_changes_and_is_put_back_keeps_rows(
+    small: SmallLedger,
+) -> None:
+    file = small.folder / "in/x/a.parquet"
+    again = small.claim("x/a.parquet")
+    before, data, at = seen(small), file.read_bytes(), file.stat().st_mtime_ns
+    small.put("x/a.parquet", range(30, 33), lambda n: b"%d" % n)
+    small.score(says)
+    changed = {**{n: before[n] for n in range(3, 9)}, **dict.fromkeys(range(30, 33))}
+    assert seen(small) == changed
+    file.write_bytes(data)
+    os.utime(file, ns=(at, at))
+    assert len(small.score(says).slices) == 0  # its rows are scored, or yet to be scored by the plan that is open
+    assert seen(small) == changed
+    assert verify(small.job).seen.scored == len(changed)
+    assert sql_of_the_documents(small) == sorted(changed)
+    for shard in again.shards:
+        small.commit(shard, says)
+    small.finish(again)
+    assert seen(small) == {**before, 2: None}
+    assert sql_of_the_documents(small) == sorted(before)
+    assert main(["verify", str(small.spec)]) == 0
+
+
+def sql_of_the_documents(small: SmallLedger) -> list[int]:
+    """Ids of the rows that it sees."""
+    text = (Path(__file__).parents[3] / "docs/RESULTS.md").read_text()
+    sql = text.partition("```sql\n")[2].partition("```")[0].strip("; \n")
+    root = f"{small.folder}/out/{small.job.ledger.root}"
+    rows = duckdb.sql(sql.replace("s3://my-bucket/predictions/model=resnet50-0123456789abcdef", root))
+    return sorted(row[0] for row in rows.project("id").fetchall())
+
+
+def test_rows_that_add_to_an_open_plan_are_judged_before_it_is_done_and_seen_once_it_is(tmp_path: Path) -> None:
+    small = three_files(tmp_path, shard_rows=100)
+    before = seen(small)
+    open_plan = small.claim(f"{small.folder}/in/x")
+    away = small.folder / "in/x/a.parquet"
+    away.rename(small.folder / "a.parquet")
+    small.commit(open_plan.shards[0], says)  # of both files, and a.parquet is not there
+    (small.folder / "a.parquet").rename(away)
+    small.put("x/b.parquet", range(30, 33), lambda n: b"%d" % n)  # so that it is looked at
+    adding = small.claim()
+    for shard in adding.shards:
+        small.commit(shard, lambda n: ErrorCode.CORRUPT)
+    ledger = small.job.ledger
+    bad = ledger.bad_rows(adding, adding.shards, ledger.plans(), ledger.done_numbers())
+    assert {Path(uri).name for uri, _ in bad} == {"a.parquet", "b.parquet"}
+    small.finish(adding)
+    corrupt = dict.fromkeys(range(30, 33), ErrorCode.CORRUPT)
+    others = {n: before[n] for n in (0, 1, 2, 6, 7, 8)}
+    assert seen(small) == {**others, **corrupt}
+    assert main(["explain", str(small.spec), "id=0"]) == 0
+    small.finish(open_plan)
+    assert seen(small) == {**others, **corrupt, **dict.fromkeys(range(3), ErrorCode.CORRUPT)}
