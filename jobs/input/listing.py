@@ -95,20 +95,21 @@ def named_once(reasons: Mapping[str, str]) -> dict[str, str]:
 
 def vanished(uris: Iterable[str]) -> set[str]:
     """Those of the files that are not there any more. Raises StoreError, StoreDenied."""
-    return {uri for uri, version in versions_now(uris).items() if version is None}
+    return {uri for uri, source in sources_now(uris).items() if source is None}
 
 
-def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
-    """What is at these places: the version of each file, or None. Raises StoreError, StoreDenied."""
+def sources_now(uris: Iterable[str]) -> dict[str, Source | None]:
+    """What is at these places: each file as it is now, or None. Raises StoreError, StoreDenied."""
 
-    def version_at(uri: str) -> tuple[str, str | None]:
+    def source_at(uri: str) -> tuple[str, Source | None]:
         try:
             fs, path = open_filesystem(uri)
-            return uri, version_of(retrying(lambda: fs.info(path), uri))
+            info = retrying(lambda: fs.info(path), uri)
         except NotFound:
             return uri, None
+        return uri, Source(uri, int(info["size"]), version_of(info)) if info["type"] == "file" else None
 
-    return dict(ahead(version_at, uris, "versions"))
+    return dict(ahead(source_at, uris, "versions"))
 
 
 def _list_folder(url: str, format: str) -> list[Source]:

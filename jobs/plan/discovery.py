@@ -111,7 +111,7 @@ class Discovery:
                 "input.on_change: rescore would score them again"
             )
         lines += self.asked.lines()
-        if changed := sorted(self.claim.supersedes.keys() - self.asked.files.keys()):
+        if changed := sorted(self.claim.supersedes.keys() - self.asked.uris):
             lines.append(f"changed, scored again in place of what was there: {some(changed)}")
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
@@ -153,13 +153,16 @@ def discover(job: Job, again: str = "") -> Discovery:
     """
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
-    asked = asked_for(job, plans, again) if again else Asked()
+    nothing: NothingThere | None = None
     try:
         listing = list_job_input(job, plans, done)
-    except NothingThere:
-        if not asked.sources:
-            raise
-        listing = Listing([])  # what was scored before does not wait for today's delivery
+    except NothingThere as error:
+        listing, nothing = Listing([]), error
+    # What a manifest says is no listing of the store.
+    known = listing.sources if job.spec.input.manifest is None else ()
+    asked = asked_for(job, plans, done, again, known) if again else Asked()
+    if nothing is not None and not asked.sources and not asked.under_way:
+        raise nothing  # but what was scored before does not wait for today's delivery
     listing = replace(listing, sources=asked.beside(listing.sources))
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
@@ -215,7 +218,7 @@ def _next_claim(
     asked: Asked,
 ) -> NextClaim:
     rescore = job.spec.input.on_change == "rescore"
-    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.files.keys())
+    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

@@ -29,7 +29,7 @@ from jobs.errors import (
     StintError,
 )
 from jobs.input.footers import Opened
-from jobs.input.listing import vanished, versions_now
+from jobs.input.listing import sources_now, vanished
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
@@ -290,8 +290,8 @@ class Run:
             objects = [o for o in self._gaps[plan.number] if not later.issuperset(o.gone)]
             if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
                 uri = next(uri for uri in objects[0].gone if uri not in later)
-                claimed, now = dict(plan.claimed)[uri], versions_now([uri])[uri]
-                there = "is not there any more" if now is None else f"is there in version {now}"
+                claimed, now = dict(plan.claimed)[uri], sources_now([uri])[uri]
+                there = "is not there any more" if now is None else f"is there in version {now.version}"
                 what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
                 found.append(f"{what}, as of {uri}: it was claimed in version {claimed}, and {there}")
         if found:
