@@ -50,11 +50,6 @@ class Asked:
         """Of what is to be claimed."""
         return {source.uri for source in self.sources}
 
-    def beside(self, listed: Sequence[Source]) -> list[Source]:
-        """By URI, each once, what was listed and what is asked for: that was looked up by itself."""
-        both = {source.uri: source for source in (*listed, *self.sources)}
-        return [both[uri] for uri in sorted(both)] if self.sources else list(listed)
-
     def lines(self) -> list[str]:
         """For a person."""
         if not self.text:

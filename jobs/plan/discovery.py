@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
-from jobs.input.listing import Listing, list_input, named_once
+from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
@@ -24,6 +24,7 @@ from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
 from workers.counted import counted
+from workers.storage.errors import StoreDenied
 
 LOOKED_BACK = 14
 """Days before those of a run whose folders should not have been passed over."""
@@ -40,7 +41,8 @@ class Discovery:
     lost: frozenset[Slice]
     """Rows of earlier plans whose source was gone when they were to be scored."""
     failed: frozenset[tuple[str, str]]
-    """(uri, version) of sources that have been replaced, and have bad rows in plans that are open."""
+    """(uri, version) of sources that are not there as they were claimed, or not listed, and have bad rows in plans that
+    are open."""
     claim: NextClaim
     asked: Asked
     """What a person wants scored again."""
@@ -163,10 +165,11 @@ def discover(job: Job, again: str = "") -> Discovery:
     asked = asked_for(job, plans, done, again, known) if again else Asked()
     if nothing is not None and not asked.sources and not asked.under_way:
         raise nothing  # but what was scored before does not wait for today's delivery
-    listing = replace(listing, sources=asked.beside(listing.sources))
+    failed = frozenset(job.ledger.failed(plans, done, (*known, *asked.sources)))
+    if beside := {source.uri: source for source in (*asked.sources, *_replaced(job, failed, (*known, *asked.sources)))}:
+        beside = {source.uri: source for source in listing.sources} | beside
+        listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
-    failed = frozenset(() if rescore else job.ledger.failed(plans, done, listing.sources))
     now = _next_claim(job, listing.sources, plans, lost, failed, asked)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
@@ -184,6 +187,15 @@ def discover(job: Job, again: str = "") -> Discovery:
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
         overlooked=_overlooked(job, plans),
     )
+
+
+def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[Source]) -> list[Source]:
+    """Bad files of open plans that the store has not just shown, as those of another day, where others are now."""
+    excluded, shown = left_out(job.spec.input, job.days), {source.uri for source in known}
+    doubtful = {uri for uri, _ in failed if uri not in shown and not excluded(uri)}
+    with suppress(StoreDenied):  # that is told when their plan is to be finished
+        return [s for s in sources_now(doubtful).values() if s is not None and s.identity not in failed]
+    return []
 
 
 def _overlooked(job: Job, plans: Sequence[Plan]) -> dict[str, int]:

@@ -29,7 +29,7 @@ from jobs.errors import (
     StintError,
 )
 from jobs.input.footers import Opened
-from jobs.input.listing import sources_now, vanished
+from jobs.input.listing import left_out, sources_now, vanished
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
@@ -470,13 +470,15 @@ class Run:
         self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)
 
     def _reasons(self, plan: Plan, objects: DoneRecord) -> Reasons:
-        """Of the bad rows of a whole plan that no other has newer ones of, and whose files are there."""
+        """Of a whole plan's bad rows that no other has newer ones of, and whose files are there and are still input."""
         ledger, with_bad = self.job.ledger, np.flatnonzero(objects.table["rows_bad"].to_numpy())
         by_source = ledger.bad_rows(plan, plan.shards.picked(with_bad), ledger.plans(), ledger.done_numbers())
-        gone = vanished({uri for uri, _ in by_source})
+        excluded = left_out(self.job.spec.input, self.job.days)
+        there = {uri for uri, _ in by_source if not excluded(uri)}
+        there -= vanished(there)
         found = Reasons()
         for (uri, _), reasons in by_source.items():
-            if uri not in gone:
+            if uri in there:
                 found.add(reasons.by_code, reasons.samples)
         return found
 
