@@ -33,7 +33,7 @@ from jobs.input.listing import left_out, sources_now, vanished
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, Reasons, bad_rows_error
-from jobs.ledger.current import readers_stay
+from jobs.ledger.current import readers_settle, readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -457,9 +457,12 @@ class Run:
             raise bad_rows_error(sorted(over, key=lambda one: one.plan.number), str(budget))
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
-        if not self._done and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
+        first = not self._done
+        if first and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
             self.say(about_readers)
         self.job.ledger.record_done(plan, objects)
+        if first and (about_readers := readers_settle(self.job.store)):
+            self.say(about_readers)
         self._done.add(plan.number)
         self.report.plans.append(plan.number)
         self._leave(plan, PlanState.ACCEPTED if why else PlanState.DONE, objects.rows, why)
