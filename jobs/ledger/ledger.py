@@ -44,7 +44,7 @@ from jobs.ledger.plans import (
     identities,
     to_bytes,
 )
-from jobs.ledger.presence import PlanListing, Present
+from jobs.ledger.presence import Bits, PlanListing, Present
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
@@ -206,16 +206,27 @@ class Ledger:
         for plan in (plan for plan in plans if plan.number not in done):
             if all(here.get(uri) == version for uri, version in identities(plan.sources)):
                 continue
-            written, known = self.present(plan).bits[plan.number], PlanObjects(plan.number)
-            if written.sum() >= NOTE_LEAST:
-                recall(self.store, self.root, plan, known)
-            unknown, may_be = known.unknown(len(written)), known.may_be_bad(len(written)) & written
-            many = not written.all() and written[unknown].sum() >= NOTE_LEAST
+            written, known = self._written(plan)
+            many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
             stale = {at for at in identities(plan.sources) if here.get(at[0], at[1] if many else None) != at[1]}
-            reading = plan.shards_reading(stale.__contains__)
-            bad = self.bad_rows(plan, (shard for shard in reading if may_be[shard.index]), plans, done)
+            may_be = known.may_be_bad(len(written)) & written
+            reading = (shard for shard in plan.shards_reading(stale.__contains__) if may_be[shard.index])
+            bad = self.bad_rows(plan, reading, plans, done)
             failed.update(source for source in bad if here.get(source[0]) != source[1])
         return failed
+
+    def may_be_bad(self, plan: Plan, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Those of an open plan's shards that are written, less those of which is noted that no row is bad."""
+        written, known = self._written(plan)
+        may_be = known.may_be_bad(len(written)) & written
+        return (shard for shard in shards if may_be[shard.index])
+
+    def _written(self, plan: Plan) -> tuple[Bits, PlanObjects]:
+        """Which objects of an open plan are there, and what is noted of them."""
+        written, known = self.present(plan).bits[plan.number], PlanObjects(plan.number)
+        if written.sum() >= NOTE_LEAST:
+            recall(self.store, self.root, plan, known)
+        return written, known
 
     # ---------------------------------------------------------------------------------------- crashes
 

@@ -113,8 +113,7 @@ def _under_way(
     for plan in (plan for plan in plans if plan.number not in done):
         reading = plan.shards_reading(again.__contains__)
         if again and (shards := list(reading)):
-            written = ledger.present(plan)
-            bad = ledger.bad_rows(plan, (shard for shard in shards if shard.key in written), plans, done)
+            bad = ledger.bad_rows(plan, ledger.may_be_bad(plan, shards), plans, done)
             again = {at: number for at, number in again.items() if at not in bad}
     return {uri: by_number[number].name for (uri, _), number in again.items()}
 
