@@ -7,7 +7,7 @@ Hive readers do. A file that several prefixes or manifests name is one source.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +62,7 @@ def list_input(
     unreadable: dict[str, str] = {}
     absent: list[str] = []
     key = "input.uri" if spec.manifest is None else "input.manifest"
-    left_out = [_as_listed(url) for template in spec.exclusions for url in filled(template, days)]
+    excluded = left_out(spec, days)
     for template in spec.uris or (spec.manifest or "",):
         urls = filled(template, days)
         missing: list[str] = []
@@ -78,7 +78,7 @@ def list_input(
                 continue
             except StoreDenied as error:
                 raise SpecError(f"{key}: cannot list {error}") from error
-            sources |= {s.uri: s for s in found if not any(covers(pattern, s.uri) for pattern in left_out)}
+            sources |= {s.uri: s for s in found if not excluded(s.uri)}
         if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
             raise NothingThere(
@@ -86,6 +86,12 @@ def list_input(
             )
         absent += missing
     return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), named_once(unreadable))
+
+
+def left_out(spec: InputSpec, days: Days) -> Callable[[str], bool]:
+    """Whether a pattern with ! in input.uri names a file, or a folder that it lies in."""
+    patterns = [_as_listed(url) for template in spec.exclusions for url in filled(template, days)]
+    return lambda uri: any(covers(pattern, uri) for pattern in patterns)
 
 
 def named_once(reasons: Mapping[str, str]) -> dict[str, str]:
@@ -98,24 +104,25 @@ def vanished(uris: Iterable[str]) -> set[str]:
 
     def gone(uri: str) -> tuple[str, bool]:
         try:
-            return uri, _version_at(uri) is None
+            return uri, _source_at(uri) is None
         except (StoreError, StoreDenied):
             return uri, False
 
     return {uri for uri, is_gone in ahead(gone, uris, "versions") if is_gone}
 
 
-def versions_now(uris: Iterable[str]) -> dict[str, str | None]:
-    """What is at these places: the version of each file, or None. Raises StoreError, StoreDenied."""
-    return dict(ahead(lambda uri: (uri, _version_at(uri)), uris, "versions"))
+def sources_now(uris: Iterable[str]) -> dict[str, Source | None]:
+    """What is at these places: each file as it is now, or None. Raises StoreError, StoreDenied."""
+    return dict(ahead(lambda uri: (uri, _source_at(uri)), uris, "versions"))
 
 
-def _version_at(uri: str) -> str | None:
+def _source_at(uri: str) -> Source | None:
     try:
         fs, path = open_filesystem(uri)
-        return version_of(retrying(lambda: fs.info(path), uri))
+        info = retrying(lambda: fs.info(path), uri)
     except NotFound:
         return None
+    return Source(uri, int(info["size"]), version_of(info)) if info["type"] == "file" else None
 
 
 def _list_folder(url: str, format: str) -> list[Source]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
@@ -54,10 +54,10 @@ def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:
     again = f"error_code = '{over[0].reasons.by_code.most_common(1)[0][0]}'"
     return BadRowsExceeded(
         "\n".join(lines),
-        "look at the rows named above. Once their files are replaced or taken out of the input, a run closes the plan "
-        f'by itself. If the reason lay elsewhere and is mended: stint run SPEC --again "{again}". To close it with its '
-        f"bad rows: stint accept SPEC {numbers} --why TEXT. If so many are to be expected every night, raise "
-        "limits.bad_rows",
+        "look at the rows named above. Once their files are replaced, removed from the store, or left out by a pattern "
+        "with ! in input.uri, a run closes the plan by itself. If the reason lay elsewhere and is mended: stint run "
+        f'SPEC --again "{again}". To close it with its bad rows: stint accept SPEC {numbers} --why TEXT. If so many '
+        "are to be expected every night, raise limits.bad_rows",
     )
 
 
@@ -92,3 +92,14 @@ def error_rows(data: bytes) -> Iterator[ErrorRow]:
     keys = bad.select(names)
     for number, row in enumerate(bad.select(_COLUMNS).rename_columns(_FIELDS).to_pylist()):
         yield ErrorRow(**row, keys=shown_keys(keys, number))
+
+
+def by_source(rows: Iterable[ErrorRow]) -> dict[tuple[str, str], Reasons]:
+    """By (uri, version) of their source."""
+    found: defaultdict[tuple[str, str], Reasons] = defaultdict(Reasons)
+    for row in rows:
+        reasons = found[row.uri, row.version]
+        reasons.by_code[row.code] += 1
+        if row.code not in reasons.samples:
+            reasons.samples[row.code] = row.describe()
+    return dict(found)

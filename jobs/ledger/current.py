@@ -3,12 +3,14 @@
     _stint/current/00000002.json    {"root": "model=resnet50-…"}
 
 While it is empty readers follow the only root with a complete plan. A second one does not leave them without any:
-before its first plan is done, the first one becomes the log's first entry.
+before its first plan is done, the first one becomes the log's first entry. Of two that have theirs done at the same
+time, the first by name does.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from jobs.ledger.ledger import Ledger
@@ -52,13 +54,33 @@ def keep_following(store: Store, newcomer: str) -> str | None:
     return complete[0] if len(complete) == 1 and _append(store, 1, complete[0]) else None
 
 
+def follow_one(store: Store) -> str | None:
+    """After the first plan of a root is done: where that of another was done at the same time, neither was there to be
+    written down. Readers go on with the first by name then, which is returned. A promotion that comes between wins."""
+    if len(roots(store.url)) < 2 or current_root(store) is not None:
+        return None
+    complete = complete_roots(store)
+    return complete[0] if len(complete) > 1 and _append(store, 1, complete[0]) else None
+
+
 def readers_stay(store: Store, newcomer: str) -> str:
     """`keep_following`, for a person: what came of it, or nothing. A store that refuses it holds up no plan."""
     try:
         kept = keep_following(store, newcomer)
     except StoreDenied as error:
         return f"warning: readers that name no model may find two, and none promoted: {error}"
-    return f"readers go on with {kept}, until `stint promote` moves them" if kept else ""
+    return _say_kept(kept)
+
+
+def readers_settle(store: Store) -> str:
+    """`follow_one`, as `readers_stay`."""
+    with suppress(StoreDenied):  # told before
+        return _say_kept(follow_one(store))
+    return ""
+
+
+def _say_kept(root: str | None) -> str:
+    return f"readers go on with {root}, until `stint promote` moves them" if root else ""
 
 
 def _append(store: Store, number: int, root: str) -> bool:

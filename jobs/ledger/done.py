@@ -197,6 +197,13 @@ class PlanObjects:
         known[list(self._doubtful)] = False
         return np.flatnonzero(~known)
 
+    def may_be_bad(self, shards: int) -> Bits:
+        """Of which of so many shards nothing is known, or that rows are bad."""
+        unknown = self.unknown(shards)
+        may_be: Bits = self._facts["rows_bad"][:shards] > 0
+        may_be[unknown] = True
+        return may_be
+
     def rows(self, plan: Plan, present: Bits) -> Rows:
         """What became of the rows of the plan, `present` being its shards that have an object."""
         unknown = np.zeros(len(present), np.bool_)

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
-from jobs.ledger.bad_rows import ErrorRow, Reasons, error_rows
+from jobs.ledger.bad_rows import Reasons, by_source, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
     Claim,
@@ -41,9 +41,10 @@ from jobs.ledger.plans import (
     decode_plan,
     disputed,
     encode_plan,
+    identities,
     to_bytes,
 )
-from jobs.ledger.presence import PlanListing, Present
+from jobs.ledger.presence import Bits, PlanListing, Present
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
@@ -67,6 +68,8 @@ class Ledger:
         self._listings: dict[int, PlanListing] = {}
         self._rows: dict[int, Rows] = {}
         """Of done plans, as far as their records have been read."""
+        self._bad: dict[str, dict[tuple[str, str], Reasons]] = {}
+        """Why rows of objects have no prediction, by their keys and sources, as far as they have been read."""
 
     # ------------------------------------------------------------------------------------------- plans
 
@@ -175,38 +178,55 @@ class Ledger:
     ) -> dict[tuple[str, str], Reasons]:
         """Why rows of these shards of the plan have no prediction, by the (uri, version) of their source.
 
-        Read from their objects, which must be there. Rows that readers would not see of the plan do not count, because
-        one of `plans` that is `done` has newer ones: of another version, or of the same one, scored again.
+        Read from their objects, which must be there, once. Rows that readers would not see of the plan do not count,
+        because one of `plans` that is `done` has newer ones: of another version, or of the same one, scored again.
         """
         dead = self.superseded(plans, done, [plan.number])
 
-        def read(shard: Shard) -> list[ErrorRow]:
-            rows = error_rows(self.store.get(f"{self.root}/{shard.key}"))
-            return [row for row in rows if (plan.number, row.uri, row.version) not in dead]
+        def read(shard: Shard) -> dict[tuple[str, str], Reasons]:
+            if shard.key not in self._bad:
+                self._bad[shard.key] = by_source(error_rows(self.store.get(f"{self.root}/{shard.key}")))
+            return self._bad[shard.key]
 
         found: defaultdict[tuple[str, str], Reasons] = defaultdict(Reasons)
-        for rows in ahead(read, shards, "bad rows"):
-            for row in rows:
-                reasons = found[row.uri, row.version]
-                reasons.by_code[row.code] += 1
-                if row.code not in reasons.samples:
-                    reasons.samples[row.code] = row.describe()
+        for of_shard in ahead(read, shards, "bad rows"):
+            for source, reasons in of_shard.items():
+                if (plan.number, *source) not in dead:
+                    found[source].add(reasons.by_code, reasons.samples)
         return dict(found)
 
     def failed(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[tuple[str, str]]:
-        """(uri, version) of sources with bad rows in an open plan, of which another version is among `present`.
+        """(uri, version) of sources with bad rows in an open plan, which are not among `present` in this version.
 
-        Nobody has seen these rows yet.
+        Nobody has seen these rows yet. Of a plan that is not whole, of which hardly anything is noted, only files are
+        looked at that are among `present` in another version: this run reads the others when it has made it whole.
         """
         here = {source.uri: source.version for source in present} if len(done) < len(plans) else {}
         failed: set[tuple[str, str]] = set()
         for plan in (plan for plan in plans if plan.number not in done):
-            stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
-            if stale:
-                written = self.present(plan)
-                bad = self.bad_rows(plan, (shard for shard in stale if shard.key in written), plans, done)
-                failed.update((uri, version) for uri, version in bad if here.get(uri, version) != version)
+            if all(here.get(uri) == version for uri, version in identities(plan.sources)):
+                continue
+            written, known = self._written(plan)
+            many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
+            stale = {at for at in identities(plan.sources) if here.get(at[0], at[1] if many else None) != at[1]}
+            may_be = known.may_be_bad(len(written)) & written
+            reading = (shard for shard in plan.shards_reading(stale.__contains__) if may_be[shard.index])
+            bad = self.bad_rows(plan, reading, plans, done)
+            failed.update(source for source in bad if here.get(source[0]) != source[1])
         return failed
+
+    def may_be_bad(self, plan: Plan, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Those of an open plan's shards that are written, less those of which is noted that no row is bad."""
+        written, known = self._written(plan)
+        may_be = known.may_be_bad(len(written)) & written
+        return (shard for shard in shards if may_be[shard.index])
+
+    def _written(self, plan: Plan) -> tuple[Bits, PlanObjects]:
+        """Which objects of an open plan are there, and what is noted of them."""
+        written, known = self.present(plan).bits[plan.number], PlanObjects(plan.number)
+        if written.sum() >= NOTE_LEAST:
+            recall(self.store, self.root, plan, known)
+        return written, known
 
     # ---------------------------------------------------------------------------------------- crashes
 
@@ -276,7 +296,8 @@ class Ledger:
     ) -> set[tuple[int, str, str]]:
         """(plan, uri, version) of rows that are out of date: those of `done` plans, of which `plans` are all.
 
-        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything.
+        Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything, and wait
+        for none that is open.
         """
         claims = disputed(plans)
         afresh = {(plan.number, *source) for plan in plans for source in plan.afresh}
@@ -289,8 +310,11 @@ class Ledger:
         }
         known = {*done, *counted}
         return dead_claims(
-            Claim(*claim, claim in afresh, claim[:2] not in gaps if claim[0] in known else None) for claim in claims
-        )
+            Claim(
+                *claim, claim in afresh or claim[0] in counted, claim[:2] not in gaps if claim[0] in known else None
+            )
+            for claim in claims
+        )  # fmt: skip
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""

@@ -454,18 +454,25 @@ def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
 
     Rows of a version belong together from a claim afresh to the next one: a later plan adds those that were gone. Of
     each URI the rows count that belong with the last claim that found the whole file. A version that was gone when it
-    was its turn does not put out of date what was scored before.
+    was its turn does not put out of date what was scored before; nor does a claim that adds to rows of a plan that does
+    not count, and which itself does not count until that one does.
     """
     began: dict[tuple[str, str], int] = {}
+    waiting: set[tuple[str, tuple[str, int]]] = set()
+    """Rows that belong together, by their URI and where they began, of which a plan that does not count has some."""
     live: dict[str, tuple[tuple[str, int], bool]] = {}
+    dead: set[tuple[int, str, str]] = set()
     counted: list[tuple[Claim, tuple[str, int]]] = []
     for claim in claims:
         if claim.afresh or (claim.uri, claim.version) not in began:
             began[claim.uri, claim.version] = claim.plan
-        if claim.whole is None:
-            continue
         together = claim.version, began[claim.uri, claim.version]
-        counted.append((claim, together))
-        if claim.whole or not live.get(claim.uri, (together, False))[1]:
-            live[claim.uri] = together, claim.whole
-    return {claim.key for claim, together in counted if live[claim.uri][0] != together}
+        if claim.whole is None:
+            waiting.add((claim.uri, together))
+        elif (claim.uri, together) in waiting:
+            dead.add(claim.key)
+        else:
+            counted.append((claim, together))
+            if claim.whole or not live.get(claim.uri, (together, False))[1]:
+                live[claim.uri] = together, claim.whole
+    return dead | {claim.key for claim, together in counted if live[claim.uri][0] != together}

@@ -6,14 +6,17 @@ file is scored again as a whole: its new rows replace all its old ones, as those
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import SpecError
-from jobs.input.manifest import Entry, pin_entries, read_entries
+from jobs.input.listing import sources_now
+from jobs.input.manifest import read_entries
+from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, Source, claims_of
 from jobs.plan.job import Job, absolute
 from jobs.plan.query import count_by
@@ -21,6 +24,7 @@ from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled, parse_day, parse_days
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF
+from workers.storage.errors import NotFound
 
 EMBEDDING = "embedding"
 """A column that is as large as all others together, read only where a condition names it."""
@@ -35,14 +39,16 @@ class Asked:
     files: Mapping[str, int] = field(default_factory=dict)
     """By URI, the rows for whose sake: those that fulfil the condition, 0 where the file was named itself."""
     sources: tuple[Source, ...] = ()
-    """Those files as they are now."""
+    """Those of the files that are to be claimed, as they are now."""
     gone: tuple[str, ...] = ()
     """URIs of those that are not there any more."""
+    under_way: Mapping[str, str] = field(default_factory=dict)
+    """URIs of those that an open plan scores again already, each with the plan's name."""
 
-    def beside(self, listed: Sequence[Source]) -> list[Source]:
-        """By URI, each once, what was listed and what is asked for: that was looked up by itself."""
-        both = {source.uri: source for source in (*listed, *self.sources)}
-        return [both[uri] for uri in sorted(both)] if self.sources else list(listed)
+    @property
+    def uris(self) -> set[str]:
+        """Of what is to be claimed."""
+        return {source.uri for source in self.sources}
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -50,9 +56,14 @@ class Asked:
             return []
         if not self.files:
             return [f"--again {self.text}: no row that was scored is meant"]
-        rows = sum(self.files.values())
-        why = f", for {rows:,} of their rows" if rows else ""
-        lines = [f"scored again, in place of what was there{why}: {some([source.uri for source in self.sources])}"]
+        lines = list[str]()
+        if self.sources:
+            rows = sum(self.files[uri] for uri in self.uris)
+            why = f", for {rows:,} of their rows" if rows else ""
+            lines.append(f"scored again, in place of what was there{why}: {some(sorted(self.uris))}")
+        for plan in dict.fromkeys(self.under_way.values()):
+            uris = [uri for uri, of in self.under_way.items() if of == plan]
+            lines.append(f"scored again by {plan} already, which is not done, so not once more: {some(uris)}")
         if self.gone:
             lines.append(f"not there any more, so their rows stay as they are: {some(self.gone)}")
         return lines
@@ -63,15 +74,48 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(first_few(names, "of them"))
 
 
-def asked_for(job: Job, plans: Sequence[Plan], text: str) -> Asked:
-    """Find what `text` names among what plans claim. Raises SpecError, RunFailed, StoreError, StoreDenied."""
+def asked_for(
+    job: Job, plans: Sequence[Plan], done: Collection[int], text: str, listed: Sequence[Source] = ()
+) -> Asked:
+    """Find what `text` names among what plans claim; looked up is what the store has not just `listed`.
+
+    Raises SpecError, RunFailed, StoreError, StoreDenied.
+    """
     claimed = pc.unique(claims_of(plans)["uri"])
     if (days := _days(text)) is not None:
         files = dict.fromkeys(of_days(job, claimed, days), 0)
     else:
         files = dict.fromkeys(_named(claimed, text), 0) or _of_rows(job, plans, text)
-    sources, missing = pin_entries([Entry(uri) for uri in files], {})
-    return Asked(text, files, tuple(sources), tuple(sorted(missing)))
+    now: dict[str, Source | None] = {source.uri: source for source in listed if source.uri in files}
+    now |= sources_now(files.keys() - now.keys())
+    sources = [source for _, source in sorted(now.items()) if source is not None]
+    under_way = _under_way(job.ledger, plans, done, sources)
+    left = tuple(source for source in sources if source.uri not in under_way)
+    return Asked(text, files, left, tuple(sorted(uri for uri in now if now[uri] is None)), under_way)
+
+
+def _under_way(
+    ledger: Ledger, plans: Sequence[Plan], done: Collection[int], sources: Sequence[Source]
+) -> dict[str, str]:
+    """URIs of what an open plan scores again as it is now, and has found no bad row in so far; with the plan's name."""
+    by_number = {plan.number: plan for plan in plans}
+    claims = claims_of(plans)
+    claims = claims.filter(pc.is_in(claims["uri"], value_set=pa.array([s.uri for s in sources], pa.string())))
+    first: dict[str, int] = {}
+    began: dict[tuple[str, str], int] = {}
+    for uri, version, number in zip(*(column.to_pylist() for column in claims.columns), strict=True):
+        first.setdefault(uri, number)
+        if (uri, version) in by_number[number].afresh:
+            began[uri, version] = number
+        began.setdefault((uri, version), number)
+    again = {s.identity: began.get(s.identity, first[s.uri]) for s in sources}
+    again = {at: number for at, number in again.items() if number not in done and number != first[at[0]]}
+    for plan in (plan for plan in plans if plan.number not in done):
+        reading = plan.shards_reading(again.__contains__)
+        if again and (shards := list(reading)):
+            bad = ledger.bad_rows(plan, ledger.may_be_bad(plan, shards), plans, done)
+            again = {at: number for at, number in again.items() if at not in bad}
+    return {uri: by_number[number].name for (uri, _), number in again.items()}
 
 
 def _days(text: str) -> Days | None:
@@ -96,7 +140,10 @@ def of_days(job: Job, claimed: pa.Array, days: Days) -> Iterable[str]:
         for place in filled(absolute(template), days):
             yield from _below(claimed, place)
     if given.manifest is not None:
-        named = {entry.uri for url in filled(given.manifest, days) for entry in read_entries(url)}
+        named = set[str]()
+        for url in filled(given.manifest, days):
+            with suppress(NotFound):  # no delivery of that day, or none any more
+                named.update(entry.uri for entry in read_entries(url))
         yield from claimed.filter(pc.is_in(claimed, value_set=pa.array(named, pa.string()))).to_pylist()
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
-from jobs.input.listing import Listing, list_input, named_once
+from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
@@ -42,7 +42,8 @@ class Discovery:
     lost: frozenset[Slice]
     """Rows of earlier plans whose source was gone when they were to be scored."""
     failed: frozenset[tuple[str, str]]
-    """(uri, version) of sources that have been replaced, and have bad rows in plans that are open."""
+    """(uri, version) of sources that are not there as they were claimed, or not listed, and have bad rows in plans that
+    are open."""
     claim: NextClaim
     asked: Asked
     """What a person wants scored again."""
@@ -137,7 +138,7 @@ class Discovery:
                 "input.on_change: rescore would score them again"
             )
         lines += self.asked.lines()
-        if changed := sorted(self.claim.supersedes.keys() - self.asked.files.keys()):
+        if changed := sorted(self.claim.supersedes.keys() - self.asked.uris):
             lines.append(f"changed, scored again in place of what was there: {some(changed)}")
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:
@@ -179,17 +180,21 @@ def discover(job: Job, again: str = "") -> Discovery:
     """
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
-    asked = asked_for(job, plans, again) if again else Asked()
+    nothing: NothingThere | None = None
     try:
         listing = list_job_input(job, plans, done)
-    except NothingThere:
-        if not asked.sources:
-            raise
-        listing = Listing([])  # what was scored before does not wait for today's delivery
-    listing = replace(listing, sources=asked.beside(listing.sources))
+    except NothingThere as error:
+        listing, nothing = Listing([]), error
+    # What a manifest says is no listing of the store.
+    known = listing.sources if job.spec.input.manifest is None else ()
+    asked = asked_for(job, plans, done, again, known) if again else Asked()
+    if nothing is not None and not asked.sources and not asked.under_way:
+        raise nothing  # but what was scored before does not wait for today's delivery
+    failed = frozenset(job.ledger.failed(plans, done, (*known, *asked.sources)))
+    if beside := {source.uri: source for source in (*asked.sources, *_replaced(job, failed, (*known, *asked.sources)))}:
+        beside = {source.uri: source for source in listing.sources} | beside
+        listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    rescore = job.spec.input.on_change == "rescore"  # whatever has changed, then
-    failed = frozenset(() if rescore else job.ledger.failed(plans, done, listing.sources))
     now = _next_claim(job, listing.sources, plans, lost, failed, asked)
     opened, unreadable = open_sources(now.new, job.spec.input)
     _check_keys(opened, plans)
@@ -208,6 +213,15 @@ def discover(job: Job, again: str = "") -> Discovery:
     )
 
 
+def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[Source]) -> list[Source]:
+    """Bad files of open plans that the store has not just shown, as those of another day, where others are now."""
+    excluded, shown = left_out(job.spec.input, job.days), {source.uri for source in known}
+    doubtful = {uri for uri, _ in failed if uri not in shown and not excluded(uri)}
+    with suppress(StoreDenied):  # that is told when their plan is to be finished
+        return [s for s in sources_now(doubtful).values() if s is not None and s.identity not in failed]
+    return []
+
+
 def _next_claim(
     job: Job,
     sources: Sequence[Source],
@@ -217,7 +231,7 @@ def _next_claim(
     asked: Asked,
 ) -> NextClaim:
     rescore = job.spec.input.on_change == "rescore"
-    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.files.keys())
+    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
 
 
 def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:

@@ -313,6 +313,9 @@ class Explainer:
         if number not in self.done:
             return 1, False, f"plan {number} is not done; run the job to finish it"
         if not self.alive([claim]):
+            key = number, claim.at.uri, claim.at.version
+            if key not in self.job.ledger.superseded(self.plans, self.done, [number]):
+                return 1, False, f"plan {number} adds to rows of a plan that is not done; run the job to finish that"
             done = (plan for plan in self.plans if plan.number in self.done)
             later = max((p for p in done if claim.at.uri in p.sources["uri"].to_pylist()), key=lambda p: p.number)
             again = (claim.at.uri, claim.at.version) in later.afresh

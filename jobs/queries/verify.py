@@ -131,7 +131,7 @@ def verify(job: Job) -> Verdict:
         verdict.found["damaged records of accepted plans"].append(str(error))
     closed = [plan for plan in plans if plan.number in done]
     try:
-        dead = ledger.superseded(closed, done)
+        dead = ledger.superseded(plans, done)
     except RunFailed:  # a record is damaged, which is found below: readers see nothing then
         closed, dead = [], set()
     out_of_date = identities_by_plan(dead)

@@ -30,7 +30,7 @@ from jobs.input.footers import Opened
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, bad_rows_error
-from jobs.ledger.current import readers_stay
+from jobs.ledger.current import readers_settle, readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_report, save_spec
@@ -414,7 +414,7 @@ class Run:
         for plan, objects in reversed(too_bad):
             if plan.number in may_stay:
                 self._record_done(plan, objects, why=may_stay[plan.number].why)
-            elif budget.exceeded((reasons := reasons_left(self.job.ledger, plan, objects)).by_code.total(), plan.rows):
+            elif budget.exceeded((reasons := reasons_left(self.job, plan, objects)).by_code.total(), plan.rows):
                 self._over.append(OverBudget(plan, reasons))
                 self._leave(plan, PlanState.TOO_BAD, objects.rows)
             else:
@@ -423,9 +423,12 @@ class Run:
                 self._taken_away.add(plan.number)
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
-        if not self._done and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
+        first = not self._done
+        if first and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
             self.say(about_readers)
         self.job.ledger.record_done(plan, objects)
+        if first and (about_readers := readers_settle(self.job.store)):
+            self.say(about_readers)
         self._done.add(plan.number)
         self.report.plans.append(plan.number)
         self._leave(plan, PlanState.ACCEPTED if why else PlanState.DONE, objects.rows, why)

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from jobs.errors import DeliveryShort, RunFailed, SpecError, StintError
-from jobs.input.listing import vanished, versions_now
+from jobs.input.listing import left_out, sources_now, vanished
 from jobs.ledger.bad_rows import Reasons
 from jobs.ledger.done import DoneRecord
-from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, claims_of
 from jobs.plan.asked import of_days
 from jobs.plan.claims import rows_claimed
@@ -90,10 +89,10 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
 
 def _now(uri: str) -> str:
     try:
-        version = versions_now([uri])[uri]
+        now = sources_now([uri])[uri]
     except (StoreError, StoreDenied) as error:
         return f"cannot be looked up now: {error}"
-    return "is not there any more" if version is None else f"is there in version {version}"
+    return "is not there any more" if now is None else f"is there in version {now.version}"
 
 
 def of_delivery(job: Job) -> DeliveryShort | None:
@@ -121,13 +120,15 @@ def _delivered(job: Job, days: Days) -> int:
         return 0
 
 
-def reasons_left(ledger: Ledger, plan: Plan, objects: DoneRecord) -> Reasons:
-    """Of the bad rows of a whole plan that no other has newer ones of, and whose files are there."""
+def reasons_left(job: Job, plan: Plan, objects: DoneRecord) -> Reasons:
+    """Of a whole plan's bad rows that no other has newer ones of, and whose files are there and are still input."""
+    ledger, excluded = job.ledger, left_out(job.spec.input, job.days)
     with_bad = np.flatnonzero(objects.table["rows_bad"].to_numpy())
     by_source = ledger.bad_rows(plan, plan.shards.picked(with_bad), ledger.plans(), ledger.done_numbers())
-    gone = vanished({uri for uri, _ in by_source})
+    there = {uri for uri, _ in by_source if not excluded(uri)}
+    there -= vanished(there)
     found = Reasons()
     for (uri, _), reasons in by_source.items():
-        if uri not in gone:
+        if uri in there:
             found.add(reasons.by_code, reasons.samples)
     return found

@@ -834,3 +834,26 @@ def test_a_run_that_is_interrupted_and_the_one_that_goes_on_count_each_row_once(
     assert 0 < second["rows_ok"] + second["rows_bad"] <= 20  # a worker may have ended what it had begun
     assert second["of_plans"][0]["rows"] == second["data_set"]
     assert second["data_set"]["ok"] + second["data_set"]["bad"] == 40
+
+
+def test_a_plan_of_another_day_is_done_once_its_bad_files_are_replaced_where_they_lie_or_left_out(
+    nights: Nights,
+) -> None:
+    nights.raw["input"] |= {"days": 1, "on_change": "report"}
+    nights.spec = nights.write_spec(nights.raw)
+    for day in (1, 2):
+        nights.put(f"2026-03-{day:02d}/a.parquet")
+        without_images(nights.put(f"2026-03-{day:02d}/b.parquet"))
+        assert "40 of 80 rows are bad" in nights.run(day, code=3)
+    nights.put("2026-03-03/a.parquet")
+    nights.put("2026-03-01/b.parquet")
+    said = nights.run(3, code=3)
+    assert "plan 1 (2026-03-01): 80 rows = 40 ok + 40 bad; its bad rows are replaced or taken away: done" in said
+    assert "plan 2 (2026-03-02): 40 of 80 rows are bad" in said
+    folder = nights.folder / "in"
+    nights.raw["input"]["uri"] = [f"{folder}/{{as_of}}", f"!{folder}/2026-03-02/b.parquet"]
+    nights.spec = nights.write_spec(nights.raw)
+    assert "plan 2 (2026-03-02): 80 rows = 40 ok + 40 bad; its bad rows are replaced or taken away: done" in nights.run(
+        3
+    )
+    nights.check_readers()

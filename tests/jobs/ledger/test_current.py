@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ledger.current import current_root, follow, followed_root, keep_following
+from jobs.ledger.current import current_root, follow, follow_one, followed_root, keep_following
 from workers.storage.store import Store, open_store
 
 OLD, NEW, OTHER = "model=old-1", "model=new-2", "model=other-3"
@@ -68,3 +68,23 @@ def test_a_promotion_that_comes_between_wins(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr("jobs.ledger.current.complete_roots", meanwhile)
     assert keep_following(store, NEW) is None
     assert current_root(store) == NEW
+
+
+def test_of_two_roots_that_are_first_at_the_same_time_readers_follow_one(store: Store) -> None:
+    for root in (OTHER, NEW):
+        open_root(store, root)
+        assert keep_following(store, root) is None  # the other has no complete plan yet
+    complete(store, OTHER)
+    assert follow_one(store) is None
+    assert followed_root(store) == OTHER
+    complete(store, NEW)
+    assert follow_one(store) == NEW
+    assert (follow_one(store), followed_root(store)) == (None, NEW)
+
+
+def test_after_a_promotion_nobody_chooses(store: Store) -> None:
+    complete(store, OLD)
+    follow(store, OLD)
+    complete(store, NEW)
+    assert follow_one(store) is None
+    assert followed_root(store) == OLD

@@ -171,3 +171,19 @@ def test_lines_of_a_record_come_back_as_they_were_and_those_of_other_plans_are_p
     objects.add_noted(DoneRecord.of([]), np.full(5, 10))
     assert objects.unknown(5).tolist() == [1, 2, 4]
     assert list(objects.record(pa.array([3, 0]).to_numpy())) == lines[:2]
+
+
+def test_bad_rows_of_an_open_plan_are_looked_for_in_objects_that_may_hold_some_and_in_each_once() -> None:
+    store = Counting()
+    here = Ledger(store, ROOT)
+    plan = claim(here, opened("a", *[10] * 10))
+    assert plan is not None
+    for shard in plan.shards[:9]:
+        store.create(f"{ROOT}/{shard.key}", object_of(shard, bad=(0,) if shard.index < 2 else ()))
+    assert Ledger(store, ROOT).failed([plan], (), []) == set()  # of a file that is not listed: not before it is whole
+    assert store.read == []
+    killed_after(here, plan, range(8))
+    store.create(f"{ROOT}/{plan.shards[9].key}", object_of(plan.shards[9]))
+    for _ in range(2):
+        assert here.failed([plan], (), []) == {next(iter(plan.claimed))}
+        assert sorted(store.read) == [f"{ROOT}/{plan.shards[index].key}" for index in (0, 1, 8, 9)]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
 
 from jobs.cli import main
 from jobs.errors import SpecError
+from jobs.input.listing import sources_now
+from jobs.ledger.plans import Source
 from jobs.plan.asked import asked_for
 from jobs.plan.claims import rows_claimed
+from jobs.plan.discovery import discover
+from jobs.queries.verify import verify
 from jobs.reader import done
 from tests.support.small_ledger import SmallLedger
 from workers.image.errors import ErrorCode
+from workers.storage.errors import StoreDenied
 
 NOT_THERE = {2: ErrorCode.NOT_FOUND, 5: ErrorCode.NOT_FOUND}
 
@@ -28,10 +36,14 @@ def at_first(number: int) -> tuple[int, float] | ErrorCode:
 
 @pytest.fixture
 def small(tmp_path: Path) -> SmallLedger:
-    """Three files of three rows; two of the images are not there yet."""
-    made = SmallLedger(tmp_path, limits={"bad_rows": 0.5})
+    return three_files(tmp_path)
+
+
+def three_files(folder: Path, **given: int) -> SmallLedger:
+    """Of three rows each; two of the images are not there yet."""
+    made = SmallLedger(folder, limits={"bad_rows": 0.5}, input=given)
     for number, name in enumerate(("x/a.parquet", "x/b.parquet", "y/c.parquet")):
-        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (folder / "in" / name).parent.mkdir(exist_ok=True)
         made.put(name, range(3 * number, 3 * number + 3), lambda n: b"%d" % n)
     made.score(at_first)
     return made
@@ -61,7 +73,7 @@ def test_rows_of_a_file_that_several_plans_claim_count_once_in_the_version_claim
 
 def asked(small: SmallLedger, text: str) -> Mapping[str, int]:
     job = small.job
-    files = asked_for(job, job.ledger.plans(), text).files
+    files = asked_for(job, job.ledger.plans(), job.ledger.done_numbers(), text).files
     return {str(Path(uri).relative_to(small.folder / "in")): rows for uri, rows in files.items()}
 
 
@@ -148,9 +160,117 @@ def test_a_file_that_vanishes_before_its_turn_keeps_its_rows_until_it_is_back_an
 def test_a_file_that_is_not_there_any_more_keeps_its_rows(small: SmallLedger) -> None:
     (small.folder / "in/x/a.parquet").unlink()
     job = small.job
-    found = asked_for(job, job.ledger.plans(), "error_code = 'not_found'")
+    found = asked_for(job, job.ledger.plans(), {1}, "error_code = 'not_found'")
     assert [Path(uri).name for uri in found.gone] == ["a.parquet"]
     assert [Path(source.uri).name for source in found.sources] == ["b.parquet"]
     before = seen(small)
     small.score(says, "error_code = 'not_found'")
     assert seen(small) == {**before, 5: None}
+
+
+def test_while_what_is_scored_again_is_under_way_a_file_that_changes_and_is_put_back_keeps_rows(
+    small: SmallLedger,
+) -> None:
+    file = small.folder / "in/x/a.parquet"
+    again = small.claim("x/a.parquet")
+    before, data, at = seen(small), file.read_bytes(), file.stat().st_mtime_ns
+    small.put("x/a.parquet", range(30, 33), lambda n: b"%d" % n)
+    small.score(says)
+    changed = {**{n: before[n] for n in range(3, 9)}, **dict.fromkeys(range(30, 33))}
+    assert seen(small) == changed
+    file.write_bytes(data)
+    os.utime(file, ns=(at, at))
+    assert len(small.score(says).slices) == 0  # its rows are scored, or yet to be scored by the plan that is open
+    assert seen(small) == changed
+    assert verify(small.job).seen.scored == len(changed)
+    assert sql_of_the_documents(small) == sorted(changed)
+    for shard in again.shards:
+        small.commit(shard, says)
+    small.finish(again)
+    assert seen(small) == {**before, 2: None}
+    assert sql_of_the_documents(small) == sorted(before)
+    assert main(["verify", str(small.spec)]) == 0
+
+
+def sql_of_the_documents(small: SmallLedger) -> list[int]:
+    """Ids of the rows that it sees."""
+    text = (Path(__file__).parents[3] / "docs/RESULTS.md").read_text()
+    sql = text.partition("```sql\n")[2].partition("```")[0].strip("; \n")
+    root = f"{small.folder}/out/{small.job.ledger.root}"
+    rows = duckdb.sql(sql.replace("s3://my-bucket/predictions/model=resnet50-0123456789abcdef", root))
+    return sorted(row[0] for row in rows.project("id").fetchall())
+
+
+def test_rows_that_add_to_an_open_plan_are_judged_before_it_is_done_and_seen_once_it_is(tmp_path: Path) -> None:
+    small = three_files(tmp_path, shard_rows=100)
+    before = seen(small)
+    open_plan = small.claim(f"{small.folder}/in/x")
+    away = small.folder / "in/x/a.parquet"
+    away.rename(small.folder / "a.parquet")
+    small.commit(open_plan.shards[0], says)  # of both files, and a.parquet is not there
+    (small.folder / "a.parquet").rename(away)
+    small.put("x/b.parquet", range(30, 33), lambda n: b"%d" % n)  # so that it is looked at
+    adding = small.claim()
+    for shard in adding.shards:
+        small.commit(shard, lambda n: ErrorCode.CORRUPT)
+    ledger = small.job.ledger
+    bad = ledger.bad_rows(adding, adding.shards, ledger.plans(), ledger.done_numbers())
+    assert {Path(uri).name for uri, _ in bad} == {"a.parquet", "b.parquet"}
+    small.finish(adding)
+    corrupt = dict.fromkeys(range(30, 33), ErrorCode.CORRUPT)
+    others = {n: before[n] for n in (0, 1, 2, 6, 7, 8)}
+    assert seen(small) == {**others, **corrupt}
+    assert main(["explain", str(small.spec), "id=0"]) == 0
+    small.finish(open_plan)
+    assert seen(small) == {**others, **corrupt, **dict.fromkeys(range(3), ErrorCode.CORRUPT)}
+
+
+def test_what_an_open_plan_scores_again_already_is_asked_for_in_vain_unless_it_has_bad_rows_there(
+    small: SmallLedger,
+) -> None:
+    small.put("x/b.parquet", range(30, 33), lambda n: b"%d" % n)  # changed, and asked for before a run has seen it
+    half_done = small.claim(f"{small.folder}/in/x")
+    a, b = half_done.shards
+    small.commit(a, says)
+    found = discover(small.job, f"{small.folder}/in")
+    assert [Path(source.uri).name for source in found.claim.new] == ["c.parquet"]
+    told = "scored again by plan 2 ({day}) already, which is not done, so not once more: {x}/a.parquet, {x}/b.parquet"
+    assert told.format(day=half_done.day, x=f"{small.folder}/in/x") in found.lines()
+    small.commit(b, says)
+    assert not discover(small.job, "error_code = 'not_found'").claim.new
+    os.utime(small.folder / "in/x/a.parquet", (1, 1))
+    assert [Path(source.uri).name for source in discover(small.job, "a.parquet").claim.new] == ["a.parquet"]
+
+
+def test_bad_rows_of_what_is_scored_again_may_be_scored_once_more(small: SmallLedger) -> None:
+    over = small.claim(f"{small.folder}/in/x")
+    for shard in over.shards:
+        small.commit(shard, lambda n: ErrorCode.NOT_FOUND if n == 1 else says(n))
+    asked_now = discover(small.job, f"{small.folder}/in/x").asked
+    assert [Path(source.uri).name for source in asked_now.sources] == ["a.parquet"]
+    assert [Path(uri).name for uri in asked_now.under_way] == ["b.parquet"]
+
+
+def test_only_what_was_not_listed_is_looked_up_and_a_store_that_refuses_is_no_file_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = three_files(tmp_path)
+    small.spec.write_text(small.spec.read_text().replace(f"uri: {tmp_path}/in\n", f"uri: {tmp_path}/in/x\n"))
+    looked_up = list[str]()
+    right = sources_now
+
+    def watched(uris: Iterable[str]) -> Mapping[str, Source | None]:
+        looked_up.extend(uris)
+        return right(looked_up)
+
+    monkeypatch.setattr("jobs.plan.asked.sources_now", watched)
+    found = discover(small.job, f"{tmp_path}/in")
+    assert [Path(uri).name for uri in looked_up] == ["c.parquet"]
+    assert len(found.claim.new) == 3
+
+    def refused(action: Any, what: str) -> None:
+        raise StoreDenied(what)
+
+    monkeypatch.setattr("jobs.input.listing.retrying", refused)
+    with pytest.raises(StoreDenied, match=r"c\.parquet"):
+        asked_for(small.job, small.job.ledger.plans(), {1}, "c.parquet")
