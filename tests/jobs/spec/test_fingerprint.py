@@ -131,7 +131,7 @@ def test_weights_that_are_not_there_are_named() -> None:
 
 
 def test_our_own_architectures_keep_the_digest_of_the_source_that_they_have() -> None:
-    """`workers.digits` counts by its bytes; `workers.pruned` by a stored digest, as only imports and a message changed."""
+    """`workers.digits` counts by its bytes; `workers.pruned` by a stored digest: only imports and words changed."""
     assert hashlib.sha256((ROOT / "workers/digits.py").read_bytes()).hexdigest() == DIGITS
     tree = ast.parse((ROOT / "workers/pruned.py").read_text())
     tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
