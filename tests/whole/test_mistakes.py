@@ -243,7 +243,7 @@ def test_a_file_that_is_not_parquet_is_named_and_the_others_are_scored(
     (data / "half-copied.parquet").write_bytes(b"PAR1 and then the network went away")
     spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
     assert main(["run", spec, "--pool=local"]) == 1
-    assert "half-copied.parquet is not a readable Parquet file" in capsys.readouterr().err
+    assert "half-copied.parquet: is not a readable Parquet file" in capsys.readouterr().err
     assert main(["verify", spec]) == 1
     assert "half-copied.parquet (version " in capsys.readouterr().out
     (data / "half-copied.parquet").unlink()

@@ -66,6 +66,7 @@ _GOOGLE_ANSWER = frozenset(["gcsfs.retry.HttpError", "google.api_core.exceptions
 """They keep the status, as a number or its digits, and no headers."""
 _RENEWAL = frozenset(["google.auth.exceptions.RefreshError"])
 
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, NotFound)
 _MISSING = frozenset(["azure.core.exceptions.ResourceNotFoundError", "google.api_core.exceptions.NotFound"])
 _DENIED = _RENEWAL | {
     "botocore.exceptions.NoCredentialsError",
@@ -93,7 +94,7 @@ def cause_of(error: BaseException) -> Cause:
     """Why a call to a storage library, or to our own functions around one, failed."""
     aws_code, status, _ = _answer(error)
     azure_code = getattr(error, "error_code", None) if _is(error, _AZURE_ANSWER) else None
-    if isinstance(error, (FileNotFoundError, NotFound)) or _is(error, _MISSING) or azure_code in _NO_SUCH_NAME:
+    if isinstance(error, _NOT_THERE) or _is(error, _MISSING) or azure_code in _NO_SUCH_NAME:
         return Cause.MISSING
     if aws_code in _THROTTLED_CODES or status in _THROTTLED_STATUSES:
         return Cause.THROTTLED

@@ -15,7 +15,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from tests.workers.storage.test_retries import Clock, throttled
 from workers.storage import retries
-from workers.storage.errors import StoreDenied, StoreError
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.store import LocalStore, ObjectStore, open_store
 
@@ -102,6 +102,12 @@ def test_a_file_in_the_place_of_a_folder_is_not_a_lost_race(tmp_path: Path) -> N
     (tmp_path / "plan=1").write_text("in the way")
     with pytest.raises(StoreDenied, match=r"cannot write .*plan=1/a"):
         LocalStore(str(tmp_path)).create("plan=1/a", b"1")
+
+
+def test_below_a_file_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(NotFound):
+        open_store(str(tmp_path / "file" / "out")).get("anything")
 
 
 def test_a_link_whose_answer_was_lost_is_recognised_as_our_own_win(
