@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from jobs.errors import SpecError
+from jobs.errors import RunFailed, SpecError
 from jobs.ledger.current import followed_root, roots
 from jobs.ledger.ledger import Ledger
 from workers.contract import parse_shard_key
@@ -61,7 +61,13 @@ class Predictions:
     def dataset(self) -> pads.Dataset:
         """The objects as they are, with the rows that are out of date."""
         opened = [open_filesystem(file, library_retries=True) for file in self.files]
-        return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
+        try:
+            return pads.dataset([path for _, path in opened], filesystem=opened[0][0], format="parquet")
+        except FileNotFoundError as error:
+            raise RunFailed(
+                f"{error} is not there, although its plan is done",
+                "`stint verify` names every object that is missing: restore them, as from a copy of the output",
+            ) from error
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         read = list(dict.fromkeys([*names, *SOURCE_COLUMNS, FILE])) if self.superseded else names

@@ -244,8 +244,8 @@ class InputSpec:
     """What to do with a file that was scored and has another content now: keep its predictions and say so every
     night, or score it again under a new plan that supersedes the old rows."""
     min_new_rows: Annotated[int, Interval(ge=0)] = 0
-    """Rows that a day brings at least, whichever run claims them: with fewer the run does what there is and ends with
-    code 1, because the delivery is missing or not whole."""
+    """Rows that a day brings at least, whichever run claims them (a backfill into one output: all its days together).
+    With fewer the run does what there is and ends with code 1, because the delivery is missing or not whole."""
     shard_rows: AtLeast1 | Literal["auto"] = "auto"
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: AtLeast1 = 256

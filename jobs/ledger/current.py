@@ -13,6 +13,7 @@ import json
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from jobs.errors import RunFailed
 from jobs.ledger.ledger import Ledger
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import open_filesystem
@@ -23,9 +24,18 @@ _CURRENT = "_stint/current"
 
 
 def current_root(store: Store) -> str | None:
-    """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion."""
+    """Root of the promoted model, `model=<name>-<fp>`; None before the first promotion. Raises RunFailed for a damaged
+    entry."""
     keys = sorted(info.key for info in store.list(_CURRENT))
-    return str(json.loads(store.get(keys[-1]))["root"]) if keys else None
+    if not keys:
+        return None
+    try:
+        return str(json.loads(store.get(keys[-1]))["root"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFailed(
+            f"{store.url}/{keys[-1]} is damaged: it names no root for readers to follow",
+            "remove it: readers then follow the entry before it, until `stint promote` moves them",
+        ) from error
 
 
 def followed_root(store: Store) -> str | None:
@@ -67,14 +77,14 @@ def readers_stay(store: Store, newcomer: str) -> str:
     """`keep_following`, for a person: what came of it, or nothing. A store that refuses it holds up no plan."""
     try:
         kept = keep_following(store, newcomer)
-    except StoreDenied as error:
+    except (StoreDenied, RunFailed) as error:
         return f"warning: readers that name no model may find two, and none promoted: {error}"
     return _say_kept(kept)
 
 
 def readers_settle(store: Store) -> str:
     """`follow_one`, as `readers_stay`."""
-    with suppress(StoreDenied):  # told before
+    with suppress(StoreDenied, RunFailed):  # told before
         return _say_kept(follow_one(store))
     return ""
 

@@ -6,6 +6,7 @@ file is scored again as a whole: its new rows replace all its old ones, as those
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -167,6 +168,11 @@ def _of_rows(job: Job, plans: Sequence[Plan], condition: str) -> dict[str, int]:
 
     if not plans:
         return {}
+    if re.fullmatch(r"[^\s=<>'\"]+\.[A-Za-z]\w*|[^\s=<>'\"]*/[^\s=<>'\"]*", condition):
+        raise SpecError(
+            f"--again {condition!r}: no file that was scored is called so, nor a folder of one",
+            "name a file or folder that was scored, a day, or a condition in SQL over the columns of the output",
+        )
     seen = predictions(job.ledger, with_open=True)
     columns = [name for name in seen.schema.names if name != EMBEDDING or EMBEDDING in condition.lower()]
     try:

@@ -38,7 +38,8 @@ def for_each_day(
             (short if isinstance(error, DeliveryShort) else absent).append(str(days))
             if len(of_days) in (1, len(absent)):
                 raise
-            console.say(f"{days} is passed over: {error}")
+            what = "is short" if isinstance(error, DeliveryShort) else "is passed over"
+            console.say(f"{days} {what}: {error}")
     if short:
         raise DeliveryShort(
             f"{counted(len(short), 'day')} of {len(of_days)} had fewer new rows than input.min_new_rows wants: "

@@ -144,8 +144,8 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
     warning = (
-        f"{counted(len(split), 'huge row group')} split by rows, and every piece reads past the rows before it; "
-        f"smaller row groups (10 to 100 MiB) would be read once: {split[0]}"
+        f"{counted(len(split), 'row group is', 'row groups are')} split, being larger than a shard, and every piece "
+        f"reads past the rows before it; row groups of at most a shard would be read once: {split[0]}"
         if split
         else ""
     )

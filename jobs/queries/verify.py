@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
 from jobs.ledger.accepted import ACCEPTED_KEY, accepted
+from jobs.ledger.current import current_root
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
@@ -129,6 +130,10 @@ def verify(job: Job) -> Verdict:
         ]
     except RunFailed as error:
         verdict.found["damaged records of accepted plans"].append(str(error))
+    try:
+        current_root(ledger.store)
+    except RunFailed as error:
+        verdict.found["damaged records of what readers follow"].append(str(error))
     closed = [plan for plan in plans if plan.number in done]
     try:
         dead = ledger.superseded(plans, done)

@@ -302,7 +302,7 @@ def summary(report: Report) -> str:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
         f"complete: {replace(report.completed, gone=0).describe()}, "
-        f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, report.plans))}, "
+        f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, sorted(report.plans)))}, "
         f"in {duration(report.elapsed_s)}"
     ]
     if report.rows_scored_here:
@@ -330,7 +330,7 @@ def summary(report: Report) -> str:
         lines.append(f"second attempts of slow shards: {report.speculative_attempts:,}, {first}")
     if report.labelled_rows:
         right = f"{report.right_rows / report.labelled_rows:.2%} of {counted(report.labelled_rows, 'row')} with a label"
-        lines.append(f"true accuracy: {right}")
+        lines.append(f"true accuracy of {'this plan' if len(report.plans) == 1 else 'these plans'}: {right}")
         if (gate := report.accuracy).get("top1") is not None:
             lines[-1] += f"; on the gate's rows {gate['top1']:.2%}, fp32 {gate['top1_fp32']:.2%}"
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]

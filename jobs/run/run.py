@@ -152,6 +152,7 @@ class Run:
             0, 0, counts=self._tally, run_id=self.report.run_id, job=self.report.job, root=self.report.root,
             phase="listing", display=display_for(sys.stderr, self.progress),
         )  # fmt: skip
+        self.report.as_of = str(self.job.days.last)
         self._accuracy: Mapping[str, object] = {}
         self._artifacts: tuple[str, ...] = ()
         """What the gate lets pass of the bundle; () where nothing had to be judged."""
@@ -272,7 +273,6 @@ class Run:
     def _say_found(self, found: Discovery) -> None:
         for line in found.lines():
             self.say(line)
-        self.report.as_of = str(self.job.days.last)
         self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)

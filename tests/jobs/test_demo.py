@@ -76,5 +76,5 @@ def test_the_demo_runs_outside_of_the_checkout_and_leaves_a_spec_that_runs_again
             command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True, timeout=200
         ).stdout
 
-    assert "true accuracy: 9" in stint("demo")
+    assert "true accuracy of this plan: 9" in stint("demo")
     assert "done" in stint("status", "demo-out/job.yaml")

@@ -276,7 +276,7 @@ def test_a_backfill_into_an_output_a_day_passes_over_days_that_lack_rows_and_end
         nights.put(f"2026-03-{day:02d}/a.parquet")
     assert main(["run", nights.spec, "--pool=local", "--backfill", "2026-03-01..2026-03-04"]) == 1
     said = nights.capsys.readouterr().err
-    assert "2026-03-01 is passed over: 0 new rows for 2026-03-01, where input.min_new_rows wants 40" in said
+    assert "2026-03-01 is short: 0 new rows for 2026-03-01, where input.min_new_rows wants 40" in said
     assert said.endswith(
         "stint: 2 days of 4 had fewer new rows than input.min_new_rows wants: 2026-03-01, 2026-03-04\n"
         "next: see to the deliveries, then run again; what has come is scored\n"

@@ -159,7 +159,7 @@ def _files_below(folder: str) -> Iterator[str]:
     """Their paths. Of links only those to files; nothing where there is no such folder. Raises OSError."""
 
     def unless_gone(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise error
 
     for path, _, names in os.walk(folder, onerror=unless_gone):

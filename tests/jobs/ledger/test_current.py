@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ledger.current import current_root, follow, follow_one, followed_root, keep_following
+from jobs.errors import RunFailed
+from jobs.ledger.current import current_root, follow, follow_one, followed_root, keep_following, readers_stay
 from workers.storage.store import Store, open_store
 
 OLD, NEW, OTHER = "model=old-1", "model=new-2", "model=other-3"
@@ -88,3 +89,13 @@ def test_after_a_promotion_nobody_chooses(store: Store) -> None:
     complete(store, NEW)
     assert follow_one(store) is None
     assert followed_root(store) == OLD
+
+
+@pytest.mark.parametrize("written", [b"garbage", b'{"a": 1}', b"[]"])
+def test_a_damaged_entry_is_named_with_the_way_out(store: Store, written: bytes) -> None:
+    follow(store, OLD)
+    store.create("_stint/current/00000002.json", written)
+    with pytest.raises(RunFailed, match=r"_stint/current/00000002\.json is damaged") as raised:
+        current_root(store)
+    assert "remove it" in str(raised.value.next_step)
+    assert "00000002.json is damaged" in readers_stay(store, NEW)

@@ -96,7 +96,7 @@ def test_files_are_named_by_their_rows_or_by_themselves(
 
 
 def test_what_names_nothing_is_explained(small: SmallLedger) -> None:
-    with pytest.raises(SpecError, match=r"--again 'nope\.parquet': .*nope") as told:
+    with pytest.raises(SpecError, match=r"--again 'nope\.parquet': no file that was scored is called so") as told:
         asked(small, "nope.parquet")
     assert told.value.next_step.startswith("name a file or folder that was scored, a day, or a condition in SQL over ")
     with pytest.raises(SpecError, match=r"--again 2026-03-01: no \{as_of\} is in input.uri"):
@@ -111,6 +111,20 @@ def test_a_day_names_the_files_of_its_folder(tmp_path: Path) -> None:
     small.score(says)
     assert asked(small, "2026-03-02") == {"2026/03/02/a.parquet": 0}
     assert len(asked(small, "2026-03-02..2026-03-03")) == 2
+
+
+def test_an_object_that_is_missing_is_named_and_so_is_a_damaged_word_of_what_readers_follow(
+    small: SmallLedger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = min((small.folder / "out").glob("model=*/plan=*/*.parquet"))
+    gone.unlink()
+    for command in (["run", "--pool=local", "--again", "score < 0.4"], ["sample"]):
+        assert main([command[0], str(small.spec), *command[1:]]) == 1
+        assert f"{gone.name} is not there, although its plan is done" in capsys.readouterr().err
+    (small.folder / "out/_stint/current").mkdir()
+    (small.folder / "out/_stint/current/00000001.json").write_text("garbage")
+    assert main(["verify", str(small.spec)]) == 1
+    assert "_stint/current/00000001.json is damaged" in capsys.readouterr().out
 
 
 def test_rows_are_scored_again_in_place_of_those_that_were_there(

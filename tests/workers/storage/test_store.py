@@ -108,6 +108,7 @@ def test_below_a_file_there_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(NotFound):
         open_store(str(tmp_path / "file" / "out")).get("anything")
+    assert list(open_store(str(tmp_path / "file" / "out")).list("plans")) == []
 
 
 def test_a_link_whose_answer_was_lost_is_recognised_as_our_own_win(
