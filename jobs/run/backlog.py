@@ -219,7 +219,7 @@ class Backlog:
 
     def drop(self, keys: Collection[str]) -> tuple[int, int]:
         """Settle those of the shards that wait, as another run has committed them or nobody wants them; the ones with a
-        worker go on.
+        worker go on. `keys` may be as many as there are shards, so they are to answer `in` at once.
 
         How many they are, and their rows.
         """
@@ -238,7 +238,7 @@ class Backlog:
 
     def give_up(self, plan: int) -> tuple[int, int]:
         """Drop what the plan lacks."""
-        return self.drop([key for key in self.left if plan_of(key) == plan])
+        return self.drop({key for key in self.left if plan_of(key) == plan})
 
     def ended(self, plan: int) -> int:
         """Shards of the plan that are not left any more."""

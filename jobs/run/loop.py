@@ -299,10 +299,9 @@ class Loop:
         plan, reasons, budget = self._judged.get(result.plan), self.tally.reasons[result.plan], self.limits.bad_rows
         if plan is None or not budget.exceeded(reasons.by_code.total(), plan.rows):
             return
-        if acceptance(self.ledger.store, self.ledger.root, plan):
-            del self._judged[plan.number]
-            return
         del self._judged[plan.number]
+        if acceptance(self.ledger.store, self.ledger.root, plan):
+            return
         self.tally.over.append(over := OverBudget(plan, reasons))
         self.progress.dropped(*self._backlog.give_up(plan.number))
         self.progress.note(f"{over.describe()}: what it still lacks is left unscored")
