@@ -11,8 +11,9 @@ import pyarrow as pa
 from jobs.errors import SpecError
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
+from workers.source.columns import image_columns
 from workers.source.image_files import FILE_KEYS, keys_schema
-from workers.source.parquet import chunk_sizes, image_columns, open_parquet
+from workers.source.parquet import chunk_sizes, open_parquet
 from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import row_groups

@@ -10,7 +10,7 @@ from pyarrow import feather
 
 from workers.contract import InputSpec, SampleSlice
 from workers.image.errors import BadImage
-from workers.source.parquet import binary_cells
+from workers.source.columns import binary_cells
 from workers.source.rows import ImageCell
 from workers.source.shard_reader import sample_cells
 

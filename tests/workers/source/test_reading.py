@@ -19,7 +19,7 @@ from jobs.spec.days import today
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet, source_file
-from workers.source.parquet import image_columns
+from workers.source.columns import image_columns
 from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader, SourceChanged
