@@ -203,8 +203,8 @@ class GateSpec:
     """For `task: embed`: least mean cosine similarity with fp32 vectors."""
     labels_column: str | None = None
     """Input column with the true class, an index or a label: true top-1 accuracy is then measured too, and over all
-    rows of a run if it is among `input.keys`. Rows where it is empty or below 0 have no label. For `images` `folder`,
-    where the folders are named after classes."""
+    rows of a run if it is among `input.keys`, by whatever name. Rows where it is empty or below 0 have no label. For
+    `images` `folder`, where the folders are named after classes."""
     max_top1_drop: Share = 0.01
     """With labels_column: how much true top-1 may fall from that of fp32."""
     min_top1: Share | None = None
@@ -229,11 +229,15 @@ class InputSpec:
     format: Literal["parquet", "images", "webdataset"] = "parquet"
     """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
     image: str = ""
-    """Column with the image: binary, large_binary, struct<bytes, path> or a string URI; default `image`. For
-    `webdataset` file extensions in order of preference, separated by `;`. Not used for `images`."""
-    keys: tuple[str, ...] = ()
-    """Columns copied to the output beside each prediction; for `webdataset` `__key__` and extensions, as `cls`; for
-    `images` `path`, `folder` and `name` of the file."""
+    """Column with the image: bytes of any kind, struct<bytes, path>, or a URI as text; `sample.image` is a field of a
+    struct. Default: `image`. For `webdataset` file extensions in order of preference, separated by `;`. Not used for
+    `images`."""
+    image_encoding: Literal["auto", "base64"] = "auto"
+    """What texts in the image column are. `auto`: URIs, also `data:` ones. `base64`: images in base64."""
+    keys: tuple[str | dict[str, str], ...] = ()
+    """Columns copied to the output beside each prediction, `{truth: label}` under a name of its own: also fields of
+    structs (`sample.label`) and folders of Hive (`day` of `day=2026-03-01/`, as text). For `webdataset` `__key__` and
+    extensions, as `cls`; for `images` `path`, `folder` and `name` of the file."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""
@@ -250,6 +254,12 @@ class InputSpec:
     """Rows a shard; `auto`: at most 4096, less when the workers could not share the input evenly."""
     shard_mb: AtLeast1 = 256
     """Encoded bytes a shard, in MiB, at most; a single row group may exceed it."""
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """By the name of a key, in the output's order, the input column that it is copied from."""
+        pairs = [({key: key} if isinstance(key, str) else key).items() for key in self.keys]
+        return {name: column for pair in pairs for name, column in pair}
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -314,7 +324,7 @@ class WorkerSpec:
     input: InputSpec
     output: OutputSpec
     key_schema: bytes = b""
-    """Arrow schema of the key columns, in IPC form, in the order of `input.keys`."""
+    """Arrow schema of the key columns, in IPC form, in the order of `input.keys`, by their names there."""
     named: bool = True
     """Whether a prediction names its classes (`topk_name`)."""
     labels_key: str = ""

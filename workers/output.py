@@ -64,6 +64,31 @@ UNKNOWN, NO_CLASS = -1, -2
 """In place of a class index: a row without a label (test splits write -1), and a label that is no class."""
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a key column that every reader knows: no dictionary, no view."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def cast_key(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A key column in another type. Raises ArrowInvalid for a value that is none of it, ArrowNotImplementedError."""
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(kind.value_type).cast(kind) if pa.types.is_dictionary(kind) else column.cast(kind)
+
+
+def keys_together(blocks: Iterable[pa.Table], keys: Sequence[pa.Field]) -> pa.Table:
+    """The key columns of blocks, whatever types their files have. Raises as `cast_key`."""
+    schema = pa.schema(list(keys))
+    tables = [pa.table([cast_key(block[key.name], key.type) for key in keys], schema=schema) for block in blocks]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
 class NotOurs(ValueError):
     """The bytes at an output key are not an object that Stint wrote."""
 
@@ -138,8 +163,7 @@ def encode(
         pa.array(scored.row, pa.int64()),
     ]
     if keys:
-        table = pa.concat_tables(scored.keys) if scored.keys else pa.schema(list(keys)).empty_table()
-        columns += [table.column(key.name).cast(key.type) for key in keys]
+        columns += keys_together(scored.keys, keys).columns
     if task == "embed":
         columns.append(_lists(scored.score_NK[:rows], ok, outputs, pa.float32()))
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jobs.errors import SpecError
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
-from workers.source.uris import STORES, Refused, normalise
+from workers.source.uris import STORES, Refused, normalise, usual
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import is_local, open_filesystem, read_url, version_of
 from workers.storage.retries import retrying
@@ -28,8 +28,6 @@ _LOOKUPS_AT_ONCE = 32
 _COMPARED = 16
 """Of the new files that a manifest names with version and size, so many are looked up all the same."""
 _PARQUET_MAGIC = b"PAR1"
-_SCHEMES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
-"""Other names of schemes, as Spark writes them, with those that listings use."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,12 @@ def read_entries(url: str) -> list[Entry]:
     data = read_url(url)
     entries = _parquet_entries(data, url) if data[:4] == _PARQUET_MAGIC else _text_entries(data, url)
     folder = url.rpartition("/")[0]
-    folder = open_filesystem(folder)[1] if is_local(url) else _usual(folder)
-    for entry in entries:
-        _check(entry.uri, url)
+    folder = open_filesystem(folder)[1] if is_local(url) else usual(folder)
     try:
+        # Before the check, so that file:/etc is no relative name. Azure's stay: earlier plans claim them as they stand.
+        entries = [e if e.uri.startswith(("abfs:", "abfss:")) else replace(e, uri=usual(e.uri)) for e in entries]
+        for entry in entries:
+            _check(entry.uri, url)
         return [Entry(_absolute(e.uri, folder), e.version and e.version.strip('"'), e.size) for e in entries]
     except Refused as error:
         raise SpecError(f"input.manifest: {url}: {error}", "name the file by its whole URL") from error
@@ -115,14 +115,9 @@ def _text_entries(data: bytes, url: str) -> list[Entry]:
 def _absolute(uri: str, folder: str) -> str:
     """As a listing would name it, so that a file is the same source either way."""
     if not is_local(uri):
-        return _usual(uri)
+        return uri
     path = uri.partition("://")[2] if "://" in uri else uri
     return normalise(path if path.startswith("/") else f"{folder}/{path}")
-
-
-def _usual(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{_SCHEMES.get(scheme, scheme)}://{rest}"
 
 
 def pin_entries(

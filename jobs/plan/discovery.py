@@ -6,6 +6,7 @@ were put back and nights that were missed need no rule of their own.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -89,7 +90,10 @@ class Discovery:
 
     def to_sample(self) -> list[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
-        return self.fresh or open_sources(self.sources, self.job.spec.input)[0]
+        keys = self.plans[-1].keys if self.plans else None
+        there = self.fresh or open_sources(self.sources, self.job.spec.input, keys)[0]
+        column = self.job.spec.gate.labels_column
+        return [one for one in there if _has_labels(one, column)] if column and not self.job.labels_key else there
 
     def cut(self) -> Content:
         """How the next plan falls into shards."""
@@ -113,7 +117,7 @@ class Discovery:
         return replace(
             cut,
             empty=cut.empty + empty,
-            keys=fresh[0].keys if fresh else plans[-1].keys,
+            keys=plans[-1].keys if plans else fresh[0].keys,  # a root has one schema, that of its first plan
             named=not plans or plans[0].named,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
             day=str(self.job.days.last),
@@ -196,9 +200,11 @@ def discover(job: Job, again: str = "") -> Discovery:
         listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     now = _next_claim(job, listing.sources, plans, lost, failed, asked)
-    opened, unreadable = open_sources(now.new, job.spec.input)
-    _check_keys(opened, plans)
-    _check_labels(opened, job.spec.gate.labels_column)
+    opened, unreadable = open_sources(
+        now.new, job.spec.input, plans[-1].keys if plans else None, lambda: job.input_spec().uri_roots
+    )
+    if not job.labels_key:
+        _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
         job=job,
         listing=listing,
@@ -234,20 +240,16 @@ def _next_claim(
     return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
 
 
-def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
-    """A model's root holds one schema: key columns may not change type from one night to the next."""
-    if opened and plans and opened[0].keys != plans[-1].keys:
-        raise SpecError(
-            f"input.keys: {opened[0].source.uri} has {str(opened[0].keys).strip()!r}, earlier plans of this "
-            f"output have {str(plans[-1].keys).strip()!r}",
-            "cast the column in the input, or write to another output.uri",
-        )
+def _has_labels(one: Opened, column: str) -> bool:
+    return one.columns is None or column in one.columns
 
 
 def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
-    missing = [o for o in opened if column and o.columns is not None and column not in o.columns]
-    if missing:
+    """Raises SpecError where no source has the labels: of those that have them the sample is taken."""
+    if column and opened and not any(_has_labels(one, column) for one in opened):
+        there = opened[0].columns or ()
+        near = difflib.get_close_matches(column, there, n=1)
         raise SpecError(
-            f"gate.labels_column: {missing[0].source.uri} has no column {column!r}; "
-            f"it has {', '.join(missing[0].columns or ()) or 'none'}"
+            f"gate.labels_column: {opened[0].source.uri} has no column {column!r}; it has {', '.join(there) or 'none'}",
+            f"write `labels_column: {near[0]}`" if near else "",
         )

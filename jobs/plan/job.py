@@ -102,7 +102,7 @@ class Job:
         given = self.spec.input
         return replace(
             given,
-            keys=tuple(dict.fromkeys((*given.keys, *extra))),
+            keys=(*given.keys, *(column for column in extra if column not in given.copied)),
             uri_roots=self._uri_roots(uris) if given.format == "parquet" else (),
         )
 
@@ -168,9 +168,9 @@ class Job:
 
     @property
     def labels_key(self) -> str:
-        """The key column with the true class; nothing where there is none."""
-        column = self.spec.gate.labels_column
-        return column if column in self.spec.input.keys else ""
+        """The key whose input column, or else name, is `gate.labels_column`; nothing where there is none."""
+        column, copied = self.spec.gate.labels_column, self.spec.input.copied
+        return next((key for key in copied if copied[key] == column), column if column in copied else "") or ""
 
     def worker_spec(
         self,
@@ -211,11 +211,11 @@ class Job:
     def bundle_request(self) -> BundleRequest:
         """Without a sample yet: that takes the footers of the input."""
         spec = self.spec
-        labels_column = spec.gate.labels_column
+        labels_column = self.labels_key or spec.gate.labels_column
         return BundleRequest(
             fingerprint=self.fingerprints.bundle,
             model=spec.model,
-            gate=spec.gate,
+            gate=replace(spec.gate, labels_column=labels_column),
             input=self.input_spec((labels_column,) if labels_column else ()),
             output=self.output,
             sample=(),

@@ -101,7 +101,7 @@ def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: st
     for place in list(places)[:LISTED]:
         show(place)
     count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
-    others = [name for name in job.spec.input.keys if name not in named]
+    others = [name for name in job.spec.input.copied if name not in named]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
     listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"
     raise SpecError(f"{key} is the key of {count} rows, {listed}", f"{more}name one by its place, as it is listed")

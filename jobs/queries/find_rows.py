@@ -29,7 +29,7 @@ def parse(text: str, given: InputSpec) -> Place | dict[str, str]:
 
     Raises SpecError for what names no row of this input.
     """
-    names = (*given.keys, SOURCE)
+    names = (*given.copied, SOURCE)
     name, equals, _ = text.partition("=")
     place = Place.read(text, given)
     if equals and name in names and (place is None or place.uri == text):  # no file is named like that

@@ -18,9 +18,12 @@ def meant(given: Any, schema: dict[str, Any]) -> Any:
     if isinstance(given, dict):
         sections = [kind for kind in kinds if kind.get("type") == "object"]
         if not sections:
-            return [meant(given, _items(kinds))] if _items(kinds).get("$ref") else plain(given)
+            return [meant(given, _items(kinds))] if "object" in _types_of_items(kinds) else plain(given)
         known: dict[str, Any] = sections[0].get("properties", {})
-        of_others = next(iter(sections[0].get("patternProperties", {}).values()), None)
+        others = sections[0].get("additionalProperties")
+        of_others = next(
+            iter(sections[0].get("patternProperties", {}).values()), others if isinstance(others, dict) else None
+        )
         values = {key.text if isinstance(key, Written) else key: value for key, value in given.items()}
         return {
             name: plain(value) if schema is None else meant(value, schema)
@@ -49,7 +52,7 @@ def _text_meant(text: str, kinds: list[dict[str, Any]]) -> Any:
     if any(kind.get("type") == "integer" for kind in kinds):
         return _number(float, text, text, lambda number: int(number) if number.is_integer() else text)
     # A comma may part two names: which is meant, is not ours to say.
-    return [text] if _items(kinds).get("type") == "string" and "," not in text else text
+    return [text] if "string" in _types_of_items(kinds) and "," not in text else text
 
 
 def _number(kind: Callable[[str], float], text: str, otherwise: str, then: Callable[[float], Any]) -> Any:
@@ -62,6 +65,10 @@ def _number(kind: Callable[[str], float], text: str, otherwise: str, then: Calla
 def _items(kinds: list[dict[str, Any]]) -> dict[str, Any]:
     """The schema of what a list here holds."""
     return next((kind["items"] for kind in kinds if "items" in kind), {})
+
+
+def _types_of_items(kinds: list[dict[str, Any]]) -> set[str | None]:
+    return {kind.get("type") for kind in branches(_items(kinds))}
 
 
 def _is_none(schema: dict[str, Any]) -> bool:

@@ -36,7 +36,8 @@ from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 
 _RESERVED_COLUMNS = OWN_COLUMNS | {"model", "plan"}
-"""The last two name folders of the output, which readers of Hive partitions put in place of a column."""
+"""The last two name folders of the output, which readers of Hive partitions put in place of a column. All in lower
+case: DuckDB, Spark and others take `Label` for `label`."""
 _DEFAULT_IMAGE = {"parquet": "image", "images": "", "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff"}
 
 
@@ -143,16 +144,22 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
-    if given.format == "images" and (unknown := [key for key in given.keys if key not in FILE_KEYS]):
+    pairs = [pair for key in given.keys for pair in ({key: key} if isinstance(key, str) else key).items()]
+    columns = [column for _, column in pairs]
+    if given.format == "images" and (unknown := [column for column in columns if column not in FILE_KEYS]):
         yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
-    if reserved := _RESERVED_COLUMNS.intersection(given.keys):
-        yield (
-            f"input.keys: {', '.join(sorted(reserved))} is a name that Stint uses in its output; "
-            "rename the input column"
-        )
-    if len(set(given.keys)) != len(given.keys):
-        yield "input.keys: a key is named twice"
-    if copied := [key for key in given.keys if (key.lower() if given.format == "webdataset" else key) in images]:
+    names: set[str] = set()
+    for name, column in pairs:
+        # Readers that fold case would see one column, and not always the one that is meant.
+        if (folded := name.lower()) in names or folded in _RESERVED_COLUMNS or not name:
+            why = "is named twice" if folded in names else "is a name that Stint uses in its output"
+            alias = "truth" if folded == "label" else f"input_{folded}".rstrip("_")
+            yield (
+                f"input.keys: {name} {why}, and upper and lower case are one to many readers; "
+                f"write `keys: [{{{alias}: {column}}}]`"
+            )
+        names.add(folded)
+    if given.format == "webdataset" and (copied := [column for column in columns if column.lower() in images]):
         yield f"input.keys: {copied[0]!r} is the image itself, which is not copied"
 
 

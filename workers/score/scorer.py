@@ -143,13 +143,21 @@ class Scorer(LoadedArtifact):
     def commit(self, shard: Shard, part: Part) -> ShardResult:
         """Encode all rows of a shard and create its object; another attempt's that is there already stands for good.
 
-        Raises RuntimeError unless every row is scored or gone; RowsRefused; StoreError, StoreDenied.
+        Raises RuntimeError unless every row is scored or gone; InputUnreadable for a key that the output cannot hold;
+        RowsRefused; StoreError, StoreDenied.
         """
+        import pyarrow as pa
+
         from workers.engines.choice import library
-        from workers.output import by_class, by_score, encode, object_facts
+        from workers.output import by_class, by_score, encode, keys_together, object_facts
+        from workers.source.source_file import InputUnreadable
 
         began = time.perf_counter()
         scored = part.scored
+        try:
+            scored.keys = [keys_together(scored.keys, self.keys)] if self.keys else scored.keys
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputUnreadable(f"{shard.describe()}: a key column is not as in earlier plans: {error}") from error
         rows_gone = sum(shard.slices[i].rows for i in part.gone)
         if scored.rows + rows_gone != shard.rows:
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")

@@ -2,36 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from workers.contract import InputSpec
 from workers.image.errors import BadImage, ErrorCode
 from workers.source.rows import ImageCell
 from workers.source.source_file import InputUnreadable
 
-_BINARY = (pa.types.is_binary, pa.types.is_large_binary)
-_TEXT = (pa.types.is_string, pa.types.is_large_string)
+_NULL = BadImage(ErrorCode.NULL, "the image cell is null")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""Null, as Hive and Spark name a folder."""
+_LIKE_A_URI = re.compile(r"ur[il]|path|file|im(g|age)|photo|pic", re.IGNORECASE)
+"""Names of columns that may hold URIs."""
+_NAMED = 8
+"""Columns, in a message."""
+
+
+def column_path(fields: Iterable[pa.Field], name: str) -> tuple[str, ...]:
+    """Where a column is: a flat one of that name, dots or not, else a field of a struct, step by step; () if nowhere.
+
+    Raises InputUnreadable where several have the name.
+    """
+    fields = list(fields)
+    # A flat column of the whole name goes first, then the shortest part of it that is a struct.
+    named = [f for f in fields if f.name == name or (pa.types.is_struct(f.type) and name.startswith(f"{f.name}."))]
+    for field in sorted(named, key=lambda f: (f.name != name, len(f.name))):
+        rest = () if field.name == name else column_path(field.type, name[len(field.name) + 1 :])
+        if rest or field.name == name:
+            if sum(other.name == field.name for other in fields) > 1:
+                raise InputUnreadable(f"several columns are called {field.name!r}; give each a name of its own")
+            return (field.name, *rest)
+    return ()
+
+
+def column_at(rows: Any, path: Sequence[str]) -> Any:
+    """The column of a batch or table at a place of `column_path`; null where a struct around it is."""
+    column = rows.column(path[0])
+    for name in path[1:]:
+        column = pc.struct_field(column, [column.type.get_field_index(name)])
+    return column
+
+
+def column_names(fields: Iterable[pa.Field]) -> list[str]:
+    """Of all columns, with the fields of structs."""
+    return [name for name, _ in _below(fields)]
+
+
+def _below(fields: Iterable[pa.Field]) -> Iterator[tuple[str, pa.DataType]]:
+    for field in fields:
+        yield field.name, field.type
+        if pa.types.is_struct(field.type):
+            yield from ((f"{field.name}.{name}", kind) for name, kind in _below(field.type))
+
+
+def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
+    kind = schema.field(path[0]).type
+    for name in path[1:]:
+        kind = kind.field(kind.get_field_index(name)).type
+    return kind
+
+
+def holds(kind: pa.DataType) -> str:
+    """What the cells of a column are: `bytes`, `text`, `struct` with bytes or path in it, `` for anything else."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds(kind.storage_type)
+    if types.is_dictionary(kind):
+        return holds(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "bytes" if types.is_uint8(kind.value_type) else ""
+    if types.is_struct(kind):
+        inside = [holds(field.type) for field in kind if field.name in ("bytes", "path")]
+        return "struct" if inside and all(each in ("bytes", "text") for each in inside) else ""
+    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return "bytes" if is_binary or types.is_fixed_size_binary(kind) or types.is_null(kind) else ""
 
 
 def image_columns(schema: pa.Schema, column: str) -> list[str]:
-    """What to read of a column for its images: the column, or of a struct its fields `bytes` and, if any, `path`.
+    """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`.
 
-    Raises InputUnreadable when there is no such column or it holds something else.
+    Raises InputUnreadable when there is no such column or it holds something else, with the line that works.
     """
-    if column not in schema.names:
-        raise InputUnreadable(f"no column {column!r}; the file has {', '.join(schema.names)}")
-    kind = schema.field(column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
-    if not any(is_one(kind) for is_one in (*_BINARY, *_TEXT)):
-        raise InputUnreadable(
-            f"column {column!r} is {kind}: images are binary, large_binary, struct<bytes, path> or a string URI"
-        )
+    path = column_path(schema, column)
+    kind = _type_at(schema, path) if path else None
+    match kind and holds(kind):
+        case "struct" if kind is not None:
+            return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
+        case "" | None:
+            wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
+            usable = usable_columns(schema)
+            near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
+            line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
+            raise InputUnreadable(f"{wrong}; {line} ({_has(schema)})")
     return [column]
+
+
+def usable_columns(fields: Iterable[pa.Field]) -> list[str]:
+    """Columns that `input.image` may name, those with bytes first."""
+    kinds = {name: "" if pa.types.is_null(kind) else holds(kind) for name, kind in _below(fields)}
+    kinds = {name: kind for name, kind in kinds.items() if kinds.get(name.rpartition(".")[0]) != "struct"}
+    uris = [name for name, kind in kinds.items() if kind == "text" and _LIKE_A_URI.search(name)]
+    return [name for wanted in ("struct", "bytes") for name, kind in kinds.items() if kind == wanted] + uris
+
+
+def _has(schema: pa.Schema) -> str:
+    names = column_names(schema)
+    return f"it has {', '.join(names[:_NAMED])}{'…' if len(names) > _NAMED else ''}"
+
+
+def folder_values(uri: str) -> dict[str, str | None]:
+    """What folders named `column=value` say of a file, as text."""
+    pairs = [part.partition("=") for part in uri.split("/")[:-1]]
+    return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, equals, value in pairs if equals}
+
+
+def key_schema(schema: pa.Schema, how: InputSpec, uri: str) -> pa.Schema:
+    """The key columns of a file, as it has them. Raises InputUnreadable for one that it lacks or that is the image."""
+    images, fields = column_path(schema, how.image), []
+    for name, column in how.copied.items():
+        if path := column_path(schema, column):
+            kind = _type_at(schema, path)
+            if path == images[: len(path)] and holds(kind) != "text":
+                raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
+            fields.append(pa.field(name, kind))
+        elif column in (folders := folder_values(uri)):
+            fields.append(pa.field(name, pa.string()))
+        else:
+            there = [*column_names(schema), *folders]
+            near = (difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there[:1] or [""])[0]
+            line = f"{{{name}: {near}}}" if name != column or "." in near else near
+            raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(schema)})")
+    return pa.schema(fields)
+
+
+def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
+    """The columns to read of a file for its keys."""
+    return [column for column in how.copied.values() if column_path(schema, column)]
+
+
+def keys_of(rows: Any, how: InputSpec, uri: str) -> pa.Table:
+    """The key columns of a batch or table of a file, under their names in the output."""
+    paths = {column: column_path(rows.schema, column) for column in how.copied.values()}
+    folders = {} if all(paths.values()) else folder_values(uri)
+    columns = [
+        column_at(rows, path)
+        if (path := paths[column])
+        else pa.repeat(pa.scalar(folders[column], pa.string()), rows.num_rows)
+        for column in how.copied.values()
+    ]
+    return pa.table(columns, list(how.copied))
 
 
 class Link(NamedTuple):
@@ -42,17 +172,38 @@ class Link(NamedTuple):
 
 def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
     """The images of a column's cells, or where they are."""
-    if not pa.types.is_struct(column.type):
-        is_text = any(is_one(column.type) for is_one in _TEXT)
-        return [Link(value) for value in _texts(column)] if is_text else binary_cells(column)
-    # flatten() carries the nulls of the struct itself over to its fields.
-    fields = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
-    images = binary_cells(fields["bytes"])
-    paths = _texts(fields["path"]) if "path" in fields else [None] * len(column)
-    # Hugging Face stores either the bytes or, when they were not embedded, the path.
-    return [
-        Link(path) if path and isinstance(cell, BadImage) else cell for cell, path in zip(images, paths, strict=True)
-    ]
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return cells_of(column.storage)
+    if pa.types.is_dictionary(kind):
+        values = cells_of(column.dictionary)  # each once, however often it stands
+        return [_NULL if index is None else values[index] for index in column.indices.to_pylist()]
+    if pa.types.is_struct(kind):
+        # flatten() carries the nulls of the struct itself over to its fields.
+        fields = {f.name: cells_of(part) for f, part in zip(kind, column.flatten(), strict=True)}
+        images = fields.get("bytes", [_NULL] * len(column))
+        paths = fields.get("path", images)
+        # Hugging Face stores either the bytes or, when they were not embedded, the path.
+        return [
+            path if isinstance(path, Link) and path.value and isinstance(cell, BadImage | Link) else cell
+            for cell, path in zip(images, paths, strict=True)
+        ]
+    return [Link(value) for value in _texts(column)] if holds(kind) == "text" else binary_cells(_binary(column))
+
+
+def _binary(column: pa.Array) -> pa.Array:
+    """A column of bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        column = column.cast(pa.large_list(pa.uint8()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(column.type):
+        like = pa.binary() if pa.types.is_list(kind) else pa.large_binary()
+        validity, offsets, *_, data = column.buffers()
+        start = column.values.offset
+        data = None if data is None else data.slice(start)
+        return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return column if is_plain else column.cast(pa.large_binary())
 
 
 def _texts(column: pa.Array) -> list[str | None]:
@@ -76,7 +227,6 @@ def binary_cells(column: pa.Array) -> list[ImageCell]:
     bytes_of_all = memoryview(data).cast("B")
     cells: list[ImageCell] = [bytes_of_all[start:stop] for start, stop in pairwise(ends)]
     if column.null_count:
-        null = BadImage(ErrorCode.NULL, "the image cell is null")
         for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
-            cells[row] = null
+            cells[row] = _NULL
     return cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -14,10 +14,10 @@ FILE_KEYS: Mapping[str, Callable[[str], str]] = {
 """Its path within its bucket or file system, the name of the folder that it lies in, its own name."""
 
 
-def file_keys(uris: Sequence[str], names: Sequence[str]) -> pa.Table:
-    """These keys of image files, a row each."""
-    return pa.table([[FILE_KEYS[name](uri) for uri in uris] for name in names], keys_schema(names))
+def file_keys(uris: Sequence[str], copied: Mapping[str, str]) -> pa.Table:
+    """These keys of image files, as InputSpec.copied has them, a row each."""
+    return pa.table([[FILE_KEYS[key](uri) for uri in uris] for key in copied.values()], keys_schema(copied))
 
 
-def keys_schema(names: Sequence[str]) -> pa.Schema:
+def keys_schema(names: Iterable[str]) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in names])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes
 
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted, shown
@@ -17,6 +21,8 @@ from workers.storage.errors import NotFound
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
 
+_LIKE_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk)[A-Za-z0-9+/\s]{90}")
+"""How images begin in base64: JPEG, PNG, GIF, WebP, TIFF, BMP."""
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 
 
@@ -53,13 +59,43 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
         os.close(descriptor)
 
 
-def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:
-    """The encoded image at `value`, which is relative to `source`, or why the row has none.
+def image_at(value: str | None, source: str, roots: tuple[str, ...], encoding: str = "auto") -> ImageCell:
+    """The encoded image at `value`, which is relative to `source`, or in it; or why the row has none.
 
+    A name is taken as it is written; where that leads nowhere, with its `%20` undone. `encoding` is that of the spec.
     Raises StoreError, StoreDenied: faults of storage, which never become a row's.
     """
     if value is None:
         return BadImage(ErrorCode.NULL, "the image cell is null")
+    if value[:5].lower() == "data:" or encoding == "base64":
+        return _inline(value)
+    bad = _at(value, source, roots)
+    if isinstance(bad, BadImage) and bad.code in (ErrorCode.URI_REFUSED, ErrorCode.NOT_FOUND):
+        if _LIKE_BASE64.match(value):
+            why = f"{shown(value[:40])} looks like an image in base64; write `input: {{image_encoding: base64}}`"
+            return BadImage(ErrorCode.URI_REFUSED, why)
+        if "%" in value and not is_web(value):
+            found = _at(unquote(value, errors="surrogateescape"), source, roots)
+            return bad if isinstance(found, BadImage) else found
+    return bad
+
+
+def _inline(value: str) -> ImageCell:
+    """The image in a `data:` URI (RFC 2397), or in base64, of either alphabet."""
+    head, data = value.split(",", 1) if value[:5].lower() == "data:" and "," in value else ("base64", value)
+    if len(data) > 2 * MAX_IMAGE_BYTES:
+        return BadImage(ErrorCode.TOO_LARGE, f"{len(data):,} characters, more than {2 * MAX_IMAGE_BYTES:,}")
+    if not head.lower().endswith("base64"):
+        return unquote_to_bytes(data)
+    plain = "".join(unquote(data).split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        return BadImage(ErrorCode.CORRUPT, f"{shown(value[:40])} is not base64: {error}")
+
+
+def _at(value: str, source: str, roots: tuple[str, ...]) -> ImageCell:
+    url = ""
     try:
         url = resolve_uri(value, source, roots)
         # The URL as it is, an image at a time: credentials leave a message where it leaves the process.
@@ -67,7 +103,8 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
     except Refused as error:
         return BadImage(ErrorCode.URI_REFUSED, redacted(str(error), {}))
     except (NotFound, IsADirectoryError):
-        return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object")
+        where = "" if url == value else f" at {shown(url)}"
+        return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object{where}")
     except BadImage as bad:
         return bad
 

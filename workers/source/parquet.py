@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage
-from workers.source.columns import Link, cells_of, image_columns
+from workers.source.columns import Link, cells_of, column_at, column_path, image_columns, key_columns_read, keys_of
 from workers.source.links import image_at
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable
@@ -22,15 +22,23 @@ time."""
 BUFFER_BYTES = 8 * 2**20
 
 
-def open_parquet(file: Any, *, buffer_size: int = 0) -> pq.ParquetFile:
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=buffer_size, page_checksum_verification=True)
+def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> pq.ParquetFile:
+    """INT96, as Spark and Athena write times, in microseconds: in nanoseconds, Arrow's default, 9999-12-31 is 1816."""
+    return pq.ParquetFile(
+        file,
+        pre_buffer=False,
+        buffer_size=buffer_size,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit,
+    )
 
 
 def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
-    """Compressed bytes of each column chunk of a row group that belongs to one of the top-level columns."""
-    wanted = set(columns)
+    """Compressed bytes of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
+    wanted = {*columns}
+    within = tuple(f"{column}." for column in wanted)
     chunks = (group.column(i) for i in range(group.num_columns))
-    return [int(c.total_compressed_size) for c in chunks if c.path_in_schema.split(".")[0] in wanted]
+    return [int(c.total_compressed_size) for c in chunks if (p := c.path_in_schema) in wanted or p.startswith(within)]
 
 
 def row_group_blocks(
@@ -40,9 +48,10 @@ def row_group_blocks(
 
     Raises InputUnreadable and what Arrow raises.
     """
-    columns = [*image_columns(parquet.schema_arrow, how.image), *how.keys]
+    schema = parquet.schema_arrow
+    columns = [*image_columns(schema, how.image), *key_columns_read(schema, how)]
     group = parquet.metadata.row_group(rows.row_group)
-    if only is not None or max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
+    if only is not None or max(chunk_sizes(group, columns)) > WHOLE_CHUNK_BYTES:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
         batch_size=_rows_a_batch(group),
@@ -73,7 +82,7 @@ def _rows_a_batch(group: Any) -> int:
 
 def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec) -> Iterator[RowBlock]:
     """The rows of a batch, by their numbers; more than one block where the images that its URIs lead to are large."""
-    keys = pa.Table.from_batches([batch.select(list(how.keys))]) if how.keys else None
+    keys = keys_of(batch, how, source) if how.keys else None
     images: list[ImageCell] = []
     done = held_bytes = 0
 
@@ -81,7 +90,7 @@ def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str,
         here = slice(done, done + len(images))
         return RowBlock(index, rows[here], images, None if keys is None else keys.slice(done, len(images)), held_bytes)
 
-    for image in _followed(cells_of(batch.column(how.image)), source, how):
+    for image in _followed(cells_of(column_at(batch, column_path(batch.schema, how.image))), source, how):
         images.append(image)
         held_bytes += 0 if isinstance(image, BadImage) else len(image)
         if held_bytes >= BLOCK_BYTES:
@@ -95,7 +104,7 @@ def _followed(cells: Sequence[ImageCell | Link], source: str, how: InputSpec) ->
     """The cells in order, links replaced by the images that they lead to: FETCHES at a time, and no more in memory."""
 
     def image_of(cell: ImageCell | Link) -> ImageCell:
-        return image_at(cell.value, source, how.uri_roots) if isinstance(cell, Link) else cell
+        return image_at(cell.value, source, how.uri_roots, how.image_encoding) if isinstance(cell, Link) else cell
 
     if any(isinstance(cell, Link) for cell in cells):
         return ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1)

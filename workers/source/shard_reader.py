@@ -21,6 +21,7 @@ import pyarrow as pa
 from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source import parquet, webdataset
+from workers.source.columns import key_columns_read, keys_of
 from workers.source.image_files import file_keys
 from workers.source.rows import FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
@@ -104,7 +105,7 @@ class ShardReader:
             if image is None:
                 self.gone.add(index)
             else:
-                keys = file_keys([self.shard.slices[index].uri], self.input.keys) if self.input.keys else None
+                keys = file_keys([self.shard.slices[index].uri], self.input.copied) if self.input.keys else None
                 yield RowBlock(index, [0], [image], keys, 0 if isinstance(image, BadImage) else len(image))
 
 
@@ -126,14 +127,16 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
     """
     if how.format == "images":
-        return file_keys([part.uri], how.keys)
+        return file_keys([part.uri], how.copied)
     if (file := _opened_unchanged(part)) is None:
         return None
     with file:
         if how.format == "webdataset":
-            return webdataset.keys_of(file, part.byte_start, part.rows, how.keys)
-        rows = parquet.open_parquet(file).read_row_group(part.row_group, columns=list(how.keys))
-        return rows.slice(part.row_start, part.rows)
+            return webdataset.sample_keys(file, part.byte_start, part.rows, how.copied)
+        whole = parquet.open_parquet(file)
+        columns = key_columns_read(whole.schema_arrow, how)
+        rows = whole.read_row_group(part.row_group, columns=columns).slice(part.row_start, part.rows)
+        return keys_of(rows, how, part.uri)
 
 
 def _opened_unchanged(source: Slice) -> SourceFile | None:

@@ -9,9 +9,11 @@ a name; where it leads is checked by whoever opens it: `workers.source.links`, `
 from __future__ import annotations
 
 import ipaddress
+import os
 import posixpath
 import re
 from ipaddress import IPv4Address, IPv6Address
+from itertools import product
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -79,7 +81,25 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 STORES = frozenset(
     [
-        *("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "ocilake", "oss", "tos", "hf", "dbfs"),
+        *(
+            "s3",
+            "s3a",
+            "s3n",
+            "gs",
+            "gcs",
+            "abfs",
+            "abfss",
+            "wasb",
+            "wasbs",
+            "az",
+            "adl",
+            "oci",
+            "ocilake",
+            "oss",
+            "tos",
+            "hf",
+            "dbfs",
+        ),
         *("lakefs", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
     ]
 )
@@ -91,7 +111,18 @@ MAX_CHARS = 8192
 MAX_KEY_BYTES = 1024
 """Of an object's key: S3, GCS and Azure refuse longer ones with an error that is not that of a missing object."""
 
-_OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
+_OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", **dict.fromkeys(("az", "abfss", "wasb", "wasbs"), "abfs")}
+_HOSTED = (
+    (re.compile(r"https?://([a-z0-9.-]+)\.s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?/([^?#]+)"), r"s3://\1/"),
+    (re.compile(r"https?://s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?/([^/?#]+)/([^?#]+)"), r"s3://\1/"),
+    (re.compile(r"https?://([a-z0-9._-]+)\.storage\.googleapis\.com/([^?#]+)"), r"gs://\1/"),
+    (re.compile(r"https?://storage\.(?:googleapis|cloud\.google)\.com/([^/?#]+)/([^?#]+)"), r"gs://\1/"),
+    (re.compile(r"https?://([a-z0-9]+)\.blob\.core\.windows\.net/([^/?#]+)/([^?#]+)"), r"wasbs://\2@\1.blob/"),
+)
+"""Web addresses of objects, unsigned, with the bucket that they are in; the last group is the escaped key."""
+_AZURE_HOST = re.compile(r"([^@/]+)@([a-z0-9]+)(?:\.(?:blob|dfs)(?:\.core\.windows\.net)?)?")
+_MOUNTED = "/dbfs"
+"""Where Databricks mounts its file system."""
 _KEYED = frozenset(["s3", "gs", "abfs"])
 _DEFAULT_PORT = {"http": "80", "https": "443"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -122,17 +153,22 @@ class _Place(NamedTuple):
 def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
     """The absolute URL or path of `value`, relative values counting from the folder of `source`. Raises Refused."""
     if len(value) > MAX_CHARS:
-        raise Refused(f"{shown(value)} has {len(value)} characters")
+        raise Refused(f"{shown(value)} has {len(value):,} characters")
     if not value or _CONTROL.search(value):
         raise Refused(f"{shown(value)}: empty, or with characters that are no text")
     try:
-        place = _place(_joined(value, source))
-        for root in roots:
+        url = _joined(value, source)
+        hosted = ((found, bucket) for form, bucket in _HOSTED if (found := form.fullmatch(url)))
+        places = [
+            _place(url),
+            *(_place(found.expand(bucket) + unquote(found[found.re.groups])) for found, bucket in hosted),
+        ]
+        for place, root in product(places, roots):
             base = _place(root)
             # Below the root, or the file that the root names.
             inside = f"{place.path}/".startswith(f"{base.path.rstrip('/')}/")
             if (place.scheme, place.host) == (base.scheme, base.host) and inside:
-                return place.url(_scheme_of(root) if base.scheme else "")
+                return place.url(place.scheme)
     except Refused as error:
         raise Refused(f"{shown(value)}: {error}") from error
     raise Refused(f"{shown(value)} is outside of input.uri_roots ({', '.join(roots) or 'none'})")
@@ -154,6 +190,35 @@ def is_web(url: str) -> bool:
     return _scheme_of(url) in WEB
 
 
+def usual(url: str) -> str:
+    """A URL in the spelling that listings have, whoever wrote it: Spark, Hadoop, Databricks. Other texts stay as they
+    are. Raises Refused for what cannot be reached."""
+    scheme, slash, rest = url.partition(":/")
+    scheme = scheme.lower()
+    if not slash:
+        return url
+    if not rest.startswith("/") or rest.startswith("//"):  # file:/path, dbfs:/path, and with three slashes
+        if scheme in ("file", "local"):
+            return url if rest.startswith("/") else f"file:///{rest}"
+        if scheme == "dbfs":
+            if not os.path.isdir(_MOUNTED):  # noqa: PTH112
+                raise Refused(f"there is no {_MOUNTED} here; write the store's own URL, as s3://bucket/path")
+            return f"{_MOUNTED}/{rest.lstrip('/')}"
+        return url
+    if (name := _OTHER_NAMES.get(scheme, scheme)) == "abfs":
+        host, _, path = rest[1:].partition("/")
+        if found := _AZURE_HOST.fullmatch(host):
+            account = f"{found[1]}@{found[2]}.dfs.core.windows.net" if "." in host else host
+            rest = f"/{found[1] if found[2] == _azure_account() else account}/{path}"
+    return f"{name}:/{rest}" if name in _KEYED else url
+
+
+def _azure_account() -> str | None:
+    """The one that a container without an account is in, as adlfs finds it."""
+    named = re.search(r"AccountName=([^;]+)", os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    return os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or (named[1] if named else None)
+
+
 def normalise(url: str) -> str:
     """The URL or path with `.` and `..` resolved. Raises Refused where they lead out of the bucket."""
     scheme, separator, rest = url.partition("://")
@@ -168,6 +233,7 @@ def _scheme_of(url: str) -> str:
 
 
 def _joined(value: str, source: str) -> str:
+    value = usual(value)
     if "://" in value or value.startswith("/"):
         return value
     if is_web(source):
@@ -177,6 +243,7 @@ def _joined(value: str, source: str) -> str:
 
 def _place(url: str) -> _Place:
     """Raises Refused."""
+    url = usual(url)
     scheme = _scheme_of(url)
     if scheme in WEB:
         return _web_place(scheme, url.partition("://")[2])
@@ -192,7 +259,6 @@ def _place(url: str) -> _Place:
     if not host:
         raise Refused("no bucket or host is named")
     path = _without_dots(f"/{path}")
-    scheme = _OTHER_NAMES.get(scheme, scheme)
     if scheme in _KEYED and len(path.encode()) > MAX_KEY_BYTES + 1:
         raise Refused(f"the key has more than {MAX_KEY_BYTES} bytes")
     return _Place(scheme, host, path)

@@ -69,15 +69,15 @@ def row_groups(file: SourceFile, together: int = 16) -> tuple[RowGroup, ...]:
     )
 
 
-def keys_of(file: SourceFile, byte_start: int, rows: int, names: Sequence[str]) -> pa.Table:
-    """Key columns of the `rows` samples from `byte_start` on, as strings, without reading their images.
+def sample_keys(file: SourceFile, byte_start: int, rows: int, copied: Mapping[str, str]) -> pa.Table:
+    """Key columns (InputSpec.copied) of `rows` samples from `byte_start` on, as strings, without reading their images.
 
     Raises InputUnreadable, also when there are fewer rows; StoreError.
     """
-    samples = list(islice(_samples(_sparing(file), byte_start, keys=names), rows))
+    samples = list(islice(_samples(_sparing(file), byte_start, keys=copied.values()), rows))
     if len(samples) != rows:
         raise _too_few(len(samples), rows, byte_start)
-    return _key_table(samples, names)
+    return _key_table(samples, copied)
 
 
 def _sparing(file: SourceFile) -> Window:
@@ -102,7 +102,7 @@ def sample_blocks(
     """
     held: dict[int, _Sample] = {}
     held_bytes, row = 0, rows.row_start - 1
-    samples = _samples(window, rows.byte_start, extensions(how.image), how.keys)
+    samples = _samples(window, rows.byte_start, extensions(how.image), how.copied.values())
     for row, sample in zip(range(rows.row_start, rows.row_stop), samples, strict=False):
         if only is None or row in only:
             held[row] = sample
@@ -118,7 +118,7 @@ def sample_blocks(
 
 def _row_block(samples: Mapping[int, _Sample], index: int, how: InputSpec) -> RowBlock:
     images = [_lacking(sample, how) if sample.image is None else sample.image for sample in samples.values()]
-    keys = _key_table(samples.values(), how.keys) if how.keys else None
+    keys = _key_table(samples.values(), how.copied) if how.keys else None
     return RowBlock(index, list(samples), images, keys, sum(sample.bytes_read for sample in samples.values()))
 
 
@@ -127,10 +127,10 @@ def _lacking(sample: _Sample, how: InputSpec) -> BadImage:
     return BadImage(ErrorCode.NULL, f"sample {sample.key} has no {looked_for}; it has {present}")
 
 
-def _key_table(samples: Collection[_Sample], names: Sequence[str]) -> pa.Table:
+def _key_table(samples: Collection[_Sample], copied: Mapping[str, str]) -> pa.Table:
     """The samples' keys, and their members' texts; null where there is no such member."""
-    values = {name: [s.key if name == KEY_COLUMN else s.texts.get(name.lower()) for s in samples] for name in names}
-    return pa.table({name: pa.array(column, pa.string()) for name, column in values.items()})
+    values = [[s.key if key == KEY_COLUMN else s.texts.get(key.lower()) for s in samples] for key in copied.values()]
+    return pa.table([pa.array(column, pa.string()) for column in values], list(copied))
 
 
 def _too_few(found: int, planned: int, byte_start: int) -> InputUnreadable:
@@ -174,7 +174,7 @@ class _Sample:
         self.members[extension] = member
 
 
-def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Sequence[str] = ()) -> Iterator[_Sample]:
+def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Collection[str] = ()) -> Iterator[_Sample]:
     """Samples from the one whose first header is at `start` on, with the members that are wanted read on the way.
 
     These are the first of the extensions `images` that a sample has, and all of `keys`.

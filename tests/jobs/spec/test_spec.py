@@ -50,7 +50,14 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__keys": ["score"]}, r"score is a name that Stint uses in its output"),
         ({"input__keys": ["plan"]}, r"plan is a name that Stint uses in its output"),
         ({"input__keys": ["a", "a"]}, r"named twice"),
-        ({"input__keys": ["image"]}, r"'image' is the image itself"),
+        ({"input__keys": ["Label"]}, r"Label is a name that Stint uses.*write `keys: \[\{truth: Label\}\]`"),
+        ({"input__keys": ["Row"]}, r"write `keys: \[\{input_row: Row\}\]`"),
+        ({"input__keys": [{"Model": "x"}]}, r"write `keys: \[\{input_model: x\}\]`"),
+        ({"input__keys": ["sku", {"SKU": "x"}]}, r"SKU is named twice.*write `keys: \[\{input_sku: x\}\]`"),
+        ({"input__keys": [{"": "x"}]}, r"write `keys: \[\{input: x\}\]`"),
+        ({"input__keys": [{"a": ["x"]}]}, r"input.keys"),
+        ({"input__keys": [{"truth": "cat"}], "input__format": "images"}, r"no 'cat'; their keys are path"),
+        ({"input__keys": ["JPG"], "input__format": "webdataset"}, r"'JPG' is the image itself"),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
         ({"gate": {"min_top1": 0.5}}, r"gate.min_top1: true top-1 needs gate.labels_column"),
@@ -219,7 +226,7 @@ def test_faults_of_a_whole_section_are_told_together_once_its_types_are_right() 
         model={"arch": "resnet50", "device": "cuda", "precision": "int8"},
     )
     with pytest.raises(
-        SpecError, match=r"folders are wanted.*plan is a name.*named twice.*torchvision/resnet50.*model\.device: cuda"
+        SpecError, match=r"folders are wanted.*named twice.*plan is a name.*torchvision/resnet50.*model\.device: cuda"
     ):
         parse_spec(given)
 
@@ -346,3 +353,21 @@ def _refusal(given: dict[str, Any]) -> str:
     except SpecError as error:
         return str(error)
     return ""
+
+
+def test_a_key_may_have_a_name_of_its_own() -> None:
+    keys = ["sku", {"truth": "label", "n": "sample.n"}]
+
+    spec = parse_spec(raw(input__keys=keys))
+
+    assert spec.input.copied == {"sku": "sku", "truth": "label", "n": "sample.n"}
+    assert spec.model_dump(mode="json")["input"]["keys"] == keys
+    assert parse_spec(spec.model_dump(mode="json")) == spec
+    assert parse_spec(raw(input__keys={"truth": "label"})).input.copied == {"truth": "label"}
+
+
+def test_a_key_of_yaml_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw()))
+    spec = load_spec(str(tmp_path / "job.yaml"), ["input.keys=[2024, {no: 7}, {truth: label}]"])
+
+    assert spec.input.copied == {"2024": "2024", "no": "7", "truth": "label"}

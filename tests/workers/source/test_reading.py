@@ -254,9 +254,14 @@ def test_a_fault_of_storage_is_not_blamed_on_the_source(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (pa.schema([("img", pa.binary())]), "no column 'image'; the file has img"),
-        (pa.schema([("image", pa.int32())]), "column 'image' is int32: images are binary"),
-        (pa.schema([("image", pa.struct([("data", pa.binary())]))]), "images are binary"),
+        (pa.schema([("img", pa.binary())]), "no column 'image'; write `image: img`"),
+        (pa.schema([("id", pa.int32()), ("row", pa.struct([("jpg", pa.binary())]))]), "write `image: row.jpg`"),
+        (pa.schema([("sku", pa.string()), ("image_url", pa.string())]), "write `image: image_url`"),
+        (pa.schema([("sku", pa.string())]), "no column of it holds bytes"),
+        (pa.schema([("image", pa.int32()), ("photo", pa.binary_view())]), "'image' is int32.*write `image: photo`"),
+        (pa.schema([("image", pa.struct([("data", pa.binary())]))]), "write `image: image.data`"),
+        (pa.schema([("image", pa.list_(pa.int32()))]), "which holds no image"),
+        (pa.schema([("image", pa.binary()), ("image", pa.binary())]), "several columns are called 'image'"),
     ],
 )
 def test_a_column_that_cannot_hold_images_is_explained(schema: pa.Schema, message: str) -> None:

@@ -64,15 +64,15 @@ def test_uris_are_followed_below_the_roots_only_and_those_of_other_rows_not_at_a
     followed: list[str | None] = []
     image_at = parquet.image_at
 
-    def watched(value: str | None, source: str, roots: tuple[str, ...]) -> object:
+    def watched(value: str | None, source: str, roots: tuple[str, ...], encoding: str) -> object:
         followed.append(value)
-        return image_at(value, source, roots)
+        return image_at(value, source, roots, encoding)
 
     monkeypatch.setattr(parquet, "image_at", watched)
     b, refused, none, null = fetch_images(how, [at(file, row) for row in (0, 2, 3, 4)])
     assert b == b"b"
     assert (none, null) == (
-        "'none.jpg': no such object", "the image cell is null",
+        f"'none.jpg': no such object at '{tmp_path}/in/none.jpg'", "the image cell is null",
     )  # fmt: skip
     assert "outside of input.uri_roots" in str(refused)
     assert sorted(map(str, followed)) == ["../secret", "None", "b.jpg", "none.jpg"]

@@ -33,7 +33,7 @@ from workers.source import source_file, tar, webdataset
 from workers.source.rows import RowGroup
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile, opened
-from workers.source.webdataset import keys_of
+from workers.source.webdataset import sample_keys
 from workers.storage import retries
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem
@@ -172,11 +172,11 @@ def test_key_columns_are_text_without_the_line_break_that_ends_a_file(tmp_path: 
     how = InputSpec(format="webdataset", image="jpg", keys=names)
     assert [named for _, named in read(path, parts, how)] == wanted
     with opened(*open_filesystem(str(path))) as file:
-        table = keys_of(file, parts[0].byte_start, 3, names)
+        table = sample_keys(file, parts[0].byte_start, 3, how.copied)
         assert table.to_pylist() == wanted
         assert {str(field.type) for field in table.schema} == {"string"}
         with pytest.raises(InputUnreadable, match="3 samples from byte 0 on, 4 planned"):
-            keys_of(file, 0, 4, names)
+            sample_keys(file, 0, 4, how.copied)
 
 
 def test_a_name_that_is_not_utf_8_has_a_key_that_can_be_stored(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_tar_on_an_object_store_is_indexed_and_read_in_few_requests(
     assert min(at for at, _ in reads) == parts[7].byte_start
     assert len(reads) < 8
     with opened(fs, path) as file:
-        assert keys_of(file, parts[7].byte_start, 2, ("__key__",))["__key__"].to_pylist() == [
+        assert sample_keys(file, parts[7].byte_start, 2, {"__key__": "__key__"})["__key__"].to_pylist() == [
             "train/00112",
             "train/00113",
         ]
