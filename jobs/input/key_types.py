@@ -35,6 +35,8 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.timestamp(finer, one.tz) if (one.tz is None) == (other.tz is None) else None
     if pa.types.is_null(one) or pa.types.is_null(other):
         return other if pa.types.is_null(one) else one
+    if {(pa.types.is_integer(t), pa.types.is_floating(t)) for t in (one, other)} == {(True, False), (False, True)}:
+        return one  # whole numbers, as pandas writes a column with a null: which they are, values tell
     # Bytes are no text, and a decimal that becomes a float is another number.
     if _is_text(one) != _is_text(other) or (
         pa.types.is_decimal(one) != pa.types.is_decimal(other) and any(map(pa.types.is_floating, (one, other)))
@@ -52,19 +54,13 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def holds_all(wide: pa.DataType, narrow: pa.DataType) -> bool:
-    """Whether every value of a type is one of another, known without looking at values."""
+    """Whether every value of a type is one of another, as types tell; some that are are left to be looked at."""
     wide, narrow = plain_type(wide), plain_type(narrow)
-    types = pa.types
-    if wide == narrow or types.is_null(narrow) or (_is_text(wide) and _is_text(narrow)):
-        return True
-    if types.is_integer(wide) and types.is_integer(narrow):
-        signed, grown = types.is_signed_integer(wide), wide.bit_width - narrow.bit_width
-        return bool(grown >= 0 if signed == types.is_signed_integer(narrow) else signed and grown > 0)
-    if types.is_timestamp(wide) and types.is_timestamp(narrow):
-        return bool(wide.unit == narrow.unit)
-    if types.is_decimal(wide) and types.is_decimal(narrow):
-        return bool(0 <= wide.scale - narrow.scale <= wide.precision - narrow.precision)
-    return bool(types.is_floating(wide) and types.is_floating(narrow) and wide.bit_width >= narrow.bit_width)
+    if pa.types.is_timestamp(wide) and pa.types.is_timestamp(narrow):
+        return wide.unit == narrow.unit and (wide.tz is None) == (narrow.tz is None)
+    alike = any(is_one(wide) and is_one(narrow) for is_one in (_is_text, pa.types.is_integer, pa.types.is_decimal))
+    is_wider = alike and narrow != pa.uint64() and common_type(wide, narrow) == wide
+    return wide == narrow or pa.types.is_null(narrow) or is_wider or (_is_text(wide) and _is_text(narrow))
 
 
 def changed_by_cast(column: pa.ChunkedArray, kind: pa.DataType) -> str:

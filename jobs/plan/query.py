@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import RunFailed, SpecError
+from workers.output import OWN_COLUMNS
 from workers.storage.errors import StoreDenied, StoreError
 
 _PLACE = '"source_uri", "source_version", "row_group", "row"'
@@ -91,15 +92,20 @@ def _fulfilling(reader: pa.RecordBatchReader, where: str | None, option: str) ->
         import duckdb
     except ImportError as error:
         raise SpecError("conditions are evaluated by DuckDB, which is not installed", "pip install duckdb") from error
+    # DuckDB folds case: a key `Label`, of an earlier release, would be taken for the prediction `label`.
+    own = OWN_COLUMNS.intersection(reader.schema.names)
+    names = [n if n in own or n.lower() not in own else f"input_{n}" for n in reader.schema.names]
+    schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
     stream = _Counted(reader)
     try:
         with duckdb.connect(":memory:", config=LOCKED) as database:
-            rows = database.from_arrow(pa.RecordBatchReader.from_batches(reader.schema, stream.batches()))
+            batches = (batch.rename_columns(names) for batch in stream.batches())
+            rows = database.from_arrow(pa.RecordBatchReader.from_batches(schema, batches))
             # Nothing can be set back from here on, and whatever is no expression is refused by the parser.
             database.execute("SET lock_configuration = true")
             yield rows.filter(f"({where or 'true'}\n)"), stream
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _explained(error, stream, f"{option} {where!r}", reader.schema) from error
+        raise _explained(error, stream, f"{option} {where!r}", schema) from error
 
 
 def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:

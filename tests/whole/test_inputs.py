@@ -383,3 +383,48 @@ def test_folders_of_images_are_named_after_classes_and_their_names_are_keys(
     capsys.readouterr()
     assert main(["run", wrong, "--pool=local"]) == 2
     assert "has no column 'class'; it has path, folder, name" in capsys.readouterr().err
+
+
+def test_files_of_several_writers_are_scored_with_keys_by_names_of_their_own(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hugging Face's image and label, one night's types after the other, and a file that does not fit."""
+    rows = pq.read_table(digits.images).select(["id", "digit", "image"]).slice(0, 300)
+    images, labels = rows["image"].combine_chunks(), rows["digit"].combine_chunks()
+
+    def put(day: str, name: str, start: int, label: pa.Array, image: pa.Array) -> None:
+        (tmp_path / f"in/day={day}").mkdir(parents=True, exist_ok=True)
+        ids = pa.array([f"n{n}" for n in range(start, start + 100)])
+        meta = pa.StructArray.from_arrays([ids], ["id"])
+        pq.write_table(
+            pa.table({"image": image, "label": label, "meta": meta}), tmp_path / f"in/day={day}/{name}.parquet"
+        )
+
+    nulls = pa.nulls(100, pa.string())
+    put("1", "a", 0, labels[:100], pa.StructArray.from_arrays([images[:100], nulls], ["bytes", "path"]))
+    put("1", "b", 100, labels[100:200].cast(pa.int32()), images[100:200].cast(pa.binary_view()))
+    put("1", "odd", 100, pa.array(["seven"] * 100), images[100:200])
+    keys = [{"truth": "label"}, {"sku": "meta.id"}, "day"]
+    spec = write_spec(
+        digits.spec(
+            tmp_path / "out", input__uri=str(tmp_path / "in"), input__keys=keys, gate__labels_column="label",
+            gate__min_agreement=0.0, gate__max_top1_drop=1.0,
+        )
+    )  # fmt: skip
+    assert main(["run", spec, "--pool=local"]) == 1
+    shown = "".join(capsys.readouterr())
+    assert "odd.parquet" in shown
+    assert "'truth' is string, and int64 in other files" in shown
+    (tmp_path / "in/day=1/odd.parquet").unlink()
+    put("2", "c", 200, labels[200:].cast(pa.float64()), images[200:].dictionary_encode())
+    assert main(["run", spec, "--pool=local"]) == 0
+    shown = "".join(capsys.readouterr())
+    table = done(str(tmp_path / "out")).table().sort_by("sku")
+    assert sorted(table["sku"].to_pylist()) == sorted(f"n{n}" for n in range(300))
+    assert str(table.schema.field("truth").type) == "int64"
+    by_sku = dict(zip(table["sku"].to_pylist(), table["truth"].to_pylist(), strict=True))
+    assert [by_sku[f"n{n}"] for n in range(300)] == labels.to_pylist()
+    assert table["day"].value_counts().to_pylist() == [{"values": "1", "counts": 200}, {"values": "2", "counts": 100}]
+    assert "rows with a label" in shown
+    assert main(["verify", spec]) == 0
+    assert main(["explain", spec, "sku=n7"]) == 0

@@ -52,23 +52,11 @@ def column_at(rows: Any, path: Sequence[str]) -> Any:
     return column
 
 
-def column_names(fields: Iterable[pa.Field]) -> list[str]:
-    """Of all columns, with the fields of structs."""
-    return [name for name, _ in _below(fields)]
-
-
 def _below(fields: Iterable[pa.Field]) -> Iterator[tuple[str, pa.DataType]]:
     for field in fields:
         yield field.name, field.type
         if pa.types.is_struct(field.type):
             yield from ((f"{field.name}.{name}", kind) for name, kind in _below(field.type))
-
-
-def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
-    kind = schema.field(path[0]).type
-    for name in path[1:]:
-        kind = kind.field(kind.get_field_index(name)).type
-    return kind
 
 
 def holds(kind: pa.DataType) -> str:
@@ -95,7 +83,7 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
     Raises InputUnreadable when there is no such column or it holds something else, with the line that works.
     """
     path = column_path(schema, column)
-    kind = _type_at(schema, path) if path else None
+    kind = column_at(schema.empty_table(), path).type if path else None
     match kind and holds(kind):
         case "struct" if kind is not None:
             return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
@@ -104,7 +92,7 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
             usable = usable_columns(schema)
             near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
             line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
-            raise InputUnreadable(f"{wrong}; {line} ({_has(schema)})")
+            raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
     return [column]
 
 
@@ -116,8 +104,7 @@ def usable_columns(fields: Iterable[pa.Field]) -> list[str]:
     return [name for wanted in ("struct", "bytes") for name, kind in kinds.items() if kind == wanted] + uris
 
 
-def _has(schema: pa.Schema) -> str:
-    names = column_names(schema)
+def _has(names: Sequence[str]) -> str:
     return f"it has {', '.join(names[:_NAMED])}{'…' if len(names) > _NAMED else ''}"
 
 
@@ -127,23 +114,39 @@ def folder_values(uri: str) -> dict[str, str | None]:
     return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, equals, value in pairs if equals}
 
 
-def key_schema(schema: pa.Schema, how: InputSpec, uri: str) -> pa.Schema:
-    """The key columns of a file, as it has them. Raises InputUnreadable for one that it lacks or that is the image."""
-    images, fields = column_path(schema, how.image), []
-    for name, column in how.copied.items():
-        if path := column_path(schema, column):
-            kind = _type_at(schema, path)
-            if path == images[: len(path)] and holds(kind) != "text":
+class FileColumns(NamedTuple):
+    """What a file has for a job."""
+
+    images: list[str]
+    """To read for the images, as `image_columns` has them."""
+    keys: list[str]
+    """To read for the keys: all but those that its path tells."""
+    key_types: pa.Schema
+    """Of the keys under their names in the output, as the file has them."""
+    there: tuple[str, ...]
+    """All columns, with the fields of structs and the folders of Hive."""
+
+
+def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> FileColumns:
+    """Raises InputUnreadable for a column that is not there or not what it should be, with the line to write."""
+    key = "input.image"
+    try:
+        images = image_columns(schema, how.image)
+        key, path = "input.keys", column_path(schema, how.image)
+        there = (*(name for name, _ in _below(schema)), *folder_values(uri))
+        for name, column in how.copied.items():
+            at = column_path(schema, column)
+            if not at and column not in folder_values(uri):
+                same = [one for one in there if one.rpartition(".")[2].lower() == column.lower()]
+                near = (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there)[0]
+                line = near if name == column and "." not in near else f"{{{name}: {near}}}"
+                raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(there)})")
+            if at and at == path[: len(at)] and holds(column_at(schema.empty_table(), at).type) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
-            fields.append(pa.field(name, kind))
-        elif column in (folders := folder_values(uri)):
-            fields.append(pa.field(name, pa.string()))
-        else:
-            there = [*column_names(schema), *folders]
-            near = (difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there[:1] or [""])[0]
-            line = f"{{{name}: {near}}}" if name != column or "." in near else near
-            raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(schema)})")
-    return pa.schema(fields)
+    except InputUnreadable as error:
+        raise InputUnreadable(f"{key}: {error}") from error
+    types = keys_of(schema.empty_table(), how, uri).schema
+    return FileColumns(images, key_columns_read(schema, how), types, there)
 
 
 def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
@@ -192,17 +195,15 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
 
 
 def _binary(column: pa.Array) -> pa.Array:
-    """A column of bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
-    kind = column.type
-    if pa.types.is_fixed_size_list(kind):
+    """Bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
+    if pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.large_list(pa.uint8()))
-    if pa.types.is_list(kind) or pa.types.is_large_list(column.type):
-        like = pa.binary() if pa.types.is_list(kind) else pa.large_binary()
-        validity, offsets, *_, data = column.buffers()
-        start = column.values.offset
-        data = None if data is None else data.slice(start)
-        return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)
-    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    for is_list, like in ((pa.types.is_list, pa.binary()), (pa.types.is_large_list, pa.large_binary())):
+        if is_list(column.type):
+            validity, offsets, *_, data = column.buffers()
+            data = None if data is None else data.slice(column.values.offset)
+            return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)
+    is_plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
     return column if is_plain else column.cast(pa.large_binary())
 
 

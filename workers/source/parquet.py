@@ -41,6 +41,13 @@ def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
     return [int(c.total_compressed_size) for c in chunks if (p := c.path_in_schema) in wanted or p.startswith(within)]
 
 
+def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
+    """The key columns of all rows, or of a row group, under their names in the output. Raises what Arrow raises."""
+    columns = key_columns_read(parquet.schema_arrow, how)
+    rows = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
+    return keys_of(rows, how, uri)
+
+
 def row_group_blocks(
     file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:

@@ -21,7 +21,6 @@ import pyarrow as pa
 from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source import parquet, webdataset
-from workers.source.columns import key_columns_read, keys_of
 from workers.source.image_files import file_keys
 from workers.source.rows import FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable, SourceFile, opened
@@ -133,10 +132,8 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     with file:
         if how.format == "webdataset":
             return webdataset.sample_keys(file, part.byte_start, part.rows, how.copied)
-        whole = parquet.open_parquet(file)
-        columns = key_columns_read(whole.schema_arrow, how)
-        rows = whole.read_row_group(part.row_group, columns=columns).slice(part.row_start, part.rows)
-        return keys_of(rows, how, part.uri)
+        keys = parquet.read_keys(parquet.open_parquet(file), how, part.uri, part.row_group)
+        return keys.slice(part.row_start, part.rows)
 
 
 def _opened_unchanged(source: Slice) -> SourceFile | None:

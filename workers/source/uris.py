@@ -158,11 +158,14 @@ def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
         raise Refused(f"{shown(value)}: empty, or with characters that are no text")
     try:
         url = _joined(value, source)
-        hosted = ((found, bucket) for form, bucket in _HOSTED if (found := form.fullmatch(url)))
-        places = [
-            _place(url),
-            *(_place(found.expand(bucket) + unquote(found[found.re.groups])) for found, bucket in hosted),
+        hosted = [
+            f"{found.expand(bucket)}{unquote(found[found.re.groups])}"
+            for form, bucket in _HOSTED
+            if (found := form.fullmatch(url))
         ]
+        if any(map(_CONTROL.search, hosted)):
+            raise Refused("escaped characters that are no text")
+        places = [_place(each) for each in (url, *hosted)]
         for place, root in product(places, roots):
             base = _place(root)
             # Below the root, or the file that the root names.

@@ -282,6 +282,21 @@ def test_columns_that_differ_in_case_alone_keep_their_names_and_values() -> None
     assert (chosen.rows["label"].to_pylist(), chosen.rows["Label"].to_pylist()) == (["1"], ["y"])
 
 
+def test_a_condition_on_the_prediction_is_not_one_on_a_key_that_differs_in_case_alone() -> None:
+    table = rows(3).read_all().add_column(4, "Label", pa.array(["2", "2", "0"]))
+
+    def chosen(where: str) -> list[int]:
+        return (
+            choose(pa.RecordBatchReader.from_batches(table.schema, table.to_batches()), where, 5)
+            .rows["row"]
+            .to_pylist()
+        )
+
+    assert chosen("label = '2'") == [2]
+    assert chosen("LABEL = '0'") == [0]
+    assert chosen("input_Label = '0'") == [2]
+
+
 @pytest.mark.parametrize(("fault", "told"), [(StoreError("gone"), StoreError), (OSError("bad page"), RunFailed)])
 def test_a_stream_that_breaks_is_not_the_conditions_fault(fault: Exception, told: type[Exception]) -> None:
     def broken() -> Any:

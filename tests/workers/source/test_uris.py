@@ -249,3 +249,73 @@ def test_pipes_devices_and_folders_are_not_read_and_names_that_cannot_be_do_not_
             read(tree, name)
     with pytest.raises(Refused, match="leads out"):
         links.read_below("/dev/zero", (str(tree / "in"),))
+
+
+# ---------------------------------------------------------------------------------------------- spellings
+
+
+@pytest.mark.parametrize(
+    ("value", "roots", "expected"),
+    [
+        ("s3n://bucket/in/a", S3, "s3://bucket/in/a"),
+        ("s3://bucket/in/a", ("s3n://bucket/in",), "s3://bucket/in/a"),
+        ("gcs://bucket/in/a", ("gs://bucket/in",), "gs://bucket/in/a"),
+        ("file:/data/in/a", LOCAL, "/data/in/a"),
+        ("File:/data/in/a", LOCAL, "/data/in/a"),
+        ("az://box/in/a", ("abfs://box/in",), "abfs://box/in/a"),
+        ("wasbs://box@acc.blob.core.windows.net/in/a", ("abfss://box@acc.dfs.core.windows.net/in",),
+         "abfs://box@acc.dfs.core.windows.net/in/a"),
+        ("https://bucket.s3.amazonaws.com/in/a%20b", S3, "s3://bucket/in/a b"),
+        ("https://bucket.s3.eu-central-1.amazonaws.com/in/a", S3, "s3://bucket/in/a"),
+        ("https://bucket.s3.dualstack.us-west-2.amazonaws.com/in/a", S3, "s3://bucket/in/a"),
+        ("https://s3-eu-west-1.amazonaws.com/bucket/in/a", S3, "s3://bucket/in/a"),
+        ("https://storage.googleapis.com/bucket/in/a", ("gs://bucket/in",), "gs://bucket/in/a"),
+        ("https://storage.cloud.google.com/bucket/in/a", ("gs://bucket/in",), "gs://bucket/in/a"),
+        ("https://acc.blob.core.windows.net/box/in/a", ("abfs://box@acc.dfs.core.windows.net/in",),
+         "abfs://box@acc.dfs.core.windows.net/in/a"),
+        ("https://bucket.s3.amazonaws.com/in/a", ("https://bucket.s3.amazonaws.com/",),
+         "https://bucket.s3.amazonaws.com:443/in/a"),
+    ],
+)  # fmt: skip
+def test_spellings_of_other_tools_are_taken_for_what_they_mean(
+    value: str, roots: tuple[str, ...], expected: str
+) -> None:
+    assert resolve_uri(value, "s3://bucket/in/t.parquet", roots) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "s3n://bucket/other/a", "s3n://bucket/in/../a", "file:/etc/passwd", "file:/data/in/../../etc/passwd",
+        "https://bucket.s3.amazonaws.com/in/%2e%2e/%2e%2e/other", "https://bucket.s3.amazonaws.com/in/../other",
+        "https://bucket.s3.amazonaws.com.evil.example/in/a", "https://evil.example/bucket.s3.amazonaws.com/in/a",
+        "https://bucket.s3.amazonaws.com@evil.example/in/a", "https://bucket.s3.amazonaws.com/in/a?X-Amz-Signature=x",
+        "https://s3.amazonaws.com/other/in/a", "https://u@bucket.s3.amazonaws.com/in/a",
+        "https://bucket.s3.amazonaws.com/in/a%00", "wasbs://bucket@acc/in/a", "dbfs:/in/a", "dbfs:///data/in/a",
+    ],
+)  # fmt: skip
+def test_spellings_of_other_tools_lead_no_further(value: str) -> None:
+    with pytest.raises(Refused):
+        resolve_uri(value, "s3://bucket/in/t.parquet", (*S3, *LOCAL))
+
+
+def test_a_container_is_the_same_with_the_account_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, roots = "abfss://box@acc.dfs.core.windows.net/in/a", ("abfs://box/in",)
+    with pytest.raises(Refused, match="outside"):
+        resolve_uri(value, "", roots)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "Protocol=https;AccountName=acc;AccountKey=none")
+    assert resolve_uri(value, "", roots) == "abfs://box/in/a"
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "other")
+    with pytest.raises(Refused, match="outside"):
+        resolve_uri(value, "", roots)
+
+
+def test_databricks_names_are_files_where_they_are_mounted_and_refused_by_name_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uris, "_MOUNTED", str(tmp_path))
+    assert resolve_uri("dbfs:/in/a", "", (str(tmp_path),)) == f"{tmp_path}/in/a"
+    assert resolve_uri("dbfs:///in/a", "", (str(tmp_path),)) == f"{tmp_path}/in/a"
+    monkeypatch.setattr(uris, "_MOUNTED", str(tmp_path / "none"))
+    with pytest.raises(Refused, match=r"write the store's own URL, as s3://bucket/path"):
+        resolve_uri("dbfs:/in/a", "", (str(tmp_path),))
