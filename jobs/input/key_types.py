@@ -18,7 +18,8 @@ def common_keys(schemas: Iterable[pa.Schema]) -> pa.Schema | None:
     common: pa.Schema | None = None
     for schema, _ in Counter(schemas).most_common():
         types = [f.type for f in schema] if common is None else map(common_type, common.types, schema.types)
-        if all(found := [None if kind is None else plain_type(kind) for kind in types]):
+        found = [None if kind is None else plain_type(kind) for kind in types]
+        if None not in found:
             common = pa.schema(list(zip(schema.names, found, strict=True)))
     if common is None:
         return None

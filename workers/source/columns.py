@@ -52,6 +52,13 @@ def column_at(rows: Any, path: Sequence[str]) -> Any:
     return column
 
 
+def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
+    kind = schema.field(path[0]).type
+    for name in path[1:]:
+        kind = kind.field(name).type
+    return kind
+
+
 def _below(fields: Iterable[pa.Field]) -> Iterator[tuple[str, pa.DataType]]:
     for field in fields:
         yield field.name, field.type
@@ -83,7 +90,7 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
     Raises InputUnreadable when there is no such column or it holds something else, with the line that works.
     """
     path = column_path(schema, column)
-    kind = column_at(schema.empty_table(), path).type if path else None
+    kind = _type_at(schema, path) if path else None
     match kind and holds(kind):
         case "struct" if kind is not None:
             return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
@@ -133,20 +140,22 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> FileColumns:
     try:
         images = image_columns(schema, how.image)
         key, path = "input.keys", column_path(schema, how.image)
-        there = (*(name for name, _ in _below(schema)), *folder_values(uri))
+        folders, types = folder_values(uri), list[pa.Field]()
+        there = (*(name for name, _ in _below(schema)), *folders)
         for name, column in how.copied.items():
             at = column_path(schema, column)
-            if not at and column not in folder_values(uri):
+            kind = _type_at(schema, at) if at else pa.string()
+            if not at and column not in folders:
                 same = [one for one in there if one.rpartition(".")[2].lower() == column.lower()]
                 near = (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there)[0]
                 line = near if name == column and "." not in near else f"{{{name}: {near}}}"
                 raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(there)})")
-            if at and at == path[: len(at)] and holds(column_at(schema.empty_table(), at).type) != "text":
+            if at and at == path[: len(at)] and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
+            types.append(pa.field(name, kind))
     except InputUnreadable as error:
         raise InputUnreadable(f"{key}: {error}") from error
-    types = keys_of(schema.empty_table(), how, uri).schema
-    return FileColumns(images, key_columns_read(schema, how), types, there)
+    return FileColumns(images, key_columns_read(schema, how), pa.schema(types), there)
 
 
 def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
@@ -158,13 +167,13 @@ def keys_of(rows: Any, how: InputSpec, uri: str) -> pa.Table:
     """The key columns of a batch or table of a file, under their names in the output."""
     paths = {column: column_path(rows.schema, column) for column in how.copied.values()}
     folders = {} if all(paths.values()) else folder_values(uri)
-    columns = [
-        column_at(rows, path)
-        if (path := paths[column])
-        else pa.repeat(pa.scalar(folders[column], pa.string()), rows.num_rows)
-        for column in how.copied.values()
-    ]
-    return pa.table(columns, list(how.copied))
+
+    def values(column: str) -> Any:
+        if path := paths[column]:
+            return column_at(rows, path)
+        return pa.repeat(pa.scalar(folders[column], pa.string()), rows.num_rows)
+
+    return pa.table([values(column) for column in how.copied.values()], list(how.copied))
 
 
 class Link(NamedTuple):
