@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import pyarrow.compute as pc
 
@@ -201,7 +201,7 @@ def discover(job: Job, again: str = "") -> Discovery:
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     now = _next_claim(job, listing.sources, plans, lost, failed, asked)
     opened, unreadable = open_sources(
-        now.new, job.spec.input, plans[-1].keys if plans else None, lambda: job.input_spec().uri_roots
+        now.new, job.spec.input, plans[-1].keys if plans else None, cache(lambda: job.input_spec().uri_roots)
     )
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)

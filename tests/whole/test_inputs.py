@@ -404,7 +404,7 @@ def test_files_of_several_writers_are_scored_with_keys_by_names_of_their_own(
     put("1", "a", 0, labels[:100], pa.StructArray.from_arrays([images[:100], nulls], ["bytes", "path"]))
     put("1", "b", 100, labels[100:200].cast(pa.int32()), images[100:200].cast(pa.binary_view()))
     put("1", "odd", 100, pa.array(["seven"] * 100), images[100:200])
-    keys = [{"truth": "label"}, {"sku": "meta.id"}, "day"]
+    keys = [{"truth": "label"}, "meta.id", "day"]
     spec = write_spec(
         digits.spec(
             tmp_path / "out", input__uri=str(tmp_path / "in"), input__keys=keys, gate__labels_column="label",
@@ -419,12 +419,12 @@ def test_files_of_several_writers_are_scored_with_keys_by_names_of_their_own(
     put("2", "c", 200, labels[200:].cast(pa.float64()), images[200:].dictionary_encode())
     assert main(["run", spec, "--pool=local"]) == 0
     shown = "".join(capsys.readouterr())
-    table = done(str(tmp_path / "out")).table().sort_by("sku")
-    assert sorted(table["sku"].to_pylist()) == sorted(f"n{n}" for n in range(300))
+    table = done(str(tmp_path / "out")).table().sort_by("meta.id")
+    assert sorted(table["meta.id"].to_pylist()) == sorted(f"n{n}" for n in range(300))
     assert str(table.schema.field("truth").type) == "int64"
-    by_sku = dict(zip(table["sku"].to_pylist(), table["truth"].to_pylist(), strict=True))
-    assert [by_sku[f"n{n}"] for n in range(300)] == labels.to_pylist()
+    by_id = dict(zip(table["meta.id"].to_pylist(), table["truth"].to_pylist(), strict=True))
+    assert [by_id[f"n{n}"] for n in range(300)] == labels.to_pylist()
     assert table["day"].value_counts().to_pylist() == [{"values": "1", "counts": 200}, {"values": "2", "counts": 100}]
     assert "rows with a label" in shown
     assert main(["verify", spec]) == 0
-    assert main(["explain", spec, "sku=n7"]) == 0
+    assert main(["explain", spec, "meta.id=n7"]) == 0

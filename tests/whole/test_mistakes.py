@@ -38,7 +38,7 @@ def fails(
     [
         ({"input__uri": "nowhere"}, "there is nothing at nowhere"),
         ({"input__image": "picture"}, "no column 'picture'"),
-        ({"input__keys": ["sku"]}, "has no column 'sku'"),
+        ({"input__keys": ["sku"]}, "input.keys: no column 'sku'"),
         ({"gate__labels_column": "truth"}, "gate.labels_column: "),
         ({"model__arch": "my_nets:small"}, "there is no module 'my_nets'"),
         ({"model__arch": "torchvision/resnet18", "model__weights": None}, "without weights would be random"),
@@ -89,15 +89,19 @@ def test_no_such_input(fails: Callable[..., str]) -> None:
 
 def test_no_such_image_column(fails: Callable[..., str]) -> None:
     shown = fails(2, input__image="picture")
-    assert "no column 'picture'; the file has id, digit, image" in shown
+    assert "input.image: no column 'picture'; write `image: image` (it has id, digit, image" in shown
 
 
 def test_an_image_column_of_the_wrong_type(fails: Callable[..., str]) -> None:
-    assert "column 'id' is int64: images are binary" in fails(2, input__image="id", input__keys=[])
+    assert "column 'id' is int64, which holds no image; write `image: image`" in fails(
+        2, input__image="id", input__keys=[]
+    )
 
 
 def test_no_such_key_column(fails: Callable[..., str]) -> None:
-    assert "has no column 'sku'; it has id, digit, image" in fails(2, input__keys=["sku"])
+    shown = fails(2, input__keys=["sku", {"truth": "digits"}])
+    assert "input.keys: no column 'sku'; write `keys: [id]` (it has id, digit, image" in shown
+    assert "write `keys: [{truth: digit}]`" in fails(2, input__keys=[{"truth": "digits"}])
 
 
 def test_no_such_labels_column(fails: Callable[..., str]) -> None:
@@ -250,17 +254,18 @@ def test_a_file_that_is_not_parquet_is_named_and_the_others_are_scored(
     assert main(["verify", spec]) == 0
 
 
-def test_key_columns_of_two_types_are_refused_by_name(
-    digits: Digits, tmp_path: Path, fails: Callable[..., str]
+def test_a_file_with_a_key_of_another_type_is_named_and_the_others_are_scored(
+    digits: Digits, tmp_path: Path, write_spec: WriteSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
     table = pq.read_table(digits.images)
     pq.write_table(table, data / "a.parquet")
     pq.write_table(table.set_column(0, "id", table["id"].cast(pa.string())), data / "b.parquet")
-    shown = fails(2, input__uri=str(data))
-    assert "a.parquet has id: int64" in shown
-    assert "b.parquet has id: string" in shown
+    spec = write_spec(digits.spec(tmp_path / "out", input__uri=str(data)))
+    assert main(["run", spec, "--pool=local"]) == 1
+    assert "b.parquet: input.keys: 'id' is string, and int64 in other files" in capsys.readouterr().err
+    assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("out/model=*/plan=*/*")) == table.num_rows
 
 
 @pytest.mark.parametrize(
