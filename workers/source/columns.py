@@ -197,7 +197,7 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
         paths = fields.get("path", images)
         # Hugging Face stores either the bytes or, when they were not embedded, the path.
         return [
-            path if isinstance(path, Link) and path.value and isinstance(cell, BadImage | Link) else cell
+            path if isinstance(path, Link) and path.value and (isinstance(cell, BadImage) or cell == (None,)) else cell
             for cell, path in zip(images, paths, strict=True)
         ]
     return [Link(value) for value in _texts(column)] if holds(kind) == "text" else binary_cells(_binary(column))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.tars import write_tar
 from tests.workers.source.test_reading import cells, shard, slices_of
 from workers.contract import InputSpec
 from workers.image.errors import BadImage
@@ -155,6 +156,25 @@ def test_keys_have_their_own_names_and_come_from_columns_fields_uris_and_folders
     assert file_columns(table.schema, how, uri).keys == ["url", "s.n", "s", "day"]
 
 
+def test_keys_of_image_files_and_of_samples_have_their_own_names_too(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/a.jpg").write_bytes(b"x")
+    how = InputSpec(format="images", image="", keys=({"truth": "folder"}, "name"))
+    (piece,) = slices_of(tmp_path / "cat/a.jpg", (0, 0, 1))
+    (block,) = ShardReader(shard([piece]), how).blocks()
+    wanted = {"truth": ["cat"], "name": ["a.jpg"]}
+    assert block.keys is not None
+    assert block.keys.to_pydict() == wanted
+    assert key_columns(piece, how) == block.keys
+    write_tar(tmp_path / "a.tar", [{"__key__": "k", "jpg": b"x", "cls": "7"}])
+    how = InputSpec(format="webdataset", image="jpg", keys=({"truth": "cls"}, {"sample": "__key__"}))
+    (piece,) = slices_of(tmp_path / "a.tar", (0, 0, 1))
+    (block,) = ShardReader(shard([piece]), how).blocks()
+    assert block.keys is not None
+    assert block.keys.to_pydict() == {"truth": ["7"], "sample": ["k"]}
+    assert key_columns(piece, how) == block.keys
+
+
 # ------------------------------------------------------------------------------------------ images in texts
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -185,6 +205,16 @@ def test_base64_is_decoded_where_the_spec_says_so_and_named_where_it_does_not(st
     assert isinstance(bad, BadImage)
     assert bad.code == "uri_refused"
     assert bad.message.endswith("looks like an image in base64; write `input: {image_encoding: base64}`")
+
+
+def test_texts_in_the_bytes_of_a_struct_are_images_too_and_its_path_is_for_those_without(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"by path")
+    column = struct_of(pa.array([PLAIN, None]), pa.array(["a.jpg"] * 2))
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", image_encoding="base64")[0] == PNG
+    column = struct_of(pa.array([f"data:;base64,{PLAIN}", None]), pa.array(["a.jpg"] * 2))
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [PNG, b"by path"]
 
 
 @pytest.mark.parametrize("value", ["data:image/png;base64,%%%", "no base64 at all!", "data:;base64,abcde"])
