@@ -27,20 +27,19 @@ _NAMED = 8
 """Columns, in a message."""
 
 
-def column_path(fields: Iterable[pa.Field], name: str) -> tuple[str, ...]:
-    """Where a column is: a flat one of that name, dots or not, else a field of a struct, step by step; () if nowhere.
-
-    Raises InputUnreadable where several have the name.
-    """
-    fields = list(fields)
-    # A flat column of the whole name goes first, then the shortest part of it that is a struct.
-    named = [f for f in fields if f.name == name or (pa.types.is_struct(f.type) and name.startswith(f"{f.name}."))]
-    for field in sorted(named, key=lambda f: (f.name != name, len(f.name))):
-        rest = () if field.name == name else column_path(field.type, name[len(field.name) + 1 :])
-        if rest or field.name == name:
-            if sum(other.name == field.name for other in fields) > 1:
-                raise InputUnreadable(f"several columns are called {field.name!r}; give each a name of its own")
-            return (field.name, *rest)
+def column_path(fields: Any, name: str) -> tuple[str, ...]:
+    """Where a column of a schema (or struct) is: a flat one of that name, dots or not, else a field of a struct, step
+    by step; () if nowhere. Raises InputUnreadable where several have the name."""
+    for end in (len(name), *(dot.start() for dot in re.finditer(r"\.", name))):
+        head, rest = name[:end], name[end + 1 :]
+        if not (found := fields.get_all_field_indices(head)):
+            continue
+        kind = fields.field(found[0]).type
+        inside = column_path(kind, rest) if rest and pa.types.is_struct(kind) else ()
+        if len(found) > 1 and (inside or not rest):
+            raise InputUnreadable(f"several columns are called {head!r}; give each a name of its own")
+        if inside or not rest:
+            return (head, *inside)
     return ()
 
 
