@@ -19,7 +19,7 @@ from jobs.errors import SpecError
 from jobs.input.key_types import changed_by_cast, common_keys, common_type, holds_all
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
-from workers.source.columns import Link, cells_of, column_at, column_path, file_columns
+from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
 from workers.source.image_files import FILE_KEYS, keys_schema
 from workers.source.parquet import chunk_sizes, open_parquet, read_keys
 from workers.source.rows import RowGroup
@@ -114,34 +114,29 @@ def _parquet(source: Source) -> Iterator[tuple[SourceFile, pq.ParquetFile]]:
 def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str, ...]] | None) -> Opened:
     with _parquet(source) as (file, parquet):
         try:
-            found = file_columns(parquet.schema_arrow, spec, source.uri)
+            read, keys, columns = file_columns(parquet.schema_arrow, spec, source.uri)
         except InputUnreadable as error:
             raise _Odd(str(error)) from error
         groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-        if roots is not None and groups and len(found.images) == 2:
-            _check_paths(parquet, groups[0], found.images, source, spec, roots)
+        if roots is not None and groups:
+            _check_paths(parquet, groups[0], source, spec, roots)
         _check_int96(file, parquet, source, spec)
-        read = [*found.images, *found.keys]
         return Opened(
             source=source,
             groups=tuple(RowGroup(g.num_rows, sum(chunk_sizes(g, read)), number) for number, g in enumerate(groups)),
-            keys=pa.schema([field.with_nullable(True).remove_metadata() for field in found.key_types]),
-            columns=found.there,
+            keys=pa.schema([field.with_nullable(True).remove_metadata() for field in keys]),
+            columns=columns,
         )
 
 
-def _check_paths(
-    parquet: pq.ParquetFile, group: Any, images: Sequence[str], source: Source, spec: InputSpec, roots: Any
-) -> None:
+def _check_paths(parquet: pq.ParquetFile, group: Any, source: Source, spec: InputSpec, roots: Any) -> None:
     """Raises _Odd where a struct of Hugging Face holds no image, but paths that may not be followed."""
-    if sum(chunk_sizes(group, images[:1])) > _NO_IMAGE_BYTES:
+    images = image_columns(parquet.schema_arrow, spec.image)
+    if len(images) != 2 or sum(chunk_sizes(group, images[:1])) > _NO_IMAGE_BYTES:
         return
-    batches = parquet.iter_batches(_PATHS_LOOKED_AT, columns=list(images))
-    columns = [column_at(rows, column_path(rows.schema, spec.image)) for rows in islice(batches, 1)]
-    cells = [cell for column in columns for cell in cells_of(column)]
-    paths = [
-        cell.value for cell in cells if isinstance(cell, Link) and cell.value and not cell.value.startswith("data:")
-    ]
+    batches = islice(parquet.iter_batches(_PATHS_LOOKED_AT, columns=images), 1)
+    cells = (c for rows in batches for c in cells_of(column_at(rows, column_path(rows.schema, spec.image))))
+    paths = [c.value for c in cells if isinstance(c, Link) and c.value and not c.value.startswith("data:")]
     try:
         for path in paths[:1]:
             resolve_uri(path, source.uri, roots())

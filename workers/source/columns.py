@@ -95,14 +95,14 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
             return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
         case "" | None:
             wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
-            usable = usable_columns(schema)
+            usable = _usable(schema)
             near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
             line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
             raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
     return [column]
 
 
-def usable_columns(fields: Iterable[pa.Field]) -> list[str]:
+def _usable(fields: Iterable[pa.Field]) -> list[str]:
     """Columns that `input.image` may name, those with bytes first."""
     kinds = {name: "" if pa.types.is_null(kind) else holds(kind) for name, kind in _below(fields)}
     kinds = {name: kind for name, kind in kinds.items() if kinds.get(name.rpartition(".")[0]) != "struct"}
@@ -120,21 +120,12 @@ def folder_values(uri: str) -> dict[str, str | None]:
     return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, equals, value in pairs if equals}
 
 
-class FileColumns(NamedTuple):
-    """What a file has for a job."""
+def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str], pa.Schema, tuple[str, ...]]:
+    """What to read of a file, its keys under their names in the output as the file has them, and the names of all that
+    is there, with the fields of structs and the folders of Hive.
 
-    images: list[str]
-    """To read for the images, as `image_columns` has them."""
-    keys: list[str]
-    """To read for the keys: all but those that its path tells."""
-    key_types: pa.Schema
-    """Of the keys under their names in the output, as the file has them."""
-    there: tuple[str, ...]
-    """All columns, with the fields of structs and the folders of Hive."""
-
-
-def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> FileColumns:
-    """Raises InputUnreadable for a column that is not there or not what it should be, with the line to write."""
+    Raises InputUnreadable for a column that is not there or not what it should be, with the line to write.
+    """
     key = "input.image"
     try:
         images = image_columns(schema, how.image)
@@ -154,7 +145,7 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> FileColumns:
             types.append(pa.field(name, kind))
     except InputUnreadable as error:
         raise InputUnreadable(f"{key}: {error}") from error
-    return FileColumns(images, key_columns_read(schema, how), pa.schema(types), there)
+    return [*images, *key_columns_read(schema, how)], pa.schema(types), there
 
 
 def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
