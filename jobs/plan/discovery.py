@@ -108,7 +108,9 @@ class Discovery:
         left = [source for source in self.sources if source.uri not in since]
         now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
         new = set(now.new)
-        fresh = [opened for opened in self.fresh if opened.source in new]
+        # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
+        types = plans[-1].keys if plans else None
+        fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
         if not fresh and not now.again:
             return None
         cut = self.job.cut(fresh, now.slices)
@@ -117,7 +119,7 @@ class Discovery:
         return replace(
             cut,
             empty=cut.empty + empty,
-            keys=plans[-1].keys if plans else fresh[0].keys,  # a root has one schema, that of its first plan
+            keys=types if plans else fresh[0].keys,  # a root has one schema, that of its first plan
             named=not plans or plans[0].named,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
             day=str(self.job.days.last),

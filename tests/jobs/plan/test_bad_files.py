@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.errors import SpecError
 from jobs.input.listing import left_out
 from jobs.ledger.plans import Plan
 from jobs.plan.discovery import Discovery, discover
@@ -80,3 +83,28 @@ def test_a_bad_file_of_a_manifest_without_versions_is_looked_up(tmp_path: Path) 
     assert names(look(small, MONDAY)) == []
     put(small, "bad.parquet", [0, 1])
     assert names(look(small, MONDAY)) == ["bad.parquet"]
+
+
+def test_a_run_that_began_the_root_meanwhile_decides_what_types_keys_have(tmp_path: Path) -> None:
+    """The other one has seen a file that this one has not, with text where this one has numbers."""
+    small = SmallLedger(tmp_path, input={"keys": ["name", "id"]})
+    put(small, "a.parquet", [1, 2])
+    found = discover(small.job)
+    pq.write_table(pa.table({"id": ["x"], "name": ["n"], "image": [b"1"]}), tmp_path / "in/b.parquet")
+    (tmp_path / "in/a.parquet").rename(tmp_path / "a.parquet")
+    first = small.claim()
+    assert found.content([first]) is None
+    (tmp_path / "a.parquet").rename(tmp_path / "in/a.parquet")
+    later = discover(small.job)
+    assert (later.fresh, list(later.unreadable)) == ([], [str(tmp_path / "in/a.parquet")])
+
+
+def test_the_sample_comes_from_files_that_have_labels(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, gate={"labels_column": "truth"})
+    put(small, "a.parquet", [1, 2])
+    with pytest.raises(SpecError, match="has no column 'truth'"):
+        discover(small.job)
+    table = pq.read_table(tmp_path / "in/a.parquet")
+    pq.write_table(table.append_column("truth", pa.array([0, 1])), tmp_path / "in/b.parquet")
+    found = discover(small.job)
+    assert [len(sources) for sources in (found.fresh, found.to_sample())] == [2, 1]
