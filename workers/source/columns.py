@@ -51,6 +51,20 @@ def column_at(rows: Any, path: Sequence[str]) -> Any:
     return column
 
 
+def without_views(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with views as plain bytes and texts: Arrow cannot pick rows of views."""
+    fields = [field.with_type(_no_view(field.type)) for field in rows.schema]
+    return rows if pa.schema(fields) == rows.schema else rows.cast(pa.schema(fields))
+
+
+def _no_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_no_view(field.type)) for field in kind])
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return pa.large_string() if pa.types.is_string_view(kind) else kind
+
+
 def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
     kind = schema.field(path[0]).type
     for name in path[1:]:

@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage
-from workers.source.columns import Link, cells_of, column_at, column_path, image_columns, key_columns_read, keys_of
+from workers.source.columns import (
+    Link,
+    cells_of,
+    column_at,
+    column_path,
+    image_columns,
+    key_columns_read,
+    keys_of,
+    without_views,
+)
 from workers.source.links import image_at
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
 from workers.source.source_file import InputUnreadable
@@ -67,7 +76,7 @@ def row_group_blocks(
         use_threads=False,
     )
     position = 0
-    for batch in batches:
+    for batch in map(without_views, batches):
         wanted: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
         if only is not None:
             wanted = [row for row in wanted if row in only]

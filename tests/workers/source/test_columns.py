@@ -242,3 +242,25 @@ def test_a_name_is_taken_as_it_is_written_first_and_then_with_its_escapes_undone
         bad = image_at(value, source, roots)
         assert isinstance(bad, BadImage)
         assert (bad.code, message in bad.message) == (code, True)
+
+
+@pytest.mark.parametrize("kind", [*bytes_columns(OTHER_SIZES), "field"])
+def test_any_rows_of_many_batches_are_what_was_written(tmp_path: Path, kind: str) -> None:
+    values = [None if n % 97 == 0 else bytes([n % 251]) * (n * 7919 % 900) for n in range(3000)]
+    columns = {**bytes_columns(values), "dictionary": pa.array(values).dictionary_encode()}
+    mask = pa.array([n % 13 == 0 for n in range(3000)])
+    inside = [pa.array(values), pa.array(range(3000))]  # pyarrow writes no long structs of views
+    columns["field"] = pa.StructArray.from_arrays(inside, ["jpg", "n"], mask=mask)
+    ids = pa.array([str(n) for n in range(3000)], pa.string_view())
+    pq.write_table(pa.table({"image": columns[kind], "id": ids}), tmp_path / "a.parquet", row_group_size=3000)
+    how = InputSpec(format="parquet", image="image.jpg" if kind == "field" else "image", keys=("id",))
+    for only, start, stop in ((None, 0, 3000), (None, 700, 2100), ({5, 97, 1500, 2999}, 0, 3000)):
+        found = {}
+        for block in ShardReader(shard(slices_of(tmp_path / "a.parquet", (0, start, stop))), how, only).blocks():
+            assert block.keys is not None
+            assert block.keys["id"].to_pylist() == [str(row) for row in block.rows]
+            found |= dict(zip(block.rows, block.images, strict=True))
+        assert list(found) == [row for row in range(start, stop) if only is None or row in only]
+        for row, cell in found.items():
+            empty = values[row] is None or (kind == "field" and row % 13 == 0)
+            assert (None if isinstance(cell, BadImage) else bytes(cell)) == (None if empty else values[row])
