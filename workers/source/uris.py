@@ -81,26 +81,8 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 STORES = frozenset(
     [
-        *(
-            "s3",
-            "s3a",
-            "s3n",
-            "gs",
-            "gcs",
-            "abfs",
-            "abfss",
-            "wasb",
-            "wasbs",
-            "az",
-            "adl",
-            "oci",
-            "ocilake",
-            "oss",
-            "tos",
-            "hf",
-            "dbfs",
-        ),
-        *("lakefs", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
+        *("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs", "az", "adl", "oci", "ocilake", "oss"),
+        *("tos", "hf", "dbfs", "lakefs", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
     ]
 )
 """Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
@@ -112,12 +94,15 @@ MAX_KEY_BYTES = 1024
 """Of an object's key: S3, GCS and Azure refuse longer ones with an error that is not that of a missing object."""
 
 _OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", **dict.fromkeys(("az", "abfss", "wasb", "wasbs"), "abfs")}
-_HOSTED = (
-    (re.compile(r"https?://([a-z0-9.-]+)\.s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?/([^?#]+)"), r"s3://\1/"),
-    (re.compile(r"https?://s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?/([^/?#]+)/([^?#]+)"), r"s3://\1/"),
-    (re.compile(r"https?://([a-z0-9._-]+)\.storage\.googleapis\.com/([^?#]+)"), r"gs://\1/"),
-    (re.compile(r"https?://storage\.(?:googleapis|cloud\.google)\.com/([^/?#]+)/([^?#]+)"), r"gs://\1/"),
-    (re.compile(r"https?://([a-z0-9]+)\.blob\.core\.windows\.net/([^/?#]+)/([^?#]+)"), r"wasbs://\2@\1.blob/"),
+_HOSTED = tuple(
+    (re.compile(rf"https?://(?=[^/]{{1,255}}/){host}/([^?#]+)"), bucket)
+    for host, bucket in (
+        (r"([a-z0-9.-]+)\.s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?", r"s3://\1/"),
+        (r"s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?/([^/?#]+)", r"s3://\1/"),
+        (r"([a-z0-9._-]+)\.storage\.googleapis\.com", r"gs://\1/"),
+        (r"storage\.(?:googleapis|cloud\.google)\.com/([^/?#]+)", r"gs://\1/"),
+        (r"([a-z0-9]+)\.blob\.core\.windows\.net/([^/?#]+)", r"wasbs://\2@\1.blob/"),
+    )
 )
 """Web addresses of objects, unsigned, with the bucket that they are in; the last group is the escaped key."""
 _AZURE_HOST = re.compile(r"([^@/]+)@([a-z0-9]+)(?:\.(?:blob|dfs)(?:\.core\.windows\.net)?)?")
@@ -158,11 +143,8 @@ def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
         raise Refused(f"{shown(value)}: empty, or with characters that are no text")
     try:
         url = _joined(value, source)
-        hosted = [
-            f"{found.expand(bucket)}{unquote(found[found.re.groups])}"
-            for form, bucket in _HOSTED
-            if (found := form.fullmatch(url))
-        ]
+        found = [(form.fullmatch(url), bucket) for form, bucket in _HOSTED]
+        hosted = [f"{it.expand(bucket)}{unquote(it[it.re.groups])}" for it, bucket in found if it]
         if any(map(_CONTROL.search, hosted)):
             raise Refused("escaped characters that are no text")
         places = [_place(each) for each in (url, *hosted)]
@@ -197,23 +179,21 @@ def usual(url: str) -> str:
     """A URL in the spelling that listings have, whoever wrote it: Spark, Hadoop, Databricks. Other texts stay as they
     are. Raises Refused for what cannot be reached."""
     scheme, slash, rest = url.partition(":/")
-    scheme = scheme.lower()
-    if not slash:
+    scheme, bare = scheme.lower(), slash and not rest.startswith("/")  # file:/path, dbfs:/path
+    if bare and scheme in ("file", "local"):
+        return f"file:///{rest}"
+    if scheme == "dbfs" and (bare or rest.startswith("//")):
+        if not os.path.isdir(_MOUNTED):  # noqa: PTH112
+            raise Refused(f"there is no {_MOUNTED} here; write the store's own URL, as s3://bucket/path")
+        return f"{_MOUNTED}/{rest.lstrip('/')}"
+    name = _OTHER_NAMES.get(scheme, scheme)
+    if bare or not slash or name not in _KEYED:
         return url
-    if not rest.startswith("/") or rest.startswith("//"):  # file:/path, dbfs:/path, and with three slashes
-        if scheme in ("file", "local"):
-            return url if rest.startswith("/") else f"file:///{rest}"
-        if scheme == "dbfs":
-            if not os.path.isdir(_MOUNTED):  # noqa: PTH112
-                raise Refused(f"there is no {_MOUNTED} here; write the store's own URL, as s3://bucket/path")
-            return f"{_MOUNTED}/{rest.lstrip('/')}"
-        return url
-    if (name := _OTHER_NAMES.get(scheme, scheme)) == "abfs":
-        host, _, path = rest[1:].partition("/")
-        if found := _AZURE_HOST.fullmatch(host):
-            account = f"{found[1]}@{found[2]}.dfs.core.windows.net" if "." in host else host
-            rest = f"/{found[1] if found[2] == _azure_account() else account}/{path}"
-    return f"{name}:/{rest}" if name in _KEYED else url
+    host, _, path = rest[1:].partition("/")
+    if name == "abfs" and (found := _AZURE_HOST.fullmatch(host)):
+        account = f"{found[1]}@{found[2]}.dfs.core.windows.net" if "." in host else host
+        rest = f"/{found[1] if found[2] == _azure_account() else account}/{path}"
+    return f"{name}:/{rest}"
 
 
 def _azure_account() -> str | None:

@@ -319,3 +319,11 @@ def test_databricks_names_are_files_where_they_are_mounted_and_refused_by_name_e
     monkeypatch.setattr(uris, "_MOUNTED", str(tmp_path / "none"))
     with pytest.raises(Refused, match=r"write the store's own URL, as s3://bucket/path"):
         resolve_uri("dbfs:/in/a", "", (str(tmp_path),))
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("value", ["https://" + "a.s3." * 1600 + "x/y", "https://a.s3." + "a." * 4000 + "/y"])
+def test_names_of_hosts_that_nearly_are_a_store_cost_no_time(value: str) -> None:
+    for _ in range(200):
+        with pytest.raises(Refused):
+            resolve_uri(value, "s3://bucket/in/t.parquet", S3)
