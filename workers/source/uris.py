@@ -144,7 +144,7 @@ def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
     try:
         url = _joined(value, source)
         found = [(form.fullmatch(url), bucket) for form, bucket in _HOSTED]
-        hosted = [f"{it.expand(bucket)}{unquote(it[it.re.groups])}" for it, bucket in found if it]
+        hosted = [f"{fit.expand(bucket)}{unquote(fit[fit.re.groups])}" for fit, bucket in found if fit]
         if any(map(_CONTROL.search, hosted)):
             raise Refused("escaped characters that are no text")
         places = [_place(each) for each in (url, *hosted)]
