@@ -183,7 +183,9 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
         return "the manifest names it, and it does not exist" if claimed is None else None
     except (StoreDenied, StoreError) as error:
         return str(error)
-    there = Source(uri, int(info["size"]), version_of(info))
+    said_versions = [v for v in (claimed, *(entry.version for entry in entries)) if v is not None]
+    right = next((v for v in said_versions if version_of(info, v) == v), "")
+    there = Source(uri, int(info["size"]), version_of(info, right))
     if info["type"] != "file":
         return "the manifest names it, and it is a folder"
     if claimed == there.version or any(

@@ -151,7 +151,7 @@ def _unchanged(fs: Any, path: str, source: Slice) -> bool:
         info = retrying(lambda: fs.info(path), source.uri)
     except NotFound:
         return False
-    return int(info["size"]) == source.size and version_of(info) == source.version
+    return int(info["size"]) == source.size and version_of(info, source.version) == source.version
 
 
 def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:
