@@ -11,16 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.input.passed_over import passed_over_lines
-from jobs.ledger.plans import Content, Plan, Source, claims_of, latest_versions
+from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
-from jobs.plan.claims import NextClaim, next_claim
+from jobs.plan.claims import NextClaim, last_claimed, next_claim
 from jobs.plan.job import Job, absolute
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
@@ -175,15 +174,8 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, de
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
     return list_input(
-        job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=partial(_last_claimed, plans)
+        job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=partial(last_claimed, plans)
     )
-
-
-def _last_claimed(plans: Sequence[Plan], uris: Sequence[str]) -> dict[str, str]:
-    """The versions in which plans have last claimed some of these URIs."""
-    found = claims_of(plans)
-    found = found.filter(pc.is_in(found["uri"], value_set=pa.array(uris, pa.string())))
-    return dict(zip(found["uri"].to_pylist(), found["version"].to_pylist(), strict=True))
 
 
 def discover(job: Job, again: str = "") -> Discovery:

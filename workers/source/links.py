@@ -13,7 +13,7 @@ from workers.redaction import redacted, shown
 from workers.source import http_fetch
 from workers.source.rows import ImageCell
 from workers.source.uris import Refused, is_web, resolve_uri
-from workers.storage.errors import NotFound
+from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
 
@@ -56,7 +56,7 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
 def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCell:
     """The encoded image at `value`, which is relative to `source`, or why the row has none.
 
-    Raises StoreError, StoreDenied: faults of storage, which never become a row's.
+    Raises StoreError: faults of storage never become a row's; StoreDenied of a web server that is not to be trusted.
     """
     if value is None:
         return BadImage(ErrorCode.NULL, "the image cell is null")
@@ -68,6 +68,10 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...]) -> ImageCel
         return BadImage(ErrorCode.URI_REFUSED, redacted(str(error), {}))
     except (NotFound, IsADirectoryError):
         return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object")
+    except StoreDenied as error:
+        if is_web(url):  # a certificate: nothing of the row's
+            raise
+        return BadImage(ErrorCode.DENIED, redacted(str(error), {}))
     except BadImage as bad:
         return bad
 
