@@ -78,7 +78,7 @@ def list_input(
                 if spec.manifest is None:
                     taken.add(url)
                 else:
-                    found, lost = pin_entries(read_entries(url), latest, doubtful, manifest=url)
+                    found, lost = pin_entries(read_entries(url, taken.passed), latest, doubtful, manifest=url)
                     unreadable |= lost
                     taken.sources += (source for source in found if not taken.excluded(source.uri))
             except NotFound:
@@ -86,6 +86,10 @@ def list_input(
                 continue
             except StoreDenied as error:
                 raise SpecError(f"{key}: cannot list {error}") from error
+            except SpecError as error:
+                if len(urls) == 1:
+                    raise
+                unreadable[url] = str(error).removeprefix(f"{key}: ")  # which ends no other day
         if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
             raise NothingThere(

@@ -15,11 +15,12 @@ LOOP = "links to a folder that they lie in"
 EMPTY = "of zero bytes"
 NO_FILE = "pipes, sockets or devices"
 NO_TEXT = "with a name that is not UTF-8"
+OLD_VERSION = "delete markers or old versions of an inventory"
 DENIED = "that may not be read"
 ARCHIVED = "archived"
 HALF_COPIED = "not copied whole, by their names"
 
-_NO_MATTER = frozenset({HIDDEN, FOLDER_MARKER, OTHER_NAME, HALF_COPIED})
+_NO_MATTER = frozenset({HIDDEN, FOLDER_MARKER, OTHER_NAME, HALF_COPIED, OLD_VERSION})
 """What lies in a folder also where nothing has been delivered."""
 _FEW = 10
 """Texts and the like that may lie in such a folder, too."""
