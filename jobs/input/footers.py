@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -35,6 +36,8 @@ class Opened:
     """Types of the key columns; None for image files without any."""
     columns: tuple[str, ...] | None = ()
     """Names of every column; None for a tar, whose samples need not be alike."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Members of a tar that end like an image and are not the one of their sample, by their last extension."""
 
     @property
     def rows(self) -> int:
@@ -99,8 +102,9 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
         together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
-        groups = row_groups(file, together)
-    return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), None)
+        beside = Counter[str]()
+        groups = row_groups(file, together, spec, beside)
+    return Opened(source, groups, pa.schema([(key, pa.string()) for key in spec.keys]), None, beside)
 
 
 def _check_key_types(opened_: Sequence[Opened]) -> None:

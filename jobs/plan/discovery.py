@@ -6,6 +6,7 @@ were put back and nights that were missed need no rule of their own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -133,6 +134,12 @@ class Discovery:
             f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
         lines += missed_lines(self.listing)
+        if beside := sum((Counter(opened.beside) for opened in self.fresh), Counter[str]()):
+            ends = ", ".join(f"{count:,} in .{end}" for end, count in beside.items())
+            lines.append(
+                f"warning: beside the image of their sample there are members that end like one, which are not scored: "
+                f"{ends}; if each is a sample of its own, write input.sample_key: last_dot"
+            )
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "

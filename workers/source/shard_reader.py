@@ -144,7 +144,7 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
         return None
     with file:
         if how.format == "webdataset":
-            return webdataset.keys_of(file, part.byte_start, part.rows, how.keys)
+            return webdataset.keys_of(file, part.byte_start, part.rows, how.keys, how)
         rows = parquet.open_parquet(file).read_row_group(part.row_group, columns=list(how.keys))
         return rows.slice(part.row_start, part.rows)
 

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jobs.cli import main
+from jobs.input.footers import Opened, open_sources
+from jobs.input.listing import list_input
+from jobs.spec.days import today
 from tests.support import images
 from tests.support.digits_job import Digits, predictions
 from tests.support.networks import loaded, sample_request
@@ -122,6 +126,48 @@ def test_times_in_a_header_of_gnu_tar_are_not_taken_for_a_part_of_the_name(tmp_p
 )
 def test_names_fall_into_key_and_extension_as_webdataset_does(name: str, parts: tuple[str, str] | None) -> None:
     assert webdataset.split_name(name) == parts
+
+
+def tar_of(tmp_path: Path, *members: str) -> tuple[str, InputSpec]:
+    (tmp_path / "a.tar").write_bytes(archive([(name, name.encode()) for name in members]))
+    return str(tmp_path / "a.tar"), InputSpec(format="webdataset", image="jpg;png", keys=("__key__",))
+
+
+def indexed(path: str, how: InputSpec) -> tuple[list[Opened], list[str]]:
+    found, unreadable = open_sources(list_input(replace(how, uri=path), today("UTC"), {}).sources, how)
+    return found, list(unreadable.values())
+
+
+def test_stems_with_dots_are_told_before_they_make_one_sample_of_a_hundred_pictures(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, *(f"cam_2024.05.01_{n:04}.jpg" for n in range(100)))
+    _, (why,) = indexed(path, how)
+    assert why.startswith("1 sample, 0 with an image; 100 members of others end like one: sample cam_2024 has no jpg")
+    assert "05.01_0000.jpg" in why
+    assert "write input.sample_key: last_dot if each is a sample" in why
+    last = replace(how, sample_key="last_dot")
+    (found,), unreadable = indexed(path, last)
+    assert (unreadable, found.rows) == ([], 100)
+    rows = read(path, index(path, how=last), last)
+    assert [image for image, _ in rows] == [f"cam_2024.05.01_{n:04}.jpg".encode() for n in range(100)]
+    assert rows[7][1] == {"__key__": "cam_2024.05.01_0007"}
+    path, _ = tar_of(tmp_path, *(f"cam_2024.05.01_{n:04}.jpg" for n in range(1100)))
+    _, (why,) = indexed(path, how)
+    assert "if each is a sample, write input.sample_key: last_dot" in why
+
+
+def test_an_image_by_a_longer_extension_is_named_with_what_is_there(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, *(f"s{n}.{end}" for n in range(3) for end in ("input.jpg", "target.jpg", "json")))
+    _, (why,) = indexed(path, how)
+    assert why.startswith("3 samples, 0 with an image; 6 members of others end like one: sample s0 has no jpg, png; ")
+    assert "it has input.jpg, target.jpg, json;" in why
+    (found,), _ = indexed(path, replace(how, image="input.jpg"))
+    assert (found.rows, dict(found.beside)) == (3, {})
+
+
+def test_pictures_beside_the_image_of_a_sample_are_counted(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, "a.jpg", "a.seg.png", "b.jpg", "b.1.jpg", "b.2.jpg", "c.json")
+    (found,), unreadable = indexed(path, how)
+    assert (unreadable, found.rows, dict(found.beside)) == ([], 3, {"png": 1, "jpg": 2})
 
 
 def test_what_is_no_sample_is_passed_over_and_parts_nothing(tmp_path: Path) -> None:
