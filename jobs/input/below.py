@@ -53,7 +53,7 @@ def files_below(fs: Any, folder: str, url: str) -> Iterator[Below]:
     """All files of a folder or prefix. Raises NotFound, StoreError, StoreDenied."""
     if isinstance(fs, LocalFileSystem):
         return _walked(folder)
-    return _pages(fs, folder, url) if S3.intersection(_protocols(fs)) else _found(fs, folder, url)
+    return _pages(fs, folder, url) if S3.intersection(fs.protocol) else _found(fs, folder, url)
 
 
 def as_listed(info: Mapping[str, Any], why: str = "") -> Below:
@@ -173,7 +173,3 @@ def _found(fs: Any, folder: str, url: str) -> Iterator[Below]:
         if name.startswith(base) and info["type"] != "directory":
             marker = name.endswith(("/", _FOLDER))
             yield as_listed(info, FOLDER_MARKER if marker else HIDDEN if hidden(name.removeprefix(base)) else "")
-
-
-def _protocols(fs: Any) -> frozenset[str]:
-    return frozenset((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)

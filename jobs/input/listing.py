@@ -125,8 +125,9 @@ class _Taken:
     def add(self, url: str) -> None:
         """What is at a URL. Raises NotFound, StoreError, StoreDenied."""
         fs, named = open_filesystem(url)
+        scheme = full_url(fs, named).removesuffix(named)
         for path, size, version, why, inode, linked, former in _found(url):
-            uri = full_url(fs, path)
+            uri = scheme + path
             if self.excluded(uri):
                 continue
             if why in _BY_NAME and path != named:
