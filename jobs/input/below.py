@@ -77,8 +77,8 @@ def at_link(path: str) -> os.stat_result | Below:
     """Facts of what a link leads to, or why it leads nowhere."""
     try:
         return os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        return Below(path, 0, "", DENIED if cause_of(error) is Cause.DENIED else DEAD)
+    except OSError:
+        return Below(path, 0, "", DEAD)
 
 
 def _walked(root: str) -> Iterator[Below]:
@@ -144,12 +144,15 @@ def _children(folder: str, real: str, folders: list[tuple[str, str]], links: lis
 def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:
     """Of S3."""
     bucket, key, _ = fs.split_path(folder)
-    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "OptionalObjectAttributes": ["RestoreStatus"]}
+    asked: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
     while True:
         page = retrying(lambda: fs.call_s3("list_objects_v2", **asked, **fs.req_kw), url)
-        for one in page.get("Contents", ()):
-            name = one["Key"]
-            why = ""
+        files = page.get("Contents", ())
+        if "OptionalObjectAttributes" not in asked and any(one.get("StorageClass") in _ARCHIVED for one in files):
+            asked["OptionalObjectAttributes"] = ["RestoreStatus"]  # which only a store with archives need know
+            continue
+        for one in files:
+            name, why = one["Key"], ""
             if name.endswith(("/", _FOLDER)):
                 why = FOLDER_MARKER
             elif hidden(name[len(asked["Prefix"]) :]):

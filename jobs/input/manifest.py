@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import unquote_plus
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +121,14 @@ def _table(data: bytes, url: str) -> pa.Table | None:
     if not (names := {name.lower() for name in header} & _COLUMNS) and len(header) == 1:
         return None
     types = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
-    return pa.csv.read_csv(pa.BufferReader(data), convert_options=types) if names else pa.table({n: [] for n in header})
+    table = (
+        pa.csv.read_csv(pa.BufferReader(data), convert_options=types) if names else pa.table({n: [] for n in header})
+    )
+    if names >= {"bucket", "key"}:  # inventories of S3 escape keys in CSV, and nowhere else
+        place = next(place for place, name in enumerate(header) if name.lower() == "key")
+        keys = [key and unquote_plus(key) for key in table.column(place).to_pylist()]
+        table = table.set_column(place, "key", pa.array(keys, pa.string()))
+    return table
 
 
 def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]:

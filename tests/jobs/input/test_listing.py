@@ -323,6 +323,7 @@ def test_an_inventory_of_s3_is_read_as_it_is_without_what_was_deleted(tmp_path: 
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(table), manifest)
     elif kind == "csv":
+        table[0]["key"] = "p%2Fa.jpg"
         pa.csv.write_csv(pa.Table.from_pylist(table), manifest)
     else:
         manifest.write_text("".join(json.dumps(row) + "\n" for row in table))

@@ -316,3 +316,28 @@ class Adlfs:
 def test_an_object_with_the_folders_own_name_hides_nothing_on_azure() -> None:
     found = list(below.files_below(Adlfs(), "box/in", "abfs://box/in"))
     assert [(one.path, one.why) for one in found] == [("box/in/a.jpg", ""), ("box/in/_b.jpg", HIDDEN)]
+
+
+def test_what_plans_claim_by_an_etag_keeps_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of GCS, where earlier releases took the etag, which changes with metadata."""
+
+    class Gcsfs:
+        protocol = ("gs", "gcs")
+
+        def info(self, path: str) -> dict[str, Any]:
+            return {"name": path, "type": "directory"}
+
+        def find(self, path: str, detail: bool) -> Any:
+            one = {"size": 1, "type": "file"}
+            return {
+                name: {**one, "name": name, "etag": f"e-{name[-5]}", "generation": f"g-{name[-5]}"}
+                for name in (f"{path}/a.jpg", f"{path}/b.jpg", f"{path}/c.jpg")
+            }
+
+        def unstrip_protocol(self, path: str) -> str:
+            return f"gs://{path}"
+
+    monkeypatch.setattr("jobs.input.listing.open_filesystem", lambda url: (Gcsfs(), url.removeprefix("gs://")))
+    claimed = {"gs://box/in/a.jpg": "e-a", "gs://box/in/b.jpg": "e-before"}
+    found = listed("gs://box/in", claimed=claimed)
+    assert [source.version for source in found.sources] == ["e-a", "g-b", "g-c"]
