@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from jobs.input.footers import open_sources
 from jobs.input.listing import list_input
 from jobs.spec.days import today
 from tests.workers.source.test_reading import PARQUET, cells, images, shard, slices_of, write
-from workers.contract import InputSpec
+from workers.contract import InputSpec, Slice
 from workers.failures import classify
 from workers.image.errors import BadImage, ErrorCode
 from workers.outcomes import FailureCode, FailureKind
@@ -132,3 +133,25 @@ def test_expired_credentials_never_become_rows(tmp_path: Path, denied: int, rows
     )  # fmt: skip
     with pytest.raises(InputDenied, match=f"{denied} of {rows} rows") if raises else nullcontext():
         _check_refused(shard(slices_of(path, (0, 0, rows))), scored, 0.9)
+
+
+@pytest.mark.objectstore
+def test_an_archived_object_of_s3_that_no_listing_has_shown_is_denied_and_nothing_else(s3: str, tmp_path: Path) -> None:
+    """As a manifest names it: the HEAD answers, and the GET does not."""
+    fs = fsspec.filesystem("s3")
+    body = write(tmp_path / "a.parquet", pa.array(images(3))).read_bytes()
+    for name in ("a.parquet", "old.parquet", "b.jpg", "old.jpg"):
+        kind = "GLACIER" if "old" in name else "STANDARD"
+        fs.call_s3("put_object", Bucket=s3[5:], Key=name, Body=body, StorageClass=kind)
+    manifest = tmp_path / "list"
+    manifest.write_text(f"{s3}/a.parquet\n{s3}/old.parquet\n")
+    spec = InputSpec(manifest=str(manifest), image="image")
+    opened, unreadable = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert [one.source.uri for one in opened] == [f"{s3}/a.parquet"]
+    assert [source.uri for source in unreadable] == [f"{s3}/old.parquet"]
+    manifest.write_text(f"{s3}/b.jpg\n{s3}/old.jpg\n")
+    sources = list_input(InputSpec(manifest=str(manifest), format="images"), today("UTC"), {}).sources
+    slices = [
+        Slice(uri=one.uri, size=one.size, version=one.version, row_group=0, row_start=0, row_stop=1) for one in sources
+    ]
+    assert cells(ShardReader(shard(slices), FOLDER)) == [body, ErrorCode.DENIED]
