@@ -105,22 +105,21 @@ def list_input(
     return Listing(sources, tuple(absent), named_once(unreadable), passed.rows())
 
 
-_BY_NAME = ("", ARCHIVED, DENIED)
-"""Only what is called like a file of the format is judged to be so."""
+_UNSURE = (ASK, ARCHIVED, DENIED)
+"""What is taken all the same where a plan claims it: nothing of it is read then."""
 
 
 class _Taken:
-    """Files as they are listed, in columns beside each other, and what is passed over."""
+    """Files as they are listed, and what is passed over."""
 
     def __init__(self, format: str, excluded: Callable[[str], bool]) -> None:
         self._format, self.excluded = format, excluded
         self.sources: list[Source] = []
         self.passed = PassedOver()
-        self._inodes = array("Q")
+        self._inodes = array("Q")  # of each source
         self._links = set[str]()
-        self._unsure: dict[str, list[Source]] = {ASK: [], ARCHIVED: [], DENIED: []}
+        self._unsure: dict[str, list[Source]] = {why: [] for why in _UNSURE}
         self._former: dict[str, str] = {}
-        self._inode_of: dict[str, int] = {}
 
     def add(self, url: str) -> None:
         """What is at a URL. Raises NotFound, StoreError, StoreDenied."""
@@ -130,7 +129,7 @@ class _Taken:
             uri = scheme + path
             if self.excluded(uri):
                 continue
-            if why in _BY_NAME and path != named:
+            if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
                 said = by_name(path.rpartition("/")[2], self._format)
                 why = why if said == ASK and why else said or why
             if not size and (why == ASK or (not why and self._format != "images")):
@@ -138,14 +137,13 @@ class _Taken:
                 why = EMPTY
             if why == DENIED and self._format != "images":
                 why = ""  # its footer says so
-            if not why:
-                self.sources.append(Source(uri, size, version))
-                self._inodes.append(inode)
-            elif why in self._unsure:
-                self._unsure[why].append(Source(uri, size, version))
-                self._inode_of[uri] = inode
-            else:
+            if why and why not in _UNSURE:
                 self._pass(uri, why)
+                continue
+            self.sources.append(Source(uri, size, version))
+            self._inodes.append(inode)
+            if why:
+                self._unsure[why].append(self.sources[-1])
             if linked:
                 self._links.add(uri)
             if former:
@@ -158,54 +156,41 @@ class _Taken:
             self.passed.of_formats[format] = self.passed.of_formats.get(format, 0) + 1
 
     def each_once(self, claimed: Claimed) -> list[Source]:
-        """The sources by URI. What a name does not tell, or what cannot be read now, is looked at where it is not
-        claimed. Raises StoreError."""
+        """The sources by URI. What a name does not tell is looked at, where it is not claimed. Raises StoreError."""
+        dropped = set[str]()
         for why, unsure in self._unsure.items():
-            unsure.sort(key=lambda source: source.uri)
             known = claimed([source.uri for source in unsure]) if unsure else {}
-            new = [source for source in unsure if source.uri not in known]
+            new = sorted({source for source in unsure if source.uri not in known})
             judged = by_first_bytes(new, self._format) if why == ASK else ((source, why, None) for source in new)
-            taken = [source for source in unsure if source.uri in known]
             for source, reason, format in judged:
                 if reason:
                     self._pass(source.uri, reason, format)
-                else:
-                    taken.append(source)
-            self.sources += taken
-            self._inodes.extend(self._inode_of[source.uri] for source in taken)
-        sources = self.sources
+                    dropped.add(source.uri)
         if self._links:
-            dropped = self._second_names(claimed)
-            sources = [source for index, source in enumerate(sources) if index not in dropped]
+            dropped |= self._second_names(claimed, dropped)
         if self._former:
             known = claimed(list(self._former))
-            sources = [
-                replace(source, version=self._former[source.uri])
-                if known.get(source.uri, "") == self._former.get(source.uri)
-                else source
-                for source in sources
-            ]
-        sources.sort(key=lambda source: source.uri)
-        return [source for index, source in enumerate(sources) if not index or sources[index - 1].uri != source.uri]
+            same = {uri: version for uri, version in self._former.items() if known.get(uri) == version}
+            self.sources = [replace(s, version=same.get(s.uri, s.version)) for s in self.sources]
+        self.sources.sort(key=lambda source: source.uri)
+        every = zip(self.sources, [None, *self.sources], strict=False)
+        return [s for s, before in every if s.uri not in dropped and (before is None or before.uri != s.uri)]
 
-    def _second_names(self, claimed: Claimed) -> set[int]:
-        """Places of the names that a file has beside one that is taken: one that is claimed, or else its own."""
-        inodes = np.array(self._inodes)
-        numbers, times = np.unique(inodes, return_counts=True)
-        places = np.flatnonzero(np.isin(inodes, numbers[times > 1])).tolist()
-        by_file: dict[str, dict[str, list[int]]] = {}
-        for place in places:
-            uri = self.sources[place].uri
-            by_file.setdefault(os.path.realpath(uri), {}).setdefault(uri, []).append(place)
-        several = {real: names for real, names in by_file.items() if len(names) > 1}
-        known = claimed([uri for names in several.values() for uri in names]) if several else {}
-        dropped = set[int]()
-        for names in several.values():
-            first = min(names, key=lambda uri: (uri not in known, uri in self._links, uri))
-            for uri in names.keys() - {first}:
-                dropped.update(names[uri])
-                self._pass(uri, OTHER_NAME)
-        return dropped
+    def _second_names(self, claimed: Claimed, dropped: Collection[str]) -> set[str]:
+        """Names that a file has beside one that is taken: one that is claimed, or else its own."""
+        numbers, times = np.unique(np.array(self._inodes), return_counts=True)
+        by_file: dict[str, set[str]] = {}
+        for place in np.flatnonzero(np.isin(self._inodes, numbers[times > 1])).tolist():
+            if (uri := self.sources[place].uri) not in dropped:
+                by_file.setdefault(os.path.realpath(uri), set()).add(uri)
+        several = [names for names in by_file.values() if len(names) > 1]
+        known = claimed([uri for names in several for uri in names]) if several else {}
+        second = set[str]()
+        for names in several:
+            second |= names - {min(names, key=lambda uri: (uri not in known, uri in self._links, uri))}
+        for uri in second:
+            self._pass(uri, OTHER_NAME)
+        return second
 
 
 def left_out(spec: InputSpec, days: Days) -> Callable[[str], bool]:
