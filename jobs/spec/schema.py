@@ -143,6 +143,8 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
+    if given.format != "webdataset" and given.sample_key != "first_dot":
+        yield f"input.sample_key: it is for format: webdataset, and the format is {given.format}"
     if given.format == "images" and (unknown := [key for key in given.keys if key not in FILE_KEYS]):
         yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if reserved := _RESERVED_COLUMNS.intersection(given.keys):

@@ -38,8 +38,8 @@ def main() -> None:
         found = list_input(InputSpec(uri=f"{folder}/in", format="images"), today("UTC"), {})
         cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
         assert len(found.sources) == arguments.files
-    print(f"{arguments.files:,} files listed: CPU {cpu_s:.1f} s, {wall_s:.1f} s")
-    print(f"peak memory {_peak_mib():,.0f} MiB, {before:,.0f} MiB before")
+        print(f"{arguments.files:,} files listed: CPU {cpu_s:.1f} s, {wall_s:.1f} s")
+        print(f"peak memory {_peak_mib():,.0f} MiB, {before:,.0f} MiB before", flush=True)
 
 
 def _peak_mib() -> float:
