@@ -238,6 +238,9 @@ class InputSpec:
     """Columns copied to the output beside each prediction, `{truth: label}` under a name of its own: also fields of
     structs (`sample.label`) and folders of Hive (`day` of `day=2026-03-01/`, as text). For `webdataset` `__key__` and
     extensions, as `cls`; for `images` `path`, `folder` and `name` of the file."""
+    sample_key: Literal["first_dot", "last_dot"] = "first_dot"
+    """For `webdataset`, where the names of members part: `a.seg.png` is `seg.png` of sample `a`, as WebDataset has it,
+    or with `last_dot` `png` of sample `a.seg`, for names as `cam_2024.05.01_0001.jpg`. Another value, another root."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""

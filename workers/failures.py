@@ -14,7 +14,7 @@ from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.redaction import redacted
 from workers.source.shard_reader import SourceChanged
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputDenied, InputUnreadable
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 
 _SORTED: tuple[tuple[tuple[type[Exception], ...], FailureKind, FailureCode], ...] = (
@@ -24,6 +24,7 @@ _SORTED: tuple[tuple[tuple[type[Exception], ...], FailureKind, FailureCode], ...
     ((KilledFromOutside,), FailureKind.INFRA, FailureCode.CRASHED),
     ((MemoryError, BoundTooLow), FailureKind.INFRA, FailureCode.MEMORY),
     ((BundleRefused, StoreError, SourceChanged, ConnectionError, TimeoutError), FailureKind.INFRA, FailureCode.OTHER),
+    ((InputDenied,), FailureKind.DATA, FailureCode.DENIED),
     ((InputUnreadable,), FailureKind.DATA, FailureCode.OTHER),
     ((StoreDenied, NotFound), FailureKind.TASK, FailureCode.DENIED),
     ((RowsRefused,), FailureKind.TASK, FailureCode.REFUSED),

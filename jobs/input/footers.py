@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -47,6 +48,8 @@ class Opened:
     """Types of the key columns in the plan; None for image files without any."""
     columns: tuple[str, ...] | None = ()
     """Of every column, with the fields of structs and the folders of Hive; None for a tar: its samples differ."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Members of a tar that end like an image and are not the one of their sample, by their last extension."""
 
     @property
     def rows(self) -> int:
@@ -190,5 +193,6 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
     fs, path = open_filesystem(source.uri)
     with opened(fs, path) as file:
         together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
-        groups = row_groups(file, together)
-    return Opened(source, groups, keys_schema(spec.copied), None)
+        beside = Counter[str]()
+        groups = row_groups(file, together, spec, beside)
+    return Opened(source, groups, keys_schema(spec.copied), None, beside)

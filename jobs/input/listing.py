@@ -1,34 +1,39 @@
-"""Discovery: what the input holds right now, as sources with exact versions.
+"""Discovery: what the input holds right now, as sources with exact versions; and what lies there and is not taken.
 
-The identity of a source is (uri, version). Files whose names start with `_` or `.` are skipped, as Arrow, Spark and
-Hive readers do. A file that several prefixes or manifests name is one source.
+The identity of a source is (uri, version). Files whose names start with `_` or `.` are passed over, as Arrow, Spark and
+Hive readers do. A file that several prefixes, links or manifests name is one source.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import stat
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from jobs.errors import NothingThere, SpecError
+from jobs.input.below import Below, as_listed, at_link, files_below, hidden, local_file
+from jobs.input.kinds import ASK, WHAT, by_first_bytes, by_name, format_named, is_beside
 from jobs.input.manifest import pin_entries, read_entries
+from jobs.input.passed_over import ARCHIVED, DENIED, EMPTY, FOLDER_MARKER, OTHER_NAME, PassedOver, passed_over_lines
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import full_url, open_filesystem, version_of
+from workers.storage.filesystems import full_url, is_local, open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
-_SUFFIXES = {
-    "parquet": (".parquet", ".parq", ".pq"),
-    "images": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
-    # Compressed ones are listed too, so that they are named as unreadable rather than passed over.
-    "webdataset": (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
-}
+Claimed = Callable[[Sequence[str]], Mapping[str, str]]
+"""The versions in which plans have last claimed some of these URIs."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Listing:
     """Days' folders or manifests that do not exist."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Manifest entries that cannot be pinned, and manifests of whose new ones none can, each with the reason."""
+    passed_over: Sequence[tuple[str, int, str]] = ()
+    """What lies there and is not taken: reason, files, one of them; the most first."""
 
 
 def list_input(
@@ -50,42 +57,140 @@ def list_input(
     doubtful: Collection[str] = (),
     *,
     delivered: bool = True,
+    claimed: Claimed = lambda _: {},
 ) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
-    `doubtful` URIs is looked up.
+    `doubtful` URIs is looked up. Of files that are `claimed` nothing is read.
 
     A day's folder may be missing while another day's is there; unless something must have been `delivered`, all of
-    them may. Raises SpecError when nothing is there, when a folder that does not depend on the date is missing, or when
-    access is refused; StoreError, which another run may not meet.
+    them may. Raises SpecError when nothing is there, or nothing that can be taken, when a folder that does not depend
+    on the date is missing, or when access is refused; StoreError, which another run may not meet.
     """
-    sources: dict[str, Source] = {}
+    taken = _Taken(spec.format, left_out(spec, days))
     unreadable: dict[str, str] = {}
     absent: list[str] = []
     key = "input.uri" if spec.manifest is None else "input.manifest"
-    excluded = left_out(spec, days)
     for template in spec.uris or (spec.manifest or "",):
         urls = filled(template, days)
         missing: list[str] = []
         for url in urls:
             try:
                 if spec.manifest is None:
-                    found = _list_folder(url, spec.format)
+                    taken.add(url)
                 else:
-                    found, lost = pin_entries(read_entries(url), latest, doubtful, manifest=url)
+                    found, lost = pin_entries(read_entries(url, taken.passed), latest, doubtful, manifest=url)
                     unreadable |= lost
+                    taken.sources += (source for source in found if not taken.excluded(source.uri))
             except NotFound:
                 missing.append(url)
                 continue
             except StoreDenied as error:
                 raise SpecError(f"{key}: cannot list {error}") from error
-            sources |= {s.uri: s for s in found if not excluded(s.uri)}
+            except SpecError as error:
+                if len(urls) == 1:
+                    raise
+                unreadable[url] = str(error).removeprefix(f"{key}: ")  # which ends no other day
         if len(missing) == len(urls) and (delivered or not AS_OF.search(template)):
             where = urls[0] if len(urls) == 1 else f"any of {len(urls)} places, {urls[0]} to {urls[-1]}"
             raise NothingThere(
                 f"{key}: there is nothing at {where}", "check the path; a folder or prefix must hold a file to exist"
             )
         absent += missing
-    return Listing([sources[uri] for uri in sorted(sources)], tuple(absent), named_once(unreadable))
+    sources, passed = taken.each_once(claimed), taken.passed
+    if delivered and not sources and passed.is_much():
+        raise NothingThere(
+            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed_over_lines(passed.rows())[0]}",
+            passed.way_out(spec.format),
+        )
+    return Listing(sources, tuple(absent), named_once(unreadable), passed.rows())
+
+
+_UNSURE = (ASK, ARCHIVED, DENIED)
+"""What is taken all the same where a plan claims it: nothing of it is read then."""
+
+
+class _Taken:
+    """Files as they are listed, and what is passed over."""
+
+    def __init__(self, format: str, excluded: Callable[[str], bool]) -> None:
+        self._format, self.excluded = format, excluded
+        self.sources: list[Source] = []
+        self.passed = PassedOver()
+        self._inodes = array("Q")  # of each source
+        self._links = set[str]()
+        self._unsure: dict[str, list[Source]] = {why: [] for why in _UNSURE}
+        self._former: dict[str, str] = {}
+
+    def add(self, url: str) -> None:
+        """What is at a URL. Raises NotFound, StoreError, StoreDenied."""
+        fs, named = open_filesystem(url)
+        scheme = full_url(fs, named).removesuffix(named)
+        for path, size, version, why, inode, linked, former in _found(url):
+            uri = scheme + path
+            if self.excluded(uri):
+                continue
+            if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
+                said = by_name(path.rpartition("/")[2], self._format)
+                why = why if said == ASK and why else said or why
+            if not size and (why == ASK or (not why and self._format != "images")):
+                self.passed.beside += why == ASK
+                why = EMPTY
+            if why == DENIED and self._format != "images":
+                why = ""  # its footer says so
+            if why and why not in _UNSURE:
+                self._pass(uri, why)
+                continue
+            self.sources.append(Source(uri, size, version))
+            self._inodes.append(inode)
+            if why:
+                self._unsure[why].append(self.sources[-1])
+            if linked:
+                self._links.add(uri)
+            if former:
+                self._former[uri] = former
+
+    def _pass(self, uri: str, why: str, format: str | None = None) -> None:
+        self.passed.add(why, uri)
+        self.passed.beside += is_beside(why)
+        if format := format or (format_named(uri.lower()) if why.startswith("named ") else None):
+            self.passed.of_formats[format] = self.passed.of_formats.get(format, 0) + 1
+
+    def each_once(self, claimed: Claimed) -> list[Source]:
+        """The sources by URI. What a name does not tell is looked at, where it is not claimed. Raises StoreError."""
+        dropped = set[str]()
+        for why, unsure in self._unsure.items():
+            known = claimed([source.uri for source in unsure]) if unsure else {}
+            new = sorted({source for source in unsure if source.uri not in known})
+            judged = by_first_bytes(new, self._format) if why == ASK else ((source, why, None) for source in new)
+            for source, reason, format in judged:
+                if reason:
+                    self._pass(source.uri, reason, format)
+                    dropped.add(source.uri)
+        if self._links:
+            dropped |= self._second_names(claimed, dropped)
+        if self._former:
+            known = claimed(list(self._former))
+            same = {uri: version for uri, version in self._former.items() if known.get(uri) == version}
+            self.sources = [replace(s, version=same.get(s.uri, s.version)) for s in self.sources]
+        self.sources.sort(key=lambda source: source.uri)
+        every = zip(self.sources, [None, *self.sources], strict=False)
+        return [s for s, before in every if s.uri not in dropped and (before is None or before.uri != s.uri)]
+
+    def _second_names(self, claimed: Claimed, dropped: Collection[str]) -> set[str]:
+        """Names that a file has beside one that is taken: one that is claimed, or else its own."""
+        numbers, times = np.unique(np.array(self._inodes), return_counts=True)
+        by_file: dict[str, set[str]] = {}
+        for place in np.flatnonzero(np.isin(self._inodes, numbers[times > 1])).tolist():
+            if (uri := self.sources[place].uri) not in dropped:
+                by_file.setdefault(os.path.realpath(uri), set()).add(uri)
+        several = [names for names in by_file.values() if len(names) > 1]
+        known = claimed([uri for names in several for uri in names]) if several else {}
+        second = set[str]()
+        for names in several:
+            second |= names - {min(names, key=lambda uri: (uri not in known, uri in self._links, uri))}
+        for uri in second:
+            self._pass(uri, OTHER_NAME)
+        return second
 
 
 def left_out(spec: InputSpec, days: Days) -> Callable[[str], bool]:
@@ -111,22 +216,26 @@ def vanished(uris: Iterable[str]) -> set[str]:
     return {uri for uri, is_gone in ahead(gone, uris, "versions") if is_gone}
 
 
-def sources_now(uris: Iterable[str]) -> dict[str, Source | None]:
-    """What is at these places: each file as it is now, or None. Raises StoreError, StoreDenied."""
-    return dict(ahead(lambda uri: (uri, _source_at(uri)), uris, "versions"))
+def sources_now(uris: Iterable[str], claimed: Mapping[str, str] | None = None) -> dict[str, Source | None]:
+    """What is at these places: each file as it is now, or None; in the version that is `claimed` where that is right.
+
+    Raises StoreError, StoreDenied.
+    """
+    known = claimed or {}
+    return dict(ahead(lambda uri: (uri, _source_at(uri, known.get(uri, ""))), uris, "versions"))
 
 
-def _source_at(uri: str) -> Source | None:
+def _source_at(uri: str, claimed: str = "") -> Source | None:
     try:
         fs, path = open_filesystem(uri)
         info = retrying(lambda: fs.info(path), uri)
     except NotFound:
         return None
-    return Source(uri, int(info["size"]), version_of(info)) if info["type"] == "file" else None
+    return Source(uri, int(info["size"]), version_of(info, claimed)) if info["type"] == "file" else None
 
 
-def _list_folder(url: str, format: str) -> list[Source]:
-    """The sources below a folder or prefix, or the one file that the URL names; with wildcards those of all places that
+def _found(url: str) -> Iterator[Below]:
+    """The files below a folder or prefix, or the one file that the URL names; with wildcards those of all places that
     it names, unless there is something of that very name. Raises NotFound.
     """
     fs, path = open_filesystem(url)
@@ -135,29 +244,23 @@ def _list_folder(url: str, format: str) -> list[Source]:
     except NotFound:
         if not is_pattern(path):
             raise
-        found = dict(_matching(fs, path, url))
-        if not found:
+        found = _matching(fs, path, url)
+        if (first := next(found, None)) is None:
             raise
-        return [_source(fs, *file) for file in found.items() if file[0].lower().endswith(_SUFFIXES[format])]
-    if root["type"] == "file":
-        return [_source(fs, path, root)]
-    files = _below(fs, path, url)
-    return [_source(fs, *file) for file in files if file[0].lower().endswith(_SUFFIXES[format])]
+        yield from chain([first], found)
+        return
+    if root["type"] != "file":
+        yield from files_below(fs, path, url)
+    elif is_local(url):
+        yield local_file(path, os.stat(path), linked=False)  # noqa: PTH116
+    elif (url.endswith("/") or not root["size"]) and (first := next(files := files_below(fs, path, url), None)):
+        yield Below(path, 0, "", FOLDER_MARKER)  # an object with the folder's own name, which hides it from libraries
+        yield from chain([first], files)
+    else:
+        yield as_listed(root)
 
 
-def _source(fs: Any, path: str, info: Mapping[str, Any]) -> Source:
-    return Source(full_url(fs, path), int(info["size"]), version_of(info))
-
-
-def _below(fs: Any, folder: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Files of a folder, but those that are hidden in it."""
-    base = folder.rstrip("/") + "/"
-    for name, info in retrying(lambda: fs.find(folder, detail=True), url).items():
-        if not _hidden(name.removeprefix(base)):
-            yield name, info
-
-
-def _matching(fs: Any, path: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _matching(fs: Any, path: str, url: str) -> Iterator[Below]:
     """Files that a path with wildcards names, and those below folders that it names.
 
     Folder by folder down to the first `**`, so that only what may match is listed.
@@ -169,33 +272,38 @@ def _matching(fs: Any, path: str, url: str) -> Iterator[tuple[str, Mapping[str, 
             for folder in folders:
                 named = re.compile(f"{re.escape(folder)}/{covering('/'.join(parts[number:]))}", re.DOTALL)
                 with suppress(NotFound):
-                    yield from (file for file in _below(fs, folder, url) if named.fullmatch(file[0]))
+                    yield from (file for file in files_below(fs, folder, url) if named.fullmatch(file.path))
             return
         children = [child for folder in folders for child in _children(fs, folder, part, url)]
-        folders = [name for name, info in children if info["type"] == "directory"]
+        folders = [child for child in children if isinstance(child, str)]
         if number == len(parts) - 1:
-            yield from (child for child in children if child[1]["type"] == "file")
+            yield from (child for child in children if isinstance(child, Below))
             for folder in folders:
-                yield from _below(fs, folder, url)
+                yield from files_below(fs, folder, url)
 
 
-def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What in a folder has this name, or one that it stands for."""
+def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str]:
+    """What in a folder has this name, or one that it stands for: files, and paths of folders."""
     with suppress(NotFound):
         if not is_pattern(part):
-            yield f"{folder}/{part}", retrying(lambda: fs.info(f"{folder}/{part}"), url)
-            return
-        for info in retrying(lambda: fs.ls(folder, detail=True), url):
+            infos = [retrying(lambda: fs.info(f"{folder}/{part}"), url)]
+        else:
+            infos = retrying(lambda: fs.ls(folder, detail=True), url)
+        for info in infos:
             path = str(info["name"]).rstrip("/")
             name = path.rpartition("/")[2]
-            if not _hidden(name) and re.fullmatch(of_name(part), name, re.DOTALL):
-                yield path, info
+            if is_pattern(part) and (hidden(name) or not re.fullmatch(of_name(part), name, re.DOTALL)):
+                continue
+            facts = at_link(path) if is_local(url) else None
+            if isinstance(facts, Below):
+                yield facts
+            elif info["type"] == "directory" or (facts and stat.S_ISDIR(facts.st_mode)):
+                yield path
+            else:
+                marker = FOLDER_MARKER if str(info["name"]).endswith("/") else ""
+                yield local_file(path, facts, linked=bool(info["islink"])) if facts else as_listed(info, marker)
 
 
 def _as_listed(url: str) -> str:
     """A pattern of what is left out, as sources are named."""
     return url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url))
-
-
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative.split("/"))

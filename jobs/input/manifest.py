@@ -1,7 +1,8 @@
 """Input by manifest: a list of files, for inputs too large to list.
 
-A Parquet file with a column `uri` and optionally `version` (etag) and `size` in bytes, as a storage inventory gives
-them; or a text file with a URI a line, followed by a tab and the version, and a tab and the size, where they are known.
+Parquet, JSON Lines or CSV with a column of URIs and optionally `version` (etag) and `size` in bytes, as other tools and
+storage inventories have them; or a text file with a URI a line, followed by a tab and the version, and a tab and the
+size, where they are known.
 With version and size nothing is looked up, unless the file was claimed in another version; but of the files that are
 new a few are, because versions that are not the store's would make every row a gone one. An entry without a version is
 claimed once: as what is there at that time.
@@ -9,14 +10,21 @@ claimed once: as what is there at that time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from urllib.parse import unquote_plus
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
+from jobs.input.passed_over import OLD_VERSION, PassedOver
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise, usual
@@ -28,6 +36,15 @@ _LOOKUPS_AT_ONCE = 32
 _COMPARED = 16
 """Of the new files that a manifest names with version and size, so many are looked up all the same."""
 _PARQUET_MAGIC = b"PAR1"
+_URI_NAMES = (
+    *("uri", "url", "path", "file", "image", "s3_uri", "gcs_uri", "content", "gcsuri", "imagegcsuri", "source-ref"),
+    *("image_uri", "image_url", "image_path", "file_path", "filepath", "file_name", "filename", "location"),
+)
+"""Of a column with URIs, in lower case, the first that is there: as Vertex AI, SageMaker and others call it."""
+_VERSION_NAMES = ("version", "etag", "e_tag")
+_COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
+_NAME = re.compile(r"[\w -]+")
+"""Of a column."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +56,19 @@ class Entry:
     size: int | None = None
 
 
-def read_entries(url: str) -> list[Entry]:
-    """The manifest's entries, each URI absolute. Raises NotFound, StoreError, StoreDenied, SpecError."""
+def read_entries(url: str, passed: PassedOver | None = None) -> list[Entry]:
+    """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over.
+
+    Raises NotFound, StoreError, StoreDenied, SpecError.
+    """
     data = read_url(url)
-    entries = _parquet_entries(data, url) if data[:4] == _PARQUET_MAGIC else _text_entries(data, url)
+    try:
+        table = _table(data, url)
+        entries = _text_entries(data, url) if table is None else _table_entries(table, url, passed or PassedOver())
+    except pa.ArrowException as error:
+        raise SpecError(
+            f"input.manifest: {url}: {error}", "the columns are uri, version (text), size (bytes)"
+        ) from error
     folder = url.rpartition("/")[0]
     folder = open_filesystem(folder)[1] if is_local(url) else usual(folder)
     try:
@@ -75,25 +101,63 @@ def _check(uri: str, manifest: str) -> None:
         )
 
 
-def _parquet_entries(data: bytes, url: str) -> list[Entry]:
-    kinds = {"uri": pa.string(), "version": pa.string(), "size": pa.int64()}
-    try:
+def _table(data: bytes, url: str) -> pa.Table | None:
+    """What Parquet, JSON Lines or CSV with a header hold of columns that are known; None for lines of text."""
+    if data[:4] == _PARQUET_MAGIC:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if "uri" not in (names := file.schema_arrow.names):
-            raise SpecError(
-                f"input.manifest: {url} has no column 'uri'; it has {', '.join(names)}",
-                "name its columns uri and, where they are known, version and size",
-            )
-        table = file.read([name for name in kinds if name in names])
-        columns = (table[n].cast(kinds[n]).to_pylist() if n in names else [None] * len(table) for n in kinds)
-        entries = [Entry(*entry) for entry in zip(*columns, strict=True)]
-    except pa.ArrowException as error:
+        known = [name for name in file.schema_arrow.names if name.lower() in _COLUMNS]
+        return file.read(known) if known else file.schema_arrow.empty_table()
+    first = data.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace").strip()
+    if first.startswith("{"):
+        return pa.json.read_json(pa.BufferReader(data))
+    header = [name.strip().strip('"') for name in first.split(",")]
+    if not all(map(_NAME.fullmatch, header)):
+        if not first.startswith('"') or len(header) == 1:
+            return None
         raise SpecError(
-            f"input.manifest: {url}: {error}", "the columns are uri, version (text), size (bytes)"
-        ) from error
-    if (row := next((i for i, entry in enumerate(entries) if not entry.uri), None)) is not None:
+            f"input.manifest: {url} is CSV without a line that names its columns",
+            "have the inventory written as Parquet, or put a line such as bucket,key,size,e_tag in front",
+        )
+    if not (names := {name.lower() for name in header} & _COLUMNS) and len(header) == 1:
+        return None
+    types = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
+    table = (
+        pa.csv.read_csv(pa.BufferReader(data), convert_options=types) if names else pa.table({n: [] for n in header})
+    )
+    if names >= {"bucket", "key"}:  # inventories of S3 escape keys in CSV, and nowhere else
+        place = next(place for place, name in enumerate(header) if name.lower() == "key")
+        keys = [key and unquote_plus(key) for key in table.column(place).to_pylist()]
+        table = table.set_column(place, "key", pa.array(keys, pa.string()))
+    return table
+
+
+def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]:
+    """Of the column that is called as one of URIs is, or of those of an inventory of S3."""
+    names = {name.lower(): name for name in table.column_names}
+    if {"bucket", "key"} <= names.keys():
+        key = table[names["key"]].cast(pa.string())
+        uris = pc.binary_join_element_wise("s3:/", table[names["bucket"]].cast(pa.string()), key, "/")
+    elif (name := next((names[name] for name in _URI_NAMES if name in names), None)) is not None:
+        uris = table[name].cast(pa.string())
+    else:
+        raise SpecError(
+            f"input.manifest: {url} has no column 'uri'; it has {', '.join(table.column_names)}",
+            "name its columns uri and, where they are known, version and size",
+        )
+    now = pa.chunked_array([np.ones(len(table), bool)]) if len(table) else pa.chunked_array([], pa.bool_())
+    for name, gone in (("is_latest", "false"), ("is_delete_marker", "true")):
+        if name in names:
+            flag = pc.utf8_lower(table[names[name]].cast(pa.string()))
+            now = pc.and_(now, pc.fill_null(pc.not_equal(flag, gone), True))
+    for uri in uris.filter(pc.invert(now)).to_pylist():
+        passed.add(OLD_VERSION, str(uri))
+    version = next((table[names[name]].cast(pa.string()) for name in _VERSION_NAMES if name in names), None)
+    size = table[names["size"]].cast(pa.int64()) if "size" in names else None
+    columns = [None if column is None else column.filter(now).to_pylist() for column in (uris, version, size)]
+    if (row := next((i for i, uri in enumerate(columns[0] or ()) if not uri), None)) is not None:
         raise SpecError(f"input.manifest: {url}: row {row} has no uri")
-    return entries
+    nothing = [None] * len(columns[0] or ())
+    return [Entry(*entry) for entry in zip(*(column or nothing for column in columns), strict=True)]
 
 
 def _text_entries(data: bytes, url: str) -> list[Entry]:
@@ -178,7 +242,9 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
         return "the manifest names it, and it does not exist" if claimed is None else None
     except (StoreDenied, StoreError) as error:
         return str(error)
-    there = Source(uri, int(info["size"]), version_of(info))
+    said_versions = [v for v in (claimed, *(entry.version for entry in entries)) if v is not None]
+    right = next((v for v in said_versions if version_of(info, v) == v), "")
+    there = Source(uri, int(info["size"]), version_of(info, right))
     if info["type"] != "file":
         return "the manifest names it, and it is a folder"
     if claimed == there.version or any(

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from jobs.input.passed_over import passed_over_kinds
 from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import NONE, money, number, percent, phase_in_words, seconds, significant
@@ -37,6 +38,7 @@ def report_page(report: Report) -> str:
     workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
     there = {
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
+        or report.passed_over
         or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
         "workers": workers,
@@ -59,6 +61,7 @@ def report_page(report: Report) -> str:
         headline=headline(report.outcome),
         ending=ending(report),
         accounts=counts,
+        passed_over=passed_over_kinds(report.passed_over),
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,

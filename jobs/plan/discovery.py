@@ -7,19 +7,21 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
+from jobs.input.passed_over import passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
-from jobs.plan.claims import NextClaim, next_claim
+from jobs.plan.claims import NextClaim, last_claimed, next_claim
 from jobs.plan.job import Job, absolute
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
@@ -137,7 +139,13 @@ class Discovery:
             f"input as of {self.job.days}: {counted(there, 'source')}, {claimed:,} claimed by earlier plans, "
             f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
-        lines += absent_lines(self.listing)
+        lines += missed_lines(self.listing)
+        if beside := sum((Counter(opened.beside) for opened in self.fresh), Counter[str]()):
+            ends = ", ".join(f"{count:,} in .{end}" for end, count in beside.items())
+            lines.append(
+                f"warning: beside the image of their sample there are members that end like one, which are not scored: "
+                f"{ends}; if each is a sample of its own, write input.sample_key: last_dot"
+            )
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -159,9 +167,10 @@ class Discovery:
         return lines + first_few(unreadable, "sources that are unreadable, left unclaimed")
 
 
-def absent_lines(listing: Listing) -> list[str]:
-    """Of what should be there and is not: one line, or none."""
-    return [f"not there (yet): {some(listing.absent)}"] if listing.absent else []
+def missed_lines(listing: Listing) -> list[str]:
+    """Of what should be there and is not, and of what is there and is not taken: a line each, or none."""
+    absent = [f"not there (yet): {some(listing.absent)}"] if listing.absent else []
+    return absent + passed_over_lines(listing.passed_over)
 
 
 def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, delivered: bool = True) -> Listing:
@@ -177,7 +186,9 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, de
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
-    return list_input(job.spec.input, job.days, latest, doubtful, delivered=delivered)
+    return list_input(
+        job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=partial(last_claimed, plans)
+    )
 
 
 def discover(job: Job, again: str = "") -> Discovery:
@@ -226,7 +237,7 @@ def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[S
     excluded, shown = left_out(job.spec.input, job.days), {source.uri for source in known}
     doubtful = {uri for uri, _ in failed if uri not in shown and not excluded(uri)}
     with suppress(StoreDenied):  # that is told when their plan is to be finished
-        return [s for s in sources_now(doubtful).values() if s is not None and s.identity not in failed]
+        return [s for s in sources_now(doubtful, dict(failed)).values() if s is not None and s.identity not in failed]
     return []
 
 

@@ -380,7 +380,7 @@ def _source(at: RowAt) -> str:
         return f"{GONE}; claimed in version {at.version}"
     except (StoreError, StoreDenied) as error:
         return f"cannot be looked at: {error}"
-    now = version_of(info)
+    now = version_of(info, at.version)
     if now == at.version:
         return f"there, in the version that was claimed ({now})"
     return f"{CHANGED}: version {at.version} was claimed, {now} is there"

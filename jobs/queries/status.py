@@ -16,6 +16,7 @@ from functools import partial
 
 from jobs.console import Console
 from jobs.errors import COMPLETE
+from jobs.input.passed_over import passed_over_lines
 from jobs.ledger.accepted import accepted
 from jobs.ledger.current import current_root, roots
 from jobs.ledger.ledger import Ledger
@@ -117,11 +118,12 @@ def _runs(runs: Sequence[RunSeen], job: Job, now: datetime, *, left: bool) -> li
 
     recent = f"{now.astimezone(UTC) - RECENT:%Y%m%dT%H%M%SZ}"
     last = next((run for run in reversed(runs) if run.root == root), None)
+    listed = next((run.report for run in reversed(runs) if run.root == root and run.report is not None), None)
     return [
         f"run {run.run_id}: {run.describe(now, left=left)}{others(run)}"
         for run in runs
         if run is last or run.run_id >= recent or run.under_way(now)
-    ]
+    ] + passed_over_lines(listed.passed_over if listed else ())
 
 
 # -------------------------------------------------------------------------------------------- watch

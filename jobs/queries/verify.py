@@ -27,7 +27,7 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import absent_lines, list_job_input
+from jobs.plan.discovery import list_job_input, missed_lines
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
 from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
@@ -112,7 +112,7 @@ def verify(job: Job) -> Verdict:
     done = ledger.done_numbers()
     verdict.plans = len(plans)
     listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
-    verdict.notes += absent_lines(listing)
+    verdict.notes += missed_lines(listing)
     verdict.add(
         {
             "sources that cannot be read": [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()],

@@ -133,6 +133,8 @@ class Report:
     """Of the input, as it was listed; None where the run did not come to that."""
     sources_before: int | None = None
     """Of those, the ones that earlier plans claim as they are."""
+    passed_over: list[tuple[str, int, str]] = field(default_factory=list)
+    """What lies under the input and is not taken: reason, files, one of them."""
     unreadable: dict[str, str] = field(default_factory=dict)
     overlooked: dict[str, int] = field(default_factory=dict)
     """Days before this run's that no run has looked at, each with the files that are there."""

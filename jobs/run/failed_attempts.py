@@ -112,7 +112,7 @@ class FailedAttempts:
                 self.progress.note(f"set aside: {shard.describe()}: {failure.message}")
                 self.tally.set_aside.append((shard, failure))
                 self.backlog.settle(shard.key)
-                if failure.code == FailureCode.REFUSED:
+                if failure.code in (FailureCode.REFUSED, FailureCode.DENIED):
                     self._refused(shard.plan)
             case ShardStep.STOP:
                 raise given_up_error(retry, self.limits)

@@ -274,6 +274,7 @@ class Run:
         for line in found.lines():
             self.say(line)
         self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
+        self.report.passed_over = list(found.listing.passed_over)
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]

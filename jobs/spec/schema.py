@@ -144,6 +144,8 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
+    if given.format != "webdataset" and given.sample_key != "first_dot":
+        yield f"input.sample_key: it is for format: webdataset, and the format is {given.format}"
     pairs = [pair for key in given.keys for pair in ({key: key} if isinstance(key, str) else key).items()]
     columns = [column for _, column in pairs]
     if given.format == "images" and (unknown := [column for column in columns if column not in FILE_KEYS]):

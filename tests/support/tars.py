@@ -55,9 +55,9 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-def index(path: Path | str, rows_a_block: int = 16) -> tuple[RowGroup, ...]:
+def index(path: Path | str, rows_a_block: int = 16, how: InputSpec | None = None) -> tuple[RowGroup, ...]:
     with opened(*open_filesystem(str(path))) as file:
-        return row_groups(file, rows_a_block)
+        return row_groups(file, rows_a_block, *([how] if how else []))
 
 
 def shard(path: Path | str, parts: Sequence[RowGroup]) -> Shard:

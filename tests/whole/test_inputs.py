@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.cli import main
 from jobs.input.listing import list_input
@@ -65,7 +66,7 @@ def test_wildcards_name_the_same_files_wherever_they_lie(place: str) -> None:
     fs, path = fsspec.core.url_to_fs(place)
     for name in ("x/a.parquet", "x/deep/b.parquet", "y/a.parquet", "y/deep/b.parquet", "y/deep/c.parquet"):
         fs.makedirs(f"{path}/{name.rpartition('/')[0]}", exist_ok=True)
-        fs.pipe_file(f"{path}/{name}", b"")
+        fs.pipe_file(f"{path}/{name}", b"x")
     day = parse_day("2026-03-01")
     for uri, expected in (
         ((f"{place}/*/a.parquet", f"{place}/**/b.parquet"), ["x/a", "x/deep/b", "y/a", "y/deep/b"]),
@@ -428,3 +429,67 @@ def test_files_of_several_writers_are_scored_with_keys_by_names_of_their_own(
     assert "rows with a label" in shown
     assert main(["verify", spec]) == 0
     assert main(["explain", spec, "meta.id=n7"]) == 0
+
+
+def test_whatever_lies_in_a_folder_is_scored_or_told(
+    digits: Digits,
+    tmp_path: Path,
+    write_spec: WriteSpec,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Links, names without a suffix, dead links, hidden files, one that may not be read: a night, and those after."""
+    cells = [cell for cell in pq.read_table(digits.images)["image"].to_pylist() if cell][:60]
+    for folder in ("in/_tmp", "in/_day=1", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number, cell in enumerate(cells):
+        name = f"elsewhere/{number}.jpg" if number < 40 else f"in/{number}.jpg"
+        (tmp_path / (f"in/_day=1/{number:08x}" if number < 20 else name)).write_bytes(cell)
+    (tmp_path / "in/train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/missing.jpg").symlink_to("../.dvc/cache/0f3c")
+    (tmp_path / "in/_tmp/a.jpg").write_bytes(cells[0])
+    (tmp_path / "in/labels.csv").write_bytes(b"a,b")
+    right = LocalFileSystem.cat_file
+
+    def cat_file(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.endswith("/59.jpg"):
+            raise PermissionError("InvalidObjectState")
+        return right(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    spec = write_spec(
+        digits.spec(
+            tmp_path / "out",
+            input__uri=str(tmp_path / "in"), input__format="images", input__keys=["name"], gate__labels_column=None,
+            limits__bad_rows=0.5,
+        )
+    )  # fmt: skip
+    says = (
+        f"passed over: 1 hidden (_ or . in front), as {tmp_path}/in/_tmp/a.jpg; "
+        f"1 links that lead nowhere, as {tmp_path}/in/missing.jpg; 1 named .csv, as {tmp_path}/in/labels.csv"
+    )
+    assert main(["plan", spec]) == 0
+    assert says in capsys.readouterr().out
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert says in capsys.readouterr().err
+    table = done(f"{tmp_path}/out").table(["source_uri", "error_code"])
+    assert table.num_rows == 60
+    denied = table.filter(pa.compute.equal(table["error_code"], "denied"))
+    assert denied["source_uri"].to_pylist() == [f"{tmp_path}/in/59.jpg"]
+    for command in ("status", "verify", "report"):
+        assert main([command, spec]) == 0
+        if command != "report":
+            assert says in capsys.readouterr().out
+    (page,) = (tmp_path / "out/_stint/runs").glob("*/report.html")
+    assert "Kinds of files under the input that were not taken: 3" in page.read_text()
+    (tmp_path / ".dvc/cache").mkdir(parents=True)
+    (tmp_path / ".dvc/cache/0f3c").write_bytes(cells[1])
+    monkeypatch.undo()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert done(f"{tmp_path}/out").table().num_rows == 61
+    assert main(["run", spec, "--pool=local", "--again", "error_code = 'denied'"]) == 0
+    assert "denied" not in done(f"{tmp_path}/out").table()["error_code"].to_pylist()
+    assert main(["verify", spec]) == 0
+    capsys.readouterr()
+    assert main(["run", spec, "--pool=local"]) == 0
+    assert "nothing new to score" in capsys.readouterr().out

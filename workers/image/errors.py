@@ -31,6 +31,8 @@ class ErrorCode(enum.StrEnum):
     """The URI in the cell points where the job may not read. Set by the reader."""
     NOT_FOUND = "not_found"
     """The URI in the cell leads to no object. Set by the reader."""
+    DENIED = "denied"
+    """The store does not let the object be read: archived, encrypted, locked, or not for us. Set by the reader."""
     CRASHED_WORKER = "crashed_worker"
     """Scoring this row kills the process that does it, or takes all its memory, or never ends. Set when a shard that
     killed its workers was bisected in an isolated process."""

@@ -144,7 +144,7 @@ class Scorer(LoadedArtifact):
         """Encode all rows of a shard and create its object; another attempt's that is there already stands for good.
 
         Raises RuntimeError unless every row is scored or gone; InputUnreadable for a key that the output cannot hold;
-        RowsRefused; StoreError, StoreDenied.
+        RowsRefused, InputDenied; StoreError, StoreDenied.
         """
         import pyarrow as pa
 
@@ -229,9 +229,17 @@ class Scorer(LoadedArtifact):
 
 
 def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
-    """Raises RowsRefused: what is committed stays for good, and these rows lack nothing but a root in the spec."""
-    from workers.image.errors import ErrorCode, RowsRefused
+    """What is committed stays for good, and these rows lack nothing but a root in the spec, or a right.
 
+    Raises RowsRefused, InputDenied.
+    """
+    from workers.image.errors import ErrorCode, RowsRefused
+    from workers.source.source_file import InputDenied
+
+    denied = sum(bad.code is ErrorCode.DENIED for bad in scored.errors.values())
+    if denied > most * scored.rows:
+        example = _samples(shard, scored)[ErrorCode.DENIED]
+        raise InputDenied(f"{denied:,} of {scored.rows:,} rows of a shard may not be read (denied), e.g. {example}")
     refused = sum(bad.code is ErrorCode.URI_REFUSED for bad in scored.errors.values())
     if refused >= _REFUSED_LEAST and refused > most * scored.rows:
         example = _samples(shard, scored)[ErrorCode.URI_REFUSED]

@@ -17,7 +17,7 @@ from workers.redaction import redacted, shown
 from workers.source import http_fetch
 from workers.source.rows import ImageCell
 from workers.source.uris import Refused, is_web, resolve_uri
-from workers.storage.errors import NotFound
+from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
 
@@ -63,7 +63,7 @@ def image_at(value: str | None, source: str, roots: tuple[str, ...], encoding: s
     """The encoded image at `value`, which is relative to `source`, or in it; or why the row has none.
 
     A name is taken as it is written; where that leads nowhere, with its `%20` undone. `encoding` is that of the spec.
-    Raises StoreError, StoreDenied: faults of storage, which never become a row's.
+    Raises StoreError: faults of storage never become a row's; StoreDenied of a web server that is not to be trusted.
     """
     if value is None:
         return BadImage(ErrorCode.NULL, "the image cell is null")
@@ -105,6 +105,10 @@ def _at(value: str, source: str, roots: tuple[str, ...]) -> ImageCell:
     except (NotFound, IsADirectoryError):
         where = "" if url == value else f" at {shown(url)}"
         return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object{where}")
+    except StoreDenied as error:
+        if is_web(url):  # a certificate: nothing of the row's
+            raise
+        return BadImage(ErrorCode.DENIED, redacted(str(error), {}))
     except BadImage as bad:
         return bad
 

@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
+from workers.redaction import redacted
 from workers.source import parquet, webdataset
 from workers.source.image_files import file_keys
 from workers.source.rows import FETCHES, ImageCell, RowBlock
-from workers.source.source_file import InputUnreadable, SourceFile, opened
-from workers.storage.errors import Cause, NotFound, StoreError, cause_of
+from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, opened
+from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
@@ -47,7 +48,7 @@ class ShardReader:
     read_s: float = 0.0
 
     def blocks(self) -> Iterator[RowBlock]:
-        """Rows in the order of the shard's slices. Raises StoreError, StoreDenied, InputUnreadable, SourceChanged."""
+        """Rows in the order of the shard's slices. Raises StoreError, InputUnreadable, InputDenied, SourceChanged."""
         blocks = self._image_blocks() if self.input.format == "images" else self._file_blocks()
         while True:
             started = time.perf_counter()
@@ -60,7 +61,10 @@ class ShardReader:
     def _file_blocks(self) -> Iterator[RowBlock]:
         slices = self.shard.slices
         for _, indices in groupby(range(len(slices)), lambda index: (slices[index].uri, slices[index].version)):
-            yield from self._source_blocks(list(indices))
+            try:
+                yield from self._source_blocks(list(indices))
+            except StoreDenied as error:
+                raise InputDenied(str(error)) from error
 
     def _source_blocks(self, indices: Sequence[int]) -> Iterator[RowBlock]:
         """The slices of one file of many rows, which is opened once."""
@@ -71,10 +75,12 @@ class ShardReader:
         with file:
             try:
                 yield from self._rows(file, indices)
-            except MemoryError:  # Arrow's too: it says nothing about the file
+            except (MemoryError, StoreDenied):  # of Arrow's memory, too: neither says anything about the file
                 raise
             except Exception as error:
                 # Arrow reports a damaged page as OSError; whether storage failed only the file itself can tell.
+                if isinstance(file.fault, StoreDenied):
+                    raise file.fault from error
                 if file.fault is not None and cause_of(file.fault) is not Cause.OTHER:
                     raise StoreError(f"cannot read {source.uri}: {error}") from error
                 if not isinstance(error, InputUnreadable | pa.ArrowException | OSError):
@@ -100,12 +106,19 @@ class ShardReader:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
         fs, _ = open_filesystem(self.shard.slices[0].uri)
         images = ahead(partial(_fetch_pinned, fs), self.shard.slices, "fetch", at_once=FETCHES, a_thread=1)
+        good = denied = None
         for index, image in enumerate(images):
+            if isinstance(image, bytes):
+                good = self.shard.slices[index]
+            elif image is not None and image.code is ErrorCode.DENIED:
+                denied = image
             if image is None:
                 self.gone.add(index)
             else:
                 keys = file_keys([self.shard.slices[index].uri], self.input.copied) if self.input.keys else None
                 yield RowBlock(index, [0], [image], keys, 0 if isinstance(image, BadImage) else len(image))
+        if good and denied and isinstance(_fetch_pinned(fs, good), BadImage):  # it is the right to read that has ended
+            raise InputDenied(str(denied))
 
 
 def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
@@ -131,7 +144,7 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
         return None
     with file:
         if how.format == "webdataset":
-            return webdataset.sample_keys(file, part.byte_start, part.rows, how.copied)
+            return webdataset.sample_keys(file, part.byte_start, part.rows, how)
         keys = parquet.read_keys(parquet.open_parquet(file), how, part.uri, part.row_group)
         return keys.slice(part.row_start, part.rows)
 
@@ -151,7 +164,7 @@ def _unchanged(fs: Any, path: str, source: Slice) -> bool:
         info = retrying(lambda: fs.info(path), source.uri)
     except NotFound:
         return False
-    return int(info["size"]) == source.size and version_of(info) == source.version
+    return int(info["size"]) == source.size and version_of(info, source.version) == source.version
 
 
 def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:
@@ -161,9 +174,11 @@ def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:
     """
     path = str(fs._strip_protocol(source.uri))
     data: bytes | BadImage = BadImage(ErrorCode.TOO_LARGE, f"{source.size} bytes, more than {MAX_IMAGE_BYTES}")
-    with suppress(NotFound):
+    try:
         if source.size <= MAX_IMAGE_BYTES:
             data = bytes(retrying(lambda: fs.cat_file(path), source.uri))
-        if _unchanged(fs, path, source):
-            return data
-    return None
+        return data if _unchanged(fs, path, source) else None
+    except NotFound:
+        return None
+    except StoreDenied as error:
+        return BadImage(ErrorCode.DENIED, redacted(str(error), {}))

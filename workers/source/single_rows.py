@@ -83,7 +83,7 @@ def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, in
     try:
         fs, path = open_filesystem(source.uri)
         info = retrying(lambda: fs.info(path), source.uri)
-        if version_of(info) == source.version:
+        if version_of(info, source.version) == source.version:
             slices = tuple(
                 Slice(
                     uri=source.uri, size=int(info["size"]), version=source.version, row_group=source.row_group,

@@ -14,6 +14,11 @@ class InputUnreadable(Exception):
     """The source is there and is not what the plan says: not Parquet, no such column, damaged pages."""
 
 
+class InputDenied(InputUnreadable):
+    """The store does not let it be read: archived, encrypted, locked, or not for us. Another node may
+    have the right."""
+
+
 class SourceFile(io.RawIOBase):
     """A file of any fsspec file system, read with retries. It remembers the fault of its storage, if it had one.
 

@@ -30,7 +30,7 @@ _PAX_TYPES = frozenset((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYP
 _EXTENDED_TYPES = _PAX_TYPES | {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 _WITHOUT_CONTENT = frozenset(tarfile.SUPPORTED_TYPES) - frozenset(tarfile.REGULAR_TYPES)
 """Links, folders, devices: no data follows their header, whatever its size says."""
-_COMPRESSED = {
+COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"BZh": "bzip2",
@@ -184,7 +184,7 @@ def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:
 
 
 def _not_a_tar(block: bytes) -> str:
-    for magic, kind in _COMPRESSED.items():
+    for magic, kind in COMPRESSED.items():
         if block.startswith(magic):
             return (
                 f"compressed with {kind}: decompress it, because rows in the middle can be read only from a plain tar "

@@ -1,8 +1,9 @@
 """WebDataset tar shards: consecutive files that share a key are a sample, and a sample is a row.
 
 The convention is WebDataset's: of `train/0001.seg.png` the key is `train/0001` and the extension `seg.png`, in lower
-case; names without a stem or an extension, and WebDataset's own `__meta__` entries, belong to no sample. An extension
-that comes again under the same key begins a new sample, so that no image is dropped in silence.
+case (with `input.sample_key: last_dot` `train/0001.seg` and `png`); names without a stem or an extension, and
+WebDataset's own `__meta__` entries, belong to no sample. An extension that comes again under the same key begins a new
+sample, so that no image is dropped in silence.
 
 A tar has no index. `row_groups` walks the headers once, for the driver; with the byte of a group's first header a
 worker reads rows in the middle without what lies before them.
@@ -11,6 +12,7 @@ worker reads rows in the middle without what lies before them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +20,7 @@ from itertools import islice
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
+from workers.counted import counted
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock, RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile
@@ -30,6 +33,7 @@ MAX_TEXT_BYTES = 16 * 2**20
 MAX_MEMBERS = 1024
 """Of one sample."""
 BLOCK_ROWS = 1024
+_AS_WEBDATASET = InputSpec(format="webdataset")
 
 _META_FOLDER = re.compile(r"__[^/]*__/")
 """WebDataset keeps its own entries there, and never takes them for samples."""
@@ -40,17 +44,22 @@ def extensions(image: str) -> tuple[str, ...]:
     return tuple(e for part in image.split(";") if (e := part.strip().lower().removeprefix(".")))
 
 
-def split_name(name: str) -> tuple[str, str] | None:
+def split_name(name: str, sample_key: str = "first_dot") -> tuple[str, str] | None:
     """Key and extension of a member, None for one that belongs to no sample."""
     folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
+    stem, dot, extension = base.rpartition(".") if sample_key == "last_dot" and base[:1] != "." else base.partition(".")
     if not stem or not dot or _META_FOLDER.match(name):
         return None
     return folder + slash + stem, extension.lower()
 
 
-def row_groups(file: SourceFile, together: int = 16) -> tuple[RowGroup, ...]:
+def row_groups(
+    file: SourceFile, together: int = 16, how: InputSpec = _AS_WEBDATASET, beside: Counter[str] | None = None
+) -> tuple[RowGroup, ...]:
     """Where the samples of a tar lie, `together` of them at a time; () if it holds none.
+
+    `beside` counts, by their last extension, members that end like an image and are not the image of their sample. If
+    they are more than the samples that have one, the names part elsewhere: that is InputUnreadable.
 
     Only headers are looked at. From an object store small members are read through all the same, because that is
     quicker than a request for each header; large ones are passed over. Raises InputUnreadable for anything but a whole,
@@ -58,10 +67,23 @@ def row_groups(file: SourceFile, together: int = 16) -> tuple[RowGroup, ...]:
     """
     starts: list[int] = []
     rows = stop = 0
-    for sample in _samples(_sparing(file), 0):
+    wanted, whole, lost, example = extensions(how.image), 0, 0, ""
+    for sample in _samples(_sparing(file), 0, how):
+        ends = [end for e in sample.members if e not in wanted and (end := e.rpartition(".")[2]) in wanted]
+        if beside is not None:
+            beside.update(ends)
+        if not sample.members.keys().isdisjoint(wanted):
+            whole += 1
+        elif ends:
+            lost, example = lost + len(ends), example or str(_lacking(sample, how))
         if rows % together == 0:
             starts.append(sample.start)
         rows, stop = rows + 1, sample.stop
+    if lost > whole:
+        raise InputUnreadable(
+            f"{counted(rows, 'sample')}, {whole:,} with an image; {counted(lost, 'member')} of others end like one: "
+            f"{example}; write input.sample_key: last_dot if each is a sample, or name the extension in input.image"
+        )
     firsts = range(0, rows, together)
     return tuple(
         RowGroup(min(together, rows - first), end - start, row_start=first, byte_start=start, whole=True)
@@ -69,15 +91,15 @@ def row_groups(file: SourceFile, together: int = 16) -> tuple[RowGroup, ...]:
     )
 
 
-def sample_keys(file: SourceFile, byte_start: int, rows: int, copied: Mapping[str, str]) -> pa.Table:
-    """Key columns (InputSpec.copied) of `rows` samples from `byte_start` on, as strings, without reading their images.
+def sample_keys(file: SourceFile, byte_start: int, rows: int, how: InputSpec) -> pa.Table:
+    """The keys of `rows` samples from `byte_start` on, as strings, without reading their images.
 
     Raises InputUnreadable, also when there are fewer rows; StoreError.
     """
-    samples = list(islice(_samples(_sparing(file), byte_start, keys=copied.values()), rows))
+    samples = list(islice(_samples(_sparing(file), byte_start, how, keys=how.copied.values()), rows))
     if len(samples) != rows:
         raise _too_few(len(samples), rows, byte_start)
-    return _key_table(samples, copied)
+    return _key_table(samples, how.copied)
 
 
 def _sparing(file: SourceFile) -> Window:
@@ -102,7 +124,7 @@ def sample_blocks(
     """
     held: dict[int, _Sample] = {}
     held_bytes, row = 0, rows.row_start - 1
-    samples = _samples(window, rows.byte_start, extensions(how.image), how.copied.values())
+    samples = _samples(window, rows.byte_start, how, extensions(how.image), how.copied.values())
     for row, sample in zip(range(rows.row_start, rows.row_stop), samples, strict=False):
         if only is None or row in only:
             held[row] = sample
@@ -174,7 +196,9 @@ class _Sample:
         self.members[extension] = member
 
 
-def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Collection[str] = ()) -> Iterator[_Sample]:
+def _samples(
+    window: Window, start: int, how: InputSpec, images: Sequence[str] = (), keys: Collection[str] = ()
+) -> Iterator[_Sample]:
     """Samples from the one whose first header is at `start` on, with the members that are wanted read on the way.
 
     These are the first of the extensions `images` that a sample has, and all of `keys`.
@@ -182,7 +206,10 @@ def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Colle
     texts = {key.lower() for key in keys if key != KEY_COLUMN}
     sample: _Sample | None = None
     for member in members(window, start):
-        if not (member.is_file or member.link_to is not None) or (split := split_name(member.name)) is None:
+        if (
+            not (member.is_file or member.link_to is not None)
+            or (split := split_name(member.name, how.sample_key)) is None
+        ):
             continue
         key, extension = split
         if sample is None or key != sample.key or extension in sample.members:
@@ -190,7 +217,10 @@ def _samples(window: Window, start: int, images: Sequence[str] = (), keys: Colle
                 yield sample
             sample = _Sample(key, member.start, member.stop)
         elif len(sample.members) == MAX_MEMBERS:
-            raise InputUnreadable(f"sample {key} has more than {MAX_MEMBERS} members")
+            raise InputUnreadable(
+                f"sample {key} has more than {MAX_MEMBERS} members, as {extension}: if each is a sample, write "
+                "input.sample_key: last_dot"
+            )
         sample.take(extension, member, window, images, texts)
     if sample is not None:
         yield sample

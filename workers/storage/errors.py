@@ -56,6 +56,13 @@ _THROTTLED_CODES = frozenset(
 _CLOCK_CODES = frozenset(["RequestTimeTooSkewed", "RequestExpired"])
 """This machine's clock is wrong: s3fs takes that for a lack of permission, and another machine has none of it."""
 
+_KEY_CODES = frozenset(["DisabledException", "KMSInvalidStateException", "KeyUnavailableException"])
+"""Of AWS's KMS, with status 400: the key of an encrypted object is switched off. s3fs makes plain OSErrors of them."""
+_ARCHIVED = frozenset(["BlobArchived", "BlobBeingRehydrated"])
+"""Of Azure, with status 409."""
+_FORBIDDEN = "Forbidden: "
+"""How gcsfs begins its words of a 403: a plain OSError without number, status or cause is all that it raises."""
+
 _NO_SUCH_NAME = frozenset(["InvalidUri", "InvalidResourceName"])
 """Of Azure: no object can be called so. Data may name any."""
 
@@ -101,7 +108,10 @@ def cause_of(error: BaseException) -> Cause:
     # Google's library says of its own errors whether they pass: a token may have failed to be renewed in time.
     if aws_code in _CLOCK_CODES or (_is(error, _RENEWAL) and error.retryable):  # type: ignore[attr-defined]
         return Cause.FAULT
-    if isinstance(error, (PermissionError, StoreDenied)) or _is(error, _DENIED):
+    by_gcsfs = type(error) is OSError and error.errno is None and str(error).startswith(_FORBIDDEN)
+    if isinstance(error, (PermissionError, StoreDenied)) or _is(error, _DENIED) or by_gcsfs:
+        return Cause.DENIED
+    if aws_code in _KEY_CODES or azure_code in _ARCHIVED or (azure_code and status == 403):
         return Cause.DENIED
     if isinstance(error, (OSError, StoreError)) or _is(error, _FAULTS):
         return Cause.FAULT

@@ -91,12 +91,28 @@ def full_url(fs: Any, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
-def version_of(info: Mapping[str, Any]) -> str:
-    """What identifies the content of a listed file: an etag or generation, or size and mtime of a local file."""
-    for name in ("ETag", "etag", "generation", "md5Hash", "content_md5", "version_id"):
-        if info.get(name):
-            return str(info[name]).strip('"')
+def version_of(info: Mapping[str, Any], claimed: str = "") -> str:
+    """What identifies the content of a listed file: etag of S3, generation of GCS, MD5 of Azure (or etag, where its
+    writer has left none), size and mtime of a local file. A change of metadata alone gives no other.
+
+    `claimed` itself where that is right, too: the etag of GCS or Azure, as earlier releases and inventories have it.
+    """
+    settings = info.get("content_settings") or {}  # of Azure
+    names = [str(info["generation"])] if info.get("generation") else []
+    if md5 := settings.get("content_md5"):
+        names.append(f"{bytes(md5).hex()}-{info['size']}")
+    names += [str(info[name]).strip('"') for name in ("ETag", "etag", "md5Hash", "content_md5") if info.get(name)]
+    if info.get("version_id"):
+        names.append(str(info["version_id"]))
+    if names:
+        return claimed if claimed in names else names[0]
     modified = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
     if isinstance(modified, float):
         modified = int(modified * 1_000_000)
     return f"{info['size']}-{modified}"
+
+
+def local_version(facts: os.stat_result) -> str:
+    """The version that `version_of` gives a local file."""
+    modified = facts.st_mtime or getattr(facts, "st_birthtime", facts.st_ctime)
+    return f"{facts.st_size}-{int(modified * 1_000_000)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +19,7 @@ import jobs.input.manifest
 from jobs.errors import SpecError
 from jobs.input.listing import Listing, list_input, vanished
 from jobs.input.manifest import Entry, read_entries
+from jobs.input.passed_over import OLD_VERSION, PassedOver
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days
 from workers.contract import InputSpec
@@ -266,7 +269,11 @@ def test_a_manifest_a_day(tmp_path: Path) -> None:
         ("\t\t\n\tv1\n", "line 2 is not URI"),
         (b"\xff\xfe\x00", "neither Parquet nor text in UTF-8"),
         (b"PAR1 and then nothing", "input.manifest: .*list"),
-        (pa.table({"url": ["a"]}), "no column 'uri'; it has url"),
+        (pa.table({"label": ["a"]}), "no column 'uri'; it has label"),
+        ("id,label\n1,cat\n", "no column 'uri'; it has id, label"),
+        ('"bucket","photos/a.jpg","5"\n', "CSV without a line that names its columns"),
+        ('{"label": "cat"}\n', "no column 'uri'; it has label"),
+        ('{"uri": "a"\n', "input.manifest: .*list"),
         (pa.table({"uri": ["a", None]}), "row 1 has no uri"),
         (pa.table({"uri": ["a"], "size": ["large"]}), r"the columns are|Failed to parse"),
     ],
@@ -279,6 +286,61 @@ def test_a_manifest_that_is_none_is_explained(tmp_path: Path, content: Any, mess
         manifest.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SpecError, match=message):
         listed(manifest=str(manifest))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"content": "a.jpg", "mimeType": "image/jpeg"}\n{"content": "b,c.jpg"}\n',
+        '{"imageGcsUri": "a.jpg"}\n{"imageGcsUri": "b,c.jpg", "x": {"y": 1}}\n',
+        '{"source-ref": "a.jpg"}\n{"source-ref": "b,c.jpg"}\n',
+        'URI\na.jpg\n"b,c.jpg"\n',
+        'id,Image_Path,label\n1,a.jpg,cat\n2,"b,c.jpg",dog\n',
+        '"id","url","etag","size"\n1,a.jpg,,\n2,"b,c.jpg","",""\n',
+        '\ufeffpath\r\na.jpg\r\n"b,c.jpg"\r\n',
+        "a.jpg\nb,c.jpg\n",
+    ],
+)
+def test_manifests_of_other_tools_are_read_by_their_column_of_uris(tmp_path: Path, text: str) -> None:
+    put(tmp_path, "a.jpg", "b,c.jpg")
+    (tmp_path / "list").write_text(text, newline="")
+    assert names(listed(manifest=f"{tmp_path}/list", format="images"), tmp_path) == ["a.jpg", "b,c.jpg"]
+
+
+def test_versions_of_a_manifest_in_text_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("uri,etag,size\ns3://b/a.jpg,0012,5\ns3://b/b.jpg,1e5,6\n")
+    assert read_entries(f"{tmp_path}/list") == [Entry("s3://b/a.jpg", "0012", 5), Entry("s3://b/b.jpg", "1e5", 6)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+def test_an_inventory_of_s3_is_read_as_it_is_without_what_was_deleted(tmp_path: Path, kind: str) -> None:
+    rows = [("p/a.jpg", True, False), ("p/b.jpg", False, False), ("p/c.jpg", True, True), ("p/d.jpg", None, None)]
+    table = [
+        {"bucket": "box", "key": key, "size": 5, "e_tag": "v", "is_latest": latest, "is_delete_marker": gone}
+        for key, latest, gone in rows
+    ]
+    manifest = tmp_path / "list"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), manifest)
+    elif kind == "csv":
+        table[0]["key"] = "p%2Fa.jpg"
+        pa.csv.write_csv(pa.Table.from_pylist(table), manifest)
+    else:
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in table))
+    passed = PassedOver()
+    found = read_entries(str(manifest), passed)
+    assert found == [Entry("s3://box/p/a.jpg", "v", 5), Entry("s3://box/p/d.jpg", "v", 5)]
+    assert passed.rows() == [(OLD_VERSION, 2, "s3://box/p/b.jpg")]
+
+
+def test_a_damaged_manifest_of_one_day_is_set_aside(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet")
+    (tmp_path / "list-2026-03-01").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "list-2026-03-02").write_text("a.parquet")
+    found = listed(manifest=f"{tmp_path}/list-{{as_of}}", days=3)
+    assert names(found, tmp_path) == ["a.parquet"]
+    assert [*found.unreadable] == [f"{tmp_path}/list-2026-03-01"]
+    assert found.absent == (f"{tmp_path}/list-2026-03-03",)
 
 
 def test_relative_entries_of_a_manifest_in_a_bucket_lie_beside_it(tmp_path: Path, monkeypatch: Any) -> None:

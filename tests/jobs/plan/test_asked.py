@@ -273,7 +273,7 @@ def test_only_what_was_not_listed_is_looked_up_and_a_store_that_refuses_is_no_fi
     looked_up = list[str]()
     right = sources_now
 
-    def watched(uris: Iterable[str]) -> Mapping[str, Source | None]:
+    def watched(uris: Iterable[str], _: Mapping[str, str]) -> Mapping[str, Source | None]:
         looked_up.extend(uris)
         return right(looked_up)
 

@@ -44,6 +44,7 @@ def of(**changes: Any) -> Fingerprints:
         {"model__calibration": {"seed": 1}},
         {"output__topk": 3},
         {"input__keys": ["id"]},
+        {"input__format": "webdataset", "input__sample_key": "last_dot"},
     ],
     ids=str,
 )

@@ -58,6 +58,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__keys": [{"a": ["x"]}]}, r"input.keys"),
         ({"input__keys": [{"truth": "cat"}], "input__format": "images"}, r"no 'cat'; their keys are path"),
         ({"input__keys": ["JPG"], "input__format": "webdataset"}, r"'JPG' is the image itself"),
+        ({"input__keys": ["image"]}, r"'image' is the image itself"),
+        (
+            {"input__sample_key": "last_dot"},
+            r"input.sample_key: it is for format: webdataset, and the format is parquet",
+        ),
         ({"input__keys": ["id"], "input__format": "images"}, r"image files have no columns"),
         ({"model__task": "embed", "gate__labels_column": "x"}, r"embeddings have no classes"),
         ({"gate": {"min_top1": 0.5}}, r"gate.min_top1: true top-1 needs gate.labels_column"),

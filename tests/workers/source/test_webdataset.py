@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jobs.cli import main
+from jobs.input.footers import Opened, open_sources
+from jobs.input.listing import list_input
+from jobs.spec.days import today
 from tests.support import images
 from tests.support.digits_job import Digits, predictions
 from tests.support.networks import loaded, sample_request
@@ -124,6 +128,48 @@ def test_names_fall_into_key_and_extension_as_webdataset_does(name: str, parts: 
     assert webdataset.split_name(name) == parts
 
 
+def tar_of(tmp_path: Path, *members: str) -> tuple[str, InputSpec]:
+    (tmp_path / "a.tar").write_bytes(archive([(name, name.encode()) for name in members]))
+    return str(tmp_path / "a.tar"), InputSpec(format="webdataset", image="jpg;png", keys=("__key__",))
+
+
+def indexed(path: str, how: InputSpec) -> tuple[list[Opened], list[str]]:
+    found, unreadable = open_sources(list_input(replace(how, uri=path), today("UTC"), {}).sources, how)
+    return found, list(unreadable.values())
+
+
+def test_stems_with_dots_are_told_before_they_make_one_sample_of_a_hundred_pictures(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, *(f"cam_2024.05.01_{n:04}.jpg" for n in range(100)))
+    _, (why,) = indexed(path, how)
+    assert why.startswith("1 sample, 0 with an image; 100 members of others end like one: sample cam_2024 has no jpg")
+    assert "05.01_0000.jpg" in why
+    assert "write input.sample_key: last_dot if each is a sample" in why
+    last = replace(how, sample_key="last_dot")
+    (found,), unreadable = indexed(path, last)
+    assert (unreadable, found.rows) == ([], 100)
+    rows = read(path, index(path, how=last), last)
+    assert [image for image, _ in rows] == [f"cam_2024.05.01_{n:04}.jpg".encode() for n in range(100)]
+    assert rows[7][1] == {"__key__": "cam_2024.05.01_0007"}
+    path, _ = tar_of(tmp_path, *(f"cam_2024.05.01_{n:04}.jpg" for n in range(1100)))
+    _, (why,) = indexed(path, how)
+    assert "if each is a sample, write input.sample_key: last_dot" in why
+
+
+def test_an_image_by_a_longer_extension_is_named_with_what_is_there(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, *(f"s{n}.{end}" for n in range(3) for end in ("input.jpg", "target.jpg", "json")))
+    _, (why,) = indexed(path, how)
+    assert why.startswith("3 samples, 0 with an image; 6 members of others end like one: sample s0 has no jpg, png; ")
+    assert "it has input.jpg, target.jpg, json;" in why
+    (found,), _ = indexed(path, replace(how, image="input.jpg"))
+    assert (found.rows, dict(found.beside)) == (3, {})
+
+
+def test_pictures_beside_the_image_of_a_sample_are_counted(tmp_path: Path) -> None:
+    path, how = tar_of(tmp_path, "a.jpg", "a.seg.png", "b.jpg", "b.1.jpg", "b.2.jpg", "c.json")
+    (found,), unreadable = indexed(path, how)
+    assert (unreadable, found.rows, dict(found.beside)) == ([], 3, {"png": 1, "jpg": 2})
+
+
 def test_what_is_no_sample_is_passed_over_and_parts_nothing(tmp_path: Path) -> None:
     members = [("d/", b""), ("__index__/0.json", b"{}"), ("d/0.jpg", b"zero"), ("d/.DS_Store", b"x"), ("README", b"y")]
     members += [("d/0.cls", b"7"), ("d/1.jpg", b"one")]
@@ -172,11 +218,11 @@ def test_key_columns_are_text_without_the_line_break_that_ends_a_file(tmp_path: 
     how = InputSpec(format="webdataset", image="jpg", keys=names)
     assert [named for _, named in read(path, parts, how)] == wanted
     with opened(*open_filesystem(str(path))) as file:
-        table = sample_keys(file, parts[0].byte_start, 3, how.copied)
+        table = sample_keys(file, parts[0].byte_start, 3, how)
         assert table.to_pylist() == wanted
         assert {str(field.type) for field in table.schema} == {"string"}
         with pytest.raises(InputUnreadable, match="3 samples from byte 0 on, 4 planned"):
-            sample_keys(file, 0, 4, how.copied)
+            sample_keys(file, 0, 4, how)
 
 
 def test_a_name_that_is_not_utf_8_has_a_key_that_can_be_stored(tmp_path: Path) -> None:
@@ -412,7 +458,7 @@ def test_a_tar_on_an_object_store_is_indexed_and_read_in_few_requests(
     assert min(at for at, _ in reads) == parts[7].byte_start
     assert len(reads) < 8
     with opened(fs, path) as file:
-        assert sample_keys(file, parts[7].byte_start, 2, {"__key__": "__key__"})["__key__"].to_pylist() == [
+        assert sample_keys(file, parts[7].byte_start, 2, InputSpec(keys=("__key__",)))["__key__"].to_pylist() == [
             "train/00112",
             "train/00113",
         ]

@@ -126,6 +126,11 @@ def azure_said(code: StorageErrorCode) -> Exception:
         (azure_said(StorageErrorCode.INVALID_URI), Cause.MISSING),
         (azure_said(StorageErrorCode.INVALID_HEADER_VALUE), Cause.FAULT),
         (azure_errors.ClientAuthenticationError("no"), Cause.DENIED),
+        (azure_said(StorageErrorCode.BLOB_ARCHIVED), Cause.DENIED),
+        (translate_boto_error(said("InvalidObjectState", 403)), Cause.DENIED),
+        (translate_boto_error(said("KMS.DisabledException", 400)), Cause.DENIED),
+        (OSError("Forbidden: https://storage.googleapis.com/b/o"), Cause.DENIED),  # as gcsfs says it
+        (OSError("Forbidding weather"), Cause.FAULT),
         (azure_errors.IncompleteReadError("cut"), Cause.FAULT),
         (HttpError({"code": 429}), Cause.THROTTLED),
         (HttpError({"code": "503"}), Cause.THROTTLED),

@@ -1,0 +1,178 @@
+"""The files below a folder or prefix, one after the other, each with its version or the reason why it cannot be taken.
+
+Local folders are walked here, because links to files and folders are followed, each folder once; S3 is listed page by
+page. Both hold nothing of what they have given, so that a million files cost what is made of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.input.passed_over import ARCHIVED, DEAD, DENIED, FOLDER_MARKER, HIDDEN, LOOP, NO_FILE, NO_TEXT, OTHER_NAME
+from workers.storage.errors import Cause, StoreDenied, StoreError, cause_of
+from workers.storage.filesystems import S3, local_version, version_of
+from workers.storage.retries import retrying
+
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/=]*(?:/|$))")
+"""Of Spark's: `_x=1` is a partition."""
+_ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Classes of S3 whose objects are not read before they are restored."""
+_FOLDER = "_$folder$"
+"""Ends the names of markers that Hadoop writes."""
+
+
+class Below(NamedTuple):
+    """A file as it is listed."""
+
+    path: str
+    """In its file system."""
+    size: int
+    version: str
+    why: str = ""
+    """It cannot be taken, whatever it is called; ARCHIVED and DENIED: it cannot be read now."""
+    inode: int = 0
+    """Of a local file."""
+    linked: bool = False
+    """Reached by a link to it."""
+    former: str = ""
+    """Another version by which plans may know the same content."""
+
+
+def hidden(relative: str) -> bool:
+    """Whether one of the names of a path begins as those that Arrow, Spark and Hive pass over."""
+    return _HIDDEN.search(relative) is not None
+
+
+def files_below(fs: Any, folder: str, url: str) -> Iterator[Below]:
+    """All files of a folder or prefix. Raises NotFound, StoreError, StoreDenied."""
+    if isinstance(fs, LocalFileSystem):
+        return _walked(folder)
+    return _pages(fs, folder, url) if S3.intersection(fs.protocol) else _found(fs, folder, url)
+
+
+def as_listed(info: Mapping[str, Any], why: str = "") -> Below:
+    """What a library tells of a file."""
+    version = version_of(info)
+    former = str(info.get("etag") or "").strip('"')
+    return Below(str(info["name"]), int(info["size"]), version, why, former="" if former == version else former)
+
+
+def local_file(path: str, facts: os.stat_result, *, linked: bool) -> Below:
+    """What there is at a local path that is no folder."""
+    if not stat.S_ISREG(facts.st_mode):
+        return Below(path, 0, "", NO_FILE)
+    why = "" if facts.st_mode & stat.S_IROTH or os.access(path, os.R_OK) else DENIED
+    if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
+        path, why = os.fsencode(path).decode("utf-8", "backslashreplace"), NO_TEXT
+    return Below(path, facts.st_size, local_version(facts), why, facts.st_ino, linked)
+
+
+def at_link(path: str) -> os.stat_result | Below:
+    """Facts of what a link leads to, or why it leads nowhere."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        return Below(path, 0, "", DEAD)
+
+
+def _walked(root: str) -> Iterator[Below]:
+    """Links come last, so that what has a name of its own goes by that. Another file system may number files alike or
+    not at all: what is the same is judged by real paths."""
+    seen: set[str] = set()
+    folders, links = [(root, _real(root))], list[str]()
+    while folders or links:
+        if folders:
+            folder, real = folders.pop()
+            if real in seen:
+                yield Below(f"{folder}/", 0, "", OTHER_NAME)
+                continue
+            if real:
+                seen.add(real)
+            try:
+                yield from _children(folder, real, folders, links)
+            except OSError as error:
+                if not real:
+                    yield Below(f"{folder}/", 0, "", HIDDEN)
+                elif (cause := cause_of(error)) is not Cause.MISSING:  # else removed since
+                    raise (StoreDenied if cause is Cause.DENIED else StoreError)(f"{folder}: {error}") from error
+            if not folders:
+                links.sort(reverse=True)
+            continue
+        path = links.pop()
+        facts = at_link(path)
+        if isinstance(facts, Below):
+            yield facts
+        elif not stat.S_ISDIR(facts.st_mode):
+            yield local_file(path, facts, linked=True)
+        elif _real(path.rpartition("/")[0]).startswith(real := _real(path)):
+            yield Below(path, 0, "", LOOP)
+        else:
+            folders.append((path, real))
+
+
+def _real(folder: str) -> str:
+    return os.path.realpath(folder).rstrip("/") + "/"
+
+
+def _children(folder: str, real: str, folders: list[tuple[str, str]], links: list[str]) -> Iterator[Below]:
+    """Files of one local folder; its folders with their `real` paths, and links, are added to those. Hidden folders
+    have none, and nothing in them is looked at."""
+    base = folder.rstrip("/") + "/"
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path, no_file = base + entry.name, not real or hidden(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((path, "" if no_file else f"{real}{entry.name}/"))
+            elif no_file:
+                yield Below(path, 0, "", HIDDEN)
+            elif entry.is_symlink():
+                links.append(path)
+            else:
+                try:
+                    facts = entry.stat()
+                except FileNotFoundError:  # removed since
+                    continue
+                yield local_file(path, facts, linked=False)
+
+
+def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:
+    """Of S3."""
+    bucket, key, _ = fs.split_path(folder)
+    asked: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    while True:
+        page = retrying(lambda: fs.call_s3("list_objects_v2", **asked, **fs.req_kw), url)
+        files = page.get("Contents", ())
+        if "OptionalObjectAttributes" not in asked and any(one.get("StorageClass") in _ARCHIVED for one in files):
+            asked["OptionalObjectAttributes"] = ["RestoreStatus"]  # which only a store with archives need know
+            continue
+        for one in files:
+            name, why = one["Key"], ""
+            if name.endswith(("/", _FOLDER)):
+                why = FOLDER_MARKER
+            elif hidden(name[len(asked["Prefix"]) :]):
+                why = HIDDEN
+            elif one.get("StorageClass") in _ARCHIVED and "RestoreExpiryDate" not in one.get("RestoreStatus", ()):
+                why = ARCHIVED
+            yield Below(f"{bucket}/{name}", one["Size"], one["ETag"].strip('"'), why)
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _found(fs: Any, folder: str, url: str) -> Iterator[Below]:
+    """Of any other store."""
+    base = folder.rstrip("/") + "/"
+    files = retrying(lambda: fs.find(folder, detail=True), url)
+    if not isinstance(files, Mapping):  # adlfs, where an object has the folder's own name
+        container, _, key = folder.partition("/")
+        files = retrying(lambda: fs.find(container, prefix=key, detail=True), url)
+    for name, info in files.items():
+        if name.startswith(base) and info["type"] != "directory":
+            marker = name.endswith(("/", _FOLDER))
+            yield as_listed(info, FOLDER_MARKER if marker else HIDDEN if hidden(name.removeprefix(base)) else "")

@@ -1,0 +1,343 @@
+"""What lies under the input and is not taken is counted, with the reason and one of it; what lies there is found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.input.kinds
+from jobs.errors import NothingThere, SpecError
+from jobs.input import below
+from jobs.input.listing import Listing, list_input
+from jobs.input.passed_over import (
+    ARCHIVED,
+    DEAD,
+    DENIED,
+    EMPTY,
+    FOLDER_MARKER,
+    HALF_COPIED,
+    HIDDEN,
+    LOOP,
+    NO_FILE,
+    NO_TEXT,
+    OTHER_NAME,
+    passed_over_lines,
+)
+from jobs.spec.days import Days
+from workers.contract import InputSpec
+from workers.storage.filesystems import open_filesystem, version_of
+
+DAY = Days(date(2026, 3, 1), date(2026, 3, 1))
+JPEG = b"\xff\xd8\xff and so on"
+
+
+def listed(uri: Any, format: Any = "images", claimed: Mapping[str, str] | None = None, **given: Any) -> Listing:
+    known = claimed or {}
+
+    def find(uris: Sequence[str]) -> Mapping[str, str]:
+        return {uri: known[uri] for uri in uris if uri in known}
+
+    return list_input(InputSpec(uri=str(uri), format=format), DAY, {}, claimed=find, **given)
+
+
+def put(folder: Path, *names: str, data: bytes = JPEG) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def names(listing: Listing, folder: Path | str) -> list[str]:
+    return [source.uri.removeprefix(f"{folder}/") for source in listing.sources]
+
+
+def counts(listing: Listing) -> dict[str, int]:
+    return {why: count for why, count, _ in listing.passed_over}
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def test_each_kind_is_counted_with_one_example(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "a.jpg",
+        "_tmp/b.jpg",
+        "_tmp/c/d.jpg",
+        ".e.jpg",
+        "f.json",
+        "g.json",
+        "h.jpg.part",
+        "i.csv",
+        "j.jpg.6eF5b5da",
+    )
+    put(tmp_path, "READY", "k.jpg", data=b"")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    put(tmp_path, os.fsdecode(b"caf\xe9.jpg"))
+    found = listed(tmp_path)
+    assert names(found, tmp_path) == ["a.jpg", "k.jpg"]  # one of zero bytes is a bad row that somebody expects to see
+    assert {why: (count, example.removeprefix(f"{tmp_path}/")) for why, count, example in found.passed_over} == {
+        HIDDEN: (3, ".e.jpg"),
+        "named .json": (2, "f.json"),
+        "named .csv": (1, "i.csv"),
+        HALF_COPIED: (1, "h.jpg.part"),
+        "with more behind .jpg": (1, "j.jpg.6eF5b5da"),
+        EMPTY: (1, "READY"),
+        NO_FILE: (1, "pipe.jpg"),
+        NO_TEXT: (1, "caf\\xe9.jpg"),
+    }
+    (line,) = passed_over_lines(found.passed_over)
+    assert line.startswith(f"passed over: 3 {HIDDEN}, as {tmp_path}/.e.jpg; 2 named .json, as {tmp_path}/f.json; ")
+    assert line.endswith("; 2 of 2 other kinds")
+    put(tmp_path / "well", "a.jpg")
+    assert passed_over_lines(listed(tmp_path / "well").passed_over) == []
+
+
+def test_a_folder_with_an_equals_sign_is_a_partition_whatever_it_begins_with(tmp_path: Path) -> None:
+    put(tmp_path, "_x=1/a.jpg", "_x=1/_y/b.jpg", "_x=1/_c.jpg", ".x=1/d.jpg", "y=_z/e.jpg")
+    assert names(listed(tmp_path), tmp_path) == ["_x=1/a.jpg", "y=_z/e.jpg"]
+    assert counts(listed(tmp_path)) == {HIDDEN: 3}
+
+
+def test_what_a_pattern_leaves_out_was_left_out_by_the_user(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "b.json", "x/c.json")
+    spec = InputSpec(uri=(str(tmp_path), "!**/x/", "!**/*.json"), format="images")
+    assert list_input(spec, DAY, {}).passed_over == []
+
+
+# ------------------------------------------------------------------------------------------ first bytes
+
+
+def test_a_name_without_a_suffix_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "20260101_144951_00037_v74wa_0f3c")
+    put(tmp_path, "0a1b2c3d", "4e5f.bin", data=JPEG)
+    put(tmp_path, "members", data=bytes(257) + b"ustar\x0000" + bytes(300))
+    put(tmp_path, "packed", data=b"\x1f\x8b\x08")
+    put(tmp_path, "what", data=b"who knows")
+    for format, expected in {
+        "parquet": ["20260101_144951_00037_v74wa_0f3c"], "images": ["0a1b2c3d", "4e5f.bin"], "webdataset": ["members"],
+    }.items():  # fmt: skip
+        assert names(listed(tmp_path, format), tmp_path) == expected
+    assert counts(listed(tmp_path, "images")) == {
+        "Parquet by their first bytes": 1, "tar by their first bytes": 1, "gzip by their first bytes": 1,
+        "of no format that the first bytes tell": 1,
+    }  # fmt: skip
+
+
+def test_what_is_claimed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "0a", "1b", "2c")
+    looked = []
+    right = jobs.input.kinds._kind_of
+    monkeypatch.setattr(jobs.input.kinds, "_kind_of", lambda source: looked.append(source.uri) or right(source))
+    found = listed(tmp_path, claimed={f"{tmp_path}/0a": "v", f"{tmp_path}/1b": "v"})
+    assert names(found, tmp_path) == ["0a", "1b", "2c"]
+    assert looked == [f"{tmp_path}/2c"]
+
+
+def test_of_very_many_images_by_hash_a_spread_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.input.kinds, "_ALL_UP_TO", 20)
+    monkeypatch.setattr(jobs.input.kinds, "_SAMPLE", 10)
+    put(tmp_path, *(f"{n:04}" for n in range(200)))
+    looked = []
+    right = jobs.input.kinds._kind_of
+    monkeypatch.setattr(jobs.input.kinds, "_kind_of", lambda source: looked.append(source.uri) or right(source))
+    assert len(listed(tmp_path).sources) == 200
+    assert len(looked) == 10
+    put(tmp_path, "0020", data=b"one of the spread is no image: all are read")
+    assert len(listed(tmp_path).sources) == 199
+
+
+# --------------------------------------------------------------------------------------- nothing is taken
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "data", "says", "way_out"),
+    [
+        ("parquet", "{n}", JPEG, "40 JPEG by their first bytes, as .*/0", "write `format: images` in input"),
+        ("parquet", "{n}.jpg", JPEG, "is Parquet; passed over: 40 named .jpg", "write `format: images` in input"),
+        ("images", "{n}.parquet", b"PAR1", "is an image; passed over: 40 named .parquet", "write `format: parquet`"),
+        ("images", "{n}.tar", b"x", "40 named .tar", "write `format: webdataset`"),
+        ("parquet", "{n}.csv", b"a,b", "40 named .csv", "check input.uri and input.format, which is parquet"),
+        ("parquet", "{n}.parquet", b"", "40 of zero bytes", "have them delivered again"),
+    ],
+)  # fmt: skip
+def test_much_is_there_and_nothing_taken_is_an_error_with_the_way_out(
+    tmp_path: Path, format: str, name: str, data: bytes, says: str, way_out: str
+) -> None:
+    put(tmp_path, *(name.format(n=n) for n in range(40)), data=data)
+    with pytest.raises(NothingThere, match=says) as error:
+        listed(tmp_path, format)
+    assert way_out in error.value.next_step
+    assert listed(tmp_path, format, delivered=False).sources == []  # `verify` of what was scored before
+
+
+@pytest.mark.parametrize("beside", [(), ("_SUCCESS",), ("README.md",), ("_tmp/a.jpg", "a.jpg.part"), ("READY",)])
+def test_a_folder_before_its_delivery_is_empty(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    put(tmp_path, *beside, data=b"" if beside == ("READY",) else b"x")
+    assert listed(tmp_path).sources == []
+
+
+# ------------------------------------------------------------------------------------------------ links
+
+
+def test_links_to_files_and_folders_are_followed_with_the_version_that_workers_see(tmp_path: Path) -> None:
+    put(tmp_path, "elsewhere/a.jpg", "elsewhere/deep/b.jpg", "blobs/0f3c")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/c.jpg").symlink_to("../blobs/0f3c")
+    os.utime(tmp_path / "in/c.jpg", (1, 1), follow_symlinks=False)
+    found = listed(tmp_path / "in")
+    assert names(found, tmp_path / "in") == ["c.jpg", "train/a.jpg", "train/deep/b.jpg"]
+    assert found.passed_over == []
+    for source in found.sources:
+        fs, path = open_filesystem(source.uri)
+        assert (version_of(fs.info(path)), fs.info(path)["size"]) == (source.version, source.size)
+    before = found.sources[0]
+    os.utime(tmp_path / "blobs/0f3c", (9, 9))
+    assert listed(tmp_path / "in").sources[0].version != before.version
+
+
+@pytest.mark.parametrize("uri", ["in", "in/*", "in/**", "in/*.jpg"])
+def test_dead_links_and_loops_are_named_and_never_claimed(tmp_path: Path, uri: str) -> None:
+    put(tmp_path, "in/a.jpg", "in/deep/b.jpg")
+    for n in range(3):
+        (tmp_path / f"in/missing{n}.jpg").symlink_to(f"../.dvc/cache/{n}")
+    (tmp_path / "in/self.jpg").symlink_to("self.jpg")
+    (tmp_path / "in/deep/up").symlink_to("..")
+    found = listed(tmp_path / uri)
+    assert "in/a.jpg" in names(found, tmp_path)
+    assert counts(found)[DEAD] == 4
+    if uri in ("in", "in/*"):
+        assert counts(found)[LOOP] == 1
+
+
+def test_only_dead_links_say_how_to_fetch_what_they_lead_to(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.jpg").symlink_to(f"../.git/annex/objects/{n}")
+    with pytest.raises(NothingThere, match="3 links that lead nowhere") as error:
+        listed(tmp_path)
+    assert "git annex get" in error.value.next_step
+
+
+def test_a_file_that_is_reached_twice_is_taken_once_by_the_name_that_is_claimed(tmp_path: Path) -> None:
+    """As the cache of Hugging Face holds it: blobs, and links to them in every snapshot."""
+    put(tmp_path, "blobs/0f3c", "blobs/1d2e")
+    for snapshot in ("s1", "s2"):
+        (tmp_path / snapshot).mkdir()
+        (tmp_path / snapshot / "a.jpg").symlink_to("../blobs/0f3c")
+    (tmp_path / "again").symlink_to("s1")
+    found = listed(tmp_path)
+    assert names(found, tmp_path) == ["blobs/0f3c", "blobs/1d2e"]
+    assert counts(found) == {OTHER_NAME: 3}
+    claimed = {f"{tmp_path}/s2/a.jpg": "v"}
+    assert names(listed(tmp_path, claimed=claimed), tmp_path) == ["blobs/1d2e", "s2/a.jpg"]
+    (tmp_path / "s2/hard.jpg").hardlink_to(tmp_path / "blobs/1d2e")  # a file like any other
+    assert names(listed(tmp_path), tmp_path) == ["blobs/0f3c", "blobs/1d2e", "s2/hard.jpg"]
+    spec = InputSpec(uri=(f"{tmp_path}/s2", f"{tmp_path}/s1"), format="images")
+    assert names(list_input(spec, DAY, {}), tmp_path) == ["s1/a.jpg", "s2/hard.jpg"]
+
+
+# ---------------------------------------------------------------------------------------- may not be read
+
+
+def test_files_that_nobody_may_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.jpg", "b.jpg", "known.jpg", "c.parquet", "d.parquet")
+    for name in ("b.jpg", "known.jpg", "c.parquet"):
+        (tmp_path / name).chmod(0)
+    monkeypatch.setattr(below.os, "access", lambda *_: False)  # as for anybody but root
+    found = listed(tmp_path, claimed={f"{tmp_path}/known.jpg": "v"})
+    assert names(found, tmp_path) == ["a.jpg", "known.jpg"]
+    assert counts(found)[DENIED] == 1
+    assert names(listed(tmp_path, "parquet"), tmp_path) == ["c.parquet", "d.parquet"]  # its footer says so, by name
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.jpg", "sub/b.jpg")
+
+    def scandir(path: str, right: Any = os.scandir) -> Any:
+        if path.endswith("/sub"):
+            raise PermissionError(path)
+        return right(path)
+
+    monkeypatch.setattr(below.os, "scandir", scandir)
+    with pytest.raises(SpecError, match=r"cannot list .*/sub"):
+        listed(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ stores
+
+
+@pytest.mark.objectstore
+def test_markers_of_consoles_and_archived_objects_are_passed_over_on_s3(s3: str) -> None:
+    fs = fsspec.filesystem("s3")
+    bucket = s3.removeprefix("s3://")
+
+    def write(key: str, data: bytes, **more: str) -> None:
+        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **more)
+
+    for key in ("in", "in/", "in/deep/", "in/deep_$folder$", "in/deep"):
+        write(key, b"")
+    for key in ("in/a.jpg", "in/deep/b.jpg", "in/_x=1/c.jpg", "in/_tmp/d.jpg", "in/deep/0f3c"):
+        write(key, JPEG)
+    write("in/old.jpg", JPEG, StorageClass="GLACIER")
+    write("in/known.jpg", JPEG, StorageClass="DEEP_ARCHIVE")
+    for uri in (f"{s3}/in", f"{s3}/in/", f"{s3}/i*"):
+        found = listed(uri, claimed={f"{s3}/in/known.jpg": "v"})
+        expected = ["_x=1/c.jpg", "a.jpg", "deep/0f3c", "deep/b.jpg", "known.jpg"]
+        assert names(found, f"{s3}/in") == expected
+        passed = counts(found)
+        assert {why: passed[why] for why in (HIDDEN, ARCHIVED)} == {HIDDEN: 1, ARCHIVED: 1}
+        assert passed[FOLDER_MARKER] + passed[EMPTY] >= 4
+    for source in found.sources:
+        fs, path = open_filesystem(source.uri)
+        assert version_of(fs.info(path)) == source.version
+
+
+class Adlfs:
+    """What adlfs does where an object has the name of the folder: `find` gives a list, whatever is asked."""
+
+    protocol = "abfs"
+
+    def find(self, path: str, detail: bool, prefix: str = "") -> Any:
+        if path == "box/in":
+            return ["box/in"]
+        assert (path, prefix, detail) == ("box", "in", True)
+        info = {"size": 1, "type": "file", "etag": '"e"'}
+        return {name: {**info, "name": name} for name in ("box/in/a.jpg", "box/in/_b.jpg", "box/in2/c.jpg")}
+
+
+def test_an_object_with_the_folders_own_name_hides_nothing_on_azure() -> None:
+    found = list(below.files_below(Adlfs(), "box/in", "abfs://box/in"))
+    assert [(one.path, one.why) for one in found] == [("box/in/a.jpg", ""), ("box/in/_b.jpg", HIDDEN)]
+
+
+def test_what_plans_claim_by_an_etag_keeps_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of GCS, where earlier releases took the etag, which changes with metadata."""
+
+    class Gcsfs:
+        protocol = ("gs", "gcs")
+
+        def info(self, path: str) -> dict[str, Any]:
+            return {"name": path, "type": "directory"}
+
+        def find(self, path: str, detail: bool) -> Any:
+            one = {"size": 1, "type": "file"}
+            return {
+                name: {**one, "name": name, "etag": f"e-{name[-5]}", "generation": f"g-{name[-5]}"}
+                for name in (f"{path}/a.jpg", f"{path}/b.jpg", f"{path}/c.jpg")
+            }
+
+        def unstrip_protocol(self, path: str) -> str:
+            return f"gs://{path}"
+
+    monkeypatch.setattr("jobs.input.listing.open_filesystem", lambda url: (Gcsfs(), url.removeprefix("gs://")))
+    claimed = {"gs://box/in/a.jpg": "e-a", "gs://box/in/b.jpg": "e-before"}
+    found = listed("gs://box/in", claimed=claimed)
+    assert [source.version for source in found.sources] == ["e-a", "g-b", "g-c"]

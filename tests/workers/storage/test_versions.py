@@ -1,0 +1,48 @@
+"""The version of a file changes with its content, and with nothing else; what was claimed under another name stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.storage.filesystems import local_version, open_filesystem, version_of
+
+GCS = {"etag": "CJ+1w8yN2+sCEAE=", "generation": "1598000000000001", "metageneration": "1", "md5Hash": "q", "size": 5}
+AZURE = {"etag": '"0x8D"', "content_settings": {"content_md5": bytearray(b"\x01\xff")}, "size": 5}
+
+
+@pytest.mark.parametrize(
+    ("info", "version"),
+    [
+        (GCS, "1598000000000001"),
+        ({**GCS, "etag": "of new metadata", "metageneration": "2"}, "1598000000000001"),
+        (AZURE, "01ff-5"),
+        ({**AZURE, "etag": '"0x9E"'}, "01ff-5"),
+        ({**AZURE, "content_settings": {"content_md5": None}}, "0x8D"),
+        ({"ETag": '"abc"', "size": 5}, "abc"),
+        ({"size": 5, "mtime": 1.5}, "5-1500000"),
+    ],
+)
+def test_a_version_is_of_the_content(info: dict[str, Any], version: str) -> None:
+    assert version_of(info) == version
+    assert version_of(info, "another") == version
+
+
+def test_what_was_claimed_by_etag_is_the_same_while_it_has_that_etag() -> None:
+    assert version_of(GCS, "CJ+1w8yN2+sCEAE=") == "CJ+1w8yN2+sCEAE="
+    assert version_of(AZURE, "0x8D") == "0x8D"
+    assert version_of({**AZURE, "etag": "0x9E"}, "0x8D") == "01ff-5"
+
+
+@pytest.mark.parametrize("modified", [(1.25, 1.25), (0, 0)])
+def test_a_local_file_has_one_version_whoever_asks(tmp_path: Path, modified: tuple[float, float]) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    os.utime(tmp_path / "a", modified)
+    (tmp_path / "link").symlink_to("a")
+    expected = local_version((tmp_path / "a").stat())
+    for name in ("a", "link"):
+        fs, path = open_filesystem(str(tmp_path / name))
+        assert version_of(fs.info(path)) == expected
