@@ -11,7 +11,8 @@ What is seen:
 - CMYK is taken as inverted ("Adobe") as in Pillow and browsers; ICC profiles are not applied, as in the preprocessing
   that the published weights were trained with.
 - Of an animation, the first frame.
-- Stray bytes behind a whole JPEG picture are passed over, as viewers do.
+- Stray bytes between the segments of a JPEG and behind any picture, oversized metadata and wrong checksums of it are
+  passed over, as viewers do: once a picture was refused, a tidy copy of it is decoded by the same strict rules.
 
 Nothing global is changed here, and everything may be called from many threads at once.
 """
@@ -19,18 +20,29 @@ Nothing global is changed here, and everything may be called from many threads a
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
-from workers.image.formats import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
+from workers.image.formats import (
+    exif_orientation,
+    is_cut_short,
+    jpeg_as_specified,
+    jpeg_exif,
+    jpeg_without,
+    png_without_metadata,
+    sniff,
+    webp_as_specified,
+)
 
 ImageArray = npt.NDArray[np.uint8]
 
@@ -43,8 +55,10 @@ STRIP_PIXELS = 2**20
 ROOM_BYTES_A_PIXEL = 16
 """What decoders may allocate; asked for, and given back untouched, after one has refused an image."""
 
-_STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
-"""Of libjpeg's warning JWRN_EXTRANEOUS_DATA, at the end-of-image marker."""
+_STRAY_BYTES = " extraneous bytes before marker 0x"
+"""Of libjpeg's warning JWRN_EXTRANEOUS_DATA."""
+_END = 0xD9
+"""The marker at the end of an image."""
 
 
 # What Pillow raises for content that it cannot read. Its parsers index, unpack, divide and assert their way through
@@ -61,6 +75,10 @@ LEFT, UP = (2, 3, 7, 8), (3, 4, 6, 7)
 ON_ITS_SIDE = 5
 """From this one on the stored rows are the columns that a person sees."""
 
+_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
+"""Tags of TIFF."""
+_TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified}
+"""By kind: the same picture without what decoders refuse it for, and viewers do not; tried once it was refused."""
 
 SizeKnown: TypeAlias = Callable[[int], object]
 """Called with the number of an image's pixels before they are decoded; it may wait."""
@@ -134,14 +152,18 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: in
     return BadImage(code, f"{kind}: {reason}")
 
 
-def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: ImageArray | None) -> Stored:
+def _decode_jpeg(
+    data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: ImageArray | None, *, mended: bool = False
+) -> Stored:
     """Strict: libjpeg's warnings are errors. Orientation is not asked for."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
+        if not mended and (tidy := jpeg_as_specified(data)):
+            return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         if is_cut_short("JPEG", data):
             raise BadImage(ErrorCode.TRUNCATED, f"JPEG: {error}") from None
-        # Sampling factors without a TurboJPEG name (4:1:0 and stranger), or a header with an unusual version number.
+        # Sampling factors without a TurboJPEG name (4:1:0 and stranger).
         return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
     size_known(width * height)
@@ -152,9 +174,8 @@ def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int,
     try:
         image_HWC = _decode_pixels(data, layout, -(-height // shrunk), -(-width // shrunk), room)
     except ValueError as error:
-        repaired = with_valid_scan_header(data)
-        if repaired is not None:
-            return _decode_jpeg(repaired, size_known, least_px, room)
+        if not mended and (tidy := jpeg_as_specified(data)):
+            return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         raise _undecodable("JPEG", data, error, width * height) from None
     if layout == "CMYK":
         image_HWC = _rgb_of_inverted(image_HWC)
@@ -171,15 +192,27 @@ def _decode_pixels(
 ) -> ImageArray:
     """An image of that size, which libjpeg can make. Raises ValueError for every warning of libjpeg's but one."""
     options = {"colorspace": layout, "min_height": height, "min_width": width, "buffer": room}
+
+    def decoded(one: bytes | memoryview) -> ImageArray:
+        try:
+            image_HWC: ImageArray = simplejpeg.decode_jpeg(one, **options)
+        except ValueError as error:
+            # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
+            # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
+            if f"{_STRAY_BYTES}{_END:02x}" not in str(error):
+                raise
+            image_HWC = simplejpeg.decode_jpeg(one, **options, strict=False)
+        return image_HWC
+
     try:
-        image_HWC: ImageArray = simplejpeg.decode_jpeg(data, **options)
+        return decoded(data)
     except ValueError as error:
-        # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
-        # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
-        if _STRAY_BYTES_AT_END not in str(error):
-            raise
-        image_HWC = simplejpeg.decode_jpeg(data, **options, strict=False)
-    return image_HWC
+        # Of bytes between a scan and what follows, only a second, strict look tells that they were no more than that.
+        if stray := re.search(f"([0-9]+){_STRAY_BYTES}([0-9a-f]+)", str(error)):
+            for less in jpeg_without(data, int(stray[1]), before=int(stray[2], 16)):
+                with suppress(ValueError):
+                    return decoded(less)
+        raise
 
 
 def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
@@ -193,7 +226,9 @@ def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
     return rgb_HWC
 
 
-def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Stored, bytes]:
+def _decode_with_pillow(
+    kind: str, data: bytes | memoryview, size_known: SizeKnown, *, mended: bool = False
+) -> tuple[Stored, bytes]:
     """The picture, and the EXIF block that still has to be obeyed."""
     pixels = MAX_PIXELS
     try:
@@ -201,6 +236,8 @@ def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKno
             _check_size(*image.size)
             pixels = image.width * image.height
             size_known(pixels)
+            if _tag(image, _PLANAR) == 2 and _deepest(image) == 16:
+                _read_both_bytes(image, "L" if data[:1] == b"I" else "B")
             image.load()
             image_HWC = _rgb8(image)
             stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
@@ -209,9 +246,25 @@ def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKno
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
     except UnidentifiedImageError:
+        if not mended and kind in _TIDY and (tidy := _TIDY[kind](data)):
+            return _decode_with_pillow(kind, tidy, size_known, mended=True)
         raise _undecodable(kind, data, "the header is damaged") from None  # Pillow's text holds a memory address
     except _PILLOW_FAULTS as error:
+        if not mended and kind in _TIDY and (tidy := _TIDY[kind](data)):
+            return _decode_with_pillow(kind, tidy, size_known, mended=True)
         raise _undecodable(kind, data, error, pixels) from None
+
+
+def _read_both_bytes(image: ImageFile.ImageFile, order: str) -> None:
+    """Have Pillow read 16 bits a channel where the channels of a TIFF lie apart and are not compressed.
+
+    Pillow 13.0 reads the first half of each channel there as if it had 8 bits, without a word.
+    """
+    image.tile = [
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if len(tile.args[0]) == 1 else tile
+        for tile in image.tile
+        if isinstance(tile.args, tuple)
+    ]
 
 
 def _strips(width: int, height: int) -> Iterator[slice]:
@@ -237,8 +290,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     """How the image, or a part of it, becomes RGB bytes."""
     levels: Callable[[Image.Image], npt.NDArray[np.generic]]
     if image.mode.startswith("I;16"):
-        bits = _tag(image, 258)  # TIFF BitsPerSample: 12-bit samples keep their values in Pillow's 16
-        unused = (bits[0] if isinstance(bits, tuple) else 16) - 8
+        unused = (_deepest(image) or 16) - 8  # 12-bit samples keep their values in Pillow's 16
         levels = lambda part: np.asarray(part) >> unused  # noqa: E731
     elif image.mode == "F":
         low, high = _range(image)
@@ -248,14 +300,27 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     elif image.mode in ("I", "LAB"):
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
     else:
-        return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
-    white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
+        return _over_white if _is_seen_through(image) else lambda part: np.array(part.convert("RGB"))
+    white_is_zero = _tag(image, _PHOTOMETRIC) == 0  # Pillow undoes it for 8 bits only.
 
     def convert(part: Image.Image) -> ImageArray:
         grey_HW = levels(part).astype(np.uint8)
         return np.repeat((255 - grey_HW if white_is_zero else grey_HW)[:, :, None], 3, axis=2)
 
     return convert
+
+
+def _is_seen_through(image: Image.Image) -> bool:
+    """Whether there is an alpha channel, and it is meant as one.
+
+    Writers of BMP leave the fourth byte at zero, and in a TIFF a band that no tag calls alpha is something else, often
+    near infrared.
+    """
+    if image.format == "BMP" and image.mode == "RGBA":
+        return image.getchannel("A").getextrema() != (0, 0)
+    if image.format == "TIFF" and image.mode in ("RGBA", "LA") and not _tag(image, _EXTRA_SAMPLES):
+        return False
+    return image.has_transparency_data
 
 
 def _over_white(part: Image.Image) -> ImageArray:
@@ -275,3 +340,9 @@ def _range(image: Image.Image) -> tuple[float, float]:
 
 def _tag(image: Image.Image, tag: int) -> object:
     return getattr(image, "tag_v2", {}).get(tag)
+
+
+def _deepest(image: Image.Image) -> int:
+    """Bits of a TIFF's samples; 0 for what is none."""
+    bits = _tag(image, _BITS)
+    return max(bits) if isinstance(bits, tuple) and bits else 0

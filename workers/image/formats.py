@@ -7,7 +7,9 @@ The last is asked of the file and not of the decoder, because decoders tell the 
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from collections.abc import Iterator
 
 # Pillow's name of each format we decode, by how its files begin. TIFF has a classic and a 64-bit ("Big") header.
@@ -25,9 +27,16 @@ _MAGIC = (
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _NEUTRAL_BRANDS = frozenset((b"mif1", b"msf1"))  # HEIF containers that say only in the brand list what is inside
 
-_SOS, _EOI = 0xDA, b"\xff\xd9"
+_SOI, _SOS, _END, _COM, _EOI = 0xD8, 0xDA, 0xD9, 0xFE, b"\xff\xd9"
+_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _SEQUENTIAL_SOF = frozenset((0xC0, 0xC1))
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RSTn
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
+_MOST_SCANS = 16
+"""More are not looked into for stray bytes: each takes a decoding."""
+
+_WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "))
 
 _TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION = 0x0112
@@ -72,23 +81,45 @@ def is_cut_short(kind: str, data: bytes | memoryview) -> bool:
     return False
 
 
-def jpeg_segments(data: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, stop) of each segment's payload up to and with the first scan header (ITU T.81, B.1.1)."""
+def jpeg_segments(data: bytes | memoryview, *, scans: bool = False) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, stop) of each segment's payload up to and with the first scan header (ITU T.81, B.1.1).
+
+    With `scans` of all of them, and the end of the image; the payload of a scan header is then that with all up to the
+    next marker. Bytes between segments are passed over, as libjpeg does; a second image that begins there ends it.
+    """
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    while position + 4 <= len(data) or (scans and position + 2 <= len(data)):
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
+        if data[position] != 0xFF or marker == 0:
+            data = bytes(data)
+            position = _next_marker(data, position)
+        elif marker == 0xFF:  # fill byte
             position += 1
         elif marker in _WITHOUT_LENGTH:
             position += 2
+        elif marker == _SOI or (marker == _END and not scans):
+            return
+        elif marker == _END:
+            yield marker, position + 2, position + 2
+            return
         else:
-            stop = position + 2 + (data[position + 2] << 8 | data[position + 3])
+            stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
             if stop < position + 4:
                 return
+            if marker == _SOS and scans:
+                data = bytes(data)
+                yield marker, position + 4, (position := _next_marker(data, stop))
+                continue
             yield marker, position + 4, min(stop, len(data))
             if marker == _SOS:
                 return
             position = stop
+
+
+def _next_marker(data: bytes, position: int) -> int:
+    """Where the first marker lies that is none of those within a scan."""
+    found = _MARKER.search(data, position)
+    return found.start() if found else len(data)
 
 
 def jpeg_exif(data: bytes | memoryview) -> bytes:
@@ -99,18 +130,79 @@ def jpeg_exif(data: bytes | memoryview) -> bytes:
     return b""
 
 
-def with_valid_scan_header(data: bytes | memoryview) -> bytes | None:
-    """A sequential JPEG with its constant scan parameters (spectral 0..63, no approximation) set right.
+def jpeg_as_specified(data: bytes | memoryview) -> bytes | None:
+    """A JPEG without what a strict decoder stops at though the picture is whole, and viewers show it.
 
-    Many Samsung phones wrote others there. The picture is whole and every viewer shows it, but a strict decoder stops.
-    None if the scan header was right already, or if there is more than that to it.
+    That is stray bytes between segments, as some cameras and scanners leave there; metadata, among it damaged ICC
+    profiles; a version of JFIF, or a colour transform of Adobe's, that nobody knows; and scan parameters of a
+    sequential JPEG other than the constant ones (spectral 0..63, no approximation), as many Samsung phones wrote them.
+    The picture's own bytes stay as they are. None if there is nothing of the kind.
     """
-    sequential = False
-    for marker, _, stop in jpeg_segments(data):
-        sequential |= marker in _SEQUENTIAL_SOF
-        if marker == _SOS and sequential and data[stop - 3 : stop] != b"\0\x3f\0":
-            return bytes(data[: stop - 3]) + b"\0\x3f\0" + bytes(data[stop:])
-    return None
+    data = bytes(data)
+    frames = ((marker, data[start + 5 : start + 6]) for marker, start, _ in jpeg_segments(data) if marker in _FRAMES)
+    frame, components = next(frames, (0, b""))
+    parts = [data[:2]]
+    for marker, start, stop in jpeg_segments(data, scans=True):
+        segment = data[start - 4 : stop]
+        if marker == _END:
+            segment = _EOI
+        elif marker == 0xE0 and data[start : start + 5] == b"JFIF\0":
+            segment = segment[:9] + b"\1\1" + segment[11:]
+        elif marker == 0xEE and data[start : start + 5] == b"Adobe" and segment[15:16] > b"\2":
+            segment = segment[:15] + (b"\2" if components == b"\4" else b"\1") + segment[16:]
+        elif 0xE0 <= marker <= 0xEF or marker == _COM:
+            continue
+        elif marker == _SOS and frame in _SEQUENTIAL_SOF:
+            length = 2 + int.from_bytes(segment[2:4], "big")
+            segment = segment[: length - 3] + b"\0\x3f\0" + segment[length:]
+        parts.append(segment)
+    rest = b"" if parts[-1] == _EOI else data[stop:] if len(parts) > 1 else data[2:]
+    whole = b"".join(parts) + rest
+    return None if whole == data else whole
+
+
+def jpeg_without(data: bytes | memoryview, count: int, before: int) -> Iterator[bytes]:
+    """The JPEG without the `count` bytes between a scan and a marker `before`, for one scan after the other."""
+    data = bytes(data)
+    ends = [stop for marker, _, stop in jpeg_segments(data, scans=True) if marker == _SOS]
+    for stop in ends[:_MOST_SCANS]:
+        if data[stop + 1 : stop + 2] == bytes([before]):
+            yield data[: stop - count] + data[stop:]
+
+
+def png_without_metadata(data: bytes | memoryview) -> bytes | None:
+    """A PNG with what makes the picture alone: no text, no profile, no chunk that may be left out and has a wrong CRC.
+
+    Decoders bound what they read of those, and refuse the picture with them. None if there is nothing of the kind.
+    """
+    data = bytes(data)
+    parts, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        name, stop = data[position + 4 : position + 8], position + 12 + _u32(data, position)
+        if stop > len(data):
+            break
+        if not name[:1].islower() or (
+            name in (b"tRNS", b"eXIf", b"gAMA") and zlib.crc32(data[position + 4 : stop - 4]) == _u32(data, stop - 4)
+        ):
+            parts.append(data[position:stop])
+        position = stop
+    whole = b"".join(parts) + data[position:]
+    return None if whole == data else whole
+
+
+def webp_as_specified(data: bytes | memoryview) -> bytes | None:
+    """A WebP whose header tells another length than its chunks have, as they have it; None where it tells no other, or
+    where a chunk is cut short."""
+    data = bytes(data)
+    stop = 12
+    while data[stop : stop + 4] in _WEBP_CHUNKS:
+        stop += 8 + int.from_bytes(data[stop + 4 : stop + 8], "little")
+        if stop > len(data):
+            return None
+        stop += stop % 2
+    chunks = data[12:stop].ljust(stop - 12, b"\0")
+    whole = b"RIFF" + (4 + len(chunks)).to_bytes(4, "little") + b"WEBP" + chunks
+    return None if whole == data[: len(whole)] else whole
 
 
 def exif_orientation(exif: bytes) -> int:
