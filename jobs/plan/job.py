@@ -30,6 +30,8 @@ from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.image.errors import DecoderMissing
+from workers.image.plugins import check_decoders
 from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
@@ -94,6 +96,13 @@ class Job:
         return cls(
             spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
         )
+
+    def check_decoders(self) -> None:
+        """Raises SpecError where the libraries of `input.formats` are not installed here."""
+        try:
+            check_decoders(self.spec.input.formats)
+        except DecoderMissing as error:
+            raise SpecError(str(error)) from error
 
     # -------------------------------------------------------------------------------------- for workers
 

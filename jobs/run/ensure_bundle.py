@@ -41,6 +41,7 @@ def ensure_bundle(
     told each step. Raises GateRefused, SpecError for a model that cannot be had or cores that others do not give back,
     Interrupted, RunFailed.
     """
+    job.check_decoders()
     request = job.bundle_request()
     outcome = _existing(job, request)
     if outcome is None:

@@ -23,15 +23,16 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from workers.contract import USUAL_FORMATS
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import (
     exif_orientation,
@@ -43,6 +44,7 @@ from workers.image.formats import (
     sniff,
     webp_as_specified,
 )
+from workers.image.plugins import MODULES, open_heif, open_jxl
 
 ImageArray = npt.NDArray[np.uint8]
 
@@ -55,10 +57,8 @@ STRIP_PIXELS = 2**20
 ROOM_BYTES_A_PIXEL = 16
 """What decoders may allocate; asked for, and given back untouched, after one has refused an image."""
 
-_STRAY_BYTES = " extraneous bytes before marker 0x"
-"""Of libjpeg's warning JWRN_EXTRANEOUS_DATA."""
-_END = 0xD9
-"""The marker at the end of an image."""
+_STRAY_BYTES, _AT_END = re.compile("([0-9]+) extraneous bytes before marker 0x(..)"), "d9"
+"""libjpeg's warning JWRN_EXTRANEOUS_DATA, and the marker at the end of an image in it."""
 
 
 # What Pillow raises for content that it cannot read. Its parsers index, unpack, divide and assert their way through
@@ -112,10 +112,12 @@ def decode_stored(
     *,
     least_px: int = 0,
     room: ImageArray | None = None,
+    formats: Collection[str] = USUAL_FORMATS,
 ) -> Stored:
-    """Decode one image and leave it as it lies.
+    """Decode one image, of one of the job's formats, and leave it as it lies.
 
-    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
+    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room; DecoderMissing
+    where `formats` names one whose library is not here.
 
     JPEGs come out a half, a quarter or an eighth of their size where their shorter side still has `least_px`; 0 leaves
     all as they are. `room` is flat memory of the caller's: where an image fits, it may be given back lying in it.
@@ -127,11 +129,27 @@ def decode_stored(
     kind = sniff(data)
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
+    if kind.lower() not in formats:
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, _not_asked_for(kind.lower(), formats))
     if kind == "JPEG":
         stored, exif = _decode_jpeg(data, size_known, least_px, room), jpeg_exif(data)
     else:
         stored, exif = _decode_with_pillow(kind, data, size_known)
     return stored._replace(orientation=exif_orientation(exif)) if exif else stored
+
+
+def in_a_usual_format(data: bytes, formats: Collection[str]) -> bytes:
+    """The same picture for a job without `input.formats`: as it is, or else as a PNG. Raises as decode_stored does."""
+    if (sniff(data) or "").lower() in USUAL_FORMATS:
+        return data
+    stored, out = decode_stored(data, formats=formats), io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))).save(out, "PNG")
+    return out.getvalue()
+
+
+def _not_asked_for(name: str, formats: Collection[str]) -> str:
+    install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
+    return f"{name} is not among input.formats: write `formats: [{', '.join((*formats, name))}]` below input{install}"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -193,26 +211,22 @@ def _decode_pixels(
     """An image of that size, which libjpeg can make. Raises ValueError for every warning of libjpeg's but one."""
     options = {"colorspace": layout, "min_height": height, "min_width": width, "buffer": room}
 
-    def decoded(one: bytes | memoryview) -> ImageArray:
-        try:
-            image_HWC: ImageArray = simplejpeg.decode_jpeg(one, **options)
-        except ValueError as error:
-            # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
-            # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
-            if f"{_STRAY_BYTES}{_END:02x}" not in str(error):
-                raise
-            image_HWC = simplejpeg.decode_jpeg(one, **options, strict=False)
-        return image_HWC
-
     try:
-        return decoded(data)
+        image_HWC: ImageArray = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        # Of bytes between a scan and what follows, only a second, strict look tells that they were no more than that.
-        if stray := re.search(f"([0-9]+){_STRAY_BYTES}([0-9a-f]+)", str(error)):
-            for less in jpeg_without(data, int(stray[1]), before=int(stray[2], 16)):
-                with suppress(ValueError):
-                    return decoded(less)
+        # Strict decoding ends at the first warning. If that is about bytes between a scan and what follows, the scan
+        # came whole before it: at the end of the file that is all; elsewhere only another strict look tells that what
+        # follows is sound. libjpeg tells its warnings apart by nothing but their text.
+        stray = _STRAY_BYTES.search(str(error))
+        if stray is None:
+            raise
+        if stray[2] == _AT_END:
+            return cast(ImageArray, simplejpeg.decode_jpeg(data, **options, strict=False))
+        for less in jpeg_without(data, int(stray[1])):
+            with suppress(ValueError):
+                return cast(ImageArray, simplejpeg.decode_jpeg(less, **options))
         raise
+    return image_HWC
 
 
 def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
@@ -231,40 +245,43 @@ def _decode_with_pillow(
 ) -> tuple[Stored, bytes]:
     """The picture, and the EXIF block that still has to be obeyed."""
     pixels = MAX_PIXELS
+
+    def known(width: int, height: int) -> None:
+        nonlocal pixels
+        _check_size(width, height)
+        pixels = width * height
+        size_known(pixels)
+
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            _check_size(*image.size)
-            pixels = image.width * image.height
-            size_known(pixels)
-            if _tag(image, _PLANAR) == 2 and _deepest(image) == 16:
-                _read_both_bytes(image, "L" if data[:1] == b"I" else "B")
+        with _opened(kind, data, known) as image:
             image.load()
+            _check_size(*image.size)  # of a HEIF it may be another one than the header told
             image_HWC = _rgb8(image)
             stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
-            # Pillow turns a TIFF upright by itself. A PNG may carry its EXIF behind the pixels: ask after loading.
-            return stored, b"" if kind == "TIFF" else image.info.get("exif", b"")
+            # A TIFF and a HEIF are upright by now. A PNG may carry its EXIF behind the pixels: ask after loading.
+            return stored, b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
-    except UnidentifiedImageError:
-        if not mended and kind in _TIDY and (tidy := _TIDY[kind](data)):
-            return _decode_with_pillow(kind, tidy, size_known, mended=True)
-        raise _undecodable(kind, data, "the header is damaged") from None  # Pillow's text holds a memory address
     except _PILLOW_FAULTS as error:
         if not mended and kind in _TIDY and (tidy := _TIDY[kind](data)):
             return _decode_with_pillow(kind, tidy, size_known, mended=True)
-        raise _undecodable(kind, data, error, pixels) from None
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text holds a memory address
+        reason = "the header is damaged, or of a kind that Pillow does not read" if unknown else error
+        raise _undecodable(kind, data, reason, pixels) from None
 
 
-def _read_both_bytes(image: ImageFile.ImageFile, order: str) -> None:
-    """Have Pillow read 16 bits a channel where the channels of a TIFF lie apart and are not compressed.
-
-    Pillow 13.0 reads the first half of each channel there as if it had 8 bits, without a word.
-    """
-    image.tile = [
-        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if len(tile.args[0]) == 1 else tile
-        for tile in image.tile
-        if isinstance(tile.args, tuple)
-    ]
+def _opened(kind: str, data: bytes | memoryview, size_known: Callable[[int, int], object]) -> Image.Image:
+    """With Pillow's parser of that kind, or a plugin's, and no other."""
+    if kind == "JXL":
+        return open_jxl(data, size_known)
+    image = open_heif(data) if kind == "HEIF" else Image.open(io.BytesIO(data), formats=(kind,))
+    size_known(*image.size)
+    if _tag(image, _PLANAR) == 2 and _deepest(image) == 16:
+        # Where channels lie apart and are not compressed, Pillow 13.0 reads their first half as if they had 8 bits.
+        order = "L" if data[:1] == b"I" else "B"
+        tiles: list[tuple[Any, ...]] = [(tile, tile.args) for tile in image.tile if tile.codec_name == "raw"]
+        image.tile = [tile._replace(args=(f"{arg[0]};16{order}", *arg[1:])) for tile, arg in tiles] or image.tile
+    return image
 
 
 def _strips(width: int, height: int) -> Iterator[slice]:
@@ -301,10 +318,13 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
     else:
         return _over_white if _is_seen_through(image) else lambda part: np.array(part.convert("RGB"))
+    clear = image.info.get("transparency")  # of a 16-bit PNG, the value that is seen through
     white_is_zero = _tag(image, _PHOTOMETRIC) == 0  # Pillow undoes it for 8 bits only.
 
     def convert(part: Image.Image) -> ImageArray:
         grey_HW = levels(part).astype(np.uint8)
+        if clear is not None:
+            grey_HW[np.asarray(part) == clear] = 255
         return np.repeat((255 - grey_HW if white_is_zero else grey_HW)[:, :, None], 3, axis=2)
 
     return convert

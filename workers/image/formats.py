@@ -11,8 +11,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
-# Pillow's name of each format we decode, by how its files begin. TIFF has a classic and a 64-bit ("Big") header.
+# Pillow's name of each format that may be decoded, by how its files begin. TIFF has a 64-bit ("Big") header, too.
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -23,12 +24,16 @@ _MAGIC = (
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+    (b"\xff\x0a", "JXL"),
 )
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _NEUTRAL_BRANDS = frozenset((b"mif1", b"msf1"))  # HEIF containers that say only in the brand list what is inside
 
 _SOI, _SOS, _END, _COM, _EOI = 0xD8, 0xDA, 0xD9, 0xFE, b"\xff\xd9"
-_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _SEQUENTIAL_SOF = frozenset((0xC0, 0xC1))
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RSTn
 
@@ -38,13 +43,15 @@ _MOST_SCANS = 16
 
 _WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "))
 
+_JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
 _TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION = 0x0112
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 
 
 def sniff(data: bytes | memoryview) -> str | None:
-    """Pillow's name for the format of `data`, or None where it is none that we decode."""
+    """Pillow's name for the format of `data`, whether the job has it or not; None where no job may."""
     head = bytes(data[:64])
     for magic, name in _MAGIC:
         if head.startswith(magic):
@@ -55,6 +62,8 @@ def sniff(data: bytes | memoryview) -> str | None:
         major, compatible = head[8:12], {head[i : i + 4] for i in range(16, min(len(head), _u32(head, 0)), 4)}
         if major in _AVIF_BRANDS or (major in _NEUTRAL_BRANDS and compatible & _AVIF_BRANDS):
             return "AVIF"
+        if major in _HEIF_BRANDS | _NEUTRAL_BRANDS:
+            return "HEIF"
     return None
 
 
@@ -76,8 +85,10 @@ def is_cut_short(kind: str, data: bytes | memoryview) -> bool:
             return len(data) < 26 or int.from_bytes(data[2:6], "little") > len(data)
         case "TIFF":
             return _tiff_is_cut_short(data)
-        case "AVIF":
+        case "AVIF" | "HEIF":
             return _boxes_are_cut_short(data)
+        case "JXL" | "JPEG2000":  # a bare codestream does not tell its length
+            return data[:1] == b"\0" and _boxes_are_cut_short(data)
     return False
 
 
@@ -131,43 +142,32 @@ def jpeg_exif(data: bytes | memoryview) -> bytes:
 
 
 def jpeg_as_specified(data: bytes | memoryview) -> bytes | None:
-    """A JPEG without what a strict decoder stops at though the picture is whole, and viewers show it.
+    """A JPEG without what a strict decoder stops at though the picture is whole, and viewers show it; None where there
+    is nothing of the kind. The picture's own bytes stay as they are.
 
-    That is stray bytes between segments, as some cameras and scanners leave there; metadata, among it damaged ICC
-    profiles; a version of JFIF, or a colour transform of Adobe's, that nobody knows; and scan parameters of a
-    sequential JPEG other than the constant ones (spectral 0..63, no approximation), as many Samsung phones wrote them.
-    The picture's own bytes stay as they are. None if there is nothing of the kind.
+    That is stray bytes between segments, as some cameras and scanners leave there; metadata, such as a damaged ICC
+    profile; and scan parameters of a sequential JPEG other than the constant ones (spectral 0..63, no approximation),
+    as many Samsung phones wrote them.
     """
     data = bytes(data)
-    frames = ((marker, data[start + 5 : start + 6]) for marker, start, _ in jpeg_segments(data) if marker in _FRAMES)
-    frame, components = next(frames, (0, b""))
-    parts = [data[:2]]
+    sequential, stop, parts = False, 2, [data[:2]]
     for marker, start, stop in jpeg_segments(data, scans=True):
-        segment = data[start - 4 : stop]
-        if marker == _END:
-            segment = _EOI
-        elif marker == 0xE0 and data[start : start + 5] == b"JFIF\0":
-            segment = segment[:9] + b"\1\1" + segment[11:]
-        elif marker == 0xEE and data[start : start + 5] == b"Adobe" and segment[15:16] > b"\2":
-            segment = segment[:15] + (b"\2" if components == b"\4" else b"\1") + segment[16:]
-        elif 0xE0 <= marker <= 0xEF or marker == _COM:
-            continue
-        elif marker == _SOS and frame in _SEQUENTIAL_SOF:
+        segment = data[start - 4 : stop] if marker != _END else _EOI
+        sequential |= marker in _SEQUENTIAL_SOF
+        if marker == _SOS and sequential:
             length = 2 + int.from_bytes(segment[2:4], "big")
             segment = segment[: length - 3] + b"\0\x3f\0" + segment[length:]
-        parts.append(segment)
-    rest = b"" if parts[-1] == _EOI else data[stop:] if len(parts) > 1 else data[2:]
-    whole = b"".join(parts) + rest
+        if not (0xE1 <= marker <= 0xED or marker == _COM):
+            parts.append(segment)
+    whole = b"".join(parts) + (b"" if parts[-1] == _EOI else data[stop:])
     return None if whole == data else whole
 
 
-def jpeg_without(data: bytes | memoryview, count: int, before: int) -> Iterator[bytes]:
-    """The JPEG without the `count` bytes between a scan and a marker `before`, for one scan after the other."""
+def jpeg_without(data: bytes | memoryview, count: int) -> Iterator[bytes]:
+    """The JPEG without the `count` bytes that end one of its scans, for one scan after the other."""
     data = bytes(data)
-    ends = [stop for marker, _, stop in jpeg_segments(data, scans=True) if marker == _SOS]
-    for stop in ends[:_MOST_SCANS]:
-        if data[stop + 1 : stop + 2] == bytes([before]):
-            yield data[: stop - count] + data[stop:]
+    for stop in [stop for marker, _, stop in jpeg_segments(data, scans=True) if marker == _SOS][:_MOST_SCANS]:
+        yield data[: stop - count] + data[stop:]
 
 
 def png_without_metadata(data: bytes | memoryview) -> bytes | None:
@@ -242,16 +242,61 @@ def _tiff_is_cut_short(data: bytes) -> bool:
     return True  # the directory itself, often the last thing in the file, cannot be read
 
 
-def _boxes_are_cut_short(data: bytes) -> bool:
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, stop) of the contents of each box of an ISO media file; the last may reach beyond the end."""
     position = 0
     while position + 8 <= len(data):
-        size = _u32(data, position)
-        if size == 0:  # up to the end of the file
-            return False
+        size, start = _u32(data, position), position + 8
         if size == 1:
-            size = int.from_bytes(data[position + 8 : position + 16], "big")
-        position += max(size, 8)
-    return position != len(data)
+            size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+        stop = position + max(size, 8) if size else len(data)  # 0: up to the end of the file
+        yield data[position + 4 : position + 8], start, stop
+        position = stop
+
+
+def _boxes_are_cut_short(data: bytes) -> bool:
+    return max((stop for _, _, stop in _boxes(data)), default=0) != len(data)
+
+
+class JxlHeader(NamedTuple):
+    """Of a JPEG XL codestream: the picture as its decoder turns it, and how that was stored."""
+
+    width: int
+    height: int
+    orientation: int
+    animated: bool
+
+
+def jxl_header(data: bytes | memoryview) -> JxlHeader | None:
+    """Read before anything is decoded (ISO/IEC 18181-1, D.2 and D.3); None where there is none."""
+    stream = bytes(data[:64])
+    if stream[:1] == b"\0":
+        parts = {start: name for name, start, _ in _boxes(bytes(data)) if name in (b"jxlp", b"jxlc")}
+        stream = b"".join(bytes(data[at + 4 * (name == b"jxlp") :][:64]) for at, name in parts.items())
+    if stream[:2] != b"\xff\x0a":
+        return None
+    bits = int.from_bytes(stream[2:64], "little")
+
+    def read(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    def size() -> tuple[int, int]:
+        small = read(1)
+        sides = (8 * (read(5) + 1) if small else read((9, 13, 18, 30)[read(2)]) + 1 for _ in range(2))
+        height = next(sides)
+        times, over = _JXL_RATIOS[read(3)]
+        return (height * times // over if times else next(sides)), height
+
+    width, height = size()
+    orientation, animated = 1, False
+    if not read(1) and read(1):  # not all as usual, and there are extra fields
+        orientation = read(3) + 1
+        if read(1):
+            size()  # intrinsic
+        animated = not read(1) and bool(read(1))  # behind the header of a preview nothing is looked for
+    return JxlHeader(*((height, width) if orientation >= 5 else (width, height)), orientation, animated)
 
 
 def _u32(data: bytes, at: int) -> int:

@@ -186,6 +186,16 @@ def test_a_png_that_is_cut_short_stays_so_whatever_else_is_wrong_with_it() -> No
         assert code_of(data[:stop]) == "truncated"
 
 
+def test_a_grey_png_of_16_bits_may_have_a_value_that_is_seen_through() -> None:
+    """By all its bits: other values of the same upper byte are as they are."""
+    wide_HW = np.full((8, 8), 0x1234, np.uint16)
+    wide_HW[4:] = 0x1235
+    png = encode(Image.fromarray(wide_HW), "PNG")
+    found_HWC = decode(png[:33] + chunk(b"tRNS", b"\x12\x34") + png[33:])
+    assert (found_HWC[:4] == 255).all()
+    assert (found_HWC[4:] == 0x12).all()
+
+
 # ------------------------------------------------------------------------------------------ the others
 
 
