@@ -37,6 +37,7 @@ _SOI, _SOS, _END, _COM, _EOI = 0xD8, 0xDA, 0xD9, 0xFE, b"\xff\xd9"
 _SEQUENTIAL_SOF = frozenset((0xC0, 0xC1))
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RSTn
 
+_WITHOUT_SEGMENTS = (_SOI, _END)  # behind them another image begins
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
 _MOST_SCANS = 16
 """More are not looked into for stray bytes: each takes a decoding."""
@@ -99,7 +100,9 @@ def jpeg_segments(data: bytes | memoryview, *, scans: bool = False) -> Iterator[
     next marker. Bytes between segments are passed over, as libjpeg does; a second image that begins there ends it.
     """
     position = 2
-    while position + 4 <= len(data) or (scans and position + 2 <= len(data)):
+    if scans:
+        data = bytes(data) + b"\0\0"  # the end has no length
+    while position + 4 <= len(data):
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0:
             data = bytes(data)
@@ -108,21 +111,16 @@ def jpeg_segments(data: bytes | memoryview, *, scans: bool = False) -> Iterator[
             position += 1
         elif marker in _WITHOUT_LENGTH:
             position += 2
-        elif marker == _SOI or (marker == _END and not scans):
-            return
-        elif marker == _END:
-            yield marker, position + 2, position + 2
-            return
         else:
-            stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            if stop < position + 4:
+            stop = position + 2 + (data[position + 2] << 8 | data[position + 3])
+            if marker == _END and scans:
+                yield marker, position + 4, position + 2
+            if stop < position + 4 or marker in _WITHOUT_SEGMENTS:
                 return
             if marker == _SOS and scans:
-                data = bytes(data)
-                yield marker, position + 4, (position := _next_marker(data, stop))
-                continue
+                stop = _next_marker(bytes(data), stop)
             yield marker, position + 4, min(stop, len(data))
-            if marker == _SOS:
+            if marker == _SOS and not scans:
                 return
             position = stop
 
