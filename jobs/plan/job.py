@@ -49,6 +49,14 @@ _MOST_REFUSED = 0.9
 """Share of a shard's rows that the spec may refuse, unless limits.bad_rows allows more: beyond, the spec is wrong."""
 
 
+def require_decoders(given: InputSpec) -> None:
+    """Raises SpecError where the libraries of `input.formats` are not installed here."""
+    try:
+        check_decoders(given.formats)
+    except DecoderMissing as error:
+        raise SpecError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class Job:
     spec: JobSpec
@@ -96,13 +104,6 @@ class Job:
         return cls(
             spec=spec, days=days, store=store, ledger=Ledger(store, prints.root), fingerprints=prints, identity=model
         )
-
-    def check_decoders(self) -> None:
-        """Raises SpecError where the libraries of `input.formats` are not installed here."""
-        try:
-            check_decoders(self.spec.input.formats)
-        except DecoderMissing as error:
-            raise SpecError(str(error)) from error
 
     # -------------------------------------------------------------------------------------- for workers
 

@@ -14,7 +14,7 @@ from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
 from jobs.plan.asked import EMBEDDING
 from jobs.plan.command_line import last_job_of
-from jobs.plan.job import Job
+from jobs.plan.job import Job, require_decoders
 from jobs.plan.query import choose
 from jobs.queries.explanation import Label, Prediction, prediction_of
 from jobs.queries.find_rows import shards_of
@@ -87,7 +87,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
 
     Raises SpecError, RunFailed when the fp32 network is asked for and cannot be had; StoreError, StoreDenied.
     """
-    job.check_decoders()
+    require_decoders(job.spec.input)
     manifest = job.manifest()
     names = [field.name for field in SOURCE_FIELDS]
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]

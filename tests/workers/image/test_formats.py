@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
+import pickle
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.report.thumbnails import thumbnail
 from tests.support.images import encode, exif, photo, samples, stored_as
-from workers.contract import ALL_FORMATS, USUAL_FORMATS
+from workers.contract import ALL_FORMATS, USUAL_FORMATS, Preprocess
 from workers.image import plugins
 from workers.image.decode import decode_stored, in_a_usual_format, upright
 from workers.image.errors import BadImage, DecoderMissing
 from workers.image.formats import jxl_header, sniff
+from workers.image.resize import Preparer, decode_crop
+from workers.isolation.sample_decoder import SampleDecoder
 
 pillow_heif = pytest.importorskip("pillow_heif")
 pytest.importorskip("pillow_jxl")
@@ -79,6 +85,28 @@ def test_an_extra_that_is_not_installed_is_named(name: str, monkeypatch: pytest.
     for ask in (lambda: plugins.check_decoders(("jpeg", name)), lambda: decode_stored(FILES[name], formats=(name,))):
         with pytest.raises(DecoderMissing, match=rf"pip install 'stint\[{name}\]' on the driver and on the workers"):
             ask()
+
+
+def test_formats_are_those_of_one_job_and_travel_with_its_preprocessing() -> None:
+    shared = Preprocess(resize_px=64, crop_px=56, mean=(0.0,) * 3, std=(1.0,) * 3)
+    phones, web = pickle.loads(pickle.dumps((shared.of(("heif",)), shared.of(("jpeg", "png")))))
+    assert asdict(shared).keys() == {"resize_px", "crop_px", "mean", "std", "interpolation", "decode"}, (
+        "bundles keep it"
+    )
+    assert replace(phones, decode="exact") == phones
+    out_HWC = np.empty((56, 56, 3), np.uint8)
+    preparers = {"heif": Preparer(phones), "jpeg": Preparer(web)}
+    for _ in range(2):
+        for name, preparer in preparers.items():
+            preparer.put(FILES[name], out_HWC)
+            with pytest.raises(BadImage, match="is not among"):
+                preparer.put(FILES["jpeg" if name == "heif" else "heif"], out_HWC)
+    with closing(SampleDecoder(2**31)) as decoder:
+        assert near(decoder.decode(memoryview(FILES["heif"]), phones), decode_crop(FILES["jpeg"], shared))
+        with pytest.raises(BadImage, match="is not among"):
+            decoder.decode(memoryview(FILES["heif"]), web)
+    assert thumbnail(FILES["heif"], formats=phones.formats)
+    assert not thumbnail(FILES["heif"])
 
 
 # ------------------------------------------------------------------------------------------ which way up
