@@ -39,7 +39,7 @@ _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RSTn
 
 _WITHOUT_SEGMENTS = (_SOI, _END)  # behind them another image begins
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-_MOST_SCANS = 16
+_MOST_SCANS = 10
 """More are not looked into for stray bytes: each takes a decoding."""
 
 _WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "))
