@@ -42,6 +42,7 @@ from workers.image.formats import (
     jpeg_without,
     png_without_metadata,
     sniff,
+    tiff_without_extra_planes,
     webp_as_specified,
 )
 from workers.image.plugins import MODULES, open_heif, open_jxl
@@ -77,7 +78,7 @@ ON_ITS_SIDE = 5
 
 _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
 """Tags of TIFF."""
-_TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified}
+_TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified, "TIFF": tiff_without_extra_planes}
 """By kind: the same picture without what decoders refuse it for, and viewers do not; tried once it was refused."""
 
 SizeKnown: TypeAlias = Callable[[int], object]

@@ -47,7 +47,7 @@ _WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", 
 _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 _TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
-_ORIENTATION = 0x0112
+_ORIENTATION, _SAMPLES, _PLANAR, _EXTRA_SAMPLES = 274, 277, 284, 338
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 
 
@@ -209,24 +209,48 @@ def exif_orientation(exif: bytes) -> int:
     return values[0] if len(values) == 1 and 1 <= values[0] <= 8 else 1
 
 
+def tiff_without_extra_planes(data: bytes | memoryview) -> bytes | None:
+    """A colour TIFF whose channels lie apart, without those behind the colours that no tag calls alpha: Pillow knows to
+    pass over them, and then trips over where they lie. None for any other."""
+    data = bytes(data)
+    tags = dict(_tiff_entries(data))
+    samples, extra = sum(_tiff_tag(data, _SAMPLES)), _tiff_tag(data, _EXTRA_SAMPLES)
+    if _tiff_tag(data, _PLANAR) != (2,) or not extra or any(extra) or samples - len(extra) < 3:
+        return None
+    fewer = bytearray(data)
+    for tag in {tag for pair in _STRIPS for tag in pair} & tags.keys():
+        _, count = struct.unpack_from(_TIFF_ORDER[data[:4]] + "HI", data, tags[tag] + 2)
+        struct.pack_into(_TIFF_ORDER[data[:4]] + "I", fewer, tags[tag] + 4, count * (samples - len(extra)) // samples)
+    return bytes(fewer)
+
+
+def _tiff_entries(tiff: bytes) -> Iterator[tuple[int, int]]:
+    """Tag and place of each entry in the first directory of a classic TIFF, as far as they are in bounds."""
+    order = _TIFF_ORDER.get(tiff[:4])
+    try:
+        if order is not None:
+            (directory,) = struct.unpack_from(order + "I", tiff, 4)
+            (entries,) = struct.unpack_from(order + "H", tiff, directory)
+            for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+                yield struct.unpack_from(order + "H", tiff, at)[0], at
+    except struct.error:
+        pass  # reaches beyond the end
+
+
 def _tiff_tag(tiff: bytes, wanted: int) -> tuple[int, ...]:
     """Values of an integer tag in the first directory of a classic TIFF; none where absent or out of bounds."""
-    order = _TIFF_ORDER.get(tiff[:4])
-    if order is None:
-        return ()
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for at in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind, count = struct.unpack_from(order + "HHI", tiff, at)
+    for tag, at in _tiff_entries(tiff):
+        order = _TIFF_ORDER[tiff[:4]]
+        try:
+            kind, count = struct.unpack_from(order + "HI", tiff, at + 2)
             if tag != wanted or kind not in (3, 4):  # SHORT, LONG
                 continue
             values = f"{order}{count}{'H' if kind == 3 else 'I'}"
             inline = struct.calcsize(values) <= 4
             start = at + 8 if inline else struct.unpack_from(order + "I", tiff, at + 8)[0]
             return struct.unpack_from(values, tiff, start)
-    except struct.error:
-        pass  # reaches beyond the end
+        except struct.error:
+            break  # reaches beyond the end
     return ()
 
 
