@@ -35,7 +35,7 @@ _NEUTRAL_BRANDS = frozenset((b"mif1", b"msf1"))  # HEIF containers that say only
 
 _SOI, _SOS, _END, _COM, _EOI = 0xD8, 0xDA, 0xD9, 0xFE, b"\xff\xd9"
 _SEQUENTIAL_SOF = frozenset((0xC0, 0xC1))
-_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RSTn
+_PASSED_OVER = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))  # stuffing, TEM, RSTn, fill bytes
 
 _WITHOUT_SEGMENTS = (_SOI, _END)  # behind them another image begins
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
@@ -104,13 +104,9 @@ def jpeg_segments(data: bytes | memoryview, *, scans: bool = False) -> Iterator[
         data = bytes(data) + b"\0\0"  # the end has no length
     while position + 4 <= len(data):
         marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0:
+        if data[position] != 0xFF or marker in _PASSED_OVER:
             data = bytes(data)
             position = _next_marker(data, position)
-        elif marker == 0xFF:  # fill byte
-            position += 1
-        elif marker in _WITHOUT_LENGTH:
-            position += 2
         else:
             stop = position + 2 + (data[position + 2] << 8 | data[position + 3])
             if marker == _END and scans:
@@ -293,8 +289,10 @@ def jxl_header(data: bytes | memoryview) -> JxlHeader | None:
     """Read before anything is decoded (ISO/IEC 18181-1, D.2 and D.3); None where there is none."""
     stream = bytes(data[:64])
     if stream[:1] == b"\0":
-        parts = {start: name for name, start, _ in _boxes(bytes(data)) if name in (b"jxlp", b"jxlc")}
-        stream = b"".join(bytes(data[at + 4 * (name == b"jxlp") :][:64]) for at, name in parts.items())
+        stream, data = b"", bytes(data)
+        for name, start, stop in _boxes(data):
+            if name in (b"jxlp", b"jxlc") and len(stream) < 64:
+                stream += data[start + 4 * (name == b"jxlp") : min(stop, start + 64)]
     if stream[:2] != b"\xff\x0a":
         return None
     bits = int.from_bytes(stream[2:64], "little")
