@@ -211,7 +211,6 @@ def _decode_pixels(
 ) -> ImageArray:
     """An image of that size, which libjpeg can make. Raises ValueError for every warning of libjpeg's but one."""
     options = {"colorspace": layout, "min_height": height, "min_width": width, "buffer": room}
-
     try:
         image_HWC: ImageArray = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
@@ -280,8 +279,9 @@ def _opened(kind: str, data: bytes | memoryview, size_known: Callable[[int, int]
     if _tag(image, _PLANAR) == 2 and _deepest(image) == 16:
         # Where channels lie apart and are not compressed, Pillow 13.0 reads their first half as if they had 8 bits.
         order = "L" if data[:1] == b"I" else "B"
-        tiles: list[tuple[Any, ...]] = [(tile, tile.args) for tile in image.tile if tile.codec_name == "raw"]
-        image.tile = [tile._replace(args=(f"{arg[0]};16{order}", *arg[1:])) for tile, arg in tiles] or image.tile
+        planes: list[tuple[Any, Any]] = [(tile, tile.args) for tile in image.tile if tile.codec_name == "raw"]
+        if planes and len(planes[0][1][0]) == 1:
+            image.tile = [tile._replace(args=(f"{args[0]};16{order}", *args[1:])) for tile, args in planes]
     return image
 
 
