@@ -26,6 +26,9 @@ MOST_DAYS = 3660
 """A mistyped year should not list folders for an hour."""
 AtLeast1 = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+USUAL_FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
+"""What is decoded unless the spec says otherwise."""
+ALL_FORMATS = (*USUAL_FORMATS, "jpeg2000", "heif", "jxl")
 _KEYS_ARE_CHECKED = {"extra": "forbid", "use_attribute_docstrings": True}
 """How pydantic reads a section of the spec from YAML, in `jobs.spec`; the docstrings are in its JSON Schema. It is not
 imported here: it takes 50 to 70 ms of CPU, annotated_types 7 to 10 ms, torch after them 1.3 s."""
@@ -116,6 +119,9 @@ class Preprocess:
     decode: str = "exact"
     """`exact`, or `scaled`: JPEGs whose shorter side is 2.8 times `resize_px` or more shrink while they are decoded."""
 
+    def of(self, formats: tuple[str, ...]) -> Decoding:
+        return Decoding(**{**vars(self), "formats": formats})
+
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:.4g}" for value in channels) for channels in (self.mean, self.std))
         scaled = ", large JPEGs made smaller while they are decoded" if self.decode == "scaled" else ""
@@ -123,6 +129,14 @@ class Preprocess:
             f"shorter side to {self.resize_px} px ({self.interpolation}){scaled}, centre crop of {self.crop_px} px, "
             f"mean [{mean}], std [{std}] of pixels in [0, 1]"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Preprocess):
+    """Preprocessing as one job does it. Bundles, which any job may use, keep what they share alone."""
+
+    formats: tuple[str, ...]
+    """What images may be: the spec's `input.formats`."""
 
 
 class PreprocessSpec(TypedDict, total=False):
@@ -241,6 +255,9 @@ class InputSpec:
     sample_key: Literal["first_dot", "last_dot"] = "first_dot"
     """For `webdataset`, where the names of members part: `a.seg.png` is `seg.png` of sample `a`, as WebDataset has it,
     or with `last_dot` `png` of sample `a.seg`, for names as `cam_2024.05.01_0001.jpg`. Another value, another root."""
+    formats: tuple[str, ...] = USUAL_FORMATS
+    """What images may be, told by their first bytes; others are error rows (`unsupported_format`). Beside these
+    `jpeg2000`, and with the extras of those names `heif` (HEIC too) and `jxl` (JPEG XL)."""
     uri_roots: tuple[str, ...] = ()
     """Where URIs found in data may point. Empty: only below `input.uri` itself. `https://host/path/` only if it
     stands here; a name leads to public addresses, `10.0.0.7` or `images.ns.svc` into the own network."""

@@ -9,7 +9,7 @@ from workers.host.child import KilledFromOutside
 from workers.host.cores import NoCores, TooWide
 from workers.host.memory import BoundTooLow
 from workers.host.preemption import Preempted
-from workers.image.errors import RowsRefused
+from workers.image.errors import DecoderMissing, RowsRefused
 from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.redaction import redacted
@@ -28,7 +28,7 @@ _SORTED: tuple[tuple[tuple[type[Exception], ...], FailureKind, FailureCode], ...
     ((InputUnreadable,), FailureKind.DATA, FailureCode.OTHER),
     ((StoreDenied, NotFound), FailureKind.TASK, FailureCode.DENIED),
     ((RowsRefused,), FailureKind.TASK, FailureCode.REFUSED),
-    ((ModelError,), FailureKind.TASK, FailureCode.MODEL),
+    ((ModelError, DecoderMissing), FailureKind.TASK, FailureCode.MODEL),
     ((Exception,), FailureKind.TASK, FailureCode.OTHER),
 )
 """The first line that fits counts."""

@@ -89,6 +89,7 @@ class Maker:
     def _new(self, store: Store) -> BundleOutcome:
         from workers.build.artifacts import make_artifacts
         from workers.host.cpu import isa_class
+        from workers.image.decode import in_a_usual_format
         from workers.model.load import load_model
 
         request, spec = self._request, self._request.model
@@ -113,7 +114,9 @@ class Maker:
             model=model,
             artifacts=contents.artifacts,
             calibration=calibration,
-            golden_images=sample.encoded,
+            golden_images=[
+                in_a_usual_format(image, request.input.formats) for image in sample.encoded[: bundle.GOLDEN_ROWS]
+            ],
             notes=(*contents.notes, *(f"left out of the sample: {row}" for row in sample.left_out)),
         )
         # Another run may have written first; then its artifacts are the ones that ship, and the ones to judge.

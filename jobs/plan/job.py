@@ -30,6 +30,8 @@ from jobs.spec.patterns import covers, split_pattern
 from jobs.spec.schema import JobSpec
 from workers.bundle.profiles import BATCH, HostKind, Profile, read_profiles
 from workers.contract import BundleRequest, InputSpec, OutputSpec, SampleSlice, Slice, WorkerSpec
+from workers.image.errors import DecoderMissing
+from workers.image.plugins import check_decoders
 from workers.redaction import redacted
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import is_local, open_filesystem, read_url
@@ -45,6 +47,14 @@ _COMMAND_SHOWN = 200
 
 _MOST_REFUSED = 0.9
 """Share of a shard's rows that the spec may refuse, unless limits.bad_rows allows more: beyond, the spec is wrong."""
+
+
+def require_decoders(given: InputSpec) -> None:
+    """Raises SpecError where the libraries of `input.formats` are not installed here."""
+    try:
+        check_decoders(given.formats)
+    except DecoderMissing as error:
+        raise SpecError(str(error)) from error
 
 
 @dataclass(frozen=True)

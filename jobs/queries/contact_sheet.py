@@ -14,7 +14,7 @@ from jobs.errors import COMPLETE, RunFailed, SpecError
 from jobs.pages.page import render
 from jobs.plan.asked import EMBEDDING
 from jobs.plan.command_line import last_job_of
-from jobs.plan.job import Job
+from jobs.plan.job import Job, require_decoders
 from jobs.plan.query import choose
 from jobs.queries.explanation import Label, Prediction, prediction_of
 from jobs.queries.find_rows import shards_of
@@ -87,6 +87,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
 
     Raises SpecError, RunFailed when the fp32 network is asked for and cannot be had; StoreError, StoreDenied.
     """
+    require_decoders(job.spec.input)
     manifest = job.manifest()
     names = [field.name for field in SOURCE_FIELDS]
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
@@ -105,7 +106,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
 
     def tile(number: int) -> Tile:
         at, image = places[number].place, images[number]
-        picture = thumbnail(image, THUMBNAIL_PX) if isinstance(image, bytes) else ""
+        picture = thumbnail(image, THUMBNAIL_PX, given.formats) if isinstance(image, bytes) else ""
         return Tile(
             source=at.write(given),
             place=at._replace(uri=at.uri.rpartition("/")[2]).write(given),
@@ -130,6 +131,6 @@ def _opinions(job: Job, manifest: Manifest | None, images: Sequence[bytes | None
     from workers.score.second_opinion import second_opinion
 
     try:
-        return second_opinion(job.store, manifest, images)
+        return second_opinion(job.store, manifest, images, manifest.preprocess.of(job.spec.input.formats))
     except (BundleRefused, EngineUnusable) as error:
         raise RunFailed(f"the fp32 network cannot run here: {error}", "leave --fp32 out") from error

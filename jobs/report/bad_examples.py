@@ -58,5 +58,7 @@ def with_pictures(job: Job, examples: Sequence[Mapping[str, Any]]) -> list[dict[
     pieces = [piece for plan, index in shards for piece in job.ledger.plan(plan).shards[index].slices]
     given = job.input_spec(uris={row.uri for row in places.values()})
     images = zip(places, fetch_images(given, list(places.values()), pieces), strict=True)
-    pictures = {number: thumbnail(image, PICTURE_PX) for number, image in images if isinstance(image, bytes)}
+    pictures = {
+        number: thumbnail(image, PICTURE_PX, given.formats) for number, image in images if isinstance(image, bytes)
+    }
     return [{**example, "picture": pictures.get(number, "")} for number, example in enumerate(examples)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Collection
 from contextlib import suppress
 
 import numpy as np
 from PIL import Image
 
+from workers.contract import USUAL_FORMATS
 from workers.image.decode import ImageArray, decode_stored, upright
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
 from workers.image.formats import exif_orientation, jpeg_exif, sniff
@@ -20,14 +22,14 @@ END_OF_JPEG = b"\xff\xd9"
 """Of a progressive one that is cut short nothing is shown before its end is there."""
 
 
-def thumbnail(data: bytes, px: int = 160) -> str:
+def thumbnail(data: bytes, px: int = 160, formats: Collection[str] = USUAL_FORMATS) -> str:
     """A JPEG of at most `px` on its longer side as a `data:` URI, upright; of a damaged file what can be seen.
 
     Empty where nothing can be: then nothing of it was decoded, or more than the decoder's bounds allow. Not for images
     that kill the process which decodes them (`crashed_worker`): they would kill this one, too.
     """
     try:
-        image_HWC = _seen(data, px)
+        image_HWC = _seen(data, px, formats)
         if image_HWC is None:
             return ""
         image = Image.fromarray(np.ascontiguousarray(image_HWC))
@@ -39,10 +41,10 @@ def thumbnail(data: bytes, px: int = 160) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _seen(data: bytes, px: int) -> ImageArray | None:
+def _seen(data: bytes, px: int, formats: Collection[str]) -> ImageArray | None:
     """The picture as the network sees it, or what there is of it. Raises what Pillow raises."""
     try:
-        stored = decode_stored(data, least_px=px)
+        stored = decode_stored(data, least_px=px, formats=formats)
     except BadImage as bad:
         return _part_of(data, px) if bad.code in PARTLY_SEEN else None
     return upright(stored.image_HWC, stored.orientation)
@@ -50,7 +52,7 @@ def _seen(data: bytes, px: int) -> ImageArray | None:
 
 def _part_of(data: bytes, px: int) -> ImageArray | None:
     kind = sniff(data)
-    if kind is None:
+    if kind is None or kind.lower() not in USUAL_FORMATS:
         return None
     if kind == "JPEG":
         data += END_OF_JPEG

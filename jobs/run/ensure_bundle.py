@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened
-from jobs.plan.job import Job
+from jobs.plan.job import Job, require_decoders
 from jobs.pool.contract import BundleMade, Cluster, WorkerGone, WorkerPlaced
 from jobs.progress.format import first_few
 from jobs.run import policy
@@ -42,6 +42,7 @@ def ensure_bundle(
     Interrupted, RunFailed.
     """
     request = job.bundle_request()
+    require_decoders(request.input)
     outcome = _existing(job, request)
     if outcome is None:
         request = replace(request, sample=job.sample(opened()))

@@ -18,8 +18,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WrapSerializer,
     WrapValidator,
     field_validator,
     model_serializer,
@@ -28,7 +30,18 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from jobs.spec.days import fault_of_template
-from workers.contract import AS_OF, AtLeast1, GateSpec, InputSpec, ModelSpec, OutputSpec, PreprocessSpec, Share
+from workers.contract import (
+    ALL_FORMATS,
+    AS_OF,
+    USUAL_FORMATS,
+    AtLeast1,
+    GateSpec,
+    InputSpec,
+    ModelSpec,
+    OutputSpec,
+    PreprocessSpec,
+    Share,
+)
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
 from workers.source.image_files import FILE_KEYS
@@ -76,6 +89,11 @@ def _no_other_library(arch: str) -> None:
     raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
 
 
+def _known_format(name: str) -> None:
+    if name not in ALL_FORMATS:
+        raise ValueError(f"{name!r} is none of {', '.join(ALL_FORMATS)}")
+
+
 def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
     if fault := fault_of_template(template, hours=hours):
         raise ValueError(fault)
@@ -92,6 +110,7 @@ _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
     "input": {
         "uri": (_no_credentials, _days_as_they_can_be_written),
         "manifest": (_no_credentials, _days_as_they_can_be_written),
+        "formats": (_known_format,),
         "uri_roots": (_no_credentials, _no_false_root),
     },
     "model": {"arch": (_no_other_library,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
@@ -150,6 +169,8 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     columns = [column for _, column in pairs]
     if given.format == "images" and (unknown := [column for column in columns if column not in FILE_KEYS]):
         yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
+    if not given.formats:
+        yield "input.formats: it is empty; name one, as [jpeg, png], or leave it out"
     names: set[str] = set()
     for name, column in pairs:
         # Readers that fold case would see one column, and not always the one that is meant.
@@ -163,6 +184,12 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         names.add(folded)
     if given.format == "webdataset" and (copied := [column for column in columns if column.lower() in images]):
         yield f"input.keys: {copied[0]!r} is the image itself, which is not copied"
+
+
+def _without_new_defaults(given: InputSpec, as_before: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    """Specs that were saved before a key was there look the same."""
+    saved: dict[str, Any] = as_before(given)
+    return {key: value for key, value in saved.items() if key != "formats" or given.formats != USUAL_FORMATS}
 
 
 def _with_image(given: InputSpec) -> InputSpec:
@@ -254,7 +281,12 @@ _MOST_NORMAL = 2.0
 _MOST_SIDE_PX = 8192
 """Far above what networks see; a photograph whose shorter side is that takes 256 MiB."""
 
-Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
+Input = Annotated[
+    InputSpec,
+    _section("input", _faults_of_input),
+    AfterValidator(_with_image),
+    WrapSerializer(_without_new_defaults),
+]
 Model = Annotated[
     ModelSpec,
     BeforeValidator(_precision_of_float_engines),

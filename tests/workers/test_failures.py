@@ -19,6 +19,7 @@ from workers.contract import Shard, Slice
 from workers.failures import classify
 from workers.host.cores import NoCores, TooWide
 from workers.host.preemption import Preempted
+from workers.image.errors import DecoderMissing
 from workers.model.names import ModelError
 from workers.outcomes import Failure, FailureCode, FailureKind
 from workers.output import describe_row, shown_keys
@@ -46,6 +47,7 @@ INFRA, TASK, DATA = FailureKind.INFRA, FailureKind.TASK, FailureKind.DATA
         (StoreDenied("403"), TASK, FailureCode.DENIED),
         (NotFound("no object"), TASK, FailureCode.DENIED),
         (ModelError("no such network"), TASK, FailureCode.MODEL),
+        (DecoderMissing("pip install"), TASK, FailureCode.MODEL),
         (ZeroDivisionError("bug"), TASK, FailureCode.OTHER),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,

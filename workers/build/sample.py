@@ -14,6 +14,7 @@ from workers.bundle.manifest import Manifest, RowRef
 from workers.contract import BundleRequest
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage, ErrorCode
+from workers.image.plugins import check_decoders
 from workers.isolation.sample_decoder import SampleDecoder
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
@@ -58,11 +59,12 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
     """Read and decode the rows through the production path; exactly as well where the network's are decoded otherwise.
 
     `memory_bytes` is the most that the process which decodes may take. Raises ModelError when no row is of use, or none
-    has a label though the gate asks for labels; SampleUnusable; what the reader raises and, but for BadImage, what
-    SampleDecoder does.
+    has a label though the gate asks for labels; SampleUnusable; DecoderMissing; what the reader raises and, but for
+    BadImage, what SampleDecoder does.
     """
-    how, column = network.preprocess, request.gate.labels_column
+    how, column = network.preprocess.of(request.input.formats), request.gate.labels_column
     exact = replace(how, decode="exact")
+    check_decoders(request.input.formats)
     taken: list[tuple[RowRef, bytes, object, ImageArray, ImageArray]] = []
     bad: Counter[str] = Counter()
     examples: dict[str, str] = {}

@@ -11,7 +11,8 @@ What is seen:
 - CMYK is taken as inverted ("Adobe") as in Pillow and browsers; ICC profiles are not applied, as in the preprocessing
   that the published weights were trained with.
 - Of an animation, the first frame.
-- Stray bytes behind a whole JPEG picture are passed over, as viewers do.
+- Stray bytes between the segments of a JPEG and behind any picture, oversized metadata and wrong checksums of it are
+  passed over, as viewers do: once a picture was refused, a tidy copy of it is decoded by the same strict rules.
 
 Nothing global is changed here, and everything may be called from many threads at once.
 """
@@ -19,18 +20,32 @@ Nothing global is changed here, and everything may be called from many threads a
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from workers.contract import USUAL_FORMATS
 from workers.image.errors import MAX_PIXELS, BadImage, ErrorCode
-from workers.image.formats import exif_orientation, is_cut_short, jpeg_exif, sniff, with_valid_scan_header
+from workers.image.formats import (
+    exif_orientation,
+    is_cut_short,
+    jpeg_as_specified,
+    jpeg_exif,
+    jpeg_without,
+    png_without_metadata,
+    sniff,
+    tiff_without_extra_planes,
+    webp_as_specified,
+)
+from workers.image.plugins import MODULES, open_heif, open_jxl
 
 ImageArray = npt.NDArray[np.uint8]
 
@@ -43,8 +58,8 @@ STRIP_PIXELS = 2**20
 ROOM_BYTES_A_PIXEL = 16
 """What decoders may allocate; asked for, and given back untouched, after one has refused an image."""
 
-_STRAY_BYTES_AT_END = "extraneous bytes before marker 0xd9"
-"""Of libjpeg's warning JWRN_EXTRANEOUS_DATA, at the end-of-image marker."""
+_STRAY_BYTES, _AT_END = re.compile("([0-9]+) extraneous bytes before marker 0x(..)"), "d9"
+"""libjpeg's warning JWRN_EXTRANEOUS_DATA, and the marker at the end of an image in it."""
 
 
 # What Pillow raises for content that it cannot read. Its parsers index, unpack, divide and assert their way through
@@ -61,6 +76,10 @@ LEFT, UP = (2, 3, 7, 8), (3, 4, 6, 7)
 ON_ITS_SIDE = 5
 """From this one on the stored rows are the columns that a person sees."""
 
+_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
+"""Tags of TIFF."""
+_TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified, "TIFF": tiff_without_extra_planes}
+"""By kind: the same picture without what decoders refuse it for, and viewers do not; tried once it was refused."""
 
 SizeKnown: TypeAlias = Callable[[int], object]
 """Called with the number of an image's pixels before they are decoded; it may wait."""
@@ -94,10 +113,12 @@ def decode_stored(
     *,
     least_px: int = 0,
     room: ImageArray | None = None,
+    formats: Collection[str] = USUAL_FORMATS,
 ) -> Stored:
-    """Decode one image and leave it as it lies.
+    """Decode one image, of one of the job's formats, and leave it as it lies.
 
-    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room.
+    Raises BadImage, and nothing else, whatever the bytes hold; MemoryError where the host has no room; DecoderMissing
+    where `formats` names one whose library is not here.
 
     JPEGs come out a half, a quarter or an eighth of their size where their shorter side still has `least_px`; 0 leaves
     all as they are. `room` is flat memory of the caller's: where an image fits, it may be given back lying in it.
@@ -109,11 +130,27 @@ def decode_stored(
     kind = sniff(data)
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
+    if kind.lower() not in formats:
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, _not_asked_for(kind.lower(), formats))
     if kind == "JPEG":
         stored, exif = _decode_jpeg(data, size_known, least_px, room), jpeg_exif(data)
     else:
         stored, exif = _decode_with_pillow(kind, data, size_known)
     return stored._replace(orientation=exif_orientation(exif)) if exif else stored
+
+
+def in_a_usual_format(data: bytes, formats: Collection[str]) -> bytes:
+    """The same picture for a job without `input.formats`: as it is, or else as a PNG. Raises as decode_stored does."""
+    if (sniff(data) or "").lower() in USUAL_FORMATS:
+        return data
+    stored, out = decode_stored(data, formats=formats), io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))).save(out, "PNG")
+    return out.getvalue()
+
+
+def _not_asked_for(name: str, formats: Collection[str]) -> str:
+    install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
+    return f"{name} is not among input.formats: write `formats: [{', '.join((*formats, name))}]` below input{install}"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -134,14 +171,18 @@ def _undecodable(kind: str, data: bytes | memoryview, reason: object, pixels: in
     return BadImage(code, f"{kind}: {reason}")
 
 
-def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: ImageArray | None) -> Stored:
+def _decode_jpeg(
+    data: bytes | memoryview, size_known: SizeKnown, least_px: int, room: ImageArray | None, *, mended: bool = False
+) -> Stored:
     """Strict: libjpeg's warnings are errors. Orientation is not asked for."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
+        if not mended and (tidy := jpeg_as_specified(data)):
+            return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         if is_cut_short("JPEG", data):
             raise BadImage(ErrorCode.TRUNCATED, f"JPEG: {error}") from None
-        # Sampling factors without a TurboJPEG name (4:1:0 and stranger), or a header with an unusual version number.
+        # Sampling factors without a TurboJPEG name (4:1:0 and stranger).
         return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
     size_known(width * height)
@@ -152,9 +193,8 @@ def _decode_jpeg(data: bytes | memoryview, size_known: SizeKnown, least_px: int,
     try:
         image_HWC = _decode_pixels(data, layout, -(-height // shrunk), -(-width // shrunk), room)
     except ValueError as error:
-        repaired = with_valid_scan_header(data)
-        if repaired is not None:
-            return _decode_jpeg(repaired, size_known, least_px, room)
+        if not mended and (tidy := jpeg_as_specified(data)):
+            return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         raise _undecodable("JPEG", data, error, width * height) from None
     if layout == "CMYK":
         image_HWC = _rgb_of_inverted(image_HWC)
@@ -174,11 +214,18 @@ def _decode_pixels(
     try:
         image_HWC: ImageArray = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        # Strict decoding ends at the first warning. If that is about bytes between the picture and the end of the
-        # file, the whole picture came before it. libjpeg tells its warnings apart by nothing but their text.
-        if _STRAY_BYTES_AT_END not in str(error):
+        # Strict decoding ends at the first warning. If that is about bytes between a scan and what follows, the scan
+        # came whole before it: at the end of the file that is all; elsewhere only another strict look tells that what
+        # follows is sound. libjpeg tells its warnings apart by nothing but their text.
+        stray = _STRAY_BYTES.search(str(error))
+        if stray is None:
             raise
-        image_HWC = simplejpeg.decode_jpeg(data, **options, strict=False)
+        if stray[2] == _AT_END:
+            return cast(ImageArray, simplejpeg.decode_jpeg(data, **options, strict=False))
+        for less in jpeg_without(data, int(stray[1])):
+            with suppress(ValueError):
+                return cast(ImageArray, simplejpeg.decode_jpeg(less, **options))
+        raise
     return image_HWC
 
 
@@ -193,25 +240,49 @@ def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
     return rgb_HWC
 
 
-def _decode_with_pillow(kind: str, data: bytes | memoryview, size_known: SizeKnown) -> tuple[Stored, bytes]:
+def _decode_with_pillow(
+    kind: str, data: bytes | memoryview, size_known: SizeKnown, *, mended: bool = False
+) -> tuple[Stored, bytes]:
     """The picture, and the EXIF block that still has to be obeyed."""
     pixels = MAX_PIXELS
+
+    def known(width: int, height: int) -> None:
+        nonlocal pixels
+        _check_size(width, height)
+        pixels = width * height
+        size_known(pixels)
+
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            _check_size(*image.size)
-            pixels = image.width * image.height
-            size_known(pixels)
+        with _opened(kind, data, known) as image:
             image.load()
+            _check_size(*image.size)  # of a HEIF it may be another one than the header told
             image_HWC = _rgb8(image)
             stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
-            # Pillow turns a TIFF upright by itself. A PNG may carry its EXIF behind the pixels: ask after loading.
-            return stored, b"" if kind == "TIFF" else image.info.get("exif", b"")
+            # A TIFF and a HEIF are upright by now. A PNG may carry its EXIF behind the pixels: ask after loading.
+            return stored, b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
-    except UnidentifiedImageError:
-        raise _undecodable(kind, data, "the header is damaged") from None  # Pillow's text holds a memory address
     except _PILLOW_FAULTS as error:
-        raise _undecodable(kind, data, error, pixels) from None
+        if not mended and kind in _TIDY and (tidy := _TIDY[kind](data)):
+            return _decode_with_pillow(kind, tidy, size_known, mended=True)
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text holds a memory address
+        reason = "the header is damaged, or of a kind that Pillow does not read" if unknown else error
+        raise _undecodable(kind, data, reason, pixels) from None
+
+
+def _opened(kind: str, data: bytes | memoryview, size_known: Callable[[int, int], object]) -> Image.Image:
+    """With Pillow's parser of that kind, or a plugin's, and no other."""
+    if kind == "JXL":
+        return open_jxl(data, size_known)
+    image = open_heif(data) if kind == "HEIF" else Image.open(io.BytesIO(data), formats=(kind,))
+    size_known(*image.size)
+    if _tag(image, _PLANAR) == 2 and _deepest(image) == 16:
+        # Where channels lie apart and are not compressed, Pillow 13.0 reads their first half as if they had 8 bits.
+        order = "L" if data[:1] == b"I" else "B"
+        planes: list[tuple[Any, Any]] = [(tile, tile.args) for tile in image.tile if tile.codec_name == "raw"]
+        if planes and len(planes[0][1][0]) == 1:
+            image.tile = [tile._replace(args=(f"{args[0]};16{order}", *args[1:])) for tile, args in planes]
+    return image
 
 
 def _strips(width: int, height: int) -> Iterator[slice]:
@@ -237,8 +308,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     """How the image, or a part of it, becomes RGB bytes."""
     levels: Callable[[Image.Image], npt.NDArray[np.generic]]
     if image.mode.startswith("I;16"):
-        bits = _tag(image, 258)  # TIFF BitsPerSample: 12-bit samples keep their values in Pillow's 16
-        unused = (bits[0] if isinstance(bits, tuple) else 16) - 8
+        unused = (_deepest(image) or 16) - 8  # 12-bit samples keep their values in Pillow's 16
         levels = lambda part: np.asarray(part) >> unused  # noqa: E731
     elif image.mode == "F":
         low, high = _range(image)
@@ -248,14 +318,30 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], ImageArray]:
     elif image.mode in ("I", "LAB"):
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"pixels of mode {image.mode} have no defined look")
     else:
-        return _over_white if image.has_transparency_data else lambda part: np.array(part.convert("RGB"))
-    white_is_zero = _tag(image, 262) == 0  # TIFF PhotometricInterpretation. Pillow undoes it for 8 bits only.
+        return _over_white if _is_seen_through(image) else lambda part: np.array(part.convert("RGB"))
+    clear = image.info.get("transparency")  # of a 16-bit PNG, the value that is seen through
+    white_is_zero = _tag(image, _PHOTOMETRIC) == 0  # Pillow undoes it for 8 bits only.
 
     def convert(part: Image.Image) -> ImageArray:
         grey_HW = levels(part).astype(np.uint8)
+        if clear is not None:
+            grey_HW[np.asarray(part) == clear] = 255
         return np.repeat((255 - grey_HW if white_is_zero else grey_HW)[:, :, None], 3, axis=2)
 
     return convert
+
+
+def _is_seen_through(image: Image.Image) -> bool:
+    """Whether there is an alpha channel, and it is meant as one.
+
+    Writers of BMP leave the fourth byte at zero, and in a TIFF a band that no tag calls alpha is something else, often
+    near infrared.
+    """
+    if image.format == "BMP" and image.mode == "RGBA":
+        return image.getchannel("A").getextrema() != (0, 0)
+    if image.format == "TIFF" and image.mode in ("RGBA", "LA") and not _tag(image, _EXTRA_SAMPLES):
+        return False
+    return image.has_transparency_data
 
 
 def _over_white(part: Image.Image) -> ImageArray:
@@ -275,3 +361,9 @@ def _range(image: Image.Image) -> tuple[float, float]:
 
 def _tag(image: Image.Image, tag: int) -> object:
     return getattr(image, "tag_v2", {}).get(tag)
+
+
+def _deepest(image: Image.Image) -> int:
+    """Bits of a TIFF's samples; 0 for what is none."""
+    bits = _tag(image, _BITS)
+    return max(bits) if isinstance(bits, tuple) and bits else 0

@@ -18,7 +18,7 @@ class ErrorCode(enum.StrEnum):
     EMPTY = "empty"
     """Zero bytes."""
     UNSUPPORTED_FORMAT = "unsupported_format"
-    """Not one of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF, or a variant of them that has no defined look."""
+    """Not one of the spec's `input.formats`, or a variant of them that has no defined look."""
     TRUNCATED = "truncated"
     """The file ends before its own structure says it does."""
     CORRUPT = "corrupt"
@@ -40,6 +40,10 @@ class ErrorCode(enum.StrEnum):
 
 class RowsRefused(Exception):
     """Nearly all rows of a shard were refused for a reason that lies in the spec: they are no error rows yet."""
+
+
+class DecoderMissing(Exception):
+    """The spec asks for a format whose library is not installed here."""
 
 
 class BadImage(Exception):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.contract import Preprocess
+from workers.contract import USUAL_FORMATS, Decoding, Preprocess
 from workers.image.decode import LEFT, ON_ITS_SIDE, UP, ImageArray, SizeKnown, Stored, decode_stored, upright
 
 LARGE_PIXELS = 16_000_000
@@ -75,8 +75,9 @@ def decode_into(
     is smaller than the crop, the rest is zero, as in torchvision. Runs on the threads that torch has been given.
     `size_known` and `room` are as in `decode_stored`. Raises as that does.
     """
+    formats = how.formats if isinstance(how, Decoding) else USUAL_FORMATS
     least_px = int(SCALED_MARGIN * how.resize_px) if how.decode == "scaled" else 0
-    place(decode_stored(data, size_known, least_px=least_px, room=room), how, out_HWC)
+    place(decode_stored(data, size_known, least_px=least_px, room=room, formats=formats), how, out_HWC)
 
 
 def decode_crop(image: bytes | memoryview, how: Preprocess) -> ImageArray:

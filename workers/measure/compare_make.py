@@ -58,8 +58,8 @@ class CandidateMaker:
         self._labels = None if sample.labels is None else sample.labels[comparing]
         self._labelled = self._labels is not None and bool((self._labels >= 0).any())
         self._rows = [f"{row.uri}#{row.row_group}#{row.row}" for row in sample.rows[comparing]]
-        images = sample.encoded[:DECODED]
-        decode = [partial(decode_crop, memoryview(image), model.preprocess) for image in images]
+        images, how = sample.encoded[:DECODED], model.preprocess.of(request.input.formats)
+        decode = [partial(decode_crop, memoryview(image), how) for image in images]
         took_s = timeit.repeat(lambda: [one() for one in decode], timer=time.process_time, repeat=2, number=1)
         self._decode_s = min(took_s) / len(images)
 

@@ -40,7 +40,7 @@ def open_variant(load: LoadVariant) -> tuple[Callable[[int], ForwardPass], Pixel
     does, which may be anything, for a network that it cannot take."""
     worker = load.worker
     store, manifest = open_bundle(worker.output, worker.bundle)
-    how = manifest.preprocess
+    how = manifest.preprocess.of(worker.input.formats)
     cells = pq.ParquetFile(Path(load.images)).read_row_group(0, columns=["image"]).column(0)[:DISTINCT_IMAGES]
     crops_NHWC = np.empty((len(cells), how.crop_px, how.crop_px, 3), np.uint8)
     for cell, crop_HWC in zip(cells.to_pylist(), crops_NHWC, strict=True):

@@ -70,13 +70,16 @@ class Scorer(LoadedArtifact):
         """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
 
         `lap` is called with the name of each step that is done; `memory_bytes` is the process's bound, for the size of
-        a batch where the spec leaves it open. Raises BundleRefused, ModelError, StoreError, StoreDenied.
+        a batch where the spec leaves it open. Raises BundleRefused, DecoderMissing, ModelError, StoreError,
+        StoreDenied.
         """
         import pyarrow as pa
         import torch
 
+        from workers.image.plugins import check_decoders
         from workers.score.predictor import Predictor
 
+        check_decoders(spec.input.formats)
         lap("import")
         if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
             torch.set_num_interop_threads(1)
@@ -85,7 +88,7 @@ class Scorer(LoadedArtifact):
         loaded = load_best(store, manifest, spec, memory_bytes=memory_bytes, lap=lap)
         predictor = Predictor(
             loaded.engine,
-            manifest.preprocess,
+            manifest.preprocess.of(spec.input.formats),
             outputs=manifest.outputs,
             batch=loaded.batch,
             threads=spec.threads,

@@ -14,6 +14,7 @@ import numpy as np
 
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
+from workers.contract import Preprocess
 from workers.engines.base import score_crops
 from workers.host.cores import read_topology
 from workers.image.decode import ImageArray
@@ -28,7 +29,9 @@ _CROPS = 256
 """Crops in memory at once."""
 
 
-def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | None]) -> list[tuple[str, float] | None]:
+def second_opinion(
+    store: Store, manifest: Manifest, images: Sequence[bytes | None], how: Preprocess
+) -> list[tuple[str, float] | None]:
     """Label of each encoded image, in this process, with the probability that the network gives to it; None where there
     is no image, or none that decodes.
 
@@ -42,7 +45,7 @@ def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | No
     engine = bundle.load_engine(store, manifest, _REFERENCE)
     labels, opinions = manifest.labels, dict[int, tuple[str, float]]()
     for first in range(0, len(images), _CROPS):
-        crops = _decoded(images[first : first + _CROPS], manifest)
+        crops = _decoded(images[first : first + _CROPS], how)
         if not crops:
             continue
         logits_NK = score_crops(engine, np.stack(list(crops.values())), min(_BATCH, len(crops)))
@@ -52,11 +55,11 @@ def second_opinion(store: Store, manifest: Manifest, images: Sequence[bytes | No
     return [opinions.get(row) for row in range(len(images))]
 
 
-def _decoded(images: Sequence[bytes | None], manifest: Manifest) -> dict[int, ImageArray]:
+def _decoded(images: Sequence[bytes | None], how: Preprocess) -> dict[int, ImageArray]:
     """Crops of the images that decode, by their number."""
     from workers.image.resize import decode_crop
 
-    how = replace(manifest.preprocess, decode="exact")
+    how = replace(how, decode="exact")
     crops: dict[int, ImageArray] = {}
     for row, data in enumerate(images):
         with suppress(BadImage):

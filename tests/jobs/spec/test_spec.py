@@ -58,7 +58,6 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__keys": [{"a": ["x"]}]}, r"input.keys"),
         ({"input__keys": [{"truth": "cat"}], "input__format": "images"}, r"no 'cat'; their keys are path"),
         ({"input__keys": ["JPG"], "input__format": "webdataset"}, r"'JPG' is the image itself"),
-        ({"input__keys": ["image"]}, r"'image' is the image itself"),
         (
             {"input__sample_key": "last_dot"},
             r"input.sample_key: it is for format: webdataset, and the format is parquet",
@@ -349,6 +348,20 @@ def test_no_refusal_of_any_key_speaks_of_the_library_that_checks(path: str, wron
     said = _refusal(given)
     assert name in said or "an empty path" in said or not said
     assert not re.search(r"(?i)input should|valid (?!here)|pydantic|pattern|instance|tuple|dict\b|str\b|\^", said)
+
+
+def test_formats_are_some_that_can_be_decoded() -> None:
+    assert parse_spec(raw(input__formats=["jpeg", "heif"])).input.formats == ("jpeg", "heif")
+    assert "'heic' is none of jpeg, png, gif, webp, bmp, tiff, avif, jpeg2000, heif, jxl" in _refusal(
+        raw(input__formats=["jpeg", "heic"])
+    )
+    assert "input.formats: it is empty" in _refusal(raw(input__formats=[]))
+
+
+def test_a_spec_without_formats_is_saved_as_before_there_were_any() -> None:
+    assert "formats" not in parse_spec(raw()).model_dump_json()
+    saved = parse_spec(raw(input__formats=["jxl"])).model_dump_json()
+    assert parse_spec(yaml.safe_load(saved)).input.formats == ("jxl",)
 
 
 def _refusal(given: dict[str, Any]) -> str:
