@@ -1,13 +1,17 @@
 """The ledger: a log of plans and write-once shards, below one model root. The only state there is.
 
-    _stint/plans/00000001.parquet    sources claimed + shard boundaries + token, created once
+    _stint/plans/00000001.stint      sources claimed + shard boundaries + token, created once
     plan=00000001/00000000.parquet   predictions of one shard, created once
-    _stint/done/00000001.parquet     every object of the plan with rows and checksum, created when all exist
+    _stint/done/00000001.stint       every object of the plan with rows and checksum, created when all exist
     _stint/accepted/00000001.json    the plan may be done with more bad rows than the spec allows, created once
     _stint/crashes/00000001/00000000-<random>.json    a worker died while it held the shard, created once each time
 
 Planning is serialised by `create` of the next number; nothing else needs order, a lock or a clock. Any run may help to
 finish any plan that has no done record.
+
+In roots that an earlier release has begun, plans and done records end in `.parquet`, all of them, for ever: a number
+that could be had under two names would be no lock. A root that begins takes the names that anybody else takes who may
+begin it, which the manifest of its bundle says: there is one, and an earlier release reads none but its own.
 
 The crashes of a shard are counted durably, by the number of these objects: nothing is rewritten, any number of runs may
 add to it, and a run that is killed leaves what it knew to the next. Correctness does not depend on them: they decide
@@ -31,6 +35,8 @@ from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import Reasons, by_source, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
+    BOOK,
+    EARLIER_BOOK,
     Claim,
     Content,
     NotAPlan,
@@ -54,6 +60,7 @@ from workers.storage.store import Store
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
+_NUMBERED = re.compile(rf"(\d{{8}})({re.escape(BOOK)}|{re.escape(EARLIER_BOOK)})")
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -70,18 +77,23 @@ class Ledger:
         """Of done plans, as far as their records have been read."""
         self._bad: dict[str, dict[tuple[str, str], Reasons]] = {}
         """Why rows of objects have no prediction, by their keys and sources, as far as they have been read."""
+        self._book = ""
+        """How plans and done records end here, once it is known."""
 
     # ------------------------------------------------------------------------------------------- plans
 
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
-        numbers = self._numbers("_stint/plans")
+        numbers = self._numbers("plans")
         return list(ahead(self.plan, numbers, "plan"))
 
-    def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
+    def claim(
+        self, content: Callable[[Sequence[Plan]], Content | None], book: Callable[[], str] = lambda: BOOK
+    ) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
 
-        Another run may be first with the number: then its plan is read, and `content` is asked again.
+        Another run may be first with the number: then its plan is read, and `content` is asked again. `book` tells how
+        the first plan of a root is to end: the same, whichever run asks.
         """
         while True:
             plans = self.plans()
@@ -89,6 +101,7 @@ class Ledger:
             if claim is None:
                 return None
             number = plans[-1].number + 1 if plans else 1
+            self._book = self._book if plans else book()
             data = encode_plan(claim, uuid.uuid4().hex)
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
@@ -253,7 +266,7 @@ class Ledger:
     # ------------------------------------------------------------------------------------------- done
 
     def done_numbers(self) -> set[int]:
-        return set(self._numbers("_stint/done"))
+        return set(self._numbers("done"))
 
     def finish(self, plan: Plan, known: PlanObjects | None = None) -> DoneRecord:
         """Every object of a complete plan, in the order of shards: from `known`, from what runs have noted, or read.
@@ -336,18 +349,35 @@ class Ledger:
 
     # ---------------------------------------------------------------------------------------- keys
 
+    def keys_of(self, plan: int) -> tuple[str, str]:
+        """Of a plan and its done record, below the root."""
+        if not self._book:
+            self._numbers("plans")
+        name = f"{plan:08d}{self._book or BOOK}"
+        return f"_stint/plans/{name}", f"_stint/done/{name}"
+
     def _plan_key(self, number: int) -> str:
-        return f"{self.root}/_stint/plans/{number:08d}.parquet"
+        return f"{self.root}/{self.keys_of(number)[0]}"
 
     def _done_key(self, number: int) -> str:
-        return f"{self.root}/_stint/done/{number:08d}.parquet"
+        return f"{self.root}/{self.keys_of(number)[1]}"
 
     def _crashes_of(self, plan: int) -> str:
         return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"
 
-    def _numbers(self, folder: str) -> list[int]:
-        prefix = f"{self.root}/{folder}"
-        return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
+    def _numbers(self, kind: str) -> list[int]:
+        """Of the plans, or done records, that are there. Raises RunFailed for names that are not of one root."""
+        folder = f"{self.root}/_stint/{kind}"
+        names = [_NUMBERED.fullmatch(info.key.rpartition("/")[2]) for info in self.store.list(folder)]
+        books = {name[2] if name else "others" for name in names} | {self._book} - {""}
+        if len(books) > 1 or "others" in books:
+            raise RunFailed(
+                f"{self.store.url}/{folder}/: names are to end alike, there are {' and '.join(sorted(books))}",
+                "remove what does not belong there. If a run of an earlier release began this root at the same time, "
+                "that is its plan: it claims only files without rows",
+            )
+        self._book = next(iter(books), "")
+        return sorted(int(name[1]) for name in names if name)
 
 
 def parse_crash_key(key: str) -> tuple[int, int] | None:

@@ -24,6 +24,12 @@ from workers.counted import counted
 
 Ints = npt.NDArray[np.int64]
 
+BOOK = ".stint"
+"""How our own Parquet files end, those that hold no predictions. Of DuckDB, Polars, Daft and the loader of Hugging Face
+none skips folders that begin with `_`; a name that ends otherwise is no data to any of them."""
+EARLIER_BOOK = ".parquet"
+"""How plans and done records ended in earlier releases. A root that has begun with these names goes on with them."""
+
 PIECE = np.dtype(
     [
         ("source", np.int32),

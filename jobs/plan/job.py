@@ -19,7 +19,7 @@ from jobs.errors import RunFailed, SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import BOOK, EARLIER_BOOK, Content, Plan
 from jobs.plan import sharding
 from jobs.plan.known_code import is_root_of, known_fingerprints
 from jobs.plan.sample import choose_sample
@@ -141,6 +141,11 @@ class Job:
             return read_manifest(self.store, bundle or self.fingerprints.bundle)
         except BundleRefused as error:
             raise RunFailed(str(error)) from error
+
+    def book(self) -> str:
+        """How plans are to end in a root that begins: as every run has it that may begin it. Raises as `manifest`."""
+        manifest = self.manifest()
+        return EARLIER_BOOK if manifest is not None and manifest.earlier else BOOK
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:

@@ -293,7 +293,7 @@ class Run:
             claimed = found.content(plans)
             return claimed
 
-        plan = self.job.ledger.claim(content)
+        plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number
             for warning in claimed.warnings:

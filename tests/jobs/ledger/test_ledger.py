@@ -143,12 +143,12 @@ def test_a_plan_that_lacks_a_shard_is_damaged() -> None:
     here = ledger()
     plan = claim(here, opened("a", 10, 10, 10))
     assert plan is not None
-    rows = pq.read_table(pa.BufferReader(here.store.get(f"{ROOT}/_stint/plans/00000001.parquet")))
+    rows = pq.read_table(pa.BufferReader(here.store.get(f"{ROOT}/_stint/plans/00000001.stint")))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables([rows.slice(0, 1), rows.slice(2)]), sink, write_page_checksum=True)
     other = ledger()
-    other.store.create(f"{ROOT}/_stint/plans/00000001.parquet", sink.getvalue().to_pybytes())
-    with pytest.raises(RunFailed, match=r"00000001\.parquet is damaged: its shards are not numbered"):
+    other.store.create(f"{ROOT}/_stint/plans/00000001.stint", sink.getvalue().to_pybytes())
+    with pytest.raises(RunFailed, match=r"00000001\.stint is damaged: its shards are not numbered"):
         other.plans()
 
 
