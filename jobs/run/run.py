@@ -33,7 +33,7 @@ from jobs.ledger.bad_rows import OverBudget, bad_rows_error
 from jobs.ledger.current import readers_settle, readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
-from jobs.pages.save import save_report, save_spec
+from jobs.pages.save import save_card, save_report, save_spec
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
@@ -296,6 +296,8 @@ class Run:
         plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number
+            if plan.number == 1:
+                save_card(self.job, self.say)
             for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {counted(plan.rows, 'row')} in {counted(len(plan.shards), 'shard')}")
