@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import overload
 
 import pyarrow as pa
 
@@ -41,14 +42,34 @@ class Opened:
         return sum(group.rows for group in self.groups)
 
 
-def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[list[Opened], dict[Source, str]]:
+@dataclass(frozen=True)
+class OpenedImages(Sequence[Opened]):
+    """Image files, each a row, made into objects when they are asked for and not kept: a million are 200 MB."""
+
+    sources: Sequence[Source]
+    keys: pa.Schema | None
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, at: int) -> Opened: ...
+    @overload
+    def __getitem__(self, at: slice) -> OpenedImages: ...
+    def __getitem__(self, at: int | slice) -> Opened | OpenedImages:
+        if isinstance(at, slice):
+            return OpenedImages(self.sources[at], self.keys)
+        source = self.sources[at]
+        return Opened(source, (RowGroup(1, source.size),), self.keys, tuple(FILE_KEYS))
+
+
+def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[Sequence[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that could not be read, each with the reason.
 
     A source that vanished since the listing is left out. Raises SpecError when the columns are not as the spec says.
     """
     if spec.format == "images":
-        keys = keys_schema(spec.keys) if spec.keys else None
-        return [Opened(s, (RowGroup(1, s.size),), keys, tuple(FILE_KEYS)) for s in sources], {}
+        return OpenedImages(sources, keys_schema(spec.keys) if spec.keys else None), {}
 
     def read(source: Source) -> Opened | str | None:
         try:

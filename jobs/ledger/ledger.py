@@ -48,7 +48,9 @@ from jobs.ledger.plans import (
     disputed,
     encode_plan,
     identities,
+    in_columns,
     to_bytes,
+    versions_in,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
@@ -159,29 +161,31 @@ class Ledger:
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
         relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
-        here = {source.uri: source.version for source in present} if relevant else {}
+        here = in_columns(present if relevant else ())
         lost: set[Slice] = set()
         for plan in plans:
             if plan.afresh:
                 lost = {piece for piece in lost if (piece.uri, piece.version) not in plan.afresh}
             again = {(piece.uri, piece.version) for piece in lost}
             if again:
-                claimed_again = plan.shards_reading(again.__contains__)
+                claimed_again = plan.shards_reading(again)
                 lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
             if plan.number not in relevant:
                 continue
+            now = versions_in(here, plan.sources)
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
-                reading = plan.shards_reading(lambda source: source[0] in here)
-                shards = [shard for shard in reading if shard.index in gaps]
+                shards = [shard for shard in plan.shards_of(_marked(pc.is_valid(now))) if shard.index in gaps]
             else:
-                stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
+                stale = list(plan.shards_of(_marked(pc.not_equal(now, plan.sources["version"]))))
                 if not stale:
                     continue
                 written = self.present(plan)
                 shards = [shard for shard in stale if shard.key in written]
                 unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
-                lost.update(piece for piece in unwritten if here.get(piece.uri) != piece.version)
+                other = ~_marked(pc.equal(now, plan.sources["version"]))
+                absent = set(identities(plan.sources.filter(pa.array(other))))
+                lost.update(piece for piece in unwritten if (piece.uri, piece.version) in absent)
             for shard, facts in zip(shards, self.facts(shards), strict=True):
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
@@ -211,21 +215,24 @@ class Ledger:
     def failed(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[tuple[str, str]]:
         """(uri, version) of sources with bad rows in an open plan, which are not among `present` in this version.
 
-        Nobody has seen these rows yet. Of a plan that is not whole, of which hardly anything is noted, only files are
-        looked at that are among `present` in another version: this run reads the others when it has made it whole.
+        Nobody has seen these rows yet. Of a URI that is twice among `present` the first one counts. Of a plan that is
+        not whole, of which hardly anything is noted, only files are looked at that are among `present` in another
+        version: this run reads the others when it has made it whole.
         """
-        here = {source.uri: source.version for source in present} if len(done) < len(plans) else {}
+        here = in_columns(present if len(done) < len(plans) else ())
         failed: set[tuple[str, str]] = set()
         for plan in (plan for plan in plans if plan.number not in done):
-            if all(here.get(uri) == version for uri, version in identities(plan.sources)):
+            now = versions_in(here, plan.sources)
+            stale = _marked(pc.not_equal(now, plan.sources["version"]), unknown=True)
+            if not stale.any():
                 continue
             written, known = self._written(plan)
             many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
-            stale = {at for at in identities(plan.sources) if here.get(at[0], at[1] if many else None) != at[1]}
+            looked_at = stale & ~_marked(pc.is_null(now)) if many else stale
             may_be = known.may_be_bad(len(written)) & written
-            reading = (shard for shard in plan.shards_reading(stale.__contains__) if may_be[shard.index])
-            bad = self.bad_rows(plan, reading, plans, done)
-            failed.update(source for source in bad if here.get(source[0]) != source[1])
+            reading = [shard for shard in plan.shards_of(looked_at) if may_be[shard.index]]
+            bad = self.bad_rows(plan, reading, plans, done) if reading else {}
+            failed.update(bad.keys() & set(identities(plan.sources.filter(pa.array(stale)))) if bad else ())
         return failed
 
     def may_be_bad(self, plan: Plan, shards: Iterable[Shard]) -> Iterator[Shard]:
@@ -378,6 +385,12 @@ class Ledger:
             )
         self._book = next(iter(books), "")
         return sorted(int(name[1]) for name in names if name)
+
+
+def _marked(where: pa.ChunkedArray, *, unknown: bool = False) -> Bits:
+    """Where it is true; `unknown` tells what null counts as."""
+    marks: Bits = pc.fill_null(where, unknown).to_numpy()
+    return marks
 
 
 def parse_crash_key(key: str) -> tuple[int, int] | None:

@@ -47,7 +47,7 @@ class Discovery:
     claim: NextClaim
     asked: Asked
     """What a person wants scored again."""
-    fresh: list[Opened]
+    fresh: Sequence[Opened]
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
@@ -56,7 +56,7 @@ class Discovery:
     def sources(self) -> list[Source]:
         return self.listing.sources
 
-    @property
+    @cached_property
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
         return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
@@ -87,7 +87,7 @@ class Discovery:
                         found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
         return dict(sorted(found.items()))
 
-    def to_sample(self) -> list[Opened]:
+    def to_sample(self) -> Sequence[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
         return self.fresh or open_sources(self.sources, self.job.spec.input)[0]
 
@@ -100,16 +100,19 @@ class Discovery:
 
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
-        since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
-        left = [source for source in self.sources if source.uri not in since]
-        now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
-        new = set(now.new)
-        fresh = [opened for opened in self.fresh if opened.source in new]
+        now, fresh = self.claim, self.fresh
+        if len(plans) > len(self.plans):
+            since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
+            left = [source for source in self.sources if source.uri not in since]
+            now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
+            new = set(now.new)
+            fresh = [opened for opened in self.fresh if opened.source in new]
         if not fresh and not now.again:
             return None
         cut = self.job.cut(fresh, now.slices)
         empty = tuple(source for source, slices in now.again.items() if not slices)
-        claimed = {opened.source.uri for opened in fresh} | {source.uri for source in now.again}
+        superseding = {opened.source.uri for opened in fresh} if now.supersedes else set()
+        claimed = superseding | {source.uri for source in now.again}
         return replace(
             cut,
             empty=cut.empty + empty,
@@ -190,7 +193,7 @@ def discover(job: Job, again: str = "") -> Discovery:
     asked = asked_for(job, plans, done, again, known) if again else Asked()
     if nothing is not None and not asked.sources and not asked.under_way:
         raise nothing  # but what was scored before does not wait for today's delivery
-    failed = frozenset(job.ledger.failed(plans, done, (*known, *asked.sources)))
+    failed = frozenset(job.ledger.failed(plans, done, (*asked.sources, *known)))
     if beside := {source.uri: source for source in (*asked.sources, *_replaced(job, failed, (*known, *asked.sources)))}:
         beside = {source.uri: source for source in listing.sources} | beside
         listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
@@ -245,7 +248,7 @@ def _check_keys(opened: Sequence[Opened], plans: Sequence[Plan]) -> None:
 
 
 def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
-    missing = [o for o in opened if column and o.columns is not None and column not in o.columns]
+    missing = [o for o in opened if o.columns is not None and column not in o.columns] if column else ()
     if missing:
         raise SpecError(
             f"gate.labels_column: {missing[0].source.uri} has no column {column!r}; "

@@ -111,6 +111,7 @@ class Job:
         given = self.spec.input
         if given.uri_roots:
             return tuple(map(absolute, given.uri_roots))
+        uris = list(uris)
 
         def of_other_days(template: str) -> list[str]:
             """What is open, or asked for again, may be of any day."""

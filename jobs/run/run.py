@@ -332,7 +332,7 @@ class Run:
         given_up = {one.plan.number for one in self._tally.over}  # which may be whole all the same
         self._finish([plan for plan in plans if plan.number not in given_up or self.job.ledger.whole(plan)])
 
-    def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
+    def _ensure_bundle(self, opened: Callable[[], Sequence[Opened]]) -> BundleOutcome:
         self._progress.enter("bundle")
         at = partial(self._progress.enter, "bundle")
         outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say, at)
@@ -346,7 +346,7 @@ class Run:
         self._say_profile()
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
-        uris = {uri for plan in plans for uri, _ in plan.claimed}
+        uris = (uri for plan in plans for uri in plan.sources["uri"].to_pylist())
         self._connected()
         self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
