@@ -50,7 +50,6 @@ from jobs.ledger.plans import (
     identities,
     in_columns,
     to_bytes,
-    versions_in,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
@@ -160,8 +159,8 @@ class Ledger:
         """
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
-        relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
-        here = in_columns(present if relevant else ())
+        relevant = [plan for plan in plans if plan.number not in done or with_gaps[plan.number]]
+        versions = dict(zip(relevant, _versions_now(relevant, present), strict=True))
         lost: set[Slice] = set()
         for plan in plans:
             if plan.afresh:
@@ -170,9 +169,8 @@ class Ledger:
             if again:
                 claimed_again = plan.shards_reading(again)
                 lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
-            if plan.number not in relevant:
+            if (now := versions.get(plan)) is None:
                 continue
-            now = versions_in(here, plan.sources)
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
                 shards = [shard for shard in plan.shards_of(_marked(pc.is_valid(now))) if shard.index in gaps]
@@ -219,10 +217,9 @@ class Ledger:
         not whole, of which hardly anything is noted, only files are looked at that are among `present` in another
         version: this run reads the others when it has made it whole.
         """
-        here = in_columns(present if len(done) < len(plans) else ())
+        open_plans = [plan for plan in plans if plan.number not in done]
         failed: set[tuple[str, str]] = set()
-        for plan in (plan for plan in plans if plan.number not in done):
-            now = versions_in(here, plan.sources)
+        for plan, now in zip(open_plans, _versions_now(open_plans, present), strict=True):
             stale = _marked(pc.not_equal(now, plan.sources["version"]), unknown=True)
             if not stale.any():
                 continue
@@ -385,6 +382,18 @@ class Ledger:
             )
         self._book = next(iter(books), "")
         return sorted(int(name[1]) for name in names if name)
+
+
+def _versions_now(plans: Sequence[Plan], present: Collection[Source]) -> Iterator[pa.ChunkedArray]:
+    """For each plan, of the URI of each of its sources the version among `present`, the first there; null for none."""
+    if not plans:
+        return
+    here = in_columns(present)
+    uris = pa.concat_tables([plan.sources.select(["uri"]) for plan in plans])["uri"]
+    found, begin = here["version"].take(pc.index_in(uris, value_set=here["uri"])), 0
+    for plan in plans:
+        yield found.slice(begin, len(plan.sources))
+        begin += len(plan.sources)
 
 
 def _marked(where: pa.ChunkedArray, *, unknown: bool = False) -> Bits:

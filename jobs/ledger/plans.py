@@ -433,11 +433,6 @@ def in_columns(sources: Collection[Source]) -> pa.Table:
     return pa.table([[s.uri for s in sources], [s.size for s in sources], [s.version for s in sources]], SOURCES)
 
 
-def versions_in(present: pa.Table, sources: pa.Table) -> pa.ChunkedArray:
-    """Of the URI of each of the sources, the version in which it is `present`; null where it is not."""
-    return present["version"].take(pc.index_in(sources["uri"], value_set=present["uri"]))
-
-
 def identities(sources: pa.Table) -> Iterator[tuple[str, str]]:
     """(uri, version) of each."""
     return zip(sources["uri"].to_pylist(), sources["version"].to_pylist(), strict=True)

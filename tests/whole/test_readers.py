@@ -16,8 +16,8 @@ import pytest
 from jobs.cli import main
 from jobs.reader import done
 from tests.support.digits_job import Digits
-from tests.support.read_plainly import PYTHON
 from tests.whole.nights import ROWS, Nights, WriteSpec
+from tests.whole.read_plainly import PYTHON
 
 RESULTS = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
 HERE = ("pyarrow", "duckdb")
@@ -47,7 +47,7 @@ def documented() -> list[str]:
 
 
 def seen(python: Path | str, out: Path, lines: list[str]) -> dict[str, int | str]:
-    script = Path(__file__).parents[1] / "support/read_plainly.py"
+    script = Path(__file__).parent / "read_plainly.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run([python, script, out, *lines], capture_output=True, text=True, env=environment, timeout=200)
     assert ran.returncode == 0, ran.stderr
