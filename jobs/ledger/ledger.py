@@ -181,8 +181,8 @@ class Ledger:
                 written = self.present(plan)
                 shards = [shard for shard in stale if shard.key in written]
                 unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
-                other = ~_marked(pc.equal(now, plan.sources["version"]))
-                absent = set(identities(plan.sources.filter(pa.array(other))))
+                there = pc.equal(now, plan.sources["version"])
+                absent = set(identities(plan.sources.filter(pc.invert(pc.fill_null(there, False)))))
                 lost.update(piece for piece in unwritten if (piece.uri, piece.version) in absent)
             for shard, facts in zip(shards, self.facts(shards), strict=True):
                 lost.update(shard.slices[i] for i in facts.gone)

@@ -111,8 +111,7 @@ class Discovery:
             return None
         cut = self.job.cut(fresh, now.slices)
         empty = tuple(source for source, slices in now.again.items() if not slices)
-        superseding = {opened.source.uri for opened in fresh} if now.supersedes else set()
-        claimed = superseding | {source.uri for source in now.again}
+        claimed = {opened.source.uri for opened in fresh if now.supersedes} | {source.uri for source in now.again}
         return replace(
             cut,
             empty=cut.empty + empty,
