@@ -210,7 +210,8 @@ class ModelMakers:
         except Exception as error:  # noqa: BLE001  (as workers.maker does)
             self._events = [WorkerGone(0, classify(error))]
             return 0
-        self._job.manifest()  # what is used is what is there, where this release reads it
+        if not created:
+            self._job.manifest()  # what is used is what is there, if this release reads it
         outcome = BundleOutcome(fingerprint=fingerprint, passed=True, created=created, table="", report={}, seconds=0.0)
         self._events = [BundleMade(0, outcome)]
         return 0
