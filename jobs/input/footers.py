@@ -63,6 +63,11 @@ class OpenedImages(Sequence[Opened]):
         return Opened(source, (RowGroup(1, source.size),), self.keys, tuple(FILE_KEYS))
 
 
+def opened_rows(opened_: Sequence[Opened]) -> int:
+    """Of all of them."""
+    return len(opened_) if isinstance(opened_, OpenedImages) else sum(one.rows for one in opened_)
+
+
 def open_sources(sources: Sequence[Source], spec: InputSpec) -> tuple[Sequence[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that could not be read, each with the reason.
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.footers import Opened, open_sources
+from jobs.input.footers import Opened, open_sources, opened_rows
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
@@ -59,7 +59,7 @@ class Discovery:
     @cached_property
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
-        return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
+        return opened_rows(self.fresh) + sum(piece.rows for piece in self.claim.slices)
 
     @cached_property
     def overlooked(self) -> Mapping[str, int]:

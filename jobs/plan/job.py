@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
-from jobs.input.footers import Opened
+from jobs.input.footers import Opened, opened_rows
 from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import BOOK, EARLIER_BOOK, Content, Plan
@@ -234,7 +234,7 @@ class Job:
     def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
-        total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
+        total = opened_rows(opened) + sum(piece.rows for piece in again)
         most, there = self.spec.workers.max, self.workers_there
         there = None if there is None else min(there, most)
         within = sharding.bounds(total, most, given.shard_rows, given.shard_mb * 2**20, there)
