@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,11 +52,7 @@ class OpenedImages(Sequence[Opened]):
     def __len__(self) -> int:
         return len(self.sources)
 
-    @overload
-    def __getitem__(self, at: int) -> Opened: ...
-    @overload
-    def __getitem__(self, at: slice) -> OpenedImages: ...
-    def __getitem__(self, at: int | slice) -> Opened | OpenedImages:
+    def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
             return OpenedImages(self.sources[at], self.keys)
         source = self.sources[at]
