@@ -56,6 +56,28 @@ class Opened:
         return sum(group.rows for group in self.groups)
 
 
+@dataclass(frozen=True)
+class OpenedImages(Sequence[Opened]):
+    """Image files, each a row, made into objects when they are asked for and not kept: a million are 200 MB."""
+
+    sources: Sequence[Source]
+    keys: pa.Schema | None
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return OpenedImages(self.sources[at], self.keys)
+        source = self.sources[at]
+        return Opened(source, (RowGroup(1, source.size),), self.keys, tuple(FILE_KEYS))
+
+
+def opened_rows(opened_: Sequence[Opened]) -> int:
+    """Of all of them."""
+    return len(opened_) if isinstance(opened_, OpenedImages) else sum(one.rows for one in opened_)
+
+
 class _Odd(Exception):
     """The file is whole, and its columns are not what the spec or the other files say."""
 
@@ -65,7 +87,7 @@ def open_sources(
     spec: InputSpec,
     keys: pa.Schema | None = None,
     roots: Callable[[], tuple[str, ...]] | None = None,
-) -> tuple[list[Opened], dict[Source, str]]:
+) -> tuple[Sequence[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that are left out, each with the reason: they could not be
     read, or their columns do not fit.
 
@@ -74,8 +96,7 @@ def open_sources(
     columns of no file are as the spec says, and no plan has shown that they can be.
     """
     if spec.format == "images":
-        types = keys_schema(spec.copied) if spec.keys else None
-        return [Opened(s, (RowGroup(1, s.size),), types, tuple(FILE_KEYS)) for s in sources], {}
+        return OpenedImages(sources, keys_schema(spec.copied) if spec.keys else None), {}
 
     def attempt(task: Callable[[], Opened]) -> Opened | Exception | None:
         try:

@@ -2,7 +2,7 @@
 
 What results say of objects is noted, for the run that finishes the plan: it need not be the one that did the work.
 
-    _stint/noted/00000007/<random>.parquet    some lines of plan 7's done record to be, created once
+    _stint/noted/00000007/<random>.stint    some lines of plan 7's done record to be, created once
 
 Without notes that run would have to read every object of the runs before it: of 20,000 shards 34 s where a request
 takes 20 ms, 72 s where it takes 50 ms, and whatever moving their bytes takes; from notes 0.5 s
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
-from jobs.ledger.plans import Ints, Plan, to_bytes
+from jobs.ledger.plans import BOOK, Ints, Plan, to_bytes
 from jobs.ledger.presence import Bits
 from workers.contract import Shard, shard_key
 from workers.outcomes import Rows, ShardResult
@@ -34,7 +34,7 @@ from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
 _FOLDER = "_stint/noted"
-NOTE_KEY = re.compile(rf"{_FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.parquet")
+NOTE_KEY = re.compile(rf"{_FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.(?:stint|parquet)")
 NOTE_EVERY = 10_000
 """Objects of a plan: a note is about a megabyte then."""
 NOTE_LEAST = 1_000
@@ -265,7 +265,7 @@ class Noting(KnownObjects):
 
     def _note(self, plan: int) -> None:
         table, metadata = self[plan].take_new().table, {"token": self._tokens[plan]}
-        key = f"{self._root}/{_FOLDER}/{plan:08d}/{uuid.uuid4().hex}.parquet"
+        key = f"{self._root}/{_FOLDER}/{plan:08d}/{uuid.uuid4().hex}{BOOK}"
         self._writes.send(lambda: self._store.create(key, to_bytes([table], DONE_SCHEMA, metadata)))
 
     def _report_failures(self, wait_s: float) -> None:

@@ -1,13 +1,17 @@
 """The ledger: a log of plans and write-once shards, below one model root. The only state there is.
 
-    _stint/plans/00000001.parquet    sources claimed + shard boundaries + token, created once
+    _stint/plans/00000001.stint      sources claimed + shard boundaries + token, created once
     plan=00000001/00000000.parquet   predictions of one shard, created once
-    _stint/done/00000001.parquet     every object of the plan with rows and checksum, created when all exist
+    _stint/done/00000001.stint       every object of the plan with rows and checksum, created when all exist
     _stint/accepted/00000001.json    the plan may be done with more bad rows than the spec allows, created once
     _stint/crashes/00000001/00000000-<random>.json    a worker died while it held the shard, created once each time
 
 Planning is serialised by `create` of the next number; nothing else needs order, a lock or a clock. Any run may help to
 finish any plan that has no done record.
+
+In roots that an earlier release has begun, plans and done records end in `.parquet`, all of them, for ever: a number
+that could be had under two names would be no lock. A root that begins takes the names that anybody else takes who may
+begin it, which the manifest of its bundle says: there is one, and an earlier release reads none but its own.
 
 The crashes of a shard are counted durably, by the number of these objects: nothing is rewritten, any number of runs may
 add to it, and a run that is killed leaves what it knew to the next. Correctness does not depend on them: they decide
@@ -31,6 +35,8 @@ from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import Reasons, by_source, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
+    BOOK,
+    EARLIER_BOOK,
     Claim,
     Content,
     NotAPlan,
@@ -42,6 +48,7 @@ from jobs.ledger.plans import (
     disputed,
     encode_plan,
     identities,
+    in_columns,
     to_bytes,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
@@ -54,6 +61,7 @@ from workers.storage.store import Store
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
+_NUMBERED = re.compile(rf"(\d{{8}})({re.escape(BOOK)}|{re.escape(EARLIER_BOOK)})")
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -70,18 +78,23 @@ class Ledger:
         """Of done plans, as far as their records have been read."""
         self._bad: dict[str, dict[tuple[str, str], Reasons]] = {}
         """Why rows of objects have no prediction, by their keys and sources, as far as they have been read."""
+        self._book = ""
+        """How plans and done records end here, once it is known."""
 
     # ------------------------------------------------------------------------------------------- plans
 
     def plans(self) -> list[Plan]:
         """Every plan, by number. One listing, and a read of each that is not known yet."""
-        numbers = self._numbers("_stint/plans")
+        numbers = self._numbers("plans")
         return list(ahead(self.plan, numbers, "plan"))
 
-    def claim(self, content: Callable[[Sequence[Plan]], Content | None]) -> Plan | None:
+    def claim(
+        self, content: Callable[[Sequence[Plan]], Content | None], book: Callable[[], str] = lambda: BOOK
+    ) -> Plan | None:
         """Create the next plan with what `content` makes of the plans so far; None when that is nothing.
 
-        Another run may be first with the number: then its plan is read, and `content` is asked again.
+        Another run may be first with the number: then its plan is read, and `content` is asked again. `book` tells how
+        the first plan of a root is to end: the same, whichever run asks.
         """
         while True:
             plans = self.plans()
@@ -89,6 +102,7 @@ class Ledger:
             if claim is None:
                 return None
             number = plans[-1].number + 1 if plans else 1
+            self._book = self._book if plans else book()
             data = encode_plan(claim, uuid.uuid4().hex)
             if self.store.create(self._plan_key(number), data):
                 return decode_plan(number, data)
@@ -145,30 +159,31 @@ class Ledger:
         """
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
-        relevant = {plan.number for plan in plans if plan.number not in done or with_gaps[plan.number]}
-        here = {source.uri: source.version for source in present} if relevant else {}
+        relevant = [plan for plan in plans if plan.number not in done or with_gaps[plan.number]]
+        versions = dict(zip(relevant, _versions_now(relevant, present), strict=True))
         lost: set[Slice] = set()
         for plan in plans:
             if plan.afresh:
                 lost = {piece for piece in lost if (piece.uri, piece.version) not in plan.afresh}
             again = {(piece.uri, piece.version) for piece in lost}
             if again:
-                claimed_again = plan.shards_reading(again.__contains__)
+                claimed_again = plan.shards_reading(again)
                 lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
-            if plan.number not in relevant:
+            if (now := versions.get(plan)) is None:
                 continue
             if plan.number in done:
                 gaps = set(with_gaps[plan.number])
-                reading = plan.shards_reading(lambda source: source[0] in here)
-                shards = [shard for shard in reading if shard.index in gaps]
+                shards = [shard for shard in plan.shards_of(_marked(pc.is_valid(now))) if shard.index in gaps]
             else:
-                stale = list(plan.shards_reading(lambda source: here.get(source[0], source[1]) != source[1]))
+                stale = list(plan.shards_of(_marked(pc.not_equal(now, plan.sources["version"]))))
                 if not stale:
                     continue
                 written = self.present(plan)
                 shards = [shard for shard in stale if shard.key in written]
                 unwritten = (piece for shard in stale if shard.key not in written for piece in shard.slices)
-                lost.update(piece for piece in unwritten if here.get(piece.uri) != piece.version)
+                there = pc.equal(now, plan.sources["version"])
+                absent = set(identities(plan.sources.filter(pc.invert(pc.fill_null(there, False)))))
+                lost.update(piece for piece in unwritten if (piece.uri, piece.version) in absent)
             for shard, facts in zip(shards, self.facts(shards), strict=True):
                 lost.update(shard.slices[i] for i in facts.gone)
         return lost
@@ -198,21 +213,23 @@ class Ledger:
     def failed(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[tuple[str, str]]:
         """(uri, version) of sources with bad rows in an open plan, which are not among `present` in this version.
 
-        Nobody has seen these rows yet. Of a plan that is not whole, of which hardly anything is noted, only files are
-        looked at that are among `present` in another version: this run reads the others when it has made it whole.
+        Nobody has seen these rows yet. Of a URI that is twice among `present` the first one counts. Of a plan that is
+        not whole, of which hardly anything is noted, only files are looked at that are among `present` in another
+        version: this run reads the others when it has made it whole.
         """
-        here = {source.uri: source.version for source in present} if len(done) < len(plans) else {}
+        open_plans = [plan for plan in plans if plan.number not in done]
         failed: set[tuple[str, str]] = set()
-        for plan in (plan for plan in plans if plan.number not in done):
-            if all(here.get(uri) == version for uri, version in identities(plan.sources)):
+        for plan, now in zip(open_plans, _versions_now(open_plans, present), strict=True):
+            stale = _marked(pc.not_equal(now, plan.sources["version"]), unknown=True)
+            if not stale.any():
                 continue
             written, known = self._written(plan)
             many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
-            stale = {at for at in identities(plan.sources) if here.get(at[0], at[1] if many else None) != at[1]}
+            looked_at = stale & ~_marked(pc.is_null(now)) if many else stale
             may_be = known.may_be_bad(len(written)) & written
-            reading = (shard for shard in plan.shards_reading(stale.__contains__) if may_be[shard.index])
-            bad = self.bad_rows(plan, reading, plans, done)
-            failed.update(source for source in bad if here.get(source[0]) != source[1])
+            reading = [shard for shard in plan.shards_of(looked_at) if may_be[shard.index]]
+            bad = self.bad_rows(plan, reading, plans, done) if reading else {}
+            failed.update(bad.keys() & set(identities(plan.sources.filter(pa.array(stale)))) if bad else ())
         return failed
 
     def may_be_bad(self, plan: Plan, shards: Iterable[Shard]) -> Iterator[Shard]:
@@ -253,7 +270,7 @@ class Ledger:
     # ------------------------------------------------------------------------------------------- done
 
     def done_numbers(self) -> set[int]:
-        return set(self._numbers("_stint/done"))
+        return set(self._numbers("done"))
 
     def finish(self, plan: Plan, known: PlanObjects | None = None) -> DoneRecord:
         """Every object of a complete plan, in the order of shards: from `known`, from what runs have noted, or read.
@@ -336,18 +353,53 @@ class Ledger:
 
     # ---------------------------------------------------------------------------------------- keys
 
+    def keys_of(self, plan: int) -> tuple[str, str]:
+        """Of a plan and its done record, below the root."""
+        if not self._book:
+            self._numbers("plans")
+        name = f"{plan:08d}{self._book or BOOK}"
+        return f"_stint/plans/{name}", f"_stint/done/{name}"
+
     def _plan_key(self, number: int) -> str:
-        return f"{self.root}/_stint/plans/{number:08d}.parquet"
+        return f"{self.root}/{self.keys_of(number)[0]}"
 
     def _done_key(self, number: int) -> str:
-        return f"{self.root}/_stint/done/{number:08d}.parquet"
+        return f"{self.root}/{self.keys_of(number)[1]}"
 
     def _crashes_of(self, plan: int) -> str:
         return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"
 
-    def _numbers(self, folder: str) -> list[int]:
-        prefix = f"{self.root}/{folder}"
-        return sorted(int(info.key.rpartition("/")[2].removesuffix(".parquet")) for info in self.store.list(prefix))
+    def _numbers(self, kind: str) -> list[int]:
+        """Of the plans, or done records, that are there. Raises RunFailed for names that are not of one root."""
+        folder = f"{self.root}/_stint/{kind}"
+        names = [_NUMBERED.fullmatch(info.key.rpartition("/")[2]) for info in self.store.list(folder)]
+        books = {name[2] if name else "others" for name in names} | {self._book} - {""}
+        if len(books) > 1 or "others" in books:
+            raise RunFailed(
+                f"{self.store.url}/{folder}/: names are to end alike, there are {' and '.join(sorted(books))}",
+                "remove what does not belong there. If a run of an earlier release began this root at the same time, "
+                "that is its plan: it claims only files without rows",
+            )
+        self._book = next(iter(books), "")
+        return sorted(int(name[1]) for name in names if name)
+
+
+def _versions_now(plans: Sequence[Plan], present: Collection[Source]) -> Iterator[pa.ChunkedArray]:
+    """For each plan, of the URI of each of its sources the version among `present`, the first there; null for none."""
+    if not plans:
+        return
+    here = in_columns(present)
+    uris = pa.concat_tables([plan.sources.select(["uri"]) for plan in plans])["uri"]
+    found, begin = here["version"].take(pc.index_in(uris, value_set=here["uri"])), 0
+    for plan in plans:
+        yield found.slice(begin, len(plan.sources))
+        begin += len(plan.sources)
+
+
+def _marked(where: pa.ChunkedArray, *, unknown: bool = False) -> Bits:
+    """Where it is true; `unknown` tells what null counts as."""
+    marks: Bits = pc.fill_null(where, unknown).to_numpy()
+    return marks
 
 
 def parse_crash_key(key: str) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ way, and its sources; as objects it would be most of a gigabyte.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
@@ -24,6 +24,12 @@ from workers.counted import counted
 
 Ints = npt.NDArray[np.int64]
 
+BOOK = ".stint"
+"""How our own Parquet files end, those that hold no predictions. Of DuckDB, Polars, Daft and the loader of Hugging Face
+none skips folders that begin with `_`; a name that ends otherwise is no data to any of them."""
+EARLIER_BOOK = ".parquet"
+"""How plans and done records ended in earlier releases. A root that has begun with these names goes on with them."""
+
 PIECE = np.dtype(
     [
         ("source", np.int32),
@@ -36,8 +42,8 @@ PIECE = np.dtype(
 """A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
 WIDTH = len(PIECE.names or ())
 SOURCES = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())])
-_TOGETHER = 4096
-"""Shards that are made into objects at once."""
+_TOGETHER, _SLICES_TOGETHER = 4096, 2**16
+"""Shards, or slices of them, that are made into objects at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +71,9 @@ class Slices:
 
     def picked(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
         """Of the shards with these numbers, in the order of `numbers`."""
-        for first in range(0, len(numbers), _TOGETHER):
-            yield from self._objects(numbers[first : first + _TOGETHER])
+        together = max(1, min(_TOGETHER, _SLICES_TOGETHER * len(self) // max(1, len(self.pieces))))
+        for first in range(0, len(numbers), together):
+            yield from self._objects(numbers[first : first + together])
 
     def _objects(self, numbers: Ints) -> Iterator[tuple[Slice, ...]]:
         begins, counts = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
@@ -189,7 +196,7 @@ class Plan:
     @property
     def new_rows(self) -> int:
         """Rows but those that are scored again although they have not changed."""
-        shards = self.shards_reading(self.afresh.__contains__) if self.afresh else ()
+        shards = self.shards_reading(self.afresh) if self.afresh else ()
         again = (piece for shard in shards for piece in shard.slices)
         return self.rows - sum(piece.rows for piece in again if (piece.uri, piece.version) in self.afresh)
 
@@ -216,9 +223,13 @@ class Plan:
     def rows(self) -> int:
         return int(self.slices.rows.sum())
 
-    def shards_reading(self, wanted: Callable[[tuple[str, str]], bool]) -> Iterator[Shard]:
-        """Shards with slices of sources whose (uri, version) is wanted."""
-        return self.shards_of(np.fromiter(map(wanted, identities(self.sources)), bool, len(self.sources)))
+    def shards_reading(self, wanted: Collection[tuple[str, str]]) -> Iterator[Shard]:
+        """Shards with slices of sources whose (uri, version) is `wanted`."""
+        uris = pa.array({uri for uri, _ in wanted}, pa.string())
+        places = pc.indices_nonzero(pc.is_in(self.sources["uri"], value_set=uris))
+        marked = np.zeros(len(self.sources), np.bool_)
+        marked[places] = [identity in wanted for identity in identities(self.sources.take(places))]
+        return self.shards_of(marked)
 
     def shards_of(self, sources: npt.NDArray[np.bool_]) -> Iterator[Shard]:
         """Shards with slices of any of the sources marked, which are those at these places in `sources`."""
@@ -328,9 +339,8 @@ def _encoded(content: Content) -> Iterator[pa.Table]:
         pieces = slices.pieces[chosen]
         yield _rows(shard[chosen], slices.sources.take(pa.array(pieces["source"])), pieces, content.supersedes)
     if empty:
-        columns = [[s.uri for s in empty], [s.size for s in empty], [s.version for s in empty]]
         no_rows = np.zeros(len(empty), PIECE)
-        yield _rows(np.full(len(empty), CLAIMED_ONLY), pa.table(columns, SOURCES), no_rows, content.supersedes)
+        yield _rows(np.full(len(empty), CLAIMED_ONLY), in_columns(empty), no_rows, content.supersedes)
 
 
 def _rows(shard: Ints, sources: pa.Table, pieces: npt.NDArray[np.void], supersedes: Mapping[str, str]) -> pa.Table:
@@ -416,6 +426,11 @@ def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[st
 def latest_versions(plans: Iterable[Plan]) -> dict[str, str]:
     """By URI, the version claimed last."""
     return {uri: version for plan in plans for uri, version in identities(plan.sources)}
+
+
+def in_columns(sources: Collection[Source]) -> pa.Table:
+    """As SOURCES."""
+    return pa.table([[s.uri for s in sources], [s.size for s in sources], [s.version for s in sources]], SOURCES)
 
 
 def identities(sources: pa.Table) -> Iterator[tuple[str, str]]:

@@ -114,7 +114,7 @@ def _under_way(
     again = {s.identity: began.get(s.identity, first[s.uri]) for s in sources}
     again = {at: number for at, number in again.items() if number not in done and number != first[at[0]]}
     for plan in (plan for plan in plans if plan.number not in done):
-        reading = plan.shards_reading(again.__contains__)
+        reading = plan.shards_reading(again)
         if again and (shards := list(reading)):
             bad = ledger.bad_rows(plan, ledger.may_be_bad(plan, shards), plans, done)
             again = {at: number for at, number in again.items() if at not in bad}

@@ -55,6 +55,8 @@ def next_claim(
     one whose former version has bad rows in an open plan, as `failed` has it by (uri, version): it has been replaced,
     and nobody has seen what was said of it. `asked` are URIs that a person wants scored again, changed or not.
     """
+    if not plans:
+        return NextClaim(tuple(sources))
     holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
     new: list[Source] = []
     again: dict[Source, tuple[Slice, ...]] = {}
@@ -169,7 +171,7 @@ def faults(
     found = defaultdict[str, list[str]](list)
     for plan in plans:
         of_plan = defaultdict[tuple[str, str], list[tuple[int, Slice]]](list)
-        for shard in plan.shards_reading(doubtful.__contains__):
+        for shard in plan.shards_reading(doubtful):
             for piece in shard.slices:
                 if (identity := (piece.uri, piece.version)) in doubtful:
                     of_plan[identity].append((plan.number, piece))

@@ -16,7 +16,7 @@ from functools import cache, cached_property, partial
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.footers import Opened, open_sources
+from jobs.input.footers import Opened, open_sources, opened_rows
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.input.passed_over import passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
@@ -50,7 +50,7 @@ class Discovery:
     claim: NextClaim
     asked: Asked
     """What a person wants scored again."""
-    fresh: list[Opened]
+    fresh: Sequence[Opened]
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
@@ -59,10 +59,10 @@ class Discovery:
     def sources(self) -> list[Source]:
         return self.listing.sources
 
-    @property
+    @cached_property
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
-        return sum(opened.rows for opened in self.fresh) + sum(piece.rows for piece in self.claim.slices)
+        return opened_rows(self.fresh) + sum(piece.rows for piece in self.claim.slices)
 
     @cached_property
     def overlooked(self) -> Mapping[str, int]:
@@ -90,7 +90,7 @@ class Discovery:
                         found |= {str(day): found.get(str(day), 0) + len(there)} if there else {}
         return dict(sorted(found.items()))
 
-    def to_sample(self) -> list[Opened]:
+    def to_sample(self) -> Sequence[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
         keys = self.plans[-1].keys if self.plans else None
         there = self.fresh or open_sources(self.sources, self.job.spec.input, keys)[0]
@@ -106,18 +106,19 @@ class Discovery:
 
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
-        since = {uri for plan in plans if plan.number > len(self.plans) for uri, _ in plan.claimed}
-        left = [source for source in self.sources if source.uri not in since]
-        now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
-        new = set(now.new)
-        # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
-        types = plans[-1].keys if plans else None
-        fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
+        now, fresh, types = self.claim, self.fresh, plans[-1].keys if plans else None
+        if len(plans) > len(self.plans):
+            since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
+            left = [source for source in self.sources if source.uri not in since]
+            now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
+            new = set(now.new)
+            # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
+            fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
         if not fresh and not now.again:
             return None
         cut = self.job.cut(fresh, now.slices)
         empty = tuple(source for source, slices in now.again.items() if not slices)
-        claimed = {opened.source.uri for opened in fresh} | {source.uri for source in now.again}
+        claimed = {opened.source.uri for opened in fresh if now.supersedes} | {source.uri for source in now.again}
         return replace(
             cut,
             empty=cut.empty + empty,
@@ -207,7 +208,7 @@ def discover(job: Job, again: str = "") -> Discovery:
     asked = asked_for(job, plans, done, again, known) if again else Asked()
     if nothing is not None and not asked.sources and not asked.under_way:
         raise nothing  # but what was scored before does not wait for today's delivery
-    failed = frozenset(job.ledger.failed(plans, done, (*known, *asked.sources)))
+    failed = frozenset(job.ledger.failed(plans, done, (*asked.sources, *known)))
     if beside := {source.uri: source for source in (*asked.sources, *_replaced(job, failed, (*known, *asked.sources)))}:
         beside = {source.uri: source for source in listing.sources} | beside
         listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import jobs
 import workers
 from jobs.errors import RunFailed, SpecError
-from jobs.input.footers import Opened
+from jobs.input.footers import Opened, opened_rows
 from jobs.ledger.current import roots
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan
+from jobs.ledger.plans import BOOK, EARLIER_BOOK, Content, Plan
 from jobs.plan import sharding
 from jobs.plan.known_code import is_root_of, known_fingerprints
 from jobs.plan.sample import choose_sample
@@ -121,6 +121,7 @@ class Job:
         given = self.spec.input
         if given.uri_roots:
             return tuple(map(absolute, given.uri_roots))
+        uris = list(uris)
 
         def of_other_days(template: str) -> list[str]:
             """What is open, or asked for again, may be of any day."""
@@ -151,6 +152,11 @@ class Job:
             return read_manifest(self.store, bundle or self.fingerprints.bundle)
         except BundleRefused as error:
             raise RunFailed(str(error)) from error
+
+    def book(self) -> str:
+        """How plans are to end in a root that begins: as every run has it that may begin it. Raises as `manifest`."""
+        manifest = self.manifest()
+        return EARLIER_BOOK if manifest is not None and manifest.earlier else BOOK
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
@@ -238,7 +244,7 @@ class Job:
     def cut(self, opened: Sequence[Opened], again: Sequence[Slice] = ()) -> Content:
         """`opened` sources by the spec's bounds, and slices that stay as they are."""
         given = self.spec.input
-        total = sum(o.rows for o in opened) + sum(piece.rows for piece in again)
+        total = opened_rows(opened) + sum(piece.rows for piece in again)
         most, there = self.spec.workers.max, self.workers_there
         there = None if there is None else min(there, most)
         within = sharding.bounds(total, most, given.shard_rows, given.shard_mb * 2**20, there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 
 from jobs.input.footers import Opened
@@ -16,18 +17,25 @@ _SPARE = 1.25
 
 def choose_sample(opened: Sequence[Opened], rows: int, seed: int) -> tuple[SampleSlice, ...]:
     """About `rows` × _SPARE rows, spread over row groups drawn without replacement; fewer if the input has fewer."""
-    groups = [(o.source, group) for o in opened for group in o.groups if group.rows]
-    random.Random(seed).shuffle(groups)  # noqa: S311  (reproducible, not secret)
+    groups, sizes = array("q"), array("q")
+    """By group where it lies, as its place in `opened` and its own there; and its rows. Image files may be millions."""
+    for place, o in enumerate(opened):
+        for at, group in enumerate(o.groups):
+            if group.rows:
+                groups.extend((place, at))
+                sizes.append(group.rows)
+    order = array("q", range(len(sizes)))
+    random.Random(seed).shuffle(order)  # noqa: S311  (reproducible, not secret)
     wanted = int(rows * _SPARE) + 1
-    share = -(-wanted // min(_GROUPS, max(1, len(groups))))
-    sizes = [group.rows for _, group in groups]
-    takes = [min(size, share) for size in sizes]
-    if sum(takes) < wanted:  # uneven groups: the large ones make up for the small ones
-        takes = sizes
+    share = -(-wanted // min(_GROUPS, max(1, len(order))))
+    if sum(min(size, share) for size in sizes) < wanted:  # uneven groups: the large ones make up for the small ones
+        share = max(sizes, default=0)
     sample: list[SampleSlice] = []
-    for (source, group), most in zip(groups, takes, strict=True):
+    for number in order:
         if wanted <= 0:
             break
+        o, most = opened[groups[2 * number]], min(sizes[number], share)
+        source, group = o.source, o.groups[groups[2 * number + 1]]
         whole = Slice(
             uri=source.uri,
             size=source.size,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.input.footers import Opened
+from jobs.input.footers import Opened, opened_rows
 from jobs.ledger.plans import Content, SlicesBuilder, Source
 from workers.contract import Slice
 from workers.counted import counted
@@ -117,7 +117,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
     builder = SlicesBuilder()
     split: list[str] = []
     empty: list[Source] = []
-    left = sum(opened.rows for opened in sources) + sum(piece.rows for piece in again)
+    left = opened_rows(sources) + sum(piece.rows for piece in again)
     shard = _Filling(builder, within)
     for opened in sources:
         source = opened.source

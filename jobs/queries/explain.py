@@ -267,7 +267,7 @@ class Explainer:
         versions = sorted(map(self._version, claims), key=lambda version: -version.claim.plan.number)
         main = max(versions, key=lambda version: version.rank)
         (plan, shard, at), output = main.claim, main.output
-        claimed_at, done_at = (self._modified(f"_stint/{kind}/{plan.number:08d}.parquet") for kind in ("plans", "done"))
+        claimed_at, done_at = map(self._modified, self.job.ledger.keys_of(plan.number))
         return Explanation(
             place=at.place.write(given),
             source_uri=at.uri,

@@ -318,7 +318,7 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
 
 def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> None:
     """Nothing lies in the model's root that no plan explains."""
-    explained = {f"_stint/{kind}/{plan.number:08d}.parquet" for plan in plans for kind in ("plans", "done")}
+    explained = {key for plan in plans for key in ledger.keys_of(plan.number)}
     shards_of = {plan.number: len(plan.shards) for plan in plans}
     for info in ledger.store.list(ledger.root):
         key = info.key.removeprefix(f"{ledger.root}/")

@@ -1,7 +1,7 @@
 """The journal of a run: how it stood, and every attempt at a shard that ended, written while it runs.
 
     _stint/runs/<run id>/spec.json                  the spec, first of all
-    _stint/journals/<run id>/00000001.parquet       attempts that ended since the part before, and a snapshot
+    _stint/journals/<run id>/00000001.stint         attempts that ended since the part before, and a snapshot
     _stint/runs/<run id>/report.json, report.html   when it is over
 
 A part is created once. The parts are what `stint status` reads, also of a run that died, and what a report is made of.
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
-from jobs.ledger.plans import to_bytes
+from jobs.ledger.plans import BOOK, to_bytes
 from jobs.progress.snapshot import Snapshot
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
@@ -33,7 +33,7 @@ from workers.storage.store import Store
 
 FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
-_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.parquet")
+_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.(?:stint|parquet)")
 PART_EVERY_S = 2.0
 """At first; a part that long after the one before."""
 PART_EVERY_MOST_S = 60.0
@@ -123,7 +123,7 @@ class Journal:
     def _create(self, part: int, rows: list[dict[str, Any]], workers: list[dict[str, Any]], snapshot: Snapshot) -> None:
         metadata = {"snapshot": snapshot.to_json(), "workers": json.dumps(redacted_values(workers))}
         data = to_bytes([pa.Table.from_pylist(rows, ATTEMPTS)], ATTEMPTS, metadata)
-        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}.parquet", data)
+        self.store.create(f"{FOLDER}/{self.run_id}/{part:08d}{BOOK}", data)
 
     def _collect(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):

@@ -33,7 +33,7 @@ from jobs.ledger.bad_rows import OverBudget, bad_rows_error
 from jobs.ledger.current import readers_settle, readers_stay
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
-from jobs.pages.save import save_report, save_spec
+from jobs.pages.save import save_card, save_report, save_spec
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
@@ -294,9 +294,11 @@ class Run:
             claimed = found.content(plans)
             return claimed
 
-        plan = self.job.ledger.claim(content)
+        plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number
+            if plan.number == 1:
+                save_card(self.job, self.say)
             for warning in claimed.warnings:
                 self.say(f"warning: {warning}")
             self.say(f"plan {plan.number}: {counted(plan.rows, 'row')} in {counted(len(plan.shards), 'shard')}")
@@ -331,7 +333,7 @@ class Run:
         given_up = {one.plan.number for one in self._tally.over}  # which may be whole all the same
         self._finish([plan for plan in plans if plan.number not in given_up or self.job.ledger.whole(plan)])
 
-    def _ensure_bundle(self, opened: Callable[[], list[Opened]]) -> BundleOutcome:
+    def _ensure_bundle(self, opened: Callable[[], Sequence[Opened]]) -> BundleOutcome:
         self._progress.enter("bundle")
         at = partial(self._progress.enter, "bundle")
         outcome = ensure_bundle(self.job, opened, self._connected, self.interrupted, self.say, at)
@@ -345,7 +347,7 @@ class Run:
         self._say_profile()
         # A machine that cannot grow is paid for anyway: all of it is used.
         sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
-        uris = {uri for plan in plans for uri, _ in plan.claimed}
+        uris = (uri for plan in plans for uri in plan.sources["uri"].to_pylist())
         self._connected()
         self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)

@@ -84,7 +84,7 @@ def _write(folder: str, nights: int, files: int) -> None:
             for group in range(GROUPS_A_FILE)
         ]
         data = encode_plan(Content(slices_of((piece,) for piece in slices)), "t")
-        ledger.store.create(f"{ledger.root}/_stint/plans/{number:08d}.parquet", data)
+        ledger.store.create(f"{ledger.root}/_stint/plans/{number:08d}.stint", data)
         plan = ledger.plan(number)
         facts = (DoneShard(s.key, step, 0, 0, 10_000, f"{hash(s.key) % 2**64:064x}") for s in plan.shards)
         ledger.record_done(plan, DoneRecord.of(facts))

@@ -54,8 +54,9 @@ CHECKED = 1000
 class PagedStore(LocalStore):
     """A folder, with made-up objects of shards beside it. Counts requests as an object store would have them."""
 
-    def __init__(self, folder: str, there: np.ndarray | None = None) -> None:
+    def __init__(self, folder: str, there: np.ndarray | None = None, root: str = ROOT) -> None:
         super().__init__(folder)
+        self._root = root
         self.requests: Counter[str] = Counter()
         self.made: dict[str, bytes] = {}
         self._there = np.zeros(0, bool) if there is None else there
@@ -78,12 +79,12 @@ class PagedStore(LocalStore):
             self.requests["list"] += max(1, -(-listed // PAGE))
 
     def _listed(self, prefix: str, part: str) -> Iterator[ObjectInfo]:
-        if prefix != f"{ROOT}/plan=00000001":
+        if prefix != f"{self._root}/plan=00000001":
             yield from super().list(prefix)
-        if prefix in (ROOT, f"{ROOT}/plan=00000001"):
+        if prefix in (self._root, f"{self._root}/plan=00000001"):
             first, last = (int(part) * PAGE, int(part) * PAGE + PAGE) if part else (0, len(self._there))
             for index in (first + np.flatnonzero(self._there[first:last])).tolist():
-                yield ObjectInfo(f"{ROOT}/plan=00000001/{index:08d}.parquet", 50_000, "v")
+                yield ObjectInfo(f"{self._root}/plan=00000001/{index:08d}.parquet", 50_000, "v")
 
 
 def main() -> None:

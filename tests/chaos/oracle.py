@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tests.chaos.hooks.sitecustomize import kind_of
 from tests.objectstore.backends import versions
 
-DONE = re.compile(r"(?P<root>.*model=[^/]+)/_stint/done/(?P<number>\d{8})\.parquet$")
+DONE = re.compile(r"(?P<root>.*model=[^/]+)/_stint/done/(?P<number>\d{8})\.stint$")
 MARKS = ("_stint/tmp/",)
 """Temporary files of a local store: the only thing below an output that is not write-once."""
 

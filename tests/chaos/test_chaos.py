@@ -134,7 +134,7 @@ def test_the_count_finds_rows_that_are_lost_and_doubled_and_objects_that_are_wri
     put(f"{root}/{done[0]}", {"id": [0, 1], "error_code": [None, "crashed_worker"]})
     put(f"{root}/{done[1]}", {"id": [1, 7], "error_code": [None, None]})
     put(f"{root}/plan=00000002/00000000.parquet", {"id": [2], "error_code": [None]})  # of a plan that is open
-    put(f"{root}/_stint/done/00000001.parquet", {"key": done})
+    put(f"{root}/_stint/done/00000001.stint", {"key": done})
     counted = count(local, range(3))
     assert counted == Count(rows=4, lost=1, doubled=2, quarantined=1)  # 2 is lost, 1 is there twice, 7 is nobody's
     local.look()

@@ -43,7 +43,7 @@ def small(tmp_path: Path) -> SmallLedger:
     made.put_bundle()
     plan = made.score(lambda key: (key % 3, 0.9))
     store, root = made.job.store, made.job.ledger.root
-    store.create(f"{root}/_stint/noted/{plan.number:08d}/{'0' * 32}.parquet", b"of a note")
+    store.create(f"{root}/_stint/noted/{plan.number:08d}/{'0' * 32}.stint", b"of a note")
     store.create(f"{root}/_stint/crashes/{plan.number:08d}/00000000-{'0' * 32}.json", b"{}")
     store.create("_stint/bundles/0123456789abcdef/manifest.json", b"{}")
     store.create("_stint/tmp/killed", b"half of")
@@ -106,7 +106,7 @@ def test_what_is_younger_stays(small: SmallLedger, capsys: pytest.CaptureFixture
 def test_notes_of_an_open_plan_stay(small: SmallLedger) -> None:
     small.put("b.parquet", range(8, 16), image)
     plan = small.claim()
-    note = f"{small.job.ledger.root}/_stint/noted/{plan.number:08d}/{'1' * 32}.parquet"
+    note = f"{small.job.ledger.root}/_stint/noted/{plan.number:08d}/{'1' * 32}.stint"
     small.job.store.create(note, b"of a note")
     written_before(small.folder / "out", 31)
     prune(small, "--delete")

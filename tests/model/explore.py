@@ -118,8 +118,10 @@ class Explorer:
         """The runs, with everything that may happen to them."""
         world, left, changes = night.world, self.bounds, list(self.stage.scenario.changes)
         for number in range(self.stage.scenario.runs):
-            world.start("ABCDEF"[number], self.stage.body(self.stage.scenario.again))
-        current = world.actors[0]  # runs are alike, so it does not matter which is first
+            of_earlier = number in self.stage.scenario.earlier
+            body = self.stage.body(self.stage.scenario.again, of_earlier=of_earlier)
+            world.start("ABCDEF"[number], body)
+        current = world.actors[0]  # runs of a release are alike, so it does not matter which is first
         switched = False
         while runners := world.running():
             if current.ended:
@@ -216,7 +218,7 @@ class Explorer:
         assert op is not None
         if op.path.split("/", 1)[0] == IN:
             return changes
-        if not op.counted or BUNDLES in op.path:
+        if not op.counted or (BUNDLES in op.path and not self.stage.scenario.earlier):
             return False
         there = op.path in self.stage.world.bucket.objects
         return op.kind in ("list", "overwrite") or not there or not self._immutable

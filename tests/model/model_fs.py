@@ -23,7 +23,7 @@ UNCOUNTED = ("/_stint/runs/", JOURNALS)
 
 
 BUNDLES = "/_stint/bundles/"
-"""Written before the runs begin, and by none of them."""
+"""Written before the runs begin, or the same whoever writes it, unless runs are of two releases."""
 
 
 @dataclass(frozen=True)

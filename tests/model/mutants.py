@@ -21,8 +21,9 @@ import jobs.run.run
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
+from jobs.ledger.plans import BOOK, Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
 from jobs.plan.claims import NextClaim
+from jobs.plan.job import Job
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
@@ -124,7 +125,9 @@ def done_too_early(self: Run) -> None:
         self._score(plans, left)
 
 
-def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Plan]], Any]) -> Plan | None:
+def claim_without_subtracting_again(
+    self: Ledger, content: Callable[[Sequence[Plan]], Any], book: object
+) -> Plan | None:
     """The number is taken, so the same claim goes under the next one."""
     made = content(self.plans())
     if made is None:
@@ -133,6 +136,11 @@ def claim_without_subtracting_again(self: Ledger, content: Callable[[Sequence[Pl
     while not self.store.create(self._plan_key(number), data := encode_plan(made, f"token {number}")):
         number += 1
     return decode_plan(number, data)
+
+
+def of_this_release_at_once(self: Job) -> str:
+    """A root begins with this release's names, whoever made its bundle."""
+    return BOOK
 
 
 def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
@@ -218,6 +226,10 @@ MUTANTS = (
     Mutant(
         "claim again without subtracting", method(Ledger, "claim", claim_without_subtracting_again), TWO_RUNS, RACES,
         "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "plans are renamed while an earlier release may begin the root", method(Job, "book", of_this_release_at_once),
+        Scenario("two releases", A, runs=2, first_night=True, earlier=frozenset({0})), RACES, "names are to end alike",
     ),
     Mutant(
         "readers are left between two models",

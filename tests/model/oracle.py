@@ -23,10 +23,10 @@ from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.scenario import EARLIER_DONE, Stage
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
-PLAN = re.compile(rf"{OUT}/model=[^/]*/_stint/plans/(\d+)\.parquet")
+PLAN = re.compile(rf"{OUT}/model=[^/]*/_stint/plans/(\d+)\.(?:stint|parquet)")
 REPORT = re.compile(rf"{OUT}/_stint/runs/[^/]*/report\.json")
 FOLLOWED = f"{OUT}/_stint/current/00000001.json"
-DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.parquet")
+DONE = re.compile(rf"{OUT}/(model=[^/]*)/_stint/done/(\d+)\.(?:stint|parquet)")
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Judgement:
 def judge(stage: Stage, *, quiet: bool) -> Judgement:
     """Judge the bucket as it is. `quiet`: a run with nothing to do has just ended, so nothing may be missing."""
     bucket = stage.world.bucket
-    problems = [*bucket.history, *_early(bucket, stage), *_told_too_much(bucket), *_between_models(bucket)]
+    problems = [*bucket.history, *_told_too_much(bucket), *_between_models(bucket)]
     try:
-        problems += verify(stage.job()).problems
+        problems += [*_early(bucket, stage), *verify(stage.job()).problems]
+        problems += _seen(bucket, stage) if quiet else []
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
         problems.append(f"verify ended with {type(error).__name__}: {error}")
     lost, doubled = _count(bucket)
     if not quiet:
         return Judgement(tuple(problems), 0, doubled)
-    problems += _seen(bucket, stage)
     if lost and not problems:
         problems.append(f"{lost} files have no row, and verify did not tell")
     if doubled and not problems:

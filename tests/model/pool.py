@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from jobs.plan.job import Job
 from jobs.pool.contract import BundleMade, Event, ShardEnded, WorkerGone, WorkerReady
 from jobs.progress.snapshot import Snapshot
+from tests.model.earlier import EarlierJob
 from tests.model.faults import WorkerLost
 from tests.model.scheduler import World
 from tests.support.fakes import INFO, RESULT
@@ -201,11 +203,15 @@ class ModelMakers:
             artifacts=(), recipe="model", versions={}, cpu_model="", calibration=None,
             golden=StoredObject(sha256="", size=0, suffix=""), notes=(self._world.token().hex,),
         )  # fmt: skip
+        if isinstance(self._job, EarlierJob):
+            manifest = replace(manifest, schema=2)
         try:
             created = self._job.store.create(f"_stint/bundles/{fingerprint}/manifest.json", manifest.to_json())
         except Exception as error:  # noqa: BLE001  (as workers.maker does)
             self._events = [WorkerGone(0, classify(error))]
             return 0
+        if not created:
+            self._job.manifest()  # what is used is what is there, if this release reads it
         outcome = BundleOutcome(fingerprint=fingerprint, passed=True, created=created, table="", report={}, seconds=0.0)
         self._events = [BundleMade(0, outcome)]
         return 0

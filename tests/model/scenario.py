@@ -30,6 +30,7 @@ from jobs.progress.progress import Progress
 from jobs.run.loop import Loop
 from jobs.spec.days import Days, today
 from jobs.spec.schema import JobSpec
+from tests.model.earlier import earlier
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.pool import ModelCluster, Slow
 from tests.model.scheduler import BEGAN, World, taken_over
@@ -92,6 +93,8 @@ class Scenario:
     """Whether each run has two workers, of which one does nothing until the other tries its shard too."""
     earlier_model: bool = False
     """Whether readers follow another model's root, because it is the only one."""
+    earlier: frozenset[int] = frozenset()
+    """Which of the runs are of an earlier release; then the earlier night was, too."""
     accept: bool = False
     """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
 
@@ -116,11 +119,12 @@ class Stage:
         self.world = World(self._opening.copy(), IN)
         return self.world
 
-    def body(self, again: str = "") -> Callable[[], None]:
+    def body(self, again: str = "", *, of_earlier: bool = False) -> Callable[[], None]:
         """A run from start to end, with caches of its own, as a new process has."""
 
         def run() -> None:
             job = Job.open(self.spec, self.days)
+            job = earlier(job) if of_earlier else job
             if self.scenario.accept and job.ledger.plans():
                 with suppress(SpecError):  # it is done already
                     accepting = Job.open(self.spec, self.days, writing=False)
@@ -174,7 +178,7 @@ class Stage:
                     with suppress(BadRowsExceeded):
                         self.run(Job.open(self.spec, self.days))
                 elif scenario.before:
-                    self.body()()
+                    self.body(of_earlier=bool(scenario.earlier))()
                 else:
                     job = Job.open(self.spec, self.days)
                     ModelCluster(self.world, job).pool(job.bundle_request()).start({})

@@ -106,6 +106,24 @@ def test_two_runs_on_their_first_night_with_any_preemption(table: list[Figures])
     explored(table, scenario, Bounds(faults=0, preemptions=1))
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_a_run_of_an_earlier_release_and_one_of_this_begin_a_root_with_any_two_preemptions(
+    table: list[Figures], which: int
+) -> None:
+    """Never is there a plan under two names; the run that may not go on says so, and the next brings all to an end."""
+    name = f"an earlier release {'first' if which == 0 else 'second'}, nothing there yet"
+    scenario = Scenario(name, A, runs=2, first_night=True, earlier=frozenset({which}))
+    explored(table, scenario, Bounds(faults=0, preemptions=2))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_a_run_of_an_earlier_release_and_one_of_this_go_on_with_a_root_with_any_two_preemptions(
+    table: list[Figures], which: int
+) -> None:
+    scenario = Scenario(f"an earlier release's root, {which}", A, runs=2, before=B, earlier=frozenset({which}))
+    explored(table, scenario, Bounds(faults=0, preemptions=2))
+
+
 def test_two_runs_with_any_preemption_and_a_write_in_flight_that_comes_at_any_time(table: list[Figures]) -> None:
     bounds = Bounds(faults=1, preemptions=1, every_call=False, only=IN_FLIGHT)
     explored(table, Scenario("two runs, a write in flight", A, runs=2), bounds)

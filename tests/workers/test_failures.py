@@ -127,7 +127,7 @@ def test_the_table_of_bad_rows_names_a_row_of_each_reason_by_its_keys(
     scored = capsys.readouterr().out
     assert "bad rows: " in scored
     assert all(" id=" in line or "e.g. id=" in line for line in scored.splitlines() if line.startswith("bad rows: "))
-    for record in out.glob("model=*/_stint/done/*.parquet"):
+    for record in out.glob("model=*/_stint/done/*.stint"):
         record.unlink()
     assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0.0"]) == 3  # from the objects of the first run
     told = [line for line in capsys.readouterr().err.splitlines() if "e.g. " in line]
@@ -149,7 +149,7 @@ def test_bad_rows_with_keys_of_nanoseconds_stop_no_run_and_are_shown(
     assert main(["run", spec, "--pool=local"]) == 0
     named = "e.g. at=2009-02-13 23:31:31.234567891"
     assert named in capsys.readouterr().out
-    for record in (tmp_path / "out").glob("model=*/_stint/done/*.parquet"):
+    for record in (tmp_path / "out").glob("model=*/_stint/done/*.stint"):
         record.unlink()
     assert main(["run", spec, "--pool=local", "--set=limits.bad_rows=0.0"]) == 3  # from the objects of the first run
     assert named in capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_status_tells_of_crashes_and_verify_takes_their_records_for_no_strays(
     crash(1, 2)
     crash(1, 2)
     assert main(["verify", spec]) == 0
-    next(out.glob("model=*/_stint/done/*.parquet")).unlink()
+    next(out.glob("model=*/_stint/done/*.stint")).unlink()
     next(out.glob("model=*/plan=00000001/00000002.parquet")).unlink()
     capsys.readouterr()
     assert main(["status", spec]) == 0

@@ -11,7 +11,9 @@ from workers.bundle.accuracy import AccuracyReport
 from workers.contract import Preprocess
 from workers.engines.artifact import ArtifactInfo
 
-_SCHEMA = 2
+_SCHEMA = 3
+_EARLIER = 2
+"""The same, but written by a release that knows earlier names of the ledger only, and that reads no other number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,11 @@ class Manifest:
         """Of the artifact that the maker's own CPU prefers; None where nothing was to be compared."""
         return next((a.accuracy for a in self.artifacts if a.accuracy is not None), None)
 
+    @property
+    def earlier(self) -> bool:
+        """Whether a release made it that knows earlier names of the ledger only; then others of it may be at work."""
+        return self.schema == _EARLIER
+
     def artifact(self, name: str) -> StoredArtifact | None:
         """By its name, as `torch-int8/x86-vnni` or `torch-float/fp32`."""
         return next((a for a in self.artifacts if a.info.name == name), None)
@@ -97,4 +104,4 @@ class Manifest:
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
         """Raises ValueError for JSON that is no manifest, or one of another schema."""
-        return records.from_json(cls, data, _SCHEMA, "bundle manifest")
+        return records.from_json(cls, data, (_EARLIER, _SCHEMA), "bundle manifest")

@@ -209,7 +209,7 @@ def _folder(bundle: str) -> str:
 
 def _parsed(data: bytes) -> Profile:
     """Raises ValueError for what is no profile, or one of another schema."""
-    profile = records.from_json(Profile, data, _SCHEMA, "profile")
+    profile = records.from_json(Profile, data, (_SCHEMA,), "profile")
     # Workers compare and format these: one damaged file must not end every worker of a run.
     for row in (profile.chosen, *profile.table):
         for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):

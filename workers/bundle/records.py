@@ -27,15 +27,15 @@ def to_json(record: DataclassInstance) -> bytes:
     return json.dumps(asdict(record), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
-def from_json(kind: type[_T], data: bytes, schema: int, name: str) -> _T:
+def from_json(kind: type[_T], data: bytes, schemas: tuple[int, ...], name: str) -> _T:
     """A record of a kind that has a field `schema`. Lists become tuples; fields with a default may be missing.
 
     Raises ValueError that tells which value is wrong, also for another schema. `name` is the kind's, for a person.
     """
     try:
         raw = json.loads(data)
-        if raw["schema"] != schema:
-            raise ValueError(f"it has schema {raw['schema']}, this code reads {schema}")
+        if raw["schema"] not in schemas:
+            raise ValueError(f"it has schema {raw['schema']}, this code reads {' and '.join(map(str, schemas))}")
         record: _T = _parsed(kind, raw, name)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a {name}: {error}") from error

@@ -19,11 +19,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def open_root(store: Store, root: str) -> None:
-    assert store.create(f"{root}/_stint/plans/00000001.parquet", b"")
+    assert store.create(f"{root}/_stint/plans/00000001.stint", b"")
 
 
 def complete(store: Store, root: str) -> None:
-    assert store.create(f"{root}/_stint/done/00000001.parquet", b"")
+    assert store.create(f"{root}/_stint/done/00000001.stint", b"")
 
 
 def test_a_root_without_a_complete_plan_neither_has_readers_nor_takes_them(store: Store) -> None:

@@ -15,7 +15,7 @@ from jobs.errors import RunFailed
 from jobs.input.footers import Opened
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
+from jobs.ledger.plans import BOOK, EARLIER_BOOK, Content, Plan, Source, decode_plan, encode_plan
 from jobs.plan.claims import next_claim
 from jobs.plan.sharding import Bounds, cut
 from jobs.run.backlog import Backlog
@@ -51,6 +51,33 @@ def test_a_plan_comes_back_from_its_bytes_as_it_was_made() -> None:
     assert [shard.key for shard in plan.shards] == ["plan=00000003/00000000.parquet", "plan=00000003/00000001.parquet"]
     assert plan.claimed == {("a", "v1"), ("b", "v1"), ("empty", "v1")}
     assert (plan.rows, plan.token, plan.keys) == (20, "token", keys)
+
+
+@pytest.mark.parametrize("book", [BOOK, EARLIER_BOOK])
+def test_a_root_goes_on_with_the_names_that_it_began_with(book: str) -> None:
+    here = ledger()
+    first = here.claim(lambda plans: by_ten([opened("a", 10)]), lambda: book)
+    assert first is not None
+    later = Ledger(here.store, ROOT)
+    assert claim(later, opened("a", 10), opened("b", 10)) is not None  # whatever it would begin a root with
+    later.record_done(first, DoneRecord.of([]))
+    found = {info.key.removeprefix(f"{ROOT}/_stint/") for info in here.store.list(f"{ROOT}/_stint")}
+    assert found == {f"plans/00000001{book}", f"plans/00000002{book}", f"done/00000001{book}"}
+    assert later.keys_of(2) == (f"_stint/plans/00000002{book}", f"_stint/done/00000002{book}")
+    assert Ledger(here.store, ROOT).done_numbers() == {1}
+    assert len(Ledger(here.store, ROOT).read_done(1)) == 0
+
+
+@pytest.mark.parametrize("other", ["00000001.parquet", "00000002.parquet", "notes.txt"])
+def test_names_that_are_not_of_one_kind_end_a_command_before_anything_is_claimed(other: str) -> None:
+    here = ledger()
+    assert claim(here, opened("a", 10)) is not None
+    here.store.create(f"{ROOT}/_stint/plans/{other}", b"")
+    for reader in (here, Ledger(here.store, ROOT)):
+        with pytest.raises(
+            RunFailed, match=r"names are to end alike, there are (\.parquet|\.stint) and (\.stint|others)"
+        ):
+            claim(reader, opened("b", 10))
 
 
 def test_a_source_is_claimed_once_and_a_new_version_of_it_again() -> None:
@@ -143,12 +170,12 @@ def test_a_plan_that_lacks_a_shard_is_damaged() -> None:
     here = ledger()
     plan = claim(here, opened("a", 10, 10, 10))
     assert plan is not None
-    rows = pq.read_table(pa.BufferReader(here.store.get(f"{ROOT}/_stint/plans/00000001.parquet")))
+    rows = pq.read_table(pa.BufferReader(here.store.get(f"{ROOT}/_stint/plans/00000001.stint")))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables([rows.slice(0, 1), rows.slice(2)]), sink, write_page_checksum=True)
     other = ledger()
-    other.store.create(f"{ROOT}/_stint/plans/00000001.parquet", sink.getvalue().to_pybytes())
-    with pytest.raises(RunFailed, match=r"00000001\.parquet is damaged: its shards are not numbered"):
+    other.store.create(f"{ROOT}/_stint/plans/00000001.stint", sink.getvalue().to_pybytes())
+    with pytest.raises(RunFailed, match=r"00000001\.stint is damaged: its shards are not numbered"):
         other.plans()
 
 

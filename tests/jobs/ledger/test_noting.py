@@ -105,7 +105,7 @@ def test_a_run_that_ends_notes_the_rest_where_it_is_worth_it() -> None:
 
 def test_a_note_that_is_damaged_or_of_another_claim_says_nothing() -> None:
     here, store, plan = setup()
-    killed_after(here, decode_plan(1, store.get(f"{ROOT}/_stint/plans/00000001.parquet")), range(4))
+    killed_after(here, decode_plan(1, store.get(f"{ROOT}/_stint/plans/00000001.stint")), range(4))
     (key,) = notes(here)
     stranger = replace(plan, token="another")
     killed_after(here, stranger, range(4, 8))

@@ -172,11 +172,11 @@ def test_a_bundle_that_another_version_wrote_ends_a_command_with_its_folder_and_
 ) -> None:
     spec = write_spec(quantized_digits.spec(tmp_path / "out"))
     (manifest,) = tmp_path.glob("out/_stint/bundles/*/manifest.json")
-    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 3'))
+    manifest.write_text(manifest.read_text().replace('"schema": 3', '"schema": 4'))
     for command in (lambda: main(["plan", spec]), lambda: run(spec)):
         assert command() == 1
         said = capsys.readouterr().err
-        assert "it has schema 3, this code reads 2. Another version of Stint wrote it" in said
+        assert "it has schema 4, this code reads 2 and 3. Another version of Stint wrote it" in said
         assert f"remove the folder {manifest.parent}/" in said
 
 

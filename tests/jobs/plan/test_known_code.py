@@ -39,7 +39,7 @@ class Output:
         return known_fingerprints(self.store, self.identity(weights), roots(self.store.url), writing=writing)
 
     def scored(self, prints: Fingerprints) -> None:
-        assert self.store.create(f"{prints.root}/_stint/plans/00000001.parquet", b"")
+        assert self.store.create(f"{prints.root}/_stint/plans/00000001.stint", b"")
 
     @property
     def noted(self) -> list[str]:
@@ -57,7 +57,7 @@ def test_in_a_new_output_it_is_the_syntax_trees_that_tell(output: Output) -> Non
     assert output.noted == []
 
 
-@pytest.mark.parametrize("there", [f"{EARLIER.root}/_stint/plans/00000001.parquet",
+@pytest.mark.parametrize("there", [f"{EARLIER.root}/_stint/plans/00000001.stint",
                                    f"_stint/bundles/{EARLIER.bundle}/manifest.json"])  # fmt: skip
 def test_a_root_or_bundle_of_an_earlier_release_goes_on(output: Output, there: str) -> None:
     assert output.store.create(there, b"")
@@ -135,5 +135,5 @@ def test_what_is_no_record_is_passed_over_unless_a_root_that_is_there_depends_on
 
 
 def test_a_root_goes_on_under_another_name_too(output: Output) -> None:
-    assert output.store.create(f"{EARLIER.root.replace('=net-', '=shop-')}/_stint/plans/00000001.parquet", b"")
+    assert output.store.create(f"{EARLIER.root.replace('=net-', '=shop-')}/_stint/plans/00000001.stint", b"")
     assert output.known() == EARLIER

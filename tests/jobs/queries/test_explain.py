@@ -281,9 +281,9 @@ def test_a_row_whose_file_was_gone_when_it_was_its_turn_says_so(small: SmallLedg
 def test_readers_that_follow_another_model_are_told(small: SmallLedger, explain: Explain) -> None:
     small.score(says)
     store = small.job.store
-    store.create("model=other-1/_stint/plans/00000001.parquet", b"")
+    store.create("model=other-1/_stint/plans/00000001.stint", b"")
     assert explain("id=1")["seen"], "another model that has nothing done takes no readers away"
-    store.create("model=other-1/_stint/done/00000001.parquet", b"")
+    store.create("model=other-1/_stint/done/00000001.stint", b"")
     assert explain("id=1")["standing"] == "plan 1 is done, but of several models none is promoted"
     store.create("_stint/current/00000001.json", json.dumps({"root": "model=other-1"}).encode())
     found = explain("id=1")

@@ -166,7 +166,7 @@ def test_input_that_no_plan_claims_is_named(scored: Path, damaged: Callable[...,
 
 
 def done_record(out: Path) -> Path:
-    return next(out.glob("model=*/_stint/done/00000001.parquet"))
+    return next(out.glob("model=*/_stint/done/00000001.stint"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_damaged_done_record_is_a_problem_and_the_objects_are_checked_all_the_
         shard(out).unlink()
 
     shown = damaged(damage)
-    assert "_stint/done/00000001.parquet is damaged" in shown
+    assert "_stint/done/00000001.stint is damaged" in shown
     assert "00000003.parquet is missing" in shown
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_plan_is_named_with_the_way_out(
     spec = tmp_path / "job.yaml"
     spec.write_text(yaml.safe_dump(digits.spec(tmp_path / "out", input__uri=str(scored / "in"))))
     assert main(["verify", str(spec)]) == 1
-    assert "_stint/plans/00000001.parquet is damaged" in capsys.readouterr().err
+    assert "_stint/plans/00000001.stint is damaged" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------- whatever is altered, after the done record and before
@@ -306,7 +306,7 @@ def test_a_prediction_that_was_changed_with_right_checksums_is_found_once_it_is_
 
 
 def plan_record(out: Path) -> Path:
-    return next(out.glob("model=*/_stint/plans/00000001.parquet"))
+    return next(out.glob("model=*/_stint/plans/00000001.stint"))
 
 
 def with_token(out: Path) -> None:

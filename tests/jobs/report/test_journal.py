@@ -38,7 +38,7 @@ def test_credentials_in_messages_do_not_reach_the_store() -> None:
 def test_parts_that_are_damaged_are_passed_over() -> None:
     store = MemoryStore()
     write_journal(store)
-    store.create(f"_stint/journals/{RUN}/00000003.parquet", b"PAR1 and nothing more")
+    store.create(f"_stint/journals/{RUN}/00000003.stint", b"PAR1 and nothing more")
     assert journal.read_journal(store, RUN).attempts.num_rows == 6
     assert journal.last_snapshot(store, RUN) is not None
 

@@ -505,9 +505,9 @@ def test_a_batch_is_halved_until_it_fits_the_memory_of_a_worker() -> None:
 
 def test_a_bundle_of_another_schema_is_refused_before_anything_is_made(make: Callable[..., Made]) -> None:
     made = make(model__precision="fp32")
-    raw = {**json.loads(made.manifest.to_json()), "schema": 3}
+    raw = {**json.loads(made.manifest.to_json()), "schema": 4}
     folder = Path(made.job.store.url) / "_stint/bundles" / made.request.fingerprint
     (folder / "manifest.json").write_text(json.dumps(raw))
     again = Maker(made.request).make()
     assert isinstance(again, Failure)
-    assert "not a bundle manifest: it has schema 3, this code reads 2" in again.message
+    assert "not a bundle manifest: it has schema 4, this code reads 2 and 3" in again.message

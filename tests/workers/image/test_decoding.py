@@ -238,7 +238,7 @@ def test_bad_image_survives_pickling() -> None:
 
 def test_codes_are_the_documented_ones() -> None:
     seen_here = {"empty", "unsupported_format", "truncated", "corrupt", "too_large", "bad_size"}
-    assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found", "crashed_worker"}
+    assert set(ErrorCode) == seen_here | {"null", "uri_refused", "not_found", "denied", "crashed_worker"}
     assert {sample.code for sample in BAD.values()} == seen_here
 
 

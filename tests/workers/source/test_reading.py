@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.input.footers import open_sources
+from jobs.input.footers import open_sources, opened_rows
 from jobs.input.listing import list_input
+from jobs.ledger.plans import Source
 from jobs.spec.days import today
 from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
@@ -309,3 +310,13 @@ def test_an_error_of_the_reader_comes_out_of_the_iteration() -> None:
     ahead = ReadAhead(Blocks(1, 1, StoreError("503")), max_bytes=10)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="503"):
         list(ahead)
+
+
+def test_image_files_are_made_into_objects_as_they_are_asked_for() -> None:
+    sources = [Source(f"{n}.jpg", n, "v") for n in range(5)]
+    images, unreadable = open_sources(sources, InputSpec(uri="in", format="images", keys=("name",)))
+    assert (len(images), opened_rows(images), unreadable) == (5, 5, {})
+    assert [one.source for one in images] == [one.source for one in images[:]] == sources
+    assert [(group.rows, group.bytes) for group in images[-1].groups] == [(1, 4)]
+    assert [field.name for field in images[0].keys] == ["name"]
+    assert [one.source for one in images[1:3]] == sources[1:3]
