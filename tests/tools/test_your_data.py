@@ -111,6 +111,14 @@ def test_hugging_face(photos: Path, truth: dict[int, int], tmp_path: Path, score
     check_labels(rows, rows["truth"].to_pylist())
 
 
+def test_a_folder_that_hugging_face_has_embedded(photos: Path, tmp_path: Path, score: Score) -> None:
+    (spec,) = specs("Hugging Face")
+    spec["input"]["keys"].remove("id")
+    rows = score(spec, uri=str(written("hugging_face_folder", photos, tmp_path)))
+    classes = sorted(folder.name for folder in photos.iterdir())  # the library numbers them
+    check_labels(rows, [int(classes[number]) for number in rows["truth"].to_pylist()])
+
+
 def test_spark(truth: dict[int, int], score: Score) -> None:
     (spec,) = specs("Spark")
     rows = score(spec, uri=str(HERE / "written/spark/photos"))

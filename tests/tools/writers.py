@@ -28,6 +28,16 @@ def hugging_face(photos: Path, out: Path) -> None:
     Dataset.from_dict(columns, features).to_parquet(str(out / "train-00000-of-00001.parquet"))
 
 
+def hugging_face_folder(photos: Path, out: Path) -> None:
+    """The lines of the page, over a set of an image folder, whose images are files."""
+    from datasets import load_dataset
+
+    page = (Path(__file__).parents[2] / "docs/YOUR_DATA.md").read_text()
+    lines = page.split("```python\n")[1].split("```")[0]
+    names = {"dataset": load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(out / ".cache"), split="train")}
+    exec(lines.replace("data/train.parquet", f"{out}/train.parquet"), names)
+
+
 def duckdb(photos: Path, out: Path) -> None:
     import duckdb
 
@@ -110,7 +120,8 @@ def spark(photos: Path, out: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, Path], None]] = {
-    writer.__name__: writer for writer in (hugging_face, duckdb, polars, pandas, webdataset, img2dataset, spark)
+    writer.__name__: writer
+    for writer in (hugging_face, hugging_face_folder, duckdb, polars, pandas, webdataset, img2dataset, spark)
 }
 
 if __name__ == "__main__":
