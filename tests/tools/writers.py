@@ -119,10 +119,8 @@ def spark(photos: Path, out: Path) -> None:
     session.stop()
 
 
-WRITERS: dict[str, Callable[[Path, Path], None]] = {
-    writer.__name__: writer
-    for writer in (hugging_face, hugging_face_folder, duckdb, polars, pandas, webdataset, img2dataset, spark)
-}
+_ALL = (hugging_face, hugging_face_folder, duckdb, polars, pandas, webdataset, img2dataset, spark)
+WRITERS: dict[str, Callable[[Path, Path], None]] = {writer.__name__: writer for writer in _ALL}
 
 if __name__ == "__main__":
     tool, photos, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
