@@ -15,7 +15,7 @@ SPREAD := --numprocesses 3 --dist loadgroup
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-isa stores readers browser pictures spec-page lint format bench bench-peers chaos clean
+.PHONY: help venv demo test test-slow test-all test-isa stores tools browser pictures spec-page lint format bench bench-peers chaos clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,11 +39,8 @@ test: $(READY) ## the test suite, without the slow campaigns
 stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from Debian, azurite from npm) into .stores/
 	$(BIN)/python -m tests.objectstore.packages
 
-# In a place of its own: Daft takes no Arrow as new as ours.
-READERS := $(VENV)/.readers
-readers: $(READY) ## Polars, Daft, datasets and pandas, with which the tests read an output (800 MB)
-	test -x $(READERS)/bin/python || $(PYTHON) -m venv $(READERS)
-	$(READERS)/bin/pip install --quiet duckdb polars daft datasets pandas
+tools: $(READY) ## fetch what people write and read data with (datasets, Polars, Daft, …) into .stores/tools, for their tests
+	$(BIN)/python -m tests.tools.packages
 
 browser: $(READY) ## install Debian's Chromium, in which the pages are tested, where it is absent
 	$(BIN)/python -m tests.support.browser

@@ -30,12 +30,12 @@ def ceph() -> Path:
     """The root of Debian's Ceph, unpacked."""
     if not Path("/usr/bin/python3").exists():
         raise Unavailable("ceph's command line needs Debian's own Python, which is not installed")
-    return _fetched("ceph", _fetch_ceph)
+    return fetched("ceph", _fetch_ceph)
 
 
 def azurite() -> Path:
     """The program that serves Azure's blobs."""
-    return _fetched("azurite", _fetch_azurite) / "node_modules" / ".bin" / "azurite-blob"
+    return fetched("azurite", _fetch_azurite) / "node_modules" / ".bin" / "azurite-blob"
 
 
 def rclone() -> Path:
@@ -63,8 +63,8 @@ def _beside_python(program: str) -> Path:
     return path
 
 
-def _fetched(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The folder of a package, whole or not there: two test runs may fetch at once."""
+def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The folder of a package below CACHE, whole or not there: two test runs may fetch at once."""
     folder = CACHE / name
     if not folder.exists():
         part = CACHE / f"{name}.{uuid.uuid4().hex}"
@@ -86,20 +86,20 @@ def _fetch_ceph(folder: Path) -> None:
             raise Unavailable(f"Ceph is unpacked from Debian's packages, and there is no {program}")
     apt: list[str | Path] = ["apt-get", "-o", "APT::Sandbox::User=root"]
     try:
-        plan = _run("Ceph", [*apt, *_PLAN])
+        plan = run("Ceph", [*apt, *_PLAN])
     except Unavailable:  # a fresh container has no package lists: take them into a folder of our own
         lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
         for place in (lists, cache):
             (place / "partial").mkdir(parents=True)
         apt += ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
-        _run("Ceph", [*apt, "update"])
-        plan = _run("Ceph", [*apt, *_PLAN])
+        run("Ceph", [*apt, "update"])
+        plan = run("Ceph", [*apt, *_PLAN])
     names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
     debs = folder / "debs"
     debs.mkdir()
-    _run("Ceph", [*apt, "download", *(names or CEPH_PACKAGES)], cwd=debs)
+    run("Ceph", [*apt, "download", *(names or CEPH_PACKAGES)], cwd=debs)
     for deb in debs.glob("*.deb"):
-        _run("Ceph", ["dpkg", "-x", deb, folder])
+        run("Ceph", ["dpkg", "-x", deb, folder])
     shutil.rmtree(debs)
     shutil.rmtree(folder / "apt", ignore_errors=True)
 
@@ -107,10 +107,10 @@ def _fetch_ceph(folder: Path) -> None:
 def _fetch_azurite(folder: Path) -> None:
     if shutil.which("npm") is None:
         raise Unavailable("azurite comes from npm, which is not installed")
-    _run("azurite", ["npm", "install", "--prefix", folder, "--no-audit", "--no-fund", "azurite"])
+    run("azurite", ["npm", "install", "--prefix", folder, "--no-audit", "--no-fund", "azurite"])
 
 
-def _run(what: str, argv: list[str | Path], cwd: Path | None = None) -> str:
+def run(what: str, argv: list[str | Path], cwd: Path | None = None) -> str:
     try:
         return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=True, timeout=FETCH_S).stdout
     except subprocess.CalledProcessError as error:

@@ -3,7 +3,7 @@
     python read_plainly.py OUT LINE…    each line is an expression in which `out` is the folder; prints JSON
 
 Nothing of the project is imported, so that the Python may be another one: Daft wants an older Arrow than Stint does.
-`make readers` makes it.
+`make tools` makes it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import json
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("pyarrow.dataset", "pyarrow.parquet", "pandas", "duckdb", "polars", "daft", "datasets")
-PYTHON = Path(__file__).parents[2] / ".venv/.readers/bin/python"
 
 
 def rows(found: Any) -> int:

@@ -15,9 +15,10 @@ import pytest
 
 from jobs.cli import main
 from jobs.reader import done
+from tests.objectstore.packages import needed
 from tests.support.digits_job import Digits
+from tests.tools.packages import python_with_tools
 from tests.whole.nights import ROWS, Nights, WriteSpec
-from tests.whole.read_plainly import PYTHON
 
 RESULTS = (Path(__file__).parents[2] / "docs/RESULTS.md").read_text()
 HERE = ("pyarrow", "duckdb")
@@ -90,17 +91,15 @@ def finished(quantized_digits: Digits, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("below", ["output", "root"])
-@pytest.mark.parametrize("where", ["beside Stint", "make readers"])
+@pytest.mark.parametrize("where", ["beside Stint", "make tools"])
 def test_every_reader_sees_exactly_the_predictions_by_its_plainest_call(finished: Path, where: str, below: str) -> None:
-    python = Path(sys.executable if where == "beside Stint" else os.environ.get("STINT_READERS") or PYTHON)
-    if not python.exists():
-        pytest.skip("Polars, Daft, datasets and pandas are not here: make readers")
+    python = Path(sys.executable) if where == "beside Stint" else needed(python_with_tools)
     folder = finished if below == "output" else next(finished.glob("model=*"))
     lines = [*documented(), *MORE]
     if where == "beside Stint":
         lines = [line for line in lines if line.startswith(HERE)]
     assert seen(python, folder, lines) == dict.fromkeys(lines, 2 * ROWS)
-    if where == "make readers":
+    if where == "make tools":
         assert not [line for line, found in seen(python, folder, [*REFUSED]).items() if isinstance(found, int)]
 
 
