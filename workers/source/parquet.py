@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage
 from workers.source.columns import Link, cells_of, image_columns
 from workers.source.links import image_at
+from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
-"""Column chunks up to this size are read in one request, if all rows are wanted; others are streamed, BUFFER_BYTES at a
-time."""
+"""Column chunks up to this size are read in one request, if all rows are wanted. Of a larger one the pages that hold
+wanted rows are read; or where that cannot be, those before them too, BUFFER_BYTES at a time."""
+TOGETHER_BYTES = 64 * 2**20
+"""Pages of a large column chunk are read together, in one request, up to so many bytes."""
 BUFFER_BYTES = 8 * 2**20
 
 
@@ -34,41 +38,132 @@ def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
 
 
 def row_group_blocks(
-    file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
+    file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard, all or those among `only`.
 
     Raises InputUnreadable and what Arrow raises.
     """
-    columns = [*image_columns(parquet.schema_arrow, how.image), *how.keys]
-    group = parquet.metadata.row_group(rows.row_group)
-    if only is not None or max(chunk_sizes(group, (how.image, *how.keys))) > WHOLE_CHUNK_BYTES:
+    names = [*image_columns(parquet.schema_arrow, how.image), *how.keys]
+    wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
+    large = [leaf for leaf in _leaves(parquet, rows.row_group, names) if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
+    chunk = chunk_of(file, parquet, rows.row_group, large[0].path_in_schema) if len(large) == 1 else None
+    if chunk is None:
+        batches = _from_start(file, parquet, names, rows, streamed=only is not None or bool(large))
+    else:
+        batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+    for first, batch in batches:
+        here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
+        if len(here) < batch.num_rows:
+            batch = batch.take(pa.array([row - first for row in here], pa.int64()))
+        if here:
+            yield from _blocks(batch, index, here, rows.uri, how)
+
+
+def _leaves(parquet: Any, group: int, names: Sequence[str]) -> list[Any]:
+    """Metadata of the column chunks of a row group that are, or lie in, columns of these names."""
+    metadata = parquet.metadata.row_group(group)
+    leaves = map(metadata.column, range(metadata.num_columns))
+    return [leaf for leaf in leaves if any(f"{leaf.path_in_schema}.".startswith(f"{name}.") for name in names)]
+
+
+def _rows_a_batch(size: float, rows: int, together: float) -> int:
+    """How many of `rows`, which have `size` bytes, are about BLOCK_BYTES.
+
+    One, where the largest of them may lie side by side in `together` bytes, and that is too much to hold.
+    """
+    return 1 if together > WHOLE_CHUNK_BYTES else min(1024, max(1, int(BLOCK_BYTES * rows / max(1, size))))
+
+
+def _from_start(
+    file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
+    sizes = [int(leaf.total_uncompressed_size) for leaf in _leaves(parquet, rows.row_group, names)]
+    if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=_rows_a_batch(group),
+        batch_size=_rows_a_batch(
+            sum(sizes), parquet.metadata.row_group(rows.row_group).num_rows, max(sizes, default=0)
+        ),
         row_groups=[rows.row_group],
-        columns=columns,
+        columns=names,
         use_threads=False,
     )
     position = 0
     for batch in batches:
-        wanted: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
-        if only is not None:
-            wanted = [row for row in wanted if row in only]
-        if wanted:
-            places = None if only is None else pa.array([row - position for row in wanted])
-            part = batch.slice(wanted[0] - position, len(wanted)) if places is None else batch.take(places)
-            yield from _blocks(part, index, wanted, rows.uri, how)
+        start, stop = max(rows.row_start - position, 0), min(rows.row_stop - position, batch.num_rows)
+        if start < stop:
+            yield position + start, batch.slice(start, stop - start)
         position += batch.num_rows
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
 
 
-def _rows_a_batch(group: Any) -> int:
-    """Rows of a row group, given its metadata, that are about BLOCK_BYTES."""
-    bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
-    return int(min(1024, max(16, BLOCK_BYTES // bytes_a_row)))
+def _from_pages(
+    file: SourceFile, parquet: Any, chunk: Chunk, names: Sequence[str], rows: Slice, wanted: Sequence[int]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of a slice, each batch with the number of its first, of a row group in which one column chunk is large.
+
+    Of that one only pages with some of the `wanted` rows are read. The other columns are read from the start, and held
+    for the whole slice.
+    """
+    beside = None
+    if others := [name for name in names if name != chunk.name]:
+        small = [batch for _, batch in _from_start(file, parquet, others, rows, streamed=False)]
+        beside = pa.Table.from_batches(small).combine_chunks().to_batches()[0]
+    for start, pages in _runs(chunk, pages_of(file, chunk, rows.row_stop), wanted):
+        size, first = pages[-1].stop - start, pages[0].first_row
+        together = size if start == chunk.start else max(page.stop - page.start for page in pages)
+        a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
+        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES else 0
+        for batch in read_pages(file, chunk, start, pages, a_batch, streamed):
+            begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
+            if begin < end:
+                part = batch.slice(begin - first, end - begin)
+                yield (
+                    begin,
+                    part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
+                )
+            first += batch.num_rows
+
+
+def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterator[tuple[int, Sequence[Page]]]:
+    """Pages that are read together, of all that hold wanted rows, and the byte where reading begins.
+
+    Those that need the dictionary are read from the start of the chunk on: writers give a dictionary up early.
+    """
+    needed = [
+        i for i, page in enumerate(pages) if bisect_left(wanted, page.first_row) < bisect_left(wanted, page.stop_row)
+    ]
+    if by_dictionary := [i for i in needed if pages[i].by_dictionary]:
+        last = by_dictionary[-1]
+        yield chunk.start, pages[: last + 1]
+        needed = [i for i in needed if i > last]
+    while needed:
+        count = 1
+        while (
+            count < len(needed)
+            and needed[count] == needed[0] + count
+            and pages[needed[count]].stop - pages[needed[0]].start <= TOGETHER_BYTES
+        ):
+            count += 1
+        yield pages[needed[0]].start, pages[needed[0] : needed[0] + count]
+        needed = needed[count:]
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """The columns of two batches, and of a struct that is in both the fields of both; where it is null, they are."""
+    columns = dict(zip((field.name for field in one.schema), one.columns, strict=True))
+    for field, column in zip(other.schema, other.columns, strict=True):
+        if field.name in columns:
+            parts = (
+                pa.RecordBatch.from_arrays(x.flatten(), fields=list(x.type)) for x in (columns[field.name], column)
+            )
+            column = _joined(*parts).to_struct_array()
+        columns[field.name] = column
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
 def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec) -> Iterator[RowBlock]:

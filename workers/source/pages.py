@@ -1,0 +1,234 @@
+"""Pages of a Parquet column chunk: where they lie, and how a few of them are read without those before them.
+
+Arrow reads a column chunk from its beginning. But a page that needs no dictionary stands for itself. So Arrow is given
+the very file with a footer in which the chunk is just the pages that are wanted; decompression, checksums and decoding
+stay Arrow's. For columns that do not repeat within a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.source.source_file import InputUnreadable, SourceFile
+
+_FOOTER_MAX = 2**20
+"""A longer footer is not taken apart: it would take seconds."""
+_HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
+"""Of a page header: read at first, and at most, as Arrow does. Statistics may make it long."""
+_BY_DICTIONARY = (2, 8)
+"""Encodings."""
+
+
+class Page(NamedTuple):
+    start: int
+    """Byte in the file at which its header begins."""
+    stop: int
+    first_row: int
+    stop_row: int
+    by_dictionary: bool
+
+
+class Chunk(NamedTuple):
+    """A column chunk that can be read page by page."""
+
+    footer: dict[int, Any]
+    """The file's, as _read gives it."""
+    group: int
+    leaf: int
+    name: str
+    """Its path in the schema."""
+    rows: int
+
+    @property
+    def column(self) -> dict[int, Any]:
+        """ColumnChunk of parquet.thrift."""
+        found: dict[int, Any] = _at(_at(self.footer, 4)[1][self.group], 1)[1][self.leaf]
+        return found
+
+    @property
+    def start(self) -> int:
+        meta = _at(self.column, 3)
+        return int(_at(meta, 11) or _at(meta, 9))
+
+    @property
+    def stop(self) -> int:
+        return self.start + int(_at(_at(self.column, 3), 7))
+
+    @property
+    def growth(self) -> float:
+        """Bytes by which one byte of the file becomes larger in memory."""
+        meta = _at(self.column, 3)
+        return max(1.0, float(_at(meta, 6) / _at(meta, 7)))
+
+
+def chunk_of(file: SourceFile, parquet: Any, group: int, name: str) -> Chunk | None:
+    """The chunk of a column by its path in the schema; None where it has to be read from its beginning."""
+    metadata = parquet.metadata
+    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name]
+    # There may be a flat column and a field of a struct by the same name.
+    if (
+        len(leaves) != 1
+        or metadata.schema.column(leaves[0]).max_repetition_level
+        or metadata.serialized_size > _FOOTER_MAX
+    ):
+        return None
+    file.seek(-8 - metadata.serialized_size, 2)
+    footer, _ = _read(file.read(metadata.serialized_size), 0, _STRUCT)
+    return Chunk(footer, group, leaves[0], name, metadata.row_group(group).num_rows)
+
+
+def pages_of(file: SourceFile, chunk: Chunk, stop_row: int) -> list[Page]:
+    """The pages of a chunk, in order, from the first one on until `stop_row` is reached.
+
+    From the file's page index if it has one, else from their headers, one after the other. Raises InputUnreadable.
+    """
+    # The index does not say which pages need the dictionary.
+    if (index_at := _at(chunk.column, 4)) and not _at(_at(chunk.column, 3), 11):
+        file.seek(index_at)
+        index, _ = _read(file.read(_at(chunk.column, 5)), 0, _STRUCT)
+        starts = [(_at(place, 1), _at(place, 3)) for place in _at(index, 1)[1]]
+        ends = pairwise([*starts, (chunk.stop, chunk.rows)])
+        return [Page(a, b, row, next_row, False) for (a, row), (b, next_row) in ends if row < stop_row]
+    pages: list[Page] = []
+    at, row = chunk.start, 0
+    while at < chunk.stop and row < stop_row:
+        header, body = _header(file, at, chunk.stop)
+        stop = body + _at(header, 3)
+        if not at < stop <= chunk.stop:
+            raise InputUnreadable(f"the page at byte {at} reaches beyond its column chunk")
+        if data := _at(header, 5) or _at(header, 8):  # a page of data, of version 1 or 2
+            next_row = row + _at(data, 1)
+            pages.append(Page(at, stop, row, next_row, _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY))
+            row = next_row
+        at = stop
+    if row < stop_row:
+        raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
+    return pages
+
+
+def _header(file: SourceFile, at: int, end: int) -> tuple[dict[int, Any], int]:
+    """The page header that begins at a byte, and where its page's data begin."""
+    size = _HEADER_BYTES
+    while size <= _HEADER_MAX:
+        file.seek(at)
+        data = file.read(min(size, end - at))
+        try:
+            header, length = _read(data, 0, _STRUCT)
+            return header, at + length
+        except IndexError:
+            size *= 16
+        except ValueError:
+            break
+    raise InputUnreadable(f"the page header at byte {at} is damaged")
+
+
+def read_pages(
+    file: SourceFile, chunk: Chunk, start: int, pages: Sequence[Page], rows_a_batch: int, buffer_size: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of neighbouring pages, as if the file had no other column.
+
+    Reading begins at the byte `start`: the first of the pages, or the chunk's where one needs the dictionary there.
+    Raises what Arrow raises.
+    """
+    size, rows = (_I64, pages[-1].stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
+    meta = {**_at(chunk.column, 3), 5: rows, 7: size, 9: (_I64, pages[0].start), 11: (_I64, start)}
+    if start == pages[0].start:
+        del meta[11]
+    group = _at(chunk.footer, 4)[1][chunk.group]
+    columns = list(_at(group, 1)[1])
+    columns[chunk.leaf] = {**chunk.column, 3: (_STRUCT, meta)}
+    group = {**group, 1: (_LIST, (_STRUCT, columns)), 3: rows}
+    footer = _written(_STRUCT, {**chunk.footer, 3: rows, 4: (_LIST, (_STRUCT, [group]))})
+    whole = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    reader = pq.ParquetFile(
+        file,
+        metadata=pq.read_metadata(pa.BufferReader(whole)),
+        pre_buffer=False,
+        buffer_size=buffer_size,
+        page_checksum_verification=True,
+    )
+    yield from reader.iter_batches(rows_a_batch, columns=[chunk.name], use_threads=False)
+
+
+# ---------------------------------------- Thrift's compact protocol: a struct is (type, value) by number of the field
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _, _STRUCT = range(1, 13)
+
+
+def _at(struct: dict[int, Any], number: int) -> Any:
+    return struct[number][1] if number in struct else None
+
+
+def _read(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    """A value, and where it ends. Raises IndexError where the data end before it, ValueError for what is no value."""
+    if kind in (_I16, _I32, _I64):
+        value, at = _varint(data, at)
+        return (value >> 1) ^ -(value & 1), at
+    if kind == _STRUCT:
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := data[at]:
+            step, of, at = head >> 4, head & 15, at + 1
+            if not step:
+                number, at = _read(data, at, _I16)
+            number += step
+            fields[number] = (of, b"")
+            if of not in (_TRUE, _FALSE):
+                value, at = _read(data, at, of)
+                fields[number] = (of, value)
+        return fields, at + 1
+    if kind in (_LIST, _SET):
+        count, of, at = data[at] >> 4, data[at] & 15, at + 1
+        if count == 15:
+            count, at = _varint(data, at)
+        items = []
+        for _ in range(count):
+            item, at = _read(data, at, of)
+            items.append(item)
+        return (of, items), at
+    if kind == _BINARY:
+        size, at = _varint(data, at)
+    elif kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
+        size = 8 if kind == _DOUBLE else 1
+    else:
+        raise ValueError(kind)
+    if at + size > len(data):
+        raise IndexError(at)
+    return data[at : at + size], at + size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while (byte := data[at]) > 127:
+        value |= (byte & 127) << shift
+        shift, at = shift + 7, at + 1
+    return value | byte << shift, at + 1
+
+
+def _written(kind: int, value: Any) -> bytes:
+    """What _read has read."""
+    if kind in (_I16, _I32, _I64):
+        return _written_varint(value << 1 ^ value >> 63)
+    if kind == _BINARY:
+        return _written_varint(len(value)) + bytes(value)
+    if kind in (_LIST, _SET):
+        of, items = value
+        return bytes([0xF0 | of]) + _written_varint(len(items)) + b"".join(_written(of, item) for item in items)
+    if kind != _STRUCT:
+        return bytes(value)
+    # Numbers of fields in full: the short form is for steps below 16.
+    fields = (bytes([of]) + _written(_I16, number) + _written(of, field) for number, (of, field) in value.items())
+    return b"".join(fields) + b"\0"
+
+
+def _written_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
