@@ -7,6 +7,8 @@ stay Arrow's. For columns that do not repeat within a row.
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ _HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
 """Of a page header: read at first, and at most, as Arrow does. Statistics may make it long."""
 _BY_DICTIONARY = (2, 8)
 """Encodings."""
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class Page(NamedTuple):
@@ -58,6 +61,11 @@ class Chunk(NamedTuple):
     @property
     def stop(self) -> int:
         return self.start + int(_at(_at(self.column, 3), 7))
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is compressed."""
+        return bool(_at(_at(self.column, 3), 4))
 
     @property
     def growth(self) -> float:
@@ -133,11 +141,19 @@ def read_pages(
     """The rows of neighbouring pages, as if the file had no other column.
 
     Reading begins at the byte `start`: the first of the pages, or the chunk's where one needs the dictionary there.
-    Raises what Arrow raises.
+    With a `buffer_size` a page is in memory twice while it is unpacked, and once from then on; without one all that is
+    read is held beside what was unpacked of it, but never copied. Raises InputUnreadable and what Arrow raises.
     """
-    size, rows = (_I64, pages[-1].stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
-    meta = {**_at(chunk.column, 3), 5: rows, 7: size, 9: (_I64, pages[0].start), 11: (_I64, start)}
-    if start == pages[0].start:
+    source: io.RawIOBase = file
+    stop, codec, first = pages[-1].stop, _at(_at(chunk.column, 3), 4), pages[0].start
+    if buffer_size and codec and start < first:
+        parts = list(_unpacked(file, chunk, stop))
+        start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
+        source = _Once(parts, stop)
+        del parts
+    size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
+    meta = {**_at(chunk.column, 3), 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
+    if start == first:
         del meta[11]
     group = _at(chunk.footer, 4)[1][chunk.group]
     columns = list(_at(group, 1)[1])
@@ -146,13 +162,69 @@ def read_pages(
     footer = _written(_STRUCT, {**chunk.footer, 3: rows, 4: (_LIST, (_STRUCT, [group]))})
     whole = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
     reader = pq.ParquetFile(
-        file,
+        source,
         metadata=pq.read_metadata(pa.BufferReader(whole)),
         pre_buffer=False,
         buffer_size=buffer_size,
         page_checksum_verification=True,
     )
     yield from reader.iter_batches(rows_a_batch, columns=[chunk.name], use_threads=False)
+
+
+def _unpacked(file: SourceFile, chunk: Chunk, end: int) -> Iterator[memoryview]:
+    """The pages of a chunk up to a byte, without compression: header, levels if they lie apart, and the rest of each.
+
+    Arrow holds a dictionary that it has unpacked itself twice, for as long as it reads the chunk.
+    """
+    at, codec = chunk.start, pa.Codec(_CODECS[_at(_at(chunk.column, 3), 4)])
+    while at < end:
+        header, body = _header(file, at, end)
+        file.seek(body)
+        data = memoryview(file.read(_at(header, 3)))
+        if 4 in header and zlib.crc32(data) != _at(header, 4) & 0xFFFFFFFF:
+            raise InputUnreadable(f"the page at byte {at} is damaged: its checksum differs")
+        at = body + len(data)
+        version_2 = _at(header, 8) or {}
+        apart = (_at(version_2, 5) or 0) + (_at(version_2, 6) or 0)
+        size = _at(header, 2)
+        rest = data[apart:]
+        if version_2.get(7, (_TRUE,))[0] == _TRUE:
+            rest = memoryview(codec.decompress(rest, size - apart))
+        yield memoryview(_written(_STRUCT, {n: field for n, field in header.items() if n != 4} | {3: (_I32, size)}))
+        yield data[:apart]
+        yield rest
+
+
+class _Once(io.RawIOBase):
+    """Bytes that are read once, from the first to the last, and not held any longer."""
+
+    def __init__(self, parts: list[memoryview], size: int) -> None:
+        self._parts, self._size, self._at = parts[::-1], size, 0
+
+    def read(self, size: int = -1) -> Any:
+        found: list[memoryview] = []
+        while self._parts and size:
+            part = self._parts.pop()
+            found.append(part[:size])
+            size -= len(found[-1])
+            if len(part) > len(found[-1]):
+                self._parts.append(part[len(found[-1]) :])
+        self._at += sum(map(len, found))
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """To what Arrow reads next, or to the end for the size."""
+        self._at = offset + (self._size if whence == 2 else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 # ---------------------------------------- Thrift's compact protocol: a struct is (type, value) by number of the field

@@ -117,7 +117,7 @@ def _from_pages(
         size, first = pages[-1].stop - start, pages[0].first_row
         together = size if start == chunk.start else max(page.stop - page.start for page in pages)
         a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
-        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES else 0
+        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.packed else 0
         for batch in read_pages(file, chunk, start, pages, a_batch, streamed):
             begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
             if begin < end:
@@ -127,6 +127,8 @@ def _from_pages(
                     part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
                 )
             first += batch.num_rows
+            if batch.nbytes > BLOCK_BYTES:
+                pa.default_memory_pool().release_unused()
 
 
 def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterator[tuple[int, Sequence[Page]]]:
