@@ -161,7 +161,8 @@ def _joined(one: Any, other: Any) -> Any:
     for field, column in zip(other.schema, other.columns, strict=True):
         if field.name in columns:
             parts = (
-                pa.RecordBatch.from_arrays(x.flatten(), fields=list(x.type)) for x in (columns[field.name], column)
+                pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(list(x.type)))
+                for x in (columns[field.name], column)
             )
             column = _joined(*parts).to_struct_array()
         columns[field.name] = column
