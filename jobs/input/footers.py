@@ -13,7 +13,7 @@ from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.columns import image_columns
 from workers.source.image_files import FILE_KEYS, keys_schema
-from workers.source.parquet import chunk_sizes, open_parquet
+from workers.source.parquet import open_parquet, parquet_groups
 from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, opened
 from workers.source.webdataset import row_groups
@@ -82,13 +82,9 @@ def _read_footer(source: Source, spec: InputSpec) -> Opened:
         for key in spec.keys:
             if key not in schema.names:
                 raise SpecError(f"input.keys: {source.uri} has no column {key!r}; it has {', '.join(schema.names)}")
-        read = (spec.image, *spec.keys)
         return Opened(
             source=source,
-            groups=tuple(
-                RowGroup(group.num_rows, sum(chunk_sizes(group, read)), number)
-                for number, group in enumerate(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
-            ),
+            groups=tuple(parquet_groups(file, parquet, spec)),
             keys=pa.schema([schema.field(key).with_nullable(True).remove_metadata() for key in spec.keys]),
             columns=tuple(schema.names),
         )

@@ -90,10 +90,11 @@ def chunk_of(file: SourceFile, parquet: Any, group: int, name: str) -> Chunk | N
     return Chunk(footer, group, leaves[0], name, metadata.row_group(group).num_rows)
 
 
-def pages_of(file: SourceFile, chunk: Chunk, stop_row: int) -> list[Page]:
+def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | None = None) -> list[Page]:
     """The pages of a chunk, in order, from the first one on until `stop_row` is reached.
 
-    From the file's page index if it has one, else from their headers, one after the other. Raises InputUnreadable.
+    From the file's page index if it has one, else from their headers, one after the other; those of the first
+    `most_headers` pages where there are more. Raises InputUnreadable.
     """
     # The index does not say which pages need the dictionary.
     if (index_at := _at(chunk.column, 4)) and not _at(_at(chunk.column, 3), 11):
@@ -104,17 +105,16 @@ def pages_of(file: SourceFile, chunk: Chunk, stop_row: int) -> list[Page]:
         return [Page(a, b, row, next_row, False) for (a, row), (b, next_row) in ends if row < stop_row]
     pages: list[Page] = []
     at, row = chunk.start, 0
-    while at < chunk.stop and row < stop_row:
+    while at < chunk.stop and row < stop_row and len(pages) != most_headers:
         header, body = _header(file, at, chunk.stop)
-        stop = body + _at(header, 3)
+        stop = body + header[3][1]
         if not at < stop <= chunk.stop:
             raise InputUnreadable(f"the page at byte {at} reaches beyond its column chunk")
         if data := _at(header, 5) or _at(header, 8):  # a page of data, of version 1 or 2
-            next_row = row + _at(data, 1)
-            pages.append(Page(at, stop, row, next_row, _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY))
-            row = next_row
+            pages.append(Page(at, stop, row, row + data[1][1], data[2 if 5 in header else 4][1] in _BY_DICTIONARY))
+            row = pages[-1].stop_row
         at = stop
-    if row < stop_row:
+    if row < stop_row and len(pages) != most_headers:
         raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
     return pages
 
@@ -127,12 +127,26 @@ def _header(file: SourceFile, at: int, end: int) -> tuple[dict[int, Any], int]:
         data = file.read(min(size, end - at))
         try:
             header, length = _read(data, 0, _STRUCT)
-            return header, at + length
         except IndexError:
             size *= 16
         except ValueError:
             break
+        else:
+            if _is_header(header):
+                return header, at + length
+            break
     raise InputUnreadable(f"the page header at byte {at} is damaged")
+
+
+def _is_header(header: dict[int, Any]) -> bool:
+    """Whether it has what is asked of it, in the types that they have."""
+    i32s = [(header, 2), (header, 3)]
+    for number, fields in ((5, (1, 2)), (8, (1, 4))):
+        if number in header:
+            if header[number][0] != _STRUCT:
+                return False
+            i32s += [(_at(header, number), field) for field in fields]
+    return all(field in struct and struct[field][0] == _I32 for struct, field in i32s)
 
 
 def read_pages(

@@ -14,7 +14,7 @@ from workers.image.errors import BadImage
 from workers.source.columns import Link, cells_of, image_columns
 from workers.source.links import image_at
 from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
-from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
+from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock, RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.lookahead import ahead
 
@@ -24,6 +24,9 @@ wanted rows are read; or where that cannot be, those before them too, BUFFER_BYT
 TOGETHER_BYTES = 64 * 2**20
 """Pages of a large column chunk are read together, in one request, up to so many bytes."""
 BUFFER_BYTES = 8 * 2**20
+PART_BYTES = 16 * 2**20
+MOST_HEADERS = 512
+"""Of pages that are looked through to cut a row group: those of 26 GB where pages hold 100 MB, as DuckDB's do."""
 
 
 def open_parquet(file: Any, *, buffer_size: int = 0) -> pq.ParquetFile:
@@ -37,6 +40,23 @@ def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
     return [int(c.total_compressed_size) for c in chunks if c.path_in_schema.split(".")[0] in wanted]
 
 
+def parquet_groups(file: SourceFile, parquet: Any, how: InputSpec) -> Iterator[RowGroup]:
+    """The row groups of a file. A huge one comes in parts of about PART_BYTES, which begin where a page does.
+
+    Raises InputUnreadable, StoreError, StoreDenied.
+    """
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        chunk, _ = _large_chunk(file, parquet, number, [*image_columns(parquet.schema_arrow, how.image), *how.keys])
+        row, at = 0, chunk.start if chunk else 0
+        for page in pages_of(file, chunk, chunk.rows, MOST_HEADERS)[:-1] if chunk else ():
+            if page.stop - at >= PART_BYTES:
+                yield RowGroup(page.stop_row - row, page.stop - at, number, row)
+                row, at = page.stop_row, page.stop
+        size = chunk.stop - at if chunk else sum(chunk_sizes(group, (how.image, *how.keys)))
+        yield RowGroup(group.num_rows - row, size, number, row)
+
+
 def row_group_blocks(
     file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:
@@ -46,10 +66,9 @@ def row_group_blocks(
     """
     names = [*image_columns(parquet.schema_arrow, how.image), *how.keys]
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
-    large = [leaf for leaf in _leaves(parquet, rows.row_group, names) if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
-    chunk = chunk_of(file, parquet, rows.row_group, large[0].path_in_schema) if len(large) == 1 else None
+    chunk, large = _large_chunk(file, parquet, rows.row_group, names)
     if chunk is None:
-        batches = _from_start(file, parquet, names, rows, streamed=only is not None or bool(large))
+        batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
     else:
         batches = _from_pages(file, parquet, chunk, names, rows, wanted)
     for first, batch in batches:
@@ -58,6 +77,12 @@ def row_group_blocks(
             batch = batch.take(pa.array([row - first for row in here], pa.int64()))
         if here:
             yield from _blocks(batch, index, here, rows.uri, how)
+
+
+def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
+    """The column chunk that is to be read by pages, if there is one; and whether any is too large to be read whole."""
+    large = [leaf for leaf in _leaves(parquet, group, names) if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
+    return chunk_of(file, parquet, group, large[0].path_in_schema) if len(large) == 1 else None, bool(large)
 
 
 def _leaves(parquet: Any, group: int, names: Sequence[str]) -> list[Any]:
