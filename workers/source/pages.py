@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -99,10 +100,9 @@ def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | 
     # The index does not say which pages need the dictionary.
     if (index_at := _at(chunk.column, 4)) and not _at(_at(chunk.column, 3), 11):
         file.seek(index_at)
-        index, _ = _read(file.read(_at(chunk.column, 5)), 0, _STRUCT)
-        starts = [(_at(place, 1), _at(place, 3)) for place in _at(index, 1)[1]]
-        ends = pairwise([*starts, (chunk.stop, chunk.rows)])
-        return [Page(a, b, row, next_row, False) for (a, row), (b, next_row) in ends if row < stop_row]
+        if (places := _places(file.read(_at(chunk.column, 5)))) is not None:
+            ends = pairwise([*places, (chunk.stop, chunk.rows)])
+            return [Page(a, b, row, next_row, False) for (a, row), (b, next_row) in ends if row < stop_row]
     pages: list[Page] = []
     at, row = chunk.start, 0
     while at < chunk.stop and row < stop_row and len(pages) != most_headers:
@@ -117,6 +117,24 @@ def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | 
     if row < stop_row and len(pages) != most_headers:
         raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
     return pages
+
+
+def _places(index: bytes) -> list[tuple[int, int]] | None:
+    """First byte and first row of each page of an OffsetIndex; None where it is written in an unusual form.
+
+    There are tens of thousands. Each is seven numbers: kind of field and value, three times, and the end.
+    """
+    count, at = _varint(index, 2) if index[1] >> 4 == 15 else (index[1] >> 4, 2)
+    data = np.frombuffer(index, np.uint8, offset=at)
+    ends = np.flatnonzero(data < 128)[: 7 * count] + 1
+    if index[0] != 0x19 or len(ends) < 7 * max(1, count):
+        return None
+    starts = np.concatenate([[0], ends[:-1]])
+    shifts = 7 * (np.arange(ends[-1]) - np.repeat(starts, ends - starts))
+    numbers = np.add.reduceat((data[: ends[-1]] & 127).astype(np.int64) << shifts, starts).reshape(count, 7)
+    if (numbers[:, ::2] != (0x16, 0x15, 0x16, 0)).any():
+        return None
+    return list(zip((numbers[:, 1] >> 1).tolist(), (numbers[:, 5] >> 1).tolist(), strict=True))
 
 
 def _header(file: SourceFile, at: int, end: int) -> tuple[dict[int, Any], int]:

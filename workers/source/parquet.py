@@ -152,7 +152,7 @@ def _from_pages(
                     part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
                 )
             first += batch.num_rows
-            if batch.nbytes > BLOCK_BYTES:
+            if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
                 pa.default_memory_pool().release_unused()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.input.footers import open_sources
+from jobs.input.listing import list_input
+from jobs.plan.sharding import bounds, cut
+from jobs.spec.days import today
 from tests.workers.source.test_reading import cells, shard, slices_of
 from workers.contract import InputSpec
 from workers.image.errors import BadImage
@@ -235,6 +240,49 @@ def test_damage_in_a_page_that_is_read_is_found(how: dict[str, Any], tmp_path: P
         assert rows_of(path, 500, 600) == expected(noisy(FULL), range(500, 600))
 
 
+@pytest.mark.parametrize("how", [{}, {"write_page_index": True}, {"use_dictionary": True}], ids=str)
+def test_a_huge_row_group_is_cut_between_pages_by_their_bytes(
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "PART_BYTES", 30_000)
+    path = written(tmp_path / "a.parquet", pa.array(noisy(FULL)), dictionary_pagesize_limit=60_000, **how)
+    spec = InputSpec(uri=str(path), format="parquet", image="image", keys=("id",))
+    ((found,), _) = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    parts = found.groups
+    ends = list(itertools.accumulate((part.rows for part in parts), initial=0))
+    assert [part.row_start for part in parts] == ends[:-1]
+    assert ends[-1] == ROWS
+    assert sum(part.bytes for part in parts) == pq.read_metadata(path).row_group(0).column(1).total_compressed_size
+    assert all(part.bytes < 30_000 + 13_000 for part in parts[1:])
+    assert len(parts) > 10
+    made = cut([found], bounds(ROWS, 1, 256, 100_000))
+    assert made.warnings == ()
+    assert [row for (piece,) in made.shards for row in range(piece.row_start, piece.row_stop)] == list(range(ROWS))
+    monkeypatch.setattr(parquet, "MOST_HEADERS", 10)
+    ((found,), _) = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert sum(part.rows for part in found.groups) == ROWS
+    assert len(found.groups) == len(parts) if "write_page_index" in how else len(found.groups) < 7
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 30_000), byte=st.integers(0, 255), start=st.integers(0, 99), how=st.sampled_from(range(3)))
+def test_whatever_is_damaged_the_file_is_to_blame(
+    place: int, byte: int, start: int, how: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    form: dict[str, Any] = [{}, {"use_dictionary": True, "compression": "snappy"}, {"write_page_index": True}][how]
+    images = noisy(FULL[500:600])
+    path = written(tmp_path_factory.mktemp("damage") / "a.parquet", pa.array(images), **form)
+    data = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(1)
+    first = column.dictionary_page_offset or column.data_page_offset
+    header_near = first + place % 40 if place % 2 else first + place
+    data[header_near] = byte
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch, suppress(InputUnreadable):
+        patch.setattr(parquet, "WHOLE_CHUNK_BYTES", 1000)
+        rows_of(path, start, 100)
+
+
 def test_rows_that_a_plan_has_and_the_file_has_not_are_told(tmp_path: Path) -> None:
     path = written(tmp_path / "a.parquet", pa.array(FULL))
     with pytest.raises(InputUnreadable, match=f"ended at row {ROWS}, {ROWS + 1} planned"):
@@ -251,6 +299,6 @@ def test_thrift_that_is_read_is_written_as_it_was_meant(tmp_path: Path) -> None:
     assert pages._read(again, 0, 12) == (read, len(again))
     other = pq.read_metadata(pa.BufferReader(b"PAR1" + again + len(again).to_bytes(4, "little") + b"PAR1"))
     assert other.to_dict() == {**pq.read_metadata(path).to_dict(), "serialized_size": len(again)}
-    for cut in itertools.chain(range(40), range(40, size, 97)):
+    for length in itertools.chain(range(40), range(40, size, 97)):
         with pytest.raises(IndexError):
-            pages._read(footer[:cut], 0, 12)
+            pages._read(footer[:length], 0, 12)
