@@ -104,7 +104,7 @@ def store(folder: Path, wanted: bool) -> Iterator[str]:
     }  # fmt: skip
     env = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)}
     with started([ministack()], folder / "ministack.log", port=port, env=env):
-        fs = fsspec.filesystem("s3")
+        fs = fsspec.filesystem("s3", skip_instance_cache=True)
         fs.mkdir("bench-groups")
         for name in ("one", "many"):
             fs.put(str(folder / name), f"bench-groups/{name}", recursive=True)

@@ -47,48 +47,31 @@ class Chunk(NamedTuple):
     name: str
     """Its path in the schema."""
     rows: int
-
-    @property
-    def column(self) -> dict[int, Any]:
-        """ColumnChunk of parquet.thrift."""
-        found: dict[int, Any] = _at(_at(self.footer, 4)[1][self.group], 1)[1][self.leaf]
-        return found
-
-    @property
-    def start(self) -> int:
-        meta = _at(self.column, 3)
-        return int(_at(meta, 11) or _at(meta, 9))
-
-    @property
-    def stop(self) -> int:
-        return self.start + int(_at(_at(self.column, 3), 7))
-
-    @property
-    def packed(self) -> bool:
-        """Whether it is compressed."""
-        return bool(_at(_at(self.column, 3), 4))
-
-    @property
-    def growth(self) -> float:
-        """Bytes by which one byte of the file becomes larger in memory."""
-        meta = _at(self.column, 3)
-        return max(1.0, float(_at(meta, 6) / _at(meta, 7)))
+    column: dict[int, Any]
+    """Its ColumnChunk in the footer, and the ColumnMetaData in that."""
+    meta: dict[int, Any]
+    start: int
+    stop: int
+    codec: int
+    """0: it is not compressed."""
+    growth: float
+    """Bytes in memory for a byte of the file, at least 1."""
 
 
 def chunk_of(file: SourceFile, parquet: Any, group: int, name: str) -> Chunk | None:
     """The chunk of a column by its path in the schema; None where it has to be read from its beginning."""
-    metadata = parquet.metadata
-    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name]
+    schema, size = parquet.metadata.schema, parquet.metadata.serialized_size
+    leaves = [i for i in range(parquet.metadata.num_columns) if schema.column(i).path == name]
     # There may be a flat column and a field of a struct by the same name.
-    if (
-        len(leaves) != 1
-        or metadata.schema.column(leaves[0]).max_repetition_level
-        or metadata.serialized_size > _FOOTER_MAX
-    ):
+    if len(leaves) != 1 or schema.column(leaves[0]).max_repetition_level or size > _FOOTER_MAX:
         return None
-    file.seek(-8 - metadata.serialized_size, 2)
-    footer, _ = _read(file.read(metadata.serialized_size), 0, _STRUCT)
-    return Chunk(footer, group, leaves[0], name, metadata.row_group(group).num_rows)
+    file.seek(-8 - size, 2)
+    footer, _ = _read(file.read(size), 0, _STRUCT)
+    column = _at(_at(footer, 4)[1][group], 1)[1][leaves[0]]
+    meta = _at(column, 3)
+    start, size = _at(meta, 11) or _at(meta, 9), _at(meta, 7)
+    rows, growth = parquet.metadata.row_group(group).num_rows, max(1.0, _at(meta, 6) / size)
+    return Chunk(footer, group, leaves[0], name, rows, column, meta, start, start + size, _at(meta, 4), growth)
 
 
 def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | None = None) -> list[Page]:
@@ -98,7 +81,7 @@ def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | 
     `most_headers` pages where there are more. Raises InputUnreadable.
     """
     # The index does not say which pages need the dictionary.
-    if (index_at := _at(chunk.column, 4)) and not _at(_at(chunk.column, 3), 11):
+    if (index_at := _at(chunk.column, 4)) and not _at(chunk.meta, 11):
         file.seek(index_at)
         if (places := _places(file.read(_at(chunk.column, 5)))) is not None:
             ends = pairwise([*places, (chunk.stop, chunk.rows)])
@@ -107,12 +90,16 @@ def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | 
     at, row = chunk.start, 0
     while at < chunk.stop and row < stop_row and len(pages) != most_headers:
         header, body = _header(file, at, chunk.stop)
-        stop = body + header[3][1]
-        if not at < stop <= chunk.stop:
-            raise InputUnreadable(f"the page at byte {at} reaches beyond its column chunk")
-        if data := _at(header, 5) or _at(header, 8):  # a page of data, of version 1 or 2
-            pages.append(Page(at, stop, row, row + data[1][1], data[2 if 5 in header else 4][1] in _BY_DICTIONARY))
-            row = pages[-1].stop_row
+        try:
+            stop, data = body + _at(header, 3), _at(header, 5) or _at(header, 8)  # a page of data, of version 1 or 2
+            if not at < stop <= chunk.stop:
+                raise ValueError(f"it would end at byte {stop}")
+            if data:
+                row_stop, by_dictionary = row + _at(data, 1), _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY
+                pages.append(Page(at, stop, row, row_stop, by_dictionary))
+                row = row_stop
+        except (ValueError, TypeError) as error:
+            raise InputUnreadable(f"the page header at byte {at} is damaged: {error}") from error
         at = stop
     if row < stop_row and len(pages) != most_headers:
         raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
@@ -145,26 +132,12 @@ def _header(file: SourceFile, at: int, end: int) -> tuple[dict[int, Any], int]:
         data = file.read(min(size, end - at))
         try:
             header, length = _read(data, 0, _STRUCT)
+            return header, at + length
         except IndexError:
             size *= 16
         except ValueError:
             break
-        else:
-            if _is_header(header):
-                return header, at + length
-            break
     raise InputUnreadable(f"the page header at byte {at} is damaged")
-
-
-def _is_header(header: dict[int, Any]) -> bool:
-    """Whether it has what is asked of it, in the types that they have."""
-    i32s = [(header, 2), (header, 3)]
-    for number, fields in ((5, (1, 2)), (8, (1, 4))):
-        if number in header:
-            if header[number][0] != _STRUCT:
-                return False
-            i32s += [(_at(header, number), field) for field in fields]
-    return all(field in struct and struct[field][0] == _I32 for struct, field in i32s)
 
 
 def read_pages(
@@ -177,14 +150,14 @@ def read_pages(
     read is held beside what was unpacked of it, but never copied. Raises InputUnreadable and what Arrow raises.
     """
     source: io.RawIOBase = file
-    stop, codec, first = pages[-1].stop, _at(_at(chunk.column, 3), 4), pages[0].start
+    stop, codec, first = pages[-1].stop, chunk.codec, pages[0].start
     if buffer_size and codec and start < first:
         parts = list(_unpacked(file, chunk, stop))
         start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
         source = _Once(parts, stop)
         del parts
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
-    meta = {**_at(chunk.column, 3), 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
+    meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
     if start == first:
         del meta[11]
     group = _at(chunk.footer, 4)[1][chunk.group]
@@ -208,7 +181,7 @@ def _unpacked(file: SourceFile, chunk: Chunk, end: int) -> Iterator[memoryview]:
 
     Arrow holds a dictionary that it has unpacked itself twice, for as long as it reads the chunk.
     """
-    at, codec = chunk.start, pa.Codec(_CODECS[_at(_at(chunk.column, 3), 4)])
+    at, codec = chunk.start, pa.Codec(_CODECS[chunk.codec])
     while at < end:
         header, body = _header(file, at, end)
         file.seek(body)
@@ -253,9 +226,6 @@ class _Once(io.RawIOBase):
         return self._at
 
     def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
         return True
 
 

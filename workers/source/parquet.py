@@ -142,7 +142,7 @@ def _from_pages(
         size, first = pages[-1].stop - start, pages[0].first_row
         together = size if start == chunk.start else max(page.stop - page.start for page in pages)
         a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
-        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.packed else 0
+        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.codec else 0
         for batch in read_pages(file, chunk, start, pages, a_batch, streamed):
             begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
             if begin < end:
@@ -161,23 +161,17 @@ def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterato
 
     Those that need the dictionary are read from the start of the chunk on: writers give a dictionary up early.
     """
-    needed = [
-        i for i, page in enumerate(pages) if bisect_left(wanted, page.first_row) < bisect_left(wanted, page.stop_row)
-    ]
-    if by_dictionary := [i for i in needed if pages[i].by_dictionary]:
-        last = by_dictionary[-1]
-        yield chunk.start, pages[: last + 1]
-        needed = [i for i in needed if i > last]
-    while needed:
-        count = 1
-        while (
-            count < len(needed)
-            and needed[count] == needed[0] + count
-            and pages[needed[count]].stop - pages[needed[0]].start <= TOGETHER_BYTES
-        ):
-            count += 1
-        yield pages[needed[0]].start, pages[needed[0] : needed[0] + count]
-        needed = needed[count:]
+    needed = [p for p in pages if bisect_left(wanted, p.first_row) < bisect_left(wanted, p.stop_row)]
+    if last := max((page.stop for page in needed if page.by_dictionary), default=0):
+        yield chunk.start, [page for page in pages if page.stop <= last]
+    run: list[Page] = []
+    for page in (page for page in needed if page.start >= last):
+        if run and (page.start != run[-1].stop or page.stop - run[0].start > TOGETHER_BYTES):
+            yield run[0].start, run
+            run = []
+        run.append(page)
+    if run:
+        yield run[0].start, run
 
 
 def _joined(one: Any, other: Any) -> Any:
