@@ -47,34 +47,41 @@ WORKERS = 2
 GROUP_BYTES = 64 * 10**6
 
 
-def rows_of(kind: str) -> tuple[list[bytes], int]:
-    """The images, padded photographs, and how many of them are in a group of 64 MB."""
-    pictures = photographs(16, quality=80)
+def rows_of(kind: str) -> list[bytes]:
+    """The images: padded photographs, of 2 KB no pictures."""
+    pictures = photographs(16, quality=80) if kind == "even" else [b"\xff\xd8"]
     noise = np.random.default_rng(0).bytes(2**25)
     sizes = [100_000] * 20_000 if kind == "even" else [30 * 10**6] * 16 + [2000] * 20_000
-    small = [picture for picture in pictures if kind == "even"] or [b"\xff\xd8"]
     images = []
     for number, size in enumerate(sizes):
-        picture, place = small[number % len(small)], number * 1_000_003 % (2**25 - size)
+        picture, place = pictures[number % len(pictures)], number * 1_000_003 % (2**25 - size)
         images.append(picture + noise[place : place + size - len(picture)])
-    return images, 640 if kind == "even" else 2
+    return images
 
 
-def write(path: Path, images: list[bytes], rows_a_group: int, writer: str) -> None:
+def write(path: Path, images: list[bytes], group_bytes: int, writer: str) -> None:
+    """All rows in groups of at most so many bytes, of at least one row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"id": pa.array(range(len(images))), "image": images})
-    if writer == "duckdb":
-        duckdb.from_arrow(table).write_parquet(str(path), row_group_size=max(2048, rows_a_group))
+    if writer == "duckdb" and group_bytes > sum(map(len, images)):
+        duckdb.from_arrow(table).write_parquet(str(path))
         return
     how = {
         "arrow": {},
+        "duckdb": {"use_dictionary": False},  # in groups smaller than 2,048 rows, which it does not write
         "plain": {"compression": "none", "use_dictionary": False},
         "index": {
             "compression": "zstd", "use_dictionary": False, "write_page_index": True, "write_statistics": False,
             "write_batch_size": max(1, 10**6 * len(images) // sum(map(len, images))), "data_page_size": 1,
         },
     }[writer]  # fmt: skip
-    pq.write_table(table, path, row_group_size=rows_a_group, **how)
+    with pq.ParquetWriter(path, table.schema, **how) as out:
+        start = held = 0
+        for number, image in enumerate([*images, None]):
+            if image is None or (held and held + len(image) > group_bytes):
+                out.write_table(table.slice(start, number - start), row_group_size=len(images))
+                start, held = number, 0
+            held += len(image or b"")
 
 
 def read(uri: str) -> None:
@@ -125,12 +132,12 @@ def main() -> None:
         return
     print("input   writer     one group    of 64 MB   ratio      ±  peak MiB  of 64 MB")
     for kind in given.input:
-        images, rows_a_group = rows_of(kind)
+        images = rows_of(kind)
         for writer in given.writer:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
-                write(folder / "one" / "a.parquet", images, len(images), writer)
-                write(folder / "many" / "a.parquet", images, rows_a_group, writer)
+                write(folder / "one" / "a.parquet", images, 2**60, writer)
+                write(folder / "many" / "a.parquet", images, GROUP_BYTES, writer)
                 with store(folder, given.s3) as place:
                     arena = Arena.prepare(folder / "arena", given.score) if given.score else None
                     many, one = [], []

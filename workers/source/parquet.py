@@ -45,9 +45,10 @@ def parquet_groups(file: SourceFile, parquet: Any, how: InputSpec) -> Iterator[R
 
     Raises InputUnreadable, StoreError, StoreDenied.
     """
+    names = [*image_columns(parquet.schema_arrow, how.image), *how.keys]
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
-        chunk, _ = _large_chunk(file, parquet, number, [*image_columns(parquet.schema_arrow, how.image), *how.keys])
+        chunk, _ = _large_chunk(file, parquet, number, names)
         row, at = 0, chunk.start if chunk else 0
         for page in pages_of(file, chunk, chunk.rows, MOST_HEADERS)[:-1] if chunk else ():
             if page.stop - at >= PART_BYTES:
