@@ -83,7 +83,8 @@ def row_group_blocks(
 def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
     """The column chunk that is to be read by pages, if there is one; and whether any is too large to be read whole."""
     large = [leaf for leaf in _leaves(parquet, group, names) if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
-    return chunk_of(file, parquet, group, large[0].path_in_schema) if len(large) == 1 else None, bool(large)
+    alone = len(large) == 1 and large[0].path_in_schema in names  # not a field of a struct that is read with others
+    return chunk_of(file, parquet, group, large[0].path_in_schema) if alone else None, bool(large)
 
 
 def _leaves(parquet: Any, group: int, names: Sequence[str]) -> list[Any]:

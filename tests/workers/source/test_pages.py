@@ -160,6 +160,21 @@ def test_two_large_columns_are_read_from_the_start(tmp_path: Path, paged: list[i
     assert not paged
 
 
+@pytest.mark.parametrize("form", ["text", "struct"])
+def test_a_huge_key_beside_small_images_is_a_huge_column_too(form: str, tmp_path: Path, paged: list[int]) -> None:
+    keys: list[Any] = [str(n) + "-" * 700 for n in range(ROWS)]
+    if form == "struct":
+        keys = [{"text": key, "n": n} for n, key in enumerate(keys)]
+    images = [b"%d" % n for n in range(ROWS)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"id": keys, "image": images}),
+        path, use_dictionary=False, compression="none", data_page_size=6000, write_batch_size=8,
+    )  # fmt: skip
+    assert rows_of(path, 310, 330) == {n: (images[n], keys[n]) for n in range(310, 330)}
+    assert bool(paged) is (form == "text")
+
+
 def test_duckdb_pages(tmp_path: Path, paged: list[int]) -> None:
     table = pa.table({"id": [str(n) for n in range(ROWS)], "image": noisy(IMAGES)})
     path = tmp_path / "a.parquet"
