@@ -74,18 +74,20 @@ def chunk_of(file: SourceFile, parquet: Any, group: int, name: str) -> Chunk | N
     return Chunk(footer, group, leaves[0], name, rows, column, meta, start, start + size, _at(meta, 4), growth)
 
 
-def pages_of(file: SourceFile, chunk: Chunk, stop_row: int, most_headers: int | None = None) -> list[Page]:
-    """The pages of a chunk, in order, from the first one on until `stop_row` is reached.
+def pages_of(file: SourceFile, chunk: Chunk, rows: range, most_headers: int | None = None) -> list[Page]:
+    """The pages of a chunk that hold `rows`, in order.
 
-    From the file's page index if it has one, else from their headers, one after the other; those of the first
-    `most_headers` pages where there are more. Raises InputUnreadable.
+    From the file's page index if it has one, else from their headers, one after the other: then it is all pages from
+    the first one on, and only `most_headers` of them where there are more. Raises InputUnreadable.
     """
+    stop_row = rows.stop
     # The index does not say which pages need the dictionary.
     if (index_at := _at(chunk.column, 4)) and not _at(chunk.meta, 11):
         file.seek(index_at)
         if (places := _places(file.read(_at(chunk.column, 5)))) is not None:
             ends = pairwise([*places, (chunk.stop, chunk.rows)])
-            return [Page(a, b, row, next_row, False) for (a, row), (b, next_row) in ends if row < stop_row]
+            found = (Page(a, b, row, end, False) for (a, row), (b, end) in ends if row < stop_row and end > rows.start)
+            return list(found)
     pages: list[Page] = []
     at, row = chunk.start, 0
     while at < chunk.stop and row < stop_row and len(pages) != most_headers:

@@ -50,7 +50,7 @@ def parquet_groups(file: SourceFile, parquet: Any, how: InputSpec) -> Iterator[R
         group = parquet.metadata.row_group(number)
         chunk, _ = _large_chunk(file, parquet, number, names)
         row, at = 0, chunk.start if chunk else 0
-        for page in pages_of(file, chunk, chunk.rows, MOST_HEADERS)[:-1] if chunk else ():
+        for page in pages_of(file, chunk, range(chunk.rows), MOST_HEADERS)[:-1] if chunk else ():
             if page.stop - at >= PART_BYTES:
                 yield RowGroup(page.stop_row - row, page.stop - at, number, row)
                 row, at = page.stop_row, page.stop
@@ -140,7 +140,7 @@ def _from_pages(
     if others := [name for name in names if name != chunk.name]:
         small = [batch for _, batch in _from_start(file, parquet, others, rows, streamed=False)]
         beside = pa.Table.from_batches(small).combine_chunks().to_batches()[0]
-    for start, pages in _runs(chunk, pages_of(file, chunk, rows.row_stop), wanted):
+    for start, pages in _runs(chunk, pages_of(file, chunk, range(rows.row_start, rows.row_stop)), wanted):
         size, first = pages[-1].stop - start, pages[0].first_row
         together = size if start == chunk.start else max(page.stop - page.start for page in pages)
         a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
