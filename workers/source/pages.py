@@ -81,6 +81,8 @@ def pages_of(file: SourceFile, chunk: Chunk, rows: range, most_headers: int | No
     the first one on, and only `most_headers` of them where there are more. Raises InputUnreadable.
     """
     stop_row = rows.stop
+    if stop_row > chunk.rows:
+        raise InputUnreadable(f"row group {chunk.group} ended at row {chunk.rows}, {stop_row} planned")
     # The index does not say which pages need the dictionary.
     if (index_at := _at(chunk.column, 4)) and not _at(chunk.meta, 11):
         file.seek(index_at)
@@ -158,6 +160,10 @@ def read_pages(
         start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
         source = _Once(parts, stop)
         del parts
+    if 4 in chunk.column:  # the index has no checksum, and would give rows wrong numbers
+        header, _ = _header(file, pages[0].start, chunk.stop)
+        if _at(_at(header, 5) or _at(header, 8) or {}, 1) != pages[0].stop_row - pages[0].first_row:
+            raise InputUnreadable(f"the page at byte {pages[0].start} has other rows than the page index says")
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
     meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
     if start == first:

@@ -298,8 +298,24 @@ def test_whatever_is_damaged_the_file_is_to_blame(
         rows_of(path, start, 100)
 
 
-def test_rows_that_a_plan_has_and_the_file_has_not_are_told(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.parquet", pa.array(FULL))
+def test_an_index_that_counts_rows_otherwise_than_the_pages_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL), write_page_index=True)
+    places = pages._places
+    for shift in (-3, 3):
+        monkeypatch.setattr(
+            pages, "_places", lambda index, by=shift: [(at, row + by * (row == 304)) for at, row in places(index) or ()]
+        )
+        with pytest.raises(InputUnreadable, match=r"a\.parquet"):
+            rows_of(path, 280, 330)
+        with pytest.raises(InputUnreadable, match=r"a\.parquet"):
+            rows_of(path, 307, 312)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_rows_that_a_plan_has_and_the_file_has_not_are_told(index: bool, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL), write_page_index=index)
     with pytest.raises(InputUnreadable, match=f"ended at row {ROWS}, {ROWS + 1} planned"):
         rows_of(path, 500, ROWS + 1)
 
