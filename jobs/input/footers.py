@@ -22,7 +22,7 @@ from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
 from workers.source.image_files import FILE_KEYS, keys_schema
-from workers.source.parquet import chunk_sizes, open_parquet, read_keys
+from workers.source.parquet import chunk_sizes, open_parquet, parquet_groups, read_keys
 from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.source.uris import Refused, resolve_uri
@@ -141,13 +141,12 @@ def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str,
             read, keys, columns = file_columns(parquet.schema_arrow, spec, source.uri)
         except InputUnreadable as error:
             raise _Odd(str(error)) from error
-        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-        if roots is not None and groups:
-            _check_paths(parquet, groups[0], source, spec, roots)
+        if roots is not None and parquet.num_row_groups:
+            _check_paths(parquet, parquet.metadata.row_group(0), source, spec, roots)
         _check_int96(file, parquet, source, spec)
         return Opened(
             source=source,
-            groups=tuple(RowGroup(g.num_rows, sum(chunk_sizes(g, read)), number) for number, g in enumerate(groups)),
+            groups=tuple(parquet_groups(file, parquet, read)),
             keys=pa.schema([field.with_nullable(True).remove_metadata() for field in keys]),
             columns=columns,
         )

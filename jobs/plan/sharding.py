@@ -1,7 +1,8 @@
 """Cutting sources into shards: pure functions of row counts and bytes.
 
-Row groups stay whole and in order; neighbours share a shard while both bounds hold, also across files. Only a row
-group far beyond the bounds is split by rows, with a warning: every piece must read past the rows before it.
+Row groups stay whole and in order; neighbours share a shard while both bounds hold, also across files. A huge row group
+comes in parts that are read alone, which count as row groups here. Only what is far beyond the bounds is split by rows,
+with a warning: every piece must read past the rows before it.
 
 Towards its end a plan is cut finer (guided self-scheduling, Polychronopoulos and Kuck 1987): no shard is larger than
 its share of what is left, so that workers run dry together. Where a worker is late with its last shard, the others find
@@ -115,7 +116,7 @@ class _Filling:
 def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Content:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
     builder = SlicesBuilder()
-    split: list[str] = []
+    split: dict[tuple[str, int], str] = {}
     empty: list[Source] = []
     left = opened_rows(sources) + sum(piece.rows for piece in again)
     shard = _Filling(builder, within)
@@ -130,7 +131,8 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
             pieces = _pieces(group, within, left)
             if len(pieces) > 1 and not (within.small and group.bytes <= SPLIT_FACTOR * within.bytes):
                 size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
-                split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
+                name = f"{source.uri} row group {group.number} ({size}) into {len(pieces)}"
+                split.setdefault((source.uri, group.number), name)
             start = group.row_start
             for rows in pieces:
                 shard.make_room(rows, group.bytes // len(pieces), left)
@@ -145,7 +147,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
     builder.end_shard()
     warning = (
         f"{counted(len(split), 'row group is', 'row groups are')} split, being larger than a shard, and every piece "
-        f"reads past the rows before it; row groups of at most a shard would be read once: {split[0]}"
+        f"reads past the rows before it; row groups of at most a shard would be read once: {next(iter(split.values()))}"
         if split
         else ""
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,14 +22,20 @@ from workers.source.columns import (
     without_views,
 )
 from workers.source.links import image_at
-from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock
-from workers.source.source_file import InputUnreadable
+from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
+from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock, RowGroup
+from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
-"""Column chunks up to this size are read in one request, if all rows are wanted; others are streamed, BUFFER_BYTES at a
-time."""
+"""Column chunks up to this size are read in one request, if all rows are wanted. Of a larger one the pages that hold
+wanted rows are read; or where that cannot be, those before them too, BUFFER_BYTES at a time."""
+TOGETHER_BYTES = 64 * 2**20
+"""Pages of a large column chunk are read together, in one request, up to so many bytes."""
 BUFFER_BYTES = 8 * 2**20
+PART_BYTES = 16 * 2**20
+MOST_HEADERS = 512
+"""Of pages that are looked through to cut a row group: those of 26 GB where pages hold 100 MB, as DuckDB's do."""
 
 
 def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> pq.ParquetFile:
@@ -44,10 +51,15 @@ def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> 
 
 def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
     """Compressed bytes of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
+    return [int(leaf.total_compressed_size) for leaf in _leaves(group, columns)]
+
+
+def _leaves(group: Any, columns: Iterable[str]) -> list[Any]:
+    """Metadata of these column chunks."""
     wanted = {*columns}
     within = tuple(f"{column}." for column in wanted)
-    chunks = (group.column(i) for i in range(group.num_columns))
-    return [int(c.total_compressed_size) for c in chunks if (p := c.path_in_schema) in wanted or p.startswith(within)]
+    leaves = map(group.column, range(group.num_columns))
+    return [leaf for leaf in leaves if (path := leaf.path_in_schema) in wanted or path.startswith(within)]
 
 
 def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
@@ -57,43 +69,150 @@ def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = No
     return keys_of(rows, how, uri)
 
 
+def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
+    """The row groups of a file, of which columns of these `names` are read. A huge one comes in parts of about
+    PART_BYTES, which begin where a page does.
+
+    Raises InputUnreadable, StoreError, StoreDenied.
+    """
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        chunk, _ = _large_chunk(file, parquet, number, names)
+        row, at = 0, chunk.start if chunk else 0
+        for page in pages_of(file, chunk, range(chunk.rows), MOST_HEADERS)[:-1] if chunk else ():
+            if page.stop - at >= PART_BYTES:
+                yield RowGroup(page.stop_row - row, page.stop - at, number, row)
+                row, at = page.stop_row, page.stop
+        size = chunk.stop - at if chunk else sum(chunk_sizes(group, names))
+        yield RowGroup(group.num_rows - row, size, number, row)
+
+
 def row_group_blocks(
-    file: Any, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
+    file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard, all or those among `only`.
 
     Raises InputUnreadable and what Arrow raises.
     """
     schema = parquet.schema_arrow
-    columns = [*image_columns(schema, how.image), *key_columns_read(schema, how)]
-    group = parquet.metadata.row_group(rows.row_group)
-    if only is not None or max(chunk_sizes(group, columns)) > WHOLE_CHUNK_BYTES:
+    names = [*image_columns(schema, how.image), *key_columns_read(schema, how)]
+    wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
+    chunk, large = _large_chunk(file, parquet, rows.row_group, names)
+    if chunk is None:
+        batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
+    else:
+        batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+    for first, batch in batches:
+        here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
+        if len(here) < batch.num_rows:
+            batch = batch.take(pa.array([row - first for row in here], pa.int64()))
+        if here:
+            yield from _blocks(batch, index, here, rows.uri, how)
+
+
+def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
+    """The column chunk that is to be read by pages, if there is one; and whether any is too large to be read whole."""
+    leaves = _leaves(parquet.metadata.row_group(group), names)
+    large = [leaf for leaf in leaves if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
+    alone = len(large) == 1 and large[0].path_in_schema in names  # not a field of a struct that is read with others
+    return chunk_of(file, parquet, group, large[0].path_in_schema) if alone else None, bool(large)
+
+
+def _rows_a_batch(size: float, rows: int, together: float) -> int:
+    """How many of `rows`, which have `size` bytes, are about BLOCK_BYTES.
+
+    One, where the largest of them may lie side by side in `together` bytes, and that is too much to hold.
+    """
+    return 1 if together > WHOLE_CHUNK_BYTES else min(1024, max(1, int(BLOCK_BYTES * rows / max(1, size))))
+
+
+def _from_start(
+    file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
+    leaves = _leaves(parquet.metadata.row_group(rows.row_group), names)
+    sizes = [int(leaf.total_uncompressed_size) for leaf in leaves]
+    if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=_rows_a_batch(group),
+        batch_size=_rows_a_batch(
+            sum(sizes), parquet.metadata.row_group(rows.row_group).num_rows, max(sizes, default=0)
+        ),
         row_groups=[rows.row_group],
-        columns=columns,
+        columns=names,
         use_threads=False,
     )
     position = 0
     for batch in map(without_views, batches):
-        wanted: Sequence[int] = range(max(rows.row_start, position), min(rows.row_stop, position + batch.num_rows))
-        if only is not None:
-            wanted = [row for row in wanted if row in only]
-        if wanted:
-            places = None if only is None else pa.array([row - position for row in wanted])
-            part = batch.slice(wanted[0] - position, len(wanted)) if places is None else batch.take(places)
-            yield from _blocks(part, index, wanted, rows.uri, how)
+        start, stop = max(rows.row_start - position, 0), min(rows.row_stop - position, batch.num_rows)
+        if start < stop:
+            yield position + start, batch.slice(start, stop - start)
         position += batch.num_rows
         if position >= rows.row_stop:
             return
     raise InputUnreadable(f"row group {rows.row_group} ended at row {position}, {rows.row_stop} planned")
 
 
-def _rows_a_batch(group: Any) -> int:
-    """Rows of a row group, given its metadata, that are about BLOCK_BYTES."""
-    bytes_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
-    return int(min(1024, max(16, BLOCK_BYTES // bytes_a_row)))
+def _from_pages(
+    file: SourceFile, parquet: Any, chunk: Chunk, names: Sequence[str], rows: Slice, wanted: Sequence[int]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of a slice, each batch with the number of its first, of a row group in which one column chunk is large.
+
+    Of that one only pages with some of the `wanted` rows are read. The other columns are read from the start, and held
+    for the whole slice.
+    """
+    beside = None
+    if others := [name for name in names if name != chunk.name]:
+        small = [batch for _, batch in _from_start(file, parquet, others, rows, streamed=False)]
+        beside = pa.Table.from_batches(small).combine_chunks().to_batches()[0]
+    for start, pages in _runs(chunk, pages_of(file, chunk, range(rows.row_start, rows.row_stop)), wanted):
+        size, first = pages[-1].stop - start, pages[0].first_row
+        together = size if start == chunk.start else max(page.stop - page.start for page in pages)
+        a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
+        streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.codec else 0
+        for batch in map(without_views, read_pages(file, chunk, start, pages, a_batch, streamed)):
+            begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
+            if begin < end:
+                part = batch.slice(begin - first, end - begin)
+                yield (
+                    begin,
+                    part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
+                )
+            first += batch.num_rows
+            if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
+                pa.default_memory_pool().release_unused()
+
+
+def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterator[tuple[int, Sequence[Page]]]:
+    """Pages that are read together, of all that hold wanted rows, and the byte where reading begins.
+
+    Those that need the dictionary are read from the start of the chunk on: writers give a dictionary up early.
+    """
+    needed = [p for p in pages if bisect_left(wanted, p.first_row) < bisect_left(wanted, p.stop_row)]
+    if last := max((page.stop for page in needed if page.by_dictionary), default=0):
+        yield chunk.start, [page for page in pages if page.stop <= last]
+    run: list[Page] = []
+    for page in (page for page in needed if page.start >= last):
+        if run and (page.start != run[-1].stop or page.stop - run[0].start > TOGETHER_BYTES):
+            yield run[0].start, run
+            run = []
+        run.append(page)
+    if run:
+        yield run[0].start, run
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """The columns of two batches, and of a struct that is in both the fields of both; where it is null, they are."""
+    columns = dict(zip((field.name for field in one.schema), one.columns, strict=True))
+    for field, column in zip(other.schema, other.columns, strict=True):
+        if field.name in columns:
+            parts = (
+                pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(list(x.type)))
+                for x in (columns[field.name], column)
+            )
+            column = _joined(*parts).to_struct_array()
+        columns[field.name] = column
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
 def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec) -> Iterator[RowBlock]:

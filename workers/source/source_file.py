@@ -9,6 +9,9 @@ from fsspec.asyn import AsyncFileSystem
 
 from workers.storage.retries import retrying
 
+PIECE_BYTES = 64 * 2**20
+"""More is read from a store in pieces: a store's library holds an answer twice while it puts it together."""
+
 
 class InputUnreadable(Exception):
     """The source is there and is not what the plan says: not Parquet, no such column, damaged pages."""
@@ -33,6 +36,14 @@ class SourceFile(io.RawIOBase):
         self.fault: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
+        if self.remote and size > PIECE_BYTES:
+            whole: Any = memoryview(bytearray(size))
+            filled = 0
+            while piece := self.read(min(PIECE_BYTES, size - filled)):
+                whole[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            found: bytes = whole[:filled]
+            return found
         try:
             # A failed read leaves the position where it was.
             return bytes(retrying(lambda: self._file.read(size), self.path))

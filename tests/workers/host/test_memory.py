@@ -378,6 +378,28 @@ def test_a_row_group_of_a_gib_keeps_to_a_bound(score: Callable[..., list[dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [{}, {"use_dictionary": False}, {"use_dictionary": False, "compression": "none"}], ids=str
+)
+def test_sixteen_pictures_of_30_mb_before_20_000_small_ones_keep_to_a_bound(
+    how: dict[str, Any], score: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """In one row group, and the large ones in one page, or in the dictionary."""
+    file, image, rows = tmp_path / "uneven.parquet", small_jpeg(), 16 + 20_000
+    noise = np.random.default_rng(0).bytes(31 * MIB)
+    images = [image + noise[n << 10 : 30 * MIB + (n << 10)] for n in range(16)]
+    images += [image + noise[n << 8 : 1300 + (n << 8)] for n in range(20_000)]
+    pq.write_table(pa.table({"image": images}), file, row_group_size=rows, **how)
+    del images
+    whole = pinned(file, rows)
+    told = score(
+        1500 * MIB, *(replace(whole, row_start=at, row_stop=min(rows, at + 2502)) for at in range(0, rows, 2502))
+    )
+    assert sum(result["rows_ok"] for result in told[1:]) == rows
+    report(f"16 x 30 MiB before 20,000 small ones, {how}", told)
+
+
+@pytest.mark.slow
 def test_a_shard_of_50_000_rows_keeps_to_a_bound(score: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
     file = tmp_path / "many.parquet"
     rows = 50_000

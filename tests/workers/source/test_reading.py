@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.input.footers import open_sources, opened_rows
 from jobs.input.listing import list_input
@@ -231,6 +232,19 @@ def test_a_flipped_bit_in_a_page_is_found_and_blamed_on_the_source(tmp_path: Pat
     path.write_bytes(data)
     with pytest.raises(InputUnreadable, match=r"a\.parquet"):
         cells(ShardReader(shard(slices_of(path, (0, 0, 100))), PARQUET))
+
+
+def test_much_is_read_from_a_store_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_file, "PIECE_BYTES", 1000)
+    fs = MemoryFileSystem()
+    fs.pipe_file("/much", bytes(range(250)) * 20)
+    file = SourceFile(fs, "/much")
+    file.remote = True
+    file.seek(5)
+    assert bytes(file.read(2500)) == (bytes(range(250)) * 20)[5:2505]
+    assert file.tell() == 2505
+    assert bytes(file.read(9000)) == (bytes(range(250)) * 20)[2505:]
+    assert file.read(9000) == b""
 
 
 def test_a_fault_of_storage_is_not_blamed_on_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
