@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -29,10 +30,12 @@ from jobs.input.passed_over import (
     NO_FILE,
     NO_TEXT,
     OTHER_NAME,
+    OWN,
     passed_over_lines,
 )
 from jobs.spec.days import Days
 from workers.contract import InputSpec
+from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 
 DAY = Days(date(2026, 3, 1), date(2026, 3, 1))
@@ -184,6 +187,31 @@ def test_a_folder_before_its_delivery_is_empty(tmp_path: Path, beside: tuple[str
     assert listed(tmp_path).sources == []
 
 
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        *(("", "_DSC{n}.JPG"), ("", "_images/{n}.jpg"), ("*", "_images/{n}.jpg"), ("*.JPG", "_DSC{n}.JPG")),
+        ("**/*.jpg", "x/_MG_{n}.jpg"),
+    ],
+)
+def test_a_folder_full_of_hidden_files_that_are_called_like_data_is_an_error(
+    tmp_path: Path, uri: str, name: str
+) -> None:
+    put(tmp_path, *(name.format(n=n) for n in range(40)))
+    with pytest.raises(NothingThere, match=r"40 hidden .*, as .*/_") as error:
+        listed(tmp_path / uri)
+    assert "rename what is hidden, or name its folder in input.uri" in error.value.next_step
+
+
+def test_hidden_files_of_a_writer_under_way_are_no_delivery_and_wildcards_count_them(tmp_path: Path) -> None:
+    put(tmp_path, *(f"_temporary/0/{n}.jpg" for n in range(40)), *(f".trash/{n}.jpg" for n in range(40)))
+    for uri in ("", "*"):
+        found = listed(tmp_path / uri)
+        assert (found.sources, counts(found)) == ([], {HIDDEN: 80})
+    put(tmp_path, "a.jpg", "_DSC1.jpg", "_b.txt")
+    assert counts(listed(tmp_path / "*.jpg")) == {HIDDEN: 1}
+
+
 # ------------------------------------------------------------------------------------------------ links
 
 
@@ -234,14 +262,129 @@ def test_a_file_that_is_reached_twice_is_taken_once_by_the_name_that_is_claimed(
         (tmp_path / snapshot / "a.jpg").symlink_to("../blobs/0f3c")
     (tmp_path / "again").symlink_to("s1")
     found = listed(tmp_path)
-    assert names(found, tmp_path) == ["blobs/0f3c", "blobs/1d2e"]
+    assert names(found, tmp_path) == ["again/a.jpg", "blobs/1d2e"]  # a name that says what it is, before a hash
     assert counts(found) == {OTHER_NAME: 3}
     claimed = {f"{tmp_path}/s2/a.jpg": "v"}
     assert names(listed(tmp_path, claimed=claimed), tmp_path) == ["blobs/1d2e", "s2/a.jpg"]
     (tmp_path / "s2/hard.jpg").hardlink_to(tmp_path / "blobs/1d2e")  # a file like any other
-    assert names(listed(tmp_path), tmp_path) == ["blobs/0f3c", "blobs/1d2e", "s2/hard.jpg"]
+    assert names(listed(tmp_path), tmp_path) == ["again/a.jpg", "blobs/1d2e", "s2/hard.jpg"]
     spec = InputSpec(uri=(f"{tmp_path}/s2", f"{tmp_path}/s1"), format="images")
     assert names(list_input(spec, DAY, {}), tmp_path) == ["s1/a.jpg", "s2/hard.jpg"]
+
+
+def test_a_link_or_a_folder_that_comes_later_is_no_new_file(tmp_path: Path) -> None:
+    put(tmp_path, "store/1.jpg", "store/2.jpg")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/current").symlink_to("../store")
+    claimed = {source.uri: source.version for source in listed(tmp_path / "in").sources}
+    assert [*claimed] == [f"{tmp_path}/in/current/1.jpg", f"{tmp_path}/in/current/2.jpg"]
+    (tmp_path / "in/alpha").symlink_to("../store")
+    (tmp_path / "in/beta").symlink_to("current")
+    found = listed(tmp_path / "in", claimed=claimed)
+    assert ([s.uri for s in found.sources], counts(found)) == ([*claimed], {OTHER_NAME: 4})
+    (tmp_path / "store").rename(tmp_path / "in/store")
+    (tmp_path / "store").symlink_to("in/store")
+    assert [s.uri for s in listed(tmp_path / "in", claimed=claimed).sources] == [*claimed]
+
+
+@pytest.mark.parametrize(
+    ("uri", "links"),
+    [
+        ("in/2026-*", {"in/2026-latest": "2026-03-01"}),
+        ("in/*", {"in/2026-latest": "2026-03-01"}),
+        ("in/*/*", {"in/2026-latest": "2026-03-01"}),
+        ("in/*", {"in/self": "."}),
+        (["in/2026-03-01", "in/b"], {"in/b/l": "../2026-03-01"}),
+        (["in/b", "in/2026-03-01"], {"in/b/l": "../2026-03-01"}),
+        (["in/latest.jpg", "in"], {"in/latest.jpg": "2026-03-01/0.jpg"}),
+    ],
+)
+def test_wildcards_and_several_places_take_a_file_once(tmp_path: Path, uri: Any, links: dict[str, str]) -> None:
+    put(tmp_path, *(f"in/2026-03-01/{n}.jpg" for n in range(5)), *(["in/b/x.jpg"] if isinstance(uri, list) else []))
+    for link, target in links.items():
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(target)
+    uris = tuple(f"{tmp_path}/{one}" for one in ([uri] if isinstance(uri, str) else uri))
+    found = list_input(InputSpec(uri=uris, format="images"), DAY, {})
+    assert names(found, f"{tmp_path}/in") == [f"2026-03-01/{n}.jpg" for n in range(5)] + ["b/x.jpg"] * (len(uris) - 1)
+
+
+def test_a_day_whose_folder_is_a_link_to_another_days_is_taken_once(tmp_path: Path) -> None:
+    put(tmp_path, "2026-02-28/a.jpg")
+    (tmp_path / "2026-03-01").symlink_to("2026-02-28")
+    days = Days(date(2026, 2, 27), date(2026, 3, 1))
+    found = list_input(InputSpec(uri=f"{tmp_path}/{{as_of}}/", days=3, format="images"), days, {})
+    assert names(found, tmp_path) == ["2026-02-28/a.jpg"]
+
+
+def test_a_link_to_what_is_left_out_by_its_own_name_is_followed(tmp_path: Path) -> None:
+    put(tmp_path, "releases/7/a.jpg")
+    (tmp_path / "current").symlink_to("releases/7")
+    spec = InputSpec(uri=(str(tmp_path), f"!{tmp_path}/releases/"), format="images")
+    assert names(list_input(spec, DAY, {}), tmp_path) == ["current/a.jpg"]
+
+
+def test_links_within_links_end(tmp_path: Path) -> None:
+    for n in range(12):  # which has more than 10**8 ways through
+        put(tmp_path, f"{n}/{n}.jpg")
+        for other in {*range(12)} - {n}:
+            (tmp_path / f"{n}/to{other}").symlink_to(f"../{other}")
+    assert names(listed(tmp_path), tmp_path) == sorted(f"{n}/{n}.jpg" for n in range(12))
+
+
+def test_a_link_into_the_output_is_named_and_not_followed(tmp_path: Path) -> None:
+    put(tmp_path, "in/a.parquet", "out/data/b.parquet", "out2/c.parquet")
+    (tmp_path / "in/folder").symlink_to("../out")
+    (tmp_path / "in/b.parquet").symlink_to("../out/data/b.parquet")
+    (tmp_path / "in/c.parquet").symlink_to("../out2/c.parquet")
+    found = listed(tmp_path / "in", "parquet", own=f"{tmp_path}/out")
+    assert (names(found, tmp_path / "in"), counts(found)) == (["a.parquet", "c.parquet"], {OWN: 2})
+
+
+@pytest.mark.parametrize(("error", "why"), [(errno.EACCES, DENIED), (errno.ENAMETOOLONG, DEAD), (errno.EIO, "")])
+def test_a_link_behind_a_fault_leads_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, why: str
+) -> None:
+    put(tmp_path, "in/a.jpg")
+    (tmp_path / "in/l.jpg").symlink_to("../a.jpg")
+    (tmp_path / "in/l.txt").symlink_to("../a.jpg")
+    right = os.stat
+
+    def stat(path: Any, **given: Any) -> os.stat_result:
+        if str(path).startswith(f"{tmp_path}/in/l"):
+            raise OSError(error, os.strerror(error), path)
+        return right(path, **given)
+
+    monkeypatch.setattr(below.os, "stat", stat)
+    monkeypatch.setattr("workers.storage.retries.sleep", lambda _: None)
+    for uri in ("in", "in/*"):
+        if not why:
+            with pytest.raises(StoreError):
+                listed(tmp_path / uri)
+            continue
+        found = listed(tmp_path / uri)
+        assert names(found, tmp_path) == ["in/a.jpg"]
+        assert counts(found)[why] == (1 if why == DENIED else 2)
+        assert [*found.unreadable] == ([f"{tmp_path}/in/l.jpg"] if why == DENIED else [])
+
+
+def test_a_place_that_is_neither_file_nor_folder_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "dead").symlink_to("nowhere")
+    for name, says in (("pipe", f"1 {NO_FILE}, as"), ("self", "there is nothing at"), ("dead", "there is nothing at")):
+        with pytest.raises(NothingThere, match=f"{says} .*/{name}"):
+            listed(tmp_path / name)
+
+
+def test_names_that_are_not_utf_8_can_be_shown(tmp_path: Path) -> None:
+    put(tmp_path, *map(os.fsdecode, (b"_h\xe9.jpg", b"n\xe9.jpg", b"t\xe9.txt")))
+    for name, target in ((b"dead\xe9.jpg", "nowhere"), (b"loop\xe9", ".")):
+        (tmp_path / os.fsdecode(name)).symlink_to(target)
+    os.mkfifo(tmp_path / os.fsdecode(b"p\xe9.jpg"))
+    found = listed(tmp_path, delivered=False)
+    assert counts(found) == {HIDDEN: 1, NO_TEXT: 2, DEAD: 1, LOOP: 1, NO_FILE: 1}
+    assert all(example.isascii() and "\\xe9" in example for _, _, example in found.passed_over)
 
 
 # ---------------------------------------------------------------------------------------- may not be read
@@ -255,19 +398,49 @@ def test_files_that_nobody_may_read_are_named(tmp_path: Path, monkeypatch: pytes
     found = listed(tmp_path, claimed={f"{tmp_path}/known.jpg": "v"})
     assert names(found, tmp_path) == ["a.jpg", "known.jpg"]
     assert counts(found)[DENIED] == 1
-    assert names(listed(tmp_path, "parquet"), tmp_path) == ["c.parquet", "d.parquet"]  # its footer says so, by name
+    assert [*found.unreadable] == [f"{tmp_path}/b.jpg"]
+    found = listed(tmp_path, "parquet")
+    assert (names(found, tmp_path), [*found.unreadable]) == (["d.parquet"], [f"{tmp_path}/c.parquet"])
 
 
-def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "a.jpg", "sub/b.jpg")
+@pytest.mark.parametrize("format", ["images", "parquet"])
+@pytest.mark.parametrize("uri", ["", "*", "*/*", "**", "**/*.jpg"])
+def test_a_folder_that_may_not_be_listed_is_named_and_the_rest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, format: str
+) -> None:
+    put(tmp_path, "in/x/a.jpg", "in/sub/b.jpg")
 
     def scandir(path: str, right: Any = os.scandir) -> Any:
-        if path.endswith("/sub"):
+        if path.rstrip("/").endswith("/sub"):
             raise PermissionError(path)
         return right(path)
 
     monkeypatch.setattr(below.os, "scandir", scandir)
-    with pytest.raises(SpecError, match=r"cannot list .*/sub"):
+    found = listed(tmp_path / "in" / uri, format, delivered=False)
+    assert names(found, tmp_path) == (["in/x/a.jpg"] if format == "images" else [])
+    assert counts(found)[DENIED] == 1
+    assert [*found.unreadable] == [f"{tmp_path}/in/sub/"]
+    monkeypatch.setattr(below.os, "scandir", lambda path: scandir(f"{path}/sub"))
+    with pytest.raises(SpecError, match=r"cannot list .*"):
+        listed(tmp_path / "in")
+    monkeypatch.undo()
+
+
+def test_a_file_whose_first_bytes_cannot_be_read_is_named_and_many_are_a_fault_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "0a", "1b", *(f"many/{n}" for n in range(20)))
+
+    def broken(call: Any, url: str) -> Any:
+        if "/many/" in url or url.endswith("/0a"):
+            raise StoreError(f"{url}: Input/output error")
+        return call()
+
+    monkeypatch.setattr(jobs.input.kinds, "retrying", broken)
+    spec = InputSpec(uri=(str(tmp_path), "!**/many/"), format="images")
+    found = list_input(spec, DAY, {})
+    assert (names(found, tmp_path), [*found.unreadable]) == (["1b"], [f"{tmp_path}/0a"])
+    with pytest.raises(StoreError, match="could not be read"):
         listed(tmp_path)
 
 
