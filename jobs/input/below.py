@@ -66,7 +66,16 @@ def as_listed(info: Mapping[str, Any], why: str = "") -> Below:
     return Below(str(info["name"]), int(info["size"]), version, why, former="" if former == version else former)
 
 
-def local_file(path: str, facts: os.stat_result, *, linked: bool) -> Below:
+def at_link(path: str, *, linked: bool) -> Below | str:
+    """What a local path leads to, if it is a link: a file, or the path itself of a folder. Raises StoreError."""
+    try:
+        facts = retrying(lambda: os.stat(path), path)  # noqa: PTH116
+    except (NotFound, StoreDenied) as error:
+        return Below(path, 0, "", DENIED if isinstance(error, StoreDenied) else DEAD)
+    return path if stat.S_ISDIR(facts.st_mode) else _file(path, facts, linked)
+
+
+def _file(path: str, facts: os.stat_result, linked: bool) -> Below:
     """What there is at a local path that is no folder."""
     if not stat.S_ISREG(facts.st_mode):
         return Below(path, 0, "", NO_FILE)
@@ -74,14 +83,6 @@ def local_file(path: str, facts: os.stat_result, *, linked: bool) -> Below:
     if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
         why = NO_TEXT
     return Below(path, facts.st_size, local_version(facts), why, facts.st_ino, linked)
-
-
-def at_link(path: str) -> os.stat_result | Below:
-    """Facts of what a link leads to, or why it leads nowhere. Raises StoreError."""
-    try:
-        return retrying(lambda: os.stat(path), path)  # noqa: PTH116
-    except (NotFound, StoreDenied) as error:
-        return Below(path, 0, "", DENIED if isinstance(error, StoreDenied) else DEAD)
 
 
 def real_folder(folder: str) -> str:
@@ -114,10 +115,10 @@ def _walked(root: str) -> Iterator[Below]:
             yield from _children(folder, folders)
         except OSError as error:
             cause = cause_of(error)
-            if not folder.real or (cause is Cause.DENIED and folder.path != root):
+            if not folder.real or cause is Cause.DENIED:
                 yield Below(f"{folder.path}/", 0, "", DENIED if folder.real else HIDDEN)
             elif cause is not Cause.MISSING:  # else removed since
-                raise (StoreDenied if cause is Cause.DENIED else StoreError)(f"{folder.path}: {error}") from error
+                raise StoreError(f"{folder.path}: {error}") from error
 
 
 def _children(folder: _Folder, folders: list[_Folder]) -> Iterator[Below]:
@@ -131,23 +132,18 @@ def _children(folder: _Folder, folders: list[_Folder]) -> Iterator[Below]:
             elif no_file:
                 yield Below(path, 0, "", HIDDEN)
             elif entry.is_symlink():
-                facts = at_link(path)
-                if isinstance(facts, Below):
-                    yield facts
-                elif not stat.S_ISDIR(facts.st_mode):
-                    yield local_file(path, facts, linked=True)
+                there, above = at_link(path, linked=True), (*folder.above, real)
+                if isinstance(there, Below):
+                    yield there
+                elif any(one.startswith(target := real_folder(path)) for one in above):
+                    yield Below(path, 0, "", LOOP)
                 else:
-                    target, above = real_folder(path), (*folder.above, real)
-                    if any(one.startswith(target) for one in above):
-                        yield Below(path, 0, "", LOOP)
-                    else:
-                        folders.append(_Folder(path, target, True, above))
+                    folders.append(_Folder(path, target, True, above))
             else:
                 try:
-                    facts = entry.stat()
+                    yield _file(path, entry.stat(), folder.linked)
                 except FileNotFoundError:  # removed since
                     continue
-                yield local_file(path, facts, linked=folder.linked)
 
 
 def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:

@@ -69,7 +69,7 @@ def format_named(lower: str) -> str | None:
 
 def is_data(relative: str, format: str) -> bool:
     """Whether what is hidden is called like data: of a camera (`_DSC0001.JPG`) rather than of a writer under way."""
-    return not _UNDER_WAY.search(relative) and by_name(relative.rpartition("/")[2], format) == ""
+    return not _UNDER_WAY.search(relative) and format_named(relative.lower()) == format
 
 
 def is_beside(why: str) -> bool:

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.below import Below, as_listed, at_link, files_below, hidden, local_file, real_folder
+from jobs.input.below import Below, as_listed, at_link, files_below, hidden, real_folder
 from jobs.input.kinds import ASK, WHAT, by_first_bytes, by_name, format_named, is_beside, is_data
 from jobs.input.manifest import pin_entries, read_entries
-from jobs.input.passed_over import (
-    ARCHIVED,
-    DEAD,
-    DENIED,
-    EMPTY,
-    FOLDER_MARKER,
-    HIDDEN,
-    OTHER_NAME,
-    OWN,
-    PassedOver,
-    passed_over_lines,
-)
+from jobs.input.passed_over import ARCHIVED, DEAD, DENIED, EMPTY, FOLDER_MARKER, HIDDEN, OTHER_NAME, OWN, PassedOver
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
@@ -43,7 +31,6 @@ from workers.storage.filesystems import full_url, is_local, open_filesystem, ver
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
-_Found = TypeVar("_Found")
 Claimed = Callable[[Sequence[str]], Mapping[str, str]]
 """The versions in which plans have last claimed some of these URIs."""
 
@@ -114,7 +101,7 @@ def list_input(
     sources, passed = taken.each_once(claimed), taken.passed
     if delivered and not sources and passed.is_much():
         raise NothingThere(
-            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed_over_lines(passed.rows())[0]}",
+            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed.line()}",
             passed.way_out(spec.format),
         )
     return Listing(sources, tuple(absent), named_once(passed.unreadable | unreadable), passed.rows())
@@ -140,9 +127,11 @@ class _Taken:
     def add(self, url: str) -> None:
         """What is at a URL. Raises NotFound, StoreError, StoreDenied."""
         fs, named = open_filesystem(url)
-        scheme, above = full_url(fs, named).removesuffix(named), len(split_pattern(named)[0])
+        scheme, above = full_url(fs, named).removesuffix(named), split_pattern(named)[0]
         for path, size, version, why, inode, linked, former in _found(url):
             uri = scheme + path
+            if why == DENIED and path == f"{above}/":
+                raise StoreDenied(f"{above}: permission denied")
             if self.excluded(uri):
                 continue
             if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
@@ -155,7 +144,7 @@ class _Taken:
                 why = OWN
             if why and (why not in _UNSURE or not version):
                 self._pass(uri, why)
-                self.passed.hidden += why == HIDDEN and is_data(path[above:], self._format)
+                self.passed.hidden += why == HIDDEN and is_data(path.removeprefix(above), self._format)
                 continue
             self.sources.append(Source(uri, size, version))
             self._inodes.append(inode)
@@ -202,13 +191,10 @@ class _Taken:
             by_file.setdefault(os.path.realpath(uri), set()).add(uri)
         several = [names for names in by_file.values() if len(names) > 1]
         known = claimed([uri for names in several for uri in names]) if several else {}
-
-        def rank(uri: str) -> tuple[bool, bool, bool, str]:
-            return uri not in known, by_name(uri.rpartition("/")[2], self._format) != "", uri in self._links, uri
-
         second = set[str]()
         for names in several:
-            second |= names - {min(names, key=rank)}
+            named = {uri for uri in names if format_named(uri.lower()) == self._format}
+            second |= names - {min(names, key=lambda u: (u not in known, u not in named, u in self._links, u))}
         for uri in second:
             self._pass(uri, OTHER_NAME)
         return second
@@ -270,12 +256,10 @@ def _found(url: str) -> Iterator[Below]:
             raise
         yield from chain([first], found)
         return
-    facts = at_link(path) if is_local(url) else None
-    if isinstance(facts, Below):
-        yield facts
-    elif facts and not stat.S_ISDIR(facts.st_mode):
-        yield local_file(path, facts, linked=os.path.realpath(path) != path)
-    elif facts or root["type"] != "file":
+    there = at_link(path, linked=os.path.realpath(path) != path) if is_local(url) else None
+    if isinstance(there, Below):
+        yield there
+    elif there or root["type"] != "file":
         yield from files_below(fs, path, url)
     elif (url.endswith("/") or not root["size"]) and (first := next(files := files_below(fs, path, url), None)):
         yield Below(path, 0, "", FOLDER_MARKER)  # an object with the folder's own name, which hides it from libraries
@@ -290,64 +274,52 @@ def _matching(fs: Any, path: str, url: str) -> Iterator[Below]:
     Folder by folder down to the first `**`, so that only what may match is listed.
     """
     above, parts = split_pattern(path)
-
-    def or_denied(folder: str, found: Iterator[_Found]) -> Iterator[_Found | Below]:
-        try:
-            yield from found
-        except StoreDenied:
-            if folder == above:
-                raise
-            yield Below(f"{folder}/", 0, "", DENIED)
-
     folders = [above]
     for number, part in enumerate(parts):
         if part == "**":
             for folder in folders:
                 named = re.compile(f"{re.escape(folder)}/{covering('/'.join(parts[number:]))}", re.DOTALL)
                 with suppress(NotFound):
-                    for file in or_denied(folder, files_below(fs, folder, url)):
+                    for file in files_below(fs, folder, url):
                         if named.fullmatch(file.path) or (file.why == DENIED and not file.version):
                             yield file
             return
         last, inner = number == len(parts) - 1, list[str]()
-        for child in (one for folder in folders for one in or_denied(folder, _children(fs, folder, part, url))):
+        for child in (child for folder in folders for child in _children(fs, folder, part, url)):
             if isinstance(child, str):
                 inner.append(child)
             elif last and child.why == HIDDEN and child.path.endswith("/"):
-                folder = child.path.rstrip("/")
-                yield from (Below(one.path, 0, "", HIDDEN) for one in or_denied(folder, files_below(fs, folder, url)))
+                yield from (Below(one.path, 0, "", HIDDEN) for one in files_below(fs, child.path[:-1], url))
             elif last or child.path.endswith("/") or (child.why in (DEAD, DENIED) and not child.version):
                 yield child
         folders = inner
     for folder in folders:
-        yield from or_denied(folder, files_below(fs, folder, url))
+        yield from files_below(fs, folder, url)
 
 
 def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str]:
     """What in a folder has this name, or one that it stands for: files, and paths of folders."""
-    with suppress(NotFound):
-        if not is_pattern(part):
-            infos = [retrying(lambda: fs.info(f"{folder}/{part}"), url)]
+    wild, linked = is_pattern(part), is_local(url) and real_folder(folder) != f"{folder}/"
+    try:
+        infos = retrying(lambda: fs.ls(folder, detail=True) if wild else [fs.info(f"{folder}/{part}")], url)
+    except NotFound:
+        return
+    except StoreDenied:
+        yield Below(f"{folder}/", 0, "", DENIED)
+        return
+    for info in infos:
+        path = str(info["name"]).rstrip("/")
+        name = path.rpartition("/")[2]
+        if wild and not re.fullmatch(of_name(part), name, re.DOTALL):
+            continue
+        if wild and hidden(name):
+            yield Below(f"{path}/" if info["type"] == "directory" else path, 0, "", HIDDEN)
+        elif is_local(url):
+            yield at_link(path, linked=linked or bool(info["islink"]))
+        elif info["type"] == "directory":
+            yield path
         else:
-            infos = retrying(lambda: fs.ls(folder, detail=True), url)
-        linked = is_local(url) and real_folder(folder) != f"{folder}/"
-        for info in infos:
-            path = str(info["name"]).rstrip("/")
-            name = path.rpartition("/")[2]
-            if is_pattern(part) and not re.fullmatch(of_name(part), name, re.DOTALL):
-                continue
-            if is_pattern(part) and hidden(name):
-                yield Below(f"{path}/" if info["type"] == "directory" else path, 0, "", HIDDEN)
-                continue
-            facts = at_link(path) if is_local(url) else None
-            if isinstance(facts, Below):
-                yield facts
-            elif info["type"] == "directory" or (facts and stat.S_ISDIR(facts.st_mode)):
-                yield path
-            elif facts:
-                yield local_file(path, facts, linked=linked or bool(info["islink"]))
-            else:
-                yield as_listed(info, FOLDER_MARKER if str(info["name"]).endswith("/") else "")
+            yield as_listed(info, FOLDER_MARKER if str(info["name"]).endswith("/") else "")
 
 
 def _as_listed(url: str) -> str:

@@ -66,6 +66,9 @@ class PassedOver:
         by_count = sorted(self.by_reason.items(), key=lambda one: (-one[1][0], one[0]))
         return [(why, count, example) for why, (count, example) in by_count]
 
+    def line(self) -> str:
+        return passed_over_lines(self.rows())[0]
+
     def is_much(self) -> bool:
         """Whether there is more than lies in a folder before its files are delivered."""
         files = sum(count for why, (count, _) in self.by_reason.items() if why not in _NO_MATTER)
