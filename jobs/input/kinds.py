@@ -40,7 +40,8 @@ _TEXTS, _COPIES, _OTHERS = (
     )
 )
 """Other suffixes: of what lies beside data, of copies under way, of what else there is."""
-_UNDER_WAY = re.compile(r"(?:^|/)(?:\.|_te?mp)")
+_NO_DATA = re.compile(r"(?:^|/)(?:\.|_te?mp(?:orary)?(?![a-z])|_(?:stint|delta_log)/)")
+"""Where files lie hidden whatever they are called."""
 _SAMPLE = 256
 """Of so many more images by hash, only a spread of these is read; where all are images, the others are taken so."""
 _ALL_UP_TO = 4096
@@ -69,7 +70,7 @@ def format_named(lower: str) -> str | None:
 
 def is_data(relative: str, format: str) -> bool:
     """Whether what is hidden is called like data: of a camera (`_DSC0001.JPG`) rather than of a writer under way."""
-    return not _UNDER_WAY.search(relative) and format_named(relative.lower()) == format
+    return not _NO_DATA.search(relative) and format_named(relative.lower()) == format
 
 
 def is_beside(why: str) -> bool:

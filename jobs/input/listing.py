@@ -61,8 +61,8 @@ def list_input(
     own: str = "",
 ) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
-    `doubtful` URIs is looked up. Of files that are `claimed` nothing is read. Links into the folder `own` are not
-    followed.
+    `doubtful` URIs is looked up. Of files that are `claimed` nothing is read. What links
+    make of the folder `own` is not taken.
 
     A day's folder may be missing while another day's is there; unless something must have been `delivered`, all of
     them may. Raises SpecError when nothing is there, or nothing that can be taken, when a folder that does not depend
@@ -140,7 +140,7 @@ class _Taken:
             if not size and (why == ASK or (not why and self._format != "images")):
                 self.passed.beside += why == ASK
                 why = EMPTY
-            if linked and self._own and os.path.realpath(path).startswith(self._own):
+            if self._own and (os.path.realpath(path) if linked else path).startswith(self._own):
                 why = OWN
             if why and (why not in _UNSURE or not version):
                 self._pass(uri, why)
@@ -305,6 +305,8 @@ def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str
     except NotFound:
         return
     except StoreDenied:
+        if not is_local(url):
+            raise
         yield Below(f"{folder}/", 0, "", DENIED)
         return
     for info in infos:

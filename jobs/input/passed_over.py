@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -54,8 +53,7 @@ class PassedOver:
 
     def add(self, why: str, example: str) -> None:
         """One more file."""
-        if not example.isascii():
-            example = os.fsencode(example).decode("utf-8", "backslashreplace")
+        example = example.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         if why in (DENIED, BROKEN, ARCHIVED):
             self.unreadable[example] = f"{why.removeprefix('that ')}: {_WAY_OUT[why]}"
         count, first = self.by_reason.get(why, (0, example))

@@ -152,6 +152,9 @@ def test_a_link_into_the_output_is_named_and_not_followed(tmp_path: Path) -> Non
     (tmp_path / "in/c.parquet").symlink_to("../out2/c.parquet")
     found = listed(tmp_path / "in", "parquet", own=f"{tmp_path}/out")
     assert (names(found, tmp_path / "in"), counts(found)) == (["a.parquet", "c.parquet"], {OWN: 2})
+    (tmp_path / "to-in").symlink_to("in/out")
+    put(tmp_path, "in/out/d.parquet")
+    assert names(listed(tmp_path / "in/out*", "parquet", own=f"{tmp_path}/to-in", delivered=False), tmp_path) == []
 
 
 @pytest.mark.parametrize(("error", "why"), [(errno.EACCES, DENIED), (errno.ENAMETOOLONG, DEAD), (errno.EIO, "")])

@@ -202,9 +202,10 @@ def test_a_folder_full_of_hidden_files_that_are_called_like_data_is_an_error(
 
 def test_hidden_files_of_a_writer_under_way_are_no_delivery_and_wildcards_count_them(tmp_path: Path) -> None:
     put(tmp_path, *(f"_temporary/0/{n}.jpg" for n in range(40)), *(f".trash/{n}.jpg" for n in range(40)))
+    put(tmp_path, *(f"_stint/{n}.jpg" for n in range(40)))
     for uri in ("", "*"):
         found = listed(tmp_path / uri)
-        assert (found.sources, counts(found)) == ([], {HIDDEN: 80})
+        assert (found.sources, counts(found)) == ([], {HIDDEN: 120})
     put(tmp_path, "a.jpg", "_DSC1.jpg", "_b.txt")
     assert counts(listed(tmp_path / "*.jpg")) == {HIDDEN: 1}
 
