@@ -1,7 +1,7 @@
 """The files below a folder or prefix, one after the other, each with its version or the reason why it cannot be taken.
 
-Local folders are walked here, because links to files and folders are followed, each folder once; S3 is listed page by
-page. Both hold nothing of what they have given, so that a million files cost what is made of them.
+Local folders are walked here, because links to files and folders are followed; S3 is listed page by page. Both hold
+nothing of what they have given, so that a million files cost what is made of them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.input.passed_over import ARCHIVED, DEAD, DENIED, FOLDER_MARKER, HIDDEN, LOOP, NO_FILE, NO_TEXT, OTHER_NAME
-from workers.storage.errors import Cause, StoreDenied, StoreError, cause_of
+from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 from workers.storage.filesystems import S3, local_version, version_of
 from workers.storage.retries import retrying
 
@@ -25,6 +26,8 @@ _ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Classes of S3 whose objects are not read before they are restored."""
 _FOLDER = "_$folder$"
 """Ends the names of markers that Hadoop writes."""
+_NAMES = 16
+"""Under so many names a folder is listed that only links within links lead to: these may multiply."""
 
 
 class Below(NamedTuple):
@@ -63,82 +66,84 @@ def as_listed(info: Mapping[str, Any], why: str = "") -> Below:
     return Below(str(info["name"]), int(info["size"]), version, why, former="" if former == version else former)
 
 
-def local_file(path: str, facts: os.stat_result, *, linked: bool) -> Below:
+def at_link(path: str, *, linked: bool) -> Below | str:
+    """What a local path leads to, if it is a link: a file, or the path itself of a folder. Raises StoreError."""
+    try:
+        facts = retrying(lambda: os.stat(path), path)  # noqa: PTH116
+    except (NotFound, StoreDenied) as error:
+        return Below(path, 0, "", DENIED if isinstance(error, StoreDenied) else DEAD)
+    return path if stat.S_ISDIR(facts.st_mode) else _file(path, facts, linked)
+
+
+def _file(path: str, facts: os.stat_result, linked: bool) -> Below:
     """What there is at a local path that is no folder."""
     if not stat.S_ISREG(facts.st_mode):
         return Below(path, 0, "", NO_FILE)
     why = "" if facts.st_mode & stat.S_IROTH or os.access(path, os.R_OK) else DENIED
     if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
-        path, why = os.fsencode(path).decode("utf-8", "backslashreplace"), NO_TEXT
+        why = NO_TEXT
     return Below(path, facts.st_size, local_version(facts), why, facts.st_ino, linked)
 
 
-def at_link(path: str) -> os.stat_result | Below:
-    """Facts of what a link leads to, or why it leads nowhere."""
-    try:
-        return os.stat(path)  # noqa: PTH116
-    except OSError:
-        return Below(path, 0, "", DEAD)
-
-
-def _walked(root: str) -> Iterator[Below]:
-    """Links come last, so that what has a name of its own goes by that. Another file system may number files alike or
-    not at all: what is the same is judged by real paths."""
-    seen: set[str] = set()
-    folders, links = [(root, _real(root))], list[str]()
-    while folders or links:
-        if folders:
-            folder, real = folders.pop()
-            if real in seen:
-                yield Below(f"{folder}/", 0, "", OTHER_NAME)
-                continue
-            if real:
-                seen.add(real)
-            try:
-                yield from _children(folder, real, folders, links)
-            except OSError as error:
-                if not real:
-                    yield Below(f"{folder}/", 0, "", HIDDEN)
-                elif (cause := cause_of(error)) is not Cause.MISSING:  # else removed since
-                    raise (StoreDenied if cause is Cause.DENIED else StoreError)(f"{folder}: {error}") from error
-            if not folders:
-                links.sort(reverse=True)
-            continue
-        path = links.pop()
-        facts = at_link(path)
-        if isinstance(facts, Below):
-            yield facts
-        elif not stat.S_ISDIR(facts.st_mode):
-            yield local_file(path, facts, linked=True)
-        elif _real(path.rpartition("/")[0]).startswith(real := _real(path)):
-            yield Below(path, 0, "", LOOP)
-        else:
-            folders.append((path, real))
-
-
-def _real(folder: str) -> str:
+def real_folder(folder: str) -> str:
+    """Its path without links, and with / at the end."""
     return os.path.realpath(folder).rstrip("/") + "/"
 
 
-def _children(folder: str, real: str, folders: list[tuple[str, str]], links: list[str]) -> Iterator[Below]:
-    """Files of one local folder; its folders with their `real` paths, and links, are added to those. Hidden folders
-    have none, and nothing in them is looked at."""
-    base = folder.rstrip("/") + "/"
-    with os.scandir(folder) as entries:
+class _Folder(NamedTuple):
+    path: str
+    real: str
+    """Nothing of a hidden one, in which nothing is looked at."""
+    linked: bool
+    above: tuple[str, ...] = ()
+    """Real paths of the folders whose links have led here."""
+
+
+def _walked(root: str) -> Iterator[Below]:
+    """A folder is listed under each of its names: which is taken only the claims tell. Another file system may number
+    files alike or not at all: what is the same is judged by real paths."""
+    times = Counter[str]()
+    folders = [_Folder(root, real := real_folder(root), real != root.rstrip("/") + "/")]
+    while folders:
+        folder = folders.pop()
+        if len(folder.above) > 1:
+            times[folder.real] += 1
+            if times[folder.real] > _NAMES:
+                yield Below(f"{folder.path}/", 0, "", OTHER_NAME)
+                continue
+        try:
+            yield from _children(folder, folders)
+        except OSError as error:
+            cause = cause_of(error)
+            if not folder.real or cause is Cause.DENIED:
+                yield Below(f"{folder.path}/", 0, "", DENIED if folder.real else HIDDEN)
+            elif cause is not Cause.MISSING:  # else removed since
+                raise StoreError(f"{folder.path}: {error}") from error
+
+
+def _children(folder: _Folder, folders: list[_Folder]) -> Iterator[Below]:
+    """Files of one local folder; the folders in it are added to those."""
+    base, real = folder.path.rstrip("/") + "/", folder.real
+    with os.scandir(folder.path) as entries:
         for entry in entries:
             path, no_file = base + entry.name, not real or hidden(entry.name)
             if entry.is_dir(follow_symlinks=False):
-                folders.append((path, "" if no_file else f"{real}{entry.name}/"))
+                folders.append(folder._replace(path=path, real="" if no_file else f"{real}{entry.name}/"))
             elif no_file:
                 yield Below(path, 0, "", HIDDEN)
             elif entry.is_symlink():
-                links.append(path)
+                there, above = at_link(path, linked=True), (*folder.above, real)
+                if isinstance(there, Below):
+                    yield there
+                elif any(one.startswith(target := real_folder(path)) for one in above):
+                    yield Below(path, 0, "", LOOP)
+                else:
+                    folders.append(_Folder(path, target, True, above))
             else:
                 try:
-                    facts = entry.stat()
+                    yield _file(path, entry.stat(), folder.linked)
                 except FileNotFoundError:  # removed since
                     continue
-                yield local_file(path, facts, linked=False)
 
 
 def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:

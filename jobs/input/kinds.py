@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
-from jobs.input.passed_over import DENIED, HALF_COPIED
+from jobs.input.passed_over import BROKEN, DENIED, FEW, HALF_COPIED
 from jobs.ledger.plans import Source
 from workers.image.formats import sniff
 from workers.source.tar import COMPRESSED
-from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
@@ -39,6 +40,8 @@ _TEXTS, _COPIES, _OTHERS = (
     )
 )
 """Other suffixes: of what lies beside data, of copies under way, of what else there is."""
+_NO_DATA = re.compile(r"(?:^|/)(?:\.|_te?mp(?:orary)?(?![a-z])|_(?:stint|delta_log)/)")
+"""Where files lie hidden whatever they are called."""
 _SAMPLE = 256
 """Of so many more images by hash, only a spread of these is read; where all are images, the others are taken so."""
 _ALL_UP_TO = 4096
@@ -65,6 +68,11 @@ def format_named(lower: str) -> str | None:
     return next((format for format, suffixes in SUFFIXES.items() if lower.endswith(suffixes)), None)
 
 
+def is_data(relative: str, format: str) -> bool:
+    """Whether what is hidden is called like data: of a camera (`_DSC0001.JPG`) rather than of a writer under way."""
+    return not _NO_DATA.search(relative) and format_named(relative.lower()) == format
+
+
 def is_beside(why: str) -> bool:
     """Whether this is the reason of texts and the like, which lie beside data."""
     return why.removeprefix("named ") in _TEXTS
@@ -73,14 +81,18 @@ def is_beside(why: str) -> bool:
 def by_first_bytes(sources: Sequence[Source], format: str) -> Iterator[tuple[Source, str, str | None]]:
     """Of each source `` where it is of the format, or why not, and the format that it is of, if any.
 
-    Raises StoreError.
+    Raises StoreError where many in a row cannot be read: that is the store's doing.
     """
     if format == "images" and len(sources) > _ALL_UP_TO:
         spread = sources[:: len(sources) // _SAMPLE]
         if all(kind == format for kind, _ in ahead(_kind_of, spread, "first bytes")):
             yield from ((source, "", format) for source in sources)
             return
+    in_a_row = 0
     for source, (kind, said) in zip(sources, ahead(_kind_of, sources, "first bytes"), strict=True):
+        in_a_row = in_a_row + 1 if said == BROKEN else 0
+        if in_a_row > FEW:
+            raise StoreError(f"{source.uri} and {FEW} files before it could not be read")
         yield source, "" if kind == format else said, kind
 
 
@@ -93,6 +105,8 @@ def _kind_of(source: Source) -> tuple[str | None, str]:
         return None, "gone since it was listed"
     except StoreDenied:
         return None, DENIED
+    except StoreError:
+        return None, BROKEN
     if (picture := sniff(head)) is not None:
         return "images", f"{picture} by their first bytes"
     if head[:4] in (b"PAR1", b"PARE"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from jobs.errors import NothingThere, SpecError
-from jobs.input.below import Below, as_listed, at_link, files_below, hidden, local_file
-from jobs.input.kinds import ASK, WHAT, by_first_bytes, by_name, format_named, is_beside
+from jobs.input.below import Below, as_listed, at_link, files_below, hidden, real_folder
+from jobs.input.kinds import ASK, WHAT, by_first_bytes, by_name, format_named, is_beside, is_data
 from jobs.input.manifest import pin_entries, read_entries
-from jobs.input.passed_over import ARCHIVED, DENIED, EMPTY, FOLDER_MARKER, OTHER_NAME, PassedOver, passed_over_lines
+from jobs.input.passed_over import ARCHIVED, DEAD, DENIED, EMPTY, FOLDER_MARKER, HIDDEN, OTHER_NAME, OWN, PassedOver
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
@@ -45,7 +44,8 @@ class Listing:
     absent: tuple[str, ...] = ()
     """Days' folders or manifests that do not exist."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Manifest entries that cannot be pinned, and manifests of whose new ones none can, each with the reason."""
+    """What may not or cannot be read; manifest entries that cannot be pinned, and manifests of whose new ones none can:
+    each with the reason."""
     passed_over: Sequence[tuple[str, int, str]] = ()
     """What lies there and is not taken: reason, files, one of them; the most first."""
 
@@ -58,15 +58,17 @@ def list_input(
     *,
     delivered: bool = True,
     claimed: Claimed = lambda _: {},
+    own: str = "",
 ) -> Listing:
     """Every source of the days' folders or manifests. `latest` are the claimed versions by URI; what manifests say of
-    `doubtful` URIs is looked up. Of files that are `claimed` nothing is read.
+    `doubtful` URIs is looked up. Of files that are `claimed` nothing is read. What links
+    make of the folder `own` is not taken.
 
     A day's folder may be missing while another day's is there; unless something must have been `delivered`, all of
     them may. Raises SpecError when nothing is there, or nothing that can be taken, when a folder that does not depend
     on the date is missing, or when access is refused; StoreError, which another run may not meet.
     """
-    taken = _Taken(spec.format, left_out(spec, days))
+    taken = _Taken(spec.format, left_out(spec, days), own)
     unreadable: dict[str, str] = {}
     absent: list[str] = []
     key = "input.uri" if spec.manifest is None else "input.manifest"
@@ -99,10 +101,10 @@ def list_input(
     sources, passed = taken.each_once(claimed), taken.passed
     if delivered and not sources and passed.is_much():
         raise NothingThere(
-            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed_over_lines(passed.rows())[0]}",
+            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed.line()}",
             passed.way_out(spec.format),
         )
-    return Listing(sources, tuple(absent), named_once(unreadable), passed.rows())
+    return Listing(sources, tuple(absent), named_once(passed.unreadable | unreadable), passed.rows())
 
 
 _UNSURE = (ASK, ARCHIVED, DENIED)
@@ -112,8 +114,9 @@ _UNSURE = (ASK, ARCHIVED, DENIED)
 class _Taken:
     """Files as they are listed, and what is passed over."""
 
-    def __init__(self, format: str, excluded: Callable[[str], bool]) -> None:
+    def __init__(self, format: str, excluded: Callable[[str], bool], own: str = "") -> None:
         self._format, self.excluded = format, excluded
+        self._own = real_folder(own) if own and is_local(own) and format == "parquet" else ""
         self.sources: list[Source] = []
         self.passed = PassedOver()
         self._inodes = array("Q")  # of each source
@@ -124,9 +127,11 @@ class _Taken:
     def add(self, url: str) -> None:
         """What is at a URL. Raises NotFound, StoreError, StoreDenied."""
         fs, named = open_filesystem(url)
-        scheme = full_url(fs, named).removesuffix(named)
+        scheme, above = full_url(fs, named).removesuffix(named), split_pattern(named)[0]
         for path, size, version, why, inode, linked, former in _found(url):
             uri = scheme + path
+            if why == DENIED and path == f"{above}/":
+                raise StoreDenied(f"{above}: permission denied")
             if self.excluded(uri):
                 continue
             if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
@@ -135,10 +140,11 @@ class _Taken:
             if not size and (why == ASK or (not why and self._format != "images")):
                 self.passed.beside += why == ASK
                 why = EMPTY
-            if why == DENIED and self._format != "images":
-                why = ""  # its footer says so
-            if why and why not in _UNSURE:
+            if self._own and (os.path.realpath(path) if linked else path).startswith(self._own):
+                why = OWN
+            if why and (why not in _UNSURE or not version):
                 self._pass(uri, why)
+                self.passed.hidden += why == HIDDEN and is_data(path.removeprefix(above), self._format)
                 continue
             self.sources.append(Source(uri, size, version))
             self._inodes.append(inode)
@@ -157,8 +163,9 @@ class _Taken:
 
     def each_once(self, claimed: Claimed) -> list[Source]:
         """The sources by URI. What a name does not tell is looked at, where it is not claimed. Raises StoreError."""
-        dropped = set[str]()
+        dropped = self._second_names(claimed) if self._links else set()
         for why, unsure in self._unsure.items():
+            unsure = [source for source in unsure if source.uri not in dropped]
             known = claimed([source.uri for source in unsure]) if unsure else {}
             new = sorted({source for source in unsure if source.uri not in known})
             judged = by_first_bytes(new, self._format) if why == ASK else ((source, why, None) for source in new)
@@ -166,28 +173,28 @@ class _Taken:
                 if reason:
                     self._pass(source.uri, reason, format)
                     dropped.add(source.uri)
-        if self._links:
-            dropped |= self._second_names(claimed, dropped)
         if self._former:
             known = claimed(list(self._former))
             same = {uri: version for uri, version in self._former.items() if known.get(uri) == version}
-            self.sources = [replace(s, version=same.get(s.uri, s.version)) for s in self.sources]
+            self.sources = [replace(s, version=same[s.uri]) if s.uri in same else s for s in self.sources]
         self.sources.sort(key=lambda source: source.uri)
         every = zip(self.sources, [None, *self.sources], strict=False)
         return [s for s, before in every if s.uri not in dropped and (before is None or before.uri != s.uri)]
 
-    def _second_names(self, claimed: Claimed, dropped: Collection[str]) -> set[str]:
-        """Names that a file has beside one that is taken: one that is claimed, or else its own."""
+    def _second_names(self, claimed: Claimed) -> set[str]:
+        """Names that a file has beside one that is taken: one that is claimed, or else one that says what it is, or
+        else its own."""
         numbers, times = np.unique(np.array(self._inodes), return_counts=True)
         by_file: dict[str, set[str]] = {}
         for place in np.flatnonzero(np.isin(self._inodes, numbers[times > 1])).tolist():
-            if (uri := self.sources[place].uri) not in dropped:
-                by_file.setdefault(os.path.realpath(uri), set()).add(uri)
+            uri = self.sources[place].uri
+            by_file.setdefault(os.path.realpath(uri), set()).add(uri)
         several = [names for names in by_file.values() if len(names) > 1]
         known = claimed([uri for names in several for uri in names]) if several else {}
         second = set[str]()
         for names in several:
-            second |= names - {min(names, key=lambda uri: (uri not in known, uri in self._links, uri))}
+            named = {uri for uri in names if format_named(uri.lower()) == self._format}
+            second |= names - {min(names, key=lambda u: (u not in known, u not in named, u in self._links, u))}
         for uri in second:
             self._pass(uri, OTHER_NAME)
         return second
@@ -249,10 +256,11 @@ def _found(url: str) -> Iterator[Below]:
             raise
         yield from chain([first], found)
         return
-    if root["type"] != "file":
+    there = at_link(path, linked=os.path.realpath(path) != path) if is_local(url) else None
+    if isinstance(there, Below):
+        yield there
+    elif there or root["type"] != "file":
         yield from files_below(fs, path, url)
-    elif is_local(url):
-        yield local_file(path, os.stat(path), linked=False)  # noqa: PTH116
     elif (url.endswith("/") or not root["size"]) and (first := next(files := files_below(fs, path, url), None)):
         yield Below(path, 0, "", FOLDER_MARKER)  # an object with the folder's own name, which hides it from libraries
         yield from chain([first], files)
@@ -272,36 +280,48 @@ def _matching(fs: Any, path: str, url: str) -> Iterator[Below]:
             for folder in folders:
                 named = re.compile(f"{re.escape(folder)}/{covering('/'.join(parts[number:]))}", re.DOTALL)
                 with suppress(NotFound):
-                    yield from (file for file in files_below(fs, folder, url) if named.fullmatch(file.path))
+                    for file in files_below(fs, folder, url):
+                        if named.fullmatch(file.path) or (file.why == DENIED and not file.version):
+                            yield file
             return
-        children = [child for folder in folders for child in _children(fs, folder, part, url)]
-        folders = [child for child in children if isinstance(child, str)]
-        if number == len(parts) - 1:
-            yield from (child for child in children if isinstance(child, Below))
-            for folder in folders:
-                yield from files_below(fs, folder, url)
+        last, inner = number == len(parts) - 1, list[str]()
+        for child in (child for folder in folders for child in _children(fs, folder, part, url)):
+            if isinstance(child, str):
+                inner.append(child)
+            elif last and child.why == HIDDEN and child.path.endswith("/"):
+                yield from (Below(one.path, 0, "", HIDDEN) for one in files_below(fs, child.path[:-1], url))
+            elif last or child.path.endswith("/") or (child.why in (DEAD, DENIED) and not child.version):
+                yield child
+        folders = inner
+    for folder in folders:
+        yield from files_below(fs, folder, url)
 
 
 def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str]:
     """What in a folder has this name, or one that it stands for: files, and paths of folders."""
-    with suppress(NotFound):
-        if not is_pattern(part):
-            infos = [retrying(lambda: fs.info(f"{folder}/{part}"), url)]
+    wild, linked = is_pattern(part), is_local(url) and real_folder(folder) != f"{folder}/"
+    try:
+        infos = retrying(lambda: fs.ls(folder, detail=True) if wild else [fs.info(f"{folder}/{part}")], url)
+    except NotFound:
+        return
+    except StoreDenied:
+        if not is_local(url):
+            raise
+        yield Below(f"{folder}/", 0, "", DENIED)
+        return
+    for info in infos:
+        path = str(info["name"]).rstrip("/")
+        name = path.rpartition("/")[2]
+        if wild and not re.fullmatch(of_name(part), name, re.DOTALL):
+            continue
+        if wild and hidden(name):
+            yield Below(f"{path}/" if info["type"] == "directory" else path, 0, "", HIDDEN)
+        elif is_local(url):
+            yield at_link(path, linked=linked or bool(info["islink"]))
+        elif info["type"] == "directory":
+            yield path
         else:
-            infos = retrying(lambda: fs.ls(folder, detail=True), url)
-        for info in infos:
-            path = str(info["name"]).rstrip("/")
-            name = path.rpartition("/")[2]
-            if is_pattern(part) and (hidden(name) or not re.fullmatch(of_name(part), name, re.DOTALL)):
-                continue
-            facts = at_link(path) if is_local(url) else None
-            if isinstance(facts, Below):
-                yield facts
-            elif info["type"] == "directory" or (facts and stat.S_ISDIR(facts.st_mode)):
-                yield path
-            else:
-                marker = FOLDER_MARKER if str(info["name"]).endswith("/") else ""
-                yield local_file(path, facts, linked=bool(info["islink"])) if facts else as_listed(info, marker)
+            yield as_listed(info, FOLDER_MARKER if str(info["name"]).endswith("/") else "")
 
 
 def _as_listed(url: str) -> str:

@@ -10,6 +10,7 @@ from workers.counted import counted
 HIDDEN = "hidden (_ or . in front)"
 FOLDER_MARKER = "folder markers"
 OTHER_NAME = "other names of what is listed"
+OWN = "links into the output"
 DEAD = "links that lead nowhere"
 LOOP = "links to a folder that they lie in"
 EMPTY = "of zero bytes"
@@ -17,19 +18,22 @@ NO_FILE = "pipes, sockets or devices"
 NO_TEXT = "with a name that is not UTF-8"
 OLD_VERSION = "delete markers or old versions of an inventory"
 DENIED = "that may not be read"
+BROKEN = "that cannot be read"
 ARCHIVED = "archived"
 HALF_COPIED = "not copied whole, by their names"
 
-_NO_MATTER = frozenset({HIDDEN, FOLDER_MARKER, OTHER_NAME, HALF_COPIED, OLD_VERSION})
+_NO_MATTER = frozenset({HIDDEN, FOLDER_MARKER, OTHER_NAME, OWN, HALF_COPIED, OLD_VERSION})
 """What lies in a folder also where nothing has been delivered."""
-_FEW = 10
+FEW = 10
 """Texts and the like that may lie in such a folder, too."""
 _WAY_OUT = {
     DEAD: "fetch what the links lead to (`dvc pull`, `git annex get`)",
     ARCHIVED: "restore the objects",
-    DENIED: "give the right to read them",
+    DENIED: "give the right to read them, or leave them out with ! in input.uri",
+    BROKEN: "mend or replace them",
     EMPTY: "have them delivered again",
 }
+_UNHIDE = "rename what is hidden, or name its folder in input.uri, or the files in input.manifest"
 _SHOWN = 6
 
 
@@ -40,11 +44,18 @@ class PassedOver:
     by_reason: dict[str, tuple[int, str]] = field(default_factory=dict)
     beside: int = 0
     """Of these, texts and the like, which lie beside data."""
+    hidden: int = 0
+    """Of these, files that are hidden and called like data."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Of these, what should be read, with the reason."""
     of_formats: dict[str, int] = field(default_factory=dict)
     """Of these, files of another format that can be input, by that."""
 
     def add(self, why: str, example: str) -> None:
         """One more file."""
+        example = example.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if why in (DENIED, BROKEN, ARCHIVED):
+            self.unreadable[example] = f"{why.removeprefix('that ')}: {_WAY_OUT[why]}"
         count, first = self.by_reason.get(why, (0, example))
         self.by_reason[why] = count + 1, min(first, example)
 
@@ -53,17 +64,20 @@ class PassedOver:
         by_count = sorted(self.by_reason.items(), key=lambda one: (-one[1][0], one[0]))
         return [(why, count, example) for why, (count, example) in by_count]
 
+    def line(self) -> str:
+        return passed_over_lines(self.rows())[0]
+
     def is_much(self) -> bool:
         """Whether there is more than lies in a folder before its files are delivered."""
         files = sum(count for why, (count, _) in self.by_reason.items() if why not in _NO_MATTER)
-        return files - self.beside > 0 or self.beside > _FEW
+        return files - self.beside > 0 or max(self.beside, self.hidden) > FEW
 
     def way_out(self, format: str) -> str:
         """What to do where nothing else is there."""
         if self.of_formats:
             other = max(self.of_formats, key=lambda name: self.of_formats[name])
             return f"write `format: {other}` in input, or the path of what is to be scored"
-        steps = [step for why, step in _WAY_OUT.items() if why in self.by_reason]
+        steps = [step for why, step in _WAY_OUT.items() if why in self.by_reason] + [_UNHIDE] * (self.hidden > FEW)
         return "; ".join(steps) or f"check input.uri and input.format, which is {format}"
 
 

@@ -187,8 +187,9 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, de
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
+    claimed = partial(last_claimed, plans)
     return list_input(
-        job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=partial(last_claimed, plans)
+        job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=claimed, own=job.store.url
     )
 
 

@@ -17,13 +17,12 @@ from workers.redaction import redacted, shown
 from workers.source import http_fetch
 from workers.source.rows import ImageCell
 from workers.source.uris import Refused, is_web, resolve_uri
-from workers.storage.errors import NotFound, StoreDenied
+from workers.storage.errors import Cause, NotFound, StoreDenied, cause_of
 from workers.storage.filesystems import is_local, open_filesystem
 from workers.storage.retries import retrying
 
 _LIKE_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk)[A-Za-z0-9+/\s]{90}")
 """How images begin in base64: JPEG, PNG, GIF, WebP, TIFF, BMP."""
-_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 
 
 def read_below(path: str, roots: Sequence[str]) -> bytes:
@@ -40,7 +39,7 @@ def read_below(path: str, roots: Sequence[str]) -> bytes:
         # O_PATH touches no device and waits for no pipe.
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _NO_SUCH_NAME:
+        if cause_of(error) is Cause.MISSING or error.errno == errno.EINVAL:
             raise FileNotFoundError(path) from error
         raise
     try:

@@ -6,6 +6,7 @@ The libraries are extras, so their types are given by name, and none is loaded t
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,7 @@ _GOOGLE_ANSWER = frozenset(["gcsfs.retry.HttpError", "google.api_core.exceptions
 """They keep the status, as a number or its digits, and no headers."""
 _RENEWAL = frozenset(["google.auth.exceptions.RefreshError"])
 
+_NO_SUCH_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, NotFound)
 _MISSING = frozenset(["azure.core.exceptions.ResourceNotFoundError", "google.api_core.exceptions.NotFound"])
 _DENIED = _RENEWAL | {
@@ -102,6 +104,8 @@ def cause_of(error: BaseException) -> Cause:
     aws_code, status, _ = _answer(error)
     azure_code = getattr(error, "error_code", None) if _is(error, _AZURE_ANSWER) else None
     if isinstance(error, _NOT_THERE) or _is(error, _MISSING) or azure_code in _NO_SUCH_NAME:
+        return Cause.MISSING
+    if getattr(error, "errno", None) in _NO_SUCH_PATH:
         return Cause.MISSING
     if aws_code in _THROTTLED_CODES or status in _THROTTLED_STATUSES:
         return Cause.THROTTLED

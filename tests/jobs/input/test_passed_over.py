@@ -28,11 +28,11 @@ from jobs.input.passed_over import (
     LOOP,
     NO_FILE,
     NO_TEXT,
-    OTHER_NAME,
     passed_over_lines,
 )
 from jobs.spec.days import Days
 from workers.contract import InputSpec
+from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
 
 DAY = Days(date(2026, 3, 1), date(2026, 3, 1))
@@ -184,64 +184,52 @@ def test_a_folder_before_its_delivery_is_empty(tmp_path: Path, beside: tuple[str
     assert listed(tmp_path).sources == []
 
 
-# ------------------------------------------------------------------------------------------------ links
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        *(("", "_DSC{n}.JPG"), ("", "_images/{n}.jpg"), ("*", "_images/{n}.jpg"), ("*.JPG", "_DSC{n}.JPG")),
+        ("**/*.jpg", "x/_MG_{n}.jpg"),
+    ],
+)
+def test_a_folder_full_of_hidden_files_that_are_called_like_data_is_an_error(
+    tmp_path: Path, uri: str, name: str
+) -> None:
+    put(tmp_path, *(name.format(n=n) for n in range(40)))
+    with pytest.raises(NothingThere, match=r"40 hidden .*, as .*/_") as error:
+        listed(tmp_path / uri)
+    assert "rename what is hidden, or name its folder in input.uri" in error.value.next_step
 
 
-def test_links_to_files_and_folders_are_followed_with_the_version_that_workers_see(tmp_path: Path) -> None:
-    put(tmp_path, "elsewhere/a.jpg", "elsewhere/deep/b.jpg", "blobs/0f3c")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/train").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "in/c.jpg").symlink_to("../blobs/0f3c")
-    os.utime(tmp_path / "in/c.jpg", (1, 1), follow_symlinks=False)
-    found = listed(tmp_path / "in")
-    assert names(found, tmp_path / "in") == ["c.jpg", "train/a.jpg", "train/deep/b.jpg"]
-    assert found.passed_over == []
-    for source in found.sources:
-        fs, path = open_filesystem(source.uri)
-        assert (version_of(fs.info(path)), fs.info(path)["size"]) == (source.version, source.size)
-    before = found.sources[0]
-    os.utime(tmp_path / "blobs/0f3c", (9, 9))
-    assert listed(tmp_path / "in").sources[0].version != before.version
+def test_hidden_files_of_a_writer_under_way_are_no_delivery_and_wildcards_count_them(tmp_path: Path) -> None:
+    put(tmp_path, *(f"_temporary/0/{n}.jpg" for n in range(40)), *(f".trash/{n}.jpg" for n in range(40)))
+    put(tmp_path, *(f"_stint/{n}.jpg" for n in range(40)))
+    for uri in ("", "*"):
+        found = listed(tmp_path / uri)
+        assert (found.sources, counts(found)) == ([], {HIDDEN: 120})
+    put(tmp_path, "a.jpg", "_DSC1.jpg", "_b.txt")
+    assert counts(listed(tmp_path / "*.jpg")) == {HIDDEN: 1}
 
 
-@pytest.mark.parametrize("uri", ["in", "in/*", "in/**", "in/*.jpg"])
-def test_dead_links_and_loops_are_named_and_never_claimed(tmp_path: Path, uri: str) -> None:
-    put(tmp_path, "in/a.jpg", "in/deep/b.jpg")
-    for n in range(3):
-        (tmp_path / f"in/missing{n}.jpg").symlink_to(f"../.dvc/cache/{n}")
-    (tmp_path / "in/self.jpg").symlink_to("self.jpg")
-    (tmp_path / "in/deep/up").symlink_to("..")
-    found = listed(tmp_path / uri)
-    assert "in/a.jpg" in names(found, tmp_path)
-    assert counts(found)[DEAD] == 4
-    if uri in ("in", "in/*"):
-        assert counts(found)[LOOP] == 1
+# ------------------------------------------------------------------------------------------- odd places
 
 
-def test_only_dead_links_say_how_to_fetch_what_they_lead_to(tmp_path: Path) -> None:
-    for n in range(3):
-        (tmp_path / f"{n}.jpg").symlink_to(f"../.git/annex/objects/{n}")
-    with pytest.raises(NothingThere, match="3 links that lead nowhere") as error:
-        listed(tmp_path)
-    assert "git annex get" in error.value.next_step
+def test_a_place_that_is_neither_file_nor_folder_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "dead").symlink_to("nowhere")
+    for name, says in (("pipe", f"1 {NO_FILE}, as"), ("self", "there is nothing at"), ("dead", "there is nothing at")):
+        with pytest.raises(NothingThere, match=f"{says} .*/{name}"):
+            listed(tmp_path / name)
 
 
-def test_a_file_that_is_reached_twice_is_taken_once_by_the_name_that_is_claimed(tmp_path: Path) -> None:
-    """As the cache of Hugging Face holds it: blobs, and links to them in every snapshot."""
-    put(tmp_path, "blobs/0f3c", "blobs/1d2e")
-    for snapshot in ("s1", "s2"):
-        (tmp_path / snapshot).mkdir()
-        (tmp_path / snapshot / "a.jpg").symlink_to("../blobs/0f3c")
-    (tmp_path / "again").symlink_to("s1")
-    found = listed(tmp_path)
-    assert names(found, tmp_path) == ["blobs/0f3c", "blobs/1d2e"]
-    assert counts(found) == {OTHER_NAME: 3}
-    claimed = {f"{tmp_path}/s2/a.jpg": "v"}
-    assert names(listed(tmp_path, claimed=claimed), tmp_path) == ["blobs/1d2e", "s2/a.jpg"]
-    (tmp_path / "s2/hard.jpg").hardlink_to(tmp_path / "blobs/1d2e")  # a file like any other
-    assert names(listed(tmp_path), tmp_path) == ["blobs/0f3c", "blobs/1d2e", "s2/hard.jpg"]
-    spec = InputSpec(uri=(f"{tmp_path}/s2", f"{tmp_path}/s1"), format="images")
-    assert names(list_input(spec, DAY, {}), tmp_path) == ["s1/a.jpg", "s2/hard.jpg"]
+def test_names_that_are_not_utf_8_can_be_shown(tmp_path: Path) -> None:
+    put(tmp_path, *map(os.fsdecode, (b"_h\xe9.jpg", b"n\xe9.jpg", b"t\xe9.txt")))
+    for name, target in ((b"dead\xe9.jpg", "nowhere"), (b"loop\xe9", ".")):
+        (tmp_path / os.fsdecode(name)).symlink_to(target)
+    os.mkfifo(tmp_path / os.fsdecode(b"p\xe9.jpg"))
+    found = listed(tmp_path, delivered=False)
+    assert counts(found) == {HIDDEN: 1, NO_TEXT: 2, DEAD: 1, LOOP: 1, NO_FILE: 1}
+    assert all(example.isascii() and "\\xe9" in example for _, _, example in found.passed_over)
 
 
 # ---------------------------------------------------------------------------------------- may not be read
@@ -255,19 +243,49 @@ def test_files_that_nobody_may_read_are_named(tmp_path: Path, monkeypatch: pytes
     found = listed(tmp_path, claimed={f"{tmp_path}/known.jpg": "v"})
     assert names(found, tmp_path) == ["a.jpg", "known.jpg"]
     assert counts(found)[DENIED] == 1
-    assert names(listed(tmp_path, "parquet"), tmp_path) == ["c.parquet", "d.parquet"]  # its footer says so, by name
+    assert [*found.unreadable] == [f"{tmp_path}/b.jpg"]
+    found = listed(tmp_path, "parquet")
+    assert (names(found, tmp_path), [*found.unreadable]) == (["d.parquet"], [f"{tmp_path}/c.parquet"])
 
 
-def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "a.jpg", "sub/b.jpg")
+@pytest.mark.parametrize("format", ["images", "parquet"])
+@pytest.mark.parametrize("uri", ["", "*", "*/*", "**", "**/*.jpg"])
+def test_a_folder_that_may_not_be_listed_is_named_and_the_rest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, format: str
+) -> None:
+    put(tmp_path, "in/x/a.jpg", "in/sub/b.jpg")
 
     def scandir(path: str, right: Any = os.scandir) -> Any:
-        if path.endswith("/sub"):
+        if path.rstrip("/").endswith("/sub"):
             raise PermissionError(path)
         return right(path)
 
     monkeypatch.setattr(below.os, "scandir", scandir)
-    with pytest.raises(SpecError, match=r"cannot list .*/sub"):
+    found = listed(tmp_path / "in" / uri, format, delivered=False)
+    assert names(found, tmp_path) == (["in/x/a.jpg"] if format == "images" else [])
+    assert counts(found)[DENIED] == 1
+    assert [*found.unreadable] == [f"{tmp_path}/in/sub/"]
+    monkeypatch.setattr(below.os, "scandir", lambda path: scandir(f"{path}/sub"))
+    with pytest.raises(SpecError, match=r"cannot list .*"):
+        listed(tmp_path / "in")
+    monkeypatch.undo()
+
+
+def test_a_file_whose_first_bytes_cannot_be_read_is_named_and_many_are_a_fault_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "0a", "1b", *(f"many/{n}" for n in range(20)))
+
+    def broken(call: Any, url: str) -> Any:
+        if "/many/" in url or url.endswith("/0a"):
+            raise StoreError(f"{url}: Input/output error")
+        return call()
+
+    monkeypatch.setattr(jobs.input.kinds, "retrying", broken)
+    spec = InputSpec(uri=(str(tmp_path), "!**/many/"), format="images")
+    found = list_input(spec, DAY, {})
+    assert (names(found, tmp_path), [*found.unreadable]) == (["1b"], [f"{tmp_path}/0a"])
+    with pytest.raises(StoreError, match="could not be read"):
         listed(tmp_path)
 
 
@@ -295,6 +313,7 @@ def test_markers_of_consoles_and_archived_objects_are_passed_over_on_s3(s3: str)
         passed = counts(found)
         assert {why: passed[why] for why in (HIDDEN, ARCHIVED)} == {HIDDEN: 1, ARCHIVED: 1}
         assert passed[FOLDER_MARKER] + passed[EMPTY] >= 4
+        assert found.unreadable == {f"{s3}/in/old.jpg": "archived: restore the objects"}
     for source in found.sources:
         fs, path = open_filesystem(source.uri)
         assert version_of(fs.info(path)) == source.version

@@ -141,6 +141,8 @@ def azure_said(code: StorageErrorCode) -> Exception:
         (google_errors.DeadlineExceeded("late"), Cause.FAULT),
         (EndpointConnectionError(endpoint_url="x"), Cause.FAULT),
         (OSError(errno.EBUSY, "busy"), Cause.FAULT),
+        (OSError(errno.ELOOP, "a link to itself"), Cause.MISSING),
+        (OSError(errno.ENAMETOOLONG, "too long"), Cause.MISSING),
         (StoreError("after retries"), Cause.FAULT),
         (StoreDenied("no"), Cause.DENIED),
         (NotFound("k"), Cause.MISSING),
