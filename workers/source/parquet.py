@@ -81,10 +81,10 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
         row, at = 0, chunk.start if chunk else 0
         for page in pages_of(file, chunk, range(chunk.rows), MOST_HEADERS)[:-1] if chunk else ():
             if page.stop - at >= PART_BYTES:
-                yield RowGroup(page.stop_row - row, page.stop - at, number, row)
+                yield RowGroup(page.stop_row - row, page.stop - at, number, row, paged=True)
                 row, at = page.stop_row, page.stop
         size = chunk.stop - at if chunk else sum(chunk_sizes(group, names))
-        yield RowGroup(group.num_rows - row, size, number, row)
+        yield RowGroup(group.num_rows - row, size, number, row, paged=chunk is not None)
 
 
 def row_group_blocks(
@@ -102,12 +102,16 @@ def row_group_blocks(
         batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
     else:
         batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+    came = 0
     for first, batch in batches:
         here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
         if len(here) < batch.num_rows:
             batch = batch.take(pa.array([row - first for row in here], pa.int64()))
+        came += len(here)
         if here:
             yield from _blocks(batch, index, here, rows.uri, how)
+    if came < len(wanted):
+        raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
 
 def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
