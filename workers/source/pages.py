@@ -127,27 +127,27 @@ def _indexed(file: SourceFile, chunk: Chunk, walked: Sequence[Page]) -> list[Pag
     that make up for each other, by slices that lie between them.
     """
     at, size = _at(chunk.column, 4) or 0, _at(chunk.column, 5) or 0
-    if not 0 < at <= file.seek(0, 2) - size or not 0 < size <= _HEADER_MAX:
+    if not 0 < at < at + size <= file.seek(0, 2) or size > _FOOTER_MAX:
         return []
     file.seek(at)
     try:
         places = [*_places(file.read(size)), (chunk.stop, chunk.rows)]
     except (IndexError, ValueError):
         return []
-    begin = [(page.start, page.first_row) for page in walked] + [(walked[-1].stop, walked[-1].stop_row)]
-    ascending = all(a < b and row <= end for (a, row), (b, end) in pairwise(places))
-    rest = [Page(a, b, row, end, False) for (a, row), (b, end) in pairwise(places[len(walked) :])]
-    return rest if places[: len(begin)] == begin and ascending and rest and _agrees(file, rest[-1]) else []
+    found = [Page(a, b, row, end, False) for (a, row), (b, end) in pairwise(places)]
+    same = [page[:4] for page in found[: len(walked)]] == [page[:4] for page in walked]
+    ascending = all(page.start < page.stop and page.first_row <= page.stop_row for page in found)
+    return found[len(walked) :] if same and ascending and _agrees(file, found[-1]) else []
 
 
 def _agrees(file: Any, page: Page, base: int = 0) -> bool:
-    """Whether a page that the index tells of is one, by its header; `file` begins at a byte of the file."""
+    """Whether the header of a page is as the page index says; `file` begins at the byte `base` of the whole file."""
     try:
         header, body = _header(file, page.start - base, page.stop - base)
-    except InputUnreadable:
+        rows, stop = _at(_data_header(header), 1), body + _at(header, 3)
+    except (InputUnreadable, TypeError):
         return False
-    rows = _at(_data_header(header), 1)
-    return rows == page.stop_row - page.first_row and body + (_at(header, 3) or 0) == page.stop - base
+    return bool(rows == page.stop_row - page.first_row and stop == page.stop - base)
 
 
 def _places(index: bytes) -> list[tuple[int, int]]:
@@ -201,12 +201,12 @@ def read_pages(
         source = _Once(parts, stop)
         del parts
     elif 4 in chunk.column and start == first:
-        near: Any = file
+        near, base = file, 0
         if not buffer_size:
             file.seek(start)
-            data = file.read(stop - start)
-            near, source = pa.BufferReader(data), _Once([memoryview(data)], stop)
-        if not all(_agrees(near, page, 0 if buffer_size else start) for page in pages):
+            data = memoryview(file.read(stop - start))
+            near, base, source = pa.BufferReader(data), start, _Once([data], stop)
+        if not all(_agrees(near, page, base) for page in pages):
             raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
     meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}

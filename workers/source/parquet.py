@@ -134,14 +134,12 @@ def _from_start(
     file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
-    leaves = _leaves(parquet.metadata.row_group(rows.row_group), names)
-    sizes = [int(leaf.total_uncompressed_size) for leaf in leaves]
+    group = parquet.metadata.row_group(rows.row_group)
+    sizes = [int(leaf.total_uncompressed_size) for leaf in _leaves(group, names)]
     if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=_rows_a_batch(
-            sum(sizes), parquet.metadata.row_group(rows.row_group).num_rows, max(sizes, default=0)
-        ),
+        batch_size=_rows_a_batch(sum(sizes), group.num_rows, max(sizes, default=0)),
         row_groups=[rows.row_group],
         columns=names,
         use_threads=False,
@@ -178,10 +176,9 @@ def _from_pages(
             begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
             if begin < end:
                 part = batch.slice(begin - first, end - begin)
-                yield (
-                    begin,
-                    part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
-                )
+                if beside is not None:
+                    part = _joined(part, beside.slice(begin - rows.row_start, end - begin))
+                yield begin, part
             first += batch.num_rows
             if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
                 pa.default_memory_pool().release_unused()
