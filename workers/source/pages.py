@@ -99,7 +99,7 @@ def pages_of(file: SourceFile, chunk: Chunk, rows: range, most_headers: int | No
             count = _at(data, 1) if data else 0
             if not at < stop <= chunk.stop or count < 0:
                 raise ValueError(f"it would end at byte {stop}, after {count} rows")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, IndexError) as error:
             raise InputUnreadable(f"the page header at byte {at} is damaged: {error}") from error
         if data:
             by_dictionary = _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY
@@ -109,7 +109,7 @@ def pages_of(file: SourceFile, chunk: Chunk, rows: range, most_headers: int | No
             if plain_from_here and (rest := _indexed(file, chunk, pages)):
                 return pages + [page for page in rest if page.first_row < stop_row and page.stop_row > rows.start]
         at = stop
-    if row < stop_row and len(pages) != most_headers:
+    if row > chunk.rows or (row < stop_row and len(pages) != most_headers):
         raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
     return pages
 
@@ -145,7 +145,7 @@ def _agrees(file: Any, page: Page, base: int = 0) -> bool:
     try:
         header, body = _header(file, page.start - base, page.stop - base)
         rows, stop = _at(_data_header(header), 1), body + _at(header, 3)
-    except (InputUnreadable, TypeError):
+    except (InputUnreadable, TypeError, IndexError):
         return False
     return bool(rows == page.stop_row - page.first_row and stop == page.stop - base)
 

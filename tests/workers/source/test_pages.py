@@ -382,6 +382,19 @@ def test_a_damaged_page_index_harms_neither_the_file_nor_the_plan(
     assert rows_of(path, 280, 330) == expected(FULL, range(280, 330))
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_pages_that_count_other_rows_than_the_row_group_has_are_found_in_planning(
+    more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL))
+    header = pages._data_header
+    monkeypatch.setattr(pages, "_data_header", lambda page: {**header(page), 1: (5, header(page)[1][1] + more)})
+    spec = InputSpec(uri=str(path), format="parquet", image="image")
+    found, left_out = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert not found
+    assert [f"{ROWS} planned" in reason for reason in left_out.values()] == [True]
+
+
 def test_rows_that_do_not_come_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "a.parquet", pa.array(FULL))
     runs = parquet._runs
