@@ -154,7 +154,7 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
                 near = (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there)[0]
                 line = near if name == column and "." not in near else f"{{{name}: {near}}}"
                 raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(there)})")
-            if at and at == path[: len(at)] and holds(kind) != "text":
+            if at and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
             types.append(pa.field(name, kind))
     except InputUnreadable as error:
@@ -196,7 +196,8 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
         return [_NULL if index is None else values[index] for index in column.indices.to_pylist()]
     if pa.types.is_struct(kind):
         # flatten() carries the nulls of the struct itself over to its fields.
-        fields = {f.name: cells_of(part) for f, part in zip(kind, column.flatten(), strict=True)}
+        parts = zip(kind, column.flatten(), strict=True)
+        fields = {f.name: cells_of(part) for f, part in parts if f.name in ("bytes", "path")}
         images = fields.get("bytes", [_NULL] * len(column))
         paths = fields.get("path", images)
         # Hugging Face stores either the bytes or, when they were not embedded, the path.
@@ -213,6 +214,10 @@ def _binary(column: pa.Array) -> pa.Array:
         column = column.cast(pa.large_list(pa.uint8()))
     for is_list, like in ((pa.types.is_list, pa.binary()), (pa.types.is_large_list, pa.large_binary())):
         if is_list(column.type):
+            if column.values.null_count:  # such a cell is none
+                holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))
+                broken = np.diff(np.searchsorted(holes, column.offsets.to_numpy())) > 0
+                column = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
             validity, offsets, *_, data = column.buffers()
             data = None if data is None else data.slice(column.values.offset)
             return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ _HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
 _BY_DICTIONARY = (2, 8)
 """Encodings."""
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+_FOOTERS: WeakKeyDictionary[SourceFile, dict[int, Any]] = WeakKeyDictionary()
+"""Of files that are open: taking one apart costs as much as reading megabytes."""
 
 
 class Page(NamedTuple):
@@ -65,53 +68,90 @@ def chunk_of(file: SourceFile, parquet: Any, group: int, name: str) -> Chunk | N
     # There may be a flat column and a field of a struct by the same name.
     if len(leaves) != 1 or schema.column(leaves[0]).max_repetition_level or size > _FOOTER_MAX:
         return None
-    file.seek(-8 - size, 2)
-    footer, _ = _read(file.read(size), 0, _STRUCT)
+    end = file.seek(-8 - size, 2)
+    if file not in _FOOTERS:
+        _FOOTERS[file], _ = _read(file.read(size), 0, _STRUCT)
+    footer = _FOOTERS[file]
     column = _at(_at(footer, 4)[1][group], 1)[1][leaves[0]]
     meta = _at(column, 3)
     start, size = _at(meta, 11) or _at(meta, 9), _at(meta, 7)
+    if not 0 < start <= end - size:
+        raise InputUnreadable(f"row group {group} has a column outside of the file")
     rows, growth = parquet.metadata.row_group(group).num_rows, max(1.0, _at(meta, 6) / size)
     return Chunk(footer, group, leaves[0], name, rows, column, meta, start, start + size, _at(meta, 4), growth)
 
 
 def pages_of(file: SourceFile, chunk: Chunk, rows: range, most_headers: int | None = None) -> list[Page]:
-    """The pages of a chunk that hold `rows`, in order.
+    """The pages of a chunk that hold `rows`, in order, and those before them whose headers were read.
 
-    From the file's page index if it has one, else from their headers, one after the other: then it is all pages from
-    the first one on, and only `most_headers` of them where there are more. Raises InputUnreadable.
+    Headers are read one after the other: to the first page that needs no dictionary if the file has a page index that
+    agrees, else to the end of `rows`, and only `most_headers` of them where there are more. Raises InputUnreadable.
     """
     stop_row = rows.stop
     if stop_row > chunk.rows:
         raise InputUnreadable(f"row group {chunk.group} ended at row {chunk.rows}, {stop_row} planned")
-    # The index does not say which pages need the dictionary.
-    if (index_at := _at(chunk.column, 4)) and not _at(chunk.meta, 11):
-        file.seek(index_at)
-        if (places := _places(file.read(_at(chunk.column, 5)))) is not None:
-            ends = pairwise([*places, (chunk.stop, chunk.rows)])
-            found = (Page(a, b, row, end, False) for (a, row), (b, end) in ends if row < stop_row and end > rows.start)
-            return list(found)
     pages: list[Page] = []
     at, row = chunk.start, 0
     while at < chunk.stop and row < stop_row and len(pages) != most_headers:
         header, body = _header(file, at, chunk.stop)
         try:
-            stop, data = body + _at(header, 3), _at(header, 5) or _at(header, 8)  # a page of data, of version 1 or 2
-            if not at < stop <= chunk.stop:
-                raise ValueError(f"it would end at byte {stop}")
-            if data:
-                row_stop, by_dictionary = row + _at(data, 1), _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY
-                pages.append(Page(at, stop, row, row_stop, by_dictionary))
-                row = row_stop
-        except (ValueError, TypeError) as error:
+            stop, data = body + _at(header, 3), _data_header(header)
+            count = _at(data, 1) if data else 0
+            if not at < stop <= chunk.stop or count < 0:
+                raise ValueError(f"it would end at byte {stop}, after {count} rows")
+        except (ValueError, TypeError, IndexError) as error:
             raise InputUnreadable(f"the page header at byte {at} is damaged: {error}") from error
+        if data:
+            by_dictionary = _at(data, 2 if 5 in header else 4) in _BY_DICTIONARY
+            pages.append(Page(at, stop, row, row + count, by_dictionary))
+            row += count
+            plain_from_here = not by_dictionary and (len(pages) == 1 or pages[-2].by_dictionary)
+            if plain_from_here and (rest := _indexed(file, chunk, pages)):
+                return pages + [page for page in rest if page.first_row < stop_row and page.stop_row > rows.start]
         at = stop
-    if row < stop_row and len(pages) != most_headers:
+    if row > chunk.rows or (row < stop_row and len(pages) != most_headers):
         raise InputUnreadable(f"row group {chunk.group} ended at row {row}, {stop_row} planned")
     return pages
 
 
-def _places(index: bytes) -> list[tuple[int, int]] | None:
-    """First byte and first row of each page of an OffsetIndex; None where it is written in an unusual form.
+def _data_header(header: dict[int, Any]) -> dict[int, Any]:
+    """Of a page of data, of version 1 or 2; empty for any other. Its first field is the number of rows."""
+    return _at(header, 5) or _at(header, 8) or {}
+
+
+def _indexed(file: SourceFile, chunk: Chunk, walked: Sequence[Page]) -> list[Page]:
+    """The pages after those `walked`, from the page index; none where it is missing, damaged or wrong.
+
+    An index has no checksum. It must agree with the pages walked and with the header of the last page, so that a shift
+    of all rows from some page on is found; read_pages compares each page that it reads. Not found are two wrong pages
+    that make up for each other, by slices that lie between them.
+    """
+    at, size = _at(chunk.column, 4) or 0, _at(chunk.column, 5) or 0
+    if not 0 < at < at + size <= file.seek(0, 2) or size > _FOOTER_MAX:
+        return []
+    file.seek(at)
+    try:
+        places = [*_places(file.read(size)), (chunk.stop, chunk.rows)]
+    except (IndexError, ValueError):
+        return []
+    found = [Page(a, b, row, end, False) for (a, row), (b, end) in pairwise(places)]
+    same = [page[:4] for page in found[: len(walked)]] == [page[:4] for page in walked]
+    ascending = all(page.start < page.stop and page.first_row <= page.stop_row for page in found)
+    return found[len(walked) :] if same and ascending and _agrees(file, found[-1]) else []
+
+
+def _agrees(file: Any, page: Page, base: int = 0) -> bool:
+    """Whether the header of a page is as the page index says; `file` begins at the byte `base` of the whole file."""
+    try:
+        header, body = _header(file, page.start - base, page.stop - base)
+        rows, stop = _at(_data_header(header), 1), body + _at(header, 3)
+    except (InputUnreadable, TypeError, IndexError):
+        return False
+    return bool(rows == page.stop_row - page.first_row and stop == page.stop - base)
+
+
+def _places(index: bytes) -> list[tuple[int, int]]:
+    """First byte and first row of each page of an OffsetIndex; ValueError where it is written in an unusual form.
 
     There are tens of thousands. Each is seven numbers: kind of field and value, three times, and the end.
     """
@@ -119,12 +159,12 @@ def _places(index: bytes) -> list[tuple[int, int]] | None:
     data = np.frombuffer(index, np.uint8, offset=at)
     ends = np.flatnonzero(data < 128)[: 7 * count] + 1
     if index[0] != 0x19 or len(ends) < 7 * max(1, count):
-        return None
+        raise ValueError(count)
     starts = np.concatenate([[0], ends[:-1]])
     shifts = 7 * (np.arange(ends[-1]) - np.repeat(starts, ends - starts))
     numbers = np.add.reduceat((data[: ends[-1]] & 127).astype(np.int64) << shifts, starts).reshape(count, 7)
     if (numbers[:, ::2] != (0x16, 0x15, 0x16, 0)).any():
-        return None
+        raise ValueError(numbers)
     return list(zip((numbers[:, 1] >> 1).tolist(), (numbers[:, 5] >> 1).tolist(), strict=True))
 
 
@@ -155,15 +195,19 @@ def read_pages(
     """
     source: io.RawIOBase = file
     stop, codec, first = pages[-1].stop, chunk.codec, pages[0].start
-    if buffer_size and codec and start < first:
+    if buffer_size and codec in _CODECS and start < first:
         parts = list(_unpacked(file, chunk, stop))
         start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
         source = _Once(parts, stop)
         del parts
-    if 4 in chunk.column:  # the index has no checksum, and would give rows wrong numbers
-        header, _ = _header(file, pages[0].start, chunk.stop)
-        if _at(_at(header, 5) or _at(header, 8) or {}, 1) != pages[0].stop_row - pages[0].first_row:
-            raise InputUnreadable(f"the page at byte {pages[0].start} has other rows than the page index says")
+    elif 4 in chunk.column and start == first:
+        near, base = file, 0
+        if not buffer_size:
+            file.seek(start)
+            data = memoryview(file.read(stop - start))
+            near, base, source = pa.BufferReader(data), start, _Once([data], stop)
+        if not all(_agrees(near, page, base) for page in pages):
+            raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
     meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
     if start == first:

@@ -81,10 +81,10 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
         row, at = 0, chunk.start if chunk else 0
         for page in pages_of(file, chunk, range(chunk.rows), MOST_HEADERS)[:-1] if chunk else ():
             if page.stop - at >= PART_BYTES:
-                yield RowGroup(page.stop_row - row, page.stop - at, number, row)
+                yield RowGroup(page.stop_row - row, page.stop - at, number, row, paged=True)
                 row, at = page.stop_row, page.stop
         size = chunk.stop - at if chunk else sum(chunk_sizes(group, names))
-        yield RowGroup(group.num_rows - row, size, number, row)
+        yield RowGroup(group.num_rows - row, size, number, row, paged=chunk is not None)
 
 
 def row_group_blocks(
@@ -102,12 +102,16 @@ def row_group_blocks(
         batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
     else:
         batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+    came = 0
     for first, batch in batches:
         here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
         if len(here) < batch.num_rows:
             batch = batch.take(pa.array([row - first for row in here], pa.int64()))
+        came += len(here)
         if here:
             yield from _blocks(batch, index, here, rows.uri, how)
+    if came < len(wanted):
+        raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
 
 def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
@@ -130,14 +134,12 @@ def _from_start(
     file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
-    leaves = _leaves(parquet.metadata.row_group(rows.row_group), names)
-    sizes = [int(leaf.total_uncompressed_size) for leaf in leaves]
+    group = parquet.metadata.row_group(rows.row_group)
+    sizes = [int(leaf.total_uncompressed_size) for leaf in _leaves(group, names)]
     if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
-        batch_size=_rows_a_batch(
-            sum(sizes), parquet.metadata.row_group(rows.row_group).num_rows, max(sizes, default=0)
-        ),
+        batch_size=_rows_a_batch(sum(sizes), group.num_rows, max(sizes, default=0)),
         row_groups=[rows.row_group],
         columns=names,
         use_threads=False,
@@ -174,10 +176,9 @@ def _from_pages(
             begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
             if begin < end:
                 part = batch.slice(begin - first, end - begin)
-                yield (
-                    begin,
-                    part if beside is None else _joined(part, beside.slice(begin - rows.row_start, end - begin)),
-                )
+                if beside is not None:
+                    part = _joined(part, beside.slice(begin - rows.row_start, end - begin))
+                yield begin, part
             first += batch.num_rows
             if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
                 pa.default_memory_pool().release_unused()

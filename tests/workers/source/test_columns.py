@@ -14,7 +14,7 @@ from tests.support.tars import write_tar
 from tests.workers.source.test_reading import cells, shard, slices_of
 from workers.contract import InputSpec
 from workers.image.errors import BadImage
-from workers.source.columns import column_path, file_columns, folder_values, keys_of
+from workers.source.columns import cells_of, column_path, file_columns, folder_values, keys_of
 from workers.source.links import image_at
 from workers.source.parquet import chunk_sizes, open_parquet
 from workers.source.shard_reader import ShardReader, key_columns
@@ -96,6 +96,27 @@ def test_names_of_every_type_are_followed_also_where_a_struct_has_no_bytes(
         column = struct_of(pa.nulls(4, no_bytes), column)
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == [b"0.jpg", b"1.jpg", "null", b"3.jpg"]
+
+
+def test_other_fields_of_the_struct_are_keys_and_its_bytes_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    fields = [pa.array([b"a", b"b"]), pa.array(["x", "y"]), pa.array([1, 2]), pa.array([[1.5], None])]
+    pq.write_table(pa.table({"image": pa.StructArray.from_arrays(fields, ["bytes", "path", "width", "box"])}), path)
+    keys = ({"name": "image.path"}, {"width": "image.width"}, {"box": "image.box"})
+    assert read(path, keys=keys) == [b"a", b"b"]
+    schema = pq.read_schema(path)
+    file_columns(schema, InputSpec(image="image", keys=keys), "")
+    for whole in ("image", "image.bytes"):
+        with pytest.raises(InputUnreadable, match="is the image itself"):
+            file_columns(schema, InputSpec(image="image", keys=({"copy": whole},)), "")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.uint8(), 2)], ids=str)
+def test_a_list_with_a_null_among_its_bytes_is_no_image(tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.array([[9, 9], [1, 2], [3, None], None, [None, None], [5, 6]], kind).slice(1)
+    assert [cell for cell in cells_of(column) if not isinstance(cell, BadImage)] == [b"\1\2", b"\5\6"]
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [b"\1\2", "null", "null", "null", b"\5\6"]
 
 
 def test_a_struct_that_is_null_has_no_image_and_no_key(tmp_path: Path) -> None:

@@ -214,11 +214,16 @@ def test_any_slice_and_any_choice_of_rows_is_what_a_plain_reader_gives(
         assert rows_of(path, start, stop, only) == expected(plain, rows)
 
 
-@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(
+    ("index", "dictionary"), [(True, False), (True, True), (False, False)], ids=["index", "dictionary", "headers"]
+)
 def test_of_a_slice_in_the_middle_little_else_is_read(
-    index: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: bool, dictionary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = written(tmp_path / "a.parquet", pa.array(noisy(IMAGES)), write_page_index=index, write_statistics=False)
+    path = written(
+        tmp_path / "a.parquet", pa.array(noisy(IMAGES)), write_page_index=index, write_statistics=False,
+        use_dictionary=["image"] if dictionary else False, dictionary_pagesize_limit=60_000,
+    )  # fmt: skip
     read: list[int] = []
 
     class Watched(SourceFile):
@@ -234,6 +239,7 @@ def test_of_a_slice_in_the_middle_little_else_is_read(
     keys = pq.read_metadata(path).row_group(0).column(0).total_compressed_size
     headers = 2000 if index else 64 * (440 // 8 + 1)
     assert sum(read) - footers - keys - headers < 40 * 720 + 2 * 8 * 720  # with the rest of the first page and the last
+    assert len(read) < (15 if index else 40)
 
 
 @pytest.mark.parametrize("how", [{}, {"use_dictionary": True, "compression": "snappy"}], ids=str)
@@ -311,6 +317,114 @@ def test_an_index_that_counts_rows_otherwise_than_the_pages_is_found(
             rows_of(path, 280, 330)
         with pytest.raises(InputUnreadable, match=r"a\.parquet"):
             rows_of(path, 307, 312)
+
+
+def with_index(path: Path, index: Any, at: int | None = None) -> None:
+    """Another page index for the images, at the end of the file or said to be somewhere else."""
+    size = pq.read_metadata(path).serialized_size
+    data = path.read_bytes()[: -8 - size]
+    footer, _ = pages._read(path.read_bytes()[-8 - size : -8], 0, 12)
+    column = footer[4][1][1][0][1][1][1][1]
+    column |= {4: (6, len(data) if at is None else at), 5: (5, len(index))}
+    again = pages._written(12, footer)
+    path.write_bytes(data + index + again + len(again).to_bytes(4, "little") + b"PAR1")
+
+
+def index_of(places: Sequence[tuple[int, int]]) -> bytes:
+    """As writers have it: sizes are not looked at."""
+    entries = b"".join(
+        b"\x16%b\x15\x02\x16%b\0" % (pages._written(6, at), pages._written(6, row)) for at, row in places
+    )
+    return b"\x19\xfc" + pages._written_varint(len(places)) + entries + b"\0"
+
+
+def indexed(path: Path) -> list[tuple[int, int]]:
+    size = pq.read_metadata(path).serialized_size
+    column = pages._read(path.read_bytes()[-8 - size : -8], 0, 12)[0][4][1][1][0][1][1][1][1]
+    return pages._places(path.read_bytes()[column[4][1] :][: column[5][1]])
+
+
+LIES: dict[str, Any] = {
+    "all later rows": lambda places: [(at, row + 3 * (n > 2)) for n, (at, row) in enumerate(places)],
+    "all rows": lambda places: [(at, row + 3) for at, row in places],
+    "begins late": lambda places: places[5:],
+    "ends early": lambda places: places[:-5],
+    "one page": lambda places: places[:1],
+    "no page": lambda places: [],
+    "elsewhere": lambda places: [(at + 10**9, row) for at, row in places],
+    "backwards": lambda places: places[:1] + places[:0:-1],
+    "no rows": lambda places: [(at, 0) for at, row in places],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_with_a_page_index_that_is_wrong_headers_are_read(lie: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL), write_page_index=True)
+    places = indexed(path)
+    with_index(path, index_of(LIES[lie](places)))
+    check(path, FULL)
+    with_index(path, index_of(places))
+    assert indexed(path) == places
+
+
+@pytest.mark.parametrize("at", [None, -5, 10**9, 2**63 - 1])
+@pytest.mark.parametrize("index", [b"", b"\x19", b"\x19\xfc\xff", b"\x19\xfc" + b"\xff" * 40 + b"\1", b"\x19\x7c" * 90])
+def test_a_damaged_page_index_harms_neither_the_file_nor_the_plan(
+    index: bytes, at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "PART_BYTES", 30_000)
+    path = written(tmp_path / "a.parquet", pa.array(FULL), write_page_index=True)
+    with_index(path, index, at)
+    spec = InputSpec(uri=str(path), format="parquet", image="image", keys=("id",))
+    ((found,), left_out) = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert (found.rows, left_out) == (ROWS, {})
+    assert len(found.groups) > 10
+    assert rows_of(path, 280, 330) == expected(FULL, range(280, 330))
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_pages_that_count_other_rows_than_the_row_group_has_are_found_in_planning(
+    more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL))
+    header = pages._data_header
+    monkeypatch.setattr(pages, "_data_header", lambda page: {**header(page), 1: (5, header(page)[1][1] + more)})
+    spec = InputSpec(uri=str(path), format="parquet", image="image")
+    found, left_out = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert not found
+    assert [f"{ROWS} planned" in reason for reason in left_out.values()] == [True]
+
+
+def test_rows_that_do_not_come_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(FULL))
+    runs = parquet._runs
+    monkeypatch.setattr(parquet, "_runs", lambda *args: list(runs(*args))[1:])
+    for only in (None, {3, 250}):
+        with pytest.raises(InputUnreadable, match=r"a\.parquet: row group 0 gave"):
+            rows_of(path, 0, ROWS, only)
+
+
+def test_what_only_arrow_can_unpack_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.parquet", pa.array(noisy(FULL)), use_dictionary=True, compression="snappy")
+    monkeypatch.setattr(pages, "_CODECS", {})
+    check(path, noisy(FULL))
+
+
+def test_the_footer_of_a_file_of_many_row_groups_is_taken_apart_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": noisy(FULL)}), path, row_group_size=150, compression="none")
+    footer = pq.read_metadata(path).serialized_size
+    parsed: list[tuple[int, int]] = []
+    read = pages._read
+    monkeypatch.setattr(pages, "_read", lambda data, *how: parsed.append((len(data), how[0])) or read(data, *how))  # type: ignore[func-returns-value]
+    spec = InputSpec(uri=str(path), format="parquet", image="image")
+    ((found,), _) = open_sources(list_input(spec, today("UTC"), {}).sources, spec)
+    assert {group.number for group in found.groups if group.paged} == {0, 1, 2, 3}
+    reader = ShardReader(shard(slices_of(path, *((group, 0, 150) for group in range(4)))), spec)
+    assert sum(len(block.rows) for block in reader.blocks()) == ROWS
+    assert parsed.count((footer, 0)) == 2  # by the driver, and by a worker
 
 
 @pytest.mark.parametrize("index", [True, False])
