@@ -112,7 +112,11 @@ def open_sources(
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
         outcomes = dict(zip(sources, pool.map(attempt, [partial(read, source) for source in sources]), strict=True))
         there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
-        types = common_keys([one.keys for one in there]) if keys is None else keys
+        types = (
+            common_keys([one.keys for one in there if one.rows] or [one.keys for one in there])
+            if keys is None
+            else keys
+        )
         unlike = [one for one in there if one.keys != types]
         fitted = pool.map(attempt, [partial(_fitted, one, spec, types) for one in unlike])
         outcomes |= zip([one.source for one in unlike], fitted, strict=True)
@@ -190,7 +194,7 @@ def _check_int96(file: SourceFile, parquet: pq.ParquetFile, source: Source, spec
 def _fitted(one: Opened, spec: InputSpec, types: pa.Schema) -> Opened:
     """The source with the key columns of these types. Raises _Odd where that changes a value."""
     unlike = [(mine, wanted) for mine, wanted in zip(one.keys or (), types, strict=True) if mine.type != wanted.type]
-    doubtful = [(mine, wanted) for mine, wanted in unlike if not holds_all(wanted.type, mine.type)]
+    doubtful = [(mine, wanted) for mine, wanted in unlike if one.rows and not holds_all(wanted.type, mine.type)]
     how = replace(spec, keys=tuple({mine.name: spec.copied[mine.name]} for mine, _ in doubtful))
     rows = None
     for mine, wanted in doubtful:
@@ -203,7 +207,8 @@ def _fitted(one: Opened, spec: InputSpec, types: pa.Schema) -> Opened:
         if fault:
             raise _Odd(
                 f"input.keys: {mine.name!r} is {mine.type}, and {wanted.type} in other files or earlier plans of this "
-                f"output ({fault}): cast it in this file, or leave it out of input.keys"
+                f"output ({fault}): cast it in this file, or leave it out of input.keys; another name for it, "
+                f"`{{{mine.name}_2: {spec.copied[mine.name]}}}`, begins a new root, for which all is scored"
             )
     return replace(one, keys=types)
 
