@@ -18,10 +18,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    WrapSerializer,
     WrapValidator,
     field_validator,
     model_serializer,
@@ -33,7 +31,6 @@ from jobs.spec.days import fault_of_template
 from workers.contract import (
     ALL_FORMATS,
     AS_OF,
-    USUAL_FORMATS,
     AtLeast1,
     GateSpec,
     InputSpec,
@@ -186,12 +183,6 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         yield f"input.keys: {copied[0]!r} is the image itself, which is not copied"
 
 
-def _without_new_defaults(given: InputSpec, as_before: SerializerFunctionWrapHandler) -> dict[str, Any]:
-    """Specs that were saved before a key was there look the same."""
-    saved: dict[str, Any] = as_before(given)
-    return {key: value for key, value in saved.items() if key != "formats" or given.formats != USUAL_FORMATS}
-
-
 def _with_image(given: InputSpec) -> InputSpec:
     return replace(given, image=given.image or _DEFAULT_IMAGE[given.format])
 
@@ -281,12 +272,7 @@ _MOST_NORMAL = 2.0
 _MOST_SIDE_PX = 8192
 """Far above what networks see; a photograph whose shorter side is that takes 256 MiB."""
 
-Input = Annotated[
-    InputSpec,
-    _section("input", _faults_of_input),
-    AfterValidator(_with_image),
-    WrapSerializer(_without_new_defaults),
-]
+Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
 Model = Annotated[
     ModelSpec,
     BeforeValidator(_precision_of_float_engines),

@@ -358,12 +358,6 @@ def test_formats_are_some_that_can_be_decoded() -> None:
     assert "input.formats: it is empty" in _refusal(raw(input__formats=[]))
 
 
-def test_a_spec_without_formats_is_saved_as_before_there_were_any() -> None:
-    assert "formats" not in parse_spec(raw()).model_dump_json()
-    saved = parse_spec(raw(input__formats=["jxl"])).model_dump_json()
-    assert parse_spec(yaml.safe_load(saved)).input.formats == ("jxl",)
-
-
 def _refusal(given: dict[str, Any]) -> str:
     """What is said of a spec; empty where it is taken."""
     try:
