@@ -168,12 +168,14 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if not given.formats:
         yield "input.formats: it is empty; name one, as [jpeg, png], or leave it out"
+    if not all(map(all, pairs)):
+        yield "input.keys: an empty name; write that of a column, or leave it out"
     names: set[str] = set()
     for name, column in pairs:
         # Readers that fold case would see one column, and not always the one that is meant.
-        if (folded := name.lower()) in names or folded in _RESERVED_COLUMNS or not name:
+        if (folded := name.lower()) in names or folded in _RESERVED_COLUMNS:
             why = "is named twice" if folded in names else "is a name that Stint uses in its output"
-            alias = "truth" if folded == "label" else f"input_{folded}".rstrip("_")
+            alias = "truth" if folded == "label" else f"input_{folded}"
             yield (
                 f"input.keys: {name} {why}, and upper and lower case are one to many readers; "
                 f"write `keys: [{{{alias}: {column}}}]`"

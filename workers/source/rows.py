@@ -34,6 +34,8 @@ class RowGroup:
     """Where in a tar file the first row lies: `Slice.byte_start`."""
     whole: bool = False
     """Never to be split: where a row in the middle lies is not known."""
+    paged: bool = False
+    """Read by its pages: a piece of it does not read past the rows before it."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_a_column_that_some_files_lack_sets_these_aside_and_one_that_all_lack_is
     (tmp_path / "d.parquet").write_bytes(b"PAR1 cut short")
     found, left_out = look(tmp_path, "key")
     assert [Path(one.source.uri).name for one in found] == ["a.parquet"]
-    assert "input.keys: no column 'key'; write `keys: [" in left_out["b.parquet"]
+    assert "input.keys: no column 'key' (it has other, image)" in left_out["b.parquet"]
     assert "input.image: no column 'image'; write `image: img`" in left_out["c.parquet"]
     assert left_out.keys() == {"b.parquet", "c.parquet", "d.parquet"}
     with pytest.raises(SpecError, match=r"no column 'kye'; write `keys: \[key\]`"):
