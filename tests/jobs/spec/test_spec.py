@@ -98,7 +98,10 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"workers__memory": "2G"}, r"workers.memory: '2G' is not understood; write `memory: 2GiB`"),
         ({"workers__memory": "0GB"}, r"workers.memory: .* is not understood; write `memory: 2GiB`"),
         ({"schedule__finish_by": "25:00"}, r"finish_by: '25:00' is not understood; write `finish_by: \"06:00\"`"),
-        ({"input__keys": "id, name"}, r"input.keys: a list of texts, or \{name: column\} is wanted.*write `keys: \[id, name\]`"),
+        (
+            {"input__keys": "id, name"},
+            r"input.keys: a list of texts, or \{name: column\} is wanted.*write `keys: \[id, name\]`",
+        ),
         ({"input__uri": "data/{asof}"}, r"input.uri: \{asof\} stands for nothing; write \{as_of\}, which is the day"),
         ({"output__uri": "out/{ds}"}, r"output.uri: \{ds\} stands for nothing; write \{as_of\}"),
         ({"model__arch": "timm/x"}, r"model.arch: Stint fetches .* not of timm; write .* `arch: my_nets:function`"),
