@@ -111,11 +111,8 @@ def open_sources(
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
         outcomes = dict(zip(sources, pool.map(attempt, [partial(read, source) for source in sources]), strict=True))
         there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
-        types = (
-            common_keys([one.keys for one in there if one.rows] or [one.keys for one in there])
-            if keys is None
-            else keys
-        )
+        decide = [one.keys for one in there if one.rows] or [one.keys for one in there]
+        types = common_keys(decide) if keys is None else keys
         unlike = [one for one in there if one.keys != types]
         fitted = pool.map(attempt, [partial(_fitted, one, spec, types) for one in unlike])
         outcomes |= zip([one.source for one in unlike], fitted, strict=True)
@@ -159,12 +156,8 @@ def _check_paths(parquet: pq.ParquetFile, source: Source, spec: InputSpec, roots
     """Raises _Odd where a struct of Hugging Face holds no image, but paths that may not be followed."""
     images = image_columns(parquet.schema_arrow, spec.image)
     group = parquet.metadata.row_group(0)
-    leaves = [
-        leaf
-        for leaf in map(group.column, range(group.num_columns))
-        if f"{leaf.path_in_schema}.".startswith(f"{images[0]}.")
-    ]
-    if len(images) != 2 or not all(map(_is_empty, leaves)):
+    chunks = map(group.column, range(group.num_columns))
+    if len(images) != 2 or not all(_is_null(c) for c in chunks if f"{c.path_in_schema}.".startswith(f"{images[0]}.")):
         return
     batches = parquet.iter_batches(_PATHS_TOGETHER, row_groups=[0], columns=images)
     cells = (c for rows in batches for c in cells_of(column_at(rows, column_path(rows.schema, spec.image))))
@@ -179,12 +172,11 @@ def _check_paths(parquet: pq.ParquetFile, source: Source, spec: InputSpec, roots
         ) from error
 
 
-def _is_empty(leaf: Any) -> bool:
+def _is_null(chunk: Any) -> bool:
     """Whether a column chunk holds nothing but nulls."""
-    known = leaf.statistics
-    if known is not None and known.has_null_count:
-        return bool(known.null_count == leaf.num_values)
-    return bool(leaf.total_compressed_size <= _NO_IMAGE_BYTES)
+    known = chunk.statistics
+    told = known is not None and known.has_null_count
+    return bool(known.null_count == chunk.num_values if told else chunk.total_compressed_size <= _NO_IMAGE_BYTES)
 
 
 def _check_int96(file: SourceFile, parquet: pq.ParquetFile, source: Source, spec: InputSpec) -> None:

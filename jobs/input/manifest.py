@@ -111,9 +111,7 @@ def _table(data: bytes, url: str) -> pa.Table | None:
     if first.startswith("{"):
         return pa.json.read_json(pa.BufferReader(data))
     if re.match(r"\[\s*([\[{\"]|$)", first):
-        raise SpecError(
-            f"input.manifest: {url} is a JSON array", "write an object a line (`jq -c '.[]'`), or a URI a line"
-        )
+        raise SpecError(f"input.manifest: {url} is a JSON array", "write an object a line, as `jq -c '.[]'` does")
     cut = {mark: [name.strip().strip('"') for name in first.split(mark)] for mark in ",;\t"}
     mark = next((mark for mark, header in cut.items() if header[1:] and {*map(str.lower, header)} & _COLUMNS), ",")
     header = cut[mark]
@@ -129,15 +127,12 @@ def _table(data: bytes, url: str) -> pa.Table | None:
         return None
     if len(names) == 1 and (mark == "\t" or len(header) == 1) and not url.lower().endswith((".csv", ".tsv")):
         fs, path = open_filesystem(url)
-        if fs.exists(
-            f"{path.rpartition('/')[0]}/{header[0]}"
-        ):  # the first file of a text, which is called like a column
+        if fs.exists(f"{path.rpartition('/')[0]}/{header[0]}"):  # of a text the first file, called like a column
             return None
     types = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
-    parse = pa.csv.ParseOptions(delimiter=mark)
-    table = pa.table({n: [] for n in header})
-    if names:
-        table = pa.csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=types)
+    if not names:
+        return pa.table({name: [] for name in header})
+    table = pa.csv.read_csv(pa.BufferReader(data), None, pa.csv.ParseOptions(delimiter=mark), types)
     if names >= {"bucket", "key"}:  # inventories of S3 escape keys in CSV, and nowhere else
         place = next(place for place, name in enumerate(header) if name.lower() == "key")
         keys = [key and unquote_plus(key) for key in table.column(place).to_pylist()]

@@ -43,7 +43,6 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
-_EVERY_ROW = 2**62
 Held: TypeAlias = dict[str, tuple[Slice, pa.Table | None]]
 """Key columns of the row group that was read last, by its file."""
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
@@ -320,7 +319,7 @@ def _key_columns(s: Slice, how: InputSpec, held: Held) -> pa.Table | None:
     """Of a slice; those of a row group of Parquet are read as a whole, once for slices of it that follow each other."""
     if how.format != "parquet":
         return key_columns(s, how)
-    group = replace(s, row_start=0, row_stop=_EVERY_ROW)
+    group = replace(s, row_start=0, row_stop=2**62)
     last = held.get(s.uri)
     if last is None or last[0] != group:
         held.clear()
