@@ -175,8 +175,9 @@ def _check_paths(parquet: pq.ParquetFile, source: Source, spec: InputSpec, roots
 def _is_null(chunk: Any) -> bool:
     """Whether a column chunk holds nothing but nulls."""
     known = chunk.statistics
-    told = known is not None and known.has_null_count
-    return bool(known.null_count == chunk.num_values if told else chunk.total_compressed_size <= _NO_IMAGE_BYTES)
+    if known is not None and known.has_null_count:
+        return bool(known.null_count == chunk.num_values)
+    return bool(chunk.total_compressed_size <= _NO_IMAGE_BYTES)
 
 
 def _check_int96(file: SourceFile, parquet: pq.ParquetFile, source: Source, spec: InputSpec) -> None:
