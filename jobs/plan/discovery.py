@@ -110,7 +110,8 @@ class Discovery:
         if len(plans) > len(self.plans):
             since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
             left = [source for source in self.sources if source.uri not in since]
-            now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
+            rescore, asked = self.job.spec.input.on_change == "rescore", self.asked.uris
+            now = next_claim(left, plans, self.lost, self.failed, rescore=rescore, asked=asked)
             new = set(now.new)
             # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
             fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
@@ -207,7 +208,8 @@ def discover(job: Job, again: str = "") -> Discovery:
         beside = {source.uri: source for source in listing.sources} | beside
         listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    now = _next_claim(job, listing.sources, plans, lost, failed, asked)
+    rescore = job.spec.input.on_change == "rescore"
+    now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
     opened, unreadable = open_sources(now.new, job.spec.input, _types(plans), cache(lambda: job.input_spec().uri_roots))
     members = PassedOver()
     for one in opened if job.spec.input.format == "webdataset" else ():
@@ -241,18 +243,6 @@ def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[S
     with suppress(StoreDenied):  # that is told when their plan is to be finished
         return [s for s in sources_now(doubtful, dict(failed)).values() if s is not None and s.identity not in failed]
     return []
-
-
-def _next_claim(
-    job: Job,
-    sources: Sequence[Source],
-    plans: Sequence[Plan],
-    lost: frozenset[Slice],
-    failed: frozenset[tuple[str, str]],
-    asked: Asked,
-) -> NextClaim:
-    rescore = job.spec.input.on_change == "rescore"
-    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
 
 
 def _has_labels(one: Opened, column: str) -> bool:
