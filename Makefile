@@ -39,7 +39,7 @@ test: $(READY) ## the test suite, without the slow campaigns
 stores: $(READY) ## fetch the object stores that the slow tests start (Ceph from Debian, azurite from npm) into .stores/
 	$(BIN)/python -m tests.objectstore.packages
 
-tools: $(READY) ## fetch what people write and read data with (datasets, Polars, Daft, …) into .stores/tools, for their tests
+tools: $(READY) ## fetch what people write and read data with (datasets, Polars, Daft, …) into .stores/, for their tests
 	$(BIN)/python -m tests.tools.packages
 
 browser: $(READY) ## install Debian's Chromium, in which the pages are tested, where it is absent

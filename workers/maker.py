@@ -115,7 +115,8 @@ class Maker:
             artifacts=contents.artifacts,
             calibration=calibration,
             golden_images=[
-                in_a_usual_format(image, request.input.formats) for image in sample.encoded[: bundle.GOLDEN_ROWS]
+                in_a_usual_format(image, request.input.formats, 2 * model.preprocess.resize_px)
+                for image in sample.encoded[: bundle.GOLDEN_ROWS]
             ],
             notes=(*contents.notes, *(f"left out of the sample: {row}" for row in sample.left_out)),
         )

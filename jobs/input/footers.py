@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
 from workers.source.image_files import FILE_KEYS, keys_schema
-from workers.source.parquet import chunk_sizes, open_parquet, parquet_groups, read_keys
+from workers.source.parquet import open_parquet, parquet_groups, read_keys
 from workers.source.rows import RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile, opened
 from workers.source.uris import Refused, resolve_uri
@@ -34,8 +33,8 @@ _FOOTERS_AT_ONCE = 16
 _SAMPLES_TOGETHER = 16
 """How finely a tar file may be cut."""
 _NO_IMAGE_BYTES = 200
-"""A column chunk of nothing but nulls is smaller, however many."""
-_PATHS_LOOKED_AT = 64
+"""Where no statistics tell, a column chunk of few rows, all of them null, is smaller."""
+_PATHS_TOGETHER = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,8 @@ def open_sources(
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
         outcomes = dict(zip(sources, pool.map(attempt, [partial(read, source) for source in sources]), strict=True))
         there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
-        types = common_keys([one.keys for one in there]) if keys is None else keys
+        decide = [one.keys for one in there if one.rows] or [one.keys for one in there]
+        types = common_keys(decide) if keys is None else keys
         unlike = [one for one in there if one.keys != types]
         fitted = pool.map(attempt, [partial(_fitted, one, spec, types) for one in unlike])
         outcomes |= zip([one.source for one in unlike], fitted, strict=True)
@@ -142,7 +142,7 @@ def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str,
         except InputUnreadable as error:
             raise _Odd(str(error)) from error
         if roots is not None and parquet.num_row_groups:
-            _check_paths(parquet, parquet.metadata.row_group(0), source, spec, roots)
+            _check_paths(parquet, source, spec, roots)
         _check_int96(file, parquet, source, spec)
         return Opened(
             source=source,
@@ -152,35 +152,54 @@ def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str,
         )
 
 
-def _check_paths(parquet: pq.ParquetFile, group: Any, source: Source, spec: InputSpec, roots: Any) -> None:
+def _check_paths(parquet: pq.ParquetFile, source: Source, spec: InputSpec, roots: Any) -> None:
     """Raises _Odd where a struct of Hugging Face holds no image, but paths that may not be followed."""
     images = image_columns(parquet.schema_arrow, spec.image)
-    if len(images) != 2 or sum(chunk_sizes(group, images[:1])) > _NO_IMAGE_BYTES:
+    group = parquet.metadata.row_group(0)
+    chunks = map(group.column, range(group.num_columns))
+    if len(images) != 2 or not all(_is_null(c) for c in chunks if f"{c.path_in_schema}.".startswith(f"{images[0]}.")):
         return
-    batches = islice(parquet.iter_batches(_PATHS_LOOKED_AT, columns=images), 1)
+    batches = parquet.iter_batches(_PATHS_TOGETHER, row_groups=[0], columns=images)
     cells = (c for rows in batches for c in cells_of(column_at(rows, column_path(rows.schema, spec.image))))
-    paths = [c.value for c in cells if isinstance(c, Link) and c.value and not c.value.startswith("data:")]
+    path = next((c.value for c in cells if isinstance(c, Link) and c.value and not c.value.startswith("data:")), "")
     try:
-        for path in paths[:1]:
+        if path:
             resolve_uri(path, source.uri, roots())
     except Refused as error:
         raise _Odd(
             f"input.image: no bytes in {images[0]}, but paths alone, and {error}: embed the images in the files "
-            f"(docs/INPUT.md), or, if they are there, write `uri_roots: [{paths[0].rpartition('/')[0]}/]`"
+            f"(docs/INPUT.md), or, if they are there, write `uri_roots: [{path.rpartition('/')[0]}/]`"
         ) from error
 
 
+def _is_null(chunk: Any) -> bool:
+    """Whether a column chunk holds nothing but nulls."""
+    known = chunk.statistics
+    if known is not None and known.has_null_count:
+        return bool(known.null_count == chunk.num_values)
+    return bool(chunk.total_compressed_size <= _NO_IMAGE_BYTES)
+
+
 def _check_int96(file: SourceFile, parquet: pq.ParquetFile, source: Source, spec: InputSpec) -> None:
-    """Raises _Odd where microseconds do not hold a key. In nanoseconds far dates wrap around, as products do."""
-    leaves = [parquet.schema.column(number) for number in range(len(parquet.schema))] if spec.keys else []
-    times = {leaf.path for leaf in leaves if leaf.physical_type == "INT96"}
+    """Raises _Odd where microseconds do not hold a key.
+
+    In nanoseconds far dates wrap around, and 2**64 is no multiple of 1000: only where there may be one, or a part of a
+    microsecond, it takes microseconds to tell, as products wrap around, too.
+    """
+    columns = [parquet.schema.column(number) for number in range(len(parquet.schema))] if spec.keys else []
+    times = {leaf.path for leaf in columns if leaf.physical_type == "INT96"}
     if not (names := [name for name, column in spec.copied.items() if column in times]):
         return
     how = replace(spec, keys=tuple({name: spec.copied[name]} for name in names))
-    tables = [read_keys(opened_, how, source.uri) for opened_ in (parquet, open_parquet(file, int96_unit="ns"))]
-    for name in names:
-        us, ns = (pc.fill_null(table[name].cast(pa.int64()), 0).to_numpy() for table in tables)
-        if not np.array_equal(us * 1000, ns):
+
+    def read(opened_: pq.ParquetFile) -> list[Any]:
+        rows = read_keys(opened_, how, source.uri)
+        return [pc.fill_null(rows[name].cast(pa.int64()), 0).to_numpy() for name in names]
+
+    ns = read(open_parquet(file, int96_unit="ns"))
+    us = read(parquet) if any((one % 1000).any() for one in ns) else [one // 1000 for one in ns]
+    for name, fine, coarse in zip(names, ns, us, strict=True):
+        if not np.array_equal(coarse * 1000, fine):
             raise _Odd(
                 f"input.keys: {name!r} has times (INT96) with parts of a microsecond, which would be cut; write them "
                 "as TIMESTAMP in nanoseconds, or leave the column out"
@@ -190,7 +209,7 @@ def _check_int96(file: SourceFile, parquet: pq.ParquetFile, source: Source, spec
 def _fitted(one: Opened, spec: InputSpec, types: pa.Schema) -> Opened:
     """The source with the key columns of these types. Raises _Odd where that changes a value."""
     unlike = [(mine, wanted) for mine, wanted in zip(one.keys or (), types, strict=True) if mine.type != wanted.type]
-    doubtful = [(mine, wanted) for mine, wanted in unlike if not holds_all(wanted.type, mine.type)]
+    doubtful = [(mine, wanted) for mine, wanted in unlike if one.rows and not holds_all(wanted.type, mine.type)]
     how = replace(spec, keys=tuple({mine.name: spec.copied[mine.name]} for mine, _ in doubtful))
     rows = None
     for mine, wanted in doubtful:
@@ -203,7 +222,8 @@ def _fitted(one: Opened, spec: InputSpec, types: pa.Schema) -> Opened:
         if fault:
             raise _Odd(
                 f"input.keys: {mine.name!r} is {mine.type}, and {wanted.type} in other files or earlier plans of this "
-                f"output ({fault}): cast it in this file, or leave it out of input.keys"
+                f"output ({fault}): cast it in this file, or leave it out of input.keys; another name for it, "
+                f"`{{{mine.name}_2: {spec.copied[mine.name]}}}`, begins a new root, for which all is scored"
             )
     return replace(one, keys=types)
 

@@ -43,8 +43,8 @@ _URI_NAMES = (
 """Of a column with URIs, in lower case, the first that is there: as Vertex AI, SageMaker and others call it."""
 _VERSION_NAMES = ("version", "etag", "e_tag")
 _COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
-_NAME = re.compile(r"[\w -]+")
-"""Of a column."""
+_NAME = re.compile(r"[\w -]*")
+"""Of a column; pandas' index has none."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,12 @@ def _table(data: bytes, url: str) -> pa.Table | None:
     first = data.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace").strip()
     if first.startswith("{"):
         return pa.json.read_json(pa.BufferReader(data))
-    header = [name.strip().strip('"') for name in first.split(",")]
+    if re.match(r"\[\s*([\[{\"]|$)", first):
+        raise SpecError(f"input.manifest: {url} is a JSON array", "write an object a line, as `jq -c '.[]'` does")
+    cut = {mark: [name.strip().strip('"') for name in first.split(mark)] for mark in ",;\t"}
+    mark = next((mark for mark, header in cut.items() if header[1:] and {*map(str.lower, header)} & _COLUMNS), ",")
+    header = cut[mark]
+    names = {name.lower() for name in header} & _COLUMNS
     if not all(map(_NAME.fullmatch, header)):
         if not first.startswith('"') or len(header) == 1:
             return None
@@ -118,12 +123,16 @@ def _table(data: bytes, url: str) -> pa.Table | None:
             f"input.manifest: {url} is CSV without a line that names its columns",
             "have the inventory written as Parquet, or put a line such as bucket,key,size,e_tag in front",
         )
-    if not (names := {name.lower() for name in header} & _COLUMNS) and len(header) == 1:
+    if not names and len(header) == 1:
         return None
+    if len(names) == 1 and (mark == "\t" or len(header) == 1) and not url.lower().endswith((".csv", ".tsv")):
+        fs, path = open_filesystem(url)
+        if fs.exists(f"{path.rpartition('/')[0]}/{header[0]}"):  # of a text the first file, called like a column
+            return None
     types = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
-    table = (
-        pa.csv.read_csv(pa.BufferReader(data), convert_options=types) if names else pa.table({n: [] for n in header})
-    )
+    if not names:
+        return pa.table({name: [] for name in header})
+    table = pa.csv.read_csv(pa.BufferReader(data), None, pa.csv.ParseOptions(delimiter=mark), types)
     if names >= {"bucket", "key"}:  # inventories of S3 escape keys in CSV, and nowhere else
         place = next(place for place, name in enumerate(header) if name.lower() == "key")
         keys = [key and unquote_plus(key) for key in table.column(place).to_pylist()]
@@ -132,9 +141,9 @@ def _table(data: bytes, url: str) -> pa.Table | None:
 
 
 def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]:
-    """Of the column that is called as one of URIs is, or of those of an inventory of S3."""
+    """Of the column `uri`, of those of an inventory of S3, or of one that is called as one of URIs is."""
     names = {name.lower(): name for name in table.column_names}
-    if {"bucket", "key"} <= names.keys():
+    if "uri" not in names and {"bucket", "key"} <= names.keys():
         key = table[names["key"]].cast(pa.string())
         uris = pc.binary_join_element_wise("s3:/", table[names["bucket"]].cast(pa.string()), key, "/")
     elif (name := next((names[name] for name in _URI_NAMES if name in names), None)) is not None:

@@ -51,13 +51,13 @@ class PassedOver:
     of_formats: dict[str, int] = field(default_factory=dict)
     """Of these, files of another format that can be input, by that."""
 
-    def add(self, why: str, example: str) -> None:
-        """One more file."""
+    def add(self, why: str, example: str, more: int = 1) -> None:
+        """One more file, or members of one."""
         example = example.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         if why in (DENIED, BROKEN, ARCHIVED):
             self.unreadable[example] = f"{why.removeprefix('that ')}: {_WAY_OUT[why]}"
         count, first = self.by_reason.get(why, (0, example))
-        self.by_reason[why] = count + 1, min(first, example)
+        self.by_reason[why] = count + more, min(first, example)
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Reason, files and one of them, the most first."""

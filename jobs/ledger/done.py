@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
-from jobs.ledger.plans import BOOK, Ints, Plan, to_bytes
+from jobs.ledger.plans import BOOK, BOOKS, Ints, Plan, to_bytes
 from jobs.ledger.presence import Bits
 from workers.contract import Shard, shard_key
 from workers.outcomes import Rows, ShardResult
@@ -34,7 +34,7 @@ from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
 _FOLDER = "_stint/noted"
-NOTE_KEY = re.compile(rf"{_FOLDER}/(\d{{8}})/[0-9a-f]{{32}}\.(?:stint|parquet)")
+NOTE_KEY = re.compile(rf"{_FOLDER}/(\d{{8}})/[0-9a-f]{{32}}{BOOKS}")
 NOTE_EVERY = 10_000
 """Objects of a plan: a note is about a megabyte then."""
 NOTE_LEAST = 1_000

@@ -36,7 +36,7 @@ from jobs.ledger.bad_rows import Reasons, by_source, error_rows
 from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
 from jobs.ledger.plans import (
     BOOK,
-    EARLIER_BOOK,
+    BOOKS,
     Claim,
     Content,
     NotAPlan,
@@ -61,7 +61,7 @@ from workers.storage.store import Store
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
-_NUMBERED = re.compile(rf"(\d{{8}})({re.escape(BOOK)}|{re.escape(EARLIER_BOOK)})")
+_NUMBERED = re.compile(r"(\d{8})(\..*)")
 _DAMAGED = (pa.ArrowException, OSError, KeyError, NotAPlan)
 """What reading the bytes of a damaged Parquet file, or of one without our metadata, raises."""
 
@@ -370,18 +370,20 @@ class Ledger:
         return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"
 
     def _numbers(self, kind: str) -> list[int]:
-        """Of the plans, or done records, that are there. Raises RunFailed for names that are not of one root."""
+        """Of the plans, or done records, that are there. Raises RunFailed for names that are not of one root; what has
+        no number, as what a desktop leaves, is none of them."""
         folder = f"{self.root}/_stint/{kind}"
-        names = [_NUMBERED.fullmatch(info.key.rpartition("/")[2]) for info in self.store.list(folder)]
-        books = {name[2] if name else "others" for name in names} | {self._book} - {""}
-        if len(books) > 1 or "others" in books:
+        found = (_NUMBERED.fullmatch(info.key.rpartition("/")[2]) for info in self.store.list(folder))
+        names = [name for name in found if name]
+        books = ({self._book: f"those in {self._book}"} if self._book else {}) | {name[2]: name[0] for name in names}
+        if len(books) > 1 or not all(re.fullmatch(BOOKS, book) for book in books):
             raise RunFailed(
-                f"{self.store.url}/{folder}/: names are to end alike, there are {' and '.join(sorted(books))}",
+                f"{self.store.url}/{folder}/: names are to end alike, there are {' and '.join(sorted(books.values()))}",
                 "remove what does not belong there. If a run of an earlier release began this root at the same time, "
                 "that is its plan: it claims only files without rows",
             )
         self._book = next(iter(books), "")
-        return sorted(int(name[1]) for name in names if name)
+        return sorted(int(name[1]) for name in names)
 
 
 def _versions_now(plans: Sequence[Plan], present: Collection[Source]) -> Iterator[pa.ChunkedArray]:

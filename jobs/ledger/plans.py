@@ -29,6 +29,8 @@ BOOK = ".stint"
 none skips folders that begin with `_`; a name that ends otherwise is no data to any of them."""
 EARLIER_BOOK = ".parquet"
 """How plans and done records ended in earlier releases. A root that has begun with these names goes on with them."""
+BOOKS = r"\.(?:stint|parquet)"
+"""Both, as a pattern."""
 
 PIECE = np.dtype(
     [

@@ -7,18 +7,18 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.input.footers import Opened, open_sources, opened_rows
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
-from jobs.input.passed_over import passed_over_lines
+from jobs.input.passed_over import PassedOver, passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, last_claimed, next_claim
@@ -32,6 +32,7 @@ from workers.storage.errors import StoreDenied, StoreError
 
 LOOKED_BACK = 14
 """Days before those of a run whose folders should not have been passed over."""
+_BESIDE = "beside the image of their sample (if each is a sample of its own, write input.sample_key: last_dot)"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class Discovery:
 
     def to_sample(self) -> Sequence[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
-        keys = self.plans[-1].keys if self.plans else None
-        there = self.fresh or open_sources(self.sources, self.job.spec.input, keys)[0]
+        there = self.fresh or open_sources(self.sources, self.job.spec.input, _types(self.plans))[0]
         column = self.job.spec.gate.labels_column
         return [one for one in there if _has_labels(one, column)] if column and not self.job.labels_key else there
 
@@ -106,11 +106,12 @@ class Discovery:
 
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
-        now, fresh, types = self.claim, self.fresh, plans[-1].keys if plans else None
+        now, fresh, types = self.claim, self.fresh, _types(plans)
         if len(plans) > len(self.plans):
             since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
             left = [source for source in self.sources if source.uri not in since]
-            now = _next_claim(self.job, left, plans, self.lost, self.failed, self.asked)
+            rescore, asked = self.job.spec.input.on_change == "rescore", self.asked.uris
+            now = next_claim(left, plans, self.lost, self.failed, rescore=rescore, asked=asked)
             new = set(now.new)
             # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
             fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
@@ -122,7 +123,7 @@ class Discovery:
         return replace(
             cut,
             empty=cut.empty + empty,
-            keys=types if plans else fresh[0].keys,  # a root has one schema, that of its first plan
+            keys=fresh[0].keys if types is None and fresh else types,
             named=not plans or plans[0].named,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
             day=str(self.job.days.last),
@@ -141,12 +142,6 @@ class Discovery:
             f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
         lines += missed_lines(self.listing)
-        if beside := sum((Counter(opened.beside) for opened in self.fresh), Counter[str]()):
-            ends = ", ".join(f"{count:,} in .{end}" for end, count in beside.items())
-            lines.append(
-                f"warning: beside the image of their sample there are members that end like one, which are not scored: "
-                f"{ends}; if each is a sample of its own, write input.sample_key: last_dot"
-            )
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -214,15 +209,18 @@ def discover(job: Job, again: str = "") -> Discovery:
         beside = {source.uri: source for source in listing.sources} | beside
         listing = replace(listing, sources=[beside[uri] for uri in sorted(beside)])
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
-    now = _next_claim(job, listing.sources, plans, lost, failed, asked)
-    opened, unreadable = open_sources(
-        now.new, job.spec.input, plans[-1].keys if plans else None, cache(lambda: job.input_spec().uri_roots)
-    )
+    rescore = job.spec.input.on_change == "rescore"
+    now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
+    opened, unreadable = open_sources(now.new, job.spec.input, _types(plans), cache(lambda: job.input_spec().uri_roots))
+    members = PassedOver()
+    for one in opened if job.spec.input.format == "webdataset" else ():
+        for end, count in one.beside.items():
+            members.add(f"members in .{end} {_BESIDE}", one.source.uri, count)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
         job=job,
-        listing=listing,
+        listing=replace(listing, passed_over=[*listing.passed_over, *members.rows()]),
         plans=plans,
         open_plans=[plan for plan in plans if plan.number not in done],
         lost=lost,
@@ -234,6 +232,11 @@ def discover(job: Job, again: str = "") -> Discovery:
     )
 
 
+def _types(plans: Sequence[Plan]) -> pa.Schema | None:
+    """Of the key columns: a root has one schema, that of its first plan with rows."""
+    return next((plan.keys for plan in plans if plan.rows), None)
+
+
 def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[Source]) -> list[Source]:
     """Bad files of open plans that the store has not just shown, as those of another day, where others are now."""
     excluded, shown = left_out(job.spec.input, job.days), {source.uri for source in known}
@@ -241,18 +244,6 @@ def _replaced(job: Job, failed: Collection[tuple[str, str]], known: Collection[S
     with suppress(StoreDenied):  # that is told when their plan is to be finished
         return [s for s in sources_now(doubtful, dict(failed)).values() if s is not None and s.identity not in failed]
     return []
-
-
-def _next_claim(
-    job: Job,
-    sources: Sequence[Source],
-    plans: Sequence[Plan],
-    lost: frozenset[Slice],
-    failed: frozenset[tuple[str, str]],
-    asked: Asked,
-) -> NextClaim:
-    rescore = job.spec.input.on_change == "rescore"
-    return next_claim(sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
 
 
 def _has_labels(one: Opened, column: str) -> bool:

@@ -129,7 +129,8 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         builder.source(source.uri, source.size, source.version)
         for group in groups:
             pieces = _pieces(group, within, left)
-            if len(pieces) > 1 and not (within.small and group.bytes <= SPLIT_FACTOR * within.bytes):
+            dear = not (group.paged or (within.small and group.bytes <= SPLIT_FACTOR * within.bytes))
+            if len(pieces) > 1 and dear:
                 size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
                 name = f"{source.uri} row group {group.number} ({size}) into {len(pieces)}"
                 split.setdefault((source.uri, group.number), name)

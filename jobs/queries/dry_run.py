@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.console import Console
-from jobs.errors import SpecError
+from jobs.errors import COMPLETE, FAILED, SpecError
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import discover
+from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.report.estimate import estimate
 from jobs.report.new_model import new_model
@@ -24,17 +24,23 @@ from workers.storage.filesystems import is_local
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint plan`."""
-    return for_each_day(arguments, console, lambda job: console.show(describe_plan(job, arguments.again or "")))
+    """`stint plan`: 1 where a run would end so, because something cannot be read."""
+    unreadable: list[str] = []
+
+    def show(job: Job) -> None:
+        _check_output(job.store.url)
+        if not os.environ.get("RAY_ADDRESS"):  # which nodes a cluster has, only a run asks
+            job = replace(job, workers_there=read_topology().budget // job.threads)
+        found = discover(job, arguments.again or "")
+        console.show(_describe(found))
+        unreadable.extend(found.unreadable)
+
+    return for_each_day(arguments, console, show) or (FAILED if unreadable else COMPLETE)
 
 
-def describe_plan(job: Job, again: str = "") -> str:
-    """New and missing shards and rows, with what is asked for `again` (jobs.plan.asked); time and cost by the rate of
-    the last complete run, where there was one."""
-    _check_output(job.store.url)
-    if not os.environ.get("RAY_ADDRESS"):  # which nodes a cluster has, only a run asks
-        job = replace(job, workers_there=read_topology().budget // job.threads)
-    found = discover(job, again)
+def _describe(found: Discovery) -> str:
+    """New and missing shards and rows; time and cost by the rate of the last complete run, where there was one."""
+    job = found.job
     cut, manifest = found.cut(), job.manifest()
     missing = job.ledger.missing(*found.open_plans)
     rows = found.fresh_rows + missing.rows

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
+Held: TypeAlias = dict[str, tuple[Slice, pa.Table | None]]
+"""Key columns of the row group that was read last, by its file."""
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -208,7 +211,10 @@ def _check_plan(
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    checked = ahead(lambda s: _check_shard(ledger, s, record[s.index], given), plan.shards, "verify", at_once=_AT_ONCE)
+    held: Held = {}
+    checked = ahead(
+        lambda s: _check_shard(ledger, s, record[s.index], given, held), plan.shards, "verify", at_once=_AT_ONCE
+    )
     for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
         verdict.add(problems)
         if facts is not None:
@@ -222,7 +228,7 @@ def _check_plan(
 
 
 def _check_shard(
-    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec, held: Held
 ) -> tuple[dict[str, list[str]], ObjectFacts | None, pa.Table | None]:
     """Problems of one object by their kind; its facts and its rows, with ROW_COLUMNS, when it is readable."""
     key = f"{ledger.root}/{shard.key}"
@@ -253,7 +259,7 @@ def _check_shard(
     misplaced = [f"{key}: {problem}" for problem in _compare_rows(here, table)]
     found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
-        found["key columns that differ"] = [f"{key}: {problem}" for problem in _compare_keys(here, table, given)]
+        found["key columns that differ"] = [f"{key}: {problem}" for problem in _compare_keys(here, table, given, held)]
     return found, facts, table.select(ROW_COLUMNS)
 
 
@@ -290,13 +296,13 @@ def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) 
     return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec, held: Held) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
         found = table.slice(position, s.rows).select(list(how.copied))
         position += s.rows
-        rows = key_columns(s, how)
+        rows = _key_columns(s, how, held)
         if rows is None:
             continue
         for name in how.copied:
@@ -307,6 +313,18 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec) -> I
             if not same:
                 where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
                 yield f"key column {name!r} differs from {where}"
+
+
+def _key_columns(s: Slice, how: InputSpec, held: Held) -> pa.Table | None:
+    """Of a slice; those of a row group of Parquet are read as a whole, once for slices of it that follow each other."""
+    if how.format != "parquet":
+        return key_columns(s, how)
+    group = replace(s, row_start=0, row_stop=2**62)
+    last = held.get(s.uri)
+    if last is None or last[0] != group:
+        held.clear()
+        last = held[s.uri] = group, key_columns(group, how)
+    return None if last[1] is None else last[1].slice(s.row_start, s.rows)
 
 
 def _bits(column: pa.ChunkedArray) -> pa.Array:

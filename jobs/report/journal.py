@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.ledger.background import Errands
-from jobs.ledger.plans import BOOK, to_bytes
+from jobs.ledger.plans import BOOK, BOOKS, to_bytes
 from jobs.progress.snapshot import Snapshot
 from workers.contract import Shard
 from workers.outcomes import Failure, ShardResult, WorkerInfo
@@ -33,7 +33,7 @@ from workers.storage.store import Store
 
 FOLDER = "_stint/journals"
 """Not below `_stint/runs`, so that a year of nights is listed without its hundred thousand parts."""
-_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}\.(?:stint|parquet)")
+_PARTS = re.compile(rf"{FOLDER}/[^/]+/\d{{8,}}{BOOKS}")
 PART_EVERY_S = 2.0
 """At first; a part that long after the one before."""
 PART_EVERY_MOST_S = 60.0

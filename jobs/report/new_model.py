@@ -29,8 +29,8 @@ _REPORTS_READ = 200
 """The newest ones, among which those of other models are looked for."""
 _DEFAULT = "DEFAULT of torchvision "
 """How weights begin that are whatever the installed torchvision says."""
-_KEYS = {"keys": "input.keys", "topk": "output.topk", "row_format": "the columns of a row"}
-_KEYS["sample_key"] = "input.sample_key"
+_INPUT = {key: f"input.{key}" for key in ("keys", "sample_key")}
+_KEYS = {**_INPUT, "topk": "output.topk", "row_format": "the columns of a row"}
 """What a part is called for a person, where it is no part of the model."""
 
 

@@ -176,7 +176,9 @@ def _words(kind: dict[str, Any]) -> str:
         case "array" if "prefixItems" in kind:
             return f"a list of {len(kind['prefixItems'])} numbers"
         case "array":
-            return "a list of texts" if section_of(kind).get("type") == "string" else "a list of sections"
+            items = branches(kind["items"])
+            texts = "a list of texts, or {name: column}" if items[1:] else "a list of texts"
+            return texts if items[0].get("type") == "string" else "a list of sections"
         case "object":
             return "a section"
         case _:

@@ -18,10 +18,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    WrapSerializer,
     WrapValidator,
     field_validator,
     model_serializer,
@@ -33,7 +31,6 @@ from jobs.spec.days import fault_of_template
 from workers.contract import (
     ALL_FORMATS,
     AS_OF,
-    USUAL_FORMATS,
     AtLeast1,
     GateSpec,
     InputSpec,
@@ -171,12 +168,14 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         yield f"input.keys: image files have no columns, so no {unknown[0]!r}; their keys are {', '.join(FILE_KEYS)}"
     if not given.formats:
         yield "input.formats: it is empty; name one, as [jpeg, png], or leave it out"
+    if not all(map(all, pairs)):
+        yield "input.keys: an empty name; write that of a column, or leave it out"
     names: set[str] = set()
     for name, column in pairs:
         # Readers that fold case would see one column, and not always the one that is meant.
-        if (folded := name.lower()) in names or folded in _RESERVED_COLUMNS or not name:
+        if (folded := name.lower()) in names or folded in _RESERVED_COLUMNS:
             why = "is named twice" if folded in names else "is a name that Stint uses in its output"
-            alias = "truth" if folded == "label" else f"input_{folded}".rstrip("_")
+            alias = "truth" if folded == "label" else f"input_{folded}"
             yield (
                 f"input.keys: {name} {why}, and upper and lower case are one to many readers; "
                 f"write `keys: [{{{alias}: {column}}}]`"
@@ -184,12 +183,6 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         names.add(folded)
     if given.format == "webdataset" and (copied := [column for column in columns if column.lower() in images]):
         yield f"input.keys: {copied[0]!r} is the image itself, which is not copied"
-
-
-def _without_new_defaults(given: InputSpec, as_before: SerializerFunctionWrapHandler) -> dict[str, Any]:
-    """Specs that were saved before a key was there look the same."""
-    saved: dict[str, Any] = as_before(given)
-    return {key: value for key, value in saved.items() if key != "formats" or given.formats != USUAL_FORMATS}
 
 
 def _with_image(given: InputSpec) -> InputSpec:
@@ -281,12 +274,7 @@ _MOST_NORMAL = 2.0
 _MOST_SIDE_PX = 8192
 """Far above what networks see; a photograph whose shorter side is that takes 256 MiB."""
 
-Input = Annotated[
-    InputSpec,
-    _section("input", _faults_of_input),
-    AfterValidator(_with_image),
-    WrapSerializer(_without_new_defaults),
-]
+Input = Annotated[InputSpec, _section("input", _faults_of_input), AfterValidator(_with_image)]
 Model = Annotated[
     ModelSpec,
     BeforeValidator(_precision_of_float_engines),

@@ -262,7 +262,7 @@ def _check_objects(it: Step, plan: Plan) -> float:
     given = SimpleNamespace(keys=(), format="parquet")
     began = time.process_time()
     for shard in shards:
-        problems, *_ = _check_shard(it.ledger, shard, None, cast(Any, given))
+        problems, *_ = _check_shard(it.ledger, shard, None, cast(Any, given), {})
         assert not any(problems.values())
     return began
 

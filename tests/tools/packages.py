@@ -9,16 +9,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 from tests.objectstore.packages import fetched, needed, run
 
-TOOLS = ("datasets==5.2.0", "polars==2.1.0", "pandas==3.1.1", "duckdb==2.0.1", "daft==0.7.26", "webdataset==1.0.2")
+TOOLS = (
+    *("datasets==5.2.0", "polars==2.1.0", "pandas==3.1.1", "duckdb==2.0.1", "daft==0.7.26", "webdataset==1.0.2"),
+    "pillow==13.0.0",
+)
 TOOL_S = 120
 
 
 def python_with_tools() -> Path:
     """The Python that has them."""
-    return fetched("tools", _install) / "bin" / "python"
+    return fetched(f"tools-{crc32(repr(TOOLS).encode()):08x}", _install) / "bin" / "python"
 
 
 def run_tool(script: Path, *arguments: str | Path) -> str:

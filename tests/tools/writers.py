@@ -42,8 +42,8 @@ def duckdb(photos: Path, out: Path) -> None:
     import duckdb
 
     duckdb.sql(
-        f"""COPY (SELECT parse_filename(filename, true)::BIGINT AS id, filename, content AS image
-        FROM read_blob('{photos.resolve()}/*/*.jpg') ORDER BY id) TO '{out}/photos.parquet'"""
+        f"""COPY (SELECT filename, content AS image
+        FROM read_blob('{photos.resolve()}/*/*.jpg') ORDER BY filename) TO '{out}/photos.parquet'"""
     )
 
 

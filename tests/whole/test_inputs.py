@@ -201,6 +201,7 @@ def test_a_manifest_of_image_files_needs_no_listing_and_names_what_is_not_there(
             input={"manifest": str(folder / "list.txt"), "format": "images"}, gate={"rows": 20},
         )
     )  # fmt: skip
+    assert main(["plan", spec]) == 1, "as the run ends"
     assert main(["run", spec, "--pool=local"]) == 1
     assert f"unreadable, left unclaimed: {folder}/never.jpg: the manifest names it" in capsys.readouterr().err
     assert done(str(tmp_path / "out")).table().num_rows == 40

@@ -100,7 +100,7 @@ def test_an_image_column_of_the_wrong_type(fails: Callable[..., str]) -> None:
 
 def test_no_such_key_column(fails: Callable[..., str]) -> None:
     shown = fails(2, input__keys=["sku", {"truth": "digits"}])
-    assert "input.keys: no column 'sku'; write `keys: [id]` (it has id, digit, image" in shown
+    assert "input.keys: no column 'sku' (it has id, digit, image" in shown
     assert "write `keys: [{truth: digit}]`" in fails(2, input__keys=[{"truth": "digits"}])
 
 

@@ -139,12 +139,14 @@ def decode_stored(
     return stored._replace(orientation=exif_orientation(exif)) if exif else stored
 
 
-def in_a_usual_format(data: bytes, formats: Collection[str]) -> bytes:
-    """The same picture for a job without `input.formats`: as it is, or else as a PNG. Raises as decode_stored does."""
+def in_a_usual_format(data: bytes, formats: Collection[str], least_px: int) -> bytes:
+    """The same picture for a job without `input.formats`: as it is, or else as a PNG, made smaller as far as its
+    shorter side still has `least_px`. Raises as decode_stored does."""
     if (sniff(data) or "").lower() in USUAL_FORMATS:
         return data
     stored, out = decode_stored(data, formats=formats), io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation))).save(out, "PNG")
+    image = Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation)))
+    image.reduce(max(1, min(image.size) // least_px)).save(out, "PNG")
     return out.getvalue()
 
 

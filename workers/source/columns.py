@@ -151,9 +151,10 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
             kind = _type_at(schema, at) if at else pa.string()
             if not at and column not in folders:
                 same = [one for one in there if one.rpartition(".")[2].lower() == column.lower()]
-                near = (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6) or there)[0]
-                line = near if name == column and "." not in near else f"{{{name}: {near}}}"
-                raise InputUnreadable(f"no column {column!r}; write `keys: [{line}]` ({_has(there)})")
+                line = ""
+                for near in (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6))[:1]:
+                    line = near if name == column and "." not in near else f"{{{name}: {near}}}"
+                raise InputUnreadable(f"no column {column!r}{line and f'; write `keys: [{line}]`'} ({_has(there)})")
             if at and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
             types.append(pa.field(name, kind))

@@ -180,12 +180,14 @@ def usual(url: str) -> str:
     are. Raises Refused for what cannot be reached."""
     scheme, slash, rest = url.partition(":/")
     scheme, bare = scheme.lower(), slash and not rest.startswith("/")  # file:/path, dbfs:/path
-    if bare and scheme in ("file", "local"):
-        return f"file:///{rest}"
+    if scheme in ("file", "local") and (bare or rest.startswith("/localhost/")):
+        return f"file:///{rest.removeprefix('/localhost/')}"
     if scheme == "dbfs" and (bare or rest.startswith("//")):
         if not os.path.isdir(_MOUNTED):  # noqa: PTH112
             raise Refused(f"there is no {_MOUNTED} here; write the store's own URL, as s3://bucket/path")
         return f"{_MOUNTED}/{rest.lstrip('/')}"
+    if bare and scheme in _SCHEMES:
+        raise Refused(f"{scheme}:/ names no bucket or host; write {scheme}://")
     name = _OTHER_NAMES.get(scheme, scheme)
     if bare or not slash or name not in _KEYED:
         return url
@@ -234,7 +236,7 @@ def _place(url: str) -> _Place:
         raise Refused("chained URLs are not followed")
     host, _, path = url.partition("://")[2].partition("/")
     if scheme in ("", "file", "local"):
-        if host not in ("", "localhost"):
+        if host:
             raise Refused(f"{scheme}:// names files of this machine, as {scheme}:///path")
         return _Place("", "", posixpath.normpath(f"/{path}" if scheme else url))
     if scheme not in _SCHEMES:

@@ -152,7 +152,7 @@ def test_a_column_that_some_files_lack_sets_these_aside_and_one_that_all_lack_is
     (tmp_path / "d.parquet").write_bytes(b"PAR1 cut short")
     found, left_out = look(tmp_path, "key")
     assert [Path(one.source.uri).name for one in found] == ["a.parquet"]
-    assert "input.keys: no column 'key'; write `keys: [" in left_out["b.parquet"]
+    assert "input.keys: no column 'key' (it has other, image)" in left_out["b.parquet"]
     assert "input.image: no column 'image'; write `image: img`" in left_out["c.parquet"]
     assert left_out.keys() == {"b.parquet", "c.parquet", "d.parquet"}
     with pytest.raises(SpecError, match=r"no column 'kye'; write `keys: \[key\]`"):
@@ -178,6 +178,15 @@ def test_times_of_spark_keep_their_value_or_are_refused(tmp_path: Path, unit: st
     assert "'at' has times (INT96) with parts of a microsecond" in left_out["b.parquet"]
 
 
+def test_ordinary_times_of_spark_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"at": pa.array([10**15, 10**15 + 1], pa.timestamp("us")), "image": [b"x"] * 2})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    read = []
+    monkeypatch.setattr("jobs.input.footers.read_keys", lambda *given: read.append(given) or read_keys(*given))
+    assert look(tmp_path, "at")[1] == {}
+    assert len(read) == 1
+
+
 def test_paths_without_images_are_told_before_anything_is_scored_unless_they_may_be_followed(tmp_path: Path) -> None:
     for name in ("in/0.jpg", "elsewhere/0.jpg"):
         (tmp_path / name).parent.mkdir()
@@ -195,9 +204,14 @@ def test_paths_without_images_are_told_before_anything_is_scored_unless_they_may
     put(tmp_path / "in", "b.parquet", image=struct("in", pa.nulls(2)))
     put(tmp_path / "in", "c.parquet", image=struct("elsewhere", pa.array([b"x" * 300, None])))
     put(tmp_path / "in", "d.parquet", image=struct("elsewhere", nothing)[:0], rows=0)
+    many = pa.StructArray.from_arrays(
+        [pa.nulls(99_999, pa.binary()), pa.array([None] * 2000 + [f"{tmp_path}/elsewhere/0.jpg"] * 97_999)],
+        ["bytes", "path"],
+    )
+    put(tmp_path / "in", "e.parquet", image=many, rows=99_999)
     found, left_out = look(tmp_path / "in")
     assert len(found) == 3
-    assert left_out.keys() == {"a.parquet"}
+    assert left_out.keys() == {"a.parquet", "e.parquet"}
     assert image_at(f"{tmp_path}/in/0.jpg", found[0].source.uri, (str(tmp_path / "in"),)) == b"jpeg"
 
 

@@ -99,6 +99,19 @@ def test_a_run_that_began_the_root_meanwhile_decides_what_types_keys_have(tmp_pa
     assert (later.fresh, list(later.unreadable)) == ([], [str(tmp_path / "in/a.parquet")])
 
 
+def test_files_without_rows_do_not_decide_what_types_keys_have(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, input={"keys": ["id"]})
+    empty = pa.table({"id": pa.array([], pa.string()), "image": pa.array([], pa.binary())})
+    pq.write_table(empty, tmp_path / "in/0.parquet")
+    assert small.claim().rows == 0
+    pq.write_table(empty, tmp_path / "in/1.parquet")
+    put(small, "a.parquet", [1, 2])
+    second = small.claim()
+    assert (second.rows, second.keys) == (2, pa.schema([("id", pa.int64())]))
+    put(small, "b.parquet", [3])
+    assert small.claim().keys == second.keys
+
+
 def test_the_sample_comes_from_files_that_have_labels(tmp_path: Path) -> None:
     small = SmallLedger(tmp_path, gate={"labels_column": "truth"})
     put(small, "a.parquet", [1, 2])

@@ -14,6 +14,7 @@ from jobs.plan.job import Job
 from jobs.spec.days import parse_day
 from jobs.spec.load import load_spec
 from tests.support.small_ledger import SmallLedger
+from tests.support.tars import archive
 from workers.storage.errors import StoreDenied, StoreError
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
@@ -101,3 +102,15 @@ def test_rows_of_a_file_of_another_day_may_point_into_its_own_folder(
     job = job_of(tmp_path, DAYS[3], **given)
     file = f"{tmp_path}/in/2026-03-01/tables/a.parquet"
     assert job.input_spec(uris=[file]).uri_roots == tuple(f"{tmp_path}/in/{day}".rstrip("/") for day in roots)
+
+
+def test_members_of_a_tar_that_are_not_scored_are_among_what_is_passed_over(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, input={"format": "webdataset", "keys": ["__key__"]})
+    members = [(f"{n}.{end}", b"x") for n in range(3) for end in ("jpg", "seg.png", "mask.png")[: n + 1]]
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / "in" / name).write_bytes(archive(members[:3] if name == "b.tar" else members[:1]))
+    found = discover(small.job)
+    [(why, count, example)] = found.listing.passed_over
+    assert why.startswith("members in .png beside the image of their sample")
+    assert (count, example) == (1, f"{tmp_path}/in/b.tar")
+    assert why in "".join(found.lines())

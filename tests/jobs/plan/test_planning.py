@@ -48,6 +48,12 @@ def test_one_huge_row_group_is_split_by_rows_with_a_warning() -> None:
     assert "a row group 0 (1000 rows, 0 MiB) into 10" in made.warnings[0]
 
 
+def test_one_that_is_read_by_its_pages_is_split_without_a_warning() -> None:
+    paged = Opened(Source("a", 1, "v1"), (RowGroup(1000, 1, paged=True),), None)
+    made = cut([paged], Bounds(100, 100, MIB))
+    assert ([s[0].rows for s in made.shards], made.warnings) == ([100] * 10, ())
+
+
 def test_sources_without_rows_are_claimed_in_no_shard() -> None:
     made = cut([source("empty"), source("hollow", (0, 0)), source("a", (1, 1))], Bounds(10, 10, MIB))
     assert [s.uri for s in made.empty] == ["empty", "hollow"]

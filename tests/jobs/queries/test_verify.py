@@ -13,7 +13,11 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from jobs.queries import verify
 from tests.support.digits_job import Digits
+from tests.workers.source.test_reading import slices_of
+from workers.contract import InputSpec
+from workers.source.shard_reader import key_columns
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,26 @@ def test_a_whole_output_is_verified(damaged: Callable[..., str]) -> None:
     shown = damaged(lambda out: None, code=0)
     assert "verified: 899 rows claimed by 1 plan" in shown
     assert "readers of this model see 899 of them (890 ok + 9 bad)" in shown
+
+
+def test_keys_of_a_row_group_are_read_once_for_slices_that_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"id": range(10), "image": [b"x"] * 10}), tmp_path / name, row_group_size=6)
+    how, held = InputSpec(uri=str(tmp_path), image="image", keys=("id",)), verify.Held()
+    groups = [(name, group, rows) for name in "ab" for group, rows in enumerate((6, 4))]
+    slices = [
+        part for name, group, rows in groups for n in range(0, rows, 2)
+        for part in slices_of(tmp_path / name, (group, n, n + 2))
+    ]  # fmt: skip
+    read: list[str] = []
+    monkeypatch.setattr(verify, "key_columns", lambda *given: read.append(given[0].uri) or key_columns(*given))
+    for s in slices:
+        rows = verify._key_columns(s, how, held)
+        assert rows is not None
+        assert rows["id"].to_pylist() == list(range(10))[6 * s.row_group :][s.row_start : s.row_stop]
+    assert len(read) == len(groups)
 
 
 def test_of_many_problems_of_a_kind_the_first_are_told_and_how_many_more_there_are(

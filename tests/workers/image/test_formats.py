@@ -195,10 +195,13 @@ def test_alpha_and_grey(kind: str) -> None:
 
 def test_what_a_bundle_keeps_of_a_picture_every_job_decodes() -> None:
     for name in ALL_FORMATS:
-        kept = in_a_usual_format(FILES[name], ALL_FORMATS)
+        kept = in_a_usual_format(FILES[name], ALL_FORMATS, min(LOOK_HWC.shape[:2]))
         assert (kept is FILES[name]) == (name in USUAL_FORMATS)
         assert sniff(kept) in (name.upper(), "PNG")
         np.testing.assert_array_equal(decode(kept, USUAL_FORMATS), decode(FILES[name]))
+        if name not in USUAL_FORMATS:  # a photograph would be many times its size
+            small_HWC = decode(in_a_usual_format(FILES[name], ALL_FORMATS, min(LOOK_HWC.shape[:2]) // 2), USUAL_FORMATS)
+            assert small_HWC.shape[0] == -(-LOOK_HWC.shape[0] // 2)
 
 
 def test_a_phone_s_picture_is_known_by_its_brand() -> None:

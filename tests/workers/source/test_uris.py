@@ -89,6 +89,12 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("value", ["s3:/bucket/in/a.jpg", "hdfs:/in/a.jpg"])
+def test_a_store_after_one_slash_is_no_folder_of_that_name(value: str) -> None:
+    with pytest.raises(Refused, match="names no bucket or host"):
+        resolve_uri(value, "s3://bucket/in/a.parquet", ("s3://bucket/in/",))
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_uris_are_refused_with_a_short_reason(value: str) -> None:
     with pytest.raises(Refused) as refused:
