@@ -83,7 +83,7 @@ class PassedOver:
 
 def passed_over_kinds(rows: Iterable[tuple[str, int, str]]) -> list[str]:
     """For a person: a text a kind."""
-    return [f"{count:,} {why}, as {example}" for why, count, example in rows]
+    return [f"{why}: {count:,}, as {example}" for why, count, example in rows]
 
 
 def passed_over_lines(rows: Iterable[tuple[str, int, str]]) -> list[str]:
@@ -91,5 +91,5 @@ def passed_over_lines(rows: Iterable[tuple[str, int, str]]) -> list[str]:
     rows = list(rows)
     kinds = passed_over_kinds(rows[:_SHOWN])
     if more := rows[_SHOWN:]:
-        kinds.append(f"{sum(count for _, count, _ in more):,} of {counted(len(more), 'other kind')}")
+        kinds.append(f"{counted(len(more), 'other kind')}: {sum(count for _, count, _ in more):,}")
     return [f"passed over: {'; '.join(kinds)}"] if kinds else []

@@ -466,8 +466,8 @@ def test_whatever_lies_in_a_folder_is_scored_or_told(
         )
     )  # fmt: skip
     says = (
-        f"passed over: 1 hidden (_ or . in front), as {tmp_path}/in/_tmp/a.jpg; "
-        f"1 links that lead nowhere, as {tmp_path}/in/missing.jpg; 1 named .csv, as {tmp_path}/in/labels.csv"
+        f"passed over: hidden (_ or . in front): 1, as {tmp_path}/in/_tmp/a.jpg; "
+        f"links that lead nowhere: 1, as {tmp_path}/in/missing.jpg; named .csv: 1, as {tmp_path}/in/labels.csv"
     )
     assert main(["plan", spec]) == 0
     assert says in capsys.readouterr().out

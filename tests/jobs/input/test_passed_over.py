@@ -94,8 +94,8 @@ def test_each_kind_is_counted_with_one_example(tmp_path: Path) -> None:
         NO_TEXT: (1, "caf\\xe9.jpg"),
     }
     (line,) = passed_over_lines(found.passed_over)
-    assert line.startswith(f"passed over: 3 {HIDDEN}, as {tmp_path}/.e.jpg; 2 named .json, as {tmp_path}/f.json; ")
-    assert line.endswith("; 2 of 2 other kinds")
+    assert line.startswith(f"passed over: {HIDDEN}: 3, as {tmp_path}/.e.jpg; named .json: 2, as {tmp_path}/f.json; ")
+    assert line.endswith("; 2 other kinds: 2")
     put(tmp_path / "well", "a.jpg")
     assert passed_over_lines(listed(tmp_path / "well").passed_over) == []
 
@@ -161,11 +161,11 @@ def test_of_very_many_images_by_hash_a_spread_is_read(tmp_path: Path, monkeypatc
     ("format", "name", "data", "says", "way_out"),
     [
         ("parquet", "{n}", JPEG, "40 JPEG by their first bytes, as .*/0", "write `format: images` in input"),
-        ("parquet", "{n}.jpg", JPEG, "is Parquet; passed over: 40 named .jpg", "write `format: images` in input"),
-        ("images", "{n}.parquet", b"PAR1", "is an image; passed over: 40 named .parquet", "write `format: parquet`"),
-        ("images", "{n}.tar", b"x", "40 named .tar", "write `format: webdataset`"),
-        ("parquet", "{n}.csv", b"a,b", "40 named .csv", "check input.uri and input.format, which is parquet"),
-        ("parquet", "{n}.parquet", b"", "40 of zero bytes", "have them delivered again"),
+        ("parquet", "{n}.jpg", JPEG, "is Parquet; passed over: named .jpg: 40", "write `format: images` in input"),
+        ("images", "{n}.parquet", b"PAR1", "is an image; passed over: named .parquet: 40", "write `format: parquet`"),
+        ("images", "{n}.tar", b"x", "named .tar: 40", "write `format: webdataset`"),
+        ("parquet", "{n}.csv", b"a,b", "named .csv: 40", "check input.uri and input.format, which is parquet"),
+        ("parquet", "{n}.parquet", b"", "of zero bytes: 40", "have them delivered again"),
     ],
 )  # fmt: skip
 def test_much_is_there_and_nothing_taken_is_an_error_with_the_way_out(
@@ -195,7 +195,7 @@ def test_a_folder_full_of_hidden_files_that_are_called_like_data_is_an_error(
     tmp_path: Path, uri: str, name: str
 ) -> None:
     put(tmp_path, *(name.format(n=n) for n in range(40)))
-    with pytest.raises(NothingThere, match=r"40 hidden .*, as .*/_") as error:
+    with pytest.raises(NothingThere, match=r"hidden .*: 40, as .*/_") as error:
         listed(tmp_path / uri)
     assert "rename what is hidden, or name its folder in input.uri" in error.value.next_step
 
