@@ -160,7 +160,7 @@ def test_of_very_many_images_by_hash_a_spread_is_read(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("format", "name", "data", "says", "way_out"),
     [
-        ("parquet", "{n}", JPEG, "40 JPEG by their first bytes, as .*/0", "write `format: images` in input"),
+        ("parquet", "{n}", JPEG, "JPEG by their first bytes: 40, as .*/0", "write `format: images` in input"),
         ("parquet", "{n}.jpg", JPEG, "is Parquet; passed over: named .jpg: 40", "write `format: images` in input"),
         ("images", "{n}.parquet", b"PAR1", "is an image; passed over: named .parquet: 40", "write `format: parquet`"),
         ("images", "{n}.tar", b"x", "named .tar: 40", "write `format: webdataset`"),
