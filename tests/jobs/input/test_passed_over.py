@@ -217,7 +217,7 @@ def test_a_place_that_is_neither_file_nor_folder_is_named(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "self").symlink_to("self")
     (tmp_path / "dead").symlink_to("nowhere")
-    for name, says in (("pipe", f"1 {NO_FILE}, as"), ("self", "there is nothing at"), ("dead", "there is nothing at")):
+    for name, says in (("pipe", f"{NO_FILE}: 1, as"), ("self", "there is nothing at"), ("dead", "there is nothing at")):
         with pytest.raises(NothingThere, match=f"{says} .*/{name}"):
             listed(tmp_path / name)
 
