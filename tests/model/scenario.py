@@ -159,11 +159,10 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.run.run, "Progress", progress))
             stack.enter_context(mock.patch.object(jobs.run.run, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
-            # No claim and no row depends on what a report, its page or a journal says: making these takes its time.
+            # Nothing but the page and the figures of a report depends on templates and journals, which take their time.
             stack.enter_context(mock.patch.object(jobs.report.journal, "to_bytes", return_value=b""))
             stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))
-            stack.enter_context(mock.patch.object(jobs.pages.save, "redacted_values", return_value={}))
-            stack.enter_context(mock.patch.object(jobs.pages.save, "asdict", return_value={}))
+            stack.enter_context(mock.patch.object(jobs.pages.save, "redacted_values", lambda values: values))
             stack.enter_context(mock.patch.object(jobs.ledger.ledger, "decode_plan", _decode_plan))
             yield
 
