@@ -57,7 +57,7 @@ def seen(python: Path | str, out: Path, lines: list[str]) -> dict[str, int | str
 
 
 def spark_sees(folder: Path) -> int:
-    """Rows of the files that Spark lists, by the rule of its HadoopFSUtils.shouldFilterOutPathName (4.2)."""
+    """Rows of the files that Spark lists, by the rule of its HadoopFSUtils.shouldFilterOutPathName."""
 
     def hidden(name: str) -> bool:
         return (name[0] == "_" and "=" not in name) or name[0] == "." or name.endswith("._COPYING_")

@@ -1,6 +1,6 @@
 """docs/YOUR_DATA.md: each of its specs, on data that the tool it is about has written.
 
-What Spark 4.2 and img2dataset 1.47 wrote of 16 of the pictures lies in `written/`; `writers.py` has made that too.
+What Spark 4.3 and img2dataset 1.47 wrote of 16 of the pictures lies in `written/`; `writers.py` has made that too.
 """
 
 from __future__ import annotations
