@@ -7,7 +7,7 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -212,15 +212,11 @@ def discover(job: Job, again: str = "") -> Discovery:
     rescore = job.spec.input.on_change == "rescore"
     now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
     opened, unreadable = open_sources(now.new, job.spec.input, _types(plans), cache(lambda: job.input_spec().uri_roots))
-    members = PassedOver()
-    for one in opened if job.spec.input.format == "webdataset" else ():
-        for end, count in one.beside.items():
-            members.add(f"members in .{end} {_BESIDE}", one.source.uri, count)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
         job=job,
-        listing=replace(listing, passed_over=[*listing.passed_over, *members.rows()]),
+        listing=replace(listing, passed_over=[*listing.passed_over, *members_passed_over(job, opened)]),
         plans=plans,
         open_plans=[plan for plan in plans if plan.number not in done],
         lost=lost,
@@ -230,6 +226,15 @@ def discover(job: Job, again: str = "") -> Discovery:
         fresh=opened,
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
     )
+
+
+def members_passed_over(job: Job, opened: Iterable[Opened]) -> list[tuple[str, int, str]]:
+    """Images in tars that are not the one of their sample, as in `Listing.passed_over`."""
+    members = PassedOver()
+    for one in opened if job.spec.input.format == "webdataset" else ():
+        for end, count in one.beside.items():
+            members.add(f"members in .{end} {_BESIDE}", one.source.uri, count)
+    return members.rows()
 
 
 def _types(plans: Sequence[Plan]) -> pa.Schema | None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
+from jobs.input.footers import open_sources
 from jobs.ledger.accepted import ACCEPTED_KEY, accepted
 from jobs.ledger.current import current_root
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
@@ -28,7 +29,7 @@ from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
-from jobs.plan.discovery import list_job_input, missed_lines
+from jobs.plan.discovery import list_job_input, members_passed_over, missed_lines
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
 from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
@@ -115,7 +116,10 @@ def verify(job: Job) -> Verdict:
     done = ledger.done_numbers()
     verdict.plans = len(plans)
     listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
-    verdict.notes += missed_lines(listing)
+    members = []
+    if job.spec.input.format == "webdataset":  # a plan does not keep what was beside its samples
+        members = members_passed_over(job, open_sources(listing.sources, job.spec.input)[0])
+    verdict.notes += missed_lines(replace(listing, passed_over=[*listing.passed_over, *members]))
     verdict.add(
         {
             "sources that cannot be read": [f"{uri}: {reason}" for uri, reason in listing.unreadable.items()],

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
+from jobs.queries.verify import verify
 from jobs.spec.days import parse_day
 from jobs.spec.load import load_spec
 from tests.support.small_ledger import SmallLedger
@@ -114,3 +115,4 @@ def test_members_of_a_tar_that_are_not_scored_are_among_what_is_passed_over(tmp_
     assert why.startswith("members in .png beside the image of their sample")
     assert (count, example) == (1, f"{tmp_path}/in/b.tar")
     assert why in "".join(found.lines())
+    assert any(f"{why}: 1, as {example}" in note for note in verify(small.job).notes)  # of whatever plan
