@@ -82,7 +82,9 @@ class Arena:
             run("tests.benchmarks.peers.openvino", str(made.spec), str(home / "openvino.blob"))
         return made
 
-    def run(self, candidate: str, images: Path, settings: Mapping[str, Any] | None = None) -> tuple[Outcome, pa.Table]:
+    def run(
+        self, candidate: str, images: Path | str, settings: Mapping[str, Any] | None = None
+    ) -> tuple[Outcome, pa.Table]:
         """A fresh process does all of it; the outcome, and its predictions in the order of `id`."""
         if candidate == STINT:
             return self._stint(images)
@@ -126,7 +128,9 @@ class Arena:
             **more,
         )
 
-    def run_stint(self, images: Path, module: str = "jobs", env: Mapping[str, str] | None = None) -> tuple[Path, float]:
+    def run_stint(
+        self, images: Path | str, module: str = "jobs", env: Mapping[str, str] | None = None
+    ) -> tuple[Path, float]:
         """`stint run` into a new output that has the bundle; the output, and when the command was given."""
         spec, out = self.spec.parent / "run.yaml", self.folder / self.arch / "run"
         shutil.rmtree(out, ignore_errors=True)
@@ -136,7 +140,7 @@ class Arena:
         run(module, "run", str(spec), env=env)
         return out, began
 
-    def _stint(self, images: Path) -> tuple[Outcome, pa.Table]:
+    def _stint(self, images: Path | str) -> tuple[Outcome, pa.Table]:
         out, began = self.run_stint(images)
         report = json.loads(next(out.glob("_stint/runs/*/report.json")).read_text())
         files = list(out.glob("model=*/plan=*/*.parquet"))
@@ -164,7 +168,7 @@ class Arena:
         )
         return outcome, table.sort_by("id")
 
-    def _write_spec(self, file: Path, images: Path, output: Path) -> None:
+    def _write_spec(self, file: Path, images: Path | str, output: Path) -> None:
         spec = {
             "name": "bench",
             "input": {"uri": str(images), "keys": ["id"], "shard_rows": self.shard_rows},

@@ -6,7 +6,7 @@
 dictionary, Snappy, pages of 1,024 rows), `plain` without both, `index` as Polars (pages of 1 MB with an index,
 Zstandard), `duckdb` (pages of 100 MB). Reading alone is what a worker's reading thread does, shard by shard as a plan
 cuts them, in a fresh process each; with `--score` the photographs are scored by `stint run`. With
-`--s3` they lie on ministack, and are only read.
+`--s3` they lie on ministack.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def main() -> None:
 def _turn(uri: str, arena: Arena | None) -> tuple[float, int]:
     """Rows a second and peak bytes."""
     if arena:
-        outcome, _ = arena.run(STINT, Path(uri))
+        outcome, _ = arena.run(STINT, uri)
         return outcome.steady, outcome.peak_rss_bytes
     command = [sys.executable, "-m", "tests.benchmarks.bench_groups", "--read", uri]
     told = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout

@@ -9,7 +9,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from workers.storage.retries import retrying
 
-PIECE_BYTES = 64 * 2**20
+PIECE_BYTES = 128 * 2**20
 """More is read from a store in pieces: a store's library holds an answer twice while it puts it together."""
 
 
