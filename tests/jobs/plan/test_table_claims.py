@@ -1,0 +1,254 @@
+"""Of a table, whatever it goes through, readers see the live rows, once, and no image is scored twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jobs.ledger.table_files import FileStands, Known, Standing, known_files
+from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.tables.state import TableCommit, TableFile, TableState
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@dataclass
+class Table:
+    """A table in plain Python: its files with the images in them, and which rows are deleted."""
+
+    images: dict[str, list[int]] = field(default_factory=dict)
+    """Of every file that ever was."""
+    versions: list[dict[str, frozenset[int]]] = field(default_factory=lambda: [{}])
+    """Of each version the files, with the rows that are deleted."""
+    commits: list[TableCommit] = field(default_factory=list)
+    made: int = 0
+
+    @property
+    def files(self) -> dict[str, frozenset[int]]:
+        return self.versions[-1]
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        return [(u, at) for u, gone in self.files.items() for at in range(len(self.images[u])) if at not in gone]
+
+    @property
+    def live(self) -> list[int]:
+        return [self.images[uri][at] for uri, at in self.rows]
+
+    def write(self, images: list[int]) -> str:
+        uri = f"/t/{len(self.images)}.parquet"
+        self.images[uri] = images
+        return uri
+
+    def fresh(self, count: int) -> list[int]:
+        self.made += count
+        return list(range(self.made - count, self.made))
+
+    def commit(self, files: dict[str, frozenset[int]], *, data_change: bool = True) -> None:
+        before = self.files
+        changed = frozenset(uri for uri in before.keys() & files.keys() if before[uri] != files[uri])
+        self.versions.append(files)
+        added, removed = frozenset(files.keys() - before.keys()), frozenset(before.keys() - files.keys())
+        self.commits.append(TableCommit(str(len(self.versions) - 1), NOW, added, removed, changed, data_change))
+
+    # What becomes of it; `pick` chooses rows.
+
+    def append(self, pick: list[int]) -> None:
+        self.commit({**self.files, self.write(self.fresh(1 + 2 * len(pick))): frozenset()})
+
+    def delete(self, pick: list[int]) -> None:
+        """By deletion vectors."""
+        files = dict(self.files)
+        for uri, at in self._chosen(pick):
+            files[uri] |= {at}
+        self.commit(files)
+
+    def update(self, pick: list[int]) -> None:
+        """Whole files are rewritten, the rows that are chosen with another image."""
+        chosen = set(self._chosen(pick))
+        touched = {uri for uri, _ in chosen}
+        rows = [(uri, at) for uri, at in self.rows if uri in touched]
+        images = [self.fresh(1)[0] if row in chosen else self.images[row[0]][row[1]] for row in rows]
+        left = {uri: gone for uri, gone in self.files.items() if uri not in touched}
+        self.commit({**left, self.write(images): frozenset()} if images else left)
+
+    def overwrite(self, pick: list[int]) -> None:
+        """All rows again, in another order, and some new ones."""
+        self.commit({self.write([*reversed(self.live), *self.fresh(len(pick))]): frozenset()})
+
+    def compact(self, pick: list[int]) -> None:
+        touched = {uri for uri, _ in self._chosen(pick)}
+        images = [self.images[uri][at] for uri, at in self.rows if uri in touched][::-1]
+        half = len(images) // 2
+        files = {uri: gone for uri, gone in self.files.items() if uri not in touched}
+        files |= {self.write(part): frozenset() for part in (images[:half], images[half:]) if part}
+        self.commit(files, data_change=False)
+
+    def drop(self, pick: list[int]) -> None:
+        touched = {uri for uri, _ in self._chosen(pick)}
+        self.commit({uri: gone for uri, gone in self.files.items() if uri not in touched})
+
+    def restore(self, pick: list[int]) -> None:
+        self.commit(self.versions[sum(pick) % len(self.versions)])
+
+    def nothing(self, pick: list[int]) -> None:
+        self.commit(self.files)
+
+    def _chosen(self, pick: list[int]) -> list[tuple[str, int]]:
+        return [self.rows[number % len(self.rows)] for number in pick] if self.rows else []
+
+
+@dataclass
+class Scored:
+    """What nights have made of a table: what plans say, and the rows that were scored or copied."""
+
+    table: Table
+    says: list[dict[str, FileStands]] = field(default_factory=list)
+    predictions: set[tuple[str, int]] = field(default_factory=set)
+    times: Counter[int] = field(default_factory=Counter)
+    """How often an image was scored."""
+    seen: int = 0
+    """The version that was planned last."""
+
+    @property
+    def known(self) -> dict[str, Known]:
+        return known_files(self.says)
+
+    def state(self, history: bool, counted: bool = True) -> TableState:
+        files = [
+            TableFile(uri, 100, len(self.table.images[uri]) if counted else None, np.array(sorted(gone), np.int64))
+            for uri, gone in sorted(self.table.files.items())
+        ]
+        commits = self.table.commits[self.seen :] if history else None
+        version = str(len(self.table.versions) - 1)
+        return TableState(version=version, at=NOW, files=files, schema=pa.schema([]), commits=commits)
+
+    def night(self, *, history: bool = True, counted: bool = True) -> TableClaim:
+        known = self.known
+        claim = table_claim(self.state(history, counted), known)
+        if not claim.says:
+            return claim
+        images = self.table.images
+        copies = {images[uri][at] for uri, at in self.predictions if uri in claim.outdated}
+        seen = Counter(images[uri][at] for uri, at in self.visible())
+        rows = {file.uri: without_these(len(images[file.uri]), file.deleted) for file in claim.new}
+        rows |= {uri: at.tolist() for uri, at in claim.back.items()}
+        for uri, claimed in rows.items():
+            for at in claimed:
+                assert (uri, at) not in self.predictions, "a row is claimed twice"
+                image = images[uri][at]
+                if image not in copies:
+                    # Readers saw a prediction of it before this night: then there is no reason to score it again.
+                    assert not seen[image], f"{image} is scored again"
+                    self.times[image] += 1
+                self.predictions.add((uri, at))
+        new = {file.uri for file in claim.new}
+        groups = {uri: (len(images[uri]),) if uri in new else now.group_rows for uri, now in claim.says.items()}
+        self.says.append({uri: replace(now, group_rows=groups[uri]) for uri, now in claim.says.items()})
+        self.seen = len(self.table.commits)
+        return claim
+
+    def visible(self) -> list[tuple[str, int]]:
+        known = self.known
+        return [
+            (uri, at)
+            for uri, at in sorted(self.predictions)
+            if known[uri].now.standing in (Standing.LIVE, Standing.KEPT) and at not in known[uri].now.deleted
+        ]
+
+    def check(self) -> None:
+        assert Counter(self.table.images[uri][at] for uri, at in self.visible()) == Counter(self.table.live)
+
+
+def without_these(rows: int, deleted: Any) -> list[int]:
+    return [at for at in range(rows) if at not in deleted]
+
+
+ROWS = st.lists(st.integers(0, 50), min_size=1, max_size=4)
+STEPS = [*("append", "delete", "update", "overwrite", "drop", "restore", "nothing"), *("compact", "night") * 3, "late"]
+
+
+@settings(max_examples=500, deadline=None)
+@example([("night", [0]), ("compact", [0]), ("delete", [0]), ("compact", [0])], False)
+@example([("night", [0]), ("compact", [0]), ("night", [0]), ("delete", [0]), ("late", [0])], False)
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.lists(st.integers(0, 50), min_size=1, max_size=4)), max_size=25),
+    st.booleans(),
+)
+def test_readers_see_the_live_rows_once_whatever_the_table_goes_through(steps: list[Any], counted: bool) -> None:
+    table = Table()
+    scored = Scored(table)
+    for step, pick in [("append", [1, 2, 3, 4]), *steps]:
+        if step in ("night", "late"):  # late: the history does not go back to the night before
+            scored.night(history=step == "night", counted=counted)
+            scored.check()
+        else:
+            getattr(table, step)(pick)
+    scored.night(counted=counted)
+    scored.check()
+    assert not scored.night().says, "a night after which nothing happened has nothing to do"
+    assert set(table.live) <= scored.times.keys()
+
+
+def a_night_after(*steps: tuple[str, list[int]]) -> tuple[Scored, TableClaim]:
+    scored = Scored(Table())
+    scored.table.append([0])
+    scored.table.append([0])
+    scored.night()
+    for step, pick in steps:
+        getattr(scored.table, step)(pick)
+    return scored, scored.night()
+
+
+@pytest.mark.parametrize(
+    ("steps", "new", "scored_again", "stand"),
+    [
+        ([("append", [])], 1, 1, {Standing.LIVE: 1}),
+        ([("nothing", [])], 0, 0, {}),
+        ([("delete", [1])], 0, 0, {Standing.LIVE: 1}),
+        ([("compact", [0, 4])], 0, 0, {Standing.KEPT: 2, Standing.CARRIED: 2}),
+        ([("drop", [0])], 0, 0, {Standing.OUT: 1}),
+        ([("update", [1])], 1, 1, {Standing.LIVE: 1, Standing.OUT: 1}),
+        ([("overwrite", [])], 1, 0, {Standing.LIVE: 1, Standing.OUT: 2}),
+        ([("drop", [0]), ("restore", [2])], 0, 0, {}),
+        ([("append", []), ("compact", [0, 6])], 2, 1, {Standing.LIVE: 2, Standing.OUT: 1}),
+        ([("compact", [0, 4]), ("delete", [1])], 2, 0, {Standing.LIVE: 2, Standing.OUT: 2}),
+    ],
+)  # fmt: skip
+def test_what_a_night_claims_after_a_commit(
+    steps: list[Any], new: int, scored_again: int, stand: dict[Standing, int]
+) -> None:
+    scored, claim = a_night_after(*steps)
+    assert (len(claim.new), sum(scored.times.values()) - 6) == (new, scored_again)
+    assert Counter(now.standing for now in claim.says.values()) == stand
+    scored.check()
+
+
+def test_a_copy_that_holds_another_number_of_rows_is_none() -> None:
+    scored = Scored(Table())
+    scored.table.append([0])
+    scored.night()
+    scored.table.commit({scored.table.write([0, 1, 2, 3, 77]): frozenset()}, data_change=False)
+    assert len(scored.night().new) == 1
+    scored.check()
+
+
+def test_a_file_that_comes_back_beside_its_copy_is_scored_twice_as_the_table_has_it_twice() -> None:
+    scored = Scored(Table())
+    scored.table.append([0])
+    scored.night()
+    before = scored.table.files
+    scored.table.compact([0])
+    scored.night()
+    scored.table.commit({**before, **scored.table.files})
+    claim = table_claim(scored.state(history=True), scored.known)
+    assert {file.uri for file in claim.new} == scored.table.files.keys() - before.keys()
+    assert all(claim.says[uri].standing is Standing.LIVE for uri in before)
