@@ -9,12 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-Positions = npt.NDArray[np.int64]
-NONE_DELETED: Positions = np.zeros(0, np.int64)
+from jobs.ledger.table_files import NONE_DELETED, Positions
 
 FIELD_ID = b"PARQUET:field_id"
 """Metadata of a field of `TableState.schema`: its number, by which files name it, whatever they call it."""
