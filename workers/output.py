@@ -56,6 +56,9 @@ SOURCE_FIELDS = (
 )
 ERROR_FIELDS = (pa.field("error_code", pa.string()), pa.field("error_message", pa.string()))
 
+IMAGE_HASH = "image_hash"
+"""Of tables: a column by which a prediction is found again where the image is copied into another file."""
+
 KEY_SHOWN = 80
 """Characters of a key's value."""
 
