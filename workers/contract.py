@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 from typing_extensions import TypedDict
@@ -72,6 +72,28 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TableOf:
+    """What a worker must know of the table that a shard's files belong to."""
+
+    url: str
+    version: str
+    """That the plan was made of."""
+    schema: bytes
+    """Arrow schema of its columns by their names then, in IPC form, with the metadata below."""
+    constants: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    """By URI of a file and name of a column that it does not hold: what that is in all its rows, as text."""
+    copies: tuple[str, ...] = ()
+    """Objects below the root with predictions that may be copied: `plan=00000003/00000000.parquet`."""
+
+    FIELD_ID: ClassVar = b"PARQUET:field_id"
+    """Metadata of a field: its number, by which files name it, whatever they call it."""
+    NAMES_IN_FILES: ClassVar = b"stint.names"
+    """JSON list of what files without such numbers call it; without this it is called as in the table."""
+    DEFAULT: ClassVar = b"stint.default"
+    """What it is, as text, in rows of files that lack it; without this null."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """The unit of work, retry and commit: one output object."""
 
@@ -80,6 +102,7 @@ class Shard:
     """Random name of the plan's claim: an object whose plan was never this one is a stray."""
     index: int
     slices: tuple[Slice, ...]
+    table: TableOf | None = None
 
     @property
     def rows(self) -> int:
