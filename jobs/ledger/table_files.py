@@ -7,12 +7,16 @@ plans that are done.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from workers.contract import TableOf
 
 Positions = npt.NDArray[np.int64]
 """Of rows in a file, over all its row groups; ascending, each once."""
@@ -76,3 +80,69 @@ def common(one: Positions, other: Positions) -> Positions:
 def without(one: Positions, other: Positions) -> Positions:
     """Those of `one` that are not in the other."""
     return np.setdiff1d(one, other, assume_unique=True)
+
+
+_FILES = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("standing", pa.string()),
+        ("deleted", pa.list_(pa.int64())),
+        ("group", pa.string()),
+        ("group_rows", pa.list_(pa.int64())),
+        ("constants", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TablePart:
+    """What a plan says of the table that it was made of."""
+
+    of: TableOf
+    format: str
+    files: Mapping[str, FileStands]
+    """Those that stand otherwise than plans before it say."""
+
+    def encode(self) -> bytes:
+        """Arrow's IPC stream, compressed."""
+        columns = {
+            "uri": list(self.files),
+            "standing": [str(file.standing) for file in self.files.values()],
+            "deleted": [file.deleted for file in self.files.values()],
+            "group": [file.group for file in self.files.values()],
+            "group_rows": [file.group_rows for file in self.files.values()],
+            "constants": [json.dumps(self.of.constants.get(uri, {})) for uri in self.files],
+        }
+        about = {
+            "url": self.of.url, "version": self.of.version, "format": self.format, "schema": self.of.schema,
+            "copies": json.dumps(self.of.copies),
+        }  # fmt: skip
+        sink = pa.BufferOutputStream()
+        table = pa.table(columns, schema=_FILES.with_metadata(about))
+        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table)
+        return bytes(sink.getvalue())
+
+    @classmethod
+    def decode(cls, data: bytes) -> TablePart:
+        """Raises KeyError, ValueError, and what Arrow raises, for bytes that are none."""
+        table = pa.ipc.open_stream(data).read_all()
+        about = {key.decode(): value for key, value in table.schema.metadata.items()}
+        files = {
+            row["uri"]: FileStands(
+                Standing(row["standing"]),
+                np.array(row["deleted"], np.int64),
+                row["group"],
+                tuple(row["group_rows"]),
+            )
+            for row in table.to_pylist()
+        }
+        said = zip(table["uri"].to_pylist(), map(json.loads, table["constants"].to_pylist()), strict=True)
+        of = TableOf(
+            url=about["url"].decode(),
+            version=about["version"].decode(),
+            schema=about["schema"],
+            constants={uri: constants for uri, constants in said if constants},
+            copies=tuple(json.loads(about["copies"])),
+        )
+        return cls(of=of, format=about["format"].decode(), files=files)
