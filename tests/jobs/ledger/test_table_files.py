@@ -21,7 +21,8 @@ def test_a_plan_says_of_a_table_what_it_was_given() -> None:
     }
     of = TableOf(
         url="s3://b/t", version="7", schema=pa.schema([("id", pa.int64())]).serialize().to_pybytes(),
-        constants={"s3://b/t/0.parquet": {"day": "2026-03-01", "shop": None}}, copies=("plan=00000001/00000000.parquet",),
+        constants={"s3://b/t/0.parquet": {"day": "2026-03-01", "shop": None}},
+        copies=("plan=00000001/00000000.parquet",),
     )  # fmt: skip
     read = TablePart.decode(TablePart(of=of, format="delta", files=files).encode())
     assert (read.of, read.format) == (of, "delta")
