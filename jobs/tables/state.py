@@ -62,6 +62,9 @@ class TableState:
     """As `input.version` names it: a number, or the id of a snapshot."""
     at: datetime
     """When it was committed, in UTC."""
+    id: str = ""
+    """The table's own, whatever its name and place: where it is another one, versions are of another history. Empty
+    where the format has none."""
     files: Sequence[TableFile]
     """With live rows or without, by URI."""
     schema: pa.Schema
