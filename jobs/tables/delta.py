@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from jobs.errors import NothingThere, SpecError
-from jobs.tables.delta_log import Action, DeltaLog, Vector
+from jobs.tables.delta_log import Action, DeltaLog, StoredVector
 from jobs.tables.state import FIELD_ID, NAMES_IN_FILES, NONE_DELETED, TableCommit, TableFile, TableState
 
 _READ = frozenset(
@@ -35,6 +35,8 @@ _TYPES = {
     **{"timestamp": pa.timestamp("us", "UTC"), "timestamp_ntz": pa.timestamp("us")},
 }
 
+_NUMBER = re.compile(r"byte|short|integer|long|float|double|decimal\(.*\)")
+
 _Partition = tuple[tuple[str, str | None], ...]
 
 
@@ -42,7 +44,7 @@ class _File(NamedTuple):
     size: int
     rows: int | None
     partition: _Partition
-    vector: Vector | None
+    vector: StoredVector | None
 
 
 _Files = dict[str, _File]
@@ -122,7 +124,7 @@ def _fold(
     """Apply the actions of a commit or a checkpoint, in whatever order they come. What became of which files, as in a
     TableCommit, and what its writer noted. In `partial` files one that is removed may be missing."""
     info: Mapping[str, Any] = {}
-    leave: dict[str, tuple[Vector | None, bool]] = {}
+    leave: dict[str, tuple[StoredVector | None, bool]] = {}
     come: dict[str, tuple[_File, bool]] = {}
     for kind, one in (pair for action in actions for pair in action.items() if pair[1]):
         if kind == "add":
@@ -157,10 +159,10 @@ def _rows(add: Mapping[str, Any]) -> int | None:
     return None if rows is None else int(rows)
 
 
-def _vector(action: Mapping[str, Any]) -> Vector | None:
+def _vector(action: Mapping[str, Any]) -> StoredVector | None:
     if not (one := action.get("deletionVector")):
         return None
-    return Vector(
+    return StoredVector(
         one["storageType"], one["pathOrInlineDv"], one.get("offset") or 0, one["sizeInBytes"], one["cardinality"]
     )
 
@@ -191,17 +193,19 @@ def _schema(
         )
     fields, partitions = [], {}
     for one in json.loads(metadata["schemaString"])["fields"]:
+        divides = one["name"] in metadata["partitionColumns"]
         try:
+            if divides and one["type"] == "binary":  # writers do not agree on how to write its bytes as text
+                raise _Unread("binary, by which the table is partitioned")
             fields.append(field := _field(one, mode))
+            if divides:
+                partitions[_physical(one, mode)] = field.name, field.type
         except _Unread as error:
             if not columns or one["name"] in columns:
                 raise SpecError(
                     f"input.uri: {url}: the column {one['name']} is of type {error}, which is not read",
                     "leave it out of the spec's columns, or write it as another type",
                 ) from error
-        else:
-            if field.name in metadata["partitionColumns"]:
-                partitions[_physical(one, mode)] = field.name, field.type
     return fields, partitions
 
 
@@ -213,6 +217,10 @@ def _field(one: Mapping[str, Any], mode: str) -> pa.Field:
     known = {} if mode == "none" else {NAMES_IN_FILES: json.dumps([_physical(one, mode)])}
     if mode == "id":
         known[FIELD_ID] = str(one["metadata"]["delta.columnMapping.id"])
+    for change in (one.get("metadata") or {}).get("delta.typeChanges", ()):
+        was, now = change["fromType"], change["toType"]
+        if (was, now) != ("date", "timestamp_ntz") and not (_NUMBER.fullmatch(was) and _NUMBER.fullmatch(now)):
+            raise _Unread(f"{now} that was {was}")
     return pa.field(one["name"], _type(one["type"], mode), one["nullable"], known)
 
 

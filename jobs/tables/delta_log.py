@@ -36,7 +36,7 @@ Action = Mapping[str, Any]
 """One line of the log: `{kind: what}`."""
 
 
-class Vector(NamedTuple):
+class StoredVector(NamedTuple):
     """Where a deletion vector is kept; together with a file's path this is what the protocol calls a logical file."""
 
     kind: str
@@ -60,10 +60,13 @@ class DeltaLog:
             if not retrying(lambda: self.fs.exists(path), url):
                 raise NothingThere(f"input.uri: there is nothing at {url}", "check the path") from None
             found = []
-        names = [str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file" and one["size"]]
-        self.commits = {int(match[1]) for match in map(_COMMIT.fullmatch, names) if match}
+        sizes = {str(one["name"]).rpartition("/")[2]: one["size"] for one in found if one["type"] == "file"}
+        names = sorted(name for name, size in sizes.items() if size)
+        self.commits = {int(match[1]) for match in map(_COMMIT.fullmatch, sizes) if match}
+        while self.commits and not sizes[f"{max(self.commits):020}.json"]:
+            self.commits.remove(max(self.commits))  # created, and about to be written
         parts: dict[tuple[int, int], list[str]] = {}
-        for match in map(_CHECKPOINT.fullmatch, sorted(names)):
+        for match in map(_CHECKPOINT.fullmatch, names):
             if match:
                 parts.setdefault((int(match[1]), int(match[2] or 0)), []).append(match[0])
         whole = {key: some for key, some in parts.items() if len(some) >= key[1]}
@@ -122,10 +125,10 @@ class DeltaLog:
             raise SpecError(f"input.uri: {self.url}: one of its files lies at {path}, which cannot be read from here")
         return path if absolute[1] in AZURE else full_url(*open_filesystem(path))
 
-    def deleted(self, vectors: Iterable[Vector]) -> dict[Vector, Positions]:
+    def deleted(self, vectors: Iterable[StoredVector]) -> dict[StoredVector, Positions]:
         """What deletion vectors hold; of those in one file by one request."""
-        stored: dict[str, list[Vector]] = {}
-        found: dict[Vector, Positions] = {}
+        stored: dict[str, list[StoredVector]] = {}
+        found: dict[StoredVector, Positions] = {}
 
         def read(place: str) -> tuple[str, int, bytes]:
             begin = min(one.offset for one in stored[place])
