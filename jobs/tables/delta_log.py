@@ -30,7 +30,7 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10})|\.[0-9a-fA-
 _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 _OF_ADD = ("path", "size", "partitionValues", "stats", "stats_parsed.numRecords", "deletionVector")
 _IN_CHECKPOINTS = ["protocol", "metaData", "sidecar.path", *(f"add.{name}" for name in _OF_ADD)]
-_ROWS_TOGETHER = 65536
+_ROWS_TOGETHER = 16384
 
 Action = Mapping[str, Any]
 """One line of the log: `{kind: what}`."""

@@ -296,7 +296,8 @@ class DeltaMaker:
 
     def restore(self, version: int) -> None:
         rows = self.history[version]
-        DeltaTable(self.url).restore(version)
+        if version != self.version:
+            DeltaTable(self.url).restore(version)
         self._done(rows)
 
     def vacuum(self) -> None:
