@@ -139,7 +139,7 @@ class DeltaLog:
         try:
             for one in vectors:
                 if one.kind == "i":
-                    found[one] = positions_of(from_z85(one.place)[: one.size])
+                    found[one] = positions_of(from_z85(one.place))
                 elif one.kind == "u":
                     name = f"deletion_vector_{UUID(bytes=from_z85(one.place[-20:]))}.bin"
                     above = f"{self.root}/{one.place[:-20]}".rstrip("/")

@@ -251,6 +251,18 @@ def test_a_file_whose_vector_grows_is_changed_and_neither_added_nor_removed(tmp_
     ]  # fmt: skip
 
 
+def test_removing_a_file_with_another_vector_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "1.parquet", {"id": range(5)})
+    first, second = stored_vectors(tmp_path, [[0], [0, 1]])
+    file["add"]["deletionVector"] = second
+    commit(tmp_path, 0, VECTORS, IDS, file)
+    commit(tmp_path, 1, removed("1.parquet"))
+    commit(tmp_path, 2, removed("1.parquet", deletionVector=first))
+    state = read_state(str(tmp_path), since="0")
+    assert ids(state) == [2, 3, 4]
+    assert steps(state) == [("1", [], [], [], False), ("2", [], [], [], False)]
+
+
 # Names and types
 
 
