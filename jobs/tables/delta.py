@@ -192,7 +192,8 @@ def _schema(
             "drop the feature (`ALTER TABLE … DROP FEATURE …`), or read a copy of the table without it",
         )
     fields, partitions = [], {}
-    for one in json.loads(metadata["schemaString"])["fields"]:
+    # Columns of nothing but nulls, of no type yet, are none for readers.
+    for one in (one for one in json.loads(metadata["schemaString"])["fields"] if one["type"] != "void"):
         divides = one["name"] in metadata["partitionColumns"]
         try:
             if divides and one["type"] == "binary":  # writers do not agree on how to write its bytes as text
