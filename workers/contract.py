@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 from typing_extensions import TypedDict
@@ -71,6 +71,14 @@ class Slice:
         return self.row_stop - self.row_start
 
 
+FIELD_ID = b"PARQUET:field_id"
+"""Metadata of a column of a table: its number, by which files name it, whatever they call it."""
+NAMES_IN_FILES = b"stint.names"
+"""JSON list of what files without such numbers call it; without this it is called as in the table."""
+DEFAULT = b"stint.default"
+"""What it is, as text, in rows of files that lack it; without this null."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableOf:
     """What a worker must know of the table that a shard's files belong to."""
@@ -79,18 +87,11 @@ class TableOf:
     version: str
     """That the plan was made of."""
     schema: bytes
-    """Arrow schema of its columns by their names then, in IPC form, with the metadata below."""
+    """Arrow schema of its columns by their names then, in IPC form, with the metadata above."""
     constants: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """By URI of a file and name of a column that it does not hold: what that is in all its rows, as text."""
     copies: tuple[str, ...] = ()
     """Objects below the root with predictions that may be copied: `plan=00000003/00000000.parquet`."""
-
-    FIELD_ID: ClassVar = b"PARQUET:field_id"
-    """Metadata of a field: its number, by which files name it, whatever they call it."""
-    NAMES_IN_FILES: ClassVar = b"stint.names"
-    """JSON list of what files without such numbers call it; without this it is called as in the table."""
-    DEFAULT: ClassVar = b"stint.default"
-    """What it is, as text, in rows of files that lack it; without this null."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,13 +13,6 @@ import pyarrow as pa
 
 from jobs.ledger.table_files import NONE_DELETED, Positions
 
-FIELD_ID = b"PARQUET:field_id"
-"""Metadata of a field of `TableState.schema`: its number, by which files name it, whatever they call it."""
-NAMES_IN_FILES = b"stint.names"
-"""JSON list of what files without such numbers call it; without this metadata it is called as in the table."""
-DEFAULT = b"stint.default"
-"""JSON of what rows of files that lack it hold; without this metadata null."""
-
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
@@ -59,10 +52,13 @@ class TableState:
     """As `input.version` names it: a number, or the id of a snapshot."""
     at: datetime
     """When it was committed, in UTC."""
+    id: str = ""
+    """The table's own, whatever its name and place: where it is another one, versions are of another history. Empty
+    where the format has none."""
     files: Sequence[TableFile]
     """With live rows or without, by URI."""
     schema: pa.Schema
-    """Of the table now, by its present names, with the metadata above on fields and fields of structs."""
+    """Of the table now, by its present names, with the metadata of workers.contract on fields and fields of structs."""
     commits: Sequence[TableCommit] | None = ()
     """After the version that was asked for by `since`, the oldest first; None where the history does not go back to it,
     or does not lead from it to this version."""

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workers.contract import TableOf
+from workers.contract import DEFAULT, FIELD_ID, NAMES_IN_FILES, TableOf
 from workers.source.columns import column_path
 from workers.source.source_file import InputUnreadable
 
@@ -22,7 +22,7 @@ class TableView:
 
     file: pa.Schema
     table: pa.Schema
-    """Of the table, with the metadata of TableOf."""
+    """Of the table, with the metadata of workers.contract."""
     constants: Mapping[str, str | None]
 
     @classmethod
@@ -60,17 +60,17 @@ class TableView:
 
 
 def _default(field: pa.Field) -> str | None:
-    return value.decode() if (value := (field.metadata or {}).get(TableOf.DEFAULT)) is not None else None
+    return value.decode() if (value := (field.metadata or {}).get(DEFAULT)) is not None else None
 
 
 def _place_in(fields: Any, wanted: pa.Field) -> int | None:
     """Where a field of the table is among those of a file, or of a struct in it: by its number, or else by its name."""
     there = [fields.field(at) for at in range(fields.num_fields if isinstance(fields, pa.DataType) else len(fields))]
     metadata = wanted.metadata or {}
-    numbers = [(one.metadata or {}).get(TableOf.FIELD_ID) for one in there]
-    if TableOf.FIELD_ID in metadata and any(numbers):
-        return numbers.index(metadata[TableOf.FIELD_ID]) if metadata[TableOf.FIELD_ID] in numbers else None
-    names = json.loads(metadata.get(TableOf.NAMES_IN_FILES, json.dumps([wanted.name])))
+    numbers = [(one.metadata or {}).get(FIELD_ID) for one in there]
+    if FIELD_ID in metadata and any(numbers):
+        return numbers.index(metadata[FIELD_ID]) if metadata[FIELD_ID] in numbers else None
+    names = json.loads(metadata.get(NAMES_IN_FILES, json.dumps([wanted.name])))
     return next((at for at, one in enumerate(there) if one.name in names), None)
 
 

@@ -1,0 +1,191 @@
+"""The log of a Delta table: what lies in `_delta_log/`, read through fsspec, as everything else is.
+
+Source of the rules: PROTOCOL.md of delta-io/delta.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import NothingThere, SpecError
+from jobs.ledger.table_files import Positions
+from jobs.tables.bitmaps import from_z85, positions_of, stored_vector
+from workers.source.source_file import opened
+from workers.storage.errors import NotFound, StoreError
+from workers.storage.filesystems import AZURE, full_url, is_local, open_filesystem
+from workers.storage.lookahead import ahead
+from workers.storage.retries import retrying
+
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10})|\.[0-9a-fA-F-]{36})?\.(?:parquet|json)")
+_ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
+_OF_ADD = ("path", "size", "partitionValues", "stats", "stats_parsed.numRecords", "deletionVector")
+_IN_CHECKPOINTS = ["protocol", "metaData", "sidecar.path", *(f"add.{name}" for name in _OF_ADD)]
+_ROWS_TOGETHER = 16384
+
+Action = Mapping[str, Any]
+"""One line of the log: `{kind: what}`."""
+
+
+class StoredVector(NamedTuple):
+    """Where a deletion vector is kept; together with a file's path this is what the protocol calls a logical file."""
+
+    kind: str
+    place: str
+    offset: int
+    size: int
+    rows: int
+
+
+class DeltaLog:
+    """The commits and checkpoints that are there, and what they hold. All methods raise SpecError for what is damaged,
+    StoreError, StoreDenied."""
+
+    def __init__(self, url: str) -> None:
+        """Raises NothingThere; SpecError where there is no log."""
+        self.fs, path = open_filesystem(url)
+        self.url, self.root, self.folder = url, path.rstrip("/"), f"{path.rstrip('/')}/_delta_log"
+        try:
+            found = retrying(lambda: self.fs.ls(self.folder, detail=True), url)
+        except NotFound:
+            if not retrying(lambda: self.fs.exists(path), url):
+                raise NothingThere(f"input.uri: there is nothing at {url}", "check the path") from None
+            found = []
+        sizes = {str(one["name"]).rpartition("/")[2]: one["size"] for one in found if one["type"] == "file"}
+        names = sorted(name for name, size in sizes.items() if size)
+        self.commits = {int(match[1]) for match in map(_COMMIT.fullmatch, sizes) if match}
+        while self.commits and not sizes[f"{max(self.commits):020}.json"]:
+            self.commits.remove(max(self.commits))  # created, and about to be written
+        parts: dict[tuple[int, int], list[str]] = {}
+        for match in map(_CHECKPOINT.fullmatch, names):
+            if match:
+                parts.setdefault((int(match[1]), int(match[2] or 0)), []).append(match[0])
+        whole = {key: some for key, some in parts.items() if len(some) >= key[1]}
+        self.checkpoints = {number: some if count else some[:1] for (number, count), some in whole.items()}
+        self.versions = sorted(self.commits | self.checkpoints.keys())
+        if not self.versions:
+            raise SpecError(
+                f"input.uri: {url} is not a Delta table: it has no _delta_log/ with commits",
+                "name the folder that _delta_log/ lies in, or take `format: parquet`",
+            )
+
+    def base(self, number: int) -> int:
+        """The newest checkpoint up to a version; -1, the beginning, where there is none."""
+        return max((one for one in self.checkpoints if one <= number), default=-1)
+
+    def committed(self, numbers: range) -> Iterator[tuple[int, Iterator[Action]]]:
+        """The actions of these commits, in order."""
+
+        def read(number: int) -> tuple[int, str, bytes]:
+            path = f"{self.folder}/{number:020}.json"
+            return number, path, self._read(path)
+
+        return ((number, _lines(raw, path)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
+
+    def checkpoint(self, number: int) -> Iterator[Action]:
+        """All actions up to a version, but for what readers have no use for; none without such a checkpoint."""
+        for name in self.checkpoints.get(number, ()):
+            for action in self._actions(name):
+                yield action
+                if sidecar := action.get("sidecar"):
+                    yield from self._actions(f"_sidecars/{unquote(sidecar['path']).rpartition('/')[2]}")
+
+    def at(self, number: int) -> datetime:
+        """When a version was committed."""
+        numbers = range(number, number + 1) if number in self.commits else range(0)
+        actions = (one for _, some in self.committed(numbers) for one in some if one.get("commitInfo"))
+        return self.time(number, next(actions, {}).get("commitInfo", {}))
+
+    def time(self, number: int, info: Mapping[str, Any]) -> datetime:
+        """The same, of a commit whose writer noted `info`: the time of its file, which a copy changes, comes last."""
+        if said := info.get("inCommitTimestamp") or info.get("timestamp"):
+            return datetime.fromtimestamp(said / 1000, UTC)
+        name = f"{number:020}.json" if number in self.commits else self.checkpoints[number][0]
+        found: datetime = self._there(lambda: self.fs.modified(f"{self.folder}/{name}"), self.url)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+    def uri(self, path: str) -> str:
+        """Of a file that the log names: by a path below the table, or, as in shallow clones, by an absolute one."""
+        path = unquote(path)
+        if path.startswith("file:/"):
+            return "/" + path.removeprefix("file:").lstrip("/")
+        if not (absolute := _ABSOLUTE.match(path)):
+            above = self.root if not path.startswith("/") else "" if is_local(self.url) else self.root.partition("/")[0]
+            return full_url(self.fs, f"{above}/{path.lstrip('/')}")
+        if not absolute[0].endswith("://"):
+            raise SpecError(f"input.uri: {self.url}: one of its files lies at {path}, which cannot be read from here")
+        return path if absolute[1] in AZURE else full_url(*open_filesystem(path))
+
+    def deleted(self, vectors: Iterable[StoredVector]) -> dict[StoredVector, Positions]:
+        """What deletion vectors hold; of those in one file by one request."""
+        stored: dict[str, list[StoredVector]] = {}
+        found: dict[StoredVector, Positions] = {}
+
+        def read(place: str) -> tuple[str, int, bytes]:
+            begin = min(one.offset for one in stored[place])
+            end = max(one.offset + one.size for one in stored[place]) + 8
+            fs, path = open_filesystem(place)
+            return place, begin, bytes(self._there(lambda: fs.cat_file(path, begin, end), place))
+
+        try:
+            for one in vectors:
+                if one.kind == "i":
+                    found[one] = positions_of(from_z85(one.place))
+                elif one.kind == "u":
+                    name = f"deletion_vector_{UUID(bytes=from_z85(one.place[-20:]))}.bin"
+                    above = f"{self.root}/{one.place[:-20]}".rstrip("/")
+                    stored.setdefault(full_url(self.fs, f"{above}/{name}"), []).append(one)
+                elif one.kind == "p":
+                    stored.setdefault(self.uri(one.place), []).append(one)
+                else:
+                    raise ValueError(f"a deletion vector is stored in a way that is not known ({one.kind})")
+            for place, begin, raw in ahead(read, stored, "vectors", a_thread=1):
+                for one in stored[place]:
+                    at = one.offset - begin
+                    found[one] = positions_of(stored_vector(raw[at : at + one.size + 8]))
+            if any(len(found[one]) != one.rows for one in found):
+                raise ValueError("a deletion vector does not hold as many rows as the log says")
+        except ValueError as error:
+            raise SpecError(f"input.uri: {self.url}: {error}") from error
+        return found
+
+    def _actions(self, name: str) -> Iterator[Action]:
+        path = f"{self.folder}/{name}"
+        if name.endswith(".json"):
+            yield from _lines(self._read(path), path)
+            return
+        with self._there(lambda: opened(self.fs, path), path) as file:
+            try:
+                rows = pq.ParquetFile(file, pre_buffer=False).iter_batches(_ROWS_TOGETHER, columns=_IN_CHECKPOINTS)
+                for batch in rows:
+                    for kind in batch.schema.names:
+                        yield from ({kind: one} for one in batch[kind].drop_null().to_pylist())
+            except (pa.ArrowException, OSError) as error:
+                if file.fault is not None:
+                    raise StoreError(f"{path}: {error}") from error
+                raise SpecError(f"input.uri: {path} is not a checkpoint of a Delta table: {error}") from error
+
+    def _read(self, path: str) -> bytes:
+        return bytes(self._there(lambda: self.fs.cat_file(path), path))
+
+    def _there(self, action: Callable[[], Any], path: str) -> Any:
+        try:
+            return retrying(action, path)
+        except NotFound as error:
+            raise StoreError(f"{path} was cleaned up while it was to be read") from error
+
+
+def _lines(raw: bytes, path: str) -> Iterator[Action]:
+    try:
+        yield from (json.loads(line) for line in raw.splitlines() if line.strip())
+    except ValueError as error:
+        raise SpecError(f"input.uri: {path} is damaged: {error}") from error
