@@ -6,10 +6,10 @@ A fragment is named by one of its data files. Its rows are counted with those th
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -106,11 +106,11 @@ class _Fragment:
         self._first = number * (_OFFSET + 1)
         file = next(one for one in facts.files if one.path.endswith(name))
         self._version = (file.file_major_version, file.file_minor_version)
-        self.row_bytes = max(1, (file.file_size_bytes or 0) // max(1, facts.physical_rows))
+        size = file.file_size_bytes or _size(uri)  # old writers do not tell
+        self.row_bytes = max(1, size // max(1, facts.physical_rows))
         self.live = np.arange(facts.physical_rows)
         if facts.num_deletions:
-            batches = self._dataset.scanner(columns=[], fragments=[self._fragment], with_row_address=True).to_batches()
-            self.live = np.concatenate([_numbers(batch) for batch in batches] or [self.live[:0]])
+            self.live = np.concatenate([rows for _, rows in live_rows(table.dataset, [number])] or [self.live[:0]])
 
     def scan(self, columns: Sequence[str], rows: Sequence[int], blobs: str = "all_binary") -> Iterator[pa.RecordBatch]:
         """These live rows, in order, in batches of about BLOCK_BYTES."""
@@ -138,6 +138,21 @@ class _Fragment:
         # A part of a file is not followed: no file is called so.
         parts = {row: f", bytes from {cell['position']}" for row, cell in there.items() if cell["size"]}
         return {row: f"{cell['blob_uri']}{parts.get(row, '')}" for row, cell in there.items()}
+
+
+def _size(uri: str) -> int:
+    fs, path = open_filesystem(uri)
+    return int(retrying(lambda: fs.size(path), uri))
+
+
+def live_rows(dataset: Any, fragments: Iterable[int]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Fragments' numbers and those of rows of each that are not deleted, ascending, some at a time."""
+    chosen = [dataset.get_fragment(number) for number in fragments]
+    for batch in dataset.scanner(columns=[], fragments=chosen, with_row_address=True).to_batches():
+        of = batch.column("_rowaddr").to_numpy() >> 32
+        starts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist()] if len(of) else []
+        for start, stop in pairwise([*starts, len(of)]):
+            yield int(of[start]), _numbers(batch.slice(start, stop - start))
 
 
 def _numbers(batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
@@ -170,7 +185,10 @@ def _batches(
 ) -> Iterator[tuple[list[int], pa.RecordBatch]]:
     """Live rows of a slice with their numbers, in order; of the images what `input.image` names, and the keys."""
     try:
-        table = _table(url, version, int(time.monotonic()) // OPEN_S)
+        table = _table(url, version, period := int(time.monotonic()) // OPEN_S)
+        if rows.uri.rpartition("/")[2] not in table.fragments:  # another table may be there in place of one that was
+            _table.cache_clear()
+            table = _table(url, version, period)
         fragment = _Fragment(table, rows.uri)
         keys = key_columns_read(table.columns, how)
         blobs = _outside(table.dataset.schema, image_columns(table.columns, how.image)) if images else ""
