@@ -196,7 +196,7 @@ def _commit(before: Any, after: Any, source: _Sources) -> TableCommit:
     transaction = after.read_transaction(after.version)
     operation = transaction and transaction.operation
     were, are = before.fragment_ids(), after.fragment_ids()
-    touched = _touched(operation, before.get_version()["metadata"] == after.get_version()["metadata"])
+    touched = _touched(operation, before, after)
     stayed = {*(were & are)} if touched is None else {one for one in touched if one in were and one in are}
 
     def facts(dataset: Any, ids: Set[int]) -> dict[str, object]:
@@ -213,8 +213,8 @@ def _commit(before: Any, after: Any, source: _Sources) -> TableCommit:
     )
 
 
-def _touched(operation: Any, alike: bool) -> set[int] | None:
-    """Fragments that stay and may have changed; None: any. `alike`: with as many files, rows and bytes as before."""
+def _touched(operation: Any, before: Any, after: Any) -> set[int] | None:
+    """Fragments that stay and may have changed between two versions; None: any of them."""
     from lance import LanceOperation as Of
 
     if isinstance(operation, Of.Delete | Of.Update):
@@ -222,4 +222,5 @@ def _touched(operation: Any, alike: bool) -> set[int] | None:
     if isinstance(operation, Of.Append | Of.Rewrite | Of.CreateIndex | Of.Project | Of.UpdateConfig):
         return set()
     # Of this type is what the library has no other for, as the numbers that a compaction reserves before it rewrites.
-    return set() if type(operation) is Of.BaseOperation and alike else None
+    nameless = type(operation) is Of.BaseOperation
+    return set() if nameless and before.get_version()["metadata"] == after.get_version()["metadata"] else None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, groupby, pairwise
 from typing import Any
 
@@ -32,7 +33,7 @@ SCANS = 2
 """Begun at a time."""
 MOST_ROWS = 1024
 """Of one scan."""
-BUFFER_BYTES = 32 * 2**20
+SCAN_BUFFER_BYTES = 32 * 2**20
 """Of a scan, for what has come and is not decoded yet."""
 OPEN_S = 900
 """After so long a table is opened anew: the credentials that it was opened with may have ended."""
@@ -57,19 +58,28 @@ def lance_dataset(url: str, version: str = "") -> Any:
     import lance
 
     folder, number = lance_root(url, version)
-    try:
+
+    def opened() -> Any:
         return lance.dataset(
             object_store_url(folder),
             version=number,
             storage_options=storage_options(folder),
             index_cache_size_bytes=0,
-            metadata_cache_size_bytes=BUFFER_BYTES,
+            metadata_cache_size_bytes=SCAN_BUFFER_BYTES,
         )
-    except (OSError, ValueError, NotImplementedError) as error:
-        fs, path = open_filesystem(folder)
-        names = {str(name).rpartition("/")[2] for name in retrying(partial(fs.ls, f"{path}/_versions", False), folder)}
-        if number is not None and names.isdisjoint({f"{number}.manifest", f"{_LAST - number:020}.manifest"}):
-            raise NotFound(f"version {version} of {url}") from error
+
+    with suppress(OSError, ValueError):
+        return opened()
+    # Lance has one type for all that can happen. So the store itself is asked, with patience, before it tries again.
+    fs, path = open_filesystem(folder)
+    names = {
+        str(name).rpartition("/")[2] for name in retrying(lambda: fs.ls(f"{path}/_versions", detail=False), folder)
+    }
+    if number is not None and names.isdisjoint({f"{number}.manifest", f"{_LAST - number:020}.manifest"}):
+        raise NotFound(f"version {version} of {url}")
+    try:
+        return opened()
+    except (OSError, ValueError) as error:
         raise InputUnreadable(f"Lance cannot open {url}: {error}") from error
 
 
@@ -125,19 +135,20 @@ class _Fragment:
             batch_size=max(1, BLOCK_BYTES // self.row_bytes),
             batch_size_bytes=BLOCK_BYTES if self._version > (2, 0) else None,
             batch_readahead=1,
-            io_buffer_size=BUFFER_BYTES,
+            io_buffer_size=SCAN_BUFFER_BYTES,
             with_row_address=True,
         ).to_batches()
 
-    def elsewhere(self, column: str, rows: Sequence[int]) -> dict[int, str]:
-        """Of blobs of these rows that are not in the table, where they are."""
-        cells = chain.from_iterable(
-            batch.column(0).to_pylist() for batch in self.scan([column], rows, "blobs_descriptions")
+    def blobs(self, column: str, rows: Sequence[int]) -> Iterator[tuple[int, int, str]]:
+        """These rows, each with the size of its blob, and where that is if it is not in the table."""
+        cells = (
+            cell for batch in self.scan([column], rows, "blobs_descriptions") for cell in batch.column(0).to_pylist()
         )
-        there = {row: cell for row, cell in zip(rows, cells, strict=True) if cell and cell["kind"] == _EXTERNAL}
-        # A part of a file is not followed: no file is called so.
-        parts = {row: f", bytes from {cell['position']}" for row, cell in there.items() if cell["size"]}
-        return {row: f"{cell['blob_uri']}{parts.get(row, '')}" for row, cell in there.items()}
+        for row, cell in zip(rows, cells, strict=True):
+            if not cell or cell["kind"] != _EXTERNAL:
+                yield row, cell["size"] if cell else 0, ""
+            else:  # a part of a file is not followed: no file is called so
+                yield row, 0, cell["blob_uri"] + (f", bytes from {cell['position']}" if cell["size"] else "")
 
 
 def _size(uri: str) -> int:
@@ -205,7 +216,7 @@ def _batches(
 
         for batches in ahead(begun, _parts(fragment, wanted, blobs), "lance", at_once=SCANS, a_thread=1):
             yield from batches
-    except (OSError, ValueError) as error:  # Lance has one type for all that can happen: the store itself is asked
+    except (OSError, ValueError) as error:  # whatever it was: the store itself is asked
         fs, path = open_filesystem(rows.uri)
         retrying(lambda: fs.info(path), rows.uri)
         raise (InputUnreadable if is_local(rows.uri) else StoreError)(f"{rows.uri}: {error}") from error
@@ -215,10 +226,17 @@ def _parts(fragment: _Fragment, wanted: Sequence[int], blobs: str) -> Iterator[t
     """Rows that are scanned together, with where their blobs are, if they are all elsewhere."""
     rows_a_scan = min(MOST_ROWS, max(1, READ_BYTES // fragment.row_bytes))
     for first in range(0, len(wanted), rows_a_scan):
-        here = wanted[first : first + rows_a_scan]
-        links = fragment.elsewhere(blobs, here) if blobs else {}
-        for away, run in groupby(here, links.__contains__):
-            yield list(run), links if away else {}
+        here, held = wanted[first : first + rows_a_scan], 0
+        if not blobs:
+            yield list(here), {}
+            continue
+        found = []
+        for row, size, where in fragment.blobs(blobs, here):
+            held += size
+            found.append((row, where, (where != "", held // READ_BYTES)))
+        for (away, _), run in groupby(found, lambda each: each[2]):
+            links = {row: where for row, where, _ in run}
+            yield list(links), links if away else {}
 
 
 def _checked(
