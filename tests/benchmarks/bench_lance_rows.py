@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bench_lance_rows --rows 4000 --image-kb 100
 
 Nothing is decoded: encoded images and a key are read in slices of 1024 rows, as shards have them, and dropped, with
-the malloc that workers have. What is read is on the local disk and has been read before. A ratio is Lance's rate by Parquet's, of CPU that of Parquet's
-seconds by Lance's.
+the malloc that workers have. What is read is on the local disk and has been read before. A ratio is Lance's rate by
+Parquet's, of CPU that of Parquet's seconds by Lance's.
 """
 
 from __future__ import annotations
