@@ -203,6 +203,8 @@ def _batches(
         fragment = _Fragment(table, rows.uri)
         keys = key_columns_read(table.columns, how)
         blobs = _outside(table.dataset.schema, image_columns(table.columns, how.image)) if images else ""
+        if taken := _outside(table.dataset.schema, keys):
+            raise InputUnreadable(f"input.keys: {taken!r} has blobs, which are not copied; take it out of input.keys")
         columns = list(dict.fromkeys([how.image, *keys] if images else keys))
         start, stop = np.searchsorted(fragment.live, [rows.row_start, rows.row_stop])
         wanted = [row for row in fragment.live[start:stop].tolist() if only is None or row in only]
@@ -256,13 +258,19 @@ def _checked(
         raise InputUnreadable(f"{done} of {len(rows)} rows came")
 
 
-def _outside(schema: pa.Schema, images: Sequence[str]) -> str:
-    """The column among those of the image whose blobs may lie outside the table; "" if there is none."""
-    for name in images:
+def _outside(schema: pa.Schema, names: Sequence[str]) -> str:
+    """The first of these columns with blobs that may lie outside the table; "" if none has any."""
+    for name in names:
         first, *steps = column_path(schema, name) or (name,)
         kind = schema.field(first).type
         for step in steps:
             kind = kind.field(step).type
-        if getattr(kind, "extension_name", "") == _BLOBS:
+        if _has_blobs(kind):
             return name
     return ""
+
+
+def _has_blobs(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return bool(kind.extension_name == _BLOBS)
+    return any(_has_blobs(kind.field(number).type) for number in range(kind.num_fields))

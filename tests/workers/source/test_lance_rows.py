@@ -143,6 +143,8 @@ def test_blobs_outside_the_table_are_followed_only_below_the_roots(tmp_path: Pat
         0: b"zero", 1: "uri_refused", 2: b"a picture", 3: b"three", 4: "null", 5: "not_found", 6: b"",
     }  # fmt: skip
     assert cells(blocks(url, 0, 7, InputSpec(image="image", uri_roots=("/nowhere",))))[2] == "uri_refused"
+    with pytest.raises(InputUnreadable, match="which are not copied"):  # nor copied into the output
+        blocks(url, 0, 7, InputSpec(image="image", keys=({"copy": "image"},), uri_roots=("/nowhere",)))
 
 
 @pytest.mark.parametrize("kind", ["2.0", "2.2", "blobs v1", "blobs v2"])
