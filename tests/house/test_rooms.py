@@ -27,6 +27,7 @@ NOTHING_SAID = {"told", "look", "made", "it"}
 """Names that could stand for anything."""
 TWICE = {
     "command": "what the table of commands calls, one a module",
+    "read_state": "one a format of tables",
 }
 """Public names that several modules define, and why."""
 

@@ -109,7 +109,7 @@ def row_group_blocks(
             batch = batch.take(pa.array([row - first for row in here], pa.int64()))
         came += len(here)
         if here:
-            yield from _blocks(batch, index, here, rows.uri, how)
+            yield from blocks_of(batch, index, here, rows.uri, how)
     if came < len(wanted):
         raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
@@ -216,7 +216,9 @@ def _joined(one: Any, other: Any) -> Any:
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
-def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec) -> Iterator[RowBlock]:
+def blocks_of(
+    batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec
+) -> Iterator[RowBlock]:
     """The rows of a batch, by their numbers; more than one block where the images that its URIs lead to are large."""
     keys = keys_of(batch, how, source) if how.keys else None
     images: list[ImageCell] = []

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import NothingThere, SpecError
-from jobs.tables.access import object_store_url, storage_options
 from jobs.tables.delta import read_state
 from jobs.tables.state import TableState
 from tests.jobs.tables.delta_tables import (
@@ -37,6 +36,7 @@ from tests.jobs.tables.delta_tables import (
     removed,
     stored_vectors,
 )
+from workers.storage.access import object_store_url, storage_options
 
 PLAIN = protocol(reader=1)
 IDS = metadata(column("id"))

@@ -8,8 +8,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from jobs.tables.access import object_store_url, storage_options
 from tests.objectstore.backends import S3, Azure, reach
+from workers.storage.access import object_store_url, storage_options
 
 ROWS = pa.table({"id": [1, 2, 3]})
 
