@@ -1,7 +1,7 @@
 """What an Iceberg table holds at a snapshot, from its metadata and manifests: pyiceberg parses, fsspec reads.
 
 A table is named by its location, by one of its `….metadata.json`, or as `iceberg://<catalog>/<namespace>.<table>`, with
-pyiceberg's own configuration of catalogs. Only a catalog knows for sure which metadata is the table's now: at a location
+pyiceberg's own configuration of catalogs. Only a catalog knows for sure which metadata is the table's: at a location
 it is what `version-hint.text` names, or else what has the highest number.
 """
 
@@ -247,8 +247,12 @@ class _Table:
         schema = (
             None if now else self._metadata.schema_by_id(self._snapshots[head].schema_id)
         ) or self._metadata.schema()
-        wanted = [one for one in schema.fields if not columns or one.name in columns or _is_read(one.field_type)]
-        return pa.schema([self._field(one) for one in wanted])
+        unread = [one.name for one in schema.fields if not _is_read(one.field_type)]
+        if touched := [name for name in unread if not columns or name in columns]:
+            raise SpecError(
+                f"{self._url}: column {touched[0]} is a variant or a geometry, which is not read", "leave it out"
+            )
+        return pa.schema([self._field(one) for one in schema.fields if one.name not in unread])
 
     def _field(self, field: Any) -> pa.Field:
         about = {FIELD_ID: str(field.field_id)}
@@ -257,9 +261,9 @@ class _Table:
         if field.initial_default is not None:
             default = json.loads(field.model_dump_json())["initial-default"]
             about[DEFAULT] = json.dumps(default.replace("-", "") if str(field.field_type) == "uuid" else default)
-        return pa.field(field.name, self._type(field.field_type, field.name), metadata=about)
+        return pa.field(field.name, self._type(field.field_type), metadata=about)
 
-    def _type(self, kind: Any, name: str) -> pa.DataType:
+    def _type(self, kind: Any) -> pa.DataType:
         from pyiceberg.io.pyarrow import schema_to_pyarrow
 
         if kind.is_struct:
@@ -268,8 +272,6 @@ class _Table:
             return pa.list_(self._field(kind.element_field))
         if str(kind).startswith("map"):
             return pa.map_(self._field(kind.key_field).with_nullable(False), self._field(kind.value_field))
-        if not _is_read(kind):
-            raise SpecError(f"{self._url}: column {name} is a variant or a geometry, which is not read", "leave it out")
         known = {"uuid": pa.binary(16), "string": pa.string(), "binary": pa.binary()}
         return known.get(str(kind)) or schema_to_pyarrow(kind)
 

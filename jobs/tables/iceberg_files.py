@@ -22,7 +22,7 @@ Partition = tuple[int, tuple[object, ...]]
 """Number of the partition spec, and its values: of dates and times the whole numbers that Avro has."""
 
 
-class Manifest(NamedTuple):
+class TableManifest(NamedTuple):
     path: str
     spec: int
     snapshot: int
@@ -98,22 +98,29 @@ class StoreFiles:
     def new_input(self, location: str) -> Any:
         return _Input(self, location)
 
-    def manifests(self, manifest_list: str) -> list[Manifest]:
-        """Of a snapshot. Raises NotFound, StoreError, StoreDenied, ValueError."""
-        found = (Manifest(*record) for record in self._records(self.read(manifest_list), _MANIFEST))
+    def manifests(self, manifest_list: str) -> list[TableManifest]:
+        """Of a snapshot. Raises SpecError, NotFound, StoreError, StoreDenied."""
+        found = [TableManifest(*record) for record in self._records(manifest_list, self.read(manifest_list), _MANIFEST)]
         return [one._replace(sequence=one.sequence or 0) for one in found]  # there is none in the first format
 
-    def entries(self, manifests: Iterable[Manifest]) -> list[ManifestEntry]:
-        """Of all these manifests, each of which is read once. Raises NotFound, StoreError, StoreDenied, ValueError."""
+    def entries(self, manifests: Iterable[TableManifest]) -> list[ManifestEntry]:
+        """Of all these manifests, each of which is read once. Raises SpecError, NotFound, StoreError, StoreDenied."""
         manifests = list(manifests)
         new = list({one.path: one for one in manifests if one.path not in self._entries}.values())
         for of, data in zip(new, ahead(lambda one: self.read(one.path), new, "manifests"), strict=True):
-            self._entries[of.path] = [_inherited(ManifestEntry(*one), of) for one in self._records(data, _ENTRY)]
+            records = self._records(of.path, data, _ENTRY)
+            self._entries[of.path] = [_inherited(ManifestEntry(*one), of) for one in records]
         return [entry for one in manifests for entry in self._entries[one.path]]
 
-    def _records(self, data: bytes, numbers: Sequence[int]) -> Iterator[list[Any]]:
-        """Fields of each record of an Avro file. Unlike pyiceberg's own reader, which takes 3 ms to get ready for a
-        file, this one gets ready once for all files of one schema: a table may have a manifest for every commit."""
+    def _records(self, path: str, data: bytes, numbers: Sequence[int]) -> list[list[Any]]:
+        try:
+            return [*self._decoded(data, numbers)]
+        except Exception as error:  # damaged bytes raise anything
+            raise SpecError(f"{path} is no whole Avro file ({error!r})", "roll the table back") from error
+
+    def _decoded(self, data: bytes, numbers: Sequence[int]) -> Iterator[list[Any]]:
+        """Fields of each record of an Avro file. pyiceberg's own reader takes milliseconds to get ready for each file,
+        and a table may have a manifest for every commit: this one gets ready once for all of one schema."""
         from pyiceberg.avro.decoder import new_decoder
         from pyiceberg.avro.file import META_SCHEMA, SYNC_SIZE, AvroFileHeader
         from pyiceberg.avro.resolver import construct_reader
@@ -138,7 +145,8 @@ class StoreFiles:
             for _ in range(count):
                 record = reader.read(block_decoder)
                 yield [None if p is None else record[p[0]] if len(p) == 1 else record[p[0]][p[1]] for p in places]
-            decoder.skip(SYNC_SIZE)
+            if decoder.read(SYNC_SIZE) != header.sync:
+                raise ValueError("the end of a block is not one")
 
 
 class _Input:
@@ -149,7 +157,7 @@ class _Input:
         return io.BytesIO(self._files.read(self.location))
 
 
-def _inherited(one: ManifestEntry, of: Manifest) -> ManifestEntry:
+def _inherited(one: ManifestEntry, of: TableManifest) -> ManifestEntry:
     return one._replace(
         snapshot=of.snapshot if one.snapshot is None else one.snapshot,
         sequence=of.sequence if one.sequence is None else one.sequence,

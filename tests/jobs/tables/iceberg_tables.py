@@ -3,6 +3,7 @@ or Trino write something: delete files, deletion vectors, compactions (`replace`
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
@@ -38,6 +39,7 @@ from pyroaring import BitMap64
 
 from jobs.tables.columns import present_columns
 from jobs.tables.state import TableState
+from workers.storage.filesystems import open_filesystem, read_url
 
 SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int32())])
 Row = tuple[int, bytes | None, int | None]
@@ -107,12 +109,24 @@ class FolderCatalog(MetastoreCatalog):
 
 def make_table(folder: Path, schema: pa.Schema = SCHEMA, **how: Any) -> Table:
     """A table at `folder`/shop/products."""
-    return FolderCatalog("folder", warehouse=str(folder)).create_table("shop.products", schema, **how)
+    catalog = FolderCatalog("folder", **{"warehouse": str(folder), "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"})
+    return catalog.create_table("shop.products", schema, **how)
+
+
+def _write(path: str, data: bytes) -> None:
+    fs, inner = open_filesystem(path)
+    fs.makedirs(inner.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(inner, data)
+
+
+def _size(path: str) -> int:
+    fs, inner = open_filesystem(path)
+    return int(fs.size(inner))
 
 
 def hand_file(path: str, rows: int, **more: Any) -> dict[str, Any]:
     """A file for `hand_commit`: fields of `data_file` by the specification's names."""
-    size = Path(path.removeprefix("file://")).stat().st_size
+    size = _size(path)
     known = {"content": 0, "file_path": path, "file_format": "PARQUET", "partition": Record(), "record_count": rows}
     return {**known, "file_size_in_bytes": size, "spec_id": 0, "sequence_number": None, **more}
 
@@ -128,7 +142,7 @@ def hand_commit(
 
     `change` may change the metadata further.
     """
-    metadata = json.loads(Path(table.metadata_location).read_text())
+    metadata = json.loads(read_url(table.metadata_location))
     change(metadata)
     parent = table.current_snapshot()
     number, sequence = random.getrandbits(62), metadata["last-sequence-number"] + 1
@@ -142,7 +156,7 @@ def hand_commit(
         parts = table.specs()[spec].fields
         manifests.append(
             ManifestFile.from_args(
-                manifest_path=path, manifest_length=Path(path).stat().st_size, partition_spec_id=spec,
+                manifest_path=path, manifest_length=_size(path), partition_spec_id=spec,
                 content=ManifestContent(int(kind)), sequence_number=sequence, min_sequence_number=0,
                 added_snapshot_id=number, added_files_count=1, existing_files_count=0, deleted_files_count=1,
                 added_rows_count=0, existing_rows_count=0, deleted_rows_count=0,
@@ -173,7 +187,7 @@ def hand_metadata(table: Table, metadata: Mapping[str, Any]) -> Table:
     """Write the next metadata as it is given."""
     version = int(Path(table.metadata_location).name.split("-")[0]) + 1
     where = f"{metadata['location']}/metadata/{version:05d}-{uuid.uuid4()}.metadata.json"
-    Path(where).write_text(json.dumps(metadata))
+    _write(where, json.dumps(metadata).encode())
     table.catalog._current(table.name()).write_text(where)
     return table.catalog.load_table(table.name())
 
@@ -214,9 +228,14 @@ def write_rows(table: Table, rows: pa.Table, name: str = "hand", **more: Any) ->
     fields = {field.name: field for field in schema_to_pyarrow(table.schema())}
     schema = pa.schema([fields.get(field.name, field) for field in rows.schema])
     path = f"{table.location()}/data/{name}-{uuid.uuid4()}.parquet"
-    Path(path).parent.mkdir(exist_ok=True)
-    pq.write_table(rows.cast(schema), path)
+    _write(path, _parquet(rows.cast(schema)))
     return hand_file(path, rows.num_rows, **more)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
 
 
 def equality_deletes(table: Table, keys: pa.Table, **more: Any) -> dict[str, Any]:
@@ -233,7 +252,7 @@ def position_deletes(table: Table, where: Sequence[tuple[str, int]], **more: Any
     )
     paths, at = zip(*sorted(where), strict=True)
     path = f"{table.location()}/data/{uuid.uuid4()}-deletes.parquet"
-    pq.write_table(pa.table([pa.array(paths), pa.array(at)], schema=schema), path)
+    _write(path, _parquet(pa.table([pa.array(paths), pa.array(at)], schema=schema)))
     return hand_file(path, len(at), content=1, **more)
 
 
@@ -247,7 +266,7 @@ def deletion_vectors(table: Table, where: Mapping[str, Iterable[int]]) -> list[d
         place = {"content_offset": sum(map(len, blobs)), "content_size_in_bytes": len(blob)}
         found.append({"referenced_data_file": of, "record_count": len({*at}), **place})
         blobs.append(blob)
-    Path(path).write_bytes(b"".join(blobs))
+    _write(path, b"".join(blobs))
     return [hand_file(path, 0, content=1, file_format="PUFFIN") | one for one in found]
 
 
@@ -255,7 +274,7 @@ def live_rows(state: TableState) -> list[dict[str, Any]]:
     """All live rows of a state, by the columns that its schema names."""
     rows: list[dict[str, Any]] = []
     for one in state.files:
-        table = present_columns(pq.ParquetFile(one.uri), list(state.schema), one.constants)
+        table = present_columns(pq.ParquetFile(io.BytesIO(read_url(one.uri))), list(state.schema), one.constants)
         assert one.rows in (None, table.num_rows)
         keep = sorted({*range(table.num_rows)} - {*one.deleted.tolist()})
         rows += table.take(pa.array(keep, pa.int64())).to_pylist()
@@ -265,8 +284,8 @@ def live_rows(state: TableState) -> list[dict[str, Any]]:
 class IcebergMaker:
     """A table with what its live rows are: `rows` by id; and by snapshot in `past`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.table = make_table(folder)
+    def __init__(self, folder: Path, **how: Any) -> None:
+        self.table = make_table(folder, **how)
         self.url = self.table.location()
         self.rows: dict[int, tuple[bytes | None, int | None]] = {}
         self.past: dict[str, dict[int, tuple[bytes | None, int | None]]] = {}
@@ -340,7 +359,7 @@ class IcebergMaker:
         """Merge on read, as Spark and Trino write: positions in every file that ever held one of the ids."""
         where = []
         for one in data_files(self.table):
-            found = pq.read_table(one["file_path"], columns=["id"])["id"].to_pylist()
+            found = pq.read_table(io.BytesIO(read_url(one["file_path"])), columns=["id"])["id"].to_pylist()
             where += [(one["file_path"], at) for at, value in enumerate(found) if value in ids]
         if where:
             deletes = position_deletes(self.table, where)
