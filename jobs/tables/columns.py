@@ -27,9 +27,9 @@ def present_columns(parquet: Any, fields: Sequence[pa.Field], constants: Mapping
         if (one := found[field.name]) is not None:
             columns.append(_present(table[one.name], field, numbered))
         elif field.name in constants:
-            columns.append(pa.repeat(pa.scalar(constants[field.name], field.type), rows))
+            columns.append(_filled(pa.scalar(constants[field.name], field.type), rows))
         else:
-            columns.append(pa.repeat(default_of(field), rows))
+            columns.append(_filled(default_of(field), rows))
     return pa.table(columns, schema=pa.schema(list(fields)))
 
 
@@ -40,7 +40,11 @@ def default_of(field: pa.Field) -> pa.Scalar:
         value = bytes.fromhex(value)
     elif isinstance(value, str) and pa.types.is_time(field.type):
         value = time.fromisoformat(value)
-    return pa.scalar(value).cast(field.type)
+    return pa.scalar(None, field.type) if value is None else pa.scalar(value).cast(field.type)
+
+
+def _filled(value: pa.Scalar, rows: int) -> pa.Array:
+    return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
 
 
 def _below(fields: Iterable[pa.Field]) -> Iterable[pa.Field]:
@@ -67,7 +71,7 @@ def _present(column: Any, field: pa.Field, numbered: bool) -> Any:
     for one in fields:
         inner = _found(column.type, one, numbered)
         if inner is None:
-            parts.append(pa.repeat(default_of(one), len(column)))
+            parts.append(_filled(default_of(one), len(column)))
         else:
             parts.append(_present(pc.struct_field(column, column.type.get_field_index(inner.name)), one, numbered))
     return pa.StructArray.from_arrays(parts, fields=fields, mask=column.is_null())

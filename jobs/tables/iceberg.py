@@ -76,7 +76,10 @@ def _metadata(url: str, files: StoreFiles) -> Any:
     except (NotFound, exceptions.NoSuchTableError, exceptions.NoSuchNamespaceError) as error:
         raise NothingThere(f"{url}: there is no such table ({error})", "check the name or the path") from error
     except (exceptions.ValidationError, exceptions.NotInstalledError, ValueError, TypeError, ImportError) as error:
-        raise SpecError(f"{url}: pyiceberg cannot read this: {error}") from error
+        raise SpecError(
+            f"{url}: pyiceberg cannot read this: {error}",
+            "configure the catalog, or name a metadata.json that is whole",
+        ) from error
     except Exception as error:
         refusals = (exceptions.UnauthorizedError, exceptions.ForbiddenError, exceptions.OAuthError)
         denied = isinstance(error, refusals) or cause_of(error) is Cause.DENIED
@@ -127,7 +130,7 @@ class _Table:
     def __init__(self, url: str, metadata: Any, files: StoreFiles) -> None:
         self._url, self._metadata, self._files = url, metadata, files
         self._snapshots = {one.snapshot_id: one for one in metadata.snapshots}
-        self._changed_ms = [one.timestamp_ms for one in metadata.metadata_log]
+        self._changed_ms = sorted([*(one.timestamp_ms for one in metadata.metadata_log), metadata.last_updated_ms])
         self._names = None if (mapping := metadata.name_mapping()) is None else dict(_names(mapping))
         if "encryption.key-id" in metadata.properties:
             raise SpecError(f"{url} is encrypted by the table, which is not read", "copy it into a plain table")

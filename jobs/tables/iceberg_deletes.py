@@ -92,8 +92,9 @@ def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, _Numbers]:
     """Of deleted rows, by path of the data file."""
     data = files.read(one.path)
     if one.format == "PUFFIN":
-        start = one.offset or 0
-        return {one.about or "": _deletion_vector(data[start : start + (one.length or 0)], one.path)}
+        if one.about is None or one.offset is None or one.length is None:
+            raise SpecError(f"{one.path}: a deletion vector, and the manifest does not say where, or of which file")
+        return {one.about: _deletion_vector(data[one.offset : one.offset + one.length], one.path)}
     try:
         table = pq.read_table(pa.BufferReader(data), columns=["file_path", "pos"])
     except (pa.ArrowException, OSError) as error:
@@ -130,12 +131,12 @@ def _deleted_keys(
     """What equality deletes took, by the partition they are about, None for all; each by the columns they compare."""
 
     def read(one: ManifestEntry) -> pa.Table:
-        if unknown := {*(one.columns or ())} - fields.keys():
+        if not one.columns or not fields.keys() >= {*one.columns}:
             raise SpecError(
-                f"{one.path}: equality deletes by column number {min(unknown)}, a field of a struct, which is not read",
+                f"{one.path}: equality deletes by columns number {one.columns}, not all of which are plain columns",
                 "rewrite the table's data files, which applies its deletes",
             )
-        return _columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns or ()], {})
+        return _columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
 
     parts: dict[Any, list[tuple[pa.Table, int]]] = defaultdict(list)
     for one, table in zip(deletes, ahead(read, deletes, "deletes"), strict=True):

@@ -70,22 +70,18 @@ class StoreFiles:
 
     def uri(self, path: str) -> str:
         """What a table calls a file, as sources are named."""
-        path = re.sub("^file:/+", "/", path)
-        scheme, host, key = re.fullmatch("(?:(.*?)://)?([^/]*)(.*)", path, re.DOTALL).groups()  # type: ignore[union-attr]
-        return self._root(scheme, host)[1] + key if scheme else os.path.abspath(path)  # noqa: PTH100
+        scheme, host, key = _parts(path)
+        return self._root(scheme, host)[1] + key if scheme else os.path.abspath(key)  # noqa: PTH100
 
     def place(self, path: str) -> tuple[Any, str]:
         """The file system of a file, and the path in it."""
-        uri = self.uri(path)
-        scheme, _, rest = uri.rpartition("://")
-        if not scheme:
-            return open_filesystem(uri)
-        fs = self._root(scheme, rest.partition("/")[0])[0]
-        return fs, fs._strip_protocol(uri)
+        scheme, host, key = _parts(path)
+        fs = self._root(scheme, host)[0] if scheme else None
+        return (fs, fs._strip_protocol(f"{scheme}://{host}{key}")) if fs is not None else open_filesystem(key)
 
     def _root(self, scheme: str, host: str) -> tuple[Any, str]:
         """The file system of a bucket, and how URIs in it begin: opened once, not for every file."""
-        if (root := f"{_ALIASES.get(scheme, scheme)}://{host}") not in self._roots:
+        if (root := f"{scheme}://{host}") not in self._roots:
             fs, inner = open_filesystem(f"{root}/x")
             self._roots[root] = fs, full_url(fs, inner)[: -len("/x")]
         return self._roots[root]
@@ -147,6 +143,15 @@ class StoreFiles:
                 yield [None if p is None else record[p[0]] if len(p) == 1 else record[p[0]][p[1]] for p in places]
             if decoder.read(SYNC_SIZE) != header.sync:
                 raise ValueError("the end of a block is not one")
+
+
+def _parts(path: str) -> tuple[str, str, str]:
+    """Scheme, bucket, and the rest; of a local file the path alone."""
+    scheme, there, rest = path.partition("://")
+    if not there or scheme == "file":
+        return "", "", re.sub("^file:/+", "/", path)
+    host, slash, key = rest.partition("/")
+    return _ALIASES.get(scheme, scheme), host, slash + key
 
 
 class _Input:

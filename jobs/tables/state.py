@@ -21,7 +21,8 @@ FIELD_ID = b"PARQUET:field_id"
 NAMES_IN_FILES = b"stint.names"
 """JSON list of what files without such numbers call it; without this metadata it is called as in the table."""
 DEFAULT = b"stint.default"
-"""JSON of what rows of files that lack it hold; without this metadata null."""
+"""JSON of what rows of files that lack it hold; without this metadata null. Bytes are hexadecimal digits, and dates,
+times and decimals text."""
 
 
 @dataclass(frozen=True, slots=True)
