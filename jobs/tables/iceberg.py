@@ -78,7 +78,7 @@ def _metadata(url: str, files: StoreFiles) -> Any:
     except (exceptions.ValidationError, exceptions.NotInstalledError, ValueError, TypeError, ImportError) as error:
         raise SpecError(
             f"{url}: pyiceberg cannot read this: {error}",
-            "configure the catalog, or name a metadata.json that is whole",
+            "configure the catalog, or name a whole metadata.json",
         ) from error
     except Exception as error:
         refusals = (exceptions.UnauthorizedError, exceptions.ForbiddenError, exceptions.OAuthError)

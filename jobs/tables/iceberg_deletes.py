@@ -35,7 +35,8 @@ DeadRows = Mapping[str, tuple[_Numbers, _Numbers]]
 """By path of a data file: positions of rows that are not live, ascending, each once; and the sequence numbers of the
 first deletes that took them."""
 
-_ALIVE = np.iinfo(np.int64).max
+ALIVE = np.iinfo(np.int64).max
+"""In place of a sequence number."""
 _VECTOR = b"\xd1\xd3\x39\x64"
 
 
@@ -62,7 +63,7 @@ def dead_rows(
                 dead[path].append((rows, np.full(len(rows), one.sequence)))
     keys = _deleted_keys(files, [one for one in deletes if one.content == EQUALITY_DELETES], fields, everywhere)
 
-    def about(one: ManifestEntry) -> list[_DeletedKeys]:
+    def about(one: ManifestEntry) -> list[DeletedKeys]:
         return [some for scope in (None, one.partition) for some in keys.get(scope, ()) if some.last > one.sequence]
 
     def matched(one: ManifestEntry) -> tuple[_Numbers, _Numbers]:
@@ -72,7 +73,7 @@ def dead_rows(
             constant = {field.name: known[number] for number, field in wanted.items() if number in known}
             table = _columns(file, one.path, list(wanted.values()), constant)
         since = np.min([some.taken_at(table, one.sequence) for some in here], axis=0)
-        rows = np.flatnonzero(since != _ALIVE)
+        rows = np.flatnonzero(since != ALIVE)
         return rows, since[rows]
 
     touched = [one for one in data.values() if about(one)] if keys else []
@@ -127,7 +128,7 @@ def _columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mappin
 
 def _deleted_keys(
     files: StoreFiles, deletes: Sequence[ManifestEntry], fields: Mapping[int, pa.Field], everywhere: frozenset[int]
-) -> dict[Partition | None, list[_DeletedKeys]]:
+) -> dict[Partition | None, list[DeletedKeys]]:
     """What equality deletes took, by the partition they are about, None for all; each by the columns they compare."""
 
     def read(one: ManifestEntry) -> pa.Table:
@@ -142,13 +143,13 @@ def _deleted_keys(
     for one, table in zip(deletes, ahead(read, deletes, "deletes"), strict=True):
         scope = None if one.partition[0] in everywhere else one.partition
         parts[scope, tuple(one.columns or ())].append((table, one.sequence))
-    keys: dict[Partition | None, list[_DeletedKeys]] = defaultdict(list)
+    keys: dict[Partition | None, list[DeletedKeys]] = defaultdict(list)
     for (scope, numbers), tables in parts.items():
-        keys[scope].append(_DeletedKeys(numbers, tables))
+        keys[scope].append(DeletedKeys(numbers, tables))
     return keys
 
 
-class _DeletedKeys:
+class DeletedKeys:
     """Keys of deleted rows, numbered, each with the sequence numbers of its deletes. Null equals null, and NaN NaN.
 
     Of several columns, the number is found column by column: what is numbered so far times the count of values of the
@@ -179,9 +180,9 @@ class _DeletedKeys:
         return codes
 
     def taken_at(self, table: pa.Table, sequence: int) -> _Numbers:
-        """For each row of a file with this sequence number, that of the first later delete of its key, or _ALIVE."""
+        """For each row of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
         codes, width = self._codes(table), len(self._sequences) + 1
         start = codes * width + np.searchsorted(self._sequences, sequence, side="right")
         found = self._deletes[np.minimum(np.searchsorted(self._deletes, start), len(self._deletes) - 1)]
         dead = (codes >= 0) & (start <= found) & (found < (codes + 1) * width)
-        return np.where(dead, self._sequences[np.where(dead, found % width, 0)], _ALIVE)
+        return np.where(dead, self._sequences[np.where(dead, found % width, 0)], ALIVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
 import tempfile
 from datetime import UTC, date, datetime, time, timedelta
@@ -25,6 +26,7 @@ from pyiceberg.types import LongType
 
 from jobs.errors import NothingThere, SpecError
 from jobs.tables.iceberg import read_state
+from jobs.tables.iceberg_deletes import ALIVE, DeletedKeys
 from jobs.tables.state import TableState
 from tests.jobs.tables.iceberg_tables import (
     SCHEMA,
@@ -223,8 +225,13 @@ def test_deletion_vectors_are_read_out_of_one_puffin_file(table: Table) -> None:
     table = hand_commit(table, vectors, operation="delete", change=as_third_format)
     assert ids(read_state(location(table))) == [2, 4]
     path = Path(vectors[0]["file_path"])
-    path.write_bytes(path.read_bytes()[:-6] + b"damage")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-6] + b"damage")
     with pytest.raises(SpecError, match="damaged deletion vector"):
+        read_state(location(table))
+    path.write_bytes(whole)
+    table = hand_commit(table, [vectors[0] | {"referenced_data_file": None}])
+    with pytest.raises(SpecError, match="does not say where, or of which file"):
         read_state(location(table))
 
 
@@ -243,6 +250,18 @@ def test_columns_go_by_their_present_names_in_files_of_any_age(table: Table) -> 
     expected = [{"id": 1, "picture": b"1", "label": None}, {"id": 2, "picture": b"2", "label": 5}]
     assert sorted(live_rows(read_state(location(table))), key=lambda row: row["id"]) == expected
     assert live_rows(read_state(location(table), version=old.version)) == [{"id": 1, "image": b"1", "label": 1}]
+
+
+def test_fields_of_structs_go_by_their_present_names(tmp_path: Path) -> None:
+    inner = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = make_table(tmp_path, pa.schema([("id", pa.int64()), ("image", inner)]))
+    table.append(pa.table({"id": [1, 2], "image": pa.array([{"bytes": b"1", "path": "x"}, None], inner)}))
+    with table.update_schema(allow_incompatible_changes=True) as change:
+        change.rename_column("image.bytes", "data")
+        change.delete_column("image.path")
+        change.add_column(("image", "more"), LongType())
+    expected = [{"id": 1, "image": {"data": b"1", "more": None}}, {"id": 2, "image": None}]
+    assert live_rows(read_state(location(table))) == expected
 
 
 def test_a_rename_alone_counts_and_is_no_new_version(table: Table) -> None:
@@ -493,6 +512,11 @@ def test_a_manifest_that_is_gone_or_damaged_is_named(table: Table) -> None:
         read_state(location(table))
 
 
+def test_the_library_is_imported_only_where_a_table_is_read() -> None:
+    code = "import sys, jobs.tables.iceberg; sys.exit(any(name.startswith('pyiceberg') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_without_the_library_the_extra_is_named(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyiceberg", None)
     with pytest.raises(SpecError) as refused:
@@ -587,3 +611,25 @@ def test_a_table_on_s3_is_read_as_files_are(s3: str, tmp_path: Path) -> None:
     assert [commit.changed for commit in now.commits or ()] == [{then.files[0].uri}] * 2
     with pytest.raises(NothingThere):
         read_state(f"{s3}/nothing")
+
+
+VALUES = st.none() | st.sampled_from([0, 1, -5, 2**62])
+KEY_TABLES = st.lists(st.tuples(VALUES, VALUES), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    deletes=st.lists(st.tuples(KEY_TABLES, st.integers(1, 6)), min_size=1, max_size=4),
+    data=KEY_TABLES,
+    at=st.integers(0, 6),
+)
+def test_the_first_later_delete_of_a_key_is_found(deletes: list, data: list, at: int) -> None:
+    def keys(found: list) -> pa.Table:
+        return pa.table({name: pa.array([row[n] for row in found], pa.int64()) for n, name in enumerate("ab")})
+
+    taken = DeletedKeys((1, 2), [(keys(found), sequence) for found, sequence in deletes])
+    later = [[sequence for found, sequence in deletes if row in found and sequence > at] for row in data]
+    if taken.last > at:
+        assert taken.taken_at(keys(data), at).tolist() == [min(some, default=ALIVE) for some in later]
+    else:
+        assert not any(later)
