@@ -37,6 +37,7 @@ first deletes that took them."""
 
 ALIVE = np.iinfo(np.int64).max
 """In place of a sequence number."""
+_ROWS_TOGETHER = 2**20
 _VECTOR = b"\xd1\xd3\x39\x64"
 
 
@@ -63,22 +64,35 @@ def dead_rows(
                 dead[path].append((rows, np.full(len(rows), one.sequence)))
     keys = _deleted_keys(files, [one for one in deletes if one.content == EQUALITY_DELETES], fields, everywhere)
 
-    def about(one: ManifestEntry) -> list[DeletedKeys]:
-        return [some for scope in (None, one.partition) for some in keys.get(scope, ()) if some.last > one.sequence]
+    parted: dict[Partition | None, list[ManifestEntry]] = defaultdict(list)
+    for one in data.values():
+        parted[one.partition].append(one)
 
-    def matched(one: ManifestEntry) -> tuple[_Numbers, _Numbers]:
-        here, known = about(one), constants.get(one.partition, {})
-        wanted = {number: fields[number] for some in here for number in some.numbers}
+    def read(work: tuple[DeletedKeys, ManifestEntry]) -> pa.Table:
+        numbers, one = work[0].numbers, work[1]
+        known = constants.get(one.partition, {})
+        constant = {fields[number].name: known[number] for number in numbers if number in known}
         with opened(*files.place(one.path)) as file:
-            constant = {field.name: known[number] for number, field in wanted.items() if number in known}
-            table = _columns(file, one.path, list(wanted.values()), constant)
-        since = np.min([some.taken_at(table, one.sequence) for some in here], axis=0)
-        rows = np.flatnonzero(since != ALIVE)
-        return rows, since[rows]
+            return _columns(file, one.path, [fields[number] for number in numbers], constant)
 
-    touched = [one for one in data.values() if about(one)] if keys else []
-    for one, taken in zip(touched, ahead(matched, touched, "keys", a_thread=1), strict=True):
-        dead[one.path].append(taken)
+    work = [
+        (some, one)
+        for scope, several in keys.items()
+        for some in several
+        for one in (data.values() if scope is None else parted[scope])
+        if one.sequence < some.last
+    ]
+    together: list[tuple[ManifestEntry, pa.Table]] = []
+    for at, ((some, one), table) in enumerate(zip(work, ahead(read, work, "keys", a_thread=1), strict=True), 1):
+        together.append((one, table))
+        ends = np.cumsum([table.num_rows for _, table in together])
+        if at < len(work) and work[at][0] is some and ends[-1] < max(_ROWS_TOGETHER, some.rows):
+            continue  # Arrow numbers all deleted keys at every look, whether for few rows or many
+        sequences = np.repeat([one.sequence for one, _ in together], [table.num_rows for _, table in together])
+        since = some.taken_at(pa.concat_tables([table for _, table in together]), sequences)
+        for (one, _), part in zip(together, np.split(since, ends[:-1]), strict=True):
+            dead[one.path].append((rows := np.flatnonzero(part != ALIVE), part[rows]))
+        together = []
     return {path: _each_once(parts, data[path].rows) for path, parts in dead.items()}
 
 
@@ -161,7 +175,7 @@ class DeletedKeys:
         table = pa.concat_tables([one for one, _ in tables])
         sequences = np.repeat([sequence for _, sequence in tables], [one.num_rows for one, _ in tables])
         self._sequences, ranks = np.unique(sequences, return_inverse=True)
-        self.last = int(max(self._sequences, default=0))
+        self.last, self.rows = int(max(self._sequences, default=0)), table.num_rows
         self._values = [(name, pc.unique(table[name])) for name in table.column_names]
         self._known: list[_Numbers] = []
         self._deletes = np.unique(self._codes(table, first=True) * (len(self._sequences) + 1) + ranks)
@@ -179,10 +193,10 @@ class DeletedKeys:
             codes = np.where(known[codes] == both, codes, -1)
         return codes
 
-    def taken_at(self, table: pa.Table, sequence: int) -> _Numbers:
-        """For each row of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
+    def taken_at(self, table: pa.Table, sequences: _Numbers) -> _Numbers:
+        """For each row, of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
         codes, width = self._codes(table), len(self._sequences) + 1
-        start = codes * width + np.searchsorted(self._sequences, sequence, side="right")
+        start = codes * width + np.searchsorted(self._sequences, sequences, side="right")
         found = self._deletes[np.minimum(np.searchsorted(self._deletes, start), len(self._deletes) - 1)]
         dead = (codes >= 0) & (start <= found) & (found < (codes + 1) * width)
         return np.where(dead, self._sequences[np.where(dead, found % width, 0)], ALIVE)

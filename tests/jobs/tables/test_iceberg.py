@@ -14,6 +14,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -630,6 +631,8 @@ def test_the_first_later_delete_of_a_key_is_found(deletes: list, data: list, at:
     taken = DeletedKeys((1, 2), [(keys(found), sequence) for found, sequence in deletes])
     later = [[sequence for found, sequence in deletes if row in found and sequence > at] for row in data]
     if taken.last > at:
-        assert taken.taken_at(keys(data), at).tolist() == [min(some, default=ALIVE) for some in later]
+        assert taken.taken_at(keys(data), np.full(len(data), at)).tolist() == [
+            min(some, default=ALIVE) for some in later
+        ]
     else:
         assert not any(later)
