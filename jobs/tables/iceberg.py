@@ -170,14 +170,12 @@ class _Table:
         )
 
     def _named(self, version: str) -> int:
-        ref = self._metadata.refs.get(version)
-        number = (
-            int(version) if version.isdecimal() and int(version) in {0, *self._snapshots} else ref and ref.snapshot_id
-        )
-        if number is None:
-            there = ", ".join([*self._metadata.refs, *map(str, self._snapshots)][-4:])
-            raise SpecError(f"{self._url}: no snapshot, tag or branch {version} is kept", f"there are {there}")
-        return int(number)
+        names: dict[str, int] = {name: ref.snapshot_id for name, ref in self._metadata.refs.items()}
+        names |= {"0": 0} | {str(one): one for one in self._snapshots}
+        if version not in names:
+            there = ", ".join([*names][:4])
+            raise SpecError(f"{self._url}: no snapshot, tag or branch {version} is kept", f"name one of those: {there}")
+        return names[version]
 
     def _current_at(self, before: datetime) -> int:
         """The last snapshot before a moment, by the log of what was current when."""
@@ -186,8 +184,8 @@ class _Table:
             line = [*self._line(self._metadata.current_snapshot_id or 0)][-2::-1]
             log = [(self._snapshots[one].timestamp_ms, one) for one in line]
         steps = [[*step] for _, step in groupby(log, key=lambda one: self._change(*one))]
-        moment = before.replace(tzinfo=before.tzinfo or UTC).timestamp() * 1000
-        at = sum(step[-1][0] < moment for step in steps)
+        moment = before.replace(tzinfo=before.tzinfo or UTC)
+        at = max((number for number, step in enumerate(steps, 1) if _time(step[-1][0]) < moment), default=0)
         found, later = (steps[at - 1][-1][1] if at else -1), (steps[at][0][1] if at < len(steps) else None)
         # pyiceberg's expiry leaves gaps in the log: another one may have been current since, and then until later.
         if found not in self._snapshots or (

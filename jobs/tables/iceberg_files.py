@@ -96,8 +96,9 @@ class StoreFiles:
 
     def manifests(self, manifest_list: str) -> list[TableManifest]:
         """Of a snapshot. Raises SpecError, NotFound, StoreError, StoreDenied."""
-        found = [TableManifest(*record) for record in self._records(manifest_list, self.read(manifest_list), _MANIFEST)]
-        return [one._replace(sequence=one.sequence or 0) for one in found]  # there is none in the first format
+        records = self._records(manifest_list, self.read(manifest_list), _MANIFEST)
+        # There are no sequence numbers in the first format.
+        return [TableManifest(path, spec, snapshot, number or 0) for path, spec, snapshot, number in records]
 
     def entries(self, manifests: Iterable[TableManifest]) -> list[ManifestEntry]:
         """Of all these manifests, each of which is read once. Raises SpecError, NotFound, StoreError, StoreDenied."""
