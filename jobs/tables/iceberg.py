@@ -289,7 +289,7 @@ class _Table:
             return None
         try:
             return [*self._back(since, base, back), *self._forward(forward, data, deletes)]
-        except (NotFound, _HistoryCut):
+        except (NotFound, SpecError, _HistoryCut):  # what the table holds now was read
             return None
 
     def _back(self, since: int, base: int, back: Sequence[int]) -> Iterator[TableCommit]:
@@ -338,7 +338,8 @@ class _Table:
             for one in (one for number in snapshots for one in steps[number] if one.content == DATA):
                 came, went = (added, removed) if one.status == ADDED else (removed, added)
                 (went.discard if one.path in went else came.add)(one.path)
-            there = (there - removed) | added
+            there -= removed
+            there |= added
             changed = set[str]().union(*(taken.get(self._snapshots[one].sequence_number, ()) for one in snapshots))
             ms = self._snapshots[snapshots[-1]].timestamp_ms
             yield self._commit(snapshots[-1], ms, added, removed, (changed & there) - added, snapshots)

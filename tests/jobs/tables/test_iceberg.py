@@ -599,6 +599,17 @@ def test_a_snapshot_that_expired_last_is_still_one_to_come_from(table: Table) ->
     assert read_state(location(table), since="0").commits is None
 
 
+def test_a_history_of_files_that_are_not_read_is_none_once_the_table_is_rid_of_them(table: Table) -> None:
+    table.append(rows(1, 2))
+    then = read_state(location(table))
+    table = hand_commit(table, [position_deletes(table, [(then.files[0].uri, 0)]) | {"file_format": "ORC"}])
+    with pytest.raises(SpecError, match="position deletes in ORC"):
+        read_state(location(table))
+    table = hand_commit(table, [write_rows(table, rows(2))], data_files(table, (0, 1)), "replace")
+    now = read_state(location(table), since=then.version)
+    assert (ids(now), now.commits) == ([2], None)
+
+
 @pytest.mark.objectstore
 def test_a_table_on_s3_is_read_as_files_are(s3: str, tmp_path: Path) -> None:
     made = IcebergMaker(tmp_path, location=f"{s3}/products")
