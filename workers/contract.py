@@ -76,7 +76,8 @@ FIELD_ID = b"PARQUET:field_id"
 NAMES_IN_FILES = b"stint.names"
 """JSON list of what files without such numbers call it; without this it is called as in the table."""
 DEFAULT = b"stint.default"
-"""What it is, as text, in rows of files that lack it; without this null."""
+"""JSON of what it is in rows of files that lack it; without this null. Bytes are hexadecimal digits, and dates, times
+and decimals text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +89,8 @@ class TableOf:
     """That the plan was made of."""
     schema: bytes
     """Arrow schema of its columns by their names then, in IPC form, with the metadata above."""
-    constants: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
-    """By URI of a file and name of a column that it does not hold: what that is in all its rows, as text."""
+    constants: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """By URI of a file and name of a column that it does not hold: what that is in all its rows, as in DEFAULT."""
     copies: tuple[str, ...] = ()
     """Objects below the root with predictions that may be copied: `plan=00000003/00000000.parquet`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import time
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +23,9 @@ class TableView:
 
     file: pa.Schema
     table: pa.Schema
-    """Of the table, with the metadata of workers.contract."""
-    constants: Mapping[str, str | None]
+    """Columns of the table, with the metadata of workers.contract."""
+    constants: Mapping[str, object]
+    """As in TableOf, or as Python has them."""
 
     @classmethod
     def of(cls, file: pa.Schema, table: TableOf, uri: str) -> TableView:
@@ -35,9 +37,13 @@ class TableView:
         """What `rows` makes of a file's rows: all columns of the table."""
         return self.rows(self.file.empty_table()).schema
 
+    @cached_property
+    def _numbered(self) -> bool:
+        return any(FIELD_ID in (one.metadata or {}) for one in _below(self.file))
+
     def in_file(self, columns: Iterable[str]) -> list[str]:
         """What the file calls columns of the table, or fields of structs; those that it lacks are left out."""
-        paths = [_path_in(self.file, column_path(self.table, column), self.table) for column in columns]
+        paths = [self._path(list(self.file), column_path(self.table, column), self.table) for column in columns]
         return [".".join(path) for path in paths if path]
 
     def rows(self, rows: Any) -> Any:
@@ -47,65 +53,66 @@ class TableView:
         """
         columns: dict[str, Any] = {}
         for field in self.table:
-            place = _place_in(self.file, field)
-            if place is None:
-                columns[field.name] = pa.repeat(self._lacking(field), rows.num_rows)
-            elif (name := self.file.field(place).name) in rows.schema.names:
-                columns[field.name] = _as(rows.column(name), field)
+            found = self._found(list(self.file), field)
+            if found is None:
+                value = self.constants[field.name] if field.name in self.constants else _default(field)
+                columns[field.name] = _filled(value, field.type, rows.num_rows)
+            elif found.name in rows.schema.names:
+                columns[field.name] = self._present(rows.column(found.name), field)
         return type(rows).from_arrays(list(columns.values()), names=list(columns))
 
-    def _lacking(self, field: pa.Field) -> pa.Scalar:
-        value = self.constants.get(field.name, _default(field))
-        return _as(pa.array([value], pa.string()), field)[0]
+    def _found(self, fields: Iterable[pa.Field], wanted: pa.Field) -> pa.Field | None:
+        """What a field of the table is among those of the file, or of a struct: by its number, or else by its name."""
+        about = wanted.metadata or {}
+        if self._numbered and FIELD_ID in about:
+            return next((one for one in fields if (one.metadata or {}).get(FIELD_ID) == about[FIELD_ID]), None)
+        names = json.loads(about[NAMES_IN_FILES]) if NAMES_IN_FILES in about else [wanted.name]
+        return next((one for one in fields if one.name in names), None)
 
+    def _path(self, fields: Iterable[pa.Field], path: Sequence[str], table: Any) -> tuple[str, ...]:
+        """Of a path in the table that in the file; () where the file lacks it."""
+        wanted = table.field(path[0]) if path else None
+        if wanted is None or (found := self._found(fields, wanted)) is None:
+            return ()
+        inside = self._path(list(found.type), path[1:], wanted.type) if path[1:] else ()
+        return (found.name, *inside) if inside or not path[1:] else ()
 
-def _default(field: pa.Field) -> str | None:
-    return value.decode() if (value := (field.metadata or {}).get(DEFAULT)) is not None else None
-
-
-def _place_in(fields: Any, wanted: pa.Field) -> int | None:
-    """Where a field of the table is among those of a file, or of a struct in it: by its number, or else by its name."""
-    there = [fields.field(at) for at in range(fields.num_fields if isinstance(fields, pa.DataType) else len(fields))]
-    metadata = wanted.metadata or {}
-    numbers = [(one.metadata or {}).get(FIELD_ID) for one in there]
-    if FIELD_ID in metadata and any(numbers):
-        return numbers.index(metadata[FIELD_ID]) if metadata[FIELD_ID] in numbers else None
-    names = json.loads(metadata.get(NAMES_IN_FILES, json.dumps([wanted.name])))
-    return next((at for at, one in enumerate(there) if one.name in names), None)
-
-
-def _path_in(fields: Any, path: Sequence[str], table: Any) -> tuple[str, ...]:
-    """Of a path in the table that in the file; () where the file lacks it."""
-    if not path:
-        return ()
-    wanted = table.field(path[0])
-    if (place := _place_in(fields, wanted)) is None:
-        return ()
-    found = fields.field(place)
-    if len(path) == 1:
-        return (found.name,)
-    inside = _path_in(found.type, path[1:], wanted.type)
-    return (found.name, *inside) if inside else ()
-
-
-def _as(column: Any, field: pa.Field) -> Any:
-    """A column as a field of the table: fields of structs by its names, values in its type."""
-    kind = field.type
-    if pa.types.is_struct(kind) and pa.types.is_struct(column.type):
+    def _present(self, column: Any, field: pa.Field) -> Any:
+        """A column as a field of the table: a struct by its fields, anything else by a cast that loses nothing."""
         if isinstance(column, pa.ChunkedArray):
-            return pa.chunked_array([_as(chunk, field) for chunk in column.chunks], kind)
-        parts = {}
-        for inner in kind:
-            place = _place_in(column.type, inner)
-            if place is None:
-                parts[inner.name] = pa.repeat(_as(pa.array([_default(inner)], pa.string()), inner)[0], len(column))
+            return pa.chunked_array([self._present(chunk, field) for chunk in column.chunks], field.type)
+        if not (pa.types.is_struct(field.type) and pa.types.is_struct(column.type)):
+            try:
+                return column if column.type == field.type else column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                wrong = f"column {field.name!r} is {column.type} in the file, and {field.type} in the table: {error}"
+                raise InputUnreadable(wrong) from error
+        parts = []
+        for one in field.type:
+            if (inner := self._found(list(column.type), one)) is None:
+                parts.append(_filled(_default(one), one.type, len(column)))
             else:
-                parts[inner.name] = _as(pc.struct_field(column, [place]), inner)
-        return pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=column.is_null())
-    if column.type == kind:
-        return column
-    try:
-        return column.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        wrong = f"column {field.name!r} is {column.type} in the file, and {kind} in the table: {error}"
-        raise InputUnreadable(wrong) from error
+                at = column.type.get_field_index(inner.name)
+                parts.append(self._present(pc.struct_field(column, [at]), one))
+        return pa.StructArray.from_arrays(parts, fields=list(field.type), mask=column.is_null())
+
+
+def _below(fields: Iterable[pa.Field]) -> Iterable[pa.Field]:
+    for one in fields:
+        yield one
+        yield from _below(one.type.field(number) for number in range(one.type.num_fields))
+
+
+def _default(field: pa.Field) -> object:
+    return json.loads((field.metadata or {}).get(DEFAULT, b"null"))
+
+
+def _filled(value: object, kind: pa.DataType, rows: int) -> pa.Array:
+    """A value, written as DEFAULT is or as Python has it, in every row."""
+    if value is None:
+        return pa.nulls(rows, kind)
+    if isinstance(value, str) and (pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        value = bytes.fromhex(value)
+    elif isinstance(value, str) and pa.types.is_time(kind):
+        value = time.fromisoformat(value)
+    return pa.repeat(pa.scalar(value).cast(kind), rows)

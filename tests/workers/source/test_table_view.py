@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def field(name: str, kind: pa.DataType, number: int | None = None, **metadata: s
     return pa.field(name, kind, metadata=told | ({} if number is None else {"PARQUET:field_id": str(number)}))
 
 
-def view(file: pa.Schema, *table: pa.Field, constants: dict[str, str | None] | None = None) -> TableView:
+def view(file: pa.Schema, *table: pa.Field, constants: dict[str, object] | None = None) -> TableView:
     told = TableOf(
         url="/t", version="3", schema=pa.schema(list(table)).serialize().to_pybytes(),
         constants={"/t/a.parquet": constants or {}},
@@ -64,25 +65,28 @@ def test_files_without_numbers_are_read_by_the_names_that_the_table_says() -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "value"),
+    ("kind", "given", "value"),
     [
-        (pa.int32(), "7", 7),
+        (pa.int32(), 7, 7),
         (pa.date32(), "2026-03-01", datetime.date(2026, 3, 1)),
         (pa.timestamp("us"), "2026-03-01 10:00:00.5", datetime.datetime(2026, 3, 1, 10, 0, 0, 500_000)),
         (pa.timestamp("us", "UTC"), "2026-03-01 10:00:00Z", datetime.datetime(2026, 3, 1, 10, tzinfo=datetime.UTC)),
-        (pa.bool_(), "true", True),
+        (pa.bool_(), True, True),
         (pa.decimal128(6, 2), "12.50", Decimal("12.50")),
+        (pa.time64("us"), "10:00:01", datetime.time(10, 0, 1)),
+        (pa.binary(), "00ff", b"\0\xff"),
         (pa.string(), "", ""),
         (pa.string(), None, None),
     ],
     ids=str,
 )
-def test_what_a_file_lacks_is_the_partitions_or_the_default_or_null(kind: Any, text: str | None, value: object) -> None:
+def test_what_a_file_lacks_is_the_partitions_or_the_default_or_null(kind: Any, given: object, value: object) -> None:
     rows = pa.table({"id": [1, 2]})
-    given = {} if text is None else {"default": text}
-    assert view(rows.schema, field("day", kind, **given)).rows(rows).to_pylist() == [{"day": value}] * 2
-    seen = view(rows.schema, field("day", kind, default="1"), constants={"day": text})
+    seen = view(rows.schema, field("day", kind, default=json.dumps(given)))
     assert seen.rows(rows).to_pylist() == [{"day": value}] * 2
+    for constant in (given, value):
+        seen = view(rows.schema, field("day", kind, default="null"), constants={"day": constant})
+        assert seen.rows(rows).to_pylist() == [{"day": value}] * 2
     assert seen.schema == pa.schema([("day", kind)])
 
 

@@ -1,0 +1,204 @@
+"""Which rows of an Iceberg table's data files its delete files have taken, and since which sequence number.
+
+Source: "Scan Planning" and "Delete Formats" in https://iceberg.apache.org/spec/
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.errors import SpecError
+from jobs.tables.iceberg_files import (
+    EQUALITY_DELETES,
+    POSITION_DELETES,
+    ManifestEntry,
+    Partition,
+    StoreFiles,
+    refuse_unreadable,
+)
+from workers.source.source_file import opened
+from workers.source.table_view import TableView
+from workers.storage.errors import StoreError
+from workers.storage.lookahead import ahead
+
+_Numbers = npt.NDArray[np.int64]
+DeadRows = Mapping[str, tuple[_Numbers, _Numbers]]
+"""By path of a data file: positions of rows that are not live, ascending, each once; and the sequence numbers of the
+first deletes that took them."""
+
+ALIVE = np.iinfo(np.int64).max
+"""In place of a sequence number."""
+_ROWS_TOGETHER = 2**20
+_VECTOR = b"\xd1\xd3\x39\x64"
+
+
+def dead_rows(
+    files: StoreFiles,
+    data: Mapping[str, ManifestEntry],
+    deletes: Sequence[ManifestEntry],
+    fields: Mapping[int, pa.Field],
+    everywhere: frozenset[int],
+    constants: Mapping[Partition, Mapping[int, object]],
+) -> DeadRows:
+    """Rows of the `data` files, by path, that the `deletes` took.
+
+    `fields` are the columns that the table has or had, by number, and `constants` what partitions say of them. Equality
+    deletes in partition specs `everywhere` are about files of all partitions. Raises SpecError, NotFound, StoreError,
+    StoreDenied.
+    """
+    refuse_unreadable(deletes)
+    dead: dict[str, list[tuple[_Numbers, _Numbers]]] = defaultdict(list)
+    named = [one for one in deletes if one.content == POSITION_DELETES and (one.about is None or one.about in data)]
+    for one, found in zip(named, ahead(lambda one: _positions(files, one), named, "deletes"), strict=True):
+        for path, rows in found.items():
+            if path in data and data[path].sequence <= one.sequence:
+                dead[path].append((rows, np.full(len(rows), one.sequence)))
+    keys = _deleted_keys(files, [one for one in deletes if one.content == EQUALITY_DELETES], fields, everywhere)
+
+    parted: dict[Partition | None, list[ManifestEntry]] = defaultdict(list)
+    for one in data.values():
+        parted[one.partition].append(one)
+
+    def read(work: tuple[DeletedKeys, ManifestEntry]) -> pa.Table:
+        numbers, one = work[0].numbers, work[1]
+        known = constants.get(one.partition, {})
+        constant = {fields[number].name: known[number] for number in numbers if number in known}
+        with opened(*files.place(one.path)) as file:
+            return _columns(file, one.path, [fields[number] for number in numbers], constant)
+
+    work = [
+        (some, one)
+        for scope, several in keys.items()
+        for some in several
+        for one in (data.values() if scope is None else parted[scope])
+        if one.sequence < some.last
+    ]
+    together: list[tuple[ManifestEntry, pa.Table]] = []
+    for at, ((some, one), table) in enumerate(zip(work, ahead(read, work, "keys", a_thread=1), strict=True), 1):
+        together.append((one, table))
+        ends = np.cumsum([table.num_rows for _, table in together])
+        if at < len(work) and work[at][0] is some and ends[-1] < max(_ROWS_TOGETHER, some.rows):
+            continue  # Arrow numbers all deleted keys at every look, whether for few rows or many
+        sequences = np.repeat([one.sequence for one, _ in together], [table.num_rows for _, table in together])
+        since = some.taken_at(pa.concat_tables([table for _, table in together]), sequences)
+        for (one, _), part in zip(together, np.split(since, ends[:-1]), strict=True):
+            dead[one.path].append((rows := np.flatnonzero(part != ALIVE), part[rows]))
+        together = []
+    return {path: _each_once(parts, data[path].rows) for path, parts in dead.items()}
+
+
+def _each_once(parts: Iterable[tuple[_Numbers, _Numbers]], rows: int) -> tuple[_Numbers, _Numbers]:
+    at, since = (np.concatenate(some).astype(np.int64) for some in zip(*parts, strict=True))
+    order = np.lexsort((since, at))
+    at, first = np.unique(at[order], return_index=True)
+    return at[at < rows], since[order][first][at < rows]
+
+
+def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, _Numbers]:
+    """Of deleted rows, by path of the data file."""
+    data = files.read(one.path)
+    if one.format == "PUFFIN":
+        if one.about is None or one.offset is None or one.length is None:
+            raise SpecError(f"{one.path}: a deletion vector, and the manifest does not say where, or of which file")
+        return {one.about: _deletion_vector(data[one.offset : one.offset + one.length], one.path)}
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=["file_path", "pos"])
+    except (pa.ArrowException, OSError) as error:
+        raise SpecError(f"{one.path} is not a readable file of position deletes: {error}") from error
+    paths = table["file_path"].cast(pa.string()).combine_chunks().dictionary_encode()
+    order = np.argsort(paths.indices, kind="stable")
+    ends = np.cumsum(np.bincount(paths.indices, minlength=len(paths.dictionary)))
+    return dict(zip(paths.dictionary.to_pylist(), np.split(table["pos"].to_numpy()[order], ends[:-1]), strict=True))
+
+
+def _deletion_vector(blob: bytes, path: str) -> _Numbers:
+    """Positions in a blob `deletion-vector-v1`. Source: https://iceberg.apache.org/puffin-spec/"""
+    from pyroaring import BitMap64
+
+    stop = 4 + int.from_bytes(blob[:4], "big")
+    if blob[4:8] != _VECTOR or zlib.crc32(blob[4:stop]) != int.from_bytes(blob[stop : stop + 4], "big"):
+        raise SpecError(f"{path} holds a damaged deletion vector", "roll the table back, or write the file again")
+    return np.array(BitMap64.deserialize(blob[8:stop]).to_array(), np.int64)
+
+
+def _columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
+    try:
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        view = TableView(parquet.schema_arrow, pa.schema(list(fields)), constants)
+        return view.rows(parquet.read(view.in_file([one.name for one in fields])))
+    except (pa.ArrowException, OSError) as error:
+        if getattr(file, "fault", None) is not None:
+            raise StoreError(f"{path}: {error}") from error
+        names = ", ".join(field.name for field in fields)
+        raise SpecError(f"{path}: equality deletes compare {names}, which cannot be read: {error}") from error
+
+
+def _deleted_keys(
+    files: StoreFiles, deletes: Sequence[ManifestEntry], fields: Mapping[int, pa.Field], everywhere: frozenset[int]
+) -> dict[Partition | None, list[DeletedKeys]]:
+    """What equality deletes took, by the partition they are about, None for all; each by the columns they compare."""
+
+    def read(one: ManifestEntry) -> pa.Table:
+        if not one.columns or not fields.keys() >= {*one.columns}:
+            raise SpecError(
+                f"{one.path}: equality deletes by columns number {one.columns}, not all of which are plain columns",
+                "rewrite the table's data files, which applies its deletes",
+            )
+        return _columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
+
+    parts: dict[Any, list[tuple[pa.Table, int]]] = defaultdict(list)
+    for one, table in zip(deletes, ahead(read, deletes, "deletes"), strict=True):
+        scope = None if one.partition[0] in everywhere else one.partition
+        parts[scope, tuple(one.columns or ())].append((table, one.sequence))
+    keys: dict[Partition | None, list[DeletedKeys]] = defaultdict(list)
+    for (scope, numbers), tables in parts.items():
+        keys[scope].append(DeletedKeys(numbers, tables))
+    return keys
+
+
+class DeletedKeys:
+    """Keys of deleted rows, numbered, each with the sequence numbers of its deletes. Null equals null, and NaN NaN.
+
+    Of several columns, the number is found column by column: what is numbered so far times the count of values of the
+    next one, plus the number of its value; and that numbered again, so that it stays small.
+    """
+
+    def __init__(self, numbers: tuple[int, ...], tables: Sequence[tuple[pa.Table, int]]) -> None:
+        self.numbers = numbers
+        table = pa.concat_tables([one for one, _ in tables])
+        sequences = np.repeat([sequence for _, sequence in tables], [one.num_rows for one, _ in tables])
+        self._sequences, ranks = np.unique(sequences, return_inverse=True)
+        self.last, self.rows = int(max(self._sequences, default=0)), table.num_rows
+        self._values = [(name, pc.unique(table[name])) for name in table.column_names]
+        self._known: list[_Numbers] = []
+        self._deletes = np.unique(self._codes(table, first=True) * (len(self._sequences) + 1) + ranks)
+
+    def _codes(self, table: pa.Table, first: bool = False) -> _Numbers:
+        """Number of each row's key, -1 for none. Those of the deletes come first: they make the numbers."""
+        codes = np.zeros(table.num_rows, np.int64)
+        for place, (name, values) in enumerate(self._values):
+            own = pc.fill_null(pc.index_in(table[name], value_set=values), -1).to_numpy().astype(np.int64)
+            both = np.where((codes < 0) | (own < 0), -1, codes * len(values) + own)
+            if first:
+                self._known.append(np.unique(both))
+            known = self._known[place]
+            codes = np.minimum(np.searchsorted(known, both), len(known) - 1)
+            codes = np.where(known[codes] == both, codes, -1)
+        return codes
+
+    def taken_at(self, table: pa.Table, sequences: _Numbers) -> _Numbers:
+        """For each row, of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
+        codes, width = self._codes(table), len(self._sequences) + 1
+        start = codes * width + np.searchsorted(self._sequences, sequences, side="right")
+        found = self._deletes[np.minimum(np.searchsorted(self._deletes, start), len(self._deletes) - 1)]
+        dead = (codes >= 0) & (start <= found) & (found < (codes + 1) * width)
+        return np.where(dead, self._sequences[np.where(dead, found % width, 0)], ALIVE)
