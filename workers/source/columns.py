@@ -46,9 +46,7 @@ def column_path(fields: Any, name: str) -> tuple[str, ...]:
 def column_at(rows: Any, path: Sequence[str]) -> Any:
     """The column of a batch or table at a place of `column_path`; null where a struct around it is."""
     column = rows.column(path[0])
-    for name in path[1:]:
-        column = pc.struct_field(column, [column.type.get_field_index(name)])
-    return column
+    return pc.struct_field(column, list(path[1:])) if path[1:] else column
 
 
 def without_views(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,11 +63,10 @@ def _no_view(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string_view(kind) else kind
 
 
-def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
-    kind = schema.field(path[0]).type
-    for name in path[1:]:
-        kind = kind.field(name).type
-    return kind
+def _type_at(fields: Any, path: Sequence[str]) -> pa.DataType:
+    for name in path:
+        fields = fields.field(name).type
+    return fields
 
 
 def _below(fields: Iterable[pa.Field]) -> Iterator[tuple[str, pa.DataType]]:
@@ -104,16 +101,16 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
     """
     path = column_path(schema, column)
     kind = _type_at(schema, path) if path else None
-    match kind and holds(kind):
-        case "struct" if kind is not None:
-            return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
-        case "" | None:
-            wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
-            usable = _usable(schema)
-            near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
-            line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
-            raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
-    return [column]
+    held = holds(kind) if kind is not None else ""
+    if held == "struct":
+        return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
+    if held:
+        return [column]
+    wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
+    usable = _usable(schema)
+    near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
+    line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
+    raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
 
 
 def _usable(fields: Iterable[pa.Field]) -> list[str]:
@@ -170,15 +167,12 @@ def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
 
 def keys_of(rows: Any, how: InputSpec, uri: str) -> pa.Table:
     """The key columns of a batch or table of a file, under their names in the output."""
-    paths = {column: column_path(rows.schema, column) for column in how.copied.values()}
-    folders = {} if all(paths.values()) else folder_values(uri)
-
-    def values(column: str) -> Any:
-        if path := paths[column]:
-            return column_at(rows, path)
-        return pa.repeat(pa.scalar(folders[column], pa.string()), rows.num_rows)
-
-    return pa.table([values(column) for column in how.copied.values()], list(how.copied))
+    values: dict[str, Any] = {}
+    for name, column in how.copied.items():
+        path = column_path(rows.schema, column)
+        constant = None if path else pa.scalar(folder_values(uri)[column], pa.string())
+        values[name] = column_at(rows, path) if path else pa.repeat(constant, rows.num_rows)
+    return pa.table(values)
 
 
 class Link(NamedTuple):
@@ -206,32 +200,27 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
             path if isinstance(path, Link) and path.value and (isinstance(cell, BadImage) or cell == (None,)) else cell
             for cell, path in zip(images, paths, strict=True)
         ]
-    return [Link(value) for value in _texts(column)] if holds(kind) == "text" else binary_cells(_binary(column))
+    if holds(kind) == "text":
+        # Parquet's writers may put any bytes into it: those become lone surrogates, which no URI has.
+        texts = column.cast(pa.large_binary()).to_pylist()
+        return [Link(None if text is None else text.decode("utf-8", "surrogateescape")) for text in texts]
+    return binary_cells(_binary(column))
 
 
 def _binary(column: pa.Array) -> pa.Array:
     """Bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.large_list(pa.uint8()))
-    for is_list, like in ((pa.types.is_list, pa.binary()), (pa.types.is_large_list, pa.large_binary())):
-        if is_list(column.type):
-            if column.values.null_count:  # such a cell is none
-                holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))
-                broken = np.diff(np.searchsorted(holes, column.offsets.to_numpy())) > 0
-                column = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
-            validity, offsets, *_, data = column.buffers()
-            data = None if data is None else data.slice(column.values.offset)
-            return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)
-    is_plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-    return column if is_plain else column.cast(pa.large_binary())
-
-
-def _texts(column: pa.Array) -> list[str | None]:
-    """Each cell's text. Parquet's writers may put any bytes into it: those become lone surrogates, which no URI has."""
-    return [
-        None if cell is None else cell.decode("utf-8", "surrogateescape")
-        for cell in column.cast(pa.large_binary()).to_pylist()
-    ]
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.large_binary())
+    column = column.cast(pa.large_list(pa.uint8()))
+    if column.values.null_count:  # such a cell is none
+        holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))
+        broken = np.diff(np.searchsorted(holes, column.offsets.to_numpy())) > 0
+        column = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
+    validity, offsets, *_, data = column.buffers()
+    data = None if data is None else data.slice(column.values.offset)
+    return pa.Array.from_buffers(pa.large_binary(), len(column), [validity, offsets, data], offset=column.offset)
 
 
 def binary_cells(column: pa.Array) -> list[ImageCell]:

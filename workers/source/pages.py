@@ -193,23 +193,20 @@ def read_pages(
     With a `buffer_size` a page is in memory twice while it is unpacked, and once from then on; without one all that is
     read is held beside what was unpacked of it, but never copied. Raises InputUnreadable and what Arrow raises.
     """
-    source: io.RawIOBase = file
-    stop, codec, first = pages[-1].stop, chunk.codec, pages[0].start
-    if buffer_size and codec in _CODECS and start < first:
+    source: Any = file
+    stop, codec, first, base = pages[-1].stop, chunk.codec, pages[0].start, 0
+    if start == first and not buffer_size:
+        file.seek(start)
+        source, base = pa.BufferReader(file.read(stop - start)), start
+    if start == first and 4 in chunk.column and not all(_agrees(source, page, base) for page in pages):
+        raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
+    if start < first and buffer_size and codec in _CODECS:
         parts = list(_unpacked(file, chunk, stop))
         start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
         source = _Once(parts, stop)
         del parts
-    elif 4 in chunk.column and start == first:
-        near, base = file, 0
-        if not buffer_size:
-            file.seek(start)
-            data = memoryview(file.read(stop - start))
-            near, base, source = pa.BufferReader(data), start, _Once([data], stop)
-        if not all(_agrees(near, page, base) for page in pages):
-            raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
-    meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
+    meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first - base), 11: (_I64, start)}
     if start == first:
         del meta[11]
     group = _at(chunk.footer, 4)[1][chunk.group]

@@ -49,17 +49,12 @@ def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> 
     )
 
 
-def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
-    """Compressed bytes of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
-    return [int(leaf.total_compressed_size) for leaf in _leaves(group, columns)]
-
-
-def _leaves(group: Any, columns: Iterable[str]) -> list[Any]:
-    """Metadata of these column chunks."""
-    wanted = {*columns}
-    within = tuple(f"{column}." for column in wanted)
-    leaves = map(group.column, range(group.num_columns))
-    return [leaf for leaf in leaves if (path := leaf.path_in_schema) in wanted or path.startswith(within)]
+def column_chunks(group: Any, columns: Iterable[str]) -> list[Any]:
+    """Metadata of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
+    within = tuple(f"{column}." for column in columns)
+    return [
+        leaf for leaf in map(group.column, range(group.num_columns)) if f"{leaf.path_in_schema}.".startswith(within)
+    ]
 
 
 def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
@@ -83,7 +78,7 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
             if page.stop - at >= PART_BYTES:
                 yield RowGroup(page.stop_row - row, page.stop - at, number, row, paged=True)
                 row, at = page.stop_row, page.stop
-        size = chunk.stop - at if chunk else sum(chunk_sizes(group, names))
+        size = chunk.stop - at if chunk else sum(leaf.total_compressed_size for leaf in column_chunks(group, names))
         yield RowGroup(group.num_rows - row, size, number, row, paged=chunk is not None)
 
 
@@ -116,7 +111,7 @@ def row_group_blocks(
 
 def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
     """The column chunk that is to be read by pages, if there is one; and whether any is too large to be read whole."""
-    leaves = _leaves(parquet.metadata.row_group(group), names)
+    leaves = column_chunks(parquet.metadata.row_group(group), names)
     large = [leaf for leaf in leaves if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
     alone = len(large) == 1 and large[0].path_in_schema in names  # not a field of a struct that is read with others
     return chunk_of(file, parquet, group, large[0].path_in_schema) if alone else None, bool(large)
@@ -135,7 +130,7 @@ def _from_start(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
     group = parquet.metadata.row_group(rows.row_group)
-    sizes = [int(leaf.total_uncompressed_size) for leaf in _leaves(group, names)]
+    sizes = [int(leaf.total_uncompressed_size) for leaf in column_chunks(group, names)]
     if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
@@ -192,14 +187,12 @@ def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterato
     needed = [p for p in pages if bisect_left(wanted, p.first_row) < bisect_left(wanted, p.stop_row)]
     if last := max((page.stop for page in needed if page.by_dictionary), default=0):
         yield chunk.start, [page for page in pages if page.stop <= last]
-    run: list[Page] = []
+    runs: list[list[Page]] = []
     for page in (page for page in needed if page.start >= last):
-        if run and (page.start != run[-1].stop or page.stop - run[0].start > TOGETHER_BYTES):
-            yield run[0].start, run
-            run = []
-        run.append(page)
-    if run:
-        yield run[0].start, run
+        if not runs or page.start != runs[-1][-1].stop or page.stop - runs[-1][0].start > TOGETHER_BYTES:
+            runs.append([])
+        runs[-1].append(page)
+    yield from ((run[0].start, run) for run in runs)
 
 
 def _joined(one: Any, other: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from functools import partial
 
 from workers.source.rows import RowBlock
 from workers.source.shard_reader import ShardReader
@@ -34,7 +33,8 @@ class ReadAhead:
         try:
             for block in self.reader.blocks():
                 with self._room:
-                    self._room.wait_for(partial(self._may_hold, block.bytes_read))
+                    while not self._closed and self._held and self._held + block.bytes_read > self._max_bytes:
+                        self._room.wait()
                     if self._closed:
                         return
                     self._held += block.bytes_read
@@ -43,9 +43,6 @@ class ReadAhead:
             self._queue.put(error)
         else:
             self._queue.put(None)
-
-    def _may_hold(self, more_bytes: int) -> bool:
-        return self._closed or self._held == 0 or self._held + more_bytes <= self._max_bytes
 
     def __iter__(self) -> Iterator[RowBlock]:
         while (item := self._queue.get()) is not None:

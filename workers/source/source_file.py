@@ -60,9 +60,6 @@ class SourceFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
     def close(self) -> None:
         self._file.close()
         super().close()

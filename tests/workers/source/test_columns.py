@@ -16,7 +16,7 @@ from workers.contract import InputSpec
 from workers.image.errors import BadImage
 from workers.source.columns import cells_of, column_path, file_columns, folder_values, keys_of
 from workers.source.links import image_at
-from workers.source.parquet import chunk_sizes, open_parquet
+from workers.source.parquet import column_chunks, open_parquet
 from workers.source.shard_reader import ShardReader, key_columns
 from workers.source.source_file import InputUnreadable
 
@@ -137,8 +137,10 @@ def test_a_flat_column_goes_before_a_field_of_that_name_and_each_is_counted(tmp_
     path = tmp_path / "a.parquet"
     assert [read(path, name)[0] for name in ("image", "image.bytes", "a.b.c")] == [b"inside", b"flat", b"abc"]
     group = open_parquet(path).metadata.row_group(0)
-    assert all(sum(chunk_sizes(group, [name])) > 16 for name in ("image.path", "image.bytes", "a.b.c"))
-    assert chunk_sizes(group, ["imag", "bytes", "b.c"]) == []
+    assert all(
+        column_chunks(group, [name])[0].total_compressed_size > 16 for name in ("image.path", "image.bytes", "a.b.c")
+    )
+    assert column_chunks(group, ["imag", "bytes", "b.c"]) == []
 
 
 def test_columns_of_one_name_are_refused_only_where_they_are_wanted() -> None:
