@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -101,11 +101,9 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
     """
     path = column_path(schema, column)
     kind = _type_at(schema, path) if path else None
-    held = holds(kind) if kind is not None else ""
-    if held == "struct":
-        return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
-    if held:
-        return [column]
+    if kind is not None and (held := holds(kind)):
+        fields = ("bytes", "path") if held == "struct" else ()
+        return [f"{column}.{name}" for name in fields if kind.get_field_index(name) >= 0] or [column]
     wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
     usable = _usable(schema)
     near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
@@ -131,6 +129,28 @@ def folder_values(uri: str) -> dict[str, str | None]:
     return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, equals, value in pairs if equals}
 
 
+Places: TypeAlias = Mapping[str, tuple[str, ...] | pa.Scalar]
+"""By the name of a key in the output, where a file has it, or the value that all of its rows have."""
+
+
+def key_places(schema: pa.Schema, how: InputSpec, uri: str) -> Places:
+    """Where the keys of a file are; without those that are nowhere. Raises InputUnreadable as `column_path`."""
+    folders = {name: pa.scalar(value, pa.string()) for name, value in folder_values(uri).items()}
+    places = {name: column_path(schema, column) or folders.get(column) for name, column in how.copied.items()}
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def key_columns(places: Places) -> list[str]:
+    """The columns to read of a file for its keys."""
+    return [".".join(place) for place in places.values() if isinstance(place, tuple)]
+
+
+def keys_of(rows: Any, places: Places) -> pa.Table:
+    """The key columns of a batch or table of a file, under their names in the output."""
+    columns = [column_at(rows, at) if isinstance(at, tuple) else pa.repeat(at, rows.num_rows) for at in places.values()]
+    return pa.table(columns, list(places))
+
+
 def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str], pa.Schema, tuple[str, ...]]:
     """What to read of a file, its keys under their names in the output as the file has them, and the names of all that
     is there, with the fields of structs and the folders of Hive.
@@ -141,38 +161,22 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
     try:
         images = image_columns(schema, how.image)
         key, path = "input.keys", column_path(schema, how.image)
-        folders, types = folder_values(uri), list[pa.Field]()
-        there = (*(name for name, _ in _below(schema)), *folders)
+        places, types = key_places(schema, how, uri), list[pa.Field]()
+        there = (*(name for name, _ in _below(schema)), *folder_values(uri))
         for name, column in how.copied.items():
-            at = column_path(schema, column)
-            kind = _type_at(schema, at) if at else pa.string()
-            if not at and column not in folders:
+            if (at := places.get(name)) is None:
                 same = [one for one in there if one.rpartition(".")[2].lower() == column.lower()]
                 line = ""
                 for near in (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6))[:1]:
                     line = near if name == column and "." not in near else f"{{{name}: {near}}}"
                 raise InputUnreadable(f"no column {column!r}{line and f'; write `keys: [{line}]`'} ({_has(there)})")
-            if at and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
+            kind = _type_at(schema, at) if isinstance(at, tuple) else at.type
+            if isinstance(at, tuple) and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
             types.append(pa.field(name, kind))
     except InputUnreadable as error:
         raise InputUnreadable(f"{key}: {error}") from error
-    return [*images, *key_columns_read(schema, how)], pa.schema(types), there
-
-
-def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
-    """The columns to read of a file for its keys."""
-    return [column for column in how.copied.values() if column_path(schema, column)]
-
-
-def keys_of(rows: Any, how: InputSpec, uri: str) -> pa.Table:
-    """The key columns of a batch or table of a file, under their names in the output."""
-    values: dict[str, Any] = {}
-    for name, column in how.copied.items():
-        path = column_path(rows.schema, column)
-        constant = None if path else pa.scalar(folder_values(uri)[column], pa.string())
-        values[name] = column_at(rows, path) if path else pa.repeat(constant, rows.num_rows)
-    return pa.table(values)
+    return [*images, *key_columns(places)], pa.schema(types), there
 
 
 class Link(NamedTuple):
@@ -209,10 +213,9 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
 
 def _binary(column: pa.Array) -> pa.Array:
     """Bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return column
     if not pa.types.is_nested(column.type):
-        return column.cast(pa.large_binary())
+        plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        return column if plain else column.cast(pa.large_binary())
     column = column.cast(pa.large_list(pa.uint8()))
     if column.values.null_count:  # such a cell is none
         holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))

@@ -17,7 +17,8 @@ from workers.source.columns import (
     column_at,
     column_path,
     image_columns,
-    key_columns_read,
+    key_columns,
+    key_places,
     keys_of,
     without_views,
 )
@@ -59,9 +60,9 @@ def column_chunks(group: Any, columns: Iterable[str]) -> list[Any]:
 
 def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
     """The key columns of all rows, or of a row group, under their names in the output. Raises what Arrow raises."""
-    columns = key_columns_read(parquet.schema_arrow, how)
-    rows = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
-    return keys_of(rows, how, uri)
+    places = key_places(parquet.schema_arrow, how, uri)
+    groups = range(parquet.num_row_groups) if row_group is None else [row_group]
+    return keys_of(parquet.read_row_groups(groups, key_columns(places)), places)
 
 
 def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
@@ -90,7 +91,8 @@ def row_group_blocks(
     Raises InputUnreadable and what Arrow raises.
     """
     schema = parquet.schema_arrow
-    names = [*image_columns(schema, how.image), *key_columns_read(schema, how)]
+    keys = key_places(schema, how, rows.uri)
+    names = [*image_columns(schema, how.image), *key_columns(keys)]
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
     chunk, large = _large_chunk(file, parquet, rows.row_group, names)
     if chunk is None:
@@ -104,7 +106,8 @@ def row_group_blocks(
             batch = batch.take(pa.array([row - first for row in here], pa.int64()))
         came += len(here)
         if here:
-            yield from _blocks(batch, index, here, rows.uri, how)
+            cells = cells_of(column_at(batch, column_path(batch.schema, how.image)))
+            yield from _blocks(cells, keys_of(batch, keys) if how.keys else None, index, here, rows.uri, how)
     if came < len(wanted):
         raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
@@ -197,44 +200,35 @@ def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterato
 
 def _joined(one: Any, other: Any) -> Any:
     """The columns of two batches, and of a struct that is in both the fields of both; where it is null, they are."""
-    columns = dict(zip((field.name for field in one.schema), one.columns, strict=True))
-    for field, column in zip(other.schema, other.columns, strict=True):
-        if field.name in columns:
-            parts = (
-                pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(list(x.type)))
-                for x in (columns[field.name], column)
-            )
+    columns = dict(zip(one.schema.names, one.columns, strict=True))
+    for name, column in zip(other.schema.names, other.columns, strict=True):
+        if name in columns:
+            parts = [pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(x.type)) for x in (columns[name], column)]
             column = _joined(*parts).to_struct_array()
-        columns[field.name] = column
+        columns[name] = column
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
-def _blocks(batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec) -> Iterator[RowBlock]:
-    """The rows of a batch, by their numbers; more than one block where the images that its URIs lead to are large."""
-    keys = keys_of(batch, how, source) if how.keys else None
-    images: list[ImageCell] = []
-    done = held_bytes = 0
+def _blocks(
+    cells: Sequence[ImageCell | Link], keys: pa.Table | None, index: int, rows: Sequence[int], uri: str, how: InputSpec
+) -> Iterator[RowBlock]:
+    """Rows of a file, by their numbers; more than one block where the images that its URIs lead to are large.
 
-    def block() -> RowBlock:
-        here = slice(done, done + len(images))
-        return RowBlock(index, rows[here], images, None if keys is None else keys.slice(done, len(images)), held_bytes)
-
-    for image in _followed(cells_of(column_at(batch, column_path(batch.schema, how.image))), source, how):
-        images.append(image)
-        held_bytes += 0 if isinstance(image, BadImage) else len(image)
-        if held_bytes >= BLOCK_BYTES:
-            yield block()
-            done, images, held_bytes = done + len(images), [], 0
-    if images:
-        yield block()
-
-
-def _followed(cells: Sequence[ImageCell | Link], source: str, how: InputSpec) -> Iterator[ImageCell]:
-    """The cells in order, links replaced by the images that they lead to: FETCHES at a time, and no more in memory."""
+    These are fetched FETCHES at a time, and no more are in memory.
+    """
 
     def image_of(cell: ImageCell | Link) -> ImageCell:
-        return image_at(cell.value, source, how.uri_roots, how.image_encoding) if isinstance(cell, Link) else cell
+        return image_at(cell.value, uri, how.uri_roots, how.image_encoding) if isinstance(cell, Link) else cell
 
-    if any(isinstance(cell, Link) for cell in cells):
-        return ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1)
-    return map(image_of, cells)
+    linked = any(isinstance(cell, Link) for cell in cells)
+    found = ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1) if linked else map(image_of, cells)
+    images: list[ImageCell] = []
+    held_bytes = 0
+    for stop, image in enumerate(found, 1):
+        images.append(image)
+        held_bytes += 0 if isinstance(image, BadImage) else len(image)
+        if held_bytes >= BLOCK_BYTES or stop == len(rows):
+            start = stop - len(images)
+            block_keys = None if keys is None else keys.slice(start, len(images))
+            yield RowBlock(index, rows[start:stop], images, block_keys, held_bytes)
+            images, held_bytes = [], 0

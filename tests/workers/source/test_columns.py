@@ -14,7 +14,7 @@ from tests.support.tars import write_tar
 from tests.workers.source.test_reading import cells, shard, slices_of
 from workers.contract import InputSpec
 from workers.image.errors import BadImage
-from workers.source.columns import cells_of, column_path, file_columns, folder_values, keys_of
+from workers.source.columns import cells_of, column_path, file_columns, folder_values, key_places, keys_of
 from workers.source.links import image_at
 from workers.source.parquet import column_chunks, open_parquet
 from workers.source.shard_reader import ShardReader, key_columns
@@ -171,7 +171,7 @@ def test_keys_have_their_own_names_and_come_from_columns_fields_uris_and_folders
     table = pa.table({"url": ["a", "b"], "s": inside, "s.n": [7, 8], "day": ["x", "y"]})
     how = InputSpec(image="url", keys=("url", {"n": "s.n", "inner": "s"}, "day", {"where": "region"}, "none"))
     uri = "s3://b/day=1/region=a%2Fb%20c/none=__HIVE_DEFAULT_PARTITION__/f=g.parquet"
-    assert keys_of(table, how, uri).to_pydict() == {
+    assert keys_of(table, key_places(table.schema, how, uri)).to_pydict() == {
         "url": ["a", "b"], "n": [7, 8], "inner": [{"n": 5}, {"n": 6}], "day": ["x", "y"],
         "where": ["a/b c", "a/b c"], "none": [None, None],
     }  # fmt: skip
