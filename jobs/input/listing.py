@@ -27,7 +27,7 @@ from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import full_url, is_local, open_filesystem, version_of
+from workers.storage.filesystems import full_url, info_of, is_local, open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
@@ -229,8 +229,7 @@ def sources_now(uris: Iterable[str], claimed: Mapping[str, str] | None = None) -
 
 def _source_at(uri: str, claimed: str = "") -> Source | None:
     try:
-        fs, path = open_filesystem(uri)
-        info = retrying(lambda: fs.info(path), uri)
+        info = info_of(uri)
     except NotFound:
         return None
     return Source(uri, int(info["size"]), version_of(info, claimed)) if info["type"] == "file" else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote_plus
 
@@ -29,8 +28,8 @@ from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise, usual
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import is_local, open_filesystem, read_url, version_of
-from workers.storage.retries import retrying
+from workers.storage.filesystems import info_of, is_local, open_filesystem, read_url, version_of
+from workers.storage.lookahead import ahead
 
 _LOOKUPS_AT_ONCE = 32
 _COMPARED = 16
@@ -215,9 +214,8 @@ def pin_entries(
     new = [uri for uri in pinned if uri not in latest and uri not in unknown]
     compared = {uri: pinned[uri] for uri in new[:: -(-len(new) // _COMPARED) or 1]}
     unknown |= {uri: [Entry(uri, said.version, said.size)] for uri, said in compared.items()}
-    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, "manifest") as pool:
-        found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
-        looked_up = dict(zip(unknown, found, strict=True))
+    found = ahead(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown, "manifest", _LOOKUPS_AT_ONCE)
+    looked_up = dict(zip(unknown, found, strict=True))
     wrong: dict[str, str] = {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
     if len(new) > 1 and wrong.keys() >= compared.keys():
         uri = next(iter(compared))
@@ -245,8 +243,7 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
     """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
     uri = entries[0].uri
     try:
-        fs, path = open_filesystem(uri)
-        info = retrying(lambda: fs.info(path), uri)
+        info = info_of(uri)
     except NotFound:
         return "the manifest names it, and it does not exist" if claimed is None else None
     except (StoreDenied, StoreError) as error:

@@ -131,7 +131,10 @@ def decode_stored(
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
     if kind.lower() not in formats:
-        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, _not_asked_for(kind.lower(), formats))
+        name = kind.lower()
+        install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
+        write = f"write `formats: [{', '.join((*formats, name))}]` below input{install}"
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"{name} is not among input.formats: {write}")
     if kind == "JPEG":
         stored, exif = _decode_jpeg(data, size_known, least_px, room), jpeg_exif(data)
     else:
@@ -148,11 +151,6 @@ def in_a_usual_format(data: bytes, formats: Collection[str], least_px: int) -> b
     image = Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation)))
     image.reduce(max(1, min(image.size) // least_px)).save(out, "PNG")
     return out.getvalue()
-
-
-def _not_asked_for(name: str, formats: Collection[str]) -> str:
-    install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
-    return f"{name} is not among input.formats: write `formats: [{', '.join((*formats, name))}]` below input{install}"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -188,7 +186,7 @@ def _decode_jpeg(
         return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
     size_known(width * height)
-    shrunk = _shrunk(min(width, height), least_px)
+    shrunk = next((n for n in (8, 4, 2) if 0 < n * least_px <= min(width, height)), 1)
     layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
     if room is not None and (layout == "CMYK" or 3 * width * height > len(room)):
         room = None
@@ -199,13 +197,9 @@ def _decode_jpeg(
             return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         raise _undecodable("JPEG", data, error, width * height) from None
     if layout == "CMYK":
-        image_HWC = _rgb_of_inverted(image_HWC)
+        inverted = np.invert(image_HWC, out=image_HWC)
+        image_HWC = _rgb8(Image.frombuffer("CMYK", inverted.shape[1::-1], inverted, "raw", "CMYK", 0, 1))
     return Stored(image_HWC, height, width, shrunk, 1)
-
-
-def _shrunk(shorter_px: int, least_px: int) -> int:
-    """The largest of 8, 4, 2 and 1 that leaves at least `least_px` of the shorter side."""
-    return next((n for n in (8, 4, 2) if 0 < n * least_px <= shorter_px), 1)
 
 
 def _decode_pixels(
@@ -229,17 +223,6 @@ def _decode_pixels(
                 return cast(ImageArray, simplejpeg.decode_jpeg(less, **options))
         raise
     return image_HWC
-
-
-def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
-    """RGB of Adobe's CMYK."""
-    height, width, _ = image_HWK.shape
-    rgb_HWC = np.empty((height, width, 3), np.uint8)
-    for rows in _strips(width, height):
-        size = (width, rows.stop - rows.start)
-        inverted = Image.frombuffer("CMYK", size, image_HWK[rows], "raw", "CMYK;I", 0, 1)
-        rgb_HWC[rows] = np.asarray(inverted.convert("RGB"))
-    return rgb_HWC
 
 
 def _decode_with_pillow(

@@ -209,14 +209,14 @@ def test_a_bad_manifest_of_one_day_keeps_no_other_day_from_being_listed(tmp_path
 
 
 def test_a_file_that_cannot_be_looked_up_counts_as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = jobs.input.listing.retrying
+    right = jobs.input.listing.info_of
 
-    def denied(call: Any, name: str) -> Any:
-        if name.endswith("denied"):
-            raise StoreDenied(name)
-        return right(call, name)
+    def denied(url: str) -> Any:
+        if url.endswith("denied"):
+            raise StoreDenied(url)
+        return right(url)
 
-    monkeypatch.setattr("jobs.input.listing.retrying", denied)
+    monkeypatch.setattr("jobs.input.listing.info_of", denied)
     assert vanished([f"{tmp_path}/denied", f"{tmp_path}/gone"]) == {f"{tmp_path}/gone"}
 
 
