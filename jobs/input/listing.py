@@ -197,7 +197,8 @@ class _Taken:
 
 def left_out(spec: InputSpec, days: Days) -> Callable[[str], bool]:
     """Whether a pattern with ! in input.uri names a file, or a folder that it lies in."""
-    patterns = [_as_listed(url) for template in spec.exclusions for url in filled(template, days)]
+    given = [url for template in spec.exclusions for url in filled(template, days)]
+    patterns = [url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url)) for url in given]
     return lambda uri: any(covers(pattern, uri) for pattern in patterns)
 
 
@@ -316,8 +317,3 @@ def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str
             yield path
         else:
             yield as_listed(info, FOLDER_MARKER if str(info["name"]).endswith("/") else "")
-
-
-def _as_listed(url: str) -> str:
-    """A pattern of what is left out, as sources are named."""
-    return url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url))

@@ -87,15 +87,13 @@ def parse_cpu_list(text: str) -> Iterator[int]:
 
 def _quota_cpus(root: Path) -> float | None:
     """The tightest CPU quota among our cgroup and its ancestors, v2 (`cpu.max`) or v1 (`cpu.cfs_*_us`)."""
-    quotas = [quota for folder in cgroups.folders(root, "cpu") for quota in _quota_of(folder)]
-    return min(quotas) if quotas else None
-
-
-def _quota_of(folder: Path) -> Iterator[float]:
-    v1 = (cgroups.read_text(folder / f"cpu.cfs_{name}_us") or "max" for name in ("quota", "period"))
-    quota, _, period = (cgroups.read_text(folder / "cpu.max") or " ".join(v1)).partition(" ")
-    if "max" not in (quota, period) and int(quota) > 0:
-        yield int(quota) / int(period)
+    quotas = list[float]()
+    for folder in cgroups.folders(root, "cpu"):
+        v1 = (cgroups.read_text(folder / f"cpu.cfs_{name}_us") or "max" for name in ("quota", "period"))
+        quota, _, period = (cgroups.read_text(folder / "cpu.max") or " ".join(v1)).partition(" ")
+        if "max" not in (quota, period) and int(quota) > 0:
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def this_node() -> tuple[int, int, bool]:
@@ -154,10 +152,14 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
         chosen = choose_slots(list(held), caches, threads)
         for slot in held.keys() - chosen:
             os.close(held[slot])
+        purpose = f" for {held_for}" if held_for else ""
+        signature = f"process {os.getpid()}{purpose}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         for slot in chosen:
-            _sign(held[slot], held_for)
+            os.ftruncate(held[slot], 0)
+            os.pwrite(held[slot], signature.encode(), 0)
     if not chosen:
-        holders = dict.fromkeys(_signature(file) for slot, file in files.items() if slot not in held)
+        others = [file.read_text(errors="replace") for slot, file in files.items() if slot not in held]
+        holders = dict.fromkeys(signature or "another process" for signature in others)
         raise NoCores(
             f"{threads} of {counted(topology.budget, 'core')} wanted, {len(held)} free; held by {'; '.join(holders)}"
         )
@@ -188,18 +190,6 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _sign(descriptor: int, held_for: str) -> None:
-    purpose = f" for {held_for}" if held_for else ""
-    text = f"process {os.getpid()}{purpose}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
-
-
-def _signature(file: Path) -> str:
-    """Who holds a core, for a person."""
-    return file.read_text(errors="replace") or "another process"
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -78,7 +78,12 @@ class ShardReader:
             return
         with file:
             try:
-                yield from self._rows(file, indices)
+                if self.input.format == "webdataset":
+                    blocks = partial(webdataset.sample_blocks, webdataset.streaming(file))
+                else:
+                    blocks = partial(parquet.row_group_blocks, file, parquet.open_parquet(file))
+                for index in indices:
+                    yield from blocks(index, self.shard.slices[index], self.input, self.only)
             except (MemoryError, StoreDenied):  # of Arrow's memory, too: neither says anything about the file
                 raise
             except Exception as error:
@@ -94,17 +99,6 @@ class ShardReader:
                 raise InputUnreadable(f"{source.uri}: {error}") from error
         if not _unchanged(file.fs, file.path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
-
-    def _rows(self, file: SourceFile, indices: Sequence[int]) -> Iterator[RowBlock]:
-        if self.input.format == "webdataset":
-            window = webdataset.streaming(file)
-            for index in indices:
-                yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input, self.only)
-        else:
-            whole = parquet.open_parquet(file)
-            for index in indices:
-                rows = self.shard.slices[index]
-                yield from parquet.row_group_blocks(file, whole, index, rows, self.input, self.only)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""

@@ -175,22 +175,16 @@ def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
-        if at == 0:
-            raise InputUnreadable(_not_a_tar(block)) from error
-        raise InputUnreadable(f"damaged tar: no header at byte {at} ({error})") from error
+        if kind := next((kind for magic, kind in COMPRESSED.items() if at == 0 and block.startswith(magic)), None):
+            why = f"compressed with {kind}: decompress it, because rows in the middle can be read only from a plain tar"
+            raise InputUnreadable(f"{why} (images hardly shrink)") from error
+        why = (
+            f"damaged tar: no header at byte {at} ({error})" if at else f"not a tar file: it begins with {block[:16]!r}"
+        )
+        raise InputUnreadable(why) from error
     if block[257:265] == tarfile.GNU_MAGIC:  # where ustar keeps the first part of a name, GNU tar may keep times
         header.name = _text(block[:100].split(b"\0", 1)[0])
     return header
-
-
-def _not_a_tar(block: bytes) -> str:
-    for magic, kind in COMPRESSED.items():
-        if block.startswith(magic):
-            return (
-                f"compressed with {kind}: decompress it, because rows in the middle can be read only from a plain tar "
-                "(images hardly shrink)"
-            )
-    return f"not a tar file: it begins with {block[:16]!r}"
 
 
 def _pax_records(body: bytes, at: int) -> dict[bytes, bytes]:
