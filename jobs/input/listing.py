@@ -221,9 +221,7 @@ def vanished(uris: Iterable[str]) -> set[str]:
 
 def sources_now(uris: Iterable[str], claimed: Mapping[str, str] | None = None) -> dict[str, Source | None]:
     """What is at these places: each file as it is now, or None; in the version that is `claimed` where that is right.
-
-    Raises StoreError, StoreDenied.
-    """
+    Raises StoreError, StoreDenied."""
     known = claimed or {}
     return dict(ahead(lambda uri: (uri, _source_at(uri, known.get(uri, ""))), uris, "versions"))
 

@@ -56,10 +56,8 @@ class Entry:
 
 
 def read_entries(url: str, passed: PassedOver | None = None) -> list[Entry]:
-    """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over.
-
-    Raises NotFound, StoreError, StoreDenied, SpecError.
-    """
+    """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over. Raises
+    NotFound, StoreError, StoreDenied, SpecError."""
     data = read_url(url)
     try:
         table = _table(data, url)

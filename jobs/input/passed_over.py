@@ -163,10 +163,8 @@ def is_data(relative: str, format: str) -> bool:
 
 
 def by_first_bytes(sources: Sequence[Source], format: str) -> Iterator[tuple[Source, str, str | None]]:
-    """Of each source `` where it is of the format, or why not, and the format that it is of, if any.
-
-    Raises StoreError where many in a row cannot be read: that is the store's doing.
-    """
+    """Of each source `` where it is of the format, or why not, and the format that it is of, if any. Raises StoreError
+    where many in a row cannot be read: that is the store's doing."""
     if format == "images" and len(sources) > _ALL_UP_TO:
         spread = sources[:: len(sources) // _SAMPLE]
         if all(kind == format for kind, _ in ahead(_kind_of, spread, "first bytes")):

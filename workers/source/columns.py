@@ -95,10 +95,8 @@ def holds(kind: pa.DataType) -> str:
 
 
 def image_columns(schema: pa.Schema, column: str) -> list[str]:
-    """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`.
-
-    Raises InputUnreadable when there is no such column or it holds something else, with the line that works.
-    """
+    """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`. Raises
+    InputUnreadable when there is no such column or it holds something else, with the line that works."""
     path = column_path(schema, column)
     kind = _type_at(schema, path) if path else None
     if kind is not None and (held := holds(kind)):

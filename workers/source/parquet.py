@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
@@ -67,10 +68,7 @@ def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = No
 
 def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
     """The row groups of a file, of which columns of these `names` are read. A huge one comes in parts of about
-    PART_BYTES, which begin where a page does.
-
-    Raises InputUnreadable, StoreError, StoreDenied.
-    """
+    PART_BYTES, which begin where a page does. Raises InputUnreadable, StoreError, StoreDenied."""
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
         chunk, _ = _large_chunk(file, parquet, number, names)
@@ -86,28 +84,31 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
 def row_group_blocks(
     file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:
-    """The rows of one slice, which is number `index` of its shard, all or those among `only`.
-
-    Raises InputUnreadable and what Arrow raises.
-    """
+    """The rows of one slice, which is number `index` of its shard, all or those among `only`. Raises InputUnreadable
+    and what Arrow raises."""
     schema = parquet.schema_arrow
     keys = key_places(schema, how, rows.uri)
     names = [*image_columns(schema, how.image), *key_columns(keys)]
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
     chunk, large = _large_chunk(file, parquet, rows.row_group, names)
+    beside: list[tuple[int, pa.RecordBatch]] = []
     if chunk is None:
         batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
     else:
-        batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+        batches = _from_pages(file, chunk, rows, wanted)
+        if others := [name for name in names if name != chunk.name]:  # held for the whole slice
+            small = list(_from_start(file, parquet, others, rows, streamed=False))
+            beside = [
+                (small[0][0], pa.Table.from_batches([batch for _, batch in small]).combine_chunks().to_batches()[0])
+            ]
     came = 0
     for first, batch in batches:
         here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
-        if len(here) < batch.num_rows:
-            batch = batch.take(pa.array([row - first for row in here], pa.int64()))
         came += len(here)
         if here:
-            cells = cells_of(column_at(batch, column_path(batch.schema, how.image)))
-            yield from _blocks(cells, keys_of(batch, keys) if how.keys else None, index, here, rows.uri, how)
+            picked = reduce(_joined, [_picked(part, start, here) for start, part in [(first, batch), *beside]])
+            cells = cells_of(column_at(picked, column_path(picked.schema, how.image)))
+            yield from _blocks(cells, keys_of(picked, keys) if how.keys else None, index, here, rows.uri, how)
     if came < len(wanted):
         raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
@@ -131,7 +132,8 @@ def _rows_a_batch(size: float, rows: int, together: float) -> int:
 def _from_start(
     file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
+    """Rows from the first of a slice to its last, and a few around them, each batch with the number of its first; those
+    before the slice are decoded, too."""
     group = parquet.metadata.row_group(rows.row_group)
     sizes = [int(leaf.total_uncompressed_size) for leaf in column_chunks(group, names)]
     if streamed:
@@ -144,9 +146,8 @@ def _from_start(
     )
     position = 0
     for batch in map(without_views, batches):
-        start, stop = max(rows.row_start - position, 0), min(rows.row_stop - position, batch.num_rows)
-        if start < stop:
-            yield position + start, batch.slice(start, stop - start)
+        if rows.row_start < position + batch.num_rows:
+            yield position, batch
         position += batch.num_rows
         if position >= rows.row_stop:
             return
@@ -154,29 +155,16 @@ def _from_start(
 
 
 def _from_pages(
-    file: SourceFile, parquet: Any, chunk: Chunk, names: Sequence[str], rows: Slice, wanted: Sequence[int]
+    file: SourceFile, chunk: Chunk, rows: Slice, wanted: Sequence[int]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows of a slice, each batch with the number of its first, of a row group in which one column chunk is large.
-
-    Of that one only pages with some of the `wanted` rows are read. The other columns are read from the start, and held
-    for the whole slice.
-    """
-    beside = None
-    if others := [name for name in names if name != chunk.name]:
-        small = [batch for _, batch in _from_start(file, parquet, others, rows, streamed=False)]
-        beside = pa.Table.from_batches(small).combine_chunks().to_batches()[0]
+    """As `_from_start`, of a large column chunk, the pages with some of the `wanted` rows."""
     for start, pages in _runs(chunk, pages_of(file, chunk, range(rows.row_start, rows.row_stop)), wanted):
         size, first = pages[-1].stop - start, pages[0].first_row
         together = size if start == chunk.start else max(page.stop - page.start for page in pages)
         a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
         streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.codec else 0
         for batch in map(without_views, read_pages(file, chunk, start, pages, a_batch, streamed)):
-            begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
-            if begin < end:
-                part = batch.slice(begin - first, end - begin)
-                if beside is not None:
-                    part = _joined(part, beside.slice(begin - rows.row_start, end - begin))
-                yield begin, part
+            yield first, batch
             first += batch.num_rows
             if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
                 pa.default_memory_pool().release_unused()
@@ -196,6 +184,13 @@ def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterato
             runs.append([])
         runs[-1].append(page)
     yield from ((run[0].start, run) for run in runs)
+
+
+def _picked(batch: pa.RecordBatch, first: int, rows: Sequence[int]) -> pa.RecordBatch:
+    """Rows of a batch by their numbers, of which it begins with `first`."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return batch.slice(rows[0] - first, len(rows))
+    return batch.take(pa.array([row - first for row in rows], pa.int64()))
 
 
 def _joined(one: Any, other: Any) -> Any:

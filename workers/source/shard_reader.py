@@ -168,10 +168,8 @@ class ReadAhead:
 
 
 def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
-    """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in.
-
-    Raises what `ShardReader.blocks` raises. A source that is gone gives none.
-    """
+    """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in. Raises
+    what `ShardReader.blocks` raises. A source that is gone gives none."""
     chosen = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
     shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
     for block in ShardReader(shard, how, chosen).blocks():
@@ -181,9 +179,7 @@ def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, Image
 
 def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     """The key columns of a slice's rows, without their images; None where its source is not what was claimed any more.
-
-    Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
-    """
+    Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises."""
     if how.format == "images":
         return file_keys([part.uri], how.copied)
     if (file := _opened_unchanged(part)) is None:

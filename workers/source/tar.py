@@ -98,10 +98,8 @@ class Window:
 
 
 def members(window: Window, start: int = 0) -> Iterator[Member]:
-    """Every member from the one at byte `start` on, folders and links included.
-
-    Raises InputUnreadable for anything but a whole, plain tar; StoreError.
-    """
+    """Every member from the one at byte `start` on, folders and links included. Raises InputUnreadable for anything but
+    a whole, plain tar; StoreError."""
     while (member := _member_at(window, start)) is not None:
         yield member
         start = member.stop

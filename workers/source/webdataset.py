@@ -92,10 +92,8 @@ def row_groups(
 
 
 def sample_keys(file: SourceFile, byte_start: int, rows: int, how: InputSpec) -> pa.Table:
-    """The keys of `rows` samples from `byte_start` on, as strings, without reading their images.
-
-    Raises InputUnreadable, also when there are fewer rows; StoreError.
-    """
+    """The keys of `rows` samples from `byte_start` on, as strings, without reading their images. Raises
+    InputUnreadable, also when there are fewer rows; StoreError."""
     samples = list(islice(_samples(_sparing(file), byte_start, how, keys=how.copied.values()), rows))
     if len(samples) != rows:
         raise _too_few(len(samples), rows, byte_start)

@@ -46,9 +46,7 @@ class Store(Protocol):
 
     def create(self, key: str, data: bytes) -> bool:
         """Put `data` at `key` if nothing is there. True: these bytes are the object now. False: another object is.
-
-        Raises StoreError when the outcome stayed unclear through every retry, StoreDenied when refused.
-        """
+        Raises StoreError when the outcome stayed unclear through every retry, StoreDenied when refused."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFound, StoreError, StoreDenied."""
