@@ -20,14 +20,14 @@ import numpy as np
 from jobs.errors import NothingThere, SpecError
 from jobs.input import passed_over
 from jobs.input.below import Below, as_listed, at_link, files_below, hidden, real_folder
-from jobs.input.manifest import pin_entries, read_entries
+from jobs.input.manifest import pin_entries, read_entries, source_at
 from jobs.input.passed_over import ARCHIVED, ASK, DEAD, DENIED, EMPTY, FOLDER_MARKER, HIDDEN, OTHER_NAME, OWN
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import full_url, info_of, is_local, open_filesystem, version_of
+from workers.storage.filesystems import full_url, is_local, open_filesystem
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
@@ -212,7 +212,7 @@ def vanished(uris: Iterable[str]) -> set[str]:
 
     def gone(uri: str) -> tuple[str, bool]:
         try:
-            return uri, _source_at(uri) is None
+            return uri, source_at(uri) is None
         except (StoreError, StoreDenied):
             return uri, False
 
@@ -223,15 +223,7 @@ def sources_now(uris: Iterable[str], claimed: Mapping[str, str] | None = None) -
     """What is at these places: each file as it is now, or None; in the version that is `claimed` where that is right.
     Raises StoreError, StoreDenied."""
     known = claimed or {}
-    return dict(ahead(lambda uri: (uri, _source_at(uri, known.get(uri, ""))), uris, "versions"))
-
-
-def _source_at(uri: str, claimed: str = "") -> Source | None:
-    try:
-        info = info_of(uri)
-    except NotFound:
-        return None
-    return Source(uri, int(info["size"]), version_of(info, claimed)) if info["type"] == "file" else None
+    return dict(ahead(lambda uri: (uri, source_at(uri, known.get(uri))), uris, "versions"))
 
 
 def _found(url: str) -> Iterator[Below]:

@@ -237,20 +237,27 @@ def _at_its_word(entry: Entry, claimed: str | None) -> Source | None:
     return None
 
 
-def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
-    """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
-    uri = entries[0].uri
+def source_at(uri: str, *versions: str | None) -> Source | None:
+    """The file that there is now, in the first of these versions that is right; None where there is no file.
+
+    Raises StoreError, StoreDenied.
+    """
     try:
         info = info_of(uri)
     except NotFound:
-        return "the manifest names it, and it does not exist" if claimed is None else None
+        return None
+    right = next((v for v in versions if v is not None and version_of(info, v) == v), "")
+    return Source(uri, int(info["size"]), version_of(info, right)) if info["type"] == "file" else None
+
+
+def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
+    """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
+    try:
+        there = source_at(entries[0].uri, claimed, *(entry.version for entry in entries))
     except (StoreDenied, StoreError) as error:
         return str(error)
-    said_versions = [v for v in (claimed, *(entry.version for entry in entries)) if v is not None]
-    right = next((v for v in said_versions if version_of(info, v) == v), "")
-    there = Source(uri, int(info["size"]), version_of(info, right))
-    if info["type"] != "file":
-        return "the manifest names it, and it is a folder"
+    if there is None:
+        return "the manifest names it, and there is no such file" if claimed is None else None
     if claimed == there.version or any(
         e.version in (None, there.version) and e.size in (None, there.size) for e in entries
     ):

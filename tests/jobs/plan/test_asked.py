@@ -284,6 +284,6 @@ def test_only_what_was_not_listed_is_looked_up_and_a_store_that_refuses_is_no_fi
     def refused(url: str) -> None:
         raise StoreDenied(url)
 
-    monkeypatch.setattr("jobs.input.listing.info_of", refused)
+    monkeypatch.setattr("jobs.input.manifest.info_of", refused)
     with pytest.raises(StoreDenied, match=r"c\.parquet"):
         asked_for(small.job, small.job.ledger.plans(), {1}, "c.parquet")
