@@ -1,11 +1,8 @@
 """Input by manifest: a list of files, for inputs too large to list.
 
-Parquet, JSON Lines or CSV with a column of URIs and optionally `version` (etag) and `size` in bytes, as other tools and
-storage inventories have them; or a text file with a URI a line, followed by a tab and the version, and a tab and the
-size, where they are known.
-With version and size nothing is looked up, unless the file was claimed in another version; but of the files that are
-new a few are, because versions that are not the store's would make every row a gone one. An entry without a version is
-claimed once: as what is there at that time.
+Its forms are in docs/INPUT.md. With version and size nothing is looked up, unless the file was claimed in another
+version; but of the files that are new a few are, because versions that are not the store's would make every row a gone
+one. An entry without a version is claimed once: as what is there at that time.
 """
 
 from __future__ import annotations
@@ -34,7 +31,6 @@ from workers.storage.lookahead import ahead
 _LOOKUPS_AT_ONCE = 32
 _COMPARED = 16
 """Of the new files that a manifest names with version and size, so many are looked up all the same."""
-_PARQUET_MAGIC = b"PAR1"
 _URI_NAMES = (
     *("uri", "url", "path", "file", "image", "s3_uri", "gcs_uri", "content", "gcsuri", "imagegcsuri", "source-ref"),
     *("image_uri", "image_url", "image_path", "file_path", "filepath", "file_name", "filename", "location"),
@@ -100,7 +96,7 @@ def _check(uri: str, manifest: str) -> None:
 
 def _table(data: bytes, url: str) -> pa.Table | None:
     """What Parquet, JSON Lines or CSV with a header hold of columns that are known; None for lines of text."""
-    if data[:4] == _PARQUET_MAGIC:
+    if data[:4] == b"PAR1":
         file = pq.ParquetFile(pa.BufferReader(data))
         known = [name for name in file.schema_arrow.names if name.lower() in _COLUMNS]
         return file.read(known) if known else file.schema_arrow.empty_table()

@@ -1,9 +1,7 @@
 """The members of a tar file, read forwards from any member on; nothing is extracted.
 
-The blocks are parsed by the standard library (`TarInfo.frombuf`: checksums, number formats, ustar prefixes). The walk
-over them is our own, because `tarfile.TarFile` takes a damaged header in the middle for the end of the archive, follows
-negative sizes backwards, and reads extended headers of any size. Here every step goes forwards, every size is bounded
-by the file's, and an archive ends in its end marker or is refused: a copy that was cut short may end between members.
+The blocks are parsed by the standard library (`TarInfo.frombuf`), the walk over them is our own: ARCHITECTURE.md says
+why. Every step goes forwards, every size is bounded by the file's, and an archive ends in its end marker or is refused.
 """
 
 from __future__ import annotations

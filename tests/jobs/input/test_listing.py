@@ -247,8 +247,8 @@ def test_entries_that_do_not_exist_or_are_not_as_the_manifest_says_are_named(tmp
     assert names(found, tmp_path) == ["b.parquet"]
     assert {Path(uri).name: reason[:38] for uri, reason in found.unreadable.items()} == {
         "a.parquet": "the manifest says version other-versio",
-        "none.parquet": "the manifest names it, and it does not",
-        "folder": "the manifest names it, and it is a fol",
+        "none.parquet": "the manifest names it, and there is no",
+        "folder": "the manifest names it, and there is no",
     }
 
 
