@@ -138,7 +138,7 @@ def key_places(schema: pa.Schema, how: InputSpec, uri: str) -> Places:
     return {name: place for name, place in places.items() if place is not None}
 
 
-def key_columns(places: Places) -> list[str]:
+def columns_of(places: Places) -> list[str]:
     """The columns to read of a file for its keys."""
     return [".".join(place) for place in places.values() if isinstance(place, tuple)]
 
@@ -174,7 +174,7 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
             types.append(pa.field(name, kind))
     except InputUnreadable as error:
         raise InputUnreadable(f"{key}: {error}") from error
-    return [*images, *key_columns(places)], pa.schema(types), there
+    return [*images, *columns_of(places)], pa.schema(types), there
 
 
 class Link(NamedTuple):

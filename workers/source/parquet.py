@@ -17,8 +17,8 @@ from workers.source.columns import (
     cells_of,
     column_at,
     column_path,
+    columns_of,
     image_columns,
-    key_columns,
     key_places,
     keys_of,
     without_views,
@@ -63,7 +63,7 @@ def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = No
     """The key columns of all rows, or of a row group, under their names in the output. Raises what Arrow raises."""
     places = key_places(parquet.schema_arrow, how, uri)
     groups = range(parquet.num_row_groups) if row_group is None else [row_group]
-    return keys_of(parquet.read_row_groups(groups, key_columns(places)), places)
+    return keys_of(parquet.read_row_groups(groups, columns_of(places)), places)
 
 
 def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
@@ -88,7 +88,7 @@ def row_group_blocks(
     and what Arrow raises."""
     schema = parquet.schema_arrow
     keys = key_places(schema, how, rows.uri)
-    names = [*image_columns(schema, how.image), *key_columns(keys)]
+    names = [*image_columns(schema, how.image), *columns_of(keys)]
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
     chunk, large = _large_chunk(file, parquet, rows.row_group, names)
     beside: list[tuple[int, pa.RecordBatch]] = []
