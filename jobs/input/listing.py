@@ -162,8 +162,8 @@ class _Taken:
             unsure = [source for source in unsure if source.uri not in dropped]
             known = claimed([source.uri for source in unsure]) if unsure else {}
             new = sorted({source for source in unsure if source.uri not in known})
-            told = passed_over.by_first_bytes(new, self._format)
-            judged = told if why == ASK else ((source, why, None) for source in new)
+            by_bytes = passed_over.by_first_bytes(new, self._format)
+            judged = by_bytes if why == ASK else ((source, why, None) for source in new)
             for source, reason, format in judged:
                 if reason:
                     self.passed.add(reason, source.uri, format=format)
