@@ -20,14 +20,11 @@ from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cau
 from workers.storage.filesystems import S3, local_version, version_of
 from workers.storage.retries import retrying
 
-_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/=]*(?:/|$))")
-"""Of Spark's: `_x=1` is a partition."""
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/=]*(?:/|$))")  # Spark's: `_x=1` is a partition
 _ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Classes of S3 whose objects are not read before they are restored."""
-_FOLDER = "_$folder$"
-"""Ends the names of markers that Hadoop writes."""
-_NAMES = 16
-"""Under so many names a folder is listed that only links within links lead to: these may multiply."""
+_FOLDER = "_$folder$"  # ends the names of markers that Hadoop writes
+_NAMES = 16  # under so many names a folder is listed that only links within links lead to: these may multiply
 
 
 class Below(NamedTuple):

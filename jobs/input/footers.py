@@ -28,10 +28,8 @@ from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 from workers.storage.lookahead import ahead
 
-_SAMPLES_TOGETHER = 16
-"""How finely a tar file may be cut."""
-_NO_IMAGE_BYTES = 200
-"""Where no statistics tell, a column chunk of few rows, all of them null, is smaller."""
+_SAMPLES_TOGETHER = 16  # how finely a tar file may be cut
+_NO_IMAGE_BYTES = 200  # where no statistics tell, a column chunk of few rows, all of them null, is smaller
 _PATHS_TOGETHER = 1024
 
 

@@ -38,8 +38,7 @@ _URI_NAMES = (
 """Of a column with URIs, in lower case, the first that is there: as Vertex AI, SageMaker and others call it."""
 _VERSION_NAMES = ("version", "etag", "e_tag")
 _COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
-_NAME = re.compile(r"[\w -]*")
-"""Of a column; pandas' index has none."""
+_NAME = re.compile(r"[\w -]*")  # of a column; pandas' index has none
 
 
 @dataclass(frozen=True)

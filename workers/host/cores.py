@@ -61,6 +61,10 @@ class Topology:
         """Only where the mask is ours alone: under a mere quota every container would pin to the same cores."""
         return self.quota_cpus is None or sum(map(len, self.cores)) <= self.quota_cpus
 
+    def plan(self, threads: int, slots: tuple[int, ...] = (), cpus: tuple[int, ...] = ()) -> ThreadPlan:
+        budget, per_core = self.budget, self.threads_per_core
+        return ThreadPlan(threads=threads, cpus=cpus, slots=slots, budget=budget, threads_per_core=per_core)
+
 
 def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) -> Topology:
     """Topology from `sys/devices/system/cpu`, `proc/self/cgroup` and `sys/fs/cgroup` below `root`."""
@@ -122,10 +126,7 @@ class Lease:
 
 def unpinned(threads: int) -> ThreadPlan:
     """The plan of a worker that lives in somebody else's process: it holds no cores and is pinned to none."""
-    topology = read_topology()
-    return ThreadPlan(
-        threads=threads, cpus=(), slots=(), budget=topology.budget, threads_per_core=topology.threads_per_core
-    )
+    return read_topology().plan(threads)
 
 
 def lease(threads: int, topology: Topology | None = None, folder: Path | None = None, *, held_for: str = "") -> Lease:
@@ -163,14 +164,8 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
         raise NoCores(
             f"{threads} of {counted(topology.budget, 'core')} wanted, {len(held)} free; held by {'; '.join(holders)}"
         )
-    plan = ThreadPlan(
-        threads=threads,
-        cpus=tuple(sorted(chosen)) if pin else (),
-        slots=tuple(sorted(chosen)),
-        budget=topology.budget,
-        threads_per_core=topology.threads_per_core,
-    )
-    return Lease(plan, [held[slot] for slot in chosen])
+    taken = tuple(sorted(chosen))
+    return Lease(topology.plan(threads, taken, taken if pin else ()), [held[slot] for slot in chosen])
 
 
 def choose_slots(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:

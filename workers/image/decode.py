@@ -76,8 +76,7 @@ LEFT, UP = (2, 3, 7, 8), (3, 4, 6, 7)
 ON_ITS_SIDE = 5
 """From this one on the stored rows are the columns that a person sees."""
 
-_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
-"""Tags of TIFF."""
+_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338  # tags of TIFF
 _TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified, "TIFF": tiff_without_extra_planes}
 """By kind: the same picture without what decoders refuse it for, and viewers do not; tried once it was refused."""
 
@@ -242,9 +241,9 @@ def _decode_with_pillow(
             image.load()
             _check_size(*image.size)  # of a HEIF it may be another one than the header told
             image_HWC = _rgb8(image)
-            stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
             # A TIFF and a HEIF are upright by now. A PNG may carry its EXIF behind the pixels: ask after loading.
-            return stored, b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
+            exif = b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
+            return Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1), exif
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
     except _PILLOW_FAULTS as error:

@@ -33,8 +33,7 @@ _PASSED_OVER = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))  # stuffing, TE
 
 _WITHOUT_SEGMENTS = (_SOI, _END)  # behind them another image begins
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-_MOST_SCANS = 10
-"""More are not looked into for stray bytes: each takes a decoding."""
+_MOST_SCANS = 10  # more are not looked into for stray bytes: each takes a decoding
 
 _WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "))
 

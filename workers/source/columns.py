@@ -19,12 +19,10 @@ from workers.source.rows import ImageCell
 from workers.source.source_file import InputUnreadable
 
 _NULL = BadImage(ErrorCode.NULL, "the image cell is null")
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-"""Null, as Hive and Spark name a folder."""
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, as Hive and Spark name a folder
 _LIKE_A_URI = re.compile(r"ur[il]|path|file|im(g|age)|photo|pic", re.IGNORECASE)
 """Names of columns that may hold URIs."""
-_NAMED = 8
-"""Columns, in a message."""
+_NAMED = 8  # columns, in a message
 
 
 def column_path(fields: Any, name: str) -> tuple[str, ...]:

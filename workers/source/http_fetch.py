@@ -77,8 +77,7 @@ def fetch(url: str) -> bytes:
     return body
 
 
-_pools = urllib3.PoolManager(num_pools=64, maxsize=CONNECTIONS)
-"""Connections, each to one checked address."""
+_pools = urllib3.PoolManager(num_pools=64, maxsize=CONNECTIONS)  # connections, each to one checked address
 _found: dict[tuple[str, int], tuple[float, str]] = {}
 """By host and port, an address that may be connected to, and until when that is good. Any thread may write."""
 

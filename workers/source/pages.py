@@ -20,12 +20,10 @@ import pyarrow.parquet as pq
 
 from workers.source.source_file import InputUnreadable, SourceFile
 
-_FOOTER_MAX = 2**20
-"""A longer footer is not taken apart: it would take seconds."""
+_FOOTER_MAX = 2**20  # a longer footer is not taken apart: it would take seconds
 _HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
 """Of a page header: read at first, and at most, as Arrow does. Statistics may make it long."""
-_BY_DICTIONARY = (2, 8)
-"""Encodings."""
+_BY_DICTIONARY = (2, 8)  # encodings
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 _FOOTERS: WeakKeyDictionary[SourceFile, dict[int, Any]] = WeakKeyDictionary()
 """Of files that are open: taking one apart costs as much as reading megabytes."""

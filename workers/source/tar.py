@@ -73,15 +73,11 @@ class Window:
     def at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on. Raises InputUnreadable where the file ends before, StoreError."""
         begin = offset - self._start
-        if begin < 0 or begin + count > len(self._data):
-            if offset + count > self.size:
-                raise _cut_off(f"bytes {offset} to {offset + count} are wanted", self.size)
-            self._fill(offset, count)
-            begin = 0
-        return self._data[begin : begin + count]
-
-    def _fill(self, offset: int, count: int) -> None:
-        """Make the buffer begin at `offset` and hold `count` bytes or more. What it holds of them is not read again."""
+        if begin >= 0 and begin + count <= len(self._data):
+            return self._data[begin : begin + count]
+        if offset + count > self.size:
+            raise _cut_off(f"bytes {offset} to {offset + count} are wanted", self.size)
+        # The buffer is to begin at `offset` and to hold `count` bytes or more; what it holds of them is not read again.
         end = self._start + len(self._data)
         kept = self._data[offset - self._start :] if self._start <= offset < end else b""
         if self._data and -2 * len(self._data) <= offset - end <= NEAR_BYTES:
@@ -93,6 +89,7 @@ class Window:
         self._start = offset
         if len(self._data) < count:
             raise _cut_off(f"{count} bytes at {offset} are wanted", offset + len(self._data))
+        return self._data[:count]
 
 
 def members(window: Window, start: int = 0) -> Iterator[Member]:

@@ -87,8 +87,7 @@ STORES = frozenset(
 )
 """Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
 WEB = frozenset(["http", "https"])
-_SCHEMES = STORES | WEB | {"file", "local"}
-"""Schemes that URIs in data and their roots may have."""
+_SCHEMES = STORES | WEB | {"file", "local"}  # schemes that URIs in data and their roots may have
 MAX_CHARS = 8192
 MAX_KEY_BYTES = 1024
 """Of an object's key: S3, GCS and Azure refuse longer ones with an error that is not that of a missing object."""
@@ -106,8 +105,7 @@ _HOSTED = tuple(
 )
 """Web addresses of objects, unsigned, with the bucket that they are in; the last group is the escaped key."""
 _AZURE_HOST = re.compile(r"([^@/]+)@([a-z0-9]+)(?:\.(?:blob|dfs)(?:\.core\.windows\.net)?)?")
-_MOUNTED = "/dbfs"
-"""Where Databricks mounts its file system."""
+_MOUNTED = "/dbfs"  # where Databricks mounts its file system
 _KEYED = frozenset(["s3", "gs", "abfs"])
 _DEFAULT_PORT = {"http": "80", "https": "443"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
