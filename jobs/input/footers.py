@@ -19,9 +19,9 @@ from jobs.input.key_types import changed_by_cast, common_keys, common_type, hold
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
-from workers.source.parquet import open_parquet, parquet_groups, read_keys
+from workers.source.parquet import parquet_groups, read_keys
 from workers.source.rows import FILE_KEYS, RowGroup, keys_schema
-from workers.source.source_file import InputUnreadable, SourceFile, opened
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet, opened
 from workers.source.uris import Refused, resolve_uri
 from workers.source.webdataset import row_groups
 from workers.storage.errors import NotFound, StoreDenied, StoreError

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.source.source_file import InputUnreadable, SourceFile
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet
 
 _FOOTER_MAX = 2**20  # a longer footer is not taken apart: it would take seconds
 _HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
@@ -213,13 +213,7 @@ def read_pages(
     group = {**group, 1: (_LIST, (_STRUCT, columns)), 3: rows}
     footer = _written(_STRUCT, {**chunk.footer, 3: rows, 4: (_LIST, (_STRUCT, [group]))})
     whole = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
-    reader = pq.ParquetFile(
-        source,
-        metadata=pq.read_metadata(pa.BufferReader(whole)),
-        pre_buffer=False,
-        buffer_size=buffer_size,
-        page_checksum_verification=True,
-    )
+    reader = open_parquet(source, buffer_size=buffer_size, metadata=pq.read_metadata(pa.BufferReader(whole)))
     yield from reader.iter_batches(rows_a_batch, columns=[chunk.name], use_threads=False)
 
 

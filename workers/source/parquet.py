@@ -8,7 +8,6 @@ from functools import reduce
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage
@@ -26,7 +25,7 @@ from workers.source.columns import (
 from workers.source.links import image_at
 from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock, RowGroup
-from workers.source.source_file import InputUnreadable, SourceFile
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
@@ -38,17 +37,6 @@ BUFFER_BYTES = 8 * 2**20
 PART_BYTES = 16 * 2**20
 MOST_HEADERS = 512
 """Of pages that are looked through to cut a row group: those of 26 GB where pages hold 100 MB, as DuckDB's do."""
-
-
-def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> pq.ParquetFile:
-    """INT96, as Spark and Athena write times, in microseconds: in nanoseconds, Arrow's default, 9999-12-31 is 1816."""
-    return pq.ParquetFile(
-        file,
-        pre_buffer=False,
-        buffer_size=buffer_size,
-        page_checksum_verification=True,
-        coerce_int96_timestamp_unit=int96_unit,
-    )
 
 
 def column_chunks(group: Any, columns: Iterable[str]) -> list[Any]:

@@ -25,7 +25,7 @@ from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted
 from workers.source import parquet, webdataset
 from workers.source.rows import FETCHES, ImageCell, RowBlock, file_keys
-from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, opened
+from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, open_parquet, opened
 from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
@@ -81,7 +81,7 @@ class ShardReader:
                 if self.input.format == "webdataset":
                     blocks = partial(webdataset.sample_blocks, webdataset.streaming(file))
                 else:
-                    blocks = partial(parquet.row_group_blocks, file, parquet.open_parquet(file))
+                    blocks = partial(parquet.row_group_blocks, file, open_parquet(file))
                 for index in indices:
                     yield from blocks(index, self.shard.slices[index], self.input, self.only)
             except (MemoryError, StoreDenied):  # of Arrow's memory, too: neither says anything about the file
@@ -187,7 +187,7 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     with file:
         if how.format == "webdataset":
             return webdataset.sample_keys(file, part.byte_start, part.rows, how)
-        keys = parquet.read_keys(parquet.open_parquet(file), how, part.uri, part.row_group)
+        keys = parquet.read_keys(open_parquet(file), how, part.uri, part.row_group)
         return keys.slice(part.row_start, part.rows)
 
 

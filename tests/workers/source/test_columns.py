@@ -16,9 +16,9 @@ from workers.contract import InputSpec
 from workers.image.errors import BadImage
 from workers.source.columns import cells_of, column_path, file_columns, folder_values, key_places, keys_of
 from workers.source.links import image_at
-from workers.source.parquet import column_chunks, open_parquet
+from workers.source.parquet import column_chunks
 from workers.source.shard_reader import ShardReader, key_columns
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable, open_parquet
 
 SAME_SIZE: list[bytes | None] = [b"aaaa", b"bbbb", None, b"cccc"]
 OTHER_SIZES: list[bytes | None] = [b"aaaaaaa", b"", None, b"cc"]
