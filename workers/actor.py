@@ -23,7 +23,7 @@ from workers.outcomes import Failure, FailureKind, ShardResult, WorkerInfo
 
 if TYPE_CHECKING:
     from workers.score.scorer import Part, Scorer
-    from workers.source.prefetch import ReadAhead
+    from workers.source.shard_reader import ReadAhead
 
 _T = TypeVar("_T")
 
@@ -133,8 +133,7 @@ class Worker:
         )
 
     def _score(self, shard: Shard) -> ShardResult:
-        from workers.source.prefetch import ReadAhead
-        from workers.source.shard_reader import ShardReader
+        from workers.source.shard_reader import ReadAhead, ShardReader
 
         self._notice.begin()
         ahead = ReadAhead(ShardReader(shard, self._spec.input))

@@ -20,14 +20,11 @@ from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cau
 from workers.storage.filesystems import S3, local_version, version_of
 from workers.storage.retries import retrying
 
-_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/=]*(?:/|$))")
-"""Of Spark's: `_x=1` is a partition."""
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/=]*(?:/|$))")  # Spark's: `_x=1` is a partition
 _ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Classes of S3 whose objects are not read before they are restored."""
-_FOLDER = "_$folder$"
-"""Ends the names of markers that Hadoop writes."""
-_NAMES = 16
-"""Under so many names a folder is listed that only links within links lead to: these may multiply."""
+_FOLDER = "_$folder$"  # ends the names of markers that Hadoop writes
+_NAMES = 16  # under so many names a folder is listed that only links within links lead to: these may multiply
 
 
 class Below(NamedTuple):
@@ -146,6 +143,13 @@ def _children(folder: _Folder, folders: list[_Folder]) -> Iterator[Below]:
                     continue
 
 
+def _by_place(relative: str) -> str:
+    """Why an object is not taken, as far as its path tells."""
+    if not relative or relative.endswith(("/", _FOLDER)):
+        return FOLDER_MARKER
+    return HIDDEN if hidden(relative) else ""
+
+
 def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:
     """Of S3."""
     bucket, key, _ = fs.split_path(folder)
@@ -157,14 +161,10 @@ def _pages(fs: Any, folder: str, url: str) -> Iterator[Below]:
             asked["OptionalObjectAttributes"] = ["RestoreStatus"]  # which only a store with archives need know
             continue
         for one in files:
-            name, why = one["Key"], ""
-            if name.endswith(("/", _FOLDER)):
-                why = FOLDER_MARKER
-            elif hidden(name[len(asked["Prefix"]) :]):
-                why = HIDDEN
-            elif one.get("StorageClass") in _ARCHIVED and "RestoreExpiryDate" not in one.get("RestoreStatus", ()):
-                why = ARCHIVED
-            yield Below(f"{bucket}/{name}", one["Size"], one["ETag"].strip('"'), why)
+            why = _by_place(one["Key"].removeprefix(asked["Prefix"]))
+            archived = one.get("StorageClass") in _ARCHIVED and "RestoreExpiryDate" not in one.get("RestoreStatus", ())
+            why = why or (ARCHIVED if archived else "")
+            yield Below(f"{bucket}/{one['Key']}", one["Size"], one["ETag"].strip('"'), why)
         if not page.get("IsTruncated"):
             return
         asked["ContinuationToken"] = page["NextContinuationToken"]
@@ -179,5 +179,4 @@ def _found(fs: Any, folder: str, url: str) -> Iterator[Below]:
         files = retrying(lambda: fs.find(container, prefix=key, detail=True), url)
     for name, info in files.items():
         if name.startswith(base) and info["type"] != "directory":
-            marker = name.endswith(("/", _FOLDER))
-            yield as_listed(info, FOLDER_MARKER if marker else HIDDEN if hidden(name.removeprefix(base)) else "")
+            yield as_listed(info, _by_place(name.removeprefix(base)))

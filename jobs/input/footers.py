@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,20 +19,17 @@ from jobs.input.key_types import changed_by_cast, common_keys, common_type, hold
 from jobs.ledger.plans import Source
 from workers.contract import InputSpec
 from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
-from workers.source.image_files import FILE_KEYS, keys_schema
-from workers.source.parquet import open_parquet, parquet_groups, read_keys
-from workers.source.rows import RowGroup
-from workers.source.source_file import InputUnreadable, SourceFile, opened
+from workers.source.parquet import parquet_groups, read_keys
+from workers.source.rows import FILE_KEYS, RowGroup, keys_schema
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet, opened
 from workers.source.uris import Refused, resolve_uri
 from workers.source.webdataset import row_groups
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
+from workers.storage.lookahead import ahead
 
-_FOOTERS_AT_ONCE = 16
-_SAMPLES_TOGETHER = 16
-"""How finely a tar file may be cut."""
-_NO_IMAGE_BYTES = 200
-"""Where no statistics tell, a column chunk of few rows, all of them null, is smaller."""
+_SAMPLES_TOGETHER = 16  # how finely a tar file may be cut
+_NO_IMAGE_BYTES = 200  # where no statistics tell, a column chunk of few rows, all of them null, is smaller
 _PATHS_TOGETHER = 1024
 
 
@@ -97,25 +93,23 @@ def open_sources(
     if spec.format == "images":
         return OpenedImages(sources, keys_schema(spec.copied) if spec.keys else None), {}
 
-    def attempt(task: Callable[[], Opened]) -> Opened | Exception | None:
+    def attempt(task: Callable[..., Opened], *given: Any) -> Opened | Exception | None:
         try:
-            return task()
+            return task(*given)
         except NotFound:
             return None
         except (_Odd, InputUnreadable, StoreError, StoreDenied) as error:
             return error
 
-    def read(source: Source) -> Opened:
-        return _read_headers(source, spec) if spec.format == "webdataset" else _read_footer(source, spec, roots)
-
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footer") as pool:
-        outcomes = dict(zip(sources, pool.map(attempt, [partial(read, source) for source in sources]), strict=True))
-        there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
-        decide = [one.keys for one in there if one.rows] or [one.keys for one in there]
-        types = common_keys(decide) if keys is None else keys
-        unlike = [one for one in there if one.keys != types]
-        fitted = pool.map(attempt, [partial(_fitted, one, spec, types) for one in unlike])
-        outcomes |= zip([one.source for one in unlike], fitted, strict=True)
+    read = _read_headers if spec.format == "webdataset" else partial(_read_footer, roots=roots)
+    found = ahead(lambda source: attempt(read, source, spec), sources, "footer")
+    outcomes = dict(zip(sources, found, strict=True))
+    there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
+    decide = [one.keys for one in there if one.rows] or [one.keys for one in there]
+    types = common_keys(decide) if keys is None else keys
+    unlike = [one for one in there if one.keys != types]
+    fitted = ahead(lambda one: attempt(_fitted, one, spec, types), unlike, "footer")
+    outcomes |= zip([one.source for one in unlike], fitted, strict=True)
     opened_ = [outcome for outcome in outcomes.values() if isinstance(outcome, Opened)]
     odd = [(source.uri, outcome) for source, outcome in outcomes.items() if isinstance(outcome, _Odd)]
     if odd and not opened_ and keys is None:

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from jobs.errors import NothingThere, SpecError
+from jobs.input import passed_over
 from jobs.input.below import Below, as_listed, at_link, files_below, hidden, real_folder
-from jobs.input.kinds import ASK, WHAT, by_first_bytes, by_name, format_named, is_beside, is_data
-from jobs.input.manifest import pin_entries, read_entries
-from jobs.input.passed_over import ARCHIVED, DEAD, DENIED, EMPTY, FOLDER_MARKER, HIDDEN, OTHER_NAME, OWN, PassedOver
+from jobs.input.manifest import pin_entries, read_entries, source_at
+from jobs.input.passed_over import ARCHIVED, ASK, DEAD, DENIED, EMPTY, FOLDER_MARKER, HIDDEN, OTHER_NAME, OWN
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import full_url, is_local, open_filesystem, version_of
+from workers.storage.filesystems import full_url, is_local, open_filesystem
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
@@ -100,10 +100,9 @@ def list_input(
         absent += missing
     sources, passed = taken.each_once(claimed), taken.passed
     if delivered and not sources and passed.is_much():
-        raise NothingThere(
-            f"{key}: nothing that is there is {WHAT[spec.format]}; {passed.line()}",
-            passed.way_out(spec.format),
-        )
+        (line,) = passed_over.passed_over_lines(passed.rows())
+        what = passed_over.WHAT[spec.format]
+        raise NothingThere(f"{key}: nothing that is there is {what}; {line}", passed.way_out(spec.format))
     return Listing(sources, tuple(absent), named_once(passed.unreadable | unreadable), passed.rows())
 
 
@@ -118,7 +117,7 @@ class _Taken:
         self._format, self.excluded = format, excluded
         self._own = real_folder(own) if own and is_local(own) and format == "parquet" else ""
         self.sources: list[Source] = []
-        self.passed = PassedOver()
+        self.passed = passed_over.PassedOver()
         self._inodes = array("Q")  # of each source
         self._links = set[str]()
         self._unsure: dict[str, list[Source]] = {why: [] for why in _UNSURE}
@@ -135,7 +134,7 @@ class _Taken:
             if self.excluded(uri):
                 continue
             if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
-                said = by_name(path.rpartition("/")[2], self._format)
+                said = passed_over.by_name(path.rpartition("/")[2], self._format)
                 why = why if said == ASK and why else said or why
             if not size and (why == ASK or (not why and self._format != "images")):
                 self.passed.beside += why == ASK
@@ -143,8 +142,9 @@ class _Taken:
             if self._own and (os.path.realpath(path) if linked else path).startswith(self._own):
                 why = OWN
             if why and (why not in _UNSURE or not version):
-                self._pass(uri, why)
-                self.passed.hidden += why == HIDDEN and is_data(path.removeprefix(above), self._format)
+                self.passed.add(why, uri)
+                inside = path.removeprefix(above)
+                self.passed.hidden += why == HIDDEN and passed_over.is_data(inside, self._format)
                 continue
             self.sources.append(Source(uri, size, version))
             self._inodes.append(inode)
@@ -155,12 +155,6 @@ class _Taken:
             if former:
                 self._former[uri] = former
 
-    def _pass(self, uri: str, why: str, format: str | None = None) -> None:
-        self.passed.add(why, uri)
-        self.passed.beside += is_beside(why)
-        if format := format or (format_named(uri.lower()) if why.startswith("named ") else None):
-            self.passed.of_formats[format] = self.passed.of_formats.get(format, 0) + 1
-
     def each_once(self, claimed: Claimed) -> list[Source]:
         """The sources by URI. What a name does not tell is looked at, where it is not claimed. Raises StoreError."""
         dropped = self._second_names(claimed) if self._links else set()
@@ -168,10 +162,11 @@ class _Taken:
             unsure = [source for source in unsure if source.uri not in dropped]
             known = claimed([source.uri for source in unsure]) if unsure else {}
             new = sorted({source for source in unsure if source.uri not in known})
-            judged = by_first_bytes(new, self._format) if why == ASK else ((source, why, None) for source in new)
+            by_bytes = passed_over.by_first_bytes(new, self._format)
+            judged = by_bytes if why == ASK else ((source, why, None) for source in new)
             for source, reason, format in judged:
                 if reason:
-                    self._pass(source.uri, reason, format)
+                    self.passed.add(reason, source.uri, format=format)
                     dropped.add(source.uri)
         if self._former:
             known = claimed(list(self._former))
@@ -193,16 +188,17 @@ class _Taken:
         known = claimed([uri for names in several for uri in names]) if several else {}
         second = set[str]()
         for names in several:
-            named = {uri for uri in names if format_named(uri.lower()) == self._format}
+            named = {uri for uri in names if passed_over.format_named(uri) == self._format}
             second |= names - {min(names, key=lambda u: (u not in known, u not in named, u in self._links, u))}
         for uri in second:
-            self._pass(uri, OTHER_NAME)
+            self.passed.add(OTHER_NAME, uri)
         return second
 
 
 def left_out(spec: InputSpec, days: Days) -> Callable[[str], bool]:
     """Whether a pattern with ! in input.uri names a file, or a folder that it lies in."""
-    patterns = [_as_listed(url) for template in spec.exclusions for url in filled(template, days)]
+    given = [url for template in spec.exclusions for url in filled(template, days)]
+    patterns = [url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url)) for url in given]
     return lambda uri: any(covers(pattern, uri) for pattern in patterns)
 
 
@@ -216,7 +212,7 @@ def vanished(uris: Iterable[str]) -> set[str]:
 
     def gone(uri: str) -> tuple[str, bool]:
         try:
-            return uri, _source_at(uri) is None
+            return uri, source_at(uri) is None
         except (StoreError, StoreDenied):
             return uri, False
 
@@ -225,20 +221,9 @@ def vanished(uris: Iterable[str]) -> set[str]:
 
 def sources_now(uris: Iterable[str], claimed: Mapping[str, str] | None = None) -> dict[str, Source | None]:
     """What is at these places: each file as it is now, or None; in the version that is `claimed` where that is right.
-
-    Raises StoreError, StoreDenied.
-    """
+    Raises StoreError, StoreDenied."""
     known = claimed or {}
-    return dict(ahead(lambda uri: (uri, _source_at(uri, known.get(uri, ""))), uris, "versions"))
-
-
-def _source_at(uri: str, claimed: str = "") -> Source | None:
-    try:
-        fs, path = open_filesystem(uri)
-        info = retrying(lambda: fs.info(path), uri)
-    except NotFound:
-        return None
-    return Source(uri, int(info["size"]), version_of(info, claimed)) if info["type"] == "file" else None
+    return dict(ahead(lambda uri: (uri, source_at(uri, known.get(uri))), uris, "versions"))
 
 
 def _found(url: str) -> Iterator[Below]:
@@ -322,8 +307,3 @@ def _children(fs: Any, folder: str, part: str, url: str) -> Iterator[Below | str
             yield path
         else:
             yield as_listed(info, FOLDER_MARKER if str(info["name"]).endswith("/") else "")
-
-
-def _as_listed(url: str) -> str:
-    """A pattern of what is left out, as sources are named."""
-    return url if url.startswith(ANYWHERE) else full_url(*open_filesystem(url))

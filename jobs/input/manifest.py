@@ -1,18 +1,14 @@
 """Input by manifest: a list of files, for inputs too large to list.
 
-Parquet, JSON Lines or CSV with a column of URIs and optionally `version` (etag) and `size` in bytes, as other tools and
-storage inventories have them; or a text file with a URI a line, followed by a tab and the version, and a tab and the
-size, where they are known.
-With version and size nothing is looked up, unless the file was claimed in another version; but of the files that are
-new a few are, because versions that are not the store's would make every row a gone one. An entry without a version is
-claimed once: as what is there at that time.
+Its forms are in docs/INPUT.md. With version and size nothing is looked up, unless the file was claimed in another
+version; but of the files that are new a few are, because versions that are not the store's would make every row a gone
+one. An entry without a version is claimed once: as what is there at that time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote_plus
 
@@ -29,13 +25,12 @@ from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise, usual
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import is_local, open_filesystem, read_url, version_of
-from workers.storage.retries import retrying
+from workers.storage.filesystems import info_of, is_local, open_filesystem, read_url, version_of
+from workers.storage.lookahead import ahead
 
 _LOOKUPS_AT_ONCE = 32
 _COMPARED = 16
 """Of the new files that a manifest names with version and size, so many are looked up all the same."""
-_PARQUET_MAGIC = b"PAR1"
 _URI_NAMES = (
     *("uri", "url", "path", "file", "image", "s3_uri", "gcs_uri", "content", "gcsuri", "imagegcsuri", "source-ref"),
     *("image_uri", "image_url", "image_path", "file_path", "filepath", "file_name", "filename", "location"),
@@ -43,8 +38,7 @@ _URI_NAMES = (
 """Of a column with URIs, in lower case, the first that is there: as Vertex AI, SageMaker and others call it."""
 _VERSION_NAMES = ("version", "etag", "e_tag")
 _COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
-_NAME = re.compile(r"[\w -]*")
-"""Of a column; pandas' index has none."""
+_NAME = re.compile(r"[\w -]*")  # of a column; pandas' index has none
 
 
 @dataclass(frozen=True)
@@ -57,10 +51,8 @@ class Entry:
 
 
 def read_entries(url: str, passed: PassedOver | None = None) -> list[Entry]:
-    """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over.
-
-    Raises NotFound, StoreError, StoreDenied, SpecError.
-    """
+    """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over. Raises
+    NotFound, StoreError, StoreDenied, SpecError."""
     data = read_url(url)
     try:
         table = _table(data, url)
@@ -103,7 +95,7 @@ def _check(uri: str, manifest: str) -> None:
 
 def _table(data: bytes, url: str) -> pa.Table | None:
     """What Parquet, JSON Lines or CSV with a header hold of columns that are known; None for lines of text."""
-    if data[:4] == _PARQUET_MAGIC:
+    if data[:4] == b"PAR1":
         file = pq.ParquetFile(pa.BufferReader(data))
         known = [name for name in file.schema_arrow.names if name.lower() in _COLUMNS]
         return file.read(known) if known else file.schema_arrow.empty_table()
@@ -215,9 +207,8 @@ def pin_entries(
     new = [uri for uri in pinned if uri not in latest and uri not in unknown]
     compared = {uri: pinned[uri] for uri in new[:: -(-len(new) // _COMPARED) or 1]}
     unknown |= {uri: [Entry(uri, said.version, said.size)] for uri, said in compared.items()}
-    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, "manifest") as pool:
-        found = pool.map(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown)
-        looked_up = dict(zip(unknown, found, strict=True))
+    found = ahead(lambda uri: _look_up(unknown[uri], latest.get(uri)), unknown, "manifest", _LOOKUPS_AT_ONCE)
+    looked_up = dict(zip(unknown, found, strict=True))
     wrong: dict[str, str] = {uri: reason for uri, reason in looked_up.items() if isinstance(reason, str)}
     if len(new) > 1 and wrong.keys() >= compared.keys():
         uri = next(iter(compared))
@@ -241,21 +232,27 @@ def _at_its_word(entry: Entry, claimed: str | None) -> Source | None:
     return None
 
 
+def source_at(uri: str, *versions: str | None) -> Source | None:
+    """The file that there is now, in the first of these versions that is right; None where there is no file.
+
+    Raises StoreError, StoreDenied.
+    """
+    try:
+        info = info_of(uri)
+    except NotFound:
+        return None
+    right = next((v for v in versions if v is not None and version_of(info, v) == v), "")
+    return Source(uri, int(info["size"]), version_of(info, right)) if info["type"] == "file" else None
+
+
 def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
     """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
-    uri = entries[0].uri
     try:
-        fs, path = open_filesystem(uri)
-        info = retrying(lambda: fs.info(path), uri)
-    except NotFound:
-        return "the manifest names it, and it does not exist" if claimed is None else None
+        there = source_at(entries[0].uri, claimed, *(entry.version for entry in entries))
     except (StoreDenied, StoreError) as error:
         return str(error)
-    said_versions = [v for v in (claimed, *(entry.version for entry in entries)) if v is not None]
-    right = next((v for v in said_versions if version_of(info, v) == v), "")
-    there = Source(uri, int(info["size"]), version_of(info, right))
-    if info["type"] != "file":
-        return "the manifest names it, and it is a folder"
+    if there is None:
+        return "the manifest names it, and there is no such file" if claimed is None else None
     if claimed == there.version or any(
         e.version in (None, there.version) and e.size in (None, there.size) for e in entries
     ):

@@ -1,11 +1,20 @@
-"""What lies under the input and is not taken: how many files for each reason, with one of them."""
+"""What lies under the input and is not taken: why, by its name or first bytes, and how many files, with one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from jobs.ledger.plans import Source
 from workers.counted import counted
+from workers.image.formats import sniff
+from workers.source.tar import COMPRESSED
+from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.filesystems import open_filesystem
+from workers.storage.lookahead import ahead
+from workers.storage.retries import retrying
 
 HIDDEN = "hidden (_ or . in front)"
 FOLDER_MARKER = "folder markers"
@@ -36,6 +45,39 @@ _WAY_OUT = {
 _UNHIDE = "rename what is hidden, or name its folder in input.uri, or the files in input.manifest"
 _SHOWN = 6
 
+SUFFIXES = {
+    "parquet": (".parquet", ".parq", ".pq"),
+    "images": (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic"),
+        *(".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf"),
+    ),
+    # Compressed ones are listed too, so that they are named as unreadable rather than passed over.
+    "webdataset": (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+}
+"""By format, how names of its files end."""
+WHAT = {"parquet": "Parquet", "images": "an image", "webdataset": "a tar"}
+ASK = "?"
+"""The name does not say."""
+
+_TEXTS, _COPIES, _OTHERS = (
+    frozenset(f".{suffix}" for suffix in suffixes.split())
+    for suffixes in (
+        "txt md rst csv tsv json jsonl ndjson yaml yml xml xmp html htm log ini cfg toml crc md5 sha1 sha256 sha512 ok "
+        "done success complete ready manifest sig asc aae url lnk db pdf",
+        "tmp temp part partial crdownload download filepart gstmp swp lock _copying_",
+        "zip gz bz2 xz zst lz4 7z rar orc avro arrow feather ipc npy npz h5 hdf5 mat tfrecord tfrecords record rec idx "
+        "index lance txn svg psd ai eps cr2 cr3 nef arw dng orf rw2 raf pef srw mp4 m4v mov avi mkv webm mp3 wav "
+        "py ipynb sh sql sqlite duckdb pkl pickle pt pth ckpt safetensors onnx doc docx xls xlsx ppt pptx bak old exe",
+    )
+)
+"""Other suffixes: of what lies beside data, of copies under way, of what else there is."""
+_NO_DATA = re.compile(r"(?:^|/)(?:\.|_te?mp(?:orary)?(?![a-z])|_(?:stint|delta_log)/)")
+"""Where files lie hidden whatever they are called."""
+_SAMPLE = 256
+"""Of so many more images by hash, only a spread of these is read; where all are images, the others are taken so."""
+_ALL_UP_TO = 4096
+_HEAD_BYTES = 512
+
 
 @dataclass
 class PassedOver:
@@ -48,11 +90,14 @@ class PassedOver:
     """Of these, files that are hidden and called like data."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Of these, what should be read, with the reason."""
-    of_formats: dict[str, int] = field(default_factory=dict)
+    of_formats: Counter[str] = field(default_factory=Counter)
     """Of these, files of another format that can be input, by that."""
 
-    def add(self, why: str, example: str, more: int = 1) -> None:
-        """One more file, or members of one."""
+    def add(self, why: str, example: str, more: int = 1, format: str | None = None) -> None:
+        """One more file, which is of this format or called like one, or members of one."""
+        self.beside += why.removeprefix("named ") in _TEXTS
+        if format := format or (format_named(example) if why.startswith("named ") else None):
+            self.of_formats[format] += 1
         example = example.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         if why in (DENIED, BROKEN, ARCHIVED):
             self.unreadable[example] = f"{why.removeprefix('that ')}: {_WAY_OUT[why]}"
@@ -64,9 +109,6 @@ class PassedOver:
         by_count = sorted(self.by_reason.items(), key=lambda one: (-one[1][0], one[0]))
         return [(why, count, example) for why, (count, example) in by_count]
 
-    def line(self) -> str:
-        return passed_over_lines(self.rows())[0]
-
     def is_much(self) -> bool:
         """Whether there is more than lies in a folder before its files are delivered."""
         files = sum(count for why, (count, _) in self.by_reason.items() if why not in _NO_MATTER)
@@ -75,7 +117,7 @@ class PassedOver:
     def way_out(self, format: str) -> str:
         """What to do where nothing else is there."""
         if self.of_formats:
-            other = max(self.of_formats, key=lambda name: self.of_formats[name])
+            ((other, _),) = self.of_formats.most_common(1)
             return f"write `format: {other}` in input, or the path of what is to be scored"
         steps = [step for why, step in _WAY_OUT.items() if why in self.by_reason] + [_UNHIDE] * (self.hidden > FEW)
         return "; ".join(steps) or f"check input.uri and input.format, which is {format}"
@@ -93,3 +135,67 @@ def passed_over_lines(rows: Iterable[tuple[str, int, str]]) -> list[str]:
     if more := rows[_SHOWN:]:
         kinds.append(f"{counted(len(more), 'other kind')}: {sum(count for _, count, _ in more):,}")
     return [f"passed over: {'; '.join(kinds)}"] if kinds else []
+
+
+def by_name(name: str, format: str) -> str:
+    """`` for a file of the format, ASK, or what it is called instead."""
+    lower = name.lower()
+    if lower.endswith(SUFFIXES[format]):
+        return ""
+    stem, dot, last = lower.rpartition(".")
+    suffix = f".{last}" if stem and dot else ""
+    if suffix in _COPIES or lower.endswith("~"):
+        return HALF_COPIED
+    if suffix in _TEXTS or suffix in _OTHERS or format_named(name):
+        return f"named {suffix}"
+    # As `aws s3 cp` calls a copy until it is whole.
+    return next((f"with more behind {known}" for known in SUFFIXES[format] if f"{known}." in lower), ASK)
+
+
+def format_named(name: str) -> str | None:
+    """The format that a name ends like."""
+    return next((format for format, suffixes in SUFFIXES.items() if name.lower().endswith(suffixes)), None)
+
+
+def is_data(relative: str, format: str) -> bool:
+    """Whether what is hidden is called like data: of a camera (`_DSC0001.JPG`) rather than of a writer under way."""
+    return not _NO_DATA.search(relative) and format_named(relative) == format
+
+
+def by_first_bytes(sources: Sequence[Source], format: str) -> Iterator[tuple[Source, str, str | None]]:
+    """Of each source `` where it is of the format, or why not, and the format that it is of, if any. Raises StoreError
+    where many in a row cannot be read: that is the store's doing."""
+    if format == "images" and len(sources) > _ALL_UP_TO:
+        spread = sources[:: len(sources) // _SAMPLE]
+        if all(kind == format for kind, _ in ahead(_kind_of, spread, "first bytes")):
+            yield from ((source, "", format) for source in sources)
+            return
+    in_a_row = 0
+    for source, (kind, said) in zip(sources, ahead(_kind_of, sources, "first bytes"), strict=True):
+        in_a_row = in_a_row + 1 if said == BROKEN else 0
+        if in_a_row > FEW:
+            raise StoreError(f"{source.uri} and {FEW} files before it could not be read")
+        yield source, "" if kind == format else said, kind
+
+
+def _kind_of(source: Source) -> tuple[str | None, str]:
+    """The format that a file is of, if any, and what it is for a person."""
+    fs, path = open_filesystem(source.uri)
+    try:
+        head = retrying(lambda: fs.cat_file(path, start=0, end=min(source.size, _HEAD_BYTES)), source.uri)
+    except NotFound:
+        return None, "gone since it was listed"
+    except StoreDenied:
+        return None, DENIED
+    except StoreError:
+        return None, BROKEN
+    if (picture := sniff(head)) is not None:
+        return "images", f"{picture} by their first bytes"
+    if head[:4] in (b"PAR1", b"PARE"):
+        return "parquet", "Parquet by their first bytes"
+    if head[257:262] == b"ustar":
+        return "webdataset", "tar by their first bytes"
+    packed = next(
+        (f"{kind} by their first bytes" for magic, kind in COMPRESSED.items() if head.startswith(magic)), None
+    )
+    return None, packed or "of no format that the first bytes tell"

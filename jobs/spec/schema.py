@@ -41,7 +41,7 @@ from workers.contract import (
 )
 from workers.output import OWN_COLUMNS
 from workers.redaction import credential_in, shown
-from workers.source.image_files import FILE_KEYS
+from workers.source.rows import FILE_KEYS
 from workers.source.uris import check_root
 from workers.source.webdataset import extensions
 

@@ -5,18 +5,18 @@ Source: "Scan Planning" and "Delete Formats" in https://iceberg.apache.org/spec/
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
+from jobs.ledger.table_files import Positions
+from jobs.tables.bitmaps import positions_of, stored_vector
 from jobs.tables.iceberg_files import (
     EQUALITY_DELETES,
     POSITION_DELETES,
@@ -30,15 +30,13 @@ from workers.source.table_view import TableView
 from workers.storage.errors import StoreError
 from workers.storage.lookahead import ahead
 
-_Numbers = npt.NDArray[np.int64]
-DeadRows = Mapping[str, tuple[_Numbers, _Numbers]]
+DeadRows = Mapping[str, tuple[Positions, Positions]]
 """By path of a data file: positions of rows that are not live, ascending, each once; and the sequence numbers of the
 first deletes that took them."""
 
 ALIVE = np.iinfo(np.int64).max
 """In place of a sequence number."""
 _ROWS_TOGETHER = 2**20
-_VECTOR = b"\xd1\xd3\x39\x64"
 
 
 def dead_rows(
@@ -56,7 +54,7 @@ def dead_rows(
     StoreDenied.
     """
     refuse_unreadable(deletes)
-    dead: dict[str, list[tuple[_Numbers, _Numbers]]] = defaultdict(list)
+    dead: dict[str, list[tuple[Positions, Positions]]] = defaultdict(list)
     named = [one for one in deletes if one.content == POSITION_DELETES and (one.about is None or one.about in data)]
     for one, found in zip(named, ahead(lambda one: _positions(files, one), named, "deletes"), strict=True):
         for path, rows in found.items():
@@ -96,14 +94,14 @@ def dead_rows(
     return {path: _each_once(parts, data[path].rows) for path, parts in dead.items()}
 
 
-def _each_once(parts: Iterable[tuple[_Numbers, _Numbers]], rows: int) -> tuple[_Numbers, _Numbers]:
+def _each_once(parts: Iterable[tuple[Positions, Positions]], rows: int) -> tuple[Positions, Positions]:
     at, since = (np.concatenate(some).astype(np.int64) for some in zip(*parts, strict=True))
     order = np.lexsort((since, at))
     at, first = np.unique(at[order], return_index=True)
     return at[at < rows], since[order][first][at < rows]
 
 
-def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, _Numbers]:
+def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, Positions]:
     """Of deleted rows, by path of the data file."""
     data = files.read(one.path)
     if one.format == "PUFFIN":
@@ -120,14 +118,11 @@ def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, _Numbers]:
     return dict(zip(paths.dictionary.to_pylist(), np.split(table["pos"].to_numpy()[order], ends[:-1]), strict=True))
 
 
-def _deletion_vector(blob: bytes, path: str) -> _Numbers:
-    """Positions in a blob `deletion-vector-v1`. Source: https://iceberg.apache.org/puffin-spec/"""
-    from pyroaring import BitMap64
-
-    stop = 4 + int.from_bytes(blob[:4], "big")
-    if blob[4:8] != _VECTOR or zlib.crc32(blob[4:stop]) != int.from_bytes(blob[stop : stop + 4], "big"):
-        raise SpecError(f"{path} holds a damaged deletion vector", "roll the table back, or write the file again")
-    return np.array(BitMap64.deserialize(blob[8:stop]).to_array(), np.int64)
+def _deletion_vector(blob: bytes, path: str) -> Positions:
+    try:
+        return positions_of(stored_vector(blob))
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}", "roll the table back, or write the file again") from error
 
 
 def _columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
@@ -179,10 +174,10 @@ class DeletedKeys:
         self._sequences, ranks = np.unique(sequences, return_inverse=True)
         self.last, self.rows = int(max(self._sequences, default=0)), table.num_rows
         self._values = [(name, pc.unique(table[name])) for name in table.column_names]
-        self._known: list[_Numbers] = []
+        self._known: list[Positions] = []
         self._deletes = np.unique(self._codes(table, first=True) * (len(self._sequences) + 1) + ranks)
 
-    def _codes(self, table: pa.Table, first: bool = False) -> _Numbers:
+    def _codes(self, table: pa.Table, first: bool = False) -> Positions:
         """Number of each row's key, -1 for none. Those of the deletes come first: they make the numbers."""
         codes = np.zeros(table.num_rows, np.int64)
         for place, (name, values) in enumerate(self._values):
@@ -195,7 +190,7 @@ class DeletedKeys:
             codes = np.where(known[codes] == both, codes, -1)
         return codes
 
-    def taken_at(self, table: pa.Table, sequences: _Numbers) -> _Numbers:
+    def taken_at(self, table: pa.Table, sequences: Positions) -> Positions:
         """For each row, of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
         codes, width = self._codes(table), len(self._sequences) + 1
         start = codes * width + np.searchsorted(self._sequences, sequences, side="right")

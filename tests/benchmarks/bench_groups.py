@@ -40,8 +40,7 @@ from tests.objectstore.packages import ministack
 from tests.objectstore.processes import free_ports, started
 from workers.contract import InputSpec, Shard
 from workers.host.memory import peak_rss_bytes
-from workers.source.prefetch import ReadAhead
-from workers.source.shard_reader import ShardReader
+from workers.source.shard_reader import ReadAhead, ShardReader
 
 WORKERS = 2
 GROUP_BYTES = 64 * 10**6

@@ -36,9 +36,8 @@ from workers.image.resize import Preparer, decode_into
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
 from workers.score.predictor import Predictor
-from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
-from workers.source.shard_reader import ShardReader
+from workers.source.shard_reader import ReadAhead, ShardReader
 from workers.storage.filesystems import open_filesystem, version_of
 
 HOW = Preprocess(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -25,6 +25,6 @@ def folders(root: Path, controller: str) -> Iterator[Path]:
 def read_text(path: Path) -> str | None:
     """A kernel file's text, None where there is none."""
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None

@@ -24,8 +24,7 @@ from workers.host.memory import Guard
 
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 """Signals that a process does not give itself."""
-_PR_SET_PDEATHSIG = 1
-"""Of prctl(2): a signal to get when the thread that started us ends."""
+_PR_SET_PDEATHSIG = 1  # of prctl(2): a signal to get when the thread that started us ends
 
 
 class Died(Exception):

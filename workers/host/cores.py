@@ -61,6 +61,10 @@ class Topology:
         """Only where the mask is ours alone: under a mere quota every container would pin to the same cores."""
         return self.quota_cpus is None or sum(map(len, self.cores)) <= self.quota_cpus
 
+    def plan(self, threads: int, slots: tuple[int, ...] = (), cpus: tuple[int, ...] = ()) -> ThreadPlan:
+        budget, per_core = self.budget, self.threads_per_core
+        return ThreadPlan(threads=threads, cpus=cpus, slots=slots, budget=budget, threads_per_core=per_core)
+
 
 def read_topology(root: Path = Path("/"), mask: frozenset[int] | None = None) -> Topology:
     """Topology from `sys/devices/system/cpu`, `proc/self/cgroup` and `sys/fs/cgroup` below `root`."""
@@ -87,15 +91,13 @@ def parse_cpu_list(text: str) -> Iterator[int]:
 
 def _quota_cpus(root: Path) -> float | None:
     """The tightest CPU quota among our cgroup and its ancestors, v2 (`cpu.max`) or v1 (`cpu.cfs_*_us`)."""
-    quotas = [quota for folder in cgroups.folders(root, "cpu") for quota in _quota_of(folder)]
-    return min(quotas) if quotas else None
-
-
-def _quota_of(folder: Path) -> Iterator[float]:
-    v1 = (cgroups.read_text(folder / f"cpu.cfs_{name}_us") or "max" for name in ("quota", "period"))
-    quota, _, period = (cgroups.read_text(folder / "cpu.max") or " ".join(v1)).partition(" ")
-    if "max" not in (quota, period) and int(quota) > 0:
-        yield int(quota) / int(period)
+    quotas = list[float]()
+    for folder in cgroups.folders(root, "cpu"):
+        v1 = (cgroups.read_text(folder / f"cpu.cfs_{name}_us") or "max" for name in ("quota", "period"))
+        quota, _, period = (cgroups.read_text(folder / "cpu.max") or " ".join(v1)).partition(" ")
+        if "max" not in (quota, period) and int(quota) > 0:
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def this_node() -> tuple[int, int, bool]:
@@ -124,10 +126,7 @@ class Lease:
 
 def unpinned(threads: int) -> ThreadPlan:
     """The plan of a worker that lives in somebody else's process: it holds no cores and is pinned to none."""
-    topology = read_topology()
-    return ThreadPlan(
-        threads=threads, cpus=(), slots=(), budget=topology.budget, threads_per_core=topology.threads_per_core
-    )
+    return read_topology().plan(threads)
 
 
 def lease(threads: int, topology: Topology | None = None, folder: Path | None = None, *, held_for: str = "") -> Lease:
@@ -154,21 +153,19 @@ def lease(threads: int, topology: Topology | None = None, folder: Path | None = 
         chosen = choose_slots(list(held), caches, threads)
         for slot in held.keys() - chosen:
             os.close(held[slot])
+        purpose = f" for {held_for}" if held_for else ""
+        signature = f"process {os.getpid()}{purpose}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         for slot in chosen:
-            _sign(held[slot], held_for)
+            os.ftruncate(held[slot], 0)
+            os.pwrite(held[slot], signature.encode(), 0)
     if not chosen:
-        holders = dict.fromkeys(_signature(file) for slot, file in files.items() if slot not in held)
+        others = [file.read_text(errors="replace") for slot, file in files.items() if slot not in held]
+        holders = dict.fromkeys(signature or "another process" for signature in others)
         raise NoCores(
             f"{threads} of {counted(topology.budget, 'core')} wanted, {len(held)} free; held by {'; '.join(holders)}"
         )
-    plan = ThreadPlan(
-        threads=threads,
-        cpus=tuple(sorted(chosen)) if pin else (),
-        slots=tuple(sorted(chosen)),
-        budget=topology.budget,
-        threads_per_core=topology.threads_per_core,
-    )
-    return Lease(plan, [held[slot] for slot in chosen])
+    taken = tuple(sorted(chosen))
+    return Lease(topology.plan(threads, taken, taken if pin else ()), [held[slot] for slot in chosen])
 
 
 def choose_slots(free: list[int], caches: Mapping[int, int], wanted: int) -> set[int]:
@@ -188,18 +185,6 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _sign(descriptor: int, held_for: str) -> None:
-    purpose = f" for {held_for}" if held_for else ""
-    text = f"process {os.getpid()}{purpose}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
-
-
-def _signature(file: Path) -> str:
-    """Who holds a core, for a person."""
-    return file.read_text(errors="replace") or "another process"
 
 
 def thread_environment(threads: int) -> dict[str, str]:

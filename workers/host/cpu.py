@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from workers.host import cgroups
 
 X86_VNNI = "x86-vnni"
 """u8 by s8 accumulates in 32 bits: exact with all 8 bits in use."""
@@ -77,16 +80,9 @@ def cpu_model() -> str:
 
 
 def _field(name: str, cpuinfo: str | None = None) -> str:
-    if cpuinfo is None:
-        try:
-            cpuinfo = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-        except OSError:  # not Linux, or a sandbox without /proc
-            return ""
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
+    text = (cgroups.read_text(_CPUINFO) or "") if cpuinfo is None else cpuinfo  # a sandbox may have no /proc
+    found = re.search(rf"^{name}\s*:(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def gpu_count(environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:

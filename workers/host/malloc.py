@@ -1,10 +1,8 @@
 """How glibc's malloc serves a worker: read from the environment when its process starts, so whoever starts it sets it.
 
 A worker computes in a thread of its own, and glibc gives each thread an arena of heaps of 64 MiB that go back to the
-kernel whenever they are empty. A network's activations are larger than what is left of a heap, so that by chance every
-forward pass takes heaps and gives them back, a page fault for each 4 KiB: up to 130,000 a second, which cost
-MobileNetV2 a quarter of its rate. In one arena for all threads that memory stays. Huge pages, asked for as well, save
-misses of the TLB. (docs/PERFORMANCE.md has the measurements.)
+kernel whenever they are empty: by chance at every forward pass, a page fault for each 4 KiB. In one arena for all
+threads that memory stays. Huge pages save misses of the TLB. docs/PERFORMANCE.md has the measurements.
 """
 
 from __future__ import annotations

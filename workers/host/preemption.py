@@ -1,12 +1,8 @@
 """A worker that has to go, and by when: what it is in the middle of is finished if it ends in time, else dropped.
 
-Word comes by SIGTERM to the worker's process, or from the driver when Ray drains the worker's node. Either way the
-worker begins nothing more, what it only reads ahead is handed back at once, and the shard that it predicts goes on for
-as long as its own pace says that it ends in time; that is looked at between two rounds of batches. Whatever hangs, the
-driver has its answer by the deadline. The commit is one create, which nothing here can cut in two.
-
-Nothing of this is needed for correctness, a worker may be killed at any point. It saves the rows that were scored
-already, and tells a worker that was taken away from one that its shard has killed.
+Word comes by SIGTERM to the worker's process, or from the driver when Ray drains the worker's node. Whatever hangs, the
+driver has its answer by the deadline. Nothing of this is needed for correctness: a worker may be killed at any point.
+It saves the rows that were scored already, and tells a worker that was taken from one that its shard has killed.
 """
 
 from __future__ import annotations

@@ -76,8 +76,7 @@ LEFT, UP = (2, 3, 7, 8), (3, 4, 6, 7)
 ON_ITS_SIDE = 5
 """From this one on the stored rows are the columns that a person sees."""
 
-_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
-"""Tags of TIFF."""
+_BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338  # tags of TIFF
 _TIDY = {"PNG": png_without_metadata, "WEBP": webp_as_specified, "TIFF": tiff_without_extra_planes}
 """By kind: the same picture without what decoders refuse it for, and viewers do not; tried once it was refused."""
 
@@ -131,7 +130,10 @@ def decode_stored(
     if kind is None:
         raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"no supported image begins with {bytes(data[:12])!r}")
     if kind.lower() not in formats:
-        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, _not_asked_for(kind.lower(), formats))
+        name = kind.lower()
+        install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
+        write = f"write `formats: [{', '.join((*formats, name))}]` below input{install}"
+        raise BadImage(ErrorCode.UNSUPPORTED_FORMAT, f"{name} is not among input.formats: {write}")
     if kind == "JPEG":
         stored, exif = _decode_jpeg(data, size_known, least_px, room), jpeg_exif(data)
     else:
@@ -148,11 +150,6 @@ def in_a_usual_format(data: bytes, formats: Collection[str], least_px: int) -> b
     image = Image.fromarray(np.ascontiguousarray(upright(stored.image_HWC, stored.orientation)))
     image.reduce(max(1, min(image.size) // least_px)).save(out, "PNG")
     return out.getvalue()
-
-
-def _not_asked_for(name: str, formats: Collection[str]) -> str:
-    install = f" and pip install 'stint[{name}]'" if name in MODULES else ""
-    return f"{name} is not among input.formats: write `formats: [{', '.join((*formats, name))}]` below input{install}"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -188,7 +185,7 @@ def _decode_jpeg(
         return _decode_with_pillow("JPEG", data, size_known)[0]
     _check_size(width, height)
     size_known(width * height)
-    shrunk = _shrunk(min(width, height), least_px)
+    shrunk = next((n for n in (8, 4, 2) if 0 < n * least_px <= min(width, height)), 1)
     layout = "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB"
     if room is not None and (layout == "CMYK" or 3 * width * height > len(room)):
         room = None
@@ -199,13 +196,9 @@ def _decode_jpeg(
             return _decode_jpeg(tidy, size_known, least_px, room, mended=True)
         raise _undecodable("JPEG", data, error, width * height) from None
     if layout == "CMYK":
-        image_HWC = _rgb_of_inverted(image_HWC)
+        inverted = np.invert(image_HWC, out=image_HWC)
+        image_HWC = _rgb8(Image.frombuffer("CMYK", inverted.shape[1::-1], inverted, "raw", "CMYK", 0, 1))
     return Stored(image_HWC, height, width, shrunk, 1)
-
-
-def _shrunk(shorter_px: int, least_px: int) -> int:
-    """The largest of 8, 4, 2 and 1 that leaves at least `least_px` of the shorter side."""
-    return next((n for n in (8, 4, 2) if 0 < n * least_px <= shorter_px), 1)
 
 
 def _decode_pixels(
@@ -231,17 +224,6 @@ def _decode_pixels(
     return image_HWC
 
 
-def _rgb_of_inverted(image_HWK: ImageArray) -> ImageArray:
-    """RGB of Adobe's CMYK."""
-    height, width, _ = image_HWK.shape
-    rgb_HWC = np.empty((height, width, 3), np.uint8)
-    for rows in _strips(width, height):
-        size = (width, rows.stop - rows.start)
-        inverted = Image.frombuffer("CMYK", size, image_HWK[rows], "raw", "CMYK;I", 0, 1)
-        rgb_HWC[rows] = np.asarray(inverted.convert("RGB"))
-    return rgb_HWC
-
-
 def _decode_with_pillow(
     kind: str, data: bytes | memoryview, size_known: SizeKnown, *, mended: bool = False
 ) -> tuple[Stored, bytes]:
@@ -259,9 +241,9 @@ def _decode_with_pillow(
             image.load()
             _check_size(*image.size)  # of a HEIF it may be another one than the header told
             image_HWC = _rgb8(image)
-            stored = Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1)
             # A TIFF and a HEIF are upright by now. A PNG may carry its EXIF behind the pixels: ask after loading.
-            return stored, b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
+            exif = b"" if kind in ("TIFF", "HEIF") else image.info.get("exif", b"")
+            return Stored(image_HWC, image_HWC.shape[0], image_HWC.shape[1], 1, 1), exif
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(ErrorCode.TOO_LARGE, f"{kind}: {error}") from None
     except _PILLOW_FAULTS as error:

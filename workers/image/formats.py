@@ -13,22 +13,16 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Pillow's name of each format that may be decoded, by how its files begin. TIFF has a 64-bit ("Big") header, too.
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (b"\xff\x4f\xff\x51", "JPEG2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
-    (b"\xff\x0a", "JXL"),
-)
+# How files begin, by Pillow's name of each format that may be decoded. TIFF has a 64-bit ("Big") header, too.
+_MAGIC = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "JXL": (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"),
+}
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _NEUTRAL_BRANDS = frozenset((b"mif1", b"msf1"))  # HEIF containers that say only in the brand list what is inside
@@ -39,8 +33,7 @@ _PASSED_OVER = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))  # stuffing, TE
 
 _WITHOUT_SEGMENTS = (_SOI, _END)  # behind them another image begins
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-_MOST_SCANS = 10
-"""More are not looked into for stray bytes: each takes a decoding."""
+_MOST_SCANS = 10  # more are not looked into for stray bytes: each takes a decoding
 
 _WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "))
 
@@ -54,8 +47,8 @@ _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of 
 def sniff(data: bytes | memoryview) -> str | None:
     """Pillow's name for the format of `data`, whether the job has it or not; None where no job may."""
     head = bytes(data[:64])
-    for magic, name in _MAGIC:
-        if head.startswith(magic):
+    for name, magics in _MAGIC.items():
+        if head.startswith(magics):
             return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"

@@ -39,8 +39,7 @@ _KERNELS = {
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
 }
 """What torch's `interpolate(antialias=True)` calls. They take scales beside the size of the output."""
-_REACH = {"bilinear": 1, "bicubic": 2}
-"""Of an output pixel, to each side, in output pixels."""
+_REACH = {"bilinear": 1, "bicubic": 2}  # of an output pixel, to each side, in output pixels
 
 
 class Preparer:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -19,12 +19,10 @@ from workers.source.rows import ImageCell
 from workers.source.source_file import InputUnreadable
 
 _NULL = BadImage(ErrorCode.NULL, "the image cell is null")
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-"""Null, as Hive and Spark name a folder."""
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, as Hive and Spark name a folder
 _LIKE_A_URI = re.compile(r"ur[il]|path|file|im(g|age)|photo|pic", re.IGNORECASE)
 """Names of columns that may hold URIs."""
-_NAMED = 8
-"""Columns, in a message."""
+_NAMED = 8  # columns, in a message
 
 
 def column_path(fields: Any, name: str) -> tuple[str, ...]:
@@ -46,9 +44,7 @@ def column_path(fields: Any, name: str) -> tuple[str, ...]:
 def column_at(rows: Any, path: Sequence[str]) -> Any:
     """The column of a batch or table at a place of `column_path`; null where a struct around it is."""
     column = rows.column(path[0])
-    for name in path[1:]:
-        column = pc.struct_field(column, [column.type.get_field_index(name)])
-    return column
+    return pc.struct_field(column, list(path[1:])) if path[1:] else column
 
 
 def without_views(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,11 +61,10 @@ def _no_view(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string_view(kind) else kind
 
 
-def _type_at(schema: pa.Schema, path: Sequence[str]) -> pa.DataType:
-    kind = schema.field(path[0]).type
-    for name in path[1:]:
-        kind = kind.field(name).type
-    return kind
+def _type_at(fields: Any, path: Sequence[str]) -> pa.DataType:
+    for name in path:
+        fields = fields.field(name).type
+    return fields
 
 
 def _below(fields: Iterable[pa.Field]) -> Iterator[tuple[str, pa.DataType]]:
@@ -98,22 +93,18 @@ def holds(kind: pa.DataType) -> str:
 
 
 def image_columns(schema: pa.Schema, column: str) -> list[str]:
-    """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`.
-
-    Raises InputUnreadable when there is no such column or it holds something else, with the line that works.
-    """
+    """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`. Raises
+    InputUnreadable when there is no such column or it holds something else, with the line that works."""
     path = column_path(schema, column)
     kind = _type_at(schema, path) if path else None
-    match kind and holds(kind):
-        case "struct" if kind is not None:
-            return [f"{column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
-        case "" | None:
-            wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
-            usable = _usable(schema)
-            near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
-            line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
-            raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
-    return [column]
+    if kind is not None and (held := holds(kind)):
+        fields = ("bytes", "path") if held == "struct" else ()
+        return [f"{column}.{name}" for name in fields if kind.get_field_index(name) >= 0] or [column]
+    wrong = f"no column {column!r}" if kind is None else f"column {column!r} is {kind}, which holds no image"
+    usable = _usable(schema)
+    near = difflib.get_close_matches(column, usable, n=1, cutoff=0.7) or usable
+    line = f"write `image: {near[0]}`" if near else "no column of it holds bytes, or texts that look like URIs"
+    raise InputUnreadable(f"{wrong}; {line} ({_has([name for name, _ in _below(schema)])})")
 
 
 def _usable(fields: Iterable[pa.Field]) -> list[str]:
@@ -134,6 +125,28 @@ def folder_values(uri: str) -> dict[str, str | None]:
     return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, equals, value in pairs if equals}
 
 
+Places: TypeAlias = Mapping[str, tuple[str, ...] | pa.Scalar]
+"""By the name of a key in the output, where a file has it, or the value that all of its rows have."""
+
+
+def key_places(schema: pa.Schema, how: InputSpec, uri: str) -> Places:
+    """Where the keys of a file are; without those that are nowhere. Raises InputUnreadable as `column_path`."""
+    folders = {name: pa.scalar(value, pa.string()) for name, value in folder_values(uri).items()}
+    places = {name: column_path(schema, column) or folders.get(column) for name, column in how.copied.items()}
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def columns_of(places: Places) -> list[str]:
+    """The columns to read of a file for its keys."""
+    return [".".join(place) for place in places.values() if isinstance(place, tuple)]
+
+
+def keys_of(rows: Any, places: Places) -> pa.Table:
+    """The key columns of a batch or table of a file, under their names in the output."""
+    columns = [column_at(rows, at) if isinstance(at, tuple) else pa.repeat(at, rows.num_rows) for at in places.values()]
+    return pa.table(columns, list(places))
+
+
 def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str], pa.Schema, tuple[str, ...]]:
     """What to read of a file, its keys under their names in the output as the file has them, and the names of all that
     is there, with the fields of structs and the folders of Hive.
@@ -144,41 +157,22 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
     try:
         images = image_columns(schema, how.image)
         key, path = "input.keys", column_path(schema, how.image)
-        folders, types = folder_values(uri), list[pa.Field]()
-        there = (*(name for name, _ in _below(schema)), *folders)
+        places, types = key_places(schema, how, uri), list[pa.Field]()
+        there = (*(name for name, _ in _below(schema)), *folder_values(uri))
         for name, column in how.copied.items():
-            at = column_path(schema, column)
-            kind = _type_at(schema, at) if at else pa.string()
-            if not at and column not in folders:
+            if (at := places.get(name)) is None:
                 same = [one for one in there if one.rpartition(".")[2].lower() == column.lower()]
                 line = ""
                 for near in (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6))[:1]:
                     line = near if name == column and "." not in near else f"{{{name}: {near}}}"
                 raise InputUnreadable(f"no column {column!r}{line and f'; write `keys: [{line}]`'} ({_has(there)})")
-            if at and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
+            kind = _type_at(schema, at) if isinstance(at, tuple) else at.type
+            if isinstance(at, tuple) and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
             types.append(pa.field(name, kind))
     except InputUnreadable as error:
         raise InputUnreadable(f"{key}: {error}") from error
-    return [*images, *key_columns_read(schema, how)], pa.schema(types), there
-
-
-def key_columns_read(schema: pa.Schema, how: InputSpec) -> list[str]:
-    """The columns to read of a file for its keys."""
-    return [column for column in how.copied.values() if column_path(schema, column)]
-
-
-def keys_of(rows: Any, how: InputSpec, uri: str) -> pa.Table:
-    """The key columns of a batch or table of a file, under their names in the output."""
-    paths = {column: column_path(rows.schema, column) for column in how.copied.values()}
-    folders = {} if all(paths.values()) else folder_values(uri)
-
-    def values(column: str) -> Any:
-        if path := paths[column]:
-            return column_at(rows, path)
-        return pa.repeat(pa.scalar(folders[column], pa.string()), rows.num_rows)
-
-    return pa.table([values(column) for column in how.copied.values()], list(how.copied))
+    return [*images, *columns_of(places)], pa.schema(types), there
 
 
 class Link(NamedTuple):
@@ -206,32 +200,26 @@ def cells_of(column: pa.Array) -> Sequence[ImageCell | Link]:
             path if isinstance(path, Link) and path.value and (isinstance(cell, BadImage) or cell == (None,)) else cell
             for cell, path in zip(images, paths, strict=True)
         ]
-    return [Link(value) for value in _texts(column)] if holds(kind) == "text" else binary_cells(_binary(column))
+    if holds(kind) == "text":
+        # Parquet's writers may put any bytes into it: those become lone surrogates, which no URI has.
+        texts = column.cast(pa.large_binary()).to_pylist()
+        return [Link(None if text is None else text.decode("utf-8", "surrogateescape")) for text in texts]
+    return binary_cells(_binary(column))
 
 
 def _binary(column: pa.Array) -> pa.Array:
     """Bytes of any kind as (large) binary; lists of bytes lie in memory as these do, and are not copied."""
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.large_list(pa.uint8()))
-    for is_list, like in ((pa.types.is_list, pa.binary()), (pa.types.is_large_list, pa.large_binary())):
-        if is_list(column.type):
-            if column.values.null_count:  # such a cell is none
-                holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))
-                broken = np.diff(np.searchsorted(holes, column.offsets.to_numpy())) > 0
-                column = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
-            validity, offsets, *_, data = column.buffers()
-            data = None if data is None else data.slice(column.values.offset)
-            return pa.Array.from_buffers(like, len(column), [validity, offsets, data], offset=column.offset)
-    is_plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-    return column if is_plain else column.cast(pa.large_binary())
-
-
-def _texts(column: pa.Array) -> list[str | None]:
-    """Each cell's text. Parquet's writers may put any bytes into it: those become lone surrogates, which no URI has."""
-    return [
-        None if cell is None else cell.decode("utf-8", "surrogateescape")
-        for cell in column.cast(pa.large_binary()).to_pylist()
-    ]
+    if not pa.types.is_nested(column.type):
+        plain = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        return column if plain else column.cast(pa.large_binary())
+    column = column.cast(pa.large_list(pa.uint8()))
+    if column.values.null_count:  # such a cell is none
+        holes = np.flatnonzero(column.values.is_null().to_numpy(zero_copy_only=False))
+        broken = np.diff(np.searchsorted(holes, column.offsets.to_numpy())) > 0
+        column = pc.if_else(pa.array(broken), pa.scalar(None, column.type), column)
+    validity, offsets, *_, data = column.buffers()
+    data = None if data is None else data.slice(column.values.offset)
+    return pa.Array.from_buffers(pa.large_binary(), len(column), [validity, offsets, data], offset=column.offset)
 
 
 def binary_cells(column: pa.Array) -> list[ImageCell]:

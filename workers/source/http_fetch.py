@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
@@ -48,37 +49,25 @@ def fetch(url: str) -> bytes:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     secured = {"cert_reqs": "CERT_REQUIRED", "server_hostname": host} if parts.scheme == "https" else {}
     pool = _pools.connection_from_host(_address(host, port), port, parts.scheme, pool_kwargs=secured)
+    headers = {
+        "Host": parts.netloc.removesuffix({"http": ":80", "https": ":443"}[parts.scheme]),
+        "Accept-Encoding": "identity",
+    }
+    asked: dict[str, Any] = {"retries": False, "redirect": False, "preload_content": False, "decode_content": False}
+    limits = urllib3.Timeout(connect=ACCEPT_S, read=SILENCE_S)
     try:
-        answer = pool.urlopen(
-            "GET",
-            target,
-            headers={
-                "Host": parts.netloc.removesuffix({"http": ":80", "https": ":443"}[parts.scheme]),
-                "Accept-Encoding": "identity",
-            },
-            retries=False,
-            redirect=False,
-            preload_content=False,
-            decode_content=False,
-            timeout=urllib3.Timeout(connect=ACCEPT_S, read=SILENCE_S),
-        )
-        try:
+        # What is left of an answer that is not read to its end would be taken for the next one: it is closed.
+        with pool.urlopen("GET", target, headers=headers, timeout=limits, **asked) as answer:
             _check_status(answer, url)
-            body = _body(answer, url)
-        except BaseException:
-            answer.close()  # what is left of the answer would be taken for the next one
-            raise
-        answer.release_conn()
+            return _body(answer, url)
     except HTTPError as error:
         _found.pop((host, port), None)  # the next try asks anew: the name may lead somewhere else by then
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             raise PermissionError(f"{redacted(url)}: {error.__context__}") from error
         raise ServerFault(redacted(f"{url}: {type(error).__name__}: {error}")) from error
-    return body
 
 
-_pools = urllib3.PoolManager(num_pools=64, maxsize=CONNECTIONS)
-"""Connections, each to one checked address."""
+_pools = urllib3.PoolManager(num_pools=64, maxsize=CONNECTIONS)  # connections, each to one checked address
 _found: dict[tuple[str, int], tuple[float, str]] = {}
 """By host and port, an address that may be connected to, and until when that is good. Any thread may write."""
 

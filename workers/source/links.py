@@ -101,7 +101,7 @@ def _at(value: str, source: str, roots: tuple[str, ...]) -> ImageCell:
         return retrying(lambda: _read(url, roots), url)
     except Refused as error:
         return BadImage(ErrorCode.URI_REFUSED, redacted(str(error), {}))
-    except (NotFound, IsADirectoryError):
+    except NotFound:
         where = "" if url == value else f" at {shown(url)}"
         return BadImage(ErrorCode.NOT_FOUND, f"{shown(value)}: no such object{where}")
     except StoreDenied as error:

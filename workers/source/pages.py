@@ -18,14 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.source.source_file import InputUnreadable, SourceFile
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet
 
-_FOOTER_MAX = 2**20
-"""A longer footer is not taken apart: it would take seconds."""
+_FOOTER_MAX = 2**20  # a longer footer is not taken apart: it would take seconds
 _HEADER_BYTES, _HEADER_MAX = 2**12, 2**24
 """Of a page header: read at first, and at most, as Arrow does. Statistics may make it long."""
-_BY_DICTIONARY = (2, 8)
-"""Encodings."""
+_BY_DICTIONARY = (2, 8)  # encodings
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 _FOOTERS: WeakKeyDictionary[SourceFile, dict[int, Any]] = WeakKeyDictionary()
 """Of files that are open: taking one apart costs as much as reading megabytes."""
@@ -193,23 +191,20 @@ def read_pages(
     With a `buffer_size` a page is in memory twice while it is unpacked, and once from then on; without one all that is
     read is held beside what was unpacked of it, but never copied. Raises InputUnreadable and what Arrow raises.
     """
-    source: io.RawIOBase = file
-    stop, codec, first = pages[-1].stop, chunk.codec, pages[0].start
-    if buffer_size and codec in _CODECS and start < first:
+    source: Any = file
+    stop, codec, first, base = pages[-1].stop, chunk.codec, pages[0].start, 0
+    if start == first and not buffer_size:
+        file.seek(start)
+        source, base = pa.BufferReader(file.read(stop - start)), start
+    if start == first and 4 in chunk.column and not all(_agrees(source, page, base) for page in pages):
+        raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
+    if start < first and buffer_size and codec in _CODECS:
         parts = list(_unpacked(file, chunk, stop))
         start, first, stop, codec = 4, 4 + sum(map(len, parts[:3])), 4 + sum(map(len, parts)), 0
         source = _Once(parts, stop)
         del parts
-    elif 4 in chunk.column and start == first:
-        near, base = file, 0
-        if not buffer_size:
-            file.seek(start)
-            data = memoryview(file.read(stop - start))
-            near, base, source = pa.BufferReader(data), start, _Once([data], stop)
-        if not all(_agrees(near, page, base) for page in pages):
-            raise InputUnreadable(f"the pages from byte {start} on are not what the page index says")
     size, rows = (_I64, stop - start), (_I64, pages[-1].stop_row - pages[0].first_row)
-    meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first), 11: (_I64, start)}
+    meta = {**chunk.meta, 4: (_I32, codec), 5: rows, 7: size, 9: (_I64, first - base), 11: (_I64, start)}
     if start == first:
         del meta[11]
     group = _at(chunk.footer, 4)[1][chunk.group]
@@ -218,13 +213,7 @@ def read_pages(
     group = {**group, 1: (_LIST, (_STRUCT, columns)), 3: rows}
     footer = _written(_STRUCT, {**chunk.footer, 3: rows, 4: (_LIST, (_STRUCT, [group]))})
     whole = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
-    reader = pq.ParquetFile(
-        source,
-        metadata=pq.read_metadata(pa.BufferReader(whole)),
-        pre_buffer=False,
-        buffer_size=buffer_size,
-        page_checksum_verification=True,
-    )
+    reader = open_parquet(source, buffer_size=buffer_size, metadata=pq.read_metadata(pa.BufferReader(whole)))
     yield from reader.iter_batches(rows_a_batch, columns=[chunk.name], use_threads=False)
 
 

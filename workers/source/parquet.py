@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workers.contract import InputSpec, Slice
 from workers.image.errors import BadImage
 from workers.source.columns import (
     Link,
+    Places,
     cells_of,
     column_at,
     column_path,
+    columns_of,
     image_columns,
-    key_columns_read,
+    key_places,
     keys_of,
     without_views,
 )
 from workers.source.links import image_at
 from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock, RowGroup
-from workers.source.source_file import InputUnreadable, SourceFile
+from workers.source.source_file import InputUnreadable, SourceFile, open_parquet
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
@@ -38,43 +40,24 @@ MOST_HEADERS = 512
 """Of pages that are looked through to cut a row group: those of 26 GB where pages hold 100 MB, as DuckDB's do."""
 
 
-def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us") -> pq.ParquetFile:
-    """INT96, as Spark and Athena write times, in microseconds: in nanoseconds, Arrow's default, 9999-12-31 is 1816."""
-    return pq.ParquetFile(
-        file,
-        pre_buffer=False,
-        buffer_size=buffer_size,
-        page_checksum_verification=True,
-        coerce_int96_timestamp_unit=int96_unit,
-    )
-
-
-def chunk_sizes(group: Any, columns: Iterable[str]) -> list[int]:
-    """Compressed bytes of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
-    return [int(leaf.total_compressed_size) for leaf in _leaves(group, columns)]
-
-
-def _leaves(group: Any, columns: Iterable[str]) -> list[Any]:
-    """Metadata of these column chunks."""
-    wanted = {*columns}
-    within = tuple(f"{column}." for column in wanted)
-    leaves = map(group.column, range(group.num_columns))
-    return [leaf for leaf in leaves if (path := leaf.path_in_schema) in wanted or path.startswith(within)]
+def column_chunks(group: Any, columns: Iterable[str]) -> list[Any]:
+    """Metadata of each column chunk of a row group that belongs to one of the columns, or fields of structs."""
+    within = tuple(f"{column}." for column in columns)
+    return [
+        leaf for leaf in map(group.column, range(group.num_columns)) if f"{leaf.path_in_schema}.".startswith(within)
+    ]
 
 
 def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
     """The key columns of all rows, or of a row group, under their names in the output. Raises what Arrow raises."""
-    columns = key_columns_read(parquet.schema_arrow, how)
-    rows = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
-    return keys_of(rows, how, uri)
+    places = key_places(parquet.schema_arrow, how, uri)
+    groups = range(parquet.num_row_groups) if row_group is None else [row_group]
+    return keys_of(parquet.read_row_groups(groups, columns_of(places)), places)
 
 
 def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
     """The row groups of a file, of which columns of these `names` are read. A huge one comes in parts of about
-    PART_BYTES, which begin where a page does.
-
-    Raises InputUnreadable, StoreError, StoreDenied.
-    """
+    PART_BYTES, which begin where a page does. Raises InputUnreadable, StoreError, StoreDenied."""
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
         chunk, _ = _large_chunk(file, parquet, number, names)
@@ -83,40 +66,44 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
             if page.stop - at >= PART_BYTES:
                 yield RowGroup(page.stop_row - row, page.stop - at, number, row, paged=True)
                 row, at = page.stop_row, page.stop
-        size = chunk.stop - at if chunk else sum(chunk_sizes(group, names))
+        size = chunk.stop - at if chunk else sum(leaf.total_compressed_size for leaf in column_chunks(group, names))
         yield RowGroup(group.num_rows - row, size, number, row, paged=chunk is not None)
 
 
 def row_group_blocks(
     file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
 ) -> Iterator[RowBlock]:
-    """The rows of one slice, which is number `index` of its shard, all or those among `only`.
-
-    Raises InputUnreadable and what Arrow raises.
-    """
+    """The rows of one slice, which is number `index` of its shard, all or those among `only`. Raises InputUnreadable
+    and what Arrow raises."""
     schema = parquet.schema_arrow
-    names = [*image_columns(schema, how.image), *key_columns_read(schema, how)]
+    keys = key_places(schema, how, rows.uri)
+    names = [*image_columns(schema, how.image), *columns_of(keys)]
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
     chunk, large = _large_chunk(file, parquet, rows.row_group, names)
+    beside: list[tuple[int, pa.RecordBatch]] = []
     if chunk is None:
         batches = _from_start(file, parquet, names, rows, streamed=only is not None or large)
     else:
-        batches = _from_pages(file, parquet, chunk, names, rows, wanted)
+        batches = _from_pages(file, chunk, rows, wanted)
+        if others := [name for name in names if name != chunk.name]:  # held for the whole slice
+            small = list(_from_start(file, parquet, others, rows, streamed=False))
+            beside = [
+                (small[0][0], pa.Table.from_batches([batch for _, batch in small]).combine_chunks().to_batches()[0])
+            ]
     came = 0
     for first, batch in batches:
         here = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
-        if len(here) < batch.num_rows:
-            batch = batch.take(pa.array([row - first for row in here], pa.int64()))
         came += len(here)
         if here:
-            yield from blocks_of(batch, index, here, rows.uri, how)
+            picked = reduce(_joined, [_picked(part, start, here) for start, part in [(first, batch), *beside]])
+            yield from blocks_of(picked, keys, index, here, rows.uri, how)
     if came < len(wanted):
         raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 
 
 def _large_chunk(file: SourceFile, parquet: Any, group: int, names: Sequence[str]) -> tuple[Chunk | None, bool]:
     """The column chunk that is to be read by pages, if there is one; and whether any is too large to be read whole."""
-    leaves = _leaves(parquet.metadata.row_group(group), names)
+    leaves = column_chunks(parquet.metadata.row_group(group), names)
     large = [leaf for leaf in leaves if leaf.total_compressed_size > WHOLE_CHUNK_BYTES]
     alone = len(large) == 1 and large[0].path_in_schema in names  # not a field of a struct that is read with others
     return chunk_of(file, parquet, group, large[0].path_in_schema) if alone else None, bool(large)
@@ -133,9 +120,10 @@ def _rows_a_batch(size: float, rows: int, together: float) -> int:
 def _from_start(
     file: SourceFile, parquet: Any, names: Sequence[str], rows: Slice, streamed: bool
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows of a slice, each batch with the number of its first; those before the slice are decoded, too."""
+    """Rows from the first of a slice to its last, and a few around them, each batch with the number of its first; those
+    before the slice are decoded, too."""
     group = parquet.metadata.row_group(rows.row_group)
-    sizes = [int(leaf.total_uncompressed_size) for leaf in _leaves(group, names)]
+    sizes = [int(leaf.total_uncompressed_size) for leaf in column_chunks(group, names)]
     if streamed:
         parquet = open_parquet(file, buffer_size=BUFFER_BYTES)
     batches = parquet.iter_batches(
@@ -146,9 +134,8 @@ def _from_start(
     )
     position = 0
     for batch in map(without_views, batches):
-        start, stop = max(rows.row_start - position, 0), min(rows.row_stop - position, batch.num_rows)
-        if start < stop:
-            yield position + start, batch.slice(start, stop - start)
+        if rows.row_start < position + batch.num_rows:
+            yield position, batch
         position += batch.num_rows
         if position >= rows.row_stop:
             return
@@ -156,29 +143,16 @@ def _from_start(
 
 
 def _from_pages(
-    file: SourceFile, parquet: Any, chunk: Chunk, names: Sequence[str], rows: Slice, wanted: Sequence[int]
+    file: SourceFile, chunk: Chunk, rows: Slice, wanted: Sequence[int]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows of a slice, each batch with the number of its first, of a row group in which one column chunk is large.
-
-    Of that one only pages with some of the `wanted` rows are read. The other columns are read from the start, and held
-    for the whole slice.
-    """
-    beside = None
-    if others := [name for name in names if name != chunk.name]:
-        small = [batch for _, batch in _from_start(file, parquet, others, rows, streamed=False)]
-        beside = pa.Table.from_batches(small).combine_chunks().to_batches()[0]
+    """As `_from_start`, of a large column chunk, the pages with some of the `wanted` rows."""
     for start, pages in _runs(chunk, pages_of(file, chunk, range(rows.row_start, rows.row_stop)), wanted):
         size, first = pages[-1].stop - start, pages[0].first_row
         together = size if start == chunk.start else max(page.stop - page.start for page in pages)
         a_batch = _rows_a_batch(size * chunk.growth, pages[-1].stop_row - first, together * chunk.growth)
         streamed = BUFFER_BYTES if size > WHOLE_CHUNK_BYTES and chunk.codec else 0
         for batch in map(without_views, read_pages(file, chunk, start, pages, a_batch, streamed)):
-            begin, end = max(rows.row_start, first), min(rows.row_stop, first + batch.num_rows)
-            if begin < end:
-                part = batch.slice(begin - first, end - begin)
-                if beside is not None:
-                    part = _joined(part, beside.slice(begin - rows.row_start, end - begin))
-                yield begin, part
+            yield first, batch
             first += batch.num_rows
             if a_batch == 1 and batch.nbytes > BLOCK_BYTES:  # Arrow has reserved as much as the page has
                 pa.default_memory_pool().release_unused()
@@ -192,58 +166,54 @@ def _runs(chunk: Chunk, pages: Sequence[Page], wanted: Sequence[int]) -> Iterato
     needed = [p for p in pages if bisect_left(wanted, p.first_row) < bisect_left(wanted, p.stop_row)]
     if last := max((page.stop for page in needed if page.by_dictionary), default=0):
         yield chunk.start, [page for page in pages if page.stop <= last]
-    run: list[Page] = []
+    runs: list[list[Page]] = []
     for page in (page for page in needed if page.start >= last):
-        if run and (page.start != run[-1].stop or page.stop - run[0].start > TOGETHER_BYTES):
-            yield run[0].start, run
-            run = []
-        run.append(page)
-    if run:
-        yield run[0].start, run
+        if not runs or page.start != runs[-1][-1].stop or page.stop - runs[-1][0].start > TOGETHER_BYTES:
+            runs.append([])
+        runs[-1].append(page)
+    yield from ((run[0].start, run) for run in runs)
+
+
+def _picked(batch: pa.RecordBatch, first: int, rows: Sequence[int]) -> pa.RecordBatch:
+    """Rows of a batch by their numbers, of which it begins with `first`."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return batch.slice(rows[0] - first, len(rows))
+    return batch.take(pa.array([row - first for row in rows], pa.int64()))
 
 
 def _joined(one: Any, other: Any) -> Any:
     """The columns of two batches, and of a struct that is in both the fields of both; where it is null, they are."""
-    columns = dict(zip((field.name for field in one.schema), one.columns, strict=True))
-    for field, column in zip(other.schema, other.columns, strict=True):
-        if field.name in columns:
-            parts = (
-                pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(list(x.type)))
-                for x in (columns[field.name], column)
-            )
+    columns = dict(zip(one.schema.names, one.columns, strict=True))
+    for name, column in zip(other.schema.names, other.columns, strict=True):
+        if name in columns:
+            parts = [pa.RecordBatch.from_arrays(x.flatten(), schema=pa.schema(x.type)) for x in (columns[name], column)]
             column = _joined(*parts).to_struct_array()
-        columns[field.name] = column
+        columns[name] = column
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
 def blocks_of(
-    batch: pa.RecordBatch, index: int, rows: Sequence[int], source: str, how: InputSpec
+    batch: pa.RecordBatch, keys: Places, index: int, rows: Sequence[int], uri: str, how: InputSpec
 ) -> Iterator[RowBlock]:
-    """The rows of a batch, by their numbers; more than one block where the images that its URIs lead to are large."""
-    keys = keys_of(batch, how, source) if how.keys else None
-    images: list[ImageCell] = []
-    done = held_bytes = 0
+    """Rows of a file, by their numbers; more than one block where the images that its URIs lead to are large.
 
-    def block() -> RowBlock:
-        here = slice(done, done + len(images))
-        return RowBlock(index, rows[here], images, None if keys is None else keys.slice(done, len(images)), held_bytes)
-
-    for image in _followed(cells_of(column_at(batch, column_path(batch.schema, how.image))), source, how):
-        images.append(image)
-        held_bytes += 0 if isinstance(image, BadImage) else len(image)
-        if held_bytes >= BLOCK_BYTES:
-            yield block()
-            done, images, held_bytes = done + len(images), [], 0
-    if images:
-        yield block()
-
-
-def _followed(cells: Sequence[ImageCell | Link], source: str, how: InputSpec) -> Iterator[ImageCell]:
-    """The cells in order, links replaced by the images that they lead to: FETCHES at a time, and no more in memory."""
+    These are fetched FETCHES at a time, and no more are in memory.
+    """
+    cells = cells_of(column_at(batch, column_path(batch.schema, how.image)))
+    table = keys_of(batch, keys) if keys else None
 
     def image_of(cell: ImageCell | Link) -> ImageCell:
-        return image_at(cell.value, source, how.uri_roots, how.image_encoding) if isinstance(cell, Link) else cell
+        return image_at(cell.value, uri, how.uri_roots, how.image_encoding) if isinstance(cell, Link) else cell
 
-    if any(isinstance(cell, Link) for cell in cells):
-        return ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1)
-    return map(image_of, cells)
+    linked = any(isinstance(cell, Link) for cell in cells)
+    found = ahead(image_of, cells, "fetch", at_once=FETCHES, a_thread=1) if linked else map(image_of, cells)
+    images: list[ImageCell] = []
+    held_bytes = 0
+    for stop, image in enumerate(found, 1):
+        images.append(image)
+        held_bytes += 0 if isinstance(image, BadImage) else len(image)
+        if held_bytes >= BLOCK_BYTES or stop == len(rows):
+            start = stop - len(images)
+            block_keys = None if table is None else table.slice(start, len(images))
+            yield RowBlock(index, rows[start:stop], images, block_keys, held_bytes)
+            images, held_bytes = [], 0

@@ -7,6 +7,8 @@ was claimed yields no rows: it is reported as gone.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
@@ -22,13 +24,15 @@ from workers.contract import InputSpec, SampleSlice, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted
 from workers.source import parquet, webdataset
-from workers.source.image_files import file_keys
-from workers.source.rows import FETCHES, ImageCell, RowBlock
-from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, opened
+from workers.source.rows import FETCHES, ImageCell, RowBlock, file_keys
+from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, open_parquet, opened
 from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
+
+READ_AHEAD_BYTES = 64 * 2**20
+"""Encoded images waiting to be decoded, a shard."""
 
 
 class SourceChanged(Exception):
@@ -74,7 +78,12 @@ class ShardReader:
             return
         with file:
             try:
-                yield from self._rows(file, indices)
+                if self.input.format == "webdataset":
+                    blocks = partial(webdataset.sample_blocks, webdataset.streaming(file))
+                else:
+                    blocks = partial(parquet.row_group_blocks, file, open_parquet(file))
+                for index in indices:
+                    yield from blocks(index, self.shard.slices[index], self.input, self.only)
             except (MemoryError, StoreDenied):  # of Arrow's memory, too: neither says anything about the file
                 raise
             except Exception as error:
@@ -90,17 +99,6 @@ class ShardReader:
                 raise InputUnreadable(f"{source.uri}: {error}") from error
         if not _unchanged(file.fs, file.path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
-
-    def _rows(self, file: SourceFile, indices: Sequence[int]) -> Iterator[RowBlock]:
-        if self.input.format == "webdataset":
-            window = webdataset.streaming(file)
-            for index in indices:
-                yield from webdataset.sample_blocks(window, index, self.shard.slices[index], self.input, self.only)
-        else:
-            whole = parquet.open_parquet(file)
-            for index in indices:
-                rows = self.shard.slices[index]
-                yield from parquet.row_group_blocks(file, whole, index, rows, self.input, self.only)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
@@ -121,11 +119,57 @@ class ShardReader:
             raise InputDenied(str(denied))
 
 
-def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
-    """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in.
+class ReadAhead:
+    """Iterates `reader.blocks()` from a thread of its own, never holding more than `max_bytes` that nobody took yet.
 
-    Raises what `ShardReader.blocks` raises. A source that is gone gives none.
+    A block larger than the bound passes alone. Errors of the reader come out of the iteration.
     """
+
+    def __init__(self, reader: ShardReader, max_bytes: int = READ_AHEAD_BYTES) -> None:
+        self.reader = reader
+        self._max_bytes = max_bytes
+        self._held = 0
+        self._room = threading.Condition()
+        self._closed = False
+        self._queue: queue.SimpleQueue[RowBlock | BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for block in self.reader.blocks():
+                with self._room:
+                    while not self._closed and self._held and self._held + block.bytes_read > self._max_bytes:
+                        self._room.wait()
+                    if self._closed:
+                        return
+                    self._held += block.bytes_read
+                self._queue.put(block)
+        except BaseException as error:  # noqa: BLE001  (handed over to the iterating thread, whatever it is)
+            self._queue.put(error)
+        else:
+            self._queue.put(None)
+
+    def __iter__(self) -> Iterator[RowBlock]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            with self._room:
+                self._held -= item.bytes_read
+                self._room.notify()
+            yield item
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread."""
+        with self._room:
+            self._closed = True
+            self._room.notify()
+        self._thread.join()
+
+
+def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, ImageCell, RowBlock]]:
+    """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in. Raises
+    what `ShardReader.blocks` raises. A source that is gone gives none."""
     chosen = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
     shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
     for block in ShardReader(shard, how, chosen).blocks():
@@ -135,9 +179,7 @@ def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, Image
 
 def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     """The key columns of a slice's rows, without their images; None where its source is not what was claimed any more.
-
-    Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises.
-    """
+    Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises."""
     if how.format == "images":
         return file_keys([part.uri], how.copied)
     if (file := _opened_unchanged(part)) is None:
@@ -145,7 +187,7 @@ def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
     with file:
         if how.format == "webdataset":
             return webdataset.sample_keys(file, part.byte_start, part.rows, how)
-        keys = parquet.read_keys(parquet.open_parquet(file), how, part.uri, part.row_group)
+        keys = parquet.read_keys(open_parquet(file), how, part.uri, part.row_group)
         return keys.slice(part.row_start, part.rows)
 
 

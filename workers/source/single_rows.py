@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -17,8 +15,8 @@ from workers.redaction import redacted
 from workers.source.rows import ImageCell
 from workers.source.shard_reader import ShardReader, SourceChanged
 from workers.storage.errors import NotFound
-from workers.storage.filesystems import open_filesystem, version_of
-from workers.storage.retries import retrying
+from workers.storage.filesystems import info_of, version_of
+from workers.storage.lookahead import ahead
 
 ROW_GROUPS_AT_ONCE = 8
 GONE = "the file is gone"
@@ -70,10 +68,9 @@ def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice
         if piece.byte_start:
             starts[piece.uri, piece.version].append((piece.row_start, piece.byte_start))
     groups = [list(group) for _, group in groupby(sorted(set(rows)), lambda row: (row.uri, row.version, row.row_group))]
-    with ThreadPoolExecutor(ROW_GROUPS_AT_ONCE, "rows") as pool:
-        fetch = partial(_fetch, replace(given, keys=()))
-        parts = pool.map(fetch, groups, [starts[rows[0].uri, rows[0].version] for rows in groups])
-        found = {row: fetched for part in parts for row, fetched in part.items()}
+    how = replace(given, keys=())
+    parts = ahead(lambda one: _fetch(how, one, starts[one[0].uri, one[0].version]), groups, "rows", ROW_GROUPS_AT_ONCE)
+    found = {row: fetched for part in parts for row, fetched in part.items()}
     return [found[row] for row in rows]
 
 
@@ -81,8 +78,7 @@ def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, in
     """Rows of one row group of a source, in ascending order; `starts` are rows that begin at a byte which is known."""
     source, cells, problem = rows[0], dict[int, ImageCell](), CHANGED
     try:
-        fs, path = open_filesystem(source.uri)
-        info = retrying(lambda: fs.info(path), source.uri)
+        info = info_of(source.uri)
         if version_of(info, source.version) == source.version:
             slices = tuple(
                 Slice(

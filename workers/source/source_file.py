@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pyarrow.parquet as pq
 from fsspec.asyn import AsyncFileSystem
 
 from workers.storage.retries import retrying
@@ -60,12 +61,21 @@ class SourceFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def open_parquet(file: Any, *, buffer_size: int = 0, int96_unit: str = "us", metadata: Any = None) -> pq.ParquetFile:
+    """INT96, as Spark and Athena write times, in microseconds: in nanoseconds, Arrow's default, 9999-12-31 is 1816."""
+    return pq.ParquetFile(
+        file,
+        metadata=metadata,
+        pre_buffer=False,
+        buffer_size=buffer_size,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit,
+    )
 
 
 def opened(fs: Any, path: str) -> SourceFile:

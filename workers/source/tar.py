@@ -1,9 +1,7 @@
 """The members of a tar file, read forwards from any member on; nothing is extracted.
 
-The blocks are parsed by the standard library (`TarInfo.frombuf`: checksums, number formats, ustar prefixes). The walk
-over them is our own, because `tarfile.TarFile` takes a damaged header in the middle for the end of the archive, follows
-negative sizes backwards, and reads extended headers of any size. Here every step goes forwards, every size is bounded
-by the file's, and an archive ends in its end marker or is refused: a copy that was cut short may end between members.
+The blocks are parsed by the standard library (`TarInfo.frombuf`), the walk over them is our own: ARCHITECTURE.md says
+why. Every step goes forwards, every size is bounded by the file's, and an archive ends in its end marker or is refused.
 """
 
 from __future__ import annotations
@@ -75,15 +73,11 @@ class Window:
     def at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on. Raises InputUnreadable where the file ends before, StoreError."""
         begin = offset - self._start
-        if begin < 0 or begin + count > len(self._data):
-            if offset + count > self.size:
-                raise _cut_off(f"bytes {offset} to {offset + count} are wanted", self.size)
-            self._fill(offset, count)
-            begin = 0
-        return self._data[begin : begin + count]
-
-    def _fill(self, offset: int, count: int) -> None:
-        """Make the buffer begin at `offset` and hold `count` bytes or more. What it holds of them is not read again."""
+        if begin >= 0 and begin + count <= len(self._data):
+            return self._data[begin : begin + count]
+        if offset + count > self.size:
+            raise _cut_off(f"bytes {offset} to {offset + count} are wanted", self.size)
+        # The buffer is to begin at `offset` and to hold `count` bytes or more; what it holds of them is not read again.
         end = self._start + len(self._data)
         kept = self._data[offset - self._start :] if self._start <= offset < end else b""
         if self._data and -2 * len(self._data) <= offset - end <= NEAR_BYTES:
@@ -95,13 +89,12 @@ class Window:
         self._start = offset
         if len(self._data) < count:
             raise _cut_off(f"{count} bytes at {offset} are wanted", offset + len(self._data))
+        return self._data[:count]
 
 
 def members(window: Window, start: int = 0) -> Iterator[Member]:
-    """Every member from the one at byte `start` on, folders and links included.
-
-    Raises InputUnreadable for anything but a whole, plain tar; StoreError.
-    """
+    """Every member from the one at byte `start` on, folders and links included. Raises InputUnreadable for anything but
+    a whole, plain tar; StoreError."""
     while (member := _member_at(window, start)) is not None:
         yield member
         start = member.stop
@@ -175,22 +168,16 @@ def _header_at(window: Window, at: int) -> tarfile.TarInfo | None:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError as error:
-        if at == 0:
-            raise InputUnreadable(_not_a_tar(block)) from error
-        raise InputUnreadable(f"damaged tar: no header at byte {at} ({error})") from error
+        if kind := next((kind for magic, kind in COMPRESSED.items() if at == 0 and block.startswith(magic)), None):
+            why = f"compressed with {kind}: decompress it, because rows in the middle can be read only from a plain tar"
+            raise InputUnreadable(f"{why} (images hardly shrink)") from error
+        why = (
+            f"damaged tar: no header at byte {at} ({error})" if at else f"not a tar file: it begins with {block[:16]!r}"
+        )
+        raise InputUnreadable(why) from error
     if block[257:265] == tarfile.GNU_MAGIC:  # where ustar keeps the first part of a name, GNU tar may keep times
         header.name = _text(block[:100].split(b"\0", 1)[0])
     return header
-
-
-def _not_a_tar(block: bytes) -> str:
-    for magic, kind in COMPRESSED.items():
-        if block.startswith(magic):
-            return (
-                f"compressed with {kind}: decompress it, because rows in the middle can be read only from a plain tar "
-                "(images hardly shrink)"
-            )
-    return f"not a tar file: it begins with {block[:16]!r}"
 
 
 def _pax_records(body: bytes, at: int) -> dict[bytes, bytes]:

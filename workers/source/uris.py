@@ -87,8 +87,7 @@ STORES = frozenset(
 )
 """Schemes of stores of objects and files that data may name: none that wraps another (zip, simplecache, …)."""
 WEB = frozenset(["http", "https"])
-_SCHEMES = STORES | WEB | {"file", "local"}
-"""Schemes that URIs in data and their roots may have."""
+_SCHEMES = STORES | WEB | {"file", "local"}  # schemes that URIs in data and their roots may have
 MAX_CHARS = 8192
 MAX_KEY_BYTES = 1024
 """Of an object's key: S3, GCS and Azure refuse longer ones with an error that is not that of a missing object."""
@@ -106,8 +105,7 @@ _HOSTED = tuple(
 )
 """Web addresses of objects, unsigned, with the bucket that they are in; the last group is the escaped key."""
 _AZURE_HOST = re.compile(r"([^@/]+)@([a-z0-9]+)(?:\.(?:blob|dfs)(?:\.core\.windows\.net)?)?")
-_MOUNTED = "/dbfs"
-"""Where Databricks mounts its file system."""
+_MOUNTED = "/dbfs"  # where Databricks mounts its file system
 _KEYED = frozenset(["s3", "gs", "abfs"])
 _DEFAULT_PORT = {"http": "80", "https": "443"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -129,10 +127,9 @@ class _Place(NamedTuple):
     path: str
     query: str = ""
 
-    def url(self, scheme: str) -> str:
-        if not scheme:
-            return self.path
-        return f"{scheme}://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
+    def url(self) -> str:
+        start = f"{self.scheme}://{self.host}" if self.scheme else ""
+        return f"{start}{self.path}" + (f"?{self.query}" if self.query else "")
 
 
 def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
@@ -153,7 +150,7 @@ def resolve_uri(value: str, source: str, roots: tuple[str, ...]) -> str:
             # Below the root, or the file that the root names.
             inside = f"{place.path}/".startswith(f"{base.path.rstrip('/')}/")
             if (place.scheme, place.host) == (base.scheme, base.host) and inside:
-                return place.url(place.scheme)
+                return place.url()
     except Refused as error:
         raise Refused(f"{shown(value)}: {error}") from error
     raise Refused(f"{shown(value)} is outside of input.uri_roots ({', '.join(roots) or 'none'})")
@@ -194,14 +191,11 @@ def usual(url: str) -> str:
     host, _, path = rest[1:].partition("/")
     if name == "abfs" and (found := _AZURE_HOST.fullmatch(host)):
         account = f"{found[1]}@{found[2]}.dfs.core.windows.net" if "." in host else host
-        rest = f"/{found[1] if found[2] == _azure_account() else account}/{path}"
+        # The account that a container without one is in, as adlfs finds it.
+        named = re.search(r"AccountName=([^;]+)", os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+        usual_account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or (named and named[1])
+        rest = f"/{found[1] if found[2] == usual_account else account}/{path}"
     return f"{name}:/{rest}"
-
-
-def _azure_account() -> str | None:
-    """The one that a container without an account is in, as adlfs finds it."""
-    named = re.search(r"AccountName=([^;]+)", os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
-    return os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or (named[1] if named else None)
 
 
 def normalise(url: str) -> str:

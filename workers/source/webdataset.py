@@ -92,10 +92,8 @@ def row_groups(
 
 
 def sample_keys(file: SourceFile, byte_start: int, rows: int, how: InputSpec) -> pa.Table:
-    """The keys of `rows` samples from `byte_start` on, as strings, without reading their images.
-
-    Raises InputUnreadable, also when there are fewer rows; StoreError.
-    """
+    """The keys of `rows` samples from `byte_start` on, as strings, without reading their images. Raises
+    InputUnreadable, also when there are fewer rows; StoreError."""
     samples = list(islice(_samples(_sparing(file), byte_start, how, keys=how.copied.values()), rows))
     if len(samples) != rows:
         raise _too_few(len(samples), rows, byte_start)
@@ -104,9 +102,8 @@ def sample_keys(file: SourceFile, byte_start: int, rows: int, how: InputSpec) ->
 
 def _sparing(file: SourceFile) -> Window:
     """For headers with other things between them."""
-    if file.remote:
-        return Window(file, first_bytes=64 * 2**10, most_bytes=4 * 2**20)
-    return Window(file, first_bytes=16 * 2**10, most_bytes=16 * 2**10)
+    first_kib, most_kib = (64, 4096) if file.remote else (16, 16)
+    return Window(file, first_bytes=first_kib * 2**10, most_bytes=most_kib * 2**10)
 
 
 def streaming(file: SourceFile) -> Window:
@@ -176,20 +173,18 @@ class _Sample:
         """Add a member, and read it if it is one of the `texts`, or preferred to the other `images` so far."""
         self.stop = member.stop
         if extension in images and not self.members.keys() & set(images[: images.index(extension)]):
+            name, size = member.name, member.size
             if member.link_to is not None:
-                why = f"{member.name} is a link to {member.link_to}; links are not followed"
-                self.image = BadImage(ErrorCode.NULL, why)
-            elif member.size > MAX_IMAGE_BYTES:
-                why = f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}"
-                self.image = BadImage(ErrorCode.TOO_LARGE, why)
+                self.image = BadImage(ErrorCode.NULL, f"{name} is a link to {member.link_to}; links are not followed")
+            elif size > MAX_IMAGE_BYTES:
+                self.image = BadImage(ErrorCode.TOO_LARGE, f"{name} has {size} bytes, more than {MAX_IMAGE_BYTES}")
             else:
                 self.image = window.at(member.data_start, member.size)
                 self.bytes_read += member.size
         if extension in texts and member.is_file:
             if member.size > MAX_TEXT_BYTES:
-                raise InputUnreadable(
-                    f"{member.name} has {member.size} bytes, a value of a key column {MAX_TEXT_BYTES} at most"
-                )
+                has = f"{member.name} has {member.size} bytes"
+                raise InputUnreadable(f"{has}, a value of a key column {MAX_TEXT_BYTES} at most")
             text = window.at(member.data_start, member.size).decode("utf-8", "backslashreplace")
             self.texts[extension] = text.removesuffix("\n").removesuffix("\r")
             self.bytes_read += member.size
@@ -206,10 +201,8 @@ def _samples(
     texts = {key.lower() for key in keys if key != KEY_COLUMN}
     sample: _Sample | None = None
     for member in members(window, start):
-        if (
-            not (member.is_file or member.link_to is not None)
-            or (split := split_name(member.name, how.sample_key)) is None
-        ):
+        split = split_name(member.name, how.sample_key)
+        if split is None or not (member.is_file or member.link_to is not None):
             continue
         key, extension = split
         if sample is None or key != sample.key or extension in sample.members:

@@ -59,8 +59,7 @@ _CLOCK_CODES = frozenset(["RequestTimeTooSkewed", "RequestExpired"])
 
 _KEY_CODES = frozenset(["DisabledException", "KMSInvalidStateException", "KeyUnavailableException"])
 """Of AWS's KMS, with status 400: the key of an encrypted object is switched off. s3fs makes plain OSErrors of them."""
-_ARCHIVED = frozenset(["BlobArchived", "BlobBeingRehydrated"])
-"""Of Azure, with status 409."""
+_ARCHIVED = frozenset(["BlobArchived", "BlobBeingRehydrated"])  # of Azure, with status 409
 _FORBIDDEN = "Forbidden: "
 """How gcsfs begins its words of a 403: a plain OSError without number, status or cause is all that it raises."""
 

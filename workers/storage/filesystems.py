@@ -86,6 +86,12 @@ def read_url(url: str) -> bytes:
     return bytes(retrying(lambda: fs.cat_file(path), url))
 
 
+def info_of(url: str) -> Mapping[str, Any]:
+    """What there is to tell of a file or folder. Raises NotFound, StoreError, StoreDenied."""
+    fs, path = open_filesystem(url)
+    return retrying(lambda: fs.info(path), url)
+
+
 def full_url(fs: Any, path: str) -> str:
     """A path of `fs` as users write it: absolute path for local files, `scheme://…` otherwise."""
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))

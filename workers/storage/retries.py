@@ -54,10 +54,8 @@ class Patience:
                 self.after(error)
 
     def after(self, error: Exception) -> None:
-        """Wait as long as it takes before the next try.
-
-        Raises instead, when there is to be none: NotFound, StoreDenied, StoreError, and what is not storage's as it is.
-        """
+        """Wait as long as it takes before the next try. Raises instead, when there is to be none: NotFound,
+        StoreDenied, StoreError, and what is not storage's as it is."""
         match cause_of(error):
             case Cause.MISSING:
                 raise NotFound(self._what) from error

@@ -46,9 +46,7 @@ class Store(Protocol):
 
     def create(self, key: str, data: bytes) -> bool:
         """Put `data` at `key` if nothing is there. True: these bytes are the object now. False: another object is.
-
-        Raises StoreError when the outcome stayed unclear through every retry, StoreDenied when refused.
-        """
+        Raises StoreError when the outcome stayed unclear through every retry, StoreDenied when refused."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFound, StoreError, StoreDenied."""
@@ -118,7 +116,11 @@ class LocalStore:
             finally:
                 temporary.unlink(missing_ok=True)
             if linked:
-                _sync_folder(target.parent)
+                descriptor = os.open(target.parent, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
         except OSError as error:
             if error.errno in _REFUSALS:
                 raise StoreDenied(f"cannot write {target}: {error.strerror}") from error
@@ -166,14 +168,6 @@ def _files_below(folder: str) -> Iterator[str]:
         yield from (f"{path}/{name}" for name in names)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class ObjectStore:
     """An object store through fsspec: one conditional PUT a key."""
 
@@ -183,10 +177,11 @@ class ObjectStore:
         self._base = path.rstrip("/")
         self._single_writer = single_writer
         self._options: dict[str, Any] = {} if single_writer else {"mode": "create"}
-        self._lists_parts = url.split("://", 1)[0] in CONDITIONAL_PROTOCOLS
+        protocol = url.split("://", 1)[0]
+        self._lists_parts = protocol in CONDITIONAL_PROTOCOLS
         """fsspec's own `find` passes over `prefix`; those of the object stores' libraries send it to the server."""
         self._most_bytes = sys.maxsize
-        if url.split("://", 1)[0] in S3:
+        if protocol in S3:
             # One PUT whatever the size: completing a multipart upload ignores the condition on some servers.
             self._most_bytes = self._options["chunksize"] = S3_PUT_BYTES
 

@@ -21,7 +21,8 @@ from jobs.spec.days import today
 from workers.contract import InputSpec
 from workers.output import keys_together
 from workers.source.links import image_at
-from workers.source.parquet import open_parquet, read_keys
+from workers.source.parquet import read_keys
+from workers.source.source_file import open_parquet
 
 UTC, PLUS_0 = pa.timestamp("us", "UTC"), pa.timestamp("us", "+00:00")
 LAST_DAY = datetime.datetime(9999, 12, 31)

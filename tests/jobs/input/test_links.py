@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import jobs.input.kinds
+import jobs.input.passed_over
 from jobs.errors import NothingThere
 from jobs.input import below
 from jobs.input.listing import list_input
@@ -66,8 +66,8 @@ def test_a_file_that_is_reached_twice_is_taken_once_by_the_name_that_is_claimed(
 ) -> None:
     """As the cache of Hugging Face holds it: blobs, and links to them in every snapshot."""
     looked = []
-    right = jobs.input.kinds._kind_of
-    monkeypatch.setattr(jobs.input.kinds, "_kind_of", lambda source: looked.append(source.uri) or right(source))
+    right = jobs.input.passed_over._kind_of
+    monkeypatch.setattr(jobs.input.passed_over, "_kind_of", lambda source: looked.append(source.uri) or right(source))
     put(tmp_path, "blobs/0f3c", "blobs/1d2e")
     for snapshot in ("s1", "s2"):
         (tmp_path / snapshot).mkdir()

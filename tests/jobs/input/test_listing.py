@@ -193,7 +193,7 @@ def test_a_manifest_of_files_that_do_not_exist_yet_is_no_matter_of_versions(tmp_
     assert found.sources == []
     (said,) = found.unreadable.values()
     assert "none is as the manifest says" in said
-    assert said.endswith("/0.parquet: the manifest names it, and it does not exist")
+    assert said.endswith("/0.parquet: the manifest names it, and there is no such file")
 
 
 def test_a_bad_manifest_of_one_day_keeps_no_other_day_from_being_listed(tmp_path: Path) -> None:
@@ -209,14 +209,14 @@ def test_a_bad_manifest_of_one_day_keeps_no_other_day_from_being_listed(tmp_path
 
 
 def test_a_file_that_cannot_be_looked_up_counts_as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = jobs.input.listing.retrying
+    right = jobs.input.manifest.info_of
 
-    def denied(call: Any, name: str) -> Any:
-        if name.endswith("denied"):
-            raise StoreDenied(name)
-        return right(call, name)
+    def denied(url: str) -> Any:
+        if url.endswith("denied"):
+            raise StoreDenied(url)
+        return right(url)
 
-    monkeypatch.setattr("jobs.input.listing.retrying", denied)
+    monkeypatch.setattr("jobs.input.manifest.info_of", denied)
     assert vanished([f"{tmp_path}/denied", f"{tmp_path}/gone"]) == {f"{tmp_path}/gone"}
 
 
@@ -247,8 +247,8 @@ def test_entries_that_do_not_exist_or_are_not_as_the_manifest_says_are_named(tmp
     assert names(found, tmp_path) == ["b.parquet"]
     assert {Path(uri).name: reason[:38] for uri, reason in found.unreadable.items()} == {
         "a.parquet": "the manifest says version other-versio",
-        "none.parquet": "the manifest names it, and it does not",
-        "folder": "the manifest names it, and it is a fol",
+        "none.parquet": "the manifest names it, and there is no",
+        "folder": "the manifest names it, and there is no",
     }
 
 

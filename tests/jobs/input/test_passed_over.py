@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.input.kinds
+import jobs.input.passed_over
 from jobs.errors import NothingThere, SpecError
 from jobs.input import below
 from jobs.input.listing import Listing, list_input
@@ -134,20 +134,20 @@ def test_a_name_without_a_suffix_is_told_by_its_first_bytes(tmp_path: Path) -> N
 def test_what_is_claimed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "0a", "1b", "2c")
     looked = []
-    right = jobs.input.kinds._kind_of
-    monkeypatch.setattr(jobs.input.kinds, "_kind_of", lambda source: looked.append(source.uri) or right(source))
+    right = jobs.input.passed_over._kind_of
+    monkeypatch.setattr(jobs.input.passed_over, "_kind_of", lambda source: looked.append(source.uri) or right(source))
     found = listed(tmp_path, claimed={f"{tmp_path}/0a": "v", f"{tmp_path}/1b": "v"})
     assert names(found, tmp_path) == ["0a", "1b", "2c"]
     assert looked == [f"{tmp_path}/2c"]
 
 
 def test_of_very_many_images_by_hash_a_spread_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.input.kinds, "_ALL_UP_TO", 20)
-    monkeypatch.setattr(jobs.input.kinds, "_SAMPLE", 10)
+    monkeypatch.setattr(jobs.input.passed_over, "_ALL_UP_TO", 20)
+    monkeypatch.setattr(jobs.input.passed_over, "_SAMPLE", 10)
     put(tmp_path, *(f"{n:04}" for n in range(200)))
     looked = []
-    right = jobs.input.kinds._kind_of
-    monkeypatch.setattr(jobs.input.kinds, "_kind_of", lambda source: looked.append(source.uri) or right(source))
+    right = jobs.input.passed_over._kind_of
+    monkeypatch.setattr(jobs.input.passed_over, "_kind_of", lambda source: looked.append(source.uri) or right(source))
     assert len(listed(tmp_path).sources) == 200
     assert len(looked) == 10
     put(tmp_path, "0020", data=b"one of the spread is no image: all are read")
@@ -281,7 +281,7 @@ def test_a_file_whose_first_bytes_cannot_be_read_is_named_and_many_are_a_fault_o
             raise StoreError(f"{url}: Input/output error")
         return call()
 
-    monkeypatch.setattr(jobs.input.kinds, "retrying", broken)
+    monkeypatch.setattr(jobs.input.passed_over, "retrying", broken)
     spec = InputSpec(uri=(str(tmp_path), "!**/many/"), format="images")
     found = list_input(spec, DAY, {})
     assert (names(found, tmp_path), [*found.unreadable]) == (["1b"], [f"{tmp_path}/0a"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
@@ -282,9 +281,9 @@ def test_only_what_was_not_listed_is_looked_up_and_a_store_that_refuses_is_no_fi
     assert [Path(uri).name for uri in looked_up] == ["c.parquet"]
     assert len(found.claim.new) == 3
 
-    def refused(action: Any, what: str) -> None:
-        raise StoreDenied(what)
+    def refused(url: str) -> None:
+        raise StoreDenied(url)
 
-    monkeypatch.setattr("jobs.input.listing.retrying", refused)
+    monkeypatch.setattr("jobs.input.manifest.info_of", refused)
     with pytest.raises(StoreDenied, match=r"c\.parquet"):
         asked_for(small.job, small.job.ledger.plans(), {1}, "c.parquet")

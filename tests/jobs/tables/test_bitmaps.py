@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from pyroaring import BitMap64
 
 from jobs.tables.bitmaps import from_z85, positions_of, stored_vector
 from tests.jobs.tables.delta_tables import bitmap, z85
@@ -51,13 +52,12 @@ def test_an_empty_vector_holds_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_another_library_writes_is_read(seed: int) -> None:
-    roaring = pytest.importorskip("pyroaring")
     random = np.random.default_rng(seed)
-    written = roaring.BitMap64()
+    written = BitMap64()
     for _ in range(seed):
         first = int(random.integers(0, 3)) << 32 | int(random.integers(0, 2**16)) << 16
-        written |= roaring.BitMap64((first + random.integers(0, 65536, random.integers(1, 9000))).tolist())
-        written |= roaring.BitMap64(range(first + 60000, first + 70000))
+        written |= BitMap64((first + random.integers(0, 65536, random.integers(1, 9000))).tolist())
+        written |= BitMap64(range(first + 60000, first + 70000))
     if seed % 2:
         written.run_optimize()
     raw = struct.pack("<I", MAGIC) + written.serialize()
@@ -70,7 +70,7 @@ def test_whatever_another_library_writes_is_read(seed: int) -> None:
 def test_another_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="another layout"):
         positions_of(struct.pack("<IQ", MAGIC + 1, 0))
-    with pytest.raises(ValueError, match="another layout"):
+    with pytest.raises(ValueError, match="damaged"):
         positions_of(struct.pack("<IQII", MAGIC, 1, 0, 99))
 
 

@@ -38,9 +38,8 @@ from workers.image.resize import Preparer, decode_into
 from workers.model.load import LoadedModel
 from workers.score.predictor import BATCHES_A_ROUND, Predictor
 from workers.source import parquet
-from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
-from workers.source.shard_reader import ShardReader
+from workers.source.shard_reader import ReadAhead, ShardReader
 
 pytestmark = pytest.mark.int8
 

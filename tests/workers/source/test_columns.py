@@ -14,11 +14,11 @@ from tests.support.tars import write_tar
 from tests.workers.source.test_reading import cells, shard, slices_of
 from workers.contract import InputSpec
 from workers.image.errors import BadImage
-from workers.source.columns import cells_of, column_path, file_columns, folder_values, keys_of
+from workers.source.columns import cells_of, column_path, file_columns, folder_values, key_places, keys_of
 from workers.source.links import image_at
-from workers.source.parquet import chunk_sizes, open_parquet
+from workers.source.parquet import column_chunks
 from workers.source.shard_reader import ShardReader, key_columns
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable, open_parquet
 
 SAME_SIZE: list[bytes | None] = [b"aaaa", b"bbbb", None, b"cccc"]
 OTHER_SIZES: list[bytes | None] = [b"aaaaaaa", b"", None, b"cc"]
@@ -137,8 +137,10 @@ def test_a_flat_column_goes_before_a_field_of_that_name_and_each_is_counted(tmp_
     path = tmp_path / "a.parquet"
     assert [read(path, name)[0] for name in ("image", "image.bytes", "a.b.c")] == [b"inside", b"flat", b"abc"]
     group = open_parquet(path).metadata.row_group(0)
-    assert all(sum(chunk_sizes(group, [name])) > 16 for name in ("image.path", "image.bytes", "a.b.c"))
-    assert chunk_sizes(group, ["imag", "bytes", "b.c"]) == []
+    assert all(
+        column_chunks(group, [name])[0].total_compressed_size > 16 for name in ("image.path", "image.bytes", "a.b.c")
+    )
+    assert column_chunks(group, ["imag", "bytes", "b.c"]) == []
 
 
 def test_columns_of_one_name_are_refused_only_where_they_are_wanted() -> None:
@@ -169,7 +171,7 @@ def test_keys_have_their_own_names_and_come_from_columns_fields_uris_and_folders
     table = pa.table({"url": ["a", "b"], "s": inside, "s.n": [7, 8], "day": ["x", "y"]})
     how = InputSpec(image="url", keys=("url", {"n": "s.n", "inner": "s"}, "day", {"where": "region"}, "none"))
     uri = "s3://b/day=1/region=a%2Fb%20c/none=__HIVE_DEFAULT_PARTITION__/f=g.parquet"
-    assert keys_of(table, how, uri).to_pydict() == {
+    assert keys_of(table, key_places(table.schema, how, uri)).to_pydict() == {
         "url": ["a", "b"], "n": [7, 8], "inner": [{"n": 5}, {"n": 6}], "day": ["x", "y"],
         "where": ["a/b c", "a/b c"], "none": [None, None],
     }  # fmt: skip

@@ -22,9 +22,8 @@ from workers.contract import InputSpec, Shard, Slice
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage
 from workers.source import parquet, source_file
 from workers.source.columns import image_columns
-from workers.source.prefetch import ReadAhead
 from workers.source.rows import RowBlock
-from workers.source.shard_reader import ShardReader, SourceChanged
+from workers.source.shard_reader import ReadAhead, ShardReader, SourceChanged
 from workers.source.source_file import InputUnreadable, SourceFile
 from workers.storage.errors import StoreError
 from workers.storage.filesystems import open_filesystem, version_of
