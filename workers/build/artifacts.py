@@ -11,9 +11,9 @@ from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
-from workers.engines.artifact import Artifact, WantedArtifact, open_artifact
+from workers.engines.artifact import ENGINES, Artifact, WantedArtifact, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
-from workers.engines.choice import NEEDS, installed_to_make, wanted_engines
+from workers.engines.choice import installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 from workers.quantize.runtime import make_int8
@@ -96,7 +96,7 @@ def _wanted(request: BundleRequest, isa: str, contents: BundleContents) -> list[
     more memory than there was."""
     spec = request.model
     wanted = wanted_engines(spec.precision, spec.engine, isa, installed_to_make())
-    safe = [one for one in wanted if not NEEDS[one.engine].to_make]
+    safe = [one for one in wanted if not ENGINES[one.engine].to_make]
     if not (request.without_extras and spec.engine == "auto" and safe):
         return list(wanted)
     contents.failures += [

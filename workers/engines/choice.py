@@ -22,34 +22,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 
-from workers.engines.artifact import ArtifactInfo, WantedArtifact
+from workers.engines.artifact import ENGINES, ArtifactInfo, WantedArtifact
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
 from workers.model.names import ModelError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """Python modules beyond the base installation."""
-
-    extra: str
-    """Of this project, which brings them."""
-    to_make: tuple[str, ...]
-    to_run: tuple[str, ...] = ()
-
-
-NEEDS = {
-    "torch-int8": Needs(extra="", to_make=()),
-    "torch-float": Needs(extra="", to_make=()),
-    "torch-pt2e": Needs(extra="pt2e", to_make=("torchao",)),
-    "openvino": Needs(extra="openvino", to_make=("openvino", "nncf"), to_run=("openvino",)),
-    "onnxruntime": Needs(extra="onnx", to_make=("onnxruntime", "onnx"), to_run=("onnxruntime",)),
-}
-"""By engine."""
-_LIBRARY = {engine: next(iter(needs.to_run), "torch") for engine, needs in NEEDS.items()}
-LIBRARIES = tuple(dict.fromkeys(_LIBRARY.values()))
+LIBRARIES = tuple(dict.fromkeys(kind.library for kind in ENGINES.values()))
 """What runs engines: another version of one of these may have another optimum."""
 
 ORDER = {
@@ -64,17 +43,17 @@ ORDER = {
 
 def installed_to_make() -> frozenset[str]:
     """Engines whose artifacts can be made in this environment."""
-    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_make)))
+    return frozenset(engine for engine, kind in ENGINES.items() if all(map(find_spec, kind.to_make)))
 
 
 def installed_to_run() -> frozenset[str]:
     """Engines that this environment can run."""
-    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_run)))
+    return frozenset(engine for engine, kind in ENGINES.items() if find_spec(kind.library))
 
 
 def library(engine: str) -> str:
     """What runs an engine here, with its version: `torch 2.13.0`."""
-    name = _LIBRARY[engine]
+    name = ENGINES[engine].library
     return f"{name} {importlib.metadata.version(name)}"
 
 
@@ -94,11 +73,10 @@ def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[
             "pip install 'stint[onnx]' (or 'stint[openvino]'), with model.engine: auto; or set model.precision to bf16 "
             "or fp32"
         )
-    lacking = [e for e in engines if e not in installed]
-    if lacking:
+    if engine not in (*installed, "auto"):
         raise ModelError(
-            f"model.engine: {lacking[0]} needs {', '.join(NEEDS[lacking[0]].to_make)}, which the node that makes the "
-            f"bundle has not: pip install 'stint[{NEEDS[lacking[0]].extra}]' there, or set model.engine: auto"
+            f"model.engine: {engine} needs {', '.join(ENGINES[engine].to_make)}, which the node that makes the bundle "
+            f"has not: pip install 'stint[{ENGINES[engine].extra}]' there, or set model.engine: auto"
         )
     return tuple(wanted)
 
@@ -139,8 +117,8 @@ def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: s
     if info.isa is not None and not runs_on(info.isa, isa):
         return f"is for {info.isa} CPUs"
     if info.engine not in installed:
-        needs = NEEDS.get(info.engine)
-        return f"needs 'stint[{needs.extra}]', which is not installed" if needs else "is of an engine not known here"
+        kind = ENGINES.get(info.engine)
+        return f"needs 'stint[{kind.extra}]', which is not installed" if kind else "is of an engine not known here"
     asked_for = info.engine != "torch-pt2e" if engine == "auto" else engine in (info.engine, info.name)
     return None if asked_for else f"is not what model.engine: {engine} names"
 

@@ -49,8 +49,6 @@ class Pt2eEngine(Engine):
     instructions compiled for.
     """
 
-    executes = "the package's code calls"
-
     def __init__(self, data: bytes, info: ArtifactInfo, _threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)
         if missing := _NEEDED_FLAGS - cpu_flags():

@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from workers.engines.artifact import Artifact, ArtifactInfo, unchecked
+from workers.engines.artifact import ENGINES, Artifact, ArtifactInfo, unchecked
 from workers.engines.base import Pixels
-from workers.engines.choice import NEEDS
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
 from workers.quantize.pixel_input import check_crops, pixel_network
@@ -63,7 +62,7 @@ def make_int8(engine: str, model: LoadedModel, crops_NHWC: Pixels, isa: str, bat
         raise
     except ImportError as error:
         raise QuantizeError(
-            f"model.engine: {engine} cannot be used here ({error}); pip install 'stint[{NEEDS[engine].extra}]'"
+            f"model.engine: {engine} cannot be used here ({error}); pip install 'stint[{ENGINES[engine].extra}]'"
         ) from error
     except Exception as error:  # libraries have errors of their own, and an export runs the model's own code
         raise QuantizeError(
