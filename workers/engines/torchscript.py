@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,9 +68,10 @@ def from_archive(archive: bytes, quantized_engine: str | None = None, device: st
         torch.backends.quantized.engine = quantized_engine
     with deprecations_silenced():
         module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location=device)  # type: ignore[no-untyped-call]
+    graph: Any = module.graph
     # Networks that make tensors as they run (masks of Swin's attention) have where they were traced written into their
     # graph as constants; `map_location` moves weights only.
-    for node in module.graph.findAllNodes("prim::Constant") if device != "cpu" else ():
+    for node in graph.findAllNodes("prim::Constant") if device != "cpu" else ():
         if str(node.output().type()) == "Device":
             node.s_("value", device)
     return module
