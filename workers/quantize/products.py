@@ -83,8 +83,9 @@ class Intercept(TorchFunctionMode):
         if func is nn.functional.multi_head_attention_forward:
             # It is one function to this mode, which would see nothing of the products inside.
             found = self._self_attention(*args, **kwargs)
-        elif (call := _as_product(func, args, kwargs)) is not None:
-            found = self._product(call)
+        elif func in (nn.functional.linear, nn.functional.conv2d):
+            call = _as_product(func, *args, **kwargs)
+            found = None if call is None else self._product(call)
         return func(*args, **kwargs) if found is None else found
 
     def _self_attention(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None] | None:
@@ -146,24 +147,17 @@ def watching(
     return Intercept(product)
 
 
-def _as_product(func: _Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    """The call as a product that INT8 can take over, or None."""
-    if func not in (nn.functional.linear, nn.functional.conv2d):
-        return None
-    x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
+def _as_product(
+    func: _Function, input: Any, weight: Any, bias: Any = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1,
+) -> Call | None:  # fmt: skip
+    """A call of `linear` or `conv2d`, by their arguments, as a product that INT8 can take over, or None."""
     if isinstance(padding, str) or not isinstance(weight, nn.Parameter):
         return None
     if weight[0].numel() < _MIN_INPUTS or weight.dtype != torch.float32:
         return None
     conv_args = (_pair(stride), _pair(padding), _pair(dilation), int(groups))
-    return Call(x=x, weight=weight, bias=bias, conv_args=conv_args if func is nn.functional.conv2d else None)
-
-
-def _arguments(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
-) -> tuple[Any, ...]:
-    """What `linear` and `conv2d` are called with; they have no signature that Python could bind."""
-    return input, weight, bias, stride, padding, dilation, groups
+    return Call(x=input, weight=weight, bias=bias, conv_args=conv_args if func is nn.functional.conv2d else None)
 
 
 def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
