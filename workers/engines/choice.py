@@ -1,21 +1,7 @@
 """Which artifacts a bundle gets, and which of them a worker takes. Pure functions over names; imports no torch.
 
-What a bundle gets where it is made (`wanted_engines`):
-
-| engine      | precision  | host      | artifacts                                                                   |
-|-------------|------------|-----------|-----------------------------------------------------------------------------|
-| auto        | int8       | x86, VNNI | torch-int8 for x86-vnni and x86-no-vnni; openvino, onnxruntime if installed |
-| auto        | int8       | x86       | torch-int8 for x86-no-vnni; openvino, onnxruntime if installed              |
-| auto        | int8       | another   | onnxruntime, openvino, whichever are installed; none: an error              |
-| torch-int8  | int8       | x86       | as with auto, nothing else                                                  |
-| any other   | int8       | any       | that one                                                                    |
-| torch-float | bf16, fp32 | any       | torch-float in that precision; so with auto                                 |
-
-`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set. Beside these
+`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set. Beside what is wanted
 every bundle has the network in fp32, which the others are judged by.
-
-What a worker takes (`ranked`), of what runs on its CPU with what is installed: first what `stint tune` found best on
-such a host, then by the order of its class of CPU in ORDER.
 """
 
 from __future__ import annotations

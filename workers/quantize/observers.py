@@ -63,8 +63,7 @@ def weight_observer(isa: str) -> functools.partial[PerChannelMinMaxObserver]:
     """Observer of weights for a class of CPU: per channel, symmetric, 8 bits, or 7 where products saturate.
 
     Without VNNI two products u8·s8 are added in 16 bits. With 7-bit weights 2·255·64 = 32,640 fits, so no input can
-    saturate. torch's own answer, `reduce_range`, takes the bit from activations instead; but its INT8 layers saturate
-    at 255, not 127, so an activation beyond what calibration saw still overflows, and nothing here would tell.
+    saturate, as one beyond calibration would with torch's own answer, `reduce_range`, and nothing here would tell.
     """
     low, high = (-128, 127) if isa == X86_VNNI else (-64, 63)
     observer: functools.partial[PerChannelMinMaxObserver] = PerChannelMinMaxObserver.with_args(

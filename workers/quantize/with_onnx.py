@@ -1,8 +1,4 @@
-"""Make the ONNX artifact: export the network, quantize it statically on the job's own crops.
-
-Exported by the TorchScript exporter: the newer one (torch.export) writes shape arithmetic into graphs of dynamic batch
-and pools by ReduceMean, which then stays float, and takes five to twenty times as long.
-"""
+"""Make the ONNX artifact: export the network, quantize it statically on the job's own crops."""
 
 from __future__ import annotations
 
@@ -48,9 +44,7 @@ def quantize_onnx(network: PixelNetwork, crops_NHWC: Pixels, isa: str, _batch: i
     """See workers.quantize.runtime. Static INT8: activations per tensor by their extremes, weights per channel and
     symmetric.
 
-    Without VNNI weights have 7 bits, as in workers.quantize.fx_graph. Percentiles and entropy gave nothing over
-    extremes. Logit error ÷ spread of extremes / entropy / 99.999th percentile: digits .010 / .010 / .010, ResNet-18
-    .031 / .031 / .031, MobileNetV2 .184 / .184 / .185, the last two with random weights.
+    Without VNNI weights have 7 bits, as in workers.quantize.fx_graph.
     """
     import_onnxruntime()
     import onnx

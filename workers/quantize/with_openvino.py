@@ -16,10 +16,7 @@ from workers.quantize.pixel_input import PixelNetwork, full_batches, is_transfor
 def quantize_openvino(network: PixelNetwork, crops_NHWC: Pixels, isa: str, _batch: int) -> bytes:
     """See workers.quantize.runtime. Static INT8: activations per tensor by their extremes, weights per channel.
 
-    NNCF's defaults (means of each row's extremes, fast bias correction) are further from fp32. Logit error ÷ spread of
-    defaults / extremes / extremes and accurate bias correction / extremes without any bias correction: digits
-    .086 / .089 / .008 / .008, ResNet-18 .049 / .038 / .029 / .027, MobileNetV2 .183 / .179 / .184 / .183, the last two
-    with random weights.
+    NNCF's defaults (means of each row's extremes, fast bias correction) are further from fp32.
     """
     openvino = import_openvino()
     import nncf

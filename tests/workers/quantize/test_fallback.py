@@ -22,7 +22,7 @@ from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.float_layers import by_sensitivity, fewest, most_layers
-from workers.quantize.fx_layers import GraphLayers
+from workers.quantize.fx_graph import GraphLayers
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 
 pytestmark = pytest.mark.int8
