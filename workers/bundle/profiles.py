@@ -207,16 +207,15 @@ def _parsed(data: bytes) -> Profile:
     """Raises ValueError for what is no profile, or one of another schema."""
     profile = records.from_json(Profile, data, (_SCHEMA,), "profile")
     # Workers compare and format these: one damaged file must not end every worker of a run.
-    for row in (profile.chosen, *profile.table):
-        for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
-            if not 1 <= number <= _MOST:
-                raise ValueError(f"not a profile: {number} threads, workers or images a batch")
-        if row.images_per_s is not None and not 0 < row.images_per_s < float("inf"):
-            raise ValueError(f"not a profile: a rate of {row.images_per_s}")
-    if profile.chosen.images_per_s is None:
-        raise ValueError("not a profile: what it chose has no rate")
-    if profile.threads * profile.workers > profile.host.cores:
-        raise ValueError("not a profile: what it chose takes more cores than the node has")
+    rows = (profile.chosen, *profile.table)
+    candidates, rates = [row.candidate for row in rows], [row.images_per_s for row in rows]
+    if not (
+        all(1 <= number <= _MOST for c in candidates for number in (c.threads, c.workers, c.batch))
+        and all(0 < rate < float("inf") for rate in rates if rate is not None)
+        and profile.chosen.images_per_s is not None
+        and profile.threads * profile.workers <= profile.host.cores
+    ):
+        raise ValueError("not a profile: there is no node with such numbers of workers, threads or images")
     return profile
 
 

@@ -1,4 +1,4 @@
-"""INT8 by ONNX Runtime: runs a model of workers.quantize.with_onnx, after checking which operators it executes.
+"""INT8 by ONNX Runtime: runs a model of workers.quantize.runtime, after checking which operators it executes.
 
 An artifact is a plain ONNX file. It is the engine for ARM: there both factors are signed, for the dot-product kernels
 that ONNX Runtime has for that (microsoft/onnxruntime pull requests 9902, s8s8 by SDOT, and 9772, symmetric

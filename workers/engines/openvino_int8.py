@@ -1,4 +1,4 @@
-"""INT8 by OpenVINO: runs a model quantized by workers.quantize.with_openvino, after checking what it compiled to.
+"""INT8 by OpenVINO: runs a model quantized by workers.quantize.runtime, after checking what it compiled to.
 
 An artifact is an uncompressed zip of `model.xml` (the graph) and `model.bin` (its weights); both are read from memory.
 """

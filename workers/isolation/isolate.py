@@ -15,16 +15,14 @@ import enum
 import time
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workers.contract import Shard, WorkerSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.isolation.bisection import Hopeless, ReadingKills, Try, search
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
-
-if TYPE_CHECKING:
-    from workers.score.scorer import Part
+from workers.score.scorer import Part
 
 _START_S = 300.0
 """To load the bundle. Half a second is usual."""

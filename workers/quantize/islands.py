@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from workers.contract import Preprocess
-from workers.engines.base import InputLayout, Pixels
-from workers.engines.torch_float import NormalizedInput
+from workers.engines.base import Pixels
 from workers.quantize.float_layers import LogitErrors
 from workers.quantize.observers import quantized_weight
-from workers.quantize.pixel_input import PixelNetwork, calibration_batches
+from workers.quantize.pixel_input import PixelNetwork, calibration_batches, normalized
 from workers.quantize.products import Call, Intercept, Product, attention_unfused, watching
 
 
@@ -92,8 +92,7 @@ class IslandCalibration:
         Raises ValueError if there is nothing to quantize.
         """
         network = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._module = NormalizedInput(network.requires_grad_(False), preprocess).eval()
-        self._layout = InputLayout(crop_px=preprocess.crop_px)
+        self._pixels = normalized(network.requires_grad_(False), preprocess)
         names = {id(weight): _layer_of(name) for name, weight in network.named_parameters()}
         products: dict[int, Product] = {}
 
@@ -104,8 +103,8 @@ class IslandCalibration:
 
         passes = 0
         with torch.no_grad(), attention_unfused(), Intercept(observe):
-            for batch_NHWC in calibration_batches(crops_NHWC, self._layout):
-                self._module(batch_NHWC)
+            for batch_NHWC in calibration_batches(crops_NHWC, self._pixels.layout):
+                self._pixels.module(batch_NHWC)
                 passes += 1
         self._products = {names[key]: product for key, product in products.items() if product.constant}
         if not self._products:
@@ -116,8 +115,7 @@ class IslandCalibration:
         """As GraphCalibration's."""
         torch.backends.quantized.engine = "fbgemm"
         products = [product for name, product in self._products.items() if name not in float_layers]
-        module = _Islands(self._module, products, isa).eval()
-        return PixelNetwork(module=module, layout=self._layout, input_mode="normalized")
+        return replace(self._pixels, module=_Islands(self._pixels.module, products, isa).eval())
 
     def errors(self, crops_NHWC: Pixels, isa: str) -> dict[str, float]:
         """As GraphCalibration's."""
@@ -125,7 +123,7 @@ class IslandCalibration:
         weights = {id(product.weight): name for name, product in self._products.items()}
         observed = {id(product.weight): product for product in self._products.values()}
         with attention_unfused(), watching(found, weights, isa, observed):
-            found.run(self._module, calibration_batches(crops_NHWC, self._layout, batch=1))
+            found.run(self._pixels.module, calibration_batches(crops_NHWC, self._pixels.layout, batch=1))
         return {name: found.squares[name] for name in self._products}
 
 
