@@ -9,7 +9,6 @@ import importlib
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,22 +35,6 @@ def import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def properties(threads: int) -> Mapping[str, object]:
-    """How OpenVINO is to stay within a worker's cores.
-
-    One stream on `threads` threads. Cores are pinned by workers.host.cores, not by OpenVINO, which would count from the
-    node's first core in every worker. What is not INT8 is computed in fp32: OpenVINO's own choice is bf16 where the CPU
-    has it, and the same artifact would then give other logits on another node.
-    """
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-
-
 def pack(graph: bytes, weights: bytes) -> bytes:
     """The two files of an OpenVINO model as one blob; equal input gives equal bytes."""
     blob = io.BytesIO()
@@ -69,7 +52,15 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, data: bytes, info: ArtifactInfo, threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)
-        self._properties = properties(threads)
+        self._properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            # Cores are pinned by workers.host.cores; OpenVINO would count from the node's first core in every worker.
+            "ENABLE_CPU_PINNING": False,
+            # What is not INT8. OpenVINO's own choice is bf16 where the CPU has it, and other logits on another node.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
         self._core = import_openvino().Core()
         with zipfile.ZipFile(io.BytesIO(data)) as container:
             # The weights stay referenced by the model, which does not copy them.
@@ -90,7 +81,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self._graph, self._weights)
         model.reshape(list(self.layout.shape(batch)))
-        compiled = self._core.compile_model(model, "CPU", dict(self._properties))
+        compiled = self._core.compile_model(model, "CPU", self._properties)
         self.layers = _layers(compiled)
         return compiled.create_infer_request()
 

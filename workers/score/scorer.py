@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import torch
 
+from workers import output
 from workers.bundle.bundle import open_bundle
 from workers.bundle.manifest import Manifest
 from workers.contract import Shard, WorkerSpec
@@ -24,18 +25,6 @@ from workers.host.cpu import isa_class
 from workers.image.errors import ErrorCode, RowsRefused
 from workers.image.plugins import check_decoders
 from workers.outcomes import ShardResult
-from workers.output import (
-    Scored,
-    by_class,
-    by_score,
-    describe_row,
-    encode,
-    keys_together,
-    object_facts,
-    right_ones,
-    shown_keys,
-    true_classes,
-)
 from workers.score.loading import LoadedArtifact, load_best
 from workers.score.predictor import Predictor
 from workers.source.rows import RowBlock
@@ -53,7 +42,7 @@ WORKER_STAGES = ("read", "decode", "predict", "write", "wait")
 class Part:
     """Scored rows of a shard, and what that took."""
 
-    scored: Scored
+    scored: output.Scored
     gone: tuple[int, ...]
     """Slices of the shard, by index, that have no rows because their source vanished or changed."""
     stage_s: dict[str, float]
@@ -157,7 +146,7 @@ class Scorer(LoadedArtifact):
         began = time.perf_counter()
         scored = part.scored
         try:
-            scored.keys = [keys_together(scored.keys, self.keys)] if self.keys else scored.keys
+            scored.keys = [output.keys_together(scored.keys, self.keys)] if self.keys else scored.keys
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputUnreadable(f"{shard.describe()}: a key column is not as in earlier plans: {error}") from error
         rows_gone = sum(shard.slices[i].rows for i in part.gone)
@@ -165,7 +154,7 @@ class Scorer(LoadedArtifact):
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
         if shard.plan not in self.spec.accepted:
             _check_refused(shard, scored, self.spec.most_refused)
-        data = encode(
+        data = output.encode(
             shard,
             scored,
             task=self.spec.model.task,
@@ -192,7 +181,7 @@ class Scorer(LoadedArtifact):
         key = f"{self.spec.root}/{shard.key}"
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
-        facts = object_facts(data if committed else self.store.get(key))
+        facts = output.object_facts(data if committed else self.store.get(key))
         ok = scored.ok if committed and self.spec.model.task == "classify" else None
         write_s = time.perf_counter() - began
         return ShardResult(
@@ -213,20 +202,20 @@ class Scorer(LoadedArtifact):
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
-            class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
-            score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
+            class_counts={} if ok is None else output.by_class(scored.label_NK[: scored.rows][ok, 0]),
+            score_counts=() if ok is None else tuple(output.by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
             labelled=(0, 0) if ok is None else self._labelled(scored),
         )
 
-    def _labelled(self, scored: Scored) -> tuple[int, int]:
+    def _labelled(self, scored: output.Scored) -> tuple[int, int]:
         if not (column := self.spec.labels_key) or not scored.keys:
             return 0, 0
         keys, ok = pa.concat_tables(scored.keys), scored.ok
-        truth = true_classes(keys[column].filter(pa.array(ok)).to_pylist(), self.manifest.labels)
-        return right_ones(truth, scored.label_NK[: scored.rows][ok, 0].tolist())
+        truth = output.true_classes(keys[column].filter(pa.array(ok)).to_pylist(), self.manifest.labels)
+        return output.right_ones(truth, scored.label_NK[: scored.rows][ok, 0].tolist())
 
 
-def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
+def _check_refused(shard: Shard, scored: output.Scored, most: float) -> None:
     """What is committed stays for good, and these rows lack nothing but a root in the spec, or a right.
 
     Raises RowsRefused, InputDenied.
@@ -241,13 +230,13 @@ def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
             raise kind(f"{rows:,} of {scored.rows:,} rows of a shard {what} ({code}), e.g. {example}")
 
 
-def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
+def _samples(shard: Shard, scored: output.Scored) -> dict[str, str]:
     """The first row of each error code: its keys, where it is, and what was wrong with it."""
     samples: dict[str, str] = {}
     keys = pa.concat_tables(scored.keys) if scored.keys else None
     for row, bad in sorted(scored.errors.items()):
         if bad.code not in samples:
             source = shard.slices[scored.slice_index[row]]
-            named = {} if keys is None else shown_keys(keys, row)
-            samples[bad.code] = f"{describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"
+            named = {} if keys is None else output.shown_keys(keys, row)
+            samples[bad.code] = f"{output.describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"
     return samples
