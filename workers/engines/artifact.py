@@ -58,7 +58,8 @@ class WantedArtifact:
     @property
     def name(self) -> str:
         """Unique in a bundle: `torch-int8/x86-vnni`, `torch-float/fp32`."""
-        return f"{self.engine}/{self.isa or self.precision}"
+        parts = (self.engine, self.precision if self.engine == "torch-float" else "", self.isa or "")
+        return "/".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)

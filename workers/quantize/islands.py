@@ -20,7 +20,7 @@ from torch import nn
 from workers.contract import Preprocess
 from workers.engines.base import Pixels
 from workers.quantize.float_layers import LogitErrors
-from workers.quantize.observers import quantized_weight
+from workers.quantize.observers import quantized_weight, scale_and_zero_point
 from workers.quantize.pixel_input import PixelNetwork, calibration_batches, normalized
 from workers.quantize.products import Call, Intercept, Product, attention_unfused, watching
 
@@ -30,7 +30,7 @@ class _Int8Linear(nn.Module):
 
     def __init__(self, product: Product, isa: str) -> None:
         super().__init__()
-        self.scale, self.zero_point = product.seen_in.scale_and_zero_point()
+        self.scale, self.zero_point = scale_and_zero_point(product.seen_in)
         self.packed = torch.ops.quantized.linear_prepack(quantized_weight(product.weight, isa), product.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -45,8 +45,8 @@ class _Int8Conv(nn.Module):
 
     def __init__(self, product: Product, isa: str) -> None:
         super().__init__()
-        self.scale, self.zero_point = product.seen_in.scale_and_zero_point()
-        self.out_scale, self.out_zero_point = product.seen_out.scale_and_zero_point()
+        self.scale, self.zero_point = scale_and_zero_point(product.seen_in)
+        self.out_scale, self.out_zero_point = scale_and_zero_point(product.seen_out)
         assert product.conv_args is not None
         weight = quantized_weight(product.weight, isa)
         self.packed = torch.ops.quantized.conv2d_prepack(weight, product.bias, *product.conv_args)
