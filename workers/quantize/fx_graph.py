@@ -7,7 +7,7 @@ convolution + add + ReLU.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -232,31 +232,30 @@ def absorb_relu6(graph: fx.Graph, network: nn.Module) -> set[str]:
     calibrated never to exceed 6, ReLU is ReLU6.
     """
     modules = dict(network.named_modules())
-    convs: dict[str, set[str | None]] = {}
+    convs: dict[str, set[str]] = defaultdict(set)
     for node in graph.nodes:
         if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU6:
-            convs.setdefault(str(node.target), set()).add(_conv_before(node, modules))
+            convs[str(node.target)].add(_conv_before(node, modules))
     absorbed: set[str] = set()
     for relu6, before in convs.items():
-        names = {name for name in before if name is not None}
-        if len(names) == len(before):
+        if "" not in before:
             network.set_submodule(relu6, nn.ReLU(inplace=False).eval())
-            absorbed |= names
+            absorbed |= before
     return absorbed
 
 
-def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    """The convolution whose output reaches this node through nothing but a batch normalisation."""
+def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """The convolution whose output reaches this node through nothing but a batch normalisation; empty without one."""
     for _ in range(2):
         previous = node.args[0]
         if not isinstance(previous, fx.Node) or previous.op != "call_module" or len(previous.users) != 1:
-            return None
+            return ""
         node, module = previous, modules[str(previous.target)]
         if isinstance(module, nn.Conv2d):
             return str(node.target)
         if not isinstance(module, nn.BatchNorm2d):
-            return None
-    return None
+            return ""
+    return ""
 
 
 def _clamp_observers(observed: fx.GraphModule, convs: set[str]) -> None:

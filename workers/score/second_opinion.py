@@ -7,8 +7,10 @@ here, whatever the job does, as they were for the gate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from workers.bundle import bundle
@@ -16,10 +18,12 @@ from workers.bundle.manifest import Manifest
 from workers.contract import Preprocess
 from workers.engines.base import score_crops
 from workers.host.cores import read_topology
+from workers.image.decode import ImageArray
 from workers.image.errors import BadImage
 from workers.image.resize import decode_crop
 from workers.storage.store import Store
 
+_BATCH = 8
 _MOST_THREADS = 4
 """A few images are soon scored, and other work may go on here."""
 
@@ -35,14 +39,16 @@ def second_opinion(
     torch.set_num_threads(max(1, min(_MOST_THREADS, read_topology().budget)))
     engine = bundle.load_engine(store, manifest, "torch-float/fp32")
     how = replace(how, decode="exact")
-
-    def opinion(image: bytes) -> tuple[str, float] | None:
-        try:
-            crop_HWC = decode_crop(image, how)
-        except BadImage:
-            return None
-        logits_NK = torch.from_numpy(score_crops(engine, crop_HWC[None], 1))
-        score, label = logits_NK.double().softmax(dim=1)[0].max(dim=0)
-        return manifest.labels[int(label)] if manifest.labels else str(int(label)), float(score)
-
-    return [None if image is None else opinion(image) for image in images]
+    opinions: dict[int, tuple[str, float]] = {}
+    for first in range(0, len(images), _BATCH):
+        crops: dict[int, ImageArray] = {}
+        for row, image in enumerate(images[first : first + _BATCH], first):
+            with suppress(BadImage):
+                if image is not None:
+                    crops[row] = decode_crop(image, how)
+        if crops:
+            logits_NK = torch.from_numpy(score_crops(engine, np.stack(list(crops.values())), _BATCH))
+            scores, classes = logits_NK.double().softmax(dim=1).max(dim=1)
+            for row, k, score in zip(crops, classes.tolist(), scores.tolist(), strict=True):
+                opinions[row] = (manifest.labels[k] if manifest.labels else str(k), score)
+    return [opinions.get(row) for row in range(len(images))]
