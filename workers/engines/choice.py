@@ -25,6 +25,9 @@ ORDER = {
     ARM64: ("onnxruntime", "openvino", "torch-pt2e"),
 }
 """INT8 engines by class of CPU, the preferred one first. Another class has that of ARM."""
+_TORCH_CLASSES = {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}
+"""By class of the host, those that torch-int8 is made for. One bundle serves a mixed cluster of x86 nodes, as far as its
+maker can judge what it makes: 7-bit weights compute the same with VNNI as without, 8-bit ones do not."""
 
 
 def installed_to_make() -> frozenset[str]:
@@ -52,7 +55,8 @@ def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[
         return (WantedArtifact(engine="torch-float", precision=precision, isa=None),)
     by_itself = [e for e in _order(isa) if e in installed and e != "torch-pt2e"]
     engines = by_itself if engine == "auto" else [engine]
-    wanted = [WantedArtifact(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
+    classes = {e: _TORCH_CLASSES.get(isa, ()) if e == "torch-int8" else (isa,) for e in engines}
+    wanted = [WantedArtifact(engine=e, precision="int8", isa=each) for e in engines for each in classes[e]]
     if not wanted:
         raise ModelError(
             f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: "
@@ -86,13 +90,9 @@ def ranked(
         for info in artifacts
         if info.precision == precision and unfit(info, isa=isa, installed=installed, engine=engine) is None
     ]
-    order = _order(isa)
-
-    def place(info: ArtifactInfo) -> tuple[bool, int, bool]:
-        by_rule = order.index(info.engine) if info.engine in order else len(order)
-        return (info.name != tuned, by_rule, info.isa != isa)  # all 8 bits before 7 bits, where both are right
-
-    return tuple(sorted(fit, key=place))
+    order = {engine: place for place, engine in enumerate(_order(isa))}
+    # All 8 bits before 7 bits, where both are right.
+    return tuple(sorted(fit, key=lambda i: (i.name != tuned, order.get(i.engine, len(order)), i.isa != isa)))
 
 
 def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: str = "auto") -> str | None:
@@ -111,14 +111,3 @@ def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: s
 
 def _order(isa: str) -> tuple[str, ...]:
     return ORDER.get(isa, ORDER[ARM64])
-
-
-def _classes(engine: str, isa: str) -> tuple[str, ...]:
-    """Classes of CPU to make an engine's artifacts for where the host is of class `isa`.
-
-    One bundle serves a mixed cluster of x86 nodes, as far as its maker can judge what it makes: 7-bit weights compute
-    the same with VNNI as without, 8-bit ones do not.
-    """
-    if engine == "torch-int8":
-        return {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}.get(isa, ())
-    return (isa,)

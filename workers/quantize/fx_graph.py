@@ -28,9 +28,9 @@ from workers.engines.base import Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.host.cpu import X86_VNNI
 from workers.quantize.float_layers import LogitErrors
+from workers.quantize.islands import watching
 from workers.quantize.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
 from workers.quantize.pixel_input import PixelNetwork, PlainInput, calibration_batches, pixel_network
-from workers.quantize.products import watching
 
 _ATTRIBUTES = "_observed_graph_module_attrs"
 """Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""

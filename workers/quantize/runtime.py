@@ -32,8 +32,8 @@ from workers.engines.openvino_int8 import import_openvino, pack
 from workers.engines.pt2e import BATCH_ENTRY
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.load import LoadedModel
+from workers.quantize.islands import attention_unfused
 from workers.quantize.pixel_input import PixelNetwork, full_batches, is_transformer, pixel_network
-from workers.quantize.products import attention_unfused
 from workers.quantize.quantizer import QuantizeError
 
 _MadeBy = Callable[[PixelNetwork, Pixels, str, int], bytes]
