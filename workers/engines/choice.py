@@ -26,8 +26,8 @@ ORDER = {
 }
 """INT8 engines by class of CPU, the preferred one first. Another class has that of ARM."""
 _TORCH_CLASSES = {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}
-"""By class of the host, those that torch-int8 is made for. One bundle serves a mixed cluster of x86 nodes, as far as its
-maker can judge what it makes: 7-bit weights compute the same with VNNI as without, 8-bit ones do not."""
+"""By class of the host, those that torch-int8 is made for. One bundle serves a mixed cluster of x86 nodes, as far as
+its maker can judge what it makes: 7-bit weights compute the same with VNNI as without, 8-bit ones do not."""
 
 
 def installed_to_make() -> frozenset[str]:

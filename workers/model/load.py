@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import pickle
-import urllib.error
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def _download(models: Any, name: str, weights: Any, args: Mapping[str, object]) 
     try:
         return _call(partial(models.get_model, name, weights=weights), f"torchvision/{name}", args)
     # RuntimeError: the hash of the file is wrong. UnpicklingError: it holds more than tensors.
-    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"model.weights: {weights} could not be fetched from {weights.url}: {error}. Where workers may not reach "
             "the internet, put that file into your storage and give its path or URL as model.weights"
