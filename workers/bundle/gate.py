@@ -38,14 +38,15 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
     NaN or infinity in any row refuses, as does a labels_column that gave no labels.
     """
     checks = [Check("rows with NaN or infinity", str(report.nonfinite_rows), "0", report.nonfinite_rows == 0)]
+    least_cosine: float | None = gate.min_cosine
     if task == "classify":
+        least_cosine = None
         checks.append(_at_least(gate.min_agreement, "top-1 agreement", report.top1_agreement, _percent))
         if gate.labels_column is not None:
             checks.append(_true_accuracy(report, gate))
         if report.labelled_rows or gate.min_top1 is not None:
             checks.append(Check("true top-1, fp32", _percent(report.top1_fp32)))
             checks.append(_at_least(gate.min_top1, "true top-1", report.top1, _percent))
-    least_cosine = gate.min_cosine if task == "embed" else None
     checks.append(_at_least(least_cosine, "mean cosine similarity", report.mean_cosine, _number))
     checks.append(Check("mean error / fp32 spread", _number(report.logit_error)))
     checks.append(Check("greatest error / fp32 spread", _number(report.logit_error_max)))

@@ -35,10 +35,18 @@ ENGINES = {
     "torch-float": EngineKind("workers.engines.torch_float:TorchFloatEngine", "torchscript"),
     "torch-pt2e": EngineKind("workers.engines.pt2e:Pt2eEngine", "pt2", extra="pt2e", to_make=("torchao",)),
     "openvino": EngineKind(
-        "workers.engines.openvino_int8:OpenVinoEngine", "openvino", "openvino", "openvino", ("openvino", "nncf")
+        "workers.engines.openvino_int8:OpenVinoEngine",
+        "openvino",
+        library="openvino",
+        extra="openvino",
+        to_make=("openvino", "nncf"),
     ),
     "onnxruntime": EngineKind(
-        "workers.engines.onnx_int8:OnnxEngine", "onnx", "onnxruntime", "onnx", ("onnxruntime", "onnx")
+        "workers.engines.onnx_int8:OnnxEngine",
+        "onnx",
+        library="onnxruntime",
+        extra="onnx",
+        to_make=("onnxruntime", "onnx"),
     ),
 }
 """By name."""
