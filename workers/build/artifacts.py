@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from workers.build.sample import Sample, check_labelled, split_rows
@@ -11,9 +12,9 @@ from workers.bundle import gate
 from workers.bundle.accuracy import AccuracyReport, compare_logits
 from workers.bundle.gate import Judged
 from workers.contract import BundleRequest
-from workers.engines.artifact import Artifact, WantedArtifact, open_artifact
+from workers.engines.artifact import ENGINES, Artifact, WantedArtifact, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
-from workers.engines.choice import NEEDS, installed_to_make, wanted_engines
+from workers.engines.choice import installed_to_make, wanted_engines
 from workers.model.load import LoadedModel
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 from workers.quantize.runtime import make_int8
@@ -96,7 +97,7 @@ def _wanted(request: BundleRequest, isa: str, contents: BundleContents) -> list[
     more memory than there was."""
     spec = request.model
     wanted = wanted_engines(spec.precision, spec.engine, isa, installed_to_make())
-    safe = [one for one in wanted if not NEEDS[one.engine].to_make]
+    safe = [one for one in wanted if not ENGINES[one.engine].to_make]
     if not (request.without_extras and spec.engine == "auto" and safe):
         return list(wanted)
     contents.failures += [
@@ -120,7 +121,8 @@ class Judge:
         self._rows: dict[str, Any] = {"calibration_bad_rows": sample.bad_rows, **rows}
         self.of_itself = self._compared(self._reference_NK)
         """What there is to say of fp32: true accuracy, rows with NaN."""
-        self._last: tuple[Artifact, AccuracyReport] | None = None
+        # What a search for float layers has just accepted is not scored again.
+        self.report = lru_cache(1)(lambda artifact: self.measured(open_artifact(artifact)))
 
     def measured(self, engine: Engine) -> AccuracyReport:
         return self._compared(score_crops(engine, self._crops_NHWC, self._request.batch))
@@ -128,11 +130,6 @@ class Judge:
     def _compared(self, logits_NK: Logits) -> AccuracyReport:
         report = compare_logits(self._reference_NK, logits_NK, self._labels, task=self._request.model.task)
         return replace(report, **self._rows)
-
-    def report(self, artifact: Artifact) -> AccuracyReport:
-        if self._last is None or self._last[0] is not artifact:
-            self._last = artifact, self.measured(open_artifact(artifact))
-        return self._last[1]  # what a search for float layers has just accepted is not scored again
 
     def decide(self, report: AccuracyReport) -> gate.GateDecision:
         return gate.decide(report, self._request.gate, self._request.model.task)

@@ -86,8 +86,8 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
                 if error.code is ErrorCode.CRASHED_WORKER:
                     left_out.append(described)
                 if len(left_out) > MOST_LEFT_OUT:
-                    message = f"{len(left_out)} rows of the sample kill whoever decodes them"
-                    raise SampleUnusable(_with_rows(message, left_out)) from error
+                    message = f"{len(left_out)} rows of the sample kill whoever decodes them, among them"
+                    raise SampleUnusable("\n".join([message, *left_out[:_ROWS_NAMED]])) from error
                 continue
             label = None
             if block.keys is not None and column is not None:
@@ -110,10 +110,6 @@ def read_sample(request: BundleRequest, network: LoadedModel | Manifest, memory_
         bad_rows=bad.total(),
         left_out=tuple(left_out),
     )
-
-
-def _with_rows(message: str, left_out: Sequence[str]) -> str:
-    return "\n".join([message, *left_out[:_ROWS_NAMED], *(["…"] if len(left_out) > _ROWS_NAMED else [])])
 
 
 def class_indices(values: Sequence[object], class_names: Sequence[str] | None, classes: int, column: str) -> _Labels:

@@ -57,15 +57,16 @@ def compare_logits(
         raise ValueError("there are no rows to compare a network with the fp32 one on")
     finite = np.isfinite(reference_NK).all(axis=1) & np.isfinite(judged_NK).all(axis=1)
     same = finite & (reference_NK.argmax(axis=1) == judged_NK.argmax(axis=1))
-    a, b = reference_NK[finite].astype(np.float64), judged_NK[finite].astype(np.float64)
-    error = np.abs(a - b)
-    spread = float(a.std()) if a.size else 0.0
+    nothing_NK = np.zeros((1, reference_NK.shape[1]))  # what is left to compare where no row is finite
+    a, b = (all_NK[finite].astype(np.float64) if finite.any() else nothing_NK for all_NK in (reference_NK, judged_NK))
+    error, spread = np.abs(a - b), float(a.std())
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     report = AccuracyReport(
         rows=len(reference_NK),
         top1_agreement=float(same.mean()),
-        logit_error=_ratio(float(error.mean()) if error.size else 0.0, spread),
-        logit_error_max=_ratio(float(error.max()) if error.size else 0.0, spread),
-        mean_cosine=_mean_cosine(a, b),
+        logit_error=_ratio(float(error.mean()), spread),
+        logit_error_max=_ratio(float(error.max()), spread),
+        mean_cosine=float(np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0).mean()),
         nonfinite_rows=int((~finite).sum()),
         disagreements=_pairs(a.argmax(axis=1), b.argmax(axis=1), same_too=False) if task == "classify" else (),
     )
@@ -96,13 +97,6 @@ def _pairs(
 def _top1(logits_NK: Logits, labels: npt.NDArray[np.int64]) -> float:
     right = np.isfinite(logits_NK).all(axis=1) & (logits_NK.argmax(axis=1) == labels)
     return float(right.mean())
-
-
-def _mean_cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    if not a.size:
-        return 0.0
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0).mean())
 
 
 def _ratio(error: float, spread: float) -> float:

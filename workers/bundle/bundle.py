@@ -22,9 +22,8 @@ import safetensors.numpy
 from workers.bundle.accuracy import AccuracyReport
 from workers.bundle.manifest import CalibrationSample, Manifest, StoredArtifact, StoredObject
 from workers.contract import ModelSpec, OutputSpec, Preprocess
-from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact
+from workers.engines.artifact import ENGINES, Artifact, ArtifactInfo, open_artifact
 from workers.engines.base import Engine, Logits, score_crops
-from workers.engines.choice import NEEDS
 from workers.host.cpu import cpu_model, isa_class
 from workers.model.names import RECIPE
 from workers.storage.errors import NotFound
@@ -83,7 +82,7 @@ def write_bundle(
     }
     for a, _ in artifacts:
         golden[f"logits_{a.info.name}"] = _score(open_artifact(a), images, model.preprocess, len(images))
-    libraries = {"torch", "torchvision", *(module for a, _ in artifacts for module in NEEDS[a.info.engine].to_make)}
+    libraries = {"torch", "torchvision", *(module for a, _ in artifacts for module in ENGINES[a.info.engine].to_make)}
     manifest = Manifest(
         fingerprint=fingerprint,
         spec=_stored_spec(spec),
@@ -92,7 +91,9 @@ def write_bundle(
         labels=model.labels,
         preprocess=model.preprocess,
         artifacts=tuple(
-            StoredArtifact(info=a.info, stored=_put(store, fingerprint, a.data, a.info.suffix), accuracy=report)
+            StoredArtifact(
+                info=a.info, stored=_put(store, fingerprint, a.data, ENGINES[a.info.engine].suffix), accuracy=report
+            )
             for a, report in artifacts
         ),
         recipe=RECIPE if spec.precision == "int8" else spec.precision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workers.bundle.accuracy import AccuracyReport
@@ -38,19 +38,16 @@ def decide(report: AccuracyReport, gate: GateSpec, task: str) -> GateDecision:
     NaN or infinity in any row refuses, as does a labels_column that gave no labels.
     """
     checks = [Check("rows with NaN or infinity", str(report.nonfinite_rows), "0", report.nonfinite_rows == 0)]
-    if task == "embed":
-        passed = report.mean_cosine >= gate.min_cosine
-        checks.append(Check("mean cosine similarity", _number(report.mean_cosine), f">= {gate.min_cosine:g}", passed))
-    else:
-        passed = report.top1_agreement >= gate.min_agreement
-        found = _percent(report.top1_agreement)
-        checks.append(Check("top-1 agreement", found, f">= {gate.min_agreement:.2%}", passed))
+    least_cosine: float | None = gate.min_cosine
+    if task == "classify":
+        least_cosine = None
+        checks.append(_at_least(gate.min_agreement, "top-1 agreement", report.top1_agreement, _percent))
         if gate.labels_column is not None:
             checks.append(_true_accuracy(report, gate))
         if report.labelled_rows or gate.min_top1 is not None:
             checks.append(Check("true top-1, fp32", _percent(report.top1_fp32)))
-            checks.append(_least_accuracy(report, gate))
-        checks.append(Check("mean cosine similarity", _number(report.mean_cosine)))
+            checks.append(_at_least(gate.min_top1, "true top-1", report.top1, _percent))
+    checks.append(_at_least(least_cosine, "mean cosine similarity", report.mean_cosine, _number))
     checks.append(Check("mean error / fp32 spread", _number(report.logit_error)))
     checks.append(Check("greatest error / fp32 spread", _number(report.logit_error_max)))
     failed = [check for check in checks if not check.passed]
@@ -109,7 +106,7 @@ def format_table(judged: Sequence[Judged], gate: GateSpec, task: str, notes: Seq
     for info in (one.info for one in judged if one.info.float_layers):
         names, count = ", ".join(info.float_layers[:_FLOAT_LAYERS_NAMED]), len(info.float_layers)
         more = f", and {count - _FLOAT_LAYERS_NAMED} more" if count > _FLOAT_LAYERS_NAMED else ""
-        lines.append(f"left float in {info.name}: {count} {'layer' if count == 1 else 'layers'}: {names}{more}")
+        lines.append(f"left float in {info.name}: {counted(count, 'layer')}: {names}{more}")
     lines += [f"{name} REFUSED: {decision.reason}" for name, decision in decisions.items() if not decision.passed]
     lines += notes
     if not passed:
@@ -140,6 +137,12 @@ def _compared(report: AccuracyReport) -> str:
     return compared
 
 
+def _at_least(least: float | None, name: str, found: float | None, shown: Callable[[float | None], str]) -> Check:
+    if least is None:
+        return Check(name, shown(found))
+    return Check(name, shown(found), f">= {shown(least)}", found is not None and found >= least)
+
+
 def _true_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
     name, threshold = "fall of true top-1", f"<= {gate.max_top1_drop:.2%}"
     if report.top1_fp32 is None or report.top1 is None:
@@ -149,16 +152,9 @@ def _true_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
     return Check(name, _percent(drop), threshold, drop <= gate.max_top1_drop + 1e-9)
 
 
-def _least_accuracy(report: AccuracyReport, gate: GateSpec) -> Check:
-    found, least = _percent(report.top1), gate.min_top1
-    if least is None:
-        return Check("true top-1", found)
-    return Check("true top-1", found, f">= {least:.2%}", report.top1 is not None and report.top1 >= least)
-
-
 def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{share:.2%}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.1e}"
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.5g}"

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from workers.bundle import records
+from workers.counted import counted
 from workers.engines.choice import LIBRARIES
 from workers.host.cores import this_node
 from workers.host.cpu import cpu_model, isa_class
@@ -69,7 +70,7 @@ class HostKind:
         return f"{readable}-{digest}"
 
     def __str__(self) -> str:
-        return f"{self.cpu_model}, {self.isa}, {self.cores} {'core' if self.cores == 1 else 'cores'}"
+        return f"{self.cpu_model}, {self.isa}, {counted(self.cores, 'core')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,8 @@ class Candidate:
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.engine}, {self.layout}, batch {self.batch}"
-
-    @property
-    def layout(self) -> str:
-        """As `2 workers of 1 core`."""
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        return f"{workers} of {self.threads} {'core' if self.threads == 1 else 'cores'}"
+        layout = f"{counted(self.workers, 'worker')} of {counted(self.threads, 'core')}"
+        return f"{self.engine}, {layout}, batch {self.batch}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +146,9 @@ class Profile:
 
     def rates(self) -> dict[int, float]:
         """Images a second of the whole node by width of its workers."""
-        widths = {row.candidate.threads for row in self.table} | {self.threads}
-        best = {threads: row.images_per_s for threads in sorted(widths) if (row := self.row_at(threads))}
-        return {threads: rate for threads, rate in best.items() if rate}
+        widths = sorted({self.threads, *(row.candidate.threads for row in self.table)})
+        best = ((threads, self.row_at(threads)) for threads in widths)
+        return {threads: row.images_per_s for threads, row in best if row and row.images_per_s}
 
     def __str__(self) -> str:
         return f"{self.chosen.candidate}: {self.images_per_s:,.0f} img/s a node ({self.host})"
@@ -211,16 +207,15 @@ def _parsed(data: bytes) -> Profile:
     """Raises ValueError for what is no profile, or one of another schema."""
     profile = records.from_json(Profile, data, (_SCHEMA,), "profile")
     # Workers compare and format these: one damaged file must not end every worker of a run.
-    for row in (profile.chosen, *profile.table):
-        for number in (row.candidate.threads, row.candidate.workers, row.candidate.batch):
-            if not 1 <= number <= _MOST:
-                raise ValueError(f"not a profile: {number} threads, workers or images a batch")
-        if row.images_per_s is not None and not 0 < row.images_per_s < float("inf"):
-            raise ValueError(f"not a profile: a rate of {row.images_per_s}")
-    if profile.chosen.images_per_s is None:
-        raise ValueError("not a profile: what it chose has no rate")
-    if profile.threads * profile.workers > profile.host.cores:
-        raise ValueError("not a profile: what it chose takes more cores than the node has")
+    rows = (profile.chosen, *profile.table)
+    candidates, rates = [row.candidate for row in rows], [row.images_per_s for row in rows]
+    if not (
+        all(1 <= number <= _MOST for c in candidates for number in (c.threads, c.workers, c.batch))
+        and all(0 < rate < float("inf") for rate in rates if rate is not None)
+        and profile.chosen.images_per_s is not None
+        and profile.threads * profile.workers <= profile.host.cores
+    ):
+        raise ValueError("not a profile: there is no node with such numbers of workers, threads or images")
     return profile
 
 

@@ -13,15 +13,43 @@ class EngineUnusable(RuntimeError):
     """An artifact that cannot be opened here: its library is missing, or refuses it."""
 
 
-_ENGINES = {
-    "torch-float": ("workers.engines.torch_float:TorchFloatEngine", "torchscript"),
-    "torch-int8": ("workers.engines.torchscript:TorchInt8Engine", "torchscript"),
-    "torch-pt2e": ("workers.engines.pt2e:Pt2eEngine", "pt2"),
-    "openvino": ("workers.engines.openvino_int8:OpenVinoEngine", "openvino"),
-    "onnxruntime": ("workers.engines.onnx_int8:OnnxEngine", "onnx"),
+@dataclass(frozen=True)
+class EngineKind:
+    """What is known of an engine before it is imported."""
+
+    opened_by: str
+    """Its class. Imported where an artifact is opened: a worker loads the one engine that it runs, and a manifest is
+    read without torch."""
+    suffix: str
+    """Of its artifacts' files."""
+    library: str = "torch"
+    """The Python module that runs it."""
+    extra: str = ""
+    """Of this project, which brings what goes beyond the base installation."""
+    to_make: tuple[str, ...] = ()
+    """Python modules beyond the base installation that make its artifacts."""
+
+
+ENGINES = {
+    "torch-int8": EngineKind("workers.engines.torchscript:TorchInt8Engine", "torchscript"),
+    "torch-float": EngineKind("workers.engines.torch_float:TorchFloatEngine", "torchscript"),
+    "torch-pt2e": EngineKind("workers.engines.pt2e:Pt2eEngine", "pt2", extra="pt2e", to_make=("torchao",)),
+    "openvino": EngineKind(
+        "workers.engines.openvino_int8:OpenVinoEngine",
+        "openvino",
+        library="openvino",
+        extra="openvino",
+        to_make=("openvino", "nncf"),
+    ),
+    "onnxruntime": EngineKind(
+        "workers.engines.onnx_int8:OnnxEngine",
+        "onnx",
+        library="onnxruntime",
+        extra="onnx",
+        to_make=("onnxruntime", "onnx"),
+    ),
 }
-"""By name: the class, imported where an artifact is opened, because a worker loads the one engine that it runs, and a
-manifest is read without torch; and the suffix of its artifacts' files."""
+"""By name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +88,6 @@ class ArtifactInfo(WantedArtifact):
     float_layers: tuple[str, ...] = ()
     """Layers by name that would have become INT8, and stay float because the gate refused them."""
 
-    @property
-    def layers(self) -> LayerCounts:
-        return LayerCounts(self.quantized_ops, self.float_ops)
-
-    @property
-    def suffix(self) -> str:
-        """Of its file."""
-        return _ENGINES[self.engine][1]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
@@ -84,19 +103,20 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
     stated, ModelError where `device` is a GPU that is not there.
     """
     info = artifact.info
-    if info.engine not in _ENGINES:
+    if info.engine not in ENGINES:
         raise EngineUnusable(
             f"{info.name} is of an engine that this version does not know: bring the worker up to date"
         )
     try:
         opened = unchecked(artifact, threads, device)
         if info.precision == "int8":
-            opened.check(info.layers)
+            opened.check(LayerCounts(info.quantized_ops, info.float_ops))
         return opened
     except (EngineUnusable, SilentFloatError, ModelError, MemoryError):
         raise
-    except ImportError as error:  # which says what to install
-        raise EngineUnusable(f"{info.name} cannot run here: {error}") from error
+    except ImportError as error:
+        extra = ENGINES[info.engine].extra
+        raise EngineUnusable(f"{info.name} cannot run here ({error}); pip install 'stint[{extra}]'") from error
     except Exception as error:
         # Each library has its own kinds of errors; to us they mean the same, that this artifact is of no use here.
         raise EngineUnusable(f"{info.name} cannot be opened here: {type(error).__name__}: {error}") from error
@@ -104,7 +124,7 @@ def open_artifact(artifact: Artifact, threads: int = 1, device: str = "cpu") -> 
 
 def unchecked(artifact: Artifact, threads: int = 1, device: str = "cpu") -> Engine:
     """As open_artifact, whatever layers it executes. Raises what the engine's library does."""
-    engine: Engine = pkgutil.resolve_name(_ENGINES[artifact.info.engine][0])(
+    engine: Engine = pkgutil.resolve_name(ENGINES[artifact.info.engine].opened_by)(
         artifact.data, artifact.info, threads, device
     )
     return engine

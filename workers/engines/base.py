@@ -73,8 +73,6 @@ class Engine:
 
     layers: LayerCounts
     """What it executes; of engines that run INT8."""
-    executes = ""
-    """Who executes that, for a person: `the ONNX model executes`."""
     fewer_floats = True
     """A library may compute more in INT8 by other operators than where the artifact was made, and so fewer layers in
     float."""
@@ -89,7 +87,7 @@ class Engine:
         if int8 != expected.int8 or not int8 or not floats_fit:
             raise SilentFloatError(
                 f"an artifact of {expected.int8} INT8 and {expected.floats} float layers was expected, "
-                f"but {self.executes} {int8} INT8 and {floats} float ones"
+                f"but it executes {int8} INT8 and {floats} float ones"
             )
 
     def buffer(self, batch: int) -> Buffer:

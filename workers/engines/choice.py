@@ -1,55 +1,20 @@
 """Which artifacts a bundle gets, and which of them a worker takes. Pure functions over names; imports no torch.
 
-What a bundle gets where it is made (`wanted_engines`):
-
-| engine      | precision  | host      | artifacts                                                                   |
-|-------------|------------|-----------|-----------------------------------------------------------------------------|
-| auto        | int8       | x86, VNNI | torch-int8 for x86-vnni and x86-no-vnni; openvino, onnxruntime if installed |
-| auto        | int8       | x86       | torch-int8 for x86-no-vnni; openvino, onnxruntime if installed              |
-| auto        | int8       | another   | onnxruntime, openvino, whichever are installed; none: an error              |
-| torch-int8  | int8       | x86       | as with auto, nothing else                                                  |
-| any other   | int8       | any       | that one                                                                    |
-| torch-float | bf16, fp32 | any       | torch-float in that precision; so with auto                                 |
-
-`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set. Beside these
+`torch-pt2e` is never chosen by `auto`: its artifact is native code, for one instruction set. Beside what is wanted
 every bundle has the network in fp32, which the others are judged by.
-
-What a worker takes (`ranked`), of what runs on its CPU with what is installed: first what `stint tune` found best on
-such a host, then by the order of its class of CPU in ORDER.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 
-from workers.engines.artifact import ArtifactInfo, WantedArtifact
+from workers.engines.artifact import ENGINES, ArtifactInfo, WantedArtifact
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, runs_on
 from workers.model.names import ModelError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """Python modules beyond the base installation."""
-
-    extra: str
-    """Of this project, which brings them."""
-    to_make: tuple[str, ...]
-    to_run: tuple[str, ...] = ()
-
-
-NEEDS = {
-    "torch-int8": Needs(extra="", to_make=()),
-    "torch-float": Needs(extra="", to_make=()),
-    "torch-pt2e": Needs(extra="pt2e", to_make=("torchao",)),
-    "openvino": Needs(extra="openvino", to_make=("openvino", "nncf"), to_run=("openvino",)),
-    "onnxruntime": Needs(extra="onnx", to_make=("onnxruntime", "onnx"), to_run=("onnxruntime",)),
-}
-"""By engine."""
-_LIBRARY = {engine: next(iter(needs.to_run), "torch") for engine, needs in NEEDS.items()}
-LIBRARIES = tuple(dict.fromkeys(_LIBRARY.values()))
+LIBRARIES = tuple(dict.fromkeys(kind.library for kind in ENGINES.values()))
 """What runs engines: another version of one of these may have another optimum."""
 
 ORDER = {
@@ -60,21 +25,24 @@ ORDER = {
     ARM64: ("onnxruntime", "openvino", "torch-pt2e"),
 }
 """INT8 engines by class of CPU, the preferred one first. Another class has that of ARM."""
+_TORCH_CLASSES = {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}
+"""By class of the host, those that torch-int8 is made for. One bundle serves a mixed cluster of x86 nodes, as far as
+its maker can judge what it makes: 7-bit weights compute the same with VNNI as without, 8-bit ones do not."""
 
 
 def installed_to_make() -> frozenset[str]:
     """Engines whose artifacts can be made in this environment."""
-    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_make)))
+    return frozenset(engine for engine, kind in ENGINES.items() if all(map(find_spec, kind.to_make)))
 
 
 def installed_to_run() -> frozenset[str]:
     """Engines that this environment can run."""
-    return frozenset(engine for engine, needs in NEEDS.items() if all(map(find_spec, needs.to_run)))
+    return frozenset(engine for engine, kind in ENGINES.items() if find_spec(kind.library))
 
 
 def library(engine: str) -> str:
     """What runs an engine here, with its version: `torch 2.13.0`."""
-    name = _LIBRARY[engine]
+    name = ENGINES[engine].library
     return f"{name} {importlib.metadata.version(name)}"
 
 
@@ -87,18 +55,18 @@ def wanted_engines(precision: str, engine: str, isa: str, installed: Collection[
         return (WantedArtifact(engine="torch-float", precision=precision, isa=None),)
     by_itself = [e for e in _order(isa) if e in installed and e != "torch-pt2e"]
     engines = by_itself if engine == "auto" else [engine]
-    wanted = [WantedArtifact(engine=e, precision="int8", isa=each) for e in engines for each in _classes(e, isa)]
+    classes = {e: _TORCH_CLASSES.get(isa, ()) if e == "torch-int8" else (isa,) for e in engines}
+    wanted = [WantedArtifact(engine=e, precision="int8", isa=each) for e in engines for each in classes[e]]
     if not wanted:
         raise ModelError(
             f"model.precision: torch has no INT8 recipe for {isa} CPUs. Where bundles are made and where they run: "
             "pip install 'stint[onnx]' (or 'stint[openvino]'), with model.engine: auto; or set model.precision to bf16 "
             "or fp32"
         )
-    lacking = [e for e in engines if e not in installed]
-    if lacking:
+    if engine not in (*installed, "auto"):
         raise ModelError(
-            f"model.engine: {lacking[0]} needs {', '.join(NEEDS[lacking[0]].to_make)}, which the node that makes the "
-            f"bundle has not: pip install 'stint[{NEEDS[lacking[0]].extra}]' there, or set model.engine: auto"
+            f"model.engine: {engine} needs {', '.join(ENGINES[engine].to_make)}, which the node that makes the bundle "
+            f"has not: pip install 'stint[{ENGINES[engine].extra}]' there, or set model.engine: auto"
         )
     return tuple(wanted)
 
@@ -122,13 +90,9 @@ def ranked(
         for info in artifacts
         if info.precision == precision and unfit(info, isa=isa, installed=installed, engine=engine) is None
     ]
-    order = _order(isa)
-
-    def place(info: ArtifactInfo) -> tuple[bool, int, bool]:
-        by_rule = order.index(info.engine) if info.engine in order else len(order)
-        return (info.name != tuned, by_rule, info.isa != isa)  # all 8 bits before 7 bits, where both are right
-
-    return tuple(sorted(fit, key=place))
+    order = {engine: place for place, engine in enumerate(_order(isa))}
+    # All 8 bits before 7 bits, where both are right.
+    return tuple(sorted(fit, key=lambda i: (i.name != tuned, order.get(i.engine, len(order)), i.isa != isa)))
 
 
 def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: str = "auto") -> str | None:
@@ -139,22 +103,11 @@ def unfit(info: ArtifactInfo, *, isa: str, installed: Collection[str], engine: s
     if info.isa is not None and not runs_on(info.isa, isa):
         return f"is for {info.isa} CPUs"
     if info.engine not in installed:
-        needs = NEEDS.get(info.engine)
-        return f"needs 'stint[{needs.extra}]', which is not installed" if needs else "is of an engine not known here"
+        kind = ENGINES.get(info.engine)
+        return f"needs 'stint[{kind.extra}]', which is not installed" if kind else "is of an engine not known here"
     asked_for = info.engine != "torch-pt2e" if engine == "auto" else engine in (info.engine, info.name)
     return None if asked_for else f"is not what model.engine: {engine} names"
 
 
 def _order(isa: str) -> tuple[str, ...]:
     return ORDER.get(isa, ORDER[ARM64])
-
-
-def _classes(engine: str, isa: str) -> tuple[str, ...]:
-    """Classes of CPU to make an engine's artifacts for where the host is of class `isa`.
-
-    One bundle serves a mixed cluster of x86 nodes, as far as its maker can judge what it makes: 7-bit weights compute
-    the same with VNNI as without, 8-bit ones do not.
-    """
-    if engine == "torch-int8":
-        return {X86_VNNI: (X86_VNNI, X86_NO_VNNI), X86_NO_VNNI: (X86_NO_VNNI,)}.get(isa, ())
-    return (isa,)

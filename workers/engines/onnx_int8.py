@@ -1,4 +1,4 @@
-"""INT8 by ONNX Runtime: runs a model of workers.quantize.with_onnx, after checking which operators it executes.
+"""INT8 by ONNX Runtime: runs a model of workers.quantize.runtime, after checking which operators it executes.
 
 An artifact is a plain ONNX file. It is the engine for ARM: there both factors are signed, for the dot-product kernels
 that ONNX Runtime has for that (microsoft/onnxruntime pull requests 9902, s8s8 by SDOT, and 9772, symmetric
@@ -8,6 +8,7 @@ multiplies u8 by s8.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tempfile
@@ -31,21 +32,14 @@ def import_onnxruntime() -> Any:
     """The onnxruntime module, imported so that it sends nothing and writes nothing into the home folder.
 
     Its official builds report to Microsoft, on Linux too, and keep an id in ~/.cache/Microsoft, unless
-    ORT_DISABLE_TELEMETRY is set before the library is loaded (Privacy.md of 1.31). Raises ImportError naming the extra
-    where it is not installed.
+    ORT_DISABLE_TELEMETRY is set before the library is loaded (Privacy.md of 1.31). Raises ImportError.
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("engine: onnxruntime is not installed; pip install 'stint[onnx]'") from error
-    return onnxruntime
+    return importlib.import_module("onnxruntime")
 
 
 class OnnxEngine(Engine):
     """Runs an ONNX artifact at any batch size."""
-
-    executes = "the ONNX model executes"
 
     def __init__(self, data: bytes, info: ArtifactInfo, threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)

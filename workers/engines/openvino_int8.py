@@ -1,14 +1,14 @@
-"""INT8 by OpenVINO: runs a model quantized by workers.quantize.with_openvino, after checking what it compiled to.
+"""INT8 by OpenVINO: runs a model quantized by workers.quantize.runtime, after checking what it compiled to.
 
 An artifact is an uncompressed zip of `model.xml` (the graph) and `model.bin` (its weights); both are read from memory.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,31 +28,11 @@ def import_openvino() -> Any:
 
     `import openvino` by itself reports the import to Intel, and keeps an id in ~/intel, unless a consent file there
     says no. It and NNCF do without where their telemetry package cannot be imported, which is what is arranged here,
-    for this process only. Raises ImportError naming the extra where openvino is not installed.
+    for this process only. Raises ImportError.
     """
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError("engine: openvino is not installed; pip install 'stint[openvino]'") from error
-    return openvino
-
-
-def properties(threads: int) -> Mapping[str, object]:
-    """How OpenVINO is to stay within a worker's cores.
-
-    One stream on `threads` threads. Cores are pinned by workers.host.cores, not by OpenVINO, which would count from the
-    node's first core in every worker. What is not INT8 is computed in fp32: OpenVINO's own choice is bf16 where the CPU
-    has it, and the same artifact would then give other logits on another node.
-    """
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
+    return importlib.import_module("openvino")
 
 
 def pack(graph: bytes, weights: bytes) -> bytes:
@@ -70,11 +50,17 @@ class OpenVinoEngine(Engine):
     Fixed shapes were 2 % faster than a dynamic batch (ResNet-50, batch 16) and compile in 0.15 s.
     """
 
-    executes = "the compiled OpenVINO model runs"
-
     def __init__(self, data: bytes, info: ArtifactInfo, threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)
-        self._properties = properties(threads)
+        self._properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            # Cores are pinned by workers.host.cores; OpenVINO would count from the node's first core in every worker.
+            "ENABLE_CPU_PINNING": False,
+            # What is not INT8. OpenVINO's own choice is bf16 where the CPU has it, and other logits on another node.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
         self._core = import_openvino().Core()
         with zipfile.ZipFile(io.BytesIO(data)) as container:
             # The weights stay referenced by the model, which does not copy them.
@@ -95,7 +81,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, batch: int) -> Any:
         model = self._core.read_model(self._graph, self._weights)
         model.reshape(list(self.layout.shape(batch)))
-        compiled = self._core.compile_model(model, "CPU", dict(self._properties))
+        compiled = self._core.compile_model(model, "CPU", self._properties)
         self.layers = _layers(compiled)
         return compiled.create_infer_request()
 

@@ -1,4 +1,4 @@
-"""INT8 by torch.export and AOTInductor: runs a package compiled by workers.quantize.with_pt2e, after checking its code.
+"""INT8 by torch.export and AOTInductor: runs a package compiled by workers.quantize.runtime, after checking its code.
 
 An artifact is a `.pt2` package: **native code**, compiled where the bundle was made and loaded into the worker's
 process. Whoever can write a bundle can run code in its workers; the other engines' artifacts are data. It is loaded
@@ -48,8 +48,6 @@ class Pt2eEngine(Engine):
     With a dynamic batch oneDNN's weights are laid out for no shape. Raises EngineUnusable where the CPU lacks the
     instructions compiled for.
     """
-
-    executes = "the package's code calls"
 
     def __init__(self, data: bytes, info: ArtifactInfo, _threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)

@@ -68,23 +68,18 @@ def from_archive(archive: bytes, quantized_engine: str | None = None, device: st
         torch.backends.quantized.engine = quantized_engine
     with deprecations_silenced():
         module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location=device)  # type: ignore[no-untyped-call]
-    if device != "cpu":
-        _retarget(module.graph, device)
-    return module
-
-
-def _retarget(graph: Any, device: str) -> None:
-    """Networks that make tensors as they run (masks of Swin's attention) have where they were traced written into their
-    graph as constants; `map_location` moves weights only."""
-    for node in graph.findAllNodes("prim::Constant"):
+    graph: Any = module.graph
+    # Networks that make tensors as they run (masks of Swin's attention) have where they were traced written into their
+    # graph as constants; `map_location` moves weights only.
+    for node in graph.findAllNodes("prim::Constant") if device != "cpu" else ():
         if str(node.output().type()) == "Device":
             node.s_("value", device)
+    return module
 
 
 def operators(module: torch.jit.ScriptModule) -> Counter[str]:
     """How often each operator occurs in the frozen graph, e.g. `quantized::conv2d_relu` 33."""
-    graph = module.inlined_graph
-    return Counter(node.kind() for node in graph.nodes())
+    return Counter(node.kind() for node in module.inlined_graph.nodes())
 
 
 class TorchInt8Engine(Engine):
@@ -94,7 +89,7 @@ class TorchInt8Engine(Engine):
     a sixteenth of MobileNetV2's time (`python -m tests.benchmarks.bench_engines --first-batch`).
     """
 
-    executes, fewer_floats = "the archive's graph holds", False
+    fewer_floats = False
 
     def __init__(self, archive: bytes, info: ArtifactInfo, _threads: int = 1, _device: str = "cpu") -> None:
         super().__init__(info.layout)

@@ -15,16 +15,14 @@ import enum
 import time
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workers.contract import Shard, WorkerSpec
 from workers.host.child import Child, Died, KilledFromOutside, Overdue
 from workers.isolation.bisection import Hopeless, ReadingKills, Try, search
 from workers.outcomes import Failure, FailureCode, FailureKind, ShardResult
 from workers.redaction import redacted
-
-if TYPE_CHECKING:
-    from workers.score.scorer import Part
+from workers.score.scorer import Part
 
 _START_S = 300.0
 """To load the bundle. Half a second is usual."""
@@ -57,11 +55,11 @@ def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes:
     `limit_s` is for scoring all rows in one go; halves have half of it, though at least ROW_S if it is that long. Time
     spent waiting for storage does not count. A child's ordinary failure is this call's.
     """
-    with closing(_Children(spec, shard, memory_bytes)) as children:
+    with closing(_Process(spec, shard, memory_bytes)) as process:
         try:
-            parts = _scored_parts(children, shard, limit_s)
-            children.close()  # what puts them together is to have nothing else in memory
-            result: ShardResult = _ask(children.started(), parts, _READ_S)
+            parts = _scored_parts(process, shard, limit_s)
+            process.close()  # what puts them together is to have nothing else in memory
+            result: ShardResult = process.ask(parts, _READ_S)
             return result
         except Died as died:
             return _GivenUp(f"{shard.describe()}: putting its scored rows together {died}").failure
@@ -69,15 +67,15 @@ def score_isolated(spec: WorkerSpec, shard: Shard, limit_s: float, memory_bytes:
             return given_up.failure
 
 
-def _scored_parts(children: _Children, shard: Shard, limit_s: float) -> list[Part]:
+def _scored_parts(process: _Process, shard: Shard, limit_s: float) -> list[Part]:
     """Parts that together are all rows, in their order. Raises _GivenUp."""
     parts: list[Part] = []
 
     def attempt(this: Try) -> str | None:
         try:
-            parts.append(_ask(children.started(), this, limit_of(this.rows, shard.rows, limit_s)))
+            parts.append(process.ask(this, limit_of(this.rows, shard.rows, limit_s)))
         except Died as died:
-            children.close()
+            process.close()
             return str(died)
         return None
 
@@ -99,12 +97,11 @@ def limit_of(rows: int, of_rows: int, limit_s: float) -> float:
     return min(limit_s, max(ROW_S, limit_s * rows / of_rows))
 
 
-class _Children:
+class _Process:
     """One child at a time, started when there is something for it to do. Use from one thread: they end with it."""
 
     def __init__(self, spec: WorkerSpec, shard: Shard, memory_bytes: int) -> None:
-        self._spec = replace(spec, pin=False)  # it inherits the cores of the worker
-        self._shard = shard
+        self._about = replace(spec, pin=False), shard  # it inherits the cores of the worker
         self._memory_bytes = memory_bytes
         self._child: Child | None = None
 
@@ -113,22 +110,22 @@ class _Children:
             self._child.end()
         self._child = None
 
-    def started(self) -> Child:
+    def ask(self, request: Try | list[Part], limit_s: float) -> Any:
+        """The answer: a Part, or the ShardResult of parts put together.
+
+        Time runs only while the child scores; a single block may take _READ_S to be read. Raises Died, also when the
+        limit is over; _GivenUp.
+        """
         if self._child is None:
             self._child = Child("workers.isolation.isolated", self._memory_bytes, "scored")
             try:
-                _ask(self._child, (self._spec, self._shard), _START_S)
+                _answer(self._child, self._about, _START_S)
             except Died as died:
                 raise _GivenUp(f"loading the bundle in an isolated process {died}") from died
-        return self._child
+        return _answer(self._child, request, limit_s)
 
 
-def _ask(child: Child, request: Try | list[Part] | tuple[WorkerSpec, Shard], limit_s: float) -> Any:
-    """The answer: a Part, a ShardResult of parts put together, or None from a child that has loaded the bundle.
-
-    Time runs only while the child scores; a single block may take _READ_S to be read. Raises Died, also when the limit
-    is over; _GivenUp.
-    """
+def _answer(child: Child, request: object, limit_s: float) -> Any:
     child.put(request)
     phase, left_s = Phase.SCORING, limit_s
     while True:

@@ -35,18 +35,15 @@ class SampleDecoder:
         """`memory_bytes` is the most that the process may take."""
         self._memory_bytes = memory_bytes
         self._child: Child | None = None
-        self._used = False
-        """The child has decoded something."""
 
     def decode(self, image: memoryview, how: Preprocess) -> ImageArray:
         """As decode_crop. Raises BadImage, with CRASHED_WORKER for an image that kills.
 
         Raises DecoderBroken, KilledFromOutside too.
         """
-        alone = not self._used
+        alone = self._child is None
         try:
             child = self._started()
-            self._used = True
             child.put((bytes(image), how))
             answer: ImageArray | Exception = child.take(IMAGE_S)
         except Overdue:
@@ -70,7 +67,7 @@ class SampleDecoder:
     def close(self) -> None:
         if self._child is not None:
             self._child.end()
-        self._child, self._used = None, False
+        self._child = None
 
     def _started(self) -> Child:
         if self._child is None:
@@ -78,8 +75,8 @@ class SampleDecoder:
             try:
                 self._child.take(_START_S)
             except (Died, Overdue) as error:
-                how = f"{error} before it had any" if isinstance(error, Died) else f"is not up after {_START_S:g} s"
-                raise DecoderBroken(f"the process that decodes the sample {how}") from error
+                how = str(error) or f"has said nothing for {_START_S:g} s"
+                raise DecoderBroken(f"the process that decodes the sample {how} before it had any") from error
         return self._child
 
 

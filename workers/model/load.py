@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import pickle
-import urllib.error
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -51,13 +50,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     preprocess = override(preprocess, spec.preprocess)
     network = network.eval().requires_grad_(False)
     preprocess = absorb_transform_input(network, preprocess)
-    example_NCHW = torch.zeros((2, 3, preprocess.crop_px, preprocess.crop_px))
-    outputs = _outputs(network, example_NCHW, spec)
+    forward = partial(_forward, network, preprocess.crop_px, spec.arch)
     if spec.task == "embed":
-        outputs = _outputs(features_only(network, example_NCHW), example_NCHW, spec)
-        labels = None
+        outputs, labels = _features_only(network, forward).shape[1], None
     else:
-        labels = _labels(spec, weights_own=labels, outputs=outputs)
+        outputs = forward().shape[1]
+        labels = _labels(spec, labels, outputs)
     return LoadedModel(name=spec.arch, module=network, preprocess=preprocess, labels=labels, outputs=outputs)
 
 
@@ -65,7 +63,6 @@ def _network(spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | 
     """With its weights; and the preprocessing and labels that they come with."""
     check_names(spec)
     family, _, name = split_arch(spec.arch)
-    of_enum = spec.weights is not None and weights_enum_or_path(spec.weights) == "enum"
     if family == "torchvision":
         models = import_torchvision().models
         known = models.list_models(module=models)
@@ -75,8 +72,8 @@ def _network(spec: ModelSpec) -> tuple[nn.Module, Preprocess, tuple[str, ...] | 
                 f"model.arch: torchvision has no classification model {name!r}"
                 + (f"; nearest: {', '.join('torchvision/' + n for n in nearest)}" if nearest else "")
             )
-        if of_enum:
-            assert spec.weights is not None
+        assert spec.weights is not None, "check_names has refused that"
+        if weights_enum_or_path(spec.weights) == "enum":
             weights = _weights_enum(models, name, spec.weights)
             network = _download(models, name, weights, spec.args)
             return network, of_weights(weights), tuple(weights.meta["categories"])
@@ -92,7 +89,7 @@ def build_network(arch: str, args: Mapping[str, object]) -> nn.Module:
     models = import_torchvision().models  # a function's module will import it in its own way, which alone may fail
     if family == "torchvision":
         slow = {"init_weights": False} if name in _RANDOM_INIT else {}
-        return _call(lambda **kw: models.get_model(name, weights=None, **kw), arch, {**slow, **args})
+        return _call(partial(models.get_model, name, weights=None), arch, {**slow, **args})
     try:
         function = getattr(importlib.import_module(module_name), name)
     except ImportError as error:
@@ -121,9 +118,9 @@ def _download(models: Any, name: str, weights: Any, args: Mapping[str, object]) 
     before = os.environ.get(_TENSORS_ONLY)
     os.environ[_TENSORS_ONLY] = "1"
     try:
-        return _call(lambda **kw: models.get_model(name, weights=weights, **kw), f"torchvision/{name}", args)
+        return _call(partial(models.get_model, name, weights=weights), f"torchvision/{name}", args)
     # RuntimeError: the hash of the file is wrong. UnpicklingError: it holds more than tensors.
-    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"model.weights: {weights} could not be fetched from {weights.url}: {error}. Where workers may not reach "
             "the internet, put that file into your storage and give its path or URL as model.weights"
@@ -144,37 +141,36 @@ def _call(function: Callable[..., Any], arch: str, args: Mapping[str, object]) -
     return network
 
 
-def _outputs(network: nn.Module, example_NCHW: torch.Tensor, spec: ModelSpec) -> int:
-    side = example_NCHW.shape[-1]
+def _forward(network: nn.Module, side: int, arch: str) -> torch.Tensor:
+    """What it returns for two images, N by K. Raises ModelError for anything else."""
     try:
         with torch.no_grad():
-            output = network(example_NCHW)
+            output = network(torch.zeros((2, 3, side, side)))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise ModelError(
-            f"model.arch: {spec.arch} does not take images of {side} by {side} pixels: {error}; "
+            f"model.arch: {arch} does not take images of {side} by {side} pixels: {error}; "
             "set model.preprocess: {crop: …} to the size it was trained with"
         ) from error
-    if not isinstance(output, torch.Tensor) or (output.dim() != 2 and spec.task != "embed"):
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ModelError(
-            f"model.arch: {spec.arch} returns {found}, not one tensor of shape N by K; "
+            f"model.arch: {arch} returns {found}, not one tensor of shape N by K; "
             "write a `module:function` that returns a network which does"
         )
-    return int(output.shape[1])
+    return output
 
 
-def _labels(spec: ModelSpec, *, weights_own: tuple[str, ...] | None, outputs: int) -> tuple[str, ...] | None:
-    labels, source = weights_own, f"the weights {spec.weights}"
+def _labels(spec: ModelSpec, labels: tuple[str, ...] | None, outputs: int) -> tuple[str, ...] | None:
+    """What the spec names, or else `labels`, the weights' own."""
     if isinstance(spec.labels, tuple):
-        labels, source = spec.labels, "model.labels"
+        labels = spec.labels
     elif spec.labels == "imagenet":
         labels = tuple(import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"])
-        source = "model.labels: imagenet"
     elif spec.labels is not None:
-        labels, source = _read_labels(spec.labels), f"model.labels: {spec.labels}"
+        labels = _read_labels(spec.labels)
     if labels is not None and len(labels) != outputs:
         raise ModelError(
-            f"model.labels: {source} has {len(labels)} names, but {spec.arch} has {outputs} outputs; "
+            f"model.labels: there are {len(labels)} names, but {spec.arch} has {outputs} outputs; "
             "give one name a class, in the order the network was trained with"
         )
     return labels
@@ -186,19 +182,19 @@ def _read_labels(url: str) -> tuple[str, ...]:
         if not text.lstrip().startswith("["):
             return tuple(line.strip() for line in text.splitlines() if line.strip())
         names = json.loads(text)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("it has other values than strings")
     except ValueError as error:
-        raise ModelError(f"model.labels: {url} is neither UTF-8 text nor a JSON list: {error}") from error
-    if not all(isinstance(name, str) for name in names):
-        raise ModelError(f"model.labels: {url} must be a JSON list of strings")
+        raise ModelError(f"model.labels: {url} is neither UTF-8 text nor a JSON list of strings: {error}") from error
     return tuple(names)
 
 
-def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
-    """Make `network` return its penultimate features N × D, changing it in place; returns it.
+def _features_only(network: nn.Module, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Make `network` return its penultimate features N × D, changing it in place; returns what `forward` gives then.
 
     Its last linear layer is replaced by the identity if the network's output is what that layer returns. A classifier
     of one 1×1 convolution before pooling (SqueezeNet) is cut likewise. A network that ends in neither is taken for a
-    feature extractor and used as it is. Raises ModelError if what comes out is not 2-D.
+    feature extractor and used as it is.
     """
     called: list[tuple[str, nn.Module, torch.Tensor]] = []
 
@@ -206,22 +202,16 @@ def features_only(network: nn.Module, example_NCHW: torch.Tensor) -> nn.Module:
         # Cloned: an activation behind it may work in place, and would make its own output look like the layer's.
         called.append((name, module, output.clone()))
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for name, module in network.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 hooks.callback(module.register_forward_hook(partial(remember, name)).remove)
-        output = network(example_NCHW)
+        output = forward()
     classifier = _classifier(called, output)
-    if classifier is not None:
-        network.set_submodule(classifier, nn.Identity())
-        with torch.no_grad():
-            output = network(example_NCHW)
-    if output.dim() != 2:
-        raise ModelError(
-            f"model.task: embed: the network's features have shape {tuple(output.shape)}, not N x D; "
-            "write a `module:function` that returns a network with 2-D output"
-        )
-    return network
+    if classifier is None:
+        return output
+    network.set_submodule(classifier, nn.Identity())
+    return forward()
 
 
 def _classifier(called: list[tuple[str, nn.Module, torch.Tensor]], output: torch.Tensor) -> str | None:
@@ -229,9 +219,8 @@ def _classifier(called: list[tuple[str, nn.Module, torch.Tensor]], output: torch
     if linears:
         name, returned = linears[-1]
         return name if returned.shape == output.shape and torch.equal(returned, output) else None
-    if called:
-        name, module, returned = called[-1]
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and returned.dim() == 4:
+    for name, module, returned in called[-1:]:
+        if module.kernel_size == (1, 1) and returned.dim() == 4:
             pooled = (returned.mean((2, 3)), returned.relu().mean((2, 3)))
             if any(p.shape == output.shape and torch.allclose(p, output, rtol=1e-4, atol=1e-5) for p in pooled):
                 return name

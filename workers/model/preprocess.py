@@ -59,9 +59,9 @@ def absorb_transform_input(network: nn.Module, preprocess: Preprocess) -> Prepro
     if type(network).__module__ not in ("torchvision.models.googlenet", "torchvision.models.inception"):
         return preprocess
     network.transform_input = False  # type: ignore[assignment]
-    gains = tuple(std / 0.5 for std in IMAGENET.std)
-    shifts = tuple((mean - 0.5) / 0.5 for mean in IMAGENET.mean)
-    channels = list(zip(preprocess.mean, preprocess.std, gains, shifts, strict=True))
-    mean_r, mean_g, mean_b = (m - b * s / a for m, s, a, b in channels)
-    std_r, std_g, std_b = (s / a for _, s, a, _ in channels)
-    return replace(preprocess, mean=(mean_r, mean_g, mean_b), std=(std_r, std_g, std_b))
+    gains = [std / 0.5 for std in IMAGENET.std]
+    shifts = [(mean - 0.5) / 0.5 for mean in IMAGENET.mean]
+    std: Any = tuple(s / a for s, a in zip(preprocess.std, gains, strict=True))
+    channels = zip(preprocess.mean, preprocess.std, gains, shifts, strict=True)
+    mean: Any = tuple(m - b * s / a for m, s, a, b in channels)
+    return replace(preprocess, mean=mean, std=std)

@@ -20,9 +20,10 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Put before every name by DataParallel, torch.compile and Lightning."""
 _NAMES_SHOWN = 5
 _UNREADABLE = (
-    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error,
+    SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+    struct.error,
 )  # fmt: skip
-"""What torch raises for files that are cut short, damaged, or made to confuse it."""
+"""What is raised for files that are cut short, damaged, or made to confuse torch."""
 
 
 def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
@@ -37,8 +38,6 @@ def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
             loaded: object = safetensors.torch.load(data)
         else:
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ModelError(f"model.weights: {weights} is not a safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"model.weights: {weights} is refused: it is not a plain state dict, and unpickling anything else could "
@@ -46,7 +45,7 @@ def read_state_dict(weights: str, data: bytes) -> dict[str, torch.Tensor]:
             "with torch.save"
         ) from error
     except _UNREADABLE as error:
-        raise ModelError(f"model.weights: {weights} cannot be read as a torch state dict: {error}") from error
+        raise ModelError(f"model.weights: {weights} cannot be read as a state dict: {error}") from error
     for nesting in _NESTINGS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(nesting), Mapping):
             loaded = loaded[nesting]

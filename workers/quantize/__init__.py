@@ -1,4 +1,4 @@
-"""Make INT8 artifacts of a float network, one module for each runtime.
+"""Make INT8 artifacts of a float network. ARCHITECTURE.md says why the recipe is as it is.
 
 Never here: whether they are good enough, which is the gate's to say.
 """

@@ -1,35 +1,36 @@
 """INT8 for convolutional networks: static quantization of the whole graph (FX), for oneDNN's INT8 kernels.
 
-Activations are observed by histogram, weights per channel and symmetric: per-tensor min-max ruins networks with
-depthwise convolutions (EfficientNet 85.6 % to 2.1 % in a published case). oneDNN's own backend configuration fuses
-convolution + add + ReLU, which is worth a tenth of ResNet-50's throughput over torch's default one.
+Activations are observed by histogram, weights per channel and symmetric, and oneDNN's own backend configuration fuses
+convolution + add + ReLU.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import fx, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.quantization import QConfig, QConfigMapping, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.fx.tracer import QuantizationTracer
-from torch.ao.quantization.observer import PerChannelMinMaxObserver
+from torch.ao.quantization.observer import ObserverBase, PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.conv import _ConvNd
 
 from workers.contract import Preprocess
 from workers.engines.base import Pixels
 from workers.engines.torch_float import NormalizedInput
 from workers.host.cpu import X86_VNNI
 from workers.quantize.float_layers import LogitErrors
-from workers.quantize.fx_layers import GraphLayers
+from workers.quantize.islands import watching
 from workers.quantize.observers import ActivationObserver, ClampedAtSix, fake_quantized, weight_observer
 from workers.quantize.pixel_input import PixelNetwork, PlainInput, calibration_batches, pixel_network
-from workers.quantize.products import watching
 
 _ATTRIBUTES = "_observed_graph_module_attrs"
 """Where prepare_fx leaves for convert_fx what it decided, the nodes' configurations among it."""
@@ -40,6 +41,15 @@ _SCALE_KEEPING = (
     nn.functional.max_pool2d,
     nn.functional.avg_pool2d,
     nn.functional.adaptive_avg_pool2d,
+)
+_FUNCTIONS = (
+    nn.functional.linear,
+    nn.functional.conv1d,
+    nn.functional.conv2d,
+    nn.functional.conv3d,
+    nn.functional.conv_transpose1d,
+    nn.functional.conv_transpose2d,
+    nn.functional.conv_transpose3d,
 )
 
 
@@ -146,40 +156,106 @@ class _Probe(nn.Module):
         return self._errors.source(self.name, x, fake_quantized(self._observer[0], x.detach()) - x.detach())
 
 
+class GraphLayers:
+    """Convolutions and linear layers of an observed graph by name.
+
+    A name is a module's, or the weight's without its last part where a function is called with it. What a module is
+    fused with (batch normalisation, addition, ReLU) is part of the layer.
+    """
+
+    def __init__(self, observed: fx.GraphModule) -> None:
+        self._modules = dict(observed.named_modules(remove_duplicate=False))
+        self._parameters = dict(observed.named_parameters(remove_duplicate=False))
+        self._nodes = list(observed.graph.nodes)
+        layers = {node: layer for node in self._nodes if (layer := self._layer_of(node)) is not None}
+        self._layer = {node: name for node, (name, _) in layers.items()}
+        self.weights = {id(weight): name for name, weight in layers.values()}
+        """The layer of each weight, by the weight's id."""
+        self.calls = Counter(self._layer.values())
+        # The nearest layers before and behind each node, through operations that are none.
+        self._before: dict[fx.Node, frozenset[str]] = {}
+        self._behind: dict[fx.Node, frozenset[str]] = {}
+        for node in self._nodes:
+            self._before[node] = self._nearest(node.all_input_nodes, self._before)
+        for node in reversed(self._nodes):
+            self._behind[node] = self._nearest(node.users, self._behind)
+
+    def observers(self) -> dict[str, frozenset[str]]:
+        """Names of the modules that observe activations, each with the layers around it."""
+        return {
+            str(node.target): self._before[node] | self._behind[node]
+            for node in self._nodes
+            if isinstance(self._module(node), ObserverBase)
+            and not isinstance(self._module(node), PerChannelMinMaxObserver)
+        }
+
+    def nodes_of(self, layers: Collection[str]) -> set[str]:
+        """Names of the nodes that compute these layers, or serve none but them on one of their sides.
+
+        The latter are what lies between such a layer and the next one: its activation function, the multiplication
+        that makes its input. Where only one of several inputs or readers is such a layer, as at the trunk of a
+        residual network, an operation does not count.
+        """
+        chosen = frozenset(layers)
+        found: set[str] = set()
+        for node in self._nodes:
+            sides = [{self._layer[node]}] if node in self._layer else [self._before[node], self._behind[node]]
+            if any(side and side <= chosen for side in sides):
+                found.add(node.name)
+        return found
+
+    def _nearest(self, around: Collection[fx.Node], known: dict[fx.Node, frozenset[str]]) -> frozenset[str]:
+        return frozenset().union(*({self._layer[o]} if o in self._layer else known[o] for o in around))
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self._modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _layer_of(self, node: fx.Node) -> tuple[str, object] | None:
+        """Name and weight of the layer that a node computes."""
+        if node.op == "call_function" and node.target in _FUNCTIONS:
+            source = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+            while isinstance(source, fx.Node) and isinstance(self._module(source), ObserverBase):
+                source = source.all_input_nodes[0]
+            if not isinstance(source, fx.Node) or source.op != "get_attr":  # no parameter
+                return node.name, None
+            name = str(source.target)
+            return name.rpartition(".")[0] or name, self._parameters[name]
+        module = self._module(node)
+        module = module[0] if isinstance(module, _FusedModule) else module
+        return (str(node.target), module.weight) if isinstance(module, (nn.Linear, _ConvNd)) else None
+
+
 def absorb_relu6(graph: fx.Graph, network: nn.Module) -> set[str]:
     """Replace each ReLU6 that directly follows a convolution by a ReLU; return the convolutions' names.
 
-    A ReLU6 that follows anything else, too, stays. There is no fused convolution + ReLU6, and the clamp at 6 would be
-    another pass over every activation. But an INT8 layer saturates at the top of its output range: if that is
-    calibrated never to exceed 6, ReLU is ReLU6. MobileNetV2, one core, batch 16: 551 to 668 images/s
-    (tests/benchmarks/bench_recipe.py).
+    A ReLU6 that follows anything else, too, stays. An INT8 layer saturates at the top of its output range: if that is
+    calibrated never to exceed 6, ReLU is ReLU6.
     """
     modules = dict(network.named_modules())
-    convs: dict[str, set[str | None]] = {}
+    convs: dict[str, set[str]] = defaultdict(set)
     for node in graph.nodes:
         if node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU6:
-            convs.setdefault(str(node.target), set()).add(_conv_before(node, modules))
+            convs[str(node.target)].add(_conv_before(node, modules))
     absorbed: set[str] = set()
     for relu6, before in convs.items():
-        names = {name for name in before if name is not None}
-        if len(names) == len(before):
+        if "" not in before:
             network.set_submodule(relu6, nn.ReLU(inplace=False).eval())
-            absorbed |= names
+            absorbed |= before
     return absorbed
 
 
-def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    """The convolution whose output reaches this node through nothing but a batch normalisation."""
+def _conv_before(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """The convolution whose output reaches this node through nothing but a batch normalisation; empty without one."""
     for _ in range(2):
         previous = node.args[0]
         if not isinstance(previous, fx.Node) or previous.op != "call_module" or len(previous.users) != 1:
-            return None
+            return ""
         node, module = previous, modules[str(previous.target)]
         if isinstance(module, nn.Conv2d):
             return str(node.target)
         if not isinstance(module, nn.BatchNorm2d):
-            return None
-    return None
+            return ""
+    return ""
 
 
 def _clamp_observers(observed: fx.GraphModule, convs: set[str]) -> None:
@@ -195,10 +271,7 @@ def _clamp_observers(observed: fx.GraphModule, convs: set[str]) -> None:
 def _expand_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
     """Give both sides of each INT8 multiplication of a converted graph the same shape. `example` is its input.
 
-    In squeeze-and-excitation one side is a factor a channel. torch's INT8 product of N × C × H × W and N × C × 1 × 1
-    has an inner loop as long as there are channels, and most of its time goes into starting it: 0.26 to 1.85 ns a value
-    on one core for 480 to 32 channels. With the factors written out first it takes 0.17 to 0.21 ns in all, and the
-    values are the same (EfficientNet-B0: 110 to 124 images/s).
+    In squeeze-and-excitation one side is a factor a channel, which torch multiplies with slowly.
     """
     with torch.no_grad():
         ShapeProp(quantized).propagate(example)
@@ -207,7 +280,7 @@ def _expand_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
         if node.target is not torch.ops.quantized.mul:
             continue
         for factors, image in (node.args[:2], node.args[1::-1]):
-            if _is_per_channel(factors, image):
+            if isinstance(factors, fx.Node) and isinstance(image, fx.Node) and _is_per_channel(factors, image):
                 with graph.inserting_before(node):
                     wide = graph.call_method("expand_as", (factors, image))
                     full = graph.call_method("contiguous", (wide,), {"memory_format": torch.channels_last})
@@ -215,9 +288,7 @@ def _expand_factors(quantized: fx.GraphModule, example: torch.Tensor) -> None:
     quantized.recompile()
 
 
-def _is_per_channel(factors: fx.node.Argument, image: fx.node.Argument) -> bool:
-    if not (isinstance(factors, fx.Node) and isinstance(image, fx.Node)):
-        return False
+def _is_per_channel(factors: fx.Node, image: fx.Node) -> bool:
     narrow, wide = (node.meta["tensor_meta"].shape for node in (factors, image))
     return len(wide) == 4 and narrow == (*wide[:2], 1, 1) and wide[2:] != (1, 1)
 

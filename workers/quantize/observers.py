@@ -47,10 +47,6 @@ class ActivationObserver(HistogramObserver):
             self._qparams = super().calculate_qparams()
         return self._qparams
 
-    def scale_and_zero_point(self) -> tuple[float, int]:
-        scale, zero_point = self.calculate_qparams()
-        return float(scale), int(zero_point)
-
 
 class ClampedAtSix(ActivationObserver):
     """Observes a ReLU as if it were a ReLU6."""
@@ -63,8 +59,7 @@ def weight_observer(isa: str) -> functools.partial[PerChannelMinMaxObserver]:
     """Observer of weights for a class of CPU: per channel, symmetric, 8 bits, or 7 where products saturate.
 
     Without VNNI two products u8·s8 are added in 16 bits. With 7-bit weights 2·255·64 = 32,640 fits, so no input can
-    saturate. torch's own answer, `reduce_range`, takes the bit from activations instead; but its INT8 layers saturate
-    at 255, not 127, so an activation beyond what calibration saw still overflows, and nothing here would tell.
+    saturate, as one beyond calibration would with torch's own answer, `reduce_range`, and nothing here would tell.
     """
     low, high = (-128, 127) if isa == X86_VNNI else (-64, 63)
     observer: functools.partial[PerChannelMinMaxObserver] = PerChannelMinMaxObserver.with_args(
@@ -82,11 +77,15 @@ def quantized_weight(weight: torch.Tensor, isa: str) -> torch.Tensor:
     return torch.quantize_per_channel(weight, scales.double(), zero_points.long(), 0, torch.qint8)
 
 
-def fake_quantized(observer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """An activation in float, with the values that 8 bits would hold."""
+def scale_and_zero_point(observer: nn.Module) -> tuple[float, int]:
     assert isinstance(observer, ObserverBase)
     scale, zero_point = observer.calculate_qparams()  # type: ignore[no-untyped-call]
-    return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), 0, 255)
+    return float(scale), int(zero_point)
+
+
+def fake_quantized(observer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """An activation in float, with the values that 8 bits would hold."""
+    return torch.fake_quantize_per_tensor_affine(x, *scale_and_zero_point(observer), 0, 255)
 
 
 def _histogram(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bins: int) -> torch.Tensor:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
 from workers.contract import Preprocess
+from workers.engines.artifact import Artifact, ArtifactInfo
 from workers.engines.base import InputLayout, Pixels, new_buffer
 from workers.engines.torch_float import NormalizedInput
+from workers.engines.torchscript import to_archive
 
 _BATCH = 16
 _TRANSFORMER_LAYERS = (nn.LayerNorm, nn.MultiheadAttention, nn.RMSNorm)
@@ -74,6 +76,12 @@ class PixelNetwork:
     input_mode: str
     """`uint8` or `normalized`, as in ArtifactInfo."""
 
+    def archived(self, **more: Any) -> Artifact:
+        """As an archive of TorchScript; `more` is what else there is to tell of it. Raises RuntimeError if it cannot be
+        traced."""
+        info = ArtifactInfo(layout=self.layout, input_mode=self.input_mode, **more)
+        return Artifact(info=info, data=to_archive(self.module, self.layout.shape(1)))
+
 
 class PlainInput(nn.Module):
     """uint8 pixels NHWC → the same values NCHW, channels last in memory, which INT8 convolutions want → the network.
@@ -102,23 +110,20 @@ def pixel_network(network: nn.Module, preprocess: Preprocess) -> PixelNetwork:
     except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
         first_conv = None
     if first_conv is None:
-        module: nn.Module = NormalizedInput(network, preprocess)
-        layout = InputLayout(crop_px=preprocess.crop_px)
-        return PixelNetwork(module=module.eval(), layout=layout, input_mode="normalized")
+        return normalized(network, preprocess)
     folded, layout = fold(network, first_conv, preprocess)
     return PixelNetwork(module=PlainInput(folded).eval(), layout=layout, input_mode="uint8")
+
+
+def normalized(network: nn.Module, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> PixelNetwork:
+    """The network in its precision, with the normalisation in front."""
+    module = NormalizedInput(network, preprocess, dtype).eval()
+    return PixelNetwork(module=module, layout=InputLayout(crop_px=preprocess.crop_px), input_mode="normalized")
 
 
 def is_transformer(network: nn.Module) -> bool:
     """Whether softmax, LayerNorm and GELU, which lose accuracy in INT8, are to stay float in it."""
     return any(isinstance(module, _TRANSFORMER_LAYERS) for module in network.modules())
-
-
-def check_crops(crops_NHWC: Pixels, preprocess: Preprocess) -> None:
-    """Raise ValueError unless the crops are what calibration takes."""
-    expected = (preprocess.crop_px, preprocess.crop_px, 3)
-    if crops_NHWC.dtype != np.uint8 or crops_NHWC.shape[1:] != expected or not len(crops_NHWC):
-        raise ValueError(f"calibration needs uint8 crops of N by {expected}, got {crops_NHWC.dtype} {crops_NHWC.shape}")
 
 
 def calibration_batches(crops_NHWC: Pixels, layout: InputLayout, batch: int = _BATCH) -> Iterator[torch.Tensor]:

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.engines.artifact import Artifact, ArtifactInfo, open_artifact, unchecked
-from workers.engines.base import Engine, InputLayout, LayerCounts, Pixels, score_crops
-from workers.engines.torch_float import DTYPES, NormalizedInput
-from workers.engines.torchscript import deprecations_silenced, to_archive
-from workers.host.cpu import X86_NO_VNNI, X86_VNNI
+from workers.engines.artifact import Artifact, open_artifact, unchecked
+from workers.engines.base import Engine, LayerCounts, Pixels
+from workers.engines.torch_float import DTYPES
+from workers.engines.torchscript import deprecations_silenced
 from workers.model.load import LoadedModel
 from workers.model.names import ModelError
 from workers.quantize.float_layers import SENSITIVITY_IMAGES, by_sensitivity, fewest, most_layers
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.islands import IslandCalibration
-from workers.quantize.pixel_input import check_crops, is_transformer
+from workers.quantize.pixel_input import calibration_batches, is_transformer, normalized
 
 _TRACE_CHECK_ROWS = 3
 """Another batch than the one traced with, so that a batch size frozen into the trace is found."""
@@ -64,13 +63,8 @@ class Quantizer:
         share `most_float` of them; they are the artifact's `float_layers`. If `accept` agrees to none of these, the
         last of them is returned, with the most layers in float, for the caller to judge once more and report; and where
         the network lets no gradient through, which orders them, the artifact with none.
-        Raises QuantizeError when no recipe fits the network or the class of CPU, ValueError for crops of another shape.
+        `isa` is one of x86. Raises QuantizeError when no recipe fits the network.
         """
-        if isa not in (X86_VNNI, X86_NO_VNNI):
-            raise QuantizeError(
-                f"model.precision: there is no INT8 recipe for {isa} CPUs; use precision: fp32, or x86 nodes"
-            )
-        check_crops(self.crops_NHWC, self.model.preprocess)
         artifact, calibration = self._all_int8(isa)
         most = most_layers(len(calibration.layers), most_float)
         if accept is None or not most or accept(artifact):
@@ -120,17 +114,14 @@ class Quantizer:
         None stands for 0, or for any number where the recipe leaves others float.
         """
         quantized = calibration.quantized(isa, float_layers)
-        info = ArtifactInfo(
+        artifact = quantized.archived(
             engine="torch-int8",
             precision="int8",
             isa=isa,
-            layout=quantized.layout,
-            input_mode=quantized.input_mode,
             recipe=calibration.recipe,
             backend=calibration.backend,
             float_layers=float_layers,
         )
-        artifact = Artifact(info=info, data=to_archive(quantized.module, quantized.layout.shape(1)))
         engine = unchecked(artifact)
         calls = sum(calibration.layers[name] for name in float_layers)
         int8, floats = engine.layers
@@ -138,31 +129,21 @@ class Quantizer:
             others_float = floats if calibration.others_float else 0
         engine.check(LayerCounts(sum(calibration.layers.values()) - calls, others_float + calls))
         _check_trace(engine, quantized.module, self.crops_NHWC[:_TRACE_CHECK_ROWS])
-        return replace(artifact, info=replace(info, quantized_ops=int8, float_ops=floats))
+        return replace(artifact, info=replace(artifact.info, quantized_ops=int8, float_ops=floats))
 
 
 @deprecations_silenced()
 def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
     """The network in float alone, `fp32` or `bf16`. Raises QuantizeError if it cannot be traced."""
-    layout = InputLayout(crop_px=model.preprocess.crop_px)
-    info = ArtifactInfo(
-        engine="torch-float",
-        precision=precision,
-        isa=None,
-        layout=layout,
-        input_mode="normalized",
-        recipe="float",
-    )
     try:
         # Of the model its weights' memory format alone is changed.
         dtype = DTYPES[precision]
         network = model.module if precision == "fp32" else copy.deepcopy(model.module).to(dtype)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = NormalizedInput(network, model.preprocess, dtype).eval()
-        # torch.jit.optimize_for_inference was measured too: no faster on top of freezing (ResNet-50, batch 16).
-        artifact = Artifact(info=info, data=to_archive(module, layout.shape(1)))
-        noise = np.random.default_rng(0).integers(0, 256, layout.shape(_TRACE_CHECK_ROWS), dtype=np.uint8)
-        _check_trace(open_artifact(artifact), module, noise)
+        pixels = normalized(network, model.preprocess, dtype)
+        artifact = pixels.archived(engine="torch-float", precision=precision, isa=None, recipe="float")
+        noise = np.random.default_rng(0).integers(0, 256, pixels.layout.shape(_TRACE_CHECK_ROWS), dtype=np.uint8)
+        _check_trace(open_artifact(artifact), pixels.module, noise)
     except Exception as error:
         raise QuantizeError(
             f"model.arch: {model.name} cannot be traced into an archive ({type(error).__name__}: {error}); its forward "
@@ -173,11 +154,10 @@ def float_artifact(model: LoadedModel, precision: str = "fp32") -> Artifact:
 
 def _check_trace(engine: Engine, module: nn.Module, crops_NHWC: Pixels) -> None:
     """Raise RuntimeError if the reloaded archive is not the network it was made from."""
-    buffer = engine.buffer(len(crops_NHWC))
-    buffer.interior_NHWC[:] = crops_NHWC
+    (pixels_NHWC,) = calibration_batches(crops_NHWC, engine.layout)
     with torch.no_grad():
-        expected_NK = module(torch.from_numpy(buffer.full_NHWC)).numpy()
-    found_NK = score_crops(engine, crops_NHWC, len(crops_NHWC))
+        expected_NK = module(pixels_NHWC).numpy()
+    found_NK = engine.predict(pixels_NHWC.numpy())
     if found_NK.shape != expected_NK.shape:
         raise RuntimeError(f"the archive returns {found_NK.shape} where the network returns {expected_NK.shape}")
     difference = float(np.abs(found_NK - expected_NK).mean())

@@ -32,12 +32,9 @@ class Predictor:
         self, engine: Engine, how: Preprocess, *, outputs: int, batch: int, threads: int, topk: int, task: str
     ) -> None:
         self._engine = engine
-        self._how = how
         self._batch = batch
-        self._threads = threads
-        self._topk = topk
         self._embeds = task == "embed"
-        self._outputs = outputs
+        self._width = outputs if self._embeds else min(topk, outputs)
         rounds = BATCHES_A_ROUND if threads > 1 else 1
         self._buffers = [engine.buffer(batch) for _ in range(rounds)]
         self._places = [place_HWC for buffer in self._buffers for place_HWC in buffer.interior_NHWC]
@@ -65,10 +62,9 @@ class Predictor:
 
         `between_rounds` is called with the number of rows that are done, and may raise to give the rest up.
         """
-        width = self._outputs if self._embeds else min(self._topk, self._outputs)
         scored = Scored(
-            label_NK=np.zeros((rows, 0 if self._embeds else width), np.int32),
-            score_NK=np.zeros((rows, width), np.float32),
+            label_NK=np.zeros((rows, 0 if self._embeds else self._width), np.int32),
+            score_NK=np.zeros((rows, self._width), np.float32),
         )
         waiting: list[ImageCell] = []
         done = 0

@@ -1,7 +1,7 @@
 """A bundle that is loaded and ready, and what is done with it: a shard's rows scored, and its object committed.
 
 The two steps are apart because rows may also be scored a part at a time, in processes of their own; whichever way, one
-`commit` writes the same object.
+`commit` writes the same object. This imports torch, and so is imported once the cores are leased and pinned.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import torch
+
+from workers import output
 from workers.bundle.bundle import open_bundle
+from workers.bundle.manifest import Manifest
 from workers.contract import Shard, WorkerSpec
+from workers.engines.choice import library
 from workers.host import memory
 from workers.host.cpu import isa_class
+from workers.image.errors import ErrorCode, RowsRefused
+from workers.image.plugins import check_decoders
 from workers.outcomes import ShardResult
 from workers.score.loading import LoadedArtifact, load_best
+from workers.score.predictor import Predictor
+from workers.source.rows import RowBlock
+from workers.source.shard_reader import ShardReader
+from workers.source.source_file import InputDenied, InputUnreadable
 from workers.storage.retries import take_throttled_s
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from workers.bundle.manifest import Manifest
-    from workers.output import Scored
-    from workers.score.predictor import Predictor
-    from workers.source.rows import RowBlock
-    from workers.source.shard_reader import ShardReader
-    from workers.storage.store import Store
+from workers.storage.store import Store
 
 _REFUSED_LEAST = 8
 """Fewer refused rows say nothing of the spec."""
@@ -40,7 +42,7 @@ WORKER_STAGES = ("read", "decode", "predict", "write", "wait")
 class Part:
     """Scored rows of a shard, and what that took."""
 
-    scored: Scored
+    scored: output.Scored
     gone: tuple[int, ...]
     """Slices of the shard, by index, that have no rows because their source vanished or changed."""
     stage_s: dict[str, float]
@@ -67,18 +69,12 @@ class Scorer(LoadedArtifact):
     def load(
         cls, spec: WorkerSpec, lap: Callable[[str], None] = lambda _: None, *, memory_bytes: int | None = None
     ) -> Scorer:
-        """Import torch, load the best artifact of the bundle, check the golden batch on this CPU.
+        """Load the best artifact of the bundle, check the golden batch on this CPU.
 
         `lap` is called with the name of each step that is done; `memory_bytes` is the process's bound, for the size of
         a batch where the spec leaves it open. Raises BundleRefused, DecoderMissing, ModelError, StoreError,
         StoreDenied.
         """
-        import pyarrow as pa
-        import torch
-
-        from workers.image.plugins import check_decoders
-        from workers.score.predictor import Predictor
-
         check_decoders(spec.input.formats)
         lap("import")
         if torch.get_num_interop_threads() != 1:  # may be set once a process; a LocalPool shares its process
@@ -125,8 +121,6 @@ class Scorer(LoadedArtifact):
 
         `between_rounds` is called with the number of rows that are done; what it raises goes up, too.
         """
-        import torch
-
         wall, cpu = time.perf_counter(), time.process_time()
         stage = self.predictor.stage_s = dict.fromkeys(WORKER_STAGES, 0.0)
         scored = self.predictor.score(blocks, rows, between_rounds)
@@ -149,16 +143,10 @@ class Scorer(LoadedArtifact):
         Raises RuntimeError unless every row is scored or gone; InputUnreadable for a key that the output cannot hold;
         RowsRefused, InputDenied; StoreError, StoreDenied.
         """
-        import pyarrow as pa
-
-        from workers.engines.choice import library
-        from workers.output import by_class, by_score, encode, keys_together, object_facts
-        from workers.source.source_file import InputUnreadable
-
         began = time.perf_counter()
         scored = part.scored
         try:
-            scored.keys = [keys_together(scored.keys, self.keys)] if self.keys else scored.keys
+            scored.keys = [output.keys_together(scored.keys, self.keys)] if self.keys else scored.keys
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputUnreadable(f"{shard.describe()}: a key column is not as in earlier plans: {error}") from error
         rows_gone = sum(shard.slices[i].rows for i in part.gone)
@@ -166,7 +154,7 @@ class Scorer(LoadedArtifact):
             raise RuntimeError(f"{shard.describe()}: read {scored.rows} rows and {rows_gone} are gone")
         if shard.plan not in self.spec.accepted:
             _check_refused(shard, scored, self.spec.most_refused)
-        data = encode(
+        data = output.encode(
             shard,
             scored,
             task=self.spec.model.task,
@@ -193,7 +181,7 @@ class Scorer(LoadedArtifact):
         key = f"{self.spec.root}/{shard.key}"
         committed = self.store.create(key, data)
         # Another attempt was first: its object stands for good, so its facts are the shard's.
-        facts = object_facts(data if committed else self.store.get(key))
+        facts = output.object_facts(data if committed else self.store.get(key))
         ok = scored.ok if committed and self.spec.model.task == "classify" else None
         write_s = time.perf_counter() - began
         return ShardResult(
@@ -214,52 +202,41 @@ class Scorer(LoadedArtifact):
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
-            class_counts={} if ok is None else by_class(scored.label_NK[: scored.rows][ok, 0]),
-            score_counts=() if ok is None else tuple(by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
+            class_counts={} if ok is None else output.by_class(scored.label_NK[: scored.rows][ok, 0]),
+            score_counts=() if ok is None else tuple(output.by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
             labelled=(0, 0) if ok is None else self._labelled(scored),
         )
 
-    def _labelled(self, scored: Scored) -> tuple[int, int]:
-        import pyarrow as pa
-
-        from workers.output import right_ones, true_classes
-
+    def _labelled(self, scored: output.Scored) -> tuple[int, int]:
         if not (column := self.spec.labels_key) or not scored.keys:
             return 0, 0
         keys, ok = pa.concat_tables(scored.keys), scored.ok
-        truth = true_classes(keys[column].filter(pa.array(ok)).to_pylist(), self.manifest.labels)
-        return right_ones(truth, scored.label_NK[: scored.rows][ok, 0].tolist())
+        truth = output.true_classes(keys[column].filter(pa.array(ok)).to_pylist(), self.manifest.labels)
+        return output.right_ones(truth, scored.label_NK[: scored.rows][ok, 0].tolist())
 
 
-def _check_refused(shard: Shard, scored: Scored, most: float) -> None:
+def _check_refused(shard: Shard, scored: output.Scored, most: float) -> None:
     """What is committed stays for good, and these rows lack nothing but a root in the spec, or a right.
 
     Raises RowsRefused, InputDenied.
     """
-    from workers.image.errors import ErrorCode, RowsRefused
-    from workers.source.source_file import InputDenied
-
-    denied = sum(bad.code is ErrorCode.DENIED for bad in scored.errors.values())
-    if denied > most * scored.rows:
-        example = _samples(shard, scored)[ErrorCode.DENIED]
-        raise InputDenied(f"{denied:,} of {scored.rows:,} rows of a shard may not be read (denied), e.g. {example}")
-    refused = sum(bad.code is ErrorCode.URI_REFUSED for bad in scored.errors.values())
-    if refused >= _REFUSED_LEAST and refused > most * scored.rows:
-        example = _samples(shard, scored)[ErrorCode.URI_REFUSED]
-        raise RowsRefused(f"{refused:,} of {scored.rows:,} rows of a shard are refused (uri_refused), e.g. {example}")
+    for code, least, kind, what in (
+        (ErrorCode.DENIED, 1, InputDenied, "may not be read"),
+        (ErrorCode.URI_REFUSED, _REFUSED_LEAST, RowsRefused, "are refused"),
+    ):
+        rows = sum(bad.code is code for bad in scored.errors.values())
+        if rows >= least and rows > most * scored.rows:
+            example = _samples(shard, scored)[code]
+            raise kind(f"{rows:,} of {scored.rows:,} rows of a shard {what} ({code}), e.g. {example}")
 
 
-def _samples(shard: Shard, scored: Scored) -> dict[str, str]:
+def _samples(shard: Shard, scored: output.Scored) -> dict[str, str]:
     """The first row of each error code: its keys, where it is, and what was wrong with it."""
-    import pyarrow as pa
-
-    from workers.output import describe_row, shown_keys
-
     samples: dict[str, str] = {}
     keys = pa.concat_tables(scored.keys) if scored.keys else None
     for row, bad in sorted(scored.errors.items()):
         if bad.code not in samples:
             source = shard.slices[scored.slice_index[row]]
-            named = {} if keys is None else shown_keys(keys, row)
-            samples[bad.code] = f"{describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"
+            named = {} if keys is None else output.shown_keys(keys, row)
+            samples[bad.code] = f"{output.describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"
     return samples

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from workers.bundle import bundle
 from workers.bundle.manifest import Manifest
@@ -19,14 +20,12 @@ from workers.engines.base import score_crops
 from workers.host.cores import read_topology
 from workers.image.decode import ImageArray
 from workers.image.errors import BadImage
+from workers.image.resize import decode_crop
 from workers.storage.store import Store
 
-_REFERENCE = "torch-float/fp32"
 _BATCH = 8
 _MOST_THREADS = 4
 """A few images are soon scored, and other work may go on here."""
-_CROPS = 256
-"""Crops in memory at once."""
 
 
 def second_opinion(
@@ -35,34 +34,21 @@ def second_opinion(
     """Label of each encoded image, in this process, with the probability that the network gives to it; None where there
     is no image, or none that decodes.
 
-    Raises BundleRefused, EngineUnusable, ValueError for a network that embeds, StoreError, StoreDenied.
+    The network is one that gives classes. Raises BundleRefused, EngineUnusable, StoreError, StoreDenied.
     """
-    if manifest.task != "classify":
-        raise ValueError(f"the network of bundle {manifest.fingerprint} gives no classes")
-    import torch
-
     torch.set_num_threads(max(1, min(_MOST_THREADS, read_topology().budget)))
-    engine = bundle.load_engine(store, manifest, _REFERENCE)
-    labels, opinions = manifest.labels, dict[int, tuple[str, float]]()
-    for first in range(0, len(images), _CROPS):
-        crops = _decoded(images[first : first + _CROPS], how)
-        if not crops:
-            continue
-        logits_NK = score_crops(engine, np.stack(list(crops.values())), min(_BATCH, len(crops)))
-        scores, classes = torch.from_numpy(logits_NK).double().softmax(dim=1).max(dim=1)
-        for row, k, score in zip(crops, classes.tolist(), scores.tolist(), strict=True):
-            opinions[first + row] = (str(labels[k]) if labels else str(k), score)
-    return [opinions.get(row) for row in range(len(images))]
-
-
-def _decoded(images: Sequence[bytes | None], how: Preprocess) -> dict[int, ImageArray]:
-    """Crops of the images that decode, by their number."""
-    from workers.image.resize import decode_crop
-
+    engine = bundle.load_engine(store, manifest, "torch-float/fp32")
     how = replace(how, decode="exact")
-    crops: dict[int, ImageArray] = {}
-    for row, data in enumerate(images):
-        with suppress(BadImage):
-            if data is not None:
-                crops[row] = decode_crop(data, how)
-    return crops
+    opinions: dict[int, tuple[str, float]] = {}
+    for first in range(0, len(images), _BATCH):
+        crops: dict[int, ImageArray] = {}
+        for row, image in enumerate(images[first : first + _BATCH], first):
+            with suppress(BadImage):
+                if image is not None:
+                    crops[row] = decode_crop(image, how)
+        if crops:
+            logits_NK = torch.from_numpy(score_crops(engine, np.stack(list(crops.values())), _BATCH))
+            scores, classes = logits_NK.double().softmax(dim=1).max(dim=1)
+            for row, k, score in zip(crops, classes.tolist(), scores.tolist(), strict=True):
+                opinions[row] = (manifest.labels[k] if manifest.labels else str(k), score)
+    return [opinions.get(row) for row in range(len(images))]

@@ -143,7 +143,7 @@ def test_rows_that_all_kill_are_given_up_with_their_names(bench: Bench, monkeypa
     assert isinstance(failure, Failure)
     assert failure.kind is FailureKind.TASK
     first, *rows = failure.message.splitlines()
-    assert first == "2 rows of the sample kill whoever decodes them"
+    assert first == "2 rows of the sample kill whoever decodes them, among them"
     assert rows == [f"{bench.row(n)}: killed the process that decoded it: SIGSEGV" for n in (0, 1)]
 
 

@@ -37,6 +37,7 @@ from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.maker import Maker, judged_in, outcome_of
 from workers.outcomes import BundleOutcome, Failure, FailureCode
 from workers.quantize.quantizer import QuantizeError
+from workers.quantize.runtime import RUNTIMES
 from workers.score import loading
 from workers.score.scorer import Scorer
 from workers.storage.errors import StoreError
@@ -143,7 +144,7 @@ def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
     def fails(*_: object) -> Artifact:
         raise QuantizeError("model.engine: openvino cannot make it INT8 (why)")
 
-    monkeypatch.setattr("workers.quantize.with_openvino.quantize_openvino", fails)
+    monkeypatch.setitem(RUNTIMES, "openvino", (fails, RUNTIMES["openvino"][1]))
     made = make(model__engine="auto")
     assert isinstance(made.outcome, BundleOutcome)
     assert made.outcome.passed
@@ -165,7 +166,7 @@ def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
     def never(*_: object) -> Artifact:
         raise AssertionError("it may have been what took the maker down")
 
-    monkeypatch.setattr("workers.quantize.with_openvino.quantize_openvino", never)
+    monkeypatch.setitem(RUNTIMES, "openvino", (never, RUNTIMES["openvino"][1]))
     request = replace(make().request, model=replace(make().request.model, engine="auto"), without_extras=True)
     outcome = Maker(replace(request, fingerprint="another")).make()
     assert isinstance(outcome, BundleOutcome)

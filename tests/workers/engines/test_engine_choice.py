@@ -6,14 +6,14 @@ from itertools import permutations
 
 import pytest
 
-from workers.engines.artifact import ArtifactInfo
+from workers.engines.artifact import ENGINES, ArtifactInfo
 from workers.engines.base import InputLayout
-from workers.engines.choice import NEEDS, ranked, unfit, wanted_engines
+from workers.engines.choice import ranked, unfit, wanted_engines
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.model.names import ModelError
 
 BASE = {"torch-int8", "torch-float"}
-ALL = set(NEEDS)
+ALL = set(ENGINES)
 
 
 def info(engine: str, isa: str | None = X86_VNNI, precision: str = "int8") -> ArtifactInfo:

@@ -21,8 +21,7 @@ from workers.engines.onnx_int8 import OnnxEngine
 from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI
 from workers.quantize.pixel_input import pixel_network
 from workers.quantize.quantizer import QuantizeError, float_artifact
-from workers.quantize.runtime import make_int8, quiet
-from workers.quantize.with_onnx import OPSET, export
+from workers.quantize.runtime import OPSET, export, make_int8, quiet
 
 pytestmark = pytest.mark.int8
 

@@ -19,7 +19,7 @@ from workers.engines.artifact import Artifact, EngineUnusable, open_artifact
 from workers.engines.base import SilentFloatError, score_crops
 from workers.engines.pt2e import Pt2eEngine, calls
 from workers.host.cpu import ARM64, X86_VNNI, isa_class
-from workers.quantize import with_pt2e as making
+from workers.quantize import runtime as making
 from workers.quantize.quantizer import QuantizeError
 from workers.quantize.runtime import make_int8
 

@@ -22,7 +22,7 @@ from workers.host.cpu import isa_class
 from workers.model.load import LoadedModel
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.float_layers import by_sensitivity, fewest, most_layers
-from workers.quantize.fx_layers import GraphLayers
+from workers.quantize.fx_graph import GraphLayers
 from workers.quantize.quantizer import QuantizeError, Quantizer, float_artifact
 
 pytestmark = pytest.mark.int8
@@ -165,7 +165,7 @@ def test_layer_that_becomes_float_without_being_named_is_an_error_when_the_artif
 ) -> None:
     honest = GraphLayers.nodes_of
     monkeypatch.setattr(GraphLayers, "nodes_of", lambda self, names: honest(self, {*names, "0", "4"} if names else ()))
-    with pytest.raises(QuantizeError, match="INT8 and 1 float layers was expected, but the archive's graph holds"):
+    with pytest.raises(QuantizeError, match="INT8 and 1 float layers was expected, but it executes"):
         quantizer(digits_model()).artifact(isa_class(), accept=lambda _: False, most_float=0.5)
 
 

@@ -34,7 +34,7 @@ from workers.digits import DIGITS
 from workers.engines.artifact import open_artifact
 from workers.engines.base import Buffer, InputLayout, Logits, Pixels, new_buffer, score_crops
 from workers.engines.torchscript import deprecations_silenced, from_archive, operators
-from workers.host.cpu import ARM64, X86_NO_VNNI, X86_VNNI, isa_class
+from workers.host.cpu import X86_NO_VNNI, X86_VNNI, isa_class
 from workers.model.torchvision_import import import_torchvision
 from workers.quantize.fx_graph import GraphCalibration
 from workers.quantize.quantizer import (
@@ -335,17 +335,6 @@ def test_network_with_nothing_to_quantize_is_refused_with_a_way_out() -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(QuantizeError, match="precision: fp32"):
         quantize(loaded(network, how(32), 3), noise(4, 32), isa_class())
-
-
-def test_class_of_cpu_without_a_recipe_is_refused() -> None:
-    with pytest.raises(QuantizeError, match="arm64"):
-        quantize(digits_model(), digits().pixels_NHWC[:4], ARM64)
-
-
-@pytest.mark.parametrize("shape", [(0, 32, 32, 3), (4, 3, 32, 32), (4, 31, 32, 3)])
-def test_calibration_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="calibration needs"):
-        quantize(digits_model(), np.zeros(shape, dtype=np.uint8), isa_class())
 
 
 @pytest.mark.slow
