@@ -281,7 +281,7 @@ def test_a_person_at_a_terminal_sees_the_run_with_notes_above_it_and_at_the_end_
         assert shown[0] == "plan 1: 1,000 rows"
         assert "ETA       waiting for workers (0 of 4 ready)" in shown
         shown = screen.does("display.show(FULL)")
-        assert shown[1].startswith("── products · run 20260301T020003Z-ab12cd ──")
+        assert shown[1].startswith("products · run 20260301T020003Z-ab12cd · 1h04m ──")
         assert shown[2].endswith("──  67.4%")
         assert "workers   20 scoring · 1 idle · 2 starting · 1 leaving · 24 wanted" in shown
         assert "          predict (54% of the workers' time): the network is the work here, as" in shown
@@ -303,13 +303,13 @@ def test_a_terminal_of_another_size_is_drawn_on_as_it_is_now() -> None:
         screen.resize(110, 30)
         shown = screen.does("display.show(FULL)")
         assert shown[0] == "above"
-        assert shown[1].endswith(" 1h04m ──")
+        assert " · 1h04m ──" in shown[1]
         assert len(shown[1]) == 110
-        assert shown[-5].endswith("ip-10-0-3-17.eu-central-1.compute.internal    1,024   3m12s      4.3×")
-        assert sum("─ 1h04m ─" in line for line in shown) == 1
+        assert shown[-5].endswith("worker 12 on ip-10-0-3-17.eu-central-1.compute.internal · 3m12s, 4.3× expected")
+        assert sum(" 1h04m ─" in line for line in shown) == 1
         screen.resize(50, 30)
         shown = screen.does("display.show(FULL)")
-        assert shown[-1] == "slowest 00000003/00000517 · 3m12s · 4.3×"
+        assert "slowest 00000003/00000517" in shown
         assert sum(line.startswith("ETA ") for line in shown) == 1
         # What was drawn is taken to have been broken into more rows, as most terminals do.
         more = sum((drawn.cell_len - 1) // 50 for drawn in view_lines(FULL, 110))
