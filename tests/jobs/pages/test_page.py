@@ -122,14 +122,7 @@ def heights(chart: str) -> list[float]:
 def test_columns_over_time_are_rates_with_ticks_in_minutes() -> None:
     chart = over_time([100, 300, 200], 60, what="Rows a second")
     assert heights(chart) == [pytest.approx(100 * rate / 6, abs=0.01) for rate in (100 / 60, 5, 200 / 60)]
-    assert re.findall(r'translateX\(-?\d+%\)">([^<]+)<', chart) == ["0", "1 min", "2 min", "3 min"]
-
-
-def test_many_steps_are_drawn_together_and_no_row_is_lost() -> None:
-    chart = over_time([1.0] * 1000, 1, what="Rows a second")
-    assert len(heights(chart)) == 112
-    assert "0 s to" not in chart
-    assert "16 min" in chart or "15 min" in chart
+    assert re.findall(r'translateX\(-?\d+%\)">([^<]+)<', chart) == ["0\xa0s", "1m00s", "2m00s", "3m00s"]
 
 
 def test_a_histogram_beside_one_of_another_size_compares_shares() -> None:
