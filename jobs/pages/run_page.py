@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from jobs.input.passed_over import passed_over_kinds
@@ -67,7 +68,7 @@ def report_page(report: Report) -> str:
         seconds=seconds,
         reasons=_reasons(report),
         workers=workers,
-        nodes=[_node(host, list(its)) for host, its in groupby(workers, lambda worker: str(worker["host"]))],
+        nodes=[_node(host, list(its)) for host, its in groupby(workers, itemgetter("host"))],
         workers_open=len(workers) <= WORKERS_OPEN,
         stages=stages,
         bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
@@ -93,29 +94,19 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for worker in workers
     ]
-    return sorted(each, key=lambda worker: (worker["host"], worker["worker"]))
+    return sorted(each, key=itemgetter("host", "worker"))
 
 
 def _since(report: Report) -> list[tuple[str, str, str, str]]:
     """What is compared with the last night like this one: its name, then, now, and the change; empty without such a
     night."""
-    then, now = (
-        defaultdict[str, Any](lambda: None, report.before),
-        defaultdict[str, Any](lambda: None, night_figures(report)),
-    )
-    if not report.before:
-        return []
-    lines = []
-    for what, name, write in _COMPARED:
-        before, after = then[name], now[name]
-        if before is None and after is None:
-            continue
-        lines.append((what, write(before), write(after), _change(before, after)))
-    return lines
-
-
-def _text(value: str | None) -> str:
-    return value or NONE
+    now = night_figures(report)
+    return [
+        (what, write(before), write(after), _change(before, after))
+        for what, name, write in _COMPARED
+        for before, after in [(report.before.get(name), now.get(name))]
+        if report.before and (before, after) != (None, None)
+    ]
 
 
 _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -124,7 +115,7 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("Rows a second", "rate", significant),
     ("Cost of a million", "cost_per_million", money),
     ("Drift of classes, PSI", "psi", partial(number, digits=3)),
-    ("Engine", "engine", _text),
+    ("Engine", "engine", lambda name: name or NONE),
     ("Nodes", "nodes", number),
 )
 """Title, name in jobs.report.report.night_figures, and how it is written."""
@@ -132,12 +123,12 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 def _change(before: Any, after: Any) -> str:
     """Of figures by how much, of names whether."""
-    if isinstance(before, str) or isinstance(after, str):
-        return "the same" if before == after else "changed"
-    if before is None or after is None:
-        return NONE
     if before == after:
         return "the same"
+    if isinstance(before, str) or isinstance(after, str):
+        return "changed"
+    if before is None or after is None:
+        return NONE
     return f"{(after - before) / before:+.0%}".replace("-", "\N{MINUS SIGN}") if before else "new"
 
 
