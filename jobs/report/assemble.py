@@ -48,14 +48,13 @@ def compose(
 
 def _add_accuracy(report: Report, accuracy: Mapping[str, Any], labels: Sequence[str] | None) -> None:
     """What the bundle says of its accuracy, with classes by name."""
-    pairs = {
-        name: [
-            (drift.class_name(labels, a), drift.class_name(labels, b), rows) for a, b, rows in accuracy.get(name, ())
-        ]
-        for name in ("confusion", "disagreements")
-    }
-    report.confusion, report.disagreements = pairs["confusion"], pairs["disagreements"]
-    report.accuracy = {name: value for name, value in accuracy.items() if name not in pairs}
+
+    def named(name: str) -> list[tuple[str, str, int]]:
+        pairs = report.accuracy.pop(name, ())
+        return [(drift.class_name(labels, a), drift.class_name(labels, b), rows) for a, b, rows in pairs]
+
+    report.accuracy = dict(accuracy)
+    report.confusion, report.disagreements = named("confusion"), named("disagreements")
 
 
 def _add_journal(report: Report, job: Job, content: JournalContent, price: Price, *, hurry: bool = False) -> None:

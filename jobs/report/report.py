@@ -23,6 +23,7 @@ _ROWS_OF_PLANS = 2
 COMPLETED = "complete"
 UNFINISHED = "unfinished"
 """Has left no report: it died, or is under way."""
+_AS_IN_SNAPSHOTS = ("run_id", "job", "root", "rows_ok", "rows_bad", "rows_gone", "core_hours", "cost")
 _HEADLINES = {
     COMPLETED: ("Complete", "good"),
     UNFINISHED: ("Unfinished", "warn"),
@@ -229,21 +230,14 @@ def unfinished_report(last: Snapshot) -> Report:
     """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""
     rows = last.rows_ok + last.rows_bad
     return Report(
-        run_id=last.run_id,
-        job=last.job,
-        root=last.root,
+        **{name: getattr(last, name) for name in _AS_IN_SNAPSHOTS},
         outcome=UNFINISHED,
         error=f"no report: it was last heard of at {last.at}",
         next_step="if it is not under way any more, run the job: it does what is missing",
-        rows_ok=last.rows_ok,
-        rows_bad=last.rows_bad,
-        rows_gone=last.rows_gone,
         rows_scored_here=rows,
         bad_by_code=dict(last.bad_by_code),
         rate=round(rows / last.elapsed_s, 2) if last.elapsed_s else 0.0,
         elapsed_s=round(last.elapsed_s, 2),
-        core_hours=last.core_hours,
-        cost=last.cost,
         cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
         stage_s={stage: round(seconds, 3) for stage, seconds in last.stage_s.items()},
         retries=sum(last.failures_by_code.values()),
@@ -345,8 +339,8 @@ def looked_at(report: Report) -> str:
     """What a run with nothing to score has looked at; empty where it is not known."""
     if report.sources is None:
         return ""
-    were = "that are" if report.sources != 1 else "that is"
-    return f": {counted(report.sources, 'source')} {were} there, {report.sources_before:,} claimed by earlier plans"
+    there = counted(report.sources, "source")
+    return f": {there} there, {report.sources_before:,} claimed by earlier plans"
 
 
 def headline(outcome: str) -> tuple[str, str]:
@@ -364,5 +358,4 @@ def ending(report: Report) -> tuple[str, str]:
     rows, here = report.completed.scored, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)
-    have = f"{counted(rows, 'row')} {'has' if rows == 1 else 'have'}"
-    return f"{have} a prediction or a reason why not{by_this_run}, in {took}.", ""
+    return f"{counted(rows, 'row')} with a prediction or a reason why not{by_this_run}, in {took}.", ""
