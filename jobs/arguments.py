@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--order", choices=("random", "score", "-score"), default="random",
         help="which rows: any, least score first, or greatest score first (write --order=-score)",
     )  # fmt: skip
-    option("--seed", type=_in_words(_whole), default=0, help="another one takes other rows (default: %(default)s)")
+    option("--seed", type=_whole, default=0, help="another one takes other rows (default: %(default)s)")
     option("--open", action="store_true", help="also rows of plans that are not done yet")
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
@@ -125,14 +125,14 @@ def parser() -> argparse.ArgumentParser:
     option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
     option(
         "--keep",
-        type=_in_words(_whole),
+        type=_whole,
         default=30,
         metavar="NIGHTS",
         help="delete older RayJobs; 0: none (default: %(default)s)",
     )
     option = of_job("accept", "close a plan that has too many bad rows, with its bad rows").add_argument
     number = "its number, as the run or `stint status` tells it"
-    option("--plan", type=_in_words(_whole), required=True, metavar="N", help=number)
+    option("--plan", type=_whole, required=True, metavar="N", help=number)
     option("--why", required=True, metavar="TEXT", help="the reason, kept in the ledger and shown in reports")
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
@@ -172,30 +172,27 @@ def _add_overrides(sub: argparse.ArgumentParser) -> None:
     option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
 
 
-def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[str], Any]:
-    """For argparse, a number of so many at most."""
+def _number(what: str, least: float, most: float, kind: Callable[[str], Any] = float) -> Callable[[str], Any]:
+    """For argparse."""
 
     def number(text: str) -> Any:
         try:
             given = kind(text)
         except ValueError:
-            given = 0
-        if not 0 < given <= most:
-            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}, is wanted")
+            given = None
+        if given is None or not least <= given <= most:
+            raise argparse.ArgumentTypeError(f"{text}: {what} from {least:,} to {most:,} is wanted")
         return given
 
     return number
 
 
-_minutes = _above_0(float, MOST_MINUTES, "minutes")
-_seconds = _above_0(float, 60 * MOST_MINUTES, "seconds")
-_rows_shown = _above_0(int, 1000, "rows")
-
-
-def _days(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 1 <= float(text) <= 3650:
-        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on is wanted: a run may be under way")
-    return float(text)
+_minutes = _number("a number of minutes", 0.001, MOST_MINUTES)
+_seconds = _number("a number of seconds", 0.001, 60 * MOST_MINUTES)
+_days = _number("a number of days", 1, 3650)
+"""Less is not asked: a run may be under way."""
+_rows_shown = _number("a number of rows", 1, 1000, int)
+_whole = _number("a whole number", 0, 1_000_000_000, int)
 
 
 def _way(text: str) -> str:
@@ -216,12 +213,6 @@ def _shares(text: str) -> tuple[float, ...]:
     if any(not 0 < percent < 100 for percent in percents):
         raise ValueError(wanted)
     return tuple(percent / 100 for percent in percents)
-
-
-def _whole(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise ValueError(f"{text}: a whole number of at least 0 is wanted")
-    return int(text)
 
 
 def _in_words(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -61,11 +61,7 @@ def _check_whole(job: Job) -> None:
     listing = list_job_input(job, plans, done, delivered=not plans)
     missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
     if open_plans or missing or not plans:
-        what = (
-            f"{'plan' if len(open_plans) == 1 else 'plans'} {', '.join(map(str, open_plans))} not done"
-            if open_plans
-            else "no plan is done"
-        )
+        what = f"plans that are not done: {', '.join(map(str, open_plans)) or 'the first'}"
         if missing:
             what = f"{counted(len(missing), 'source')} not scored, as {missing[0]}"
         raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")

@@ -49,18 +49,11 @@ def today(timezone: str, now: datetime | None = None) -> Days:
     return Days(day, day)
 
 
-@dataclass(frozen=True)
-class Ago:
-    """A day, by how many before today it is: which that is only a time zone tells."""
-
-    days: int
-
-
-def days_in_zone(given: Days | Ago | None, timezone: str, now: datetime | None = None) -> Days | None:
-    """What a command line names, as days."""
-    if not isinstance(given, Ago):
+def days_in_zone(given: Days | int | None, timezone: str, now: datetime | None = None) -> Days | None:
+    """What a command line names, as days; a number is how many before today, which that is only a time zone tells."""
+    if not isinstance(given, int):
         return given
-    day = today(timezone, now).last - timedelta(given.days)
+    day = today(timezone, now).last - timedelta(given)
     return Days(day, day)
 
 
@@ -70,12 +63,10 @@ def parse_day(text: str) -> Days:
     return Days(day, day)
 
 
-def parse_as_of(text: str) -> Days | Ago:
-    """As `parse_day`; or `today`, or `yesterday`. Raises ValueError."""
-    return Ago(_AGO[text.lower()]) if text.lower() in _AGO else parse_day(text)
-
-
-_AGO = {"today": 0, "yesterday": 1}
+def parse_as_of(text: str) -> Days | int:
+    """As `parse_day`; or `today`, or `yesterday`, as how many days ago that is. Raises ValueError."""
+    ago = {"today": 0, "yesterday": 1}.get(text.lower())
+    return parse_day(text) if ago is None else ago
 
 
 def _date(text: str) -> date:

@@ -85,6 +85,4 @@ def _line(key: Key, given: object) -> str:
     """To write in place of what was given; 5 where a share is wanted may be 5 percent."""
     if isinstance(given, int | float) and 1 < given <= 100 and any(map(is_share, key.kinds)):
         return f"{key.line(given / 100)} for {flow(given)} %"
-    if isinstance(given, str) and "," in given and key.wanted.startswith("a list of texts"):
-        return key.line([part.strip() for part in given.split(",")])
     return key.line()

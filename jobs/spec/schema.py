@@ -75,15 +75,12 @@ def _no_false_root(root: str) -> None:
 
 
 def _no_other_library(arch: str) -> None:
-    if re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
-        return
-    library, slash, name = arch.partition("/")
-    if slash:
+    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
+        name = arch.rpartition("/")[2]
         raise ValueError(
-            f"Stint fetches networks of torchvision alone, not of {library}; write a function that returns "
-            f"{name or 'the network'} into a file of your own, my_nets.py, and `arch: my_nets:function`"
+            f"{arch!r} is no network of torchvision: write torchvision/{name or '<name>'}, or my_nets:function, for a "
+            "function in a file of your own that returns the network"
         )
-    raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
 
 
 def _known_format(name: str) -> None:
@@ -240,27 +237,18 @@ def _faults_of_preprocess(given: PreprocessSpec) -> Iterator[str]:
     for key in ("mean", "std"):
         values: tuple[float, ...] = given.get(key) or ()  # type: ignore[assignment]
         if any(abs(value) > _MOST_NORMAL for value in values):
-            divided = ", ".join(f"{value:g}/255" for value in values)
-            written = ", ".join(f"{value / 255:.4g}" for value in values)
             yield (
-                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1; "
-                f"divide by 255, [{divided}], and write `{key}: [{written}]`"
+                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1: "
+                "divide each by 255"
             )
         elif key == "std" and values and min(values) <= 0:
             yield f"model.preprocess.std: each must be above 0, got {list(values)}"
     resize, crop = given.get("resize"), given.get("crop")
     for key, side in (("resize", resize), ("crop", crop)):
         if side is not None and side > _MOST_SIDE_PX:
-            bytes_each = side * side * 3 * (4 / 3 if key == "resize" else 4)
-            yield (
-                f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; one photograph would take "
-                f"{bytes_each / 2**30:.1f} GiB of memory then, and a batch many times that"
-            )
+            yield f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; a batch would take many GiB"
     if resize is not None and crop is not None and resize < crop:
-        yield (
-            f"model.preprocess: resize {resize} is smaller than crop {crop}; resize must be at least crop; "
-            f"write `resize: {crop}`"
-        )
+        yield f"model.preprocess: resize {resize} is smaller than crop {crop}; write `resize: {crop}`"
 
 
 def _without_nulls(given: ModelSpec) -> ModelSpec:

@@ -8,7 +8,6 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.spec.days import (
-    Ago,
     Days,
     days_in_zone,
     fault_of_template,
@@ -61,10 +60,10 @@ def test_a_day_that_is_none_is_answered_with_one(text: str) -> None:
 
 def test_yesterday_is_that_of_the_time_zone() -> None:
     late = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
-    assert parse_as_of("Yesterday") == Ago(1)
-    assert str(days_in_zone(Ago(1), "UTC", late)) == "2026-02-28"
-    assert str(days_in_zone(Ago(1), "Europe/Berlin", late)) == "2026-03-01"
-    assert str(days_in_zone(Ago(0), "UTC", late)) == "2026-03-01"
+    assert parse_as_of("Yesterday") == 1
+    assert str(days_in_zone(1, "UTC", late)) == "2026-02-28"
+    assert str(days_in_zone(1, "Europe/Berlin", late)) == "2026-03-01"
+    assert str(days_in_zone(0, "UTC", late)) == "2026-03-01"
 
 
 def test_today_is_that_of_the_time_zone() -> None:
