@@ -25,7 +25,6 @@ _LOOKED_FOR = 1000
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint promote`."""
 
     def move(job: Job) -> None:
         console.show(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))

@@ -29,7 +29,6 @@ _DRAWN_UP_TO = 4.0
 """A threshold so many times the highest value is named, not drawn: it would press the line flat."""
 _COMPARED = (("now", "tonight"), ("before stroke", "before"))
 _Rect = tuple[str, str, str, str, str, str]
-"""Class, x, y, width, height, title."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ class Bar:
     label: str
     value: float
     text: str
-    """The value for a person."""
     before: float | None = None
     before_text: str = ""
 

@@ -45,7 +45,6 @@ class Night:
     bad_share: float | None = None
     """Of these."""
     rate: float | None = None
-    """Rows a second."""
     elapsed_s: float | None = None
     core_hours: float | None = None
     cost: float | None = None
@@ -60,7 +59,6 @@ class Night:
 
     @property
     def headline(self) -> tuple[str, str]:
-        """Title and tone."""
         return headline(self.outcome)
 
     @property

@@ -33,7 +33,6 @@ MATRIX_LABELS = 12
 
 
 def report_page(report: Report) -> str:
-    """A section says so where its figures are missing."""
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
     workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)

@@ -75,7 +75,6 @@ class Display:
 
     @property
     def gone(self) -> bool:
-        """Nobody is there any more to see it."""
         return self._outlet.gone
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
@@ -132,8 +131,6 @@ def describe_snapshot(snapshot: Snapshot) -> str:
 
 
 class LineDisplay(Display):
-    """For job logs."""
-
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
         self._print(describe_snapshot(snapshot) + ("" if heard_s is None else f" · as of {duration(heard_s)} ago"))
 

@@ -148,7 +148,6 @@ def _short(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes as `3.4 GiB`."""
     if value is None:
         return NONE
     for unit in ("B", "KiB", "MiB", "GiB"):

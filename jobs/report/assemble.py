@@ -114,7 +114,6 @@ def composed(job: Job, run_id: str) -> Report:
 
 
 def _of_journal(job: Job, content: JournalContent) -> Report:
-    """Of a run that died, or that is still under way."""
     assert content.snapshot is not None, "the journal has a part"
     report, start = unfinished_report(content.snapshot), figures.began(content)
     report.output = job.store.url

@@ -42,12 +42,9 @@ class NewModel:
     changed: tuple[str, ...]
     """Parts, for a person; empty where no report tells."""
     work: str
-    """Files and rows."""
     cost: str
-    """Time and money."""
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
         yield f"the model is another one than before: {self.root} in place of {self.before}"
         yield f"changed: {', '.join(self.changed) or 'no report of a run before tells what'}"
         yield self.work

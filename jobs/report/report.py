@@ -38,8 +38,6 @@ _HEADLINES = {
 
 
 class PlanState(enum.StrEnum):
-    """How a run has left a plan."""
-
     DONE = "done"
     ACCEPTED = "done, accepted with its bad rows"
     OPEN = "open"
@@ -48,8 +46,6 @@ class PlanState(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """A plan that a run worked on."""
-
     plan: int
     day: str = ""
     """That it was made for, where it says."""
@@ -62,8 +58,6 @@ class PlanReport:
 
 @dataclass
 class Report:
-    """What a run did."""
-
     __pydantic_config__ = {"strict": True, "allow_inf_nan": False}  # noqa: RUF012  (for read_report)
 
     run_id: str = ""
@@ -72,16 +66,13 @@ class Report:
     output: str = ""
     started: str = ""
     task: str = ""
-    """`classify` or `embed`."""
     as_of: str = ""
     """The day that the run was for."""
     ended: str = ""
     outcome: str = "failed"
     """`complete`, or the name of the error that ended the run."""
     error: str = ""
-    """Its message."""
     next_step: str = ""
-    """What to do about it."""
     plans: list[int] = field(default_factory=list)
     """Those that this run completed."""
     of_plans: list[PlanReport] = field(default_factory=list)
@@ -93,7 +84,6 @@ class Report:
     accepted: dict[str, str] = field(default_factory=dict)
     """Plans of this model that were accepted with their bad rows, whenever that was, each with the reason."""
     rows_ok: int = 0
-    """Rows scored by this run."""
     rows_bad: int = 0
     rows_gone: int = 0
     bad_by_code: dict[str, int] = field(default_factory=dict)
@@ -106,7 +96,6 @@ class Report:
     speculative_attempts: int = 0
     """Second attempts of shards that another worker was slow with; one of each two attempts was for nothing."""
     speculative_wins: int = 0
-    """Of those, the ones that were first."""
     rate: float = 0.0
     """Rows a second, from the first worker being ready to the last shard."""
     elapsed_s: float = 0.0
@@ -117,12 +106,10 @@ class Report:
     a shard."""
     bytes_read: int = 0
     peak_rss_bytes: int = 0
-    """Of the largest worker process."""
     threads_busy: float = 0.0
     """Most threads that a worker kept busy over a shard; never above the cores that it leased."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     retries: int = 0
-    """Attempts at shards that failed."""
     retries_by_code: dict[str, int] = field(default_factory=dict)
     """The same by code: `preempted`, `node_lost`, `crashed`, `memory`, `stuck`, …, or `infra`, `task`, `data`."""
     failed_starts: int = 0
@@ -164,7 +151,6 @@ class Report:
     """Of core_hours, what ready workers were without a shard or waited for its data."""
     cost_idle: float | None = None
     cost_per_million: float | None = None
-    """Of images scored here."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """What the run was at, one after the other: `phase`, as in jobs.progress.snapshot.PHASES, `step`, `began_s`,
     `took_s`."""
@@ -293,7 +279,6 @@ def accounts(report: Report) -> list[tuple[str, Rows]]:
 
 
 def summary(report: Report) -> str:
-    """The end of a run, for a person."""
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [

@@ -24,13 +24,10 @@ from workers.storage.store import Store
 _SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
 _RUNS_READ = 20
-"""The newest runs that are looked at."""
 
 
 @dataclass(frozen=True)
 class RunSeen:
-    """What a run has left in the ledger."""
-
     run_id: str
     report: Report | None
     """Once it is over."""

@@ -44,7 +44,6 @@ class Days:
 
 
 def today(timezone: str, now: datetime | None = None) -> Days:
-    """The present date in a time zone."""
     day = (now or datetime.now(UTC)).astimezone(ZoneInfo(timezone)).date()
     return Days(day, day)
 

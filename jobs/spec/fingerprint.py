@@ -55,9 +55,7 @@ class Identity:
     row: Mapping[str, Any]
     """What the shape of an output row depends on."""
     name: str
-    """Of the network, as a root has it."""
     code: Code | None
-    """Of a network of the user's own."""
 
     def fingerprints(self, code: str | None = None) -> Fingerprints:
         """`code` stands in place of the code's own digest."""

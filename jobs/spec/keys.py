@@ -96,7 +96,6 @@ class Key:
         return _example(self.kinds[0], self.path)
 
     def line(self, value: object | None = None) -> str:
-        """To write into a spec."""
         return f"`{self.name}: {flow(self.example if value is None else value)}`"
 
 
