@@ -316,7 +316,7 @@ def test_values_of_set_are_taken_as_those_of_the_file_are(tmp_path: Path) -> Non
     [
         ("name: a\ninput: {uri: x}\nname: b\n", r"name stands twice, in lines 1 and 3"),
         ("input:\n  uri: x\n  keys: [a]\n  uri: y\n", r"input.uri stands twice, in lines 2 and 4"),
-        ("model: {args: {n: 1, n: 2}}", r"model.args.n stands twice, in line 1"),
+        ("model: {args: {n: 1, n: 2}}", r"model.args.n stands twice, in lines 1 and 1"),
         ("workers:\n  groups:\n  - max: 1\n    max: 2\n", r"workers.groups.0.max stands twice, in lines 3 and 4"),
         ("name: a\nname: b\nlimits: {}\nlimits: {}\n", r"name stands twice.*limits stands twice, in lines 3 and 4"),
         ("a: 1\n? [b]\n: 2\n", r"not YAML in line 2: a key is a list or a section"),
