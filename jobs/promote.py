@@ -10,7 +10,6 @@ import argparse
 
 from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
-from jobs.input.listing import vanished
 from jobs.ledger.current import current_root, follow, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Source, latest_versions
@@ -19,9 +18,6 @@ from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
 from workers.counted import counted
-
-_LOOKED_FOR = 1000
-"""Files, to tell those that can be scored from those that are gone."""
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -70,13 +66,11 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
     """A model that was scored for last night only must not take the place of one that has every night."""
     lacking = _done_uris(before) - _done_uris(after)
     if lacking:
-        gone = vanished(sorted(lacking)[:_LOOKED_FOR])
         raise RunFailed(
             f"{after.root} has no predictions for {counted(len(lacking), 'file')} that {before.root} has, "
-            f"as {min(lacking - gone or lacking)}",
-            "promote with --allow-fewer, which takes their rows from readers: they are no longer in the input"
-            if gone == lacking
-            else "score them with `stint run SPEC --backfill FROM..TO`, or promote with --allow-fewer",
+            f"as {min(lacking)}",
+            "promote with --allow-fewer, which takes their rows from readers; or first score those that are still in "
+            "the input, with `stint run SPEC --backfill FROM..TO`",
         )
 
 

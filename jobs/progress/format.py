@@ -48,11 +48,7 @@ def first_few(lines: Sequence[str], more: str, shown: int = LINES_SHOWN) -> list
 def describe_eta(eta_s: tuple[float, float]) -> str:
     """`40s`; `36–44s` or `8m20s–9m05s` where the ends differ."""
     low, high = map(duration, eta_s)
-    if low == high:
-        return low
-    if eta_s[1] < 59.5:  # one unit for both
-        low = low.removesuffix("s")
-    return f"{low}\N{EN DASH}{high}"
+    return low if low == high else f"{low}\N{EN DASH}{high}"
 
 
 def describe_deadline(snapshot: Snapshot) -> str:

@@ -39,8 +39,6 @@ _STAGES = (("decode", "█", "cyan"), ("predict", "▓", "green"), ("wait", "▒
 colours."""
 _SLOW_LEAST_S = 1.0
 """Shards that take less come and go too fast to be read."""
-_SLOW_TIMES = 3.0
-"""So many times what was expected is worth a colour."""
 
 
 def view_lines(snapshot: Snapshot, width: int, heard_s: float | None = None) -> list[Text]:
@@ -148,12 +146,11 @@ def _slowest(snapshot: Snapshot, width: int) -> list[Text]:
     for shard in snapshot.slowest:
         if shard.age_s >= _SLOW_LEAST_S:
             times = shard.age_s / shard.expected_s if shard.expected_s else 0.0
-            style = "bold red" if times >= _SLOW_TIMES else "none"
             expected = f", {times:,.1f}\N{MULTIPLICATION SIGN} expected" if times else ""
             pieces = [
                 _safe(shard.shard),
                 f"worker {shard.worker} on {_safe(shard.host)}",
-                f"[{style}]{duration(shard.age_s)}{expected}[/]",
+                f"{duration(shard.age_s)}{expected}",
             ]
             lines += _row("" if lines else "slowest", pieces, width)
     return lines

@@ -19,8 +19,6 @@ READ_COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "messa
 STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 STEPS_MOST = 120
 BINS = 24
-WIDE = 20
-"""A greatest time so many times the least calls for bins that grow."""
 STRAGGLER_TIMES = 2.0
 """As many times the median a row."""
 STRAGGLERS_SHOWN = 10
@@ -60,8 +58,7 @@ def shard_times(journal: JournalContent) -> dict[str, Any]:
     if not len(took):
         return {}
     low, high = float(took.min()), float(took.max())
-    grows = low > 0 and high / low >= WIDE
-    edges = np.geomspace(low, high, BINS + 1) if grows else np.linspace(low, max(high, low + 1e-3), BINS + 1)
+    edges = np.geomspace(max(low, 1e-3), max(high, low + 1e-3, 2e-3), BINS + 1)
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # what rounding has taken from the ends
     return {
         "edges_s": [round(float(edge), 4) for edge in edges],

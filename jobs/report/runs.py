@@ -69,8 +69,8 @@ class RunSeen:
             return "has begun, and has not said yet how it stands"
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
-            so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""
-            return f"ended without a report{so_far}; {heard}: {describe_snapshot(self.snapshot)}"
+            what = "; run the job to finish it" if left and not self.under_way(now) else ""
+            return f"ended without a report{what}; {heard}: {describe_snapshot(self.snapshot)}"
         if self.under_way(now):
             return f"under way: {describe_snapshot(self.snapshot)}; {heard}"
         what = "run the job to finish it" if left else "other runs have done since what it left"

@@ -95,8 +95,10 @@ class Key:
             return default
         return _example(self.kinds[0], self.path)
 
-    def line(self, value: object | None = None) -> str:
-        return f"`{self.name}: {flow(self.example if value is None else value)}`"
+    @property
+    def line(self) -> str:
+        """To write into a spec."""
+        return f"`{self.name}: {flow(self.example)}`"
 
 
 def flow(value: object, inside: bool = False) -> str:

@@ -47,13 +47,13 @@ def test_a_line_says_how_a_run_stands() -> None:
         bad_by_code={"truncated": 10}, eta_s=(36, 44), workers_wanted=4, workers={"scoring": 2, "starting": 2},
     )  # fmt: skip
     assert describe_snapshot(snapshot) == (
-        "200/1,000 rows (20.0%) · 20 rows/s · ETA 36–44s · 2 of 4 workers · shards 2/10 · bad 10 (truncated 10)"
+        "200/1,000 rows (20.0%) · 20 rows/s · ETA 36s–44s · 2 of 4 workers · shards 2/10 · bad 10 (truncated 10)"
     )
     assert " · 2 of 4 workers · cost 0.42 · shards " in describe_snapshot(replace(snapshot, cost=0.42))
-    assert " · ETA 36–44s · 58m20s to spare · 2 of" in describe_snapshot(
+    assert " · ETA 36s–44s · 58m20s to spare · 2 of" in describe_snapshot(
         replace(snapshot, late_s=-3500, deadline_in_s=3540)
     )
-    assert " · ETA 36–44s · LATE by 1m10s · 2 of" in describe_snapshot(replace(snapshot, late_s=70, deadline_in_s=30))
+    assert " · ETA 36s–44s · LATE by 1m10s · 2 of" in describe_snapshot(replace(snapshot, late_s=70, deadline_in_s=30))
     assert " · ETA unknown · deadline in 1h00m · " in describe_snapshot(
         replace(snapshot, eta_s=None, deadline_in_s=3600)
     )
@@ -69,7 +69,7 @@ def test_a_line_before_there_are_workers_says_what_is_waited_for() -> None:
     ("eta_s", "words"),
     [
         ((40.1, 40.4), "40s"),
-        ((36.2, 43.8), "36–44s"),
+        ((36.2, 43.8), "36s–44s"),
         ((500, 545), "8m20s–9m05s"),
         ((55, 65), "55s–1m05s"),
         ((58, 59.6), "58s–1m00s"),
