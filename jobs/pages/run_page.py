@@ -19,11 +19,6 @@ from jobs.progress.format import NONE, money, number, percent, phase_in_words, s
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
 from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
-SECTIONS = (
-    "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
-    "time", "run",
-)  # fmt: skip
-"""Their ids, in the order of the page; their titles are the same. One without figures is not there."""
 WORKERS_OPEN = 40
 """A longer table of workers is folded."""
 CLASSES_SHOWN = 20
@@ -36,7 +31,8 @@ def report_page(report: Report) -> str:
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
     workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
-    there = {
+    sections = {
+        "outcome": True,
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
         or report.passed_over
         or report.changed or report.superseded,
@@ -49,12 +45,13 @@ def report_page(report: Report) -> str:
         "cost": report.core_hours,
         "failures": report.retries or report.failed_starts or report.failures or report.set_aside,
         "time": report.phases,
+        "run": True,
     }  # fmt: skip
     return render(
         "report.html.j2",
         report=report,
         drift=drift,
-        sections=[name for name in SECTIONS if there.get(name, True)],
+        sections=[name for name, there in sections.items() if there],
         since=_since(report),
         phases=_phases(report.phases),
         advised=report.elapsed_s >= ADVICE_LEAST_S,
@@ -65,9 +62,7 @@ def report_page(report: Report) -> str:
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,
-        reasons=_reasons(report),
         workers=workers,
-        nodes=[_node(host, list(its)) for host, its in groupby(workers, itemgetter("host"))],
         workers_open=len(workers) <= WORKERS_OPEN,
         stages=stages,
         bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
@@ -140,19 +135,6 @@ def _phases(phases: Sequence[Mapping[str, Any]]) -> list[Bar]:
     ]
 
 
-def _node(host: str, workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    def total(name: str) -> float | None:
-        known = [worker[name] for worker in workers if worker[name] is not None]
-        return sum(known) if known else None
-
-    return {
-        "host": host,
-        "workers": len(workers),
-        **{name: total(name) for name in ("rows", "shards", "rate", "cores", "failed_attempts")},
-        **{name: ", ".join(sorted({worker[name] for worker in workers} - {""})) for name in ("engine", "isa")},
-    }
-
-
 def _ranges(cpus: Sequence[int]) -> str:
     """`0-3, 8`."""
     runs = [[cpu for _, cpu in run] for _, run in groupby(enumerate(sorted(cpus)), lambda at: at[1] - at[0])]
@@ -205,18 +187,3 @@ def _matrix(confusion: Sequence[tuple[str, str, int]]) -> list[str]:
     """The labels of its rows and columns; none where there are too many, or errors alone."""
     labels = sorted({label for pair in confusion for label in pair[:2]}, key=lambda label: (len(label), label))
     return labels if len(labels) <= MATRIX_LABELS and any(true == said for true, said, _ in confusion) else []
-
-
-def _reasons(report: Report) -> list[dict[str, Any]]:
-    """Bad rows by reason, the most frequent first, each with its examples."""
-    counts = report.bad_by_code
-    codes = counts.keys() | {example["code"] for example in report.bad_examples}
-    return [
-        {
-            "code": code,
-            "rows": counts.get(code),
-            "sample": report.bad_samples.get(code, ""),
-            "examples": [example for example in report.bad_examples if example["code"] == code],
-        }
-        for code in sorted(codes, key=lambda code: (-counts.get(code, 0), code))
-    ]
