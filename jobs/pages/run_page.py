@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from jobs.input.passed_over import passed_over_kinds
@@ -19,8 +18,6 @@ from jobs.progress.format import NONE, money, number, percent, phase_in_words, s
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
 from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
-WORKERS_OPEN = 40
-"""A longer table of workers is folded."""
 CLASSES_SHOWN = 20
 _PHASE_LEAST_S = 0.05
 MATRIX_LABELS = 12
@@ -30,14 +27,14 @@ MATRIX_LABELS = 12
 def report_page(report: Report) -> str:
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
-    workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
+    stages, counts = _stages(report.stage_s), accounts(report)
     sections = {
         "outcome": True,
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
         or report.passed_over
         or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
-        "workers": workers,
+        "workers": report.workers,
         "stages": stages,
         "shards": report.shard_times or report.stragglers,
         "predictions": report.classes or sum(report.scores) or report.drift,
@@ -62,8 +59,7 @@ def report_page(report: Report) -> str:
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,
-        workers=workers,
-        workers_open=len(workers) <= WORKERS_OPEN,
+        ranges=_ranges,
         stages=stages,
         bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
@@ -74,21 +70,6 @@ def report_page(report: Report) -> str:
         matrix=_matrix(report.confusion),
         confusion={(true, said): rows for true, said, rows in report.confusion},
     )
-
-
-def _workers(workers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """As in the report; where its journal could not be read there is nothing of what a worker did."""
-    each = [
-        {
-            **dict.fromkeys(("rows", "shards", "rate", "failed_attempts")),
-            **worker,
-            "cores": worker["plan"]["threads"],
-            "cpus": _ranges(worker["affinity"]),
-            "start": ", ".join(f"{stage} {seconds(took)}" for stage, took in worker["start_s"].items()),
-        }
-        for worker in workers
-    ]
-    return sorted(each, key=itemgetter("host", "worker"))
 
 
 def _since(report: Report) -> list[tuple[str, str, str, str]]:
