@@ -187,12 +187,7 @@ _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
     ("Rows", "rows", "{:,.0f}".format, {"": "rows"}),
     ("Rate", "rows a second", significant, {"": "rate"}),
     ("Cost of a million", "in the currency of cost.per_cpu_hour", money, {"": "cost_per_million"}),
-    (
-        "Bad rows",
-        "share of all rows; each line is ten times the one below",
-        partial(percent, digits=2),
-        {"": "bad_share"},
-    ),
+    ("Bad rows", "share of all rows", partial(percent, digits=2), {"": "bad_share"}),
     ("Drift", "population stability index", "{:.3g}".format, {"classes": "psi_classes", "scores": "psi_scores"}),
     ("Duration", "minutes", "{:,.3g}".format, {"": "minutes"}),
 )
@@ -202,17 +197,14 @@ _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
 def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
     """Charts with their titles; none of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
-    allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
+    allowed = "" if max_psi is None else f"drift.max_psi, {max_psi:g}"
     days = [night.day for night in nights]
     places = _places(days)
     for title, unit, write, fields in _TRENDS:
         lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
-        if all(value is None for line in lines.values() for value in line):
-            continue
-        threshold: Any = allowed if title == "Drift" else {}
-        what = f"{title} by night"
-        scale: Any = {"places": places, "decades": title == "Bad rows"}
-        yield title, trend(lines, days, what=what, unit=unit, write=write, **scale, **threshold)
+        if any(value is not None for line in lines.values() for value in line):
+            its: Any = {"threshold": max_psi, "threshold_text": allowed} if title == "Drift" else {}
+            yield title, trend(lines, days, what=f"{title} by night", unit=unit, write=write, places=places, **its)
 
 
 def _places(days: Sequence[str]) -> list[float] | None:

@@ -18,7 +18,7 @@ from jobs.ledger.plans import latest_versions
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.report.report import Report
-from jobs.report.runs import estimate, newest_reports
+from jobs.report.runs import estimate, reports
 from jobs.spec.load import parse_spec
 from workers.counted import counted
 from workers.redaction import redacted_values
@@ -86,7 +86,7 @@ def _before(job: Job) -> tuple[str, Report | None] | None:
     be the job's."""
     others = {root for root in complete_roots(job.store) if root != job.fingerprints.root}
     newest: dict[str, Report] = {}
-    for report in newest_reports(job.store, _REPORTS_READ) if others else ():
+    for report in reports(job.store, most=_REPORTS_READ) if others else ():
         if report.root in others:
             newest.setdefault(report.root, report)
         if newest.keys() == others:

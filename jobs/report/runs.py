@@ -110,20 +110,16 @@ def last_report(store: Store, root: str) -> Report | None:
     return next(scored, None)
 
 
-def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]:
-    """Of runs with the model of `root`, newest first; of the `most` newest of all.
+def reports(store: Store, root: str | None = None, most: int = _RUNS_READ) -> Iterator[Report]:
+    """Of runs with the model of `root`, or with any, newest first; of the `most` newest of all.
 
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
     passed over.
     """
-    return (report for report in newest_reports(store, most) if report.root == root)
-
-
-def newest_reports(store: Store, most: int) -> Iterator[Report]:
-    """Of runs with any model, newest first."""
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        if (report := read_run(store, key.split("/")[2]).report) is not None:
+        report = read_run(store, key.split("/")[2]).report
+        if report is not None and root in (None, report.root):
             yield report
 
 
