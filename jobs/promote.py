@@ -17,6 +17,7 @@ from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
+from jobs.progress.format import first_few
 from workers.counted import counted
 
 
@@ -52,14 +53,13 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
 
 def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
-    open_plans = [plan.number for plan in plans if plan.number not in done]
     listing = list_job_input(job, plans, done, delivered=not plans)
-    missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
-    if open_plans or missing or not plans:
-        what = f"plans that are not done: {', '.join(map(str, open_plans)) or 'the first'}"
-        if missing:
-            what = f"{counted(len(missing), 'source')} not scored, as {missing[0]}"
-        raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")
+    lacking = [f"plan {plan.number} is not done" for plan in plans if plan.number not in done]
+    lacking += [f"{source.uri} is not scored" for source in claims.unclaimed(plans, listing.sources)]
+    lacking += [f"{uri} cannot be read" for uri in listing.unreadable]
+    if lacking or not plans:
+        why = "; ".join(first_few(lacking, "such lines")) or "no plan is done"
+        raise RunFailed(f"{job.ledger.root} is not whole: {why}", "run the job to its end, then promote")
 
 
 def _check_covers(before: Ledger, after: Ledger) -> None:
