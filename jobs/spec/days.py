@@ -34,13 +34,11 @@ class Days:
 
     def before(self, days: int) -> Iterator[date]:
         """The `days` days before the first, oldest first."""
-        most = min(days, (self.first - date.min).days)
-        return (self.first - timedelta(n) for n in range(most, 0, -1))
+        return (self.first - timedelta(n) for n in range(days, 0, -1))
 
     def reaching_back(self, days: int) -> Days:
         """At least `days` days up to the same last one."""
-        most = (self.last - date.min).days
-        return replace(self, first=min(self.first, self.last - timedelta(min(days - 1, most))))
+        return replace(self, first=min(self.first, self.last - timedelta(days - 1)))
 
 
 def today(timezone: str, now: datetime | None = None) -> Days:
@@ -57,8 +55,14 @@ def days_in_zone(given: Days | int | None, timezone: str, now: datetime | None =
 
 
 def parse_day(text: str) -> Days:
-    """`2026-03-01`, also as `2026/3/1`. Raises ValueError."""
-    day = _date(text)
+    """`2026-03-01`, also as `2026/3/1`: year, month, day, as others have two meanings. Raises ValueError."""
+    parts = re.fullmatch(r"\s*([1-9]\d{3})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
+    if parts is None:
+        raise ValueError(f"{text!r} is no day; write it as 2026-03-01")
+    try:
+        day = date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day: {error}") from error
     return Days(day, day)
 
 
@@ -68,23 +72,12 @@ def parse_as_of(text: str) -> Days | int:
     return parse_day(text) if ago is None else ago
 
 
-def _date(text: str) -> date:
-    """Year, month and day, in that order alone: others have two meanings."""
-    parts = re.fullmatch(r"\s*(\d{4})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
-    if parts is None:
-        raise ValueError(f"{text!r} is no day; write it as 2026-03-01")
-    try:
-        return date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
-    except ValueError as error:
-        raise ValueError(f"{text!r} is no day: {error}") from error
-
-
 def parse_days(text: str) -> Days:
     """`2026-03-01..2026-03-07`. Raises ValueError."""
     first, dots, last = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
-    days = Days(_date(first), _date(last), backfill=True)
+    days = Days(parse_day(first).first, parse_day(last).last, backfill=True)
     if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days
