@@ -89,13 +89,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return "boundless" if abs(value) > _BOUNDLESS else f"{value:,.{digits}f}"
 
 
-def significant(value: float | None, digits: int = 3) -> str:
-    """With so many digits that count, whatever its size: `0.0123`, `4.56`, `1,230`."""
-    if value is None or not value or not math.isfinite(value) or abs(value) >= 10 ** (digits - 1):
+def significant(value: float | None) -> str:
+    """With three digits that count, whatever its size: `0.0123`, `4.56`, `1,230`."""
+    if value is None or not math.isfinite(value) or abs(value) >= 100:
         return number(value)
-    if abs(value) < 1e-6:
-        return f"{value:.1e}"
-    return f"{value:,.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+    return f"{value:.3g}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -125,22 +123,13 @@ def seconds(value: float | None) -> str:
         return NONE
     if value >= 60:
         return duration(value)
-    if value >= 0.9995 or value == 0:
-        return f"{_short(value)}{SPACE}s"
-    return f"{_short(value * 1000)}{SPACE}ms"
+    return f"{value:.3g}{SPACE}s" if value >= 0.9995 or value == 0 else f"{value * 1000:.3g}{SPACE}ms"
 
 
 def points(value: float) -> str:
     """A difference of two shares in percentage points: `+3.1 pp`."""
     text = f"{value * 100:+.2f}".replace("-", "\N{MINUS SIGN}")
     return f"{'0.00' if text[1:] == '0.00' else text}{SPACE}pp"
-
-
-def _short(value: float) -> str:
-    """One place below 10, two below 1, none where they are 0."""
-    if value >= 9.95:
-        return f"{value:.0f}"
-    return f"{value:.{1 if value >= 1 else 2}f}".rstrip("0").rstrip(".") or "0"
 
 
 def size(value: float | None) -> str:

@@ -78,7 +78,7 @@ def test_templates_escape_everything_run_nothing_and_load_nothing(file: Path) ->
 
 def test_figures_are_written_for_a_person() -> None:
     assert [number(it) for it in (None, 0, 1234.4, math.nan, 1e300)] == [NONE, "0", "1,234", NONE, "boundless"]
-    assert [significant(it) for it in (0, 0.01234, 4.5678, 99.99, 1234.5)] == ["0", "0.0123", "4.57", "100.0", "1,234"]
+    assert [significant(it) for it in (0, 0.01234, 4.5678, 99.99, 1234.5)] == ["0", "0.0123", "4.57", "100", "1,234"]
     assert [money(it) for it in (None, 0.0, 0.0042, 2.888)] == [NONE, "0.00", "0.0042", "2.89"]
     assert [moment(it) for it in ("2026-03-01T03:00:00+01:00", "tonight")] == ["2026-03-01 02:00 UTC", "tonight"]
     assert [seconds(it).replace("\xa0", " ") for it in (None, 0, 0.0004, 0.045, 2.5, 3.0, 59, 60, 7500)] == [
