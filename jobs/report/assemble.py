@@ -59,7 +59,7 @@ def _add_accuracy(report: Report, accuracy: Mapping[str, Any], labels: Sequence[
 
 def _add_journal(report: Report, job: Job, content: JournalContent, price: Price, *, hurry: bool = False) -> None:
     """What the journal tells of time: rows over time, shards, workers, and what the idle share cost; some bad rows."""
-    report.workers = figures.worker_figures(content, report.workers or None)
+    report.workers = figures.worker_figures(content, report.workers or content.workers)
     threads_per_core = max((int(worker["plan"]["threads_per_core"]) for worker in report.workers), default=1)
     idle_s = sum(report.stage_s.get(stage, 0.0) for stage in _IDLE_STAGES)
     report.throughput = figures.rows_over_time(content)
