@@ -111,18 +111,17 @@ def _codes(template: str) -> list[str]:
     return [code for place in AS_OF.finditer(template) for code in _CODE.findall(place[1] or _PLAIN)]
 
 
-def fault_of_template(template: str, *, hours: bool = True) -> str | None:
-    """What is wrong with the places for the day, for a person; None where nothing is."""
+def check_template(template: str, *, hours: bool = True) -> None:
+    """Raises ValueError for places of the day that cannot be filled."""
     for place in AS_OF.finditer(template):
         codes = _CODE.findall(place[1] if place[1] is not None else _PLAIN)
         if not codes:
-            return f"{place[0]} names no part of the date; write {{as_of}}, or for example {{as_of:%Y/%m/%d}}"
+            raise ValueError(f"{place[0]} names no part of the date; write {{as_of}}, or {{as_of:%Y/%m/%d}}")
         if unknown := [code for code in codes if code not in _CODES]:
             known = ", ".join(f"%{code}" for code in _CODES)
-            return f"{place[0]}: %{unknown[0]} is no part of the date; there are {known}"
+            raise ValueError(f"{place[0]}: %{unknown[0]} is no part of the date; there are {known}")
         if not hours and {"H", "-H"}.intersection(codes):
-            return f"{place[0]}: a run is of whole days, so its output cannot depend on the hour"
-    return None
+            raise ValueError(f"{place[0]}: a run is of whole days, so its output cannot depend on the hour")
 
 
 def filled_in(template: str, uri: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from jobs.spec.days import fault_of_template
+from jobs.spec.days import check_template
 from workers.contract import (
     ALL_FORMATS,
     AS_OF,
@@ -61,43 +62,30 @@ def _no_credentials(url: str) -> None:
     """Specs end up in reports and logs."""
     if kind := credential_in(url):
         raise ValueError(
-            f"{shown(url)}: the URL carries {kind}, which would end up in logs and reports. Take it out and "
-            "give credentials by the environment, as the store's library finds them (AWS_PROFILE, "
-            "AZURE_STORAGE_SAS_TOKEN, a role of the node)"
+            f"the URL carries {kind}, which would end up in logs and reports. Take it out and give credentials by the "
+            "environment, as the store's library finds them (AWS_PROFILE, AZURE_STORAGE_SAS_TOKEN, a role of the node)"
         )
-
-
-def _no_false_root(root: str) -> None:
-    try:
-        check_root(root)
-    except ValueError as error:
-        raise ValueError(f"{root}: {error}") from error
 
 
 def _no_other_library(arch: str) -> None:
     if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
         name = arch.rpartition("/")[2]
         raise ValueError(
-            f"{arch!r} is no network of torchvision: write torchvision/{name or '<name>'}, or my_nets:function, for a "
-            "function in a file of your own that returns the network"
+            f"no network of torchvision: write torchvision/{name or '<name>'}, or my_nets:function, for a function in "
+            "a file of your own that returns the network"
         )
 
 
 def _known_format(name: str) -> None:
     if name not in ALL_FORMATS:
-        raise ValueError(f"{name!r} is none of {', '.join(ALL_FORMATS)}")
+        raise ValueError(f"none of {', '.join(ALL_FORMATS)}")
 
 
 def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
-    if fault := fault_of_template(template, hours=hours):
-        raise ValueError(fault)
+    check_template(template, hours=hours)
     # A folder that is called so is less likely than a slip.
     if wrong := re.search(r"\{[\w :%-]+\}", AS_OF.sub("", template)):
         raise ValueError(f"{wrong[0]} stands for nothing; write {{as_of}}, which is the day, as 2026-03-01")
-
-
-def _no_hours(template: str) -> None:
-    _days_as_they_can_be_written(template, hours=False)
 
 
 _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
@@ -105,10 +93,10 @@ _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
         "uri": (_no_credentials, _days_as_they_can_be_written),
         "manifest": (_no_credentials, _days_as_they_can_be_written),
         "formats": (_known_format,),
-        "uri_roots": (_no_credentials, _no_false_root),
+        "uri_roots": (_no_credentials, check_root),
     },
     "model": {"arch": (_no_other_library,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
-    "output": {"uri": (_no_credentials, _no_hours)},
+    "output": {"uri": (_no_credentials, partial(_days_as_they_can_be_written, hours=False))},
 }
 """By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
 
@@ -121,7 +109,7 @@ def _faults_of_keys(section: str, given: Mapping[str, Any]) -> Iterator[str]:
                 for check in checks:
                     check(text)
             except ValueError as error:
-                yield f"{section}.{key}: {error}"
+                yield f"{section}.{key}: {shown(text)}: {error}"
 
 
 def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: iter(())) -> WrapValidator:

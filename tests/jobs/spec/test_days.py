@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from jobs.errors import SpecError
 from jobs.spec.days import (
     Days,
+    check_template,
     days_in_zone,
-    fault_of_template,
     filled,
     filled_in,
     parse_as_of,
@@ -118,8 +119,9 @@ def test_a_template_writes_the_day_as_the_folders_do(template: str, first: str, 
     ],
 )
 def test_a_template_that_cannot_be_filled_is_explained(template: str, fault: str) -> None:
-    assert fault in (fault_of_template(template, hours=not template.startswith("out")) or "")
-    assert fault_of_template("{as_of}/{as_of:%Y/%m/%d/%H}") is None
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        check_template(template, hours=not template.startswith("out"))
+    check_template("{as_of}/{as_of:%Y/%m/%d/%H}")
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,9 @@ def raw(**changes: Any) -> dict[str, Any]:
             {"input__keys": "id, name"},
             r"input.keys: a list of texts, or \{name: column\} is wanted.*write `keys: \[id\]`",
         ),
-        ({"input__uri": "data/{asof}"}, r"input.uri: \{asof\} stands for nothing; write \{as_of\}, which is the day"),
-        ({"output__uri": "out/{ds}"}, r"output.uri: \{ds\} stands for nothing; write \{as_of\}"),
-        ({"model__arch": "timm/x"}, r"model.arch: 'timm/x' is no network of torchvision: .* my_nets:function"),
+        ({"input__uri": "data/{asof}"}, r"input.uri: 'data/\{asof\}': \{asof\} stands for nothing; write \{as_of\}, "),
+        ({"output__uri": "out/{ds}"}, r"output.uri: 'out/\{ds\}': \{ds\} stands for nothing; write \{as_of\}"),
+        ({"model__arch": "timm/x"}, r"model.arch: 'timm/x': no network of torchvision: .* my_nets:function"),
         ({"model__preprocess": {"mean": 0.5}}, r"mean: a list of 3 numbers is wanted, got 0.5; write `mean: \[0.485, "),
         ({"model__preprocess": {"mean": [0.5]}}, r"mean: a list of 3 numbers is wanted"),
         ({"model__preprocess": {"std": [0.1, 0, 0.1]}}, r"model.preprocess.std: each must be above 0"),
@@ -211,7 +211,7 @@ def test_all_faults_of_all_sections_are_told_at_once_and_no_credential_is_shown(
     said = str(refused.value)
     for fault in (
         r"input.uri: 'https://…@host/x': the URL carries a user name or password",
-        r"input.uri_roots: http://169.254.169.254/: 169.254.169.254 is an address that no image server has",
+        r"input.uri_roots: 'http://169.254.169.254/': 169.254.169.254 is an address that no image server has",
         r"unknown key 'input.imge': did you mean 'image'?",
         r"input.days: a whole number from 1 to 3660 is wanted, got 0",
         r"write torchvision/resnet50, or my_nets:function",
@@ -353,7 +353,7 @@ def test_no_refusal_of_any_key_speaks_of_the_library_that_checks(path: str, wron
 
 def test_formats_are_some_that_can_be_decoded() -> None:
     assert parse_spec(raw(input__formats=["jpeg", "heif"])).input.formats == ("jpeg", "heif")
-    assert "'heic' is none of jpeg, png, gif, webp, bmp, tiff, avif, jpeg2000, heif, jxl" in _refusal(
+    assert "'heic': none of jpeg, png, gif, webp, bmp, tiff, avif, jpeg2000, heif, jxl" in _refusal(
         raw(input__formats=["jpeg", "heic"])
     )
     assert "input.formats: it is empty" in _refusal(raw(input__formats=[]))
