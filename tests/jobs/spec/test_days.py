@@ -112,7 +112,7 @@ def test_a_template_writes_the_day_as_the_folders_do(template: str, first: str, 
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
-        ("in/{as_of:today}", "{as_of:today} names no part of the date; write {as_of}, or for example {as_of:%Y/%m/%d}"),
+        ("in/{as_of:today}", "{as_of:today} names no part of the date; write {as_of}, or {as_of:%Y/%m/%d}"),
         ("in/{as_of:}", "names no part of the date"),
         ("in/{as_of:%Y/%D}", "%D is no part of the date; there are %Y, %y, %j, %m, %d, %H, %-m, %-d, %-H"),
         ("out/{as_of:%H}", "a run is of whole days, so its output cannot depend on the hour"),
