@@ -87,6 +87,8 @@ def _night(run: RunSeen) -> Night:
         assert run.snapshot is not None, "it has told its root"
         report = unfinished_report(run.snapshot)
     drift = report.drift
+    # One that died had workers, whether they scored anything or not.
+    had_workers = bool(report.rows_scored_here) or run.report is None
     return Night(
         run_id=run.run_id,
         day=report.as_of[:10] or _TIME.sub(r"\1-\2-\3", run.run_id)[:10],
@@ -95,8 +97,8 @@ def _night(run: RunSeen) -> Night:
         bad_share=report.scored.bad_share,
         rate=report.rate or None,
         elapsed_s=report.elapsed_s or None,
-        core_hours=report.core_hours or None,
-        cost=report.cost or None,
+        core_hours=report.core_hours if had_workers else None,
+        cost=report.cost if had_workers else None,
         cost_per_million=report.cost_per_million,
         psi_classes=(drift.get("classes") or {}).get("psi"),
         psi_scores=(drift.get("scores") or {}).get("psi"),

@@ -123,13 +123,22 @@ def seconds(value: float | None) -> str:
         return NONE
     if value >= 60:
         return duration(value)
-    return f"{value:.3g}{SPACE}s" if value >= 0.9995 or value == 0 else f"{value * 1000:.3g}{SPACE}ms"
+    if value >= 0.9995 or value == 0:
+        return f"{_short(value)}{SPACE}s"
+    return f"{_short(value * 1000)}{SPACE}ms"
 
 
 def points(value: float) -> str:
     """A difference of two shares in percentage points: `+3.1 pp`."""
     text = f"{value * 100:+.2f}".replace("-", "\N{MINUS SIGN}")
     return f"{'0.00' if text[1:] == '0.00' else text}{SPACE}pp"
+
+
+def _short(value: float) -> str:
+    """One place below 10, two below 1, none where they are 0."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:.{1 if value >= 1 else 2}f}".rstrip("0").rstrip(".") or "0"
 
 
 def size(value: float | None) -> str:
