@@ -69,8 +69,8 @@ def _check_covers(before: Ledger, after: Ledger) -> None:
         raise RunFailed(
             f"{after.root} has no predictions for {counted(len(lacking), 'file')} that {before.root} has, "
             f"as {min(lacking)}",
-            "promote with --allow-fewer, which takes their rows from readers; or first score those that are still in "
-            "the input, with `stint run SPEC --backfill FROM..TO`",
+            "score them with `stint run SPEC --backfill FROM..TO`; or, as of files that are no longer in the input, "
+            "promote with --allow-fewer, which takes their rows from readers",
         )
 
 
