@@ -136,18 +136,27 @@ def trend(
     threshold: float | None = None,
     threshold_text: str = "",
     places: Sequence[float] | None = None,
+    decades: bool = False,
 ) -> Markup:
     """Up to two lines over nights, by their names, broken where a value is missing, and a dashed one at `threshold`.
 
-    `places` are where the nights stand, between 0 and 1; without any they are as far from each other as can be.
+    `places` are where the nights stand, between 0 and 1; without any they are as far from each other as can be. With
+    `decades` every step of the axis above 0 is ten times the one below, so that little shows beside much; such a chart
+    has no threshold.
     """
     finite = {name: [v if v is not None and math.isfinite(v) else None for v in line] for name, line in lines.items()}
     highest = max((value for line in finite.values() for value in line if value is not None), default=0.0)
     drawn = threshold if threshold is not None and threshold <= _DRAWN_UP_TO * highest else None
     axis = Axis.upto(max(highest, drawn or 0.0), write)
+    shown = finite
+    if decades and highest > 0:
+        least = math.floor(math.log10(min(v for line in finite.values() for v in line if v is not None and v > 0)))
+        shown = {name: [v if not v else math.log10(v) - least + 1 for v in line] for name, line in finite.items()}
+        top = math.ceil(math.log10(highest) - least + 1 - 1e-9)
+        axis = Axis(1.0, max(1, top), lambda step: write(10 ** (least + step - 1) if step else 0.0))
     at_x = [(at + 0.5) / len(nights) for at in range(len(nights))] if places is None else places
     paths = [] if drawn is None else [("line threshold", f"M0 {_y(drawn, axis.top)}H100")]
-    for line, colour in zip(finite.values(), ("now", "before"), strict=False):
+    for line, colour in zip(shown.values(), ("now", "before"), strict=False):
         paths += [(f"line {colour}", _line(line, at_x, axis.top)), (f"dots {colour}", _dots(line, at_x, axis.top))]
     rects = []
     edges = [0.0, *((left + right) / 2 for left, right in pairwise(at_x)), 1.0]

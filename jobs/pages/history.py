@@ -189,7 +189,12 @@ _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
     ("Rows", "rows", "{:,.0f}".format, {"": "rows"}),
     ("Rate", "rows a second", significant, {"": "rate"}),
     ("Cost of a million", "in the currency of cost.per_cpu_hour", money, {"": "cost_per_million"}),
-    ("Bad rows", "share of all rows", partial(percent, digits=2), {"": "bad_share"}),
+    (
+        "Bad rows",
+        "share of all rows; each line is ten times the one below",
+        partial(percent, digits=2),
+        {"": "bad_share"},
+    ),
     ("Drift", "population stability index", "{:.3g}".format, {"classes": "psi_classes", "scores": "psi_scores"}),
     ("Duration", "minutes", "{:,.3g}".format, {"": "minutes"}),
 )
@@ -205,8 +210,10 @@ def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
     for title, unit, write, fields in _TRENDS:
         lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
         if any(value is not None for line in lines.values() for value in line):
-            its: Any = {"threshold": max_psi, "threshold_text": allowed} if title == "Drift" else {}
-            yield title, trend(lines, days, what=f"{title} by night", unit=unit, write=write, places=places, **its)
+            its: Any = {"places": places, "decades": title == "Bad rows"}
+            if title == "Drift":
+                its |= {"threshold": max_psi, "threshold_text": allowed}
+            yield title, trend(lines, days, what=f"{title} by night", unit=unit, write=write, **its)
 
 
 def _places(days: Sequence[str]) -> list[float] | None:

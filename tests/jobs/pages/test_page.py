@@ -164,6 +164,16 @@ def test_nights_stand_where_their_days_are() -> None:
     ]
 
 
+def test_on_an_axis_of_decades_little_shows_beside_much() -> None:
+    chart = trend({"": [0.0, 0.0004, 0.3]}, list("abc"), what="", unit="", write=str, decades=True)
+    (line,) = re.findall(r'class="line now" d="([^"]+)"', chart)
+    heights = [float(point.split()[1]) for point in re.split("[ML]", line)[1:]]
+    assert heights == pytest.approx([100, 100 * (1 - 1.602 / 5), 100 * (1 - 4.477 / 5)], abs=0.1)
+    assert [write for write in ("0.0", "0.0001", "0.001", "0.01", "0.1", "1.0") if f">{write}<" in chart] == [
+        "0.0", "0.0001", "0.001", "0.01", "0.1", "1.0"
+    ]  # fmt: skip
+
+
 def test_a_threshold_far_above_is_told_but_does_not_press_the_line_flat() -> None:
     chart = trend({"": [0.01, 0.02]}, ["a", "b"], what="", unit="", write=str, threshold=1.0,
                   threshold_text="at most 1")  # fmt: skip
