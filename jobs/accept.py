@@ -18,7 +18,6 @@ from jobs.plan.job import Job
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint accept`."""
     console.show(accept_plan(last_job_of(arguments), arguments.plan, arguments.why, console.say))
     return COMPLETE
 

@@ -35,54 +35,34 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
         _add_overrides(sub)
         option = sub.add_mutually_exclusive_group().add_argument
-        option(
-            "--as-of", type=_in_words(parse_as_of), metavar="DATE", dest="days",
-            help="value of {as_of}, as 2026-03-01 or yesterday; default: today",
-        )  # fmt: skip
+        day = "value of {as_of}, as 2026-03-01 or yesterday; default: today"
+        option("--as-of", type=_in_words(parse_as_of), metavar="DATE", dest="days", help=day)
         option("--backfill", type=_in_words(parse_days), metavar="FROM..TO", dest="days", help="every day of these")
         return sub
 
     option = add("demo", "make data, train a small network, run the whole job on it and verify").add_argument
     option("--folder", default="demo-out", help="where to put it (default: %(default)s)")
     sub = of_job("run", "score what is missing: bundle, plan, predictions, done record")
-    sub.add_argument(
-        "--again", metavar="SQL|FILE|DAY", help="score again, in place of what is there: files with rows that fulfil a "
-        "condition over the columns of the output, as \"error_code = 'not_found'\"; a file or folder; a day's files",
-    )  # fmt: skip
+    again = "score again: files with rows where this holds, as \"error_code = 'null'\"; a file or folder; a day's files"
+    sub.add_argument("--again", metavar="SQL|FILE|DAY", help=again)
+    way = os.environ.get("STINT_PROGRESS") or "auto"
+    shown = "how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)"
+    sub.add_argument("--progress", type=_way, default=way, metavar="|".join(WAYS), help=shown)
     for option in (sub.add_argument, of_job("quantize", "make the INT8 bundle and compare it with fp32").add_argument):
         option("--address", help="Ray cluster; default: RAY_ADDRESS, or else a Ray of its own on this machine")
         pools = ("ray", "local")
         option("--pool", choices=pools, default="ray", help="local: one worker in this process, for a debugger")
-    sub.add_argument(
-        "--progress", type=_way, default=os.environ.get("STINT_PROGRESS") or "auto", metavar="|".join(WAYS),
-        help="how it is shown (default: STINT_PROGRESS, or auto: live on a terminal, lines elsewhere)",
-    )  # fmt: skip
-    sub = of_job(
-        "tune", "measure engines, cores a worker and batches on this node, or on one of each kind of a cluster"
-    )
-    option = sub.add_argument
-    nodes = "Ray cluster whose nodes are tuned"
-    option("--address", help=f"{nodes}; default: RAY_ADDRESS, or else this machine, without Ray")
+    option = of_job("tune", "measure engines, cores a worker and batches, on this or each kind of node").add_argument
+    option("--address", help="Ray cluster whose nodes are tuned; default: RAY_ADDRESS, else this machine, without Ray")
     option("--minutes", type=_minutes, default=5.0, help="about how long it may take a node (default: %(default)s)")
-    sub = of_job(
-        "compare", "weigh smaller, pruned, INT8, bf16 and fp32 networks on the job's sample: accuracy and cost"
-    )
-    option = sub.add_argument
-    option(
-        "--arch", type=_list, action="extend", default=[], metavar="A,B=FILE",
-        help="networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE",
-    )  # fmt: skip
-    option(
-        "--prune", type=_in_words(_shares), default=(0.1, 0.25, 0.5), metavar="P,P",
-        help="percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)",
-    )  # fmt: skip
-    option(
-        "--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, as models that a job can name"
-    )
-    option(
-        "--seconds", type=_seconds, default=5.0,
-        help="to measure each candidate (default: %(default)s); more is steadier",
-    )  # fmt: skip
+    option = of_job("compare", "weigh other, pruned, INT8, bf16 and fp32 networks: accuracy and cost").add_argument
+    networks = "networks to weigh beside the job's own, as torchvision/resnet18; with DEFAULT weights, or those of FILE"
+    option("--arch", type=_list, action="extend", default=[], metavar="A,B=FILE", help=networks)
+    pruned = "percent of the job's network to take out, by multiplications; none: 0 (default: 10,25,50)"
+    option("--prune", type=_in_words(_shares), default=(0.1, 0.25, 0.5), metavar="P,P", help=pruned)
+    option("--save-pruned", type=Path, metavar="DIR", help="write the pruned networks there, for jobs to name")
+    measured = "to measure each candidate (default: %(default)s); more is steadier"
+    option("--seconds", type=_seconds, default=5.0, help=measured)
     option("--picture", type=Path, metavar="FILE", help="of the frontier, .svg or .png (default: compare-NAME.svg)")
     option("--json", type=Path, metavar="FILE", help="write all figures there")
     option = of_job("plan", "dry run: shards, rows, time and cost of what is new or missing").add_argument
@@ -97,15 +77,12 @@ def parser() -> argparse.ArgumentParser:
     option("--history", action="store_true", help="a line a run")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
     option = of_job("sample", "look at some predictions: a page of images, labels and scores").add_argument
-    option(
-        "--where", metavar="SQL", help="condition over the columns of the output, as \"label = '3' AND score < 0.6\""
-    )
+    where = "condition over the columns of the output, as \"label = '3' AND score < 0.6\""
+    option("--where", metavar="SQL", help=where)
     option("-n", type=_rows_shown, default=60, metavar="N", help="rows to show (default: %(default)s)")
-    option(
-        "--order", choices=("random", "score", "-score"), default="random",
-        help="which rows: any, least score first, or greatest score first (write --order=-score)",
-    )  # fmt: skip
-    option("--seed", type=_in_words(_whole), default=0, help="another one takes other rows (default: %(default)s)")
+    order = "which rows: any, least score first, or greatest score first (write --order=-score)"
+    option("--order", choices=("random", "score", "-score"), default="random", help=order)
+    option("--seed", type=_whole, default=0, help="another one takes other rows (default: %(default)s)")
     option("--open", action="store_true", help="also rows of plans that are not done yet")
     option("--fp32", action="store_true", help="ask the fp32 network as well, and mark where it differs")
     option("--html", type=Path, default=Path("sample.html"), metavar="FILE", help="the page (default: %(default)s)")
@@ -117,39 +94,28 @@ def parser() -> argparse.ArgumentParser:
     option("--template", required=True, metavar="NAME", help="suspended RayJob to copy")
     option("--namespace", help="default: the pod's, or the kubeconfig's")
     option("--as-of", type=_in_words(parse_as_of), metavar="DATE", help="the night; default: see --job")
-    option(
-        "--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME",
-        help="the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)",
-    )  # fmt: skip
+    scheduled = "the CronJob's Job, whose scheduled time is the night (default: STINT_JOB_NAME, or else now)"
+    option("--job", default=os.environ.get("STINT_JOB_NAME"), metavar="NAME", help=scheduled)
     zone = os.environ.get("TZ")
     option("--timezone", default=zone, metavar="ZONE", help="of the date (default: TZ, or the CronJob's)")
-    option(
-        "--keep",
-        type=_in_words(_whole),
-        default=30,
-        metavar="NIGHTS",
-        help="delete older RayJobs; 0: none (default: %(default)s)",
-    )
+    older = "delete older RayJobs; 0: none (default: %(default)s)"
+    option("--keep", type=_whole, default=30, metavar="NIGHTS", help=older)
     option = of_job("accept", "close a plan that has too many bad rows, with its bad rows").add_argument
     number = "its number, as the run or `stint status` tells it"
-    option("--plan", type=_in_words(_whole), required=True, metavar="N", help=number)
+    option("--plan", type=_whole, required=True, metavar="N", help=number)
     option("--why", required=True, metavar="TEXT", help="the reason, kept in the ledger and shown in reports")
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
     option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
     option = of_job("prune", "show what _stint/ holds that nobody needs, or remove it; never predictions").add_argument
-    option(
-        "--older-than", type=_days, default=30.0, metavar="DAYS",
-        help="only what nobody has written to for so long (default: %(default)g)",
-    )  # fmt: skip
+    unwritten = "only what nobody has written to for so long (default: %(default)g)"
+    option("--older-than", type=_days, default=30.0, metavar="DAYS", help=unwritten)
     option("--delete", action="store_true", help="remove it")
     option = of_job("submit", "run the job in a cluster that is reached over HTTP; safe to repeat").add_argument
     option("--address", metavar="URL", help="http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
     option("--wait", action="store_true", help="follow the log and end with the run's exit code")
-    option(
-        "--working-dir", default=".", metavar="DIR",
-        help="what is uploaded, less what .rayignore and .gitignore name (default: the current directory)",
-    )  # fmt: skip
+    uploaded = "what is uploaded, less what .rayignore and .gitignore name (default: the current directory)"
+    option("--working-dir", default=".", metavar="DIR", help=uploaded)
     variable = "variable of the job; NAME: as it is here"
     option("--env", action="append", default=[], metavar="NAME[=VALUE]", help=variable)
     option("--again", metavar="SQL|FILE|DAY", help="as for `stint run`")
@@ -172,30 +138,27 @@ def _add_overrides(sub: argparse.ArgumentParser) -> None:
     option("--set", action="append", default=[], metavar="A.B=V", dest="overrides", help="override a key of the spec")
 
 
-def _above_0(kind: Callable[[str], Any], most: float, what: str) -> Callable[[str], Any]:
-    """For argparse, a number of so many at most."""
+def _number(what: str, least: float, most: float, kind: Callable[[str], Any] = float) -> Callable[[str], Any]:
+    """For argparse."""
 
     def number(text: str) -> Any:
         try:
             given = kind(text)
         except ValueError:
-            given = 0
-        if not 0 < given <= most:
-            raise argparse.ArgumentTypeError(f"{text}: a number of {what} above 0, at most {most:g}, is wanted")
+            given = None
+        if given is None or not least <= given <= most:
+            raise argparse.ArgumentTypeError(f"{text}: {what} from {least:,} to {most:,} is wanted")
         return given
 
     return number
 
 
-_minutes = _above_0(float, MOST_MINUTES, "minutes")
-_seconds = _above_0(float, 60 * MOST_MINUTES, "seconds")
-_rows_shown = _above_0(int, 1000, "rows")
-
-
-def _days(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 1 <= float(text) <= 3650:
-        raise argparse.ArgumentTypeError(f"{text}: a number of days from 1 on is wanted: a run may be under way")
-    return float(text)
+_minutes = _number("a number of minutes", 0.001, MOST_MINUTES)
+_seconds = _number("a number of seconds", 0.001, 60 * MOST_MINUTES)
+_days = _number("a number of days", 1, 3650)
+"""Less is not asked: a run may be under way."""
+_rows_shown = _number("a number of rows", 1, 1000, int)
+_whole = _number("a whole number", 0, 1_000_000_000, int)
 
 
 def _way(text: str) -> str:
@@ -216,12 +179,6 @@ def _shares(text: str) -> tuple[float, ...]:
     if any(not 0 < percent < 100 for percent in percents):
         raise ValueError(wanted)
     return tuple(percent / 100 for percent in percents)
-
-
-def _whole(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise ValueError(f"{text}: a whole number of at least 0 is wanted")
-    return int(text)
 
 
 def _in_words(parse: Callable[[str], Any]) -> Callable[[str], Any]:

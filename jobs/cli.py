@@ -75,7 +75,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def command(name: str) -> Callable[[argparse.Namespace, Console], int]:
-    """Import one command, with what it needs."""
     module, _, function = COMMANDS[name].partition(":")
     found: Callable[[argparse.Namespace, Console], int] = getattr(import_module(module), function)
     return found

@@ -10,7 +10,6 @@ import argparse
 
 from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
-from jobs.input.listing import vanished
 from jobs.ledger.current import current_root, follow, roots
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Source, latest_versions
@@ -18,14 +17,11 @@ from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
+from jobs.progress.format import first_few
 from workers.counted import counted
-
-_LOOKED_FOR = 1000
-"""Files, to tell those that can be scored from those that are gone."""
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint promote`."""
 
     def move(job: Job) -> None:
         console.show(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))
@@ -57,31 +53,24 @@ def promote(job: Job, root: str | None = None, *, allow_fewer: bool = False) -> 
 
 def _check_whole(job: Job) -> None:
     plans, done = job.ledger.plans(), job.ledger.done_numbers()
-    open_plans = [plan.number for plan in plans if plan.number not in done]
     listing = list_job_input(job, plans, done, delivered=not plans)
-    missing = [source.uri for source in claims.unclaimed(plans, listing.sources)] + list(listing.unreadable)
-    if open_plans or missing or not plans:
-        what = (
-            f"{'plan' if len(open_plans) == 1 else 'plans'} {', '.join(map(str, open_plans))} not done"
-            if open_plans
-            else "no plan is done"
-        )
-        if missing:
-            what = f"{counted(len(missing), 'source')} not scored, as {missing[0]}"
-        raise RunFailed(f"{job.ledger.root} is not whole: {what}", "run the job to its end, then promote")
+    lacking = [f"plan {plan.number} is not done" for plan in plans if plan.number not in done]
+    lacking += [f"{source.uri} is not scored" for source in claims.unclaimed(plans, listing.sources)]
+    lacking += [f"{uri} cannot be read" for uri in listing.unreadable]
+    if lacking or not plans:
+        why = "; ".join(first_few(lacking, "such lines")) or "no plan is done"
+        raise RunFailed(f"{job.ledger.root} is not whole: {why}", "run the job to its end, then promote")
 
 
 def _check_covers(before: Ledger, after: Ledger) -> None:
     """A model that was scored for last night only must not take the place of one that has every night."""
     lacking = _done_uris(before) - _done_uris(after)
     if lacking:
-        gone = vanished(sorted(lacking)[:_LOOKED_FOR])
         raise RunFailed(
             f"{after.root} has no predictions for {counted(len(lacking), 'file')} that {before.root} has, "
-            f"as {min(lacking - gone or lacking)}",
-            "promote with --allow-fewer, which takes their rows from readers: they are no longer in the input"
-            if gone == lacking
-            else "score them with `stint run SPEC --backfill FROM..TO`, or promote with --allow-fewer",
+            f"as {min(lacking)}",
+            "score them with `stint run SPEC --backfill FROM..TO`; or, as of files that are no longer in the input, "
+            "promote with --allow-fewer, which takes their rows from readers",
         )
 
 

@@ -49,7 +49,6 @@ class Leftover:
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint prune`."""
 
     def prune(job: Job) -> None:
         found, kept = leftovers(job, timedelta(days=arguments.older_than))

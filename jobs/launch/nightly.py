@@ -35,7 +35,7 @@ from jobs.launch.rayjob import (
     nightly_copy,
     outdated,
 )
-from jobs.spec.days import Ago, Days
+from jobs.spec.days import Days
 
 LOG_LINES = 20
 
@@ -212,12 +212,12 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
     `--job`, the CronJob's Job that this pod belongs to, says what night it is when `--as-of` does not.
     """
     api = KubeApi.connect(arguments.namespace, partial(pause, interrupted=console.interrupts()), console.say)
-    given: Days | Ago | None = arguments.as_of
+    given: Days | int | None = arguments.as_of
     if isinstance(given, Days):
         as_of = given.last
     else:
         scheduled = api.scheduled_at(arguments.job) if arguments.job and given is None else None
-        as_of = night_of(arguments.timezone or None, scheduled) - timedelta(0 if given is None else given.days)
+        as_of = night_of(arguments.timezone or None, scheduled) - timedelta(given or 0)
     night = NightlyRun(api=api, template=arguments.template, as_of=as_of)
     code = night.complete()
     if arguments.keep > 0:

@@ -21,19 +21,14 @@ from jobs.progress.format import seconds
 
 _EDGE = 0.1
 """Of the width: labels nearer to an end than that are flush with it."""
-_GAPS_UP_TO = 60
-"""Columns; more have no room for one."""
 _DOTS_UP_TO = 40
 """Points of a line; of more only the last has a dot."""
-_MOST_COLUMNS = 120
-"""More would be finer than a pixel of a telephone."""
 _X_LABELS = 4
 _CLOCK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _DRAWN_UP_TO = 4.0
 """A threshold so many times the highest value is named, not drawn: it would press the line flat."""
 _COMPARED = (("now", "tonight"), ("before stroke", "before"))
 _Rect = tuple[str, str, str, str, str, str]
-"""Class, x, y, width, height, title."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +60,19 @@ class Bar:
     label: str
     value: float
     text: str
-    """The value for a person."""
     before: float | None = None
     before_text: str = ""
 
 
 def over_time(rows: Sequence[float], step_s: float, *, what: str) -> Markup:
     """Columns of rows a second; `rows` ended in each step of `step_s` since the beginning."""
-    together = max(1, math.ceil(len(rows) / _MOST_COLUMNS))
-    groups = [rows[at : at + together] for at in range(0, len(rows), together)]
-    rates = [sum(group) / (step_s * len(group)) for group in groups]
-    step_s *= together
+    rates = [ended / step_s for ended in rows]
     titles = [
-        f"{_clock(at * step_s)} to {_clock((at + 1) * step_s)}: {rate:,.0f} rows/s" for at, rate in enumerate(rates)
+        f"{seconds(at * step_s)} to {seconds((at + 1) * step_s)}: {rate:,.0f} rows/s" for at, rate in enumerate(rates)
     ]
     whole_s = step_s * max(1, len(rates))
     every_s = next((step for step in _CLOCK_STEPS_S if whole_s / step <= _X_LABELS), whole_s / _X_LABELS)
-    ticks = [(at * every_s / whole_s, _clock(at * every_s)) for at in range(int(whole_s / every_s) + 1)]
+    ticks = [(at * every_s / whole_s, seconds(at * every_s)) for at in range(int(whole_s / every_s) + 1)]
     axis = Axis.upto(max(rates, default=0.0), lambda value: f"{value:,.10g}")
     return _frame(axis, ticks, rects=_columns(rates, axis.top, titles), what=what, unit="rows a second")
 
@@ -201,7 +192,7 @@ def _frame(
 
 def _columns(values: Sequence[float], top: float, titles: Sequence[str]) -> list[_Rect]:
     width = 100 / max(1, len(values))
-    gap = width * 0.14 if len(values) <= _GAPS_UP_TO else 0.0
+    gap = width * 0.14
     return [
         ("now", _short(at * width + gap / 2), _y(value, top), _short(width - gap), _short(100 * value / top), title)
         for at, (value, title) in enumerate(zip(values, titles, strict=True))
@@ -248,13 +239,3 @@ def _short(value: float) -> str:
 def _shares(counts: Sequence[float]) -> list[float]:
     total = sum(counts)
     return [count / total if total else 0.0 for count in counts]
-
-
-def _clock(at_s: float) -> str:
-    """Since the beginning: `0`, `30 s`, `15 min`, `2 h`, `2 h 30`."""
-    if at_s < 60 or at_s % 60:
-        return seconds(at_s) if at_s else "0"
-    hours, minutes = divmod(round(at_s) // 60, 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"

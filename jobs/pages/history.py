@@ -45,7 +45,6 @@ class Night:
     bad_share: float | None = None
     """Of these."""
     rate: float | None = None
-    """Rows a second."""
     elapsed_s: float | None = None
     core_hours: float | None = None
     cost: float | None = None
@@ -60,7 +59,6 @@ class Night:
 
     @property
     def headline(self) -> tuple[str, str]:
-        """Title and tone."""
         return headline(self.outcome)
 
     @property
@@ -206,17 +204,16 @@ _TRENDS: tuple[tuple[str, str, Callable[[float], str], dict[str, str]], ...] = (
 def _trends(nights: Sequence[Night]) -> Iterator[tuple[str, str]]:
     """Charts with their titles; none of what no night tells."""
     max_psi = next((night.max_psi for night in reversed(nights) if night.max_psi is not None), None)
-    allowed = {} if max_psi is None else {"threshold": max_psi, "threshold_text": f"drift.max_psi, {max_psi:g}"}
+    allowed = "" if max_psi is None else f"drift.max_psi, {max_psi:g}"
     days = [night.day for night in nights]
     places = _places(days)
     for title, unit, write, fields in _TRENDS:
         lines = {name: [getattr(night, field) for night in nights] for name, field in fields.items()}
-        if all(value is None for line in lines.values() for value in line):
-            continue
-        threshold: Any = allowed if title == "Drift" else {}
-        what = f"{title} by night"
-        scale: Any = {"places": places, "decades": title == "Bad rows"}
-        yield title, trend(lines, days, what=what, unit=unit, write=write, **scale, **threshold)
+        if any(value is not None for line in lines.values() for value in line):
+            its: Any = {"places": places, "decades": title == "Bad rows"}
+            if title == "Drift":
+                its |= {"threshold": max_psi, "threshold_text": allowed}
+            yield title, trend(lines, days, what=f"{title} by night", unit=unit, write=write, **its)
 
 
 def _places(days: Sequence[str]) -> list[float] | None:

@@ -18,13 +18,6 @@ from jobs.progress.format import NONE, money, number, percent, phase_in_words, s
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
 from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
-SECTIONS = (
-    "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
-    "time", "run",
-)  # fmt: skip
-"""Their ids, in the order of the page; their titles are the same. One without figures is not there."""
-WORKERS_OPEN = 40
-"""A longer table of workers is folded."""
 CLASSES_SHOWN = 20
 _PHASE_LEAST_S = 0.05
 MATRIX_LABELS = 12
@@ -32,16 +25,16 @@ MATRIX_LABELS = 12
 
 
 def report_page(report: Report) -> str:
-    """A section says so where its figures are missing."""
     report = redacted_report(report)
     drift, accuracy = (defaultdict[str, Any](lambda: None, part) for part in (report.drift, report.accuracy))
-    workers, stages, counts = _workers(report.workers), _stages(report.stage_s), accounts(report)
-    there = {
+    stages, counts = _stages(report.stage_s), accounts(report)
+    sections = {
+        "outcome": True,
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
         or report.passed_over
         or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
-        "workers": workers,
+        "workers": report.workers,
         "stages": stages,
         "shards": report.shard_times or report.stragglers,
         "predictions": report.classes or sum(report.scores) or report.drift,
@@ -49,12 +42,13 @@ def report_page(report: Report) -> str:
         "cost": report.core_hours,
         "failures": report.retries or report.failed_starts or report.failures or report.set_aside,
         "time": report.phases,
+        "run": True,
     }  # fmt: skip
     return render(
         "report.html.j2",
         report=report,
         drift=drift,
-        sections=[name for name in SECTIONS if there.get(name, True)],
+        sections=[name for name, there in sections.items() if there],
         since=_since(report),
         phases=_phases(report.phases),
         advised=report.elapsed_s >= ADVICE_LEAST_S,
@@ -65,10 +59,7 @@ def report_page(report: Report) -> str:
         over_time=over_time,
         histogram=histogram,
         seconds=seconds,
-        reasons=_reasons(report),
-        workers=workers,
-        nodes=[_node(host, list(its)) for host, its in groupby(workers, lambda worker: str(worker["host"]))],
-        workers_open=len(workers) <= WORKERS_OPEN,
+        ranges=_ranges,
         stages=stages,
         bottleneck=bottleneck(report.stage_s, report.elapsed_s)[1],
         failed=[Bar(label=code, value=count, text=f"{count:,}") for code, count in report.retries_by_code.items()],
@@ -81,41 +72,16 @@ def report_page(report: Report) -> str:
     )
 
 
-def _workers(workers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """As in the report; where its journal could not be read there is nothing of what a worker did."""
-    each = [
-        {
-            **dict.fromkeys(("rows", "shards", "rate", "failed_attempts")),
-            **worker,
-            "cores": worker["plan"]["threads"],
-            "cpus": _ranges(worker["affinity"]),
-            "start": ", ".join(f"{stage} {seconds(took)}" for stage, took in worker["start_s"].items()),
-        }
-        for worker in workers
-    ]
-    return sorted(each, key=lambda worker: (worker["host"], worker["worker"]))
-
-
 def _since(report: Report) -> list[tuple[str, str, str, str]]:
     """What is compared with the last night like this one: its name, then, now, and the change; empty without such a
     night."""
-    then, now = (
-        defaultdict[str, Any](lambda: None, report.before),
-        defaultdict[str, Any](lambda: None, night_figures(report)),
-    )
-    if not report.before:
-        return []
-    lines = []
-    for what, name, write in _COMPARED:
-        before, after = then[name], now[name]
-        if before is None and after is None:
-            continue
-        lines.append((what, write(before), write(after), _change(before, after)))
-    return lines
-
-
-def _text(value: str | None) -> str:
-    return value or NONE
+    now = night_figures(report)
+    return [
+        (what, write(before), write(after), _change(before, after))
+        for what, name, write in _COMPARED
+        for before, after in [(report.before.get(name), now.get(name))]
+        if report.before and (before, after) != (None, None)
+    ]
 
 
 _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -124,7 +90,7 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("Rows a second", "rate", significant),
     ("Cost of a million", "cost_per_million", money),
     ("Drift of classes, PSI", "psi", partial(number, digits=3)),
-    ("Engine", "engine", _text),
+    ("Engine", "engine", lambda name: name or NONE),
     ("Nodes", "nodes", number),
 )
 """Title, name in jobs.report.report.night_figures, and how it is written."""
@@ -132,12 +98,12 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 def _change(before: Any, after: Any) -> str:
     """Of figures by how much, of names whether."""
-    if isinstance(before, str) or isinstance(after, str):
-        return "the same" if before == after else "changed"
-    if before is None or after is None:
-        return NONE
     if before == after:
         return "the same"
+    if isinstance(before, str) or isinstance(after, str):
+        return "changed"
+    if before is None or after is None:
+        return NONE
     return f"{(after - before) / before:+.0%}".replace("-", "\N{MINUS SIGN}") if before else "new"
 
 
@@ -148,19 +114,6 @@ def _phases(phases: Sequence[Mapping[str, Any]]) -> list[Bar]:
         for at in phases
         if at["took_s"] >= _PHASE_LEAST_S
     ]
-
-
-def _node(host: str, workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    def total(name: str) -> float | None:
-        known = [worker[name] for worker in workers if worker[name] is not None]
-        return sum(known) if known else None
-
-    return {
-        "host": host,
-        "workers": len(workers),
-        **{name: total(name) for name in ("rows", "shards", "rate", "cores", "failed_attempts")},
-        **{name: ", ".join(sorted({worker[name] for worker in workers} - {""})) for name in ("engine", "isa")},
-    }
 
 
 def _ranges(cpus: Sequence[int]) -> str:
@@ -215,18 +168,3 @@ def _matrix(confusion: Sequence[tuple[str, str, int]]) -> list[str]:
     """The labels of its rows and columns; none where there are too many, or errors alone."""
     labels = sorted({label for pair in confusion for label in pair[:2]}, key=lambda label: (len(label), label))
     return labels if len(labels) <= MATRIX_LABELS and any(true == said for true, said, _ in confusion) else []
-
-
-def _reasons(report: Report) -> list[dict[str, Any]]:
-    """Bad rows by reason, the most frequent first, each with its examples."""
-    counts = report.bad_by_code
-    codes = counts.keys() | {example["code"] for example in report.bad_examples}
-    return [
-        {
-            "code": code,
-            "rows": counts.get(code),
-            "sample": report.bad_samples.get(code, ""),
-            "examples": [example for example in report.bad_examples if example["code"] == code],
-        }
-        for code in sorted(codes, key=lambda code: (-counts.get(code, 0), code))
-    ]

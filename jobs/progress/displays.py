@@ -75,7 +75,6 @@ class Display:
 
     @property
     def gone(self) -> bool:
-        """Nobody is there any more to see it."""
         return self._outlet.gone
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
@@ -132,8 +131,6 @@ def describe_snapshot(snapshot: Snapshot) -> str:
 
 
 class LineDisplay(Display):
-    """For job logs."""
-
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
         self._print(describe_snapshot(snapshot) + ("" if heard_s is None else f" · as of {duration(heard_s)} ago"))
 
@@ -167,8 +164,6 @@ class LiveDisplay(Display):
         self._live: Live | None = None
         """From the first snapshot on."""
         self._shown: tuple[Snapshot, float | None]
-        self._drawn: list[int] = []
-        """Columns of each line of the view."""
 
     def show(self, snapshot: Snapshot, *, heard_s: float | None = None) -> None:
         if self.gone:
@@ -178,7 +173,6 @@ class LiveDisplay(Display):
             self.close()
             self.note(describe_snapshot(snapshot))
             return
-        self._unfold()
         self._shown = snapshot, heard_s
         if self._live is None:
             # What else prints to this terminal meanwhile comes above the view, too.
@@ -191,7 +185,6 @@ class LiveDisplay(Display):
         self._live.refresh()
 
     def note(self, text: str) -> None:
-        self._unfold()
         for line in text.expandtabs().splitlines():
             # Not broken into lines here: the terminal does that, and can put them together again when it is copied.
             self._console.print(Text(printable(line)), soft_wrap=True)
@@ -200,19 +193,9 @@ class LiveDisplay(Display):
         if self._live is not None:
             live, self._live = self._live, None
             live.update(Text(""))  # of a view with more rows than the terminal, all would be printed now
-            self._unfold()
             live.stop()
-            self._drawn = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The view, as wide as the terminal is when it is drawn."""
         snapshot, heard_s = self._shown
-        lines = view_lines(snapshot, options.max_width, heard_s)
-        self._drawn = [drawn.cell_len for drawn in lines[: options.size.height]]
-        yield Group(*lines)
-
-    def _unfold(self) -> None:
-        """A terminal that has become narrower has broken long lines of the view, which takes more rows now than it is
-        known to: out with those."""
-        if rows := sum(max(0, cells - 1) // self._console.width for cells in self._drawn):
-            self._outlet.write(f"\x1b[{rows}A\x1b[J")
+        yield Group(*view_lines(snapshot, options.max_width, heard_s))

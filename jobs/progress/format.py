@@ -48,11 +48,7 @@ def first_few(lines: Sequence[str], more: str, shown: int = LINES_SHOWN) -> list
 def describe_eta(eta_s: tuple[float, float]) -> str:
     """`40s`; `36–44s` or `8m20s–9m05s` where the ends differ."""
     low, high = map(duration, eta_s)
-    if low == high:
-        return low
-    if eta_s[1] < 59.5:  # one unit for both
-        low = low.removesuffix("s")
-    return f"{low}\N{EN DASH}{high}"
+    return low if low == high else f"{low}\N{EN DASH}{high}"
 
 
 def describe_deadline(snapshot: Snapshot) -> str:
@@ -93,13 +89,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return "boundless" if abs(value) > _BOUNDLESS else f"{value:,.{digits}f}"
 
 
-def significant(value: float | None, digits: int = 3) -> str:
-    """With so many digits that count, whatever its size: `0.0123`, `4.56`, `1,230`."""
-    if value is None or not value or not math.isfinite(value) or abs(value) >= 10 ** (digits - 1):
+def significant(value: float | None) -> str:
+    """With three digits that count, whatever its size: `0.0123`, `4.56`, `1,230`."""
+    if value is None or not math.isfinite(value) or abs(value) >= 100:
         return number(value)
-    if abs(value) < 1e-6:
-        return f"{value:.1e}"
-    return f"{value:,.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+    return f"{value:.3g}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -148,7 +142,6 @@ def _short(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes as `3.4 GiB`."""
     if value is None:
         return NONE
     for unit in ("B", "KiB", "MiB", "GiB"):

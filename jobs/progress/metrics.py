@@ -14,7 +14,6 @@ from workers.image.errors import ErrorCode
 from workers.outcomes import FailureCode, FailureKind
 
 JOB = "stint_job"
-"""The label that every metric has."""
 OTHER = "other"
 """The label's value for what is in none of these lists."""
 METRIC_STAGES = ("read", "decode", "predict", "write", "wait", "throttled", "idle")
@@ -31,7 +30,6 @@ class Metric:
     name: str
     """As Ray is given it, which puts its own in front; OpenTelemetry ends those of counters in `_total`."""
     kind: str
-    """COUNTER or GAUGE."""
     meaning: str
     value: Callable[[Snapshot], float | Mapping[str, float] | None]
     """None where it is not known; of a metric with a label by that label's value."""

@@ -34,8 +34,6 @@ UNSURE_LEAST, UNSURE_MOST = 0.03, 0.5
 
 
 class Watcher(Protocol):
-    """Is shown a snapshot every so often."""
-
     @property
     def every_s(self) -> float: ...
 
@@ -58,15 +56,12 @@ class Progress:
     shards_total: int
     display: Display
     watchers: Sequence[Watcher] = ()
-    """Beside the display."""
     counts: Counts = field(default_factory=Counts)
-    """Kept by the loop."""
     run_id: str = ""
     job: str = ""
     root: str = ""
     price: Price = field(default_factory=Price)
     finish_in_s: float | None = None
-    """How far away the deadline is, where there is one."""
     clock: Callable[[], float] = time.monotonic
     phase: str = "scoring"
     """With which it begins, one of jobs.progress.snapshot.PHASES."""
@@ -123,7 +118,6 @@ class Progress:
             self._due = [-math.inf] * len(self._watchers)
 
     def dropped(self, shards: int, rows: int) -> None:
-        """So many are not to be scored after all."""
         with self._lock:
             self.shards_total -= shards
             self.rows_total -= rows

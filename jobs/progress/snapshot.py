@@ -22,8 +22,6 @@ WORKER_STATES = ("starting", "scoring", "idle", "leaving")
 
 @dataclass(frozen=True, kw_only=True)
 class UnderWay:
-    """A shard that a worker is with."""
-
     shard: str
     """`<plan>/<index>`, as in the output key."""
     worker: int
@@ -44,7 +42,6 @@ class Snapshot:
     root: str
     """Of the model, as `model=<name>-<fp>`."""
     at: str
-    """UTC, ISO 8601."""
     elapsed_s: float
     """Since the run began to score."""
     phase: str = "scoring"
@@ -84,7 +81,6 @@ class Snapshot:
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
     """Attempts at shards that failed."""
     ended: bool = False
-    """The last one of a run."""
 
     @property
     def rows_done(self) -> int:
@@ -147,8 +143,6 @@ def bottleneck(stage_s: Mapping[str, float], scored_s: float) -> tuple[str, str]
 
 @dataclass(frozen=True)
 class Price:
-    """What workers' time costs."""
-
     threads: int = 1
     """Physical cores of a worker."""
     per_cpu_hour: float | None = None

@@ -12,8 +12,8 @@ from jobs.errors import COMPLETE, FAILED, SpecError
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
-from jobs.report.estimate import estimate
 from jobs.report.new_model import new_model
+from jobs.report.runs import estimate
 from workers.contract import ModelSpec
 from workers.counted import counted
 from workers.host.cores import read_topology

@@ -48,19 +48,18 @@ def compose(
 
 def _add_accuracy(report: Report, accuracy: Mapping[str, Any], labels: Sequence[str] | None) -> None:
     """What the bundle says of its accuracy, with classes by name."""
-    pairs = {
-        name: [
-            (drift.class_name(labels, a), drift.class_name(labels, b), rows) for a, b, rows in accuracy.get(name, ())
-        ]
-        for name in ("confusion", "disagreements")
-    }
-    report.confusion, report.disagreements = pairs["confusion"], pairs["disagreements"]
-    report.accuracy = {name: value for name, value in accuracy.items() if name not in pairs}
+
+    def named(name: str) -> list[tuple[str, str, int]]:
+        pairs = report.accuracy.pop(name, ())
+        return [(drift.class_name(labels, a), drift.class_name(labels, b), rows) for a, b, rows in pairs]
+
+    report.accuracy = dict(accuracy)
+    report.confusion, report.disagreements = named("confusion"), named("disagreements")
 
 
 def _add_journal(report: Report, job: Job, content: JournalContent, price: Price, *, hurry: bool = False) -> None:
     """What the journal tells of time: rows over time, shards, workers, and what the idle share cost; some bad rows."""
-    report.workers = figures.worker_figures(content, report.workers or None)
+    report.workers = figures.worker_figures(content, report.workers or content.workers)
     threads_per_core = max((int(worker["plan"]["threads_per_core"]) for worker in report.workers), default=1)
     idle_s = sum(report.stage_s.get(stage, 0.0) for stage in _IDLE_STAGES)
     report.throughput = figures.rows_over_time(content)
@@ -115,7 +114,6 @@ def composed(job: Job, run_id: str) -> Report:
 
 
 def _of_journal(job: Job, content: JournalContent) -> Report:
-    """Of a run that died, or that is still under way."""
     assert content.snapshot is not None, "the journal has a part"
     report, start = unfinished_report(content.snapshot), figures.began(content)
     report.output = job.store.url

@@ -13,8 +13,7 @@ from jobs.ledger.bad_rows import error_rows
 from jobs.plan.job import Job
 from jobs.report.figures import settled
 from jobs.report.journal import JournalContent
-from jobs.report.thumbnails import thumbnail
-from workers.image.errors import ErrorCode
+from jobs.report.thumbnails import PARTLY_SEEN, thumbnail
 from workers.source.single_rows import RowAt, fetch_images
 from workers.storage.lookahead import ahead
 
@@ -23,8 +22,6 @@ EACH = 3
 _READ_MOST = 48
 """Objects that are looked into: a rare code may have no example."""
 PICTURE_PX = 96
-SEEN = (ErrorCode.TRUNCATED, ErrorCode.CORRUPT, ErrorCode.UNSUPPORTED_FORMAT, ErrorCode.BAD_SIZE)
-"""Codes of images of which something may be seen; the others are not read again, least of all what killed a worker."""
 
 
 def find(job: Job, journal: JournalContent, codes: Collection[str]) -> list[dict[str, Any]]:
@@ -52,7 +49,7 @@ def with_pictures(job: Job, examples: Sequence[Mapping[str, Any]]) -> list[dict[
     places = {
         number: RowAt(example["uri"], example["version"], example["row_group"], example["row"])
         for number, example in enumerate(examples)
-        if example["code"] in SEEN
+        if example["code"] in PARTLY_SEEN  # the others are not read again, least of all what killed a worker
     }
     shards = [map(int, name.split("/")) for name in {examples[number]["shard"] for number in places}]
     pieces = [piece for plan, index in shards for piece in job.ledger.plan(plan).shards[index].slices]

@@ -56,7 +56,6 @@ class Moved:
 @dataclass(frozen=True, kw_only=True)
 class Drift:
     against: tuple[str, ...]
-    """Ids of the runs that are the previous nights."""
     rows_before: int
     classes: Distance | None
     scores: Distance | None
@@ -65,7 +64,6 @@ class Drift:
     flags: tuple[str, ...]
     """What is beyond a threshold, for a person; () where nothing is."""
     moved: tuple[Moved, ...] = ()
-    """The classes whose share changed most."""
     classes_before: Mapping[str, int] = field(default_factory=dict)
     scores_before: tuple[int, ...] = ()
 

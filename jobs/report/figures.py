@@ -19,8 +19,6 @@ READ_COLUMNS = [name for name in ATTEMPTS.names if name not in ("engine", "messa
 STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 STEPS_MOST = 120
 BINS = 24
-WIDE = 20
-"""A greatest time so many times the least calls for bins that grow."""
 STRAGGLER_TIMES = 2.0
 """As many times the median a row."""
 STRAGGLERS_SHOWN = 10
@@ -60,8 +58,7 @@ def shard_times(journal: JournalContent) -> dict[str, Any]:
     if not len(took):
         return {}
     low, high = float(took.min()), float(took.max())
-    grows = low > 0 and high / low >= WIDE
-    edges = np.geomspace(low, high, BINS + 1) if grows else np.linspace(low, max(high, low + 1e-3), BINS + 1)
+    edges = np.geomspace(max(low, 1e-3), max(high, low + 1e-3, 2e-3), BINS + 1)
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # what rounding has taken from the ends
     return {
         "edges_s": [round(float(edge), 4) for edge in edges],
@@ -82,6 +79,7 @@ def stragglers(journal: JournalContent) -> list[dict[str, Any]]:
     a_row = np.divide(took, rows, out=np.zeros(len(rows)), where=some)
     times = a_row / np.median(a_row[some])
     slow = np.flatnonzero(times >= STRAGGLER_TIMES)
+    most = slow[np.argsort(-times[slow], kind="stable")][:STRAGGLERS_SHOWN]
     return [
         {
             "shard": f"{row['plan']:08d}/{row['shard']:08d}",
@@ -91,17 +89,13 @@ def stragglers(journal: JournalContent) -> list[dict[str, Any]]:
             "worker": row["worker"],
             "host": row["host"],
         }
-        for at in slow[np.argsort(-times[slow], kind="stable")][:STRAGGLERS_SHOWN].tolist()
-        for row in table.select(["plan", "shard", "worker", "host"]).slice(at, 1).to_pylist()
+        for at, row in zip(most, table.take(most).to_pylist(), strict=True)
     ]
 
 
-def worker_figures(journal: JournalContent, known: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """Each worker that was ready, with what it did: `rows` and `shards` that it settled, `busy_s` of decoding and
-    predicting, `rate` in rows a second of predicting, `failed_attempts`.
-
-    `known` are the workers where the caller knows them; by default those that the journal names.
-    """
+def worker_figures(journal: JournalContent, workers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each of the workers, with what it did: `rows` and `shards` that it settled, `busy_s` of decoding and
+    predicting, `rate` in rows a second of predicting, `failed_attempts`."""
     names = ("rows_ok", "rows_bad", "decode_s", "predict_s", "wall_s")
     sums = settled(journal).group_by("worker").aggregate([("shard", "count"), *((name, "sum") for name in names)])
     by_worker = {done["worker"]: done for done in sums.to_pylist()}
@@ -119,7 +113,7 @@ def worker_figures(journal: JournalContent, known: Sequence[Mapping[str, Any]] |
             "failed_attempts": failed[number],
         }
 
-    return [{**info, **figures(int(info["worker"]))} for info in (journal.workers if known is None else known)]
+    return [{**info, **figures(int(info["worker"]))} for info in workers]
 
 
 def _rows(table: pa.Table) -> _Floats:

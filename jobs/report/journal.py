@@ -83,7 +83,6 @@ class Journal:
     _part: int = field(default=0, init=False)
     _writes: Errands[None] = field(default_factory=lambda: Errands("journal"), init=False)
     every_s: float = field(default=PART_EVERY_S, init=False)
-    """How long to wait for the next part."""
     _warned: bool = field(default=False, init=False)
 
     def note_attempt(
@@ -103,7 +102,6 @@ class Journal:
         self._rows.append(row)
 
     def note_worker(self, worker: int, info: WorkerInfo) -> None:
-        """A worker that is ready."""
         self._workers.append({"worker": worker, **asdict(info)})
 
     def show(self, snapshot: Snapshot) -> None:
@@ -146,7 +144,6 @@ class JournalContent:
     workers: list[dict[str, Any]]
     """Those that were ready at some time: `worker`, and the fields of workers.outcomes.WorkerInfo."""
     snapshot: Snapshot | None
-    """The last one."""
 
 
 def read_journal(store: Store, run_id: str, columns: Sequence[str] | None = None) -> JournalContent:

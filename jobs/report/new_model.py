@@ -17,9 +17,8 @@ from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import latest_versions
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
-from jobs.report.estimate import estimate
 from jobs.report.report import Report
-from jobs.report.runs import newest_reports
+from jobs.report.runs import estimate, reports
 from jobs.spec.load import parse_spec
 from workers.counted import counted
 from workers.redaction import redacted_values
@@ -27,10 +26,11 @@ from workers.storage.errors import NotFound
 
 _REPORTS_READ = 200
 """The newest ones, among which those of other models are looked for."""
-_DEFAULT = "DEFAULT of torchvision "
-"""How weights begin that are whatever the installed torchvision says."""
-_INPUT = {key: f"input.{key}" for key in ("keys", "sample_key")}
-_KEYS = {**_INPUT, "topk": "output.topk", "row_format": "the columns of a row"}
+_SHORT = 40
+"""Characters of a value that is told."""
+_KEYS = {
+    "keys": "input.keys", "sample_key": "input.sample_key", "topk": "output.topk", "row_format": "the columns of a row"
+}  # fmt: skip
 """What a part is called for a person, where it is no part of the model."""
 
 
@@ -42,12 +42,9 @@ class NewModel:
     changed: tuple[str, ...]
     """Parts, for a person; empty where no report tells."""
     work: str
-    """Files and rows."""
     cost: str
-    """Time and money."""
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
         yield f"the model is another one than before: {self.root} in place of {self.before}"
         yield f"changed: {', '.join(self.changed) or 'no report of a run before tells what'}"
         yield self.work
@@ -89,7 +86,7 @@ def _before(job: Job) -> tuple[str, Report | None] | None:
     be the job's."""
     others = {root for root in complete_roots(job.store) if root != job.fingerprints.root}
     newest: dict[str, Report] = {}
-    for report in newest_reports(job.store, _REPORTS_READ) if others else ():
+    for report in reports(job.store, most=_REPORTS_READ) if others else ():
         if report.root in others:
             newest.setdefault(report.root, report)
         if newest.keys() == others:
@@ -122,15 +119,12 @@ def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         new: Any = now.get(name)
         if old == new:
             continue
+        what = _KEYS.get(name, name)
         if name == "code":
             old, new = old or {}, new or {}
-            changed.append(
-                f"code ({', '.join(sorted(m for m in old.keys() | new.keys() if old.get(m) != new.get(m)))})"
-            )
-        elif name == "weights" and f"{old}".startswith(_DEFAULT) and f"{new}".startswith(_DEFAULT):
-            changed.append(f"torchvision ({old[len(_DEFAULT) :]} → {new[len(_DEFAULT) :]}, for DEFAULT weights)")
-        elif name == "recipe":
-            changed.append(f"recipe ({old} → {new})")
-        else:
-            changed.append(_KEYS.get(name, name))
+            modules = sorted(module for module in old.keys() | new.keys() if old.get(module) != new.get(module))
+            what = f"code ({', '.join(modules)})"
+        elif all(isinstance(value, str) and len(value) <= _SHORT for value in (old, new)):
+            what = f"{what} ({old} → {new})"
+        changed.append(what)
     return changed

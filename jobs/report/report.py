@@ -23,6 +23,7 @@ _ROWS_OF_PLANS = 2
 COMPLETED = "complete"
 UNFINISHED = "unfinished"
 """Has left no report: it died, or is under way."""
+_AS_IN_SNAPSHOTS = ("run_id", "job", "root", "rows_ok", "rows_bad", "rows_gone", "core_hours", "cost")
 _HEADLINES = {
     COMPLETED: ("Complete", "good"),
     UNFINISHED: ("Unfinished", "warn"),
@@ -37,8 +38,6 @@ _HEADLINES = {
 
 
 class PlanState(enum.StrEnum):
-    """How a run has left a plan."""
-
     DONE = "done"
     ACCEPTED = "done, accepted with its bad rows"
     OPEN = "open"
@@ -47,8 +46,6 @@ class PlanState(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """A plan that a run worked on."""
-
     plan: int
     day: str = ""
     """That it was made for, where it says."""
@@ -61,8 +58,6 @@ class PlanReport:
 
 @dataclass
 class Report:
-    """What a run did."""
-
     __pydantic_config__ = {"strict": True, "allow_inf_nan": False}  # noqa: RUF012  (for read_report)
 
     run_id: str = ""
@@ -71,16 +66,13 @@ class Report:
     output: str = ""
     started: str = ""
     task: str = ""
-    """`classify` or `embed`."""
     as_of: str = ""
     """The day that the run was for."""
     ended: str = ""
     outcome: str = "failed"
     """`complete`, or the name of the error that ended the run."""
     error: str = ""
-    """Its message."""
     next_step: str = ""
-    """What to do about it."""
     plans: list[int] = field(default_factory=list)
     """Those that this run completed."""
     of_plans: list[PlanReport] = field(default_factory=list)
@@ -92,7 +84,6 @@ class Report:
     accepted: dict[str, str] = field(default_factory=dict)
     """Plans of this model that were accepted with their bad rows, whenever that was, each with the reason."""
     rows_ok: int = 0
-    """Rows scored by this run."""
     rows_bad: int = 0
     rows_gone: int = 0
     bad_by_code: dict[str, int] = field(default_factory=dict)
@@ -105,7 +96,6 @@ class Report:
     speculative_attempts: int = 0
     """Second attempts of shards that another worker was slow with; one of each two attempts was for nothing."""
     speculative_wins: int = 0
-    """Of those, the ones that were first."""
     rate: float = 0.0
     """Rows a second, from the first worker being ready to the last shard."""
     elapsed_s: float = 0.0
@@ -116,12 +106,10 @@ class Report:
     a shard."""
     bytes_read: int = 0
     peak_rss_bytes: int = 0
-    """Of the largest worker process."""
     threads_busy: float = 0.0
     """Most threads that a worker kept busy over a shard; never above the cores that it leased."""
     workers: list[dict[str, Any]] = field(default_factory=list)
     retries: int = 0
-    """Attempts at shards that failed."""
     retries_by_code: dict[str, int] = field(default_factory=dict)
     """The same by code: `preempted`, `node_lost`, `crashed`, `memory`, `stuck`, …, or `infra`, `task`, `data`."""
     failed_starts: int = 0
@@ -163,7 +151,6 @@ class Report:
     """Of core_hours, what ready workers were without a shard or waited for its data."""
     cost_idle: float | None = None
     cost_per_million: float | None = None
-    """Of images scored here."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """What the run was at, one after the other: `phase`, as in jobs.progress.snapshot.PHASES, `step`, `began_s`,
     `took_s`."""
@@ -229,21 +216,14 @@ def unfinished_report(last: Snapshot) -> Report:
     """Of a run that has left no report, by the last snapshot of its journal: it died, or is under way."""
     rows = last.rows_ok + last.rows_bad
     return Report(
-        run_id=last.run_id,
-        job=last.job,
-        root=last.root,
+        **{name: getattr(last, name) for name in _AS_IN_SNAPSHOTS},
         outcome=UNFINISHED,
         error=f"no report: it was last heard of at {last.at}",
         next_step="if it is not under way any more, run the job: it does what is missing",
-        rows_ok=last.rows_ok,
-        rows_bad=last.rows_bad,
-        rows_gone=last.rows_gone,
         rows_scored_here=rows,
         bad_by_code=dict(last.bad_by_code),
         rate=round(rows / last.elapsed_s, 2) if last.elapsed_s else 0.0,
         elapsed_s=round(last.elapsed_s, 2),
-        core_hours=last.core_hours,
-        cost=last.cost,
         cost_per_million=None if last.cost is None or not rows else cost_per_million(last.cost, rows),
         stage_s={stage: round(seconds, 3) for stage, seconds in last.stage_s.items()},
         retries=sum(last.failures_by_code.values()),
@@ -299,7 +279,6 @@ def accounts(report: Report) -> list[tuple[str, Rows]]:
 
 
 def summary(report: Report) -> str:
-    """The end of a run, for a person."""
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
     lines = [
@@ -345,8 +324,8 @@ def looked_at(report: Report) -> str:
     """What a run with nothing to score has looked at; empty where it is not known."""
     if report.sources is None:
         return ""
-    were = "that are" if report.sources != 1 else "that is"
-    return f": {counted(report.sources, 'source')} {were} there, {report.sources_before:,} claimed by earlier plans"
+    there = counted(report.sources, "source")
+    return f": {there} there, {report.sources_before:,} claimed by earlier plans"
 
 
 def headline(outcome: str) -> tuple[str, str]:
@@ -364,5 +343,4 @@ def ending(report: Report) -> tuple[str, str]:
     rows, here = report.completed.scored, report.rows_scored_here
     by_this_run = f"; {here:,} of them were scored by this run" if 0 < here < rows else ""
     took = duration(report.elapsed_s)
-    have = f"{counted(rows, 'row')} {'has' if rows == 1 else 'have'}"
-    return f"{have} a prediction or a reason why not{by_this_run}, in {took}.", ""
+    return f"{counted(rows, 'row')} with a prediction or a reason why not{by_this_run}, in {took}.", ""

@@ -24,13 +24,10 @@ from workers.storage.store import Store
 _SILENT_S = PART_EVERY_MOST_S + 30
 """A run that has not written for so long has died, or cannot reach the store."""
 _RUNS_READ = 20
-"""The newest runs that are looked at."""
 
 
 @dataclass(frozen=True)
 class RunSeen:
-    """What a run has left in the ledger."""
-
     run_id: str
     report: Report | None
     """Once it is over."""
@@ -40,14 +37,12 @@ class RunSeen:
     @property
     def root(self) -> str:
         """The model's; empty where the run does not tell."""
-        left = self.report or self.snapshot
-        return left.root if left else ""
+        return getattr(self.report or self.snapshot, "root", "")
 
     @property
     def job(self) -> str:
         """Its name; empty where the run does not tell."""
-        left = self.report or self.snapshot
-        return left.job if left else ""
+        return getattr(self.report or self.snapshot, "job", "")
 
     @property
     def heard_at(self) -> datetime:
@@ -74,8 +69,8 @@ class RunSeen:
             return "has begun, and has not said yet how it stands"
         heard = f"last heard of {duration(self.heard_s(now))} ago"
         if self.snapshot.ended:
-            so_far = " so far" if self.under_way(now) else "; run the job to finish it" if left else ""
-            return f"ended without a report{so_far}; {heard}: {describe_snapshot(self.snapshot)}"
+            what = "; run the job to finish it" if left and not self.under_way(now) else ""
+            return f"ended without a report{what}; {heard}: {describe_snapshot(self.snapshot)}"
         if self.under_way(now):
             return f"under way: {describe_snapshot(self.snapshot)}; {heard}"
         what = "run the job to finish it" if left else "other runs have done since what it left"
@@ -115,20 +110,16 @@ def last_report(store: Store, root: str) -> Report | None:
     return next(scored, None)
 
 
-def reports(store: Store, root: str, most: int = _RUNS_READ) -> Iterator[Report]:
-    """Of runs with the model of `root`, newest first; of the `most` newest of all.
+def reports(store: Store, root: str | None = None, most: int = _RUNS_READ) -> Iterator[Report]:
+    """Of runs with the model of `root`, or with any, newest first; of the `most` newest of all.
 
     Run ids begin with their time, so the newest report is the last key. Reports are advisory: what is no report is
     passed over.
     """
-    return (report for report in newest_reports(store, most) if report.root == root)
-
-
-def newest_reports(store: Store, most: int) -> Iterator[Report]:
-    """Of runs with any model, newest first."""
     keys = [info.key for info in store.list("_stint/runs") if info.key.endswith("/report.json")]
     for key in sorted(keys, reverse=True)[:most]:
-        if (report := read_run(store, key.split("/")[2]).report) is not None:
+        report = read_run(store, key.split("/")[2]).report
+        if report is not None and root in (None, report.root):
             yield report
 
 
@@ -136,3 +127,33 @@ def rate_of_worker(job: Job) -> float | None:
     """Rows a second of a worker: by the last run, else by the profiles of the nodes, else None."""
     before = last_report(job.store, job.ledger.root)
     return worker_rate(job.profiles, job.threads) if before is None else before.rate_a_core * job.threads
+
+
+def estimate(job: Job, rows: int, before: str = "") -> str:
+    """Time and cost, scaled from the last run that scored something with the job's model, else from how the nodes were
+    tuned, with as many workers as the spec allows, else from the model `before`, a root; honest about having none."""
+    report, profile = last_report(job.store, job.fingerprints.root), job.width.profile
+    of_worker = worker_rate(job.profiles, job.threads)
+    if report is None and of_worker is None:
+        report = last_report(job.store, before)
+    per_cpu_hour, cost, on_one_node = job.spec.cost.per_cpu_hour, None, ""
+    if rows == 0:
+        return "nothing to score"
+    if report is not None:
+        rate = report.rate_a_core
+        cores, which, source = max(1, len(report.workers)) * job.threads, "", f"run {report.run_id}"
+        cost = None if report.cost is None else report.cost * rows / report.rows_scored_here
+    elif of_worker is not None:
+        rate = of_worker / job.threads
+        cores, which, source = job.spec.workers.max * job.threads, " (workers.max)", job.width.reason
+        if profile is not None:
+            on_one_node = f"; {duration(rows / (of_worker * profile.workers))} on one node"
+            if per_cpu_hour is not None:
+                cost = rows / rate / 3600 * profile.host.threads_per_core * per_cpu_hour
+    else:
+        return "time and cost: unknown until a first run, or `stint tune`, has measured the rate"
+    return (
+        f"time: {duration(rows / rate / cores)} with {counted(cores, 'core')}{which}, "
+        f"{rows / rate / 3600:.2f} core-hours "
+        f"({source}: {rate:,.0f} rows/s a core){on_one_node}" + ("" if cost is None else f"; cost {cost:.2f}")
+    )

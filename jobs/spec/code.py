@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,7 @@ def _own(name: str, module: str) -> bool:
 
 def _with_parents(name: str) -> list[str]:
     """`a.b.c` → a, a.b, a.b.c: whoever imports the last imports all."""
-    parts = name.split(".")
-    return [".".join(parts[: n + 1]) for n in range(len(parts))]
+    return list(accumulate(name.split("."), "{}.{}".format))
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:

@@ -34,59 +34,42 @@ class Days:
 
     def before(self, days: int) -> Iterator[date]:
         """The `days` days before the first, oldest first."""
-        most = min(days, (self.first - date.min).days)
-        return (self.first - timedelta(n) for n in range(most, 0, -1))
+        return (self.first - timedelta(n) for n in range(days, 0, -1))
 
     def reaching_back(self, days: int) -> Days:
         """At least `days` days up to the same last one."""
-        most = (self.last - date.min).days
-        return replace(self, first=min(self.first, self.last - timedelta(min(days - 1, most))))
+        return replace(self, first=min(self.first, self.last - timedelta(days - 1)))
 
 
 def today(timezone: str, now: datetime | None = None) -> Days:
-    """The present date in a time zone."""
     day = (now or datetime.now(UTC)).astimezone(ZoneInfo(timezone)).date()
     return Days(day, day)
 
 
-@dataclass(frozen=True)
-class Ago:
-    """A day, by how many before today it is: which that is only a time zone tells."""
-
-    days: int
-
-
-def days_in_zone(given: Days | Ago | None, timezone: str, now: datetime | None = None) -> Days | None:
-    """What a command line names, as days."""
-    if not isinstance(given, Ago):
+def days_in_zone(given: Days | int | None, timezone: str, now: datetime | None = None) -> Days | None:
+    """What a command line names, as days; a number is how many before today, which that is only a time zone tells."""
+    if not isinstance(given, int):
         return given
-    day = today(timezone, now).last - timedelta(given.days)
+    day = today(timezone, now).last - timedelta(given)
     return Days(day, day)
 
 
 def parse_day(text: str) -> Days:
-    """`2026-03-01`, also as `2026/3/1`. Raises ValueError."""
-    day = _date(text)
-    return Days(day, day)
-
-
-def parse_as_of(text: str) -> Days | Ago:
-    """As `parse_day`; or `today`, or `yesterday`. Raises ValueError."""
-    return Ago(_AGO[text.lower()]) if text.lower() in _AGO else parse_day(text)
-
-
-_AGO = {"today": 0, "yesterday": 1}
-
-
-def _date(text: str) -> date:
-    """Year, month and day, in that order alone: others have two meanings."""
-    parts = re.fullmatch(r"\s*(\d{4})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
+    """`2026-03-01`, also as `2026/3/1`: year, month, day, as others have two meanings. Raises ValueError."""
+    parts = re.fullmatch(r"\s*([1-9]\d{3})(?:(\d\d)(\d\d)|([-/.])(\d\d?)\4(\d\d?))\s*", text)
     if parts is None:
         raise ValueError(f"{text!r} is no day; write it as 2026-03-01")
     try:
-        return date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
+        day = date(int(parts[1]), int(parts[2] or parts[5]), int(parts[3] or parts[6]))
     except ValueError as error:
         raise ValueError(f"{text!r} is no day: {error}") from error
+    return Days(day, day)
+
+
+def parse_as_of(text: str) -> Days | int:
+    """As `parse_day`; or `today`, or `yesterday`, as how many days ago that is. Raises ValueError."""
+    ago = {"today": 0, "yesterday": 1}.get(text.lower())
+    return parse_day(text) if ago is None else ago
 
 
 def parse_days(text: str) -> Days:
@@ -94,7 +77,7 @@ def parse_days(text: str) -> Days:
     first, dots, last = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r}: FROM..TO is wanted, as 2026-03-01..2026-03-07")
-    days = Days(_date(first), _date(last), backfill=True)
+    days = Days(parse_day(first).first, parse_day(last).last, backfill=True)
     if not timedelta(0) <= days.last - days.first < timedelta(MOST_DAYS):
         raise ValueError(f"{text!r}: FROM comes first, and {MOST_DAYS} days are the most")
     return days
@@ -128,18 +111,17 @@ def _codes(template: str) -> list[str]:
     return [code for place in AS_OF.finditer(template) for code in _CODE.findall(place[1] or _PLAIN)]
 
 
-def fault_of_template(template: str, *, hours: bool = True) -> str | None:
-    """What is wrong with the places for the day, for a person; None where nothing is."""
+def check_template(template: str, *, hours: bool = True) -> None:
+    """Raises ValueError for places of the day that cannot be filled."""
     for place in AS_OF.finditer(template):
         codes = _CODE.findall(place[1] if place[1] is not None else _PLAIN)
         if not codes:
-            return f"{place[0]} names no part of the date; write {{as_of}}, or for example {{as_of:%Y/%m/%d}}"
+            raise ValueError(f"{place[0]} names no part of the date; write {{as_of}}, or {{as_of:%Y/%m/%d}}")
         if unknown := [code for code in codes if code not in _CODES]:
             known = ", ".join(f"%{code}" for code in _CODES)
-            return f"{place[0]}: %{unknown[0]} is no part of the date; there are {known}"
+            raise ValueError(f"{place[0]}: %{unknown[0]} is no part of the date; there are {known}")
         if not hours and {"H", "-H"}.intersection(codes):
-            return f"{place[0]}: a run is of whole days, so its output cannot depend on the hour"
-    return None
+            raise ValueError(f"{place[0]}: a run is of whole days, so its output cannot depend on the hour")
 
 
 def filled_in(template: str, uri: str) -> str | None:

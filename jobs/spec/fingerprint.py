@@ -55,9 +55,7 @@ class Identity:
     row: Mapping[str, Any]
     """What the shape of an output row depends on."""
     name: str
-    """Of the network, as a root has it."""
     code: Code | None
-    """Of a network of the user's own."""
 
     def fingerprints(self, code: str | None = None) -> Fingerprints:
         """`code` stands in place of the code's own digest."""
@@ -94,7 +92,7 @@ def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     bundle = {
         **content,
         "recipe": RECIPE if model.precision == "int8" else model.precision,
-        "code": None if module is None or code is not None else _our_code(module),
+        "code": None if module is None or code is not None else SOURCE_DIGESTS.get(module) or file_of(module),
         "weights": _weights(model.weights, read),
         "labels": _labels(model.labels, read),
     }
@@ -152,8 +150,3 @@ def _file(url: str, what: str, read: Callable[[str], bytes]) -> bytes:
     if wrong := no_weights(data):
         raise SpecError(f"{what}: {url} {wrong}")
     return data
-
-
-def _our_code(module: str) -> str:
-    """Of a module of Stint that defines networks."""
-    return SOURCE_DIGESTS.get(module) or file_of(module)

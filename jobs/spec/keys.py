@@ -95,9 +95,10 @@ class Key:
             return default
         return _example(self.kinds[0], self.path)
 
-    def line(self, value: object | None = None) -> str:
+    @property
+    def line(self) -> str:
         """To write into a spec."""
-        return f"`{self.name}: {flow(self.example if value is None else value)}`"
+        return f"`{self.name}: {flow(self.example)}`"
 
 
 def flow(value: object, inside: bool = False) -> str:

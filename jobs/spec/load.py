@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.errors import SpecError
-from jobs.spec.keys import Key, flow, is_share, key_at, keys_below
+from jobs.spec.keys import key_at, keys_below
 from jobs.spec.meaning import meant
 from jobs.spec.schema import JobSpec
 from jobs.spec.written import Written, read_yaml
@@ -21,9 +21,7 @@ def load_spec(path: str, overrides: list[str]) -> JobSpec:
     try:
         data = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        known = sorted(str(p) for p in Path("conf").glob("*.yaml")) if Path("conf").is_dir() else []
-        hint = f" (there is {', '.join(known)})" if known else ""
-        raise SpecError(f"no spec at {path}{hint}") from error
+        raise SpecError(f"no spec at {path}") from error
     except OSError as error:
         raise SpecError(f"cannot read the spec {path}: {error.strerror}") from error
     raw = read_yaml(data, path)
@@ -71,20 +69,11 @@ def _explain(error: Any) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
         return f"unknown key {f'{where}.{loc[-1]}'.strip('.')!r}: {hint}"
     if error["type"] == "missing" and where == ".".join(map(str, loc)):
-        return f"{where!r} is missing; write {key.line()}"
+        return f"{where!r} is missing; write {key.line}"
     if error["type"] in ("value_error", "section"):
         message = error["msg"].removeprefix("Value error, ")
         # A check of a whole section names its key itself.
         return message if isinstance(given, dict) else f"{where}: {message}"
     if error["type"] == "string_pattern_mismatch":
-        return f"{where}: {given!r} is not understood; write {key.line()}"
-    return f"{where}: {key.wanted} is wanted, got {given!r}; write {_line(key, given)}"
-
-
-def _line(key: Key, given: object) -> str:
-    """To write in place of what was given; 5 where a share is wanted may be 5 percent."""
-    if isinstance(given, int | float) and 1 < given <= 100 and any(map(is_share, key.kinds)):
-        return f"{key.line(given / 100)} for {flow(given)} %"
-    if isinstance(given, str) and "," in given and key.wanted.startswith("a list of texts"):
-        return key.line([part.strip() for part in given.split(",")])
-    return key.line()
+        return f"{where}: {given!r} is not understood; write {key.line}"
+    return f"{where}: {key.wanted} is wanted, got {given!r}; write {key.line}"

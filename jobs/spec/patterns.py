@@ -41,13 +41,7 @@ def of_name(part: str) -> str:
     found, end = "", 0
     for wild in _WILD.finditer(part):
         found += re.escape(part[end : wild.start()])
-        match wild[0]:
-            case "*":
-                found += "[^/]*"
-            case "?":
-                found += "[^/]"
-            case some:
-                found += _of_class(some)
+        found += {"*": "[^/]*", "?": "[^/]"}.get(wild[0]) or _of_class(wild[0])
         end = wild.end()
     return found + re.escape(part[end:])
 

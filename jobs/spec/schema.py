@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from jobs.spec.days import fault_of_template
+from jobs.spec.days import check_template
 from workers.contract import (
     ALL_FORMATS,
     AS_OF,
@@ -61,46 +62,30 @@ def _no_credentials(url: str) -> None:
     """Specs end up in reports and logs."""
     if kind := credential_in(url):
         raise ValueError(
-            f"{shown(url)}: the URL carries {kind}, which would end up in logs and reports. Take it out and "
-            "give credentials by the environment, as the store's library finds them (AWS_PROFILE, "
-            "AZURE_STORAGE_SAS_TOKEN, a role of the node)"
+            f"the URL carries {kind}, which would end up in logs and reports. Take it out and give credentials by the "
+            "environment, as the store's library finds them (AWS_PROFILE, AZURE_STORAGE_SAS_TOKEN, a role of the node)"
         )
-
-
-def _no_false_root(root: str) -> None:
-    try:
-        check_root(root)
-    except ValueError as error:
-        raise ValueError(f"{root}: {error}") from error
 
 
 def _no_other_library(arch: str) -> None:
-    if re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
-        return
-    library, slash, name = arch.partition("/")
-    if slash:
+    if not re.fullmatch(r"torchvision/.*|[\w.]+:[\w.]+", arch):
+        name = arch.rpartition("/")[2]
         raise ValueError(
-            f"Stint fetches networks of torchvision alone, not of {library}; write a function that returns "
-            f"{name or 'the network'} into a file of your own, my_nets.py, and `arch: my_nets:function`"
+            f"no network of torchvision: write torchvision/{name or '<name>'}, or my_nets:function, for a function in "
+            "a file of your own that returns the network"
         )
-    raise ValueError(f"{arch!r}: write torchvision/<name> (did you mean torchvision/{arch}?) or module:function")
 
 
 def _known_format(name: str) -> None:
     if name not in ALL_FORMATS:
-        raise ValueError(f"{name!r} is none of {', '.join(ALL_FORMATS)}")
+        raise ValueError(f"none of {', '.join(ALL_FORMATS)}")
 
 
 def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:
-    if fault := fault_of_template(template, hours=hours):
-        raise ValueError(fault)
+    check_template(template, hours=hours)
     # A folder that is called so is less likely than a slip.
     if wrong := re.search(r"\{[\w :%-]+\}", AS_OF.sub("", template)):
         raise ValueError(f"{wrong[0]} stands for nothing; write {{as_of}}, which is the day, as 2026-03-01")
-
-
-def _no_hours(template: str) -> None:
-    _days_as_they_can_be_written(template, hours=False)
 
 
 _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
@@ -108,10 +93,10 @@ _OF_KEYS: dict[str, dict[str, tuple[Callable[[str], None], ...]]] = {
         "uri": (_no_credentials, _days_as_they_can_be_written),
         "manifest": (_no_credentials, _days_as_they_can_be_written),
         "formats": (_known_format,),
-        "uri_roots": (_no_credentials, _no_false_root),
+        "uri_roots": (_no_credentials, check_root),
     },
     "model": {"arch": (_no_other_library,), "weights": (_no_credentials,), "labels": (_no_credentials,)},
-    "output": {"uri": (_no_credentials, _no_hours)},
+    "output": {"uri": (_no_credentials, partial(_days_as_they_can_be_written, hours=False))},
 }
 """By section, what is asked of a key by itself; where it is a list, of each text in it. Raises ValueError."""
 
@@ -124,7 +109,7 @@ def _faults_of_keys(section: str, given: Mapping[str, Any]) -> Iterator[str]:
                 for check in checks:
                     check(text)
             except ValueError as error:
-                yield f"{section}.{key}: {error}"
+                yield f"{section}.{key}: {shown(text)}: {error}"
 
 
 def _section(name: str, faults_of: Callable[[Any], Iterator[str]] = lambda _: iter(())) -> WrapValidator:
@@ -240,27 +225,18 @@ def _faults_of_preprocess(given: PreprocessSpec) -> Iterator[str]:
     for key in ("mean", "std"):
         values: tuple[float, ...] = given.get(key) or ()  # type: ignore[assignment]
         if any(abs(value) > _MOST_NORMAL for value in values):
-            divided = ", ".join(f"{value:g}/255" for value in values)
-            written = ", ".join(f"{value / 255:.4g}" for value in values)
             yield (
-                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1; "
-                f"divide by 255, [{divided}], and write `{key}: [{written}]`"
+                f"model.preprocess.{key}: {list(values)} is for pixels from 0 to 255, and Stint's are from 0 to 1: "
+                "divide each by 255"
             )
         elif key == "std" and values and min(values) <= 0:
             yield f"model.preprocess.std: each must be above 0, got {list(values)}"
     resize, crop = given.get("resize"), given.get("crop")
     for key, side in (("resize", resize), ("crop", crop)):
         if side is not None and side > _MOST_SIDE_PX:
-            bytes_each = side * side * 3 * (4 / 3 if key == "resize" else 4)
-            yield (
-                f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; one photograph would take "
-                f"{bytes_each / 2**30:.1f} GiB of memory then, and a batch many times that"
-            )
+            yield f"model.preprocess.{key}: {side} is more than {_MOST_SIDE_PX} pixels; a batch would take many GiB"
     if resize is not None and crop is not None and resize < crop:
-        yield (
-            f"model.preprocess: resize {resize} is smaller than crop {crop}; resize must be at least crop; "
-            f"write `resize: {crop}`"
-        )
+        yield f"model.preprocess: resize {resize} is smaller than crop {crop}; write `resize: {crop}`"
 
 
 def _without_nulls(given: ModelSpec) -> ModelSpec:

@@ -63,9 +63,8 @@ def _raw(loader: yaml.SafeLoader, node: yaml.Node, path: str, twice: list[str]) 
         seen: dict[str, yaml.Node] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if (first := seen.setdefault(key.value, key)) is not key:
-                lines = [str(one.start_mark.line + 1) for one in (first, key)]
-                where = f"in lines {lines[0]} and {lines[1]}" if lines[0] != lines[1] else f"in line {lines[0]}"
-                twice.append(f"{path}{key.value} stands twice, {where}")
+                lines = [one.start_mark.line + 1 for one in (first, key)]
+                twice.append(f"{path}{key.value} stands twice, in lines {lines[0]} and {lines[1]}")
         loader.flatten_mapping(node)  # `<<: *other`: what it takes over comes first
         return {_key(loader, key): _raw(loader, value, f"{path}{key.value}.", twice) for key, value in node.value}
     if node.tag == _TEXT:

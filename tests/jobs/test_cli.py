@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.arguments import VERSION, parser
-from jobs.spec.days import Ago, Days
+from jobs.spec.days import Days
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("run job.yaml --as-of 01.03.2026", "'01.03.2026' is no day; write it as 2026-03-01"),
         ("run job.yaml --backfill 2026-03-01", "FROM..TO is wanted"),
         ("nightly --template t --as-of soon", "'soon' is no day"),
-        ("nightly --template t --keep all", "all: a whole number of at least 0 is wanted"),
-        ("sample job.yaml --seed x", "x: a whole number of at least 0 is wanted"),
-        ("sample job.yaml -n many", "many: a number of rows above 0, at most 1000, is wanted"),
-        ("tune job.yaml --minutes long", "long: a number of minutes above 0"),
+        ("nightly --template t --keep all", "all: a whole number from 0 to 1,000,000,000 is wanted"),
+        ("sample job.yaml --seed x", "x: a whole number from 0 to 1,000,000,000 is wanted"),
+        ("sample job.yaml -n many", "many: a number of rows from 1 to 1,000 is wanted"),
+        ("tune job.yaml --minutes long", "long: a number of minutes from 0.001 to 1,440 is wanted"),
         ("compare job.yaml --prune half", "half: percentages above 0 and below 100, as 10,25,50"),
         ("compare job.yaml --prune 120", "120: percentages above 0 and below 100"),
     ],
@@ -56,7 +56,7 @@ def test_a_way_to_show_a_run_that_is_none_names_the_variable(
 
 
 def test_days_and_percents_are_taken_as_people_write_them() -> None:
-    assert parser().parse_args(["run", "j", "--as-of", "yesterday"]).days == Ago(1)
+    assert parser().parse_args(["run", "j", "--as-of", "yesterday"]).days == 1
     assert isinstance(parser().parse_args(["nightly", "--template", "t", "--as-of", "2026-3-1"]).as_of, Days)
     assert parser().parse_args(["compare", "j", "--prune", "10%, 25"]).prune == (0.1, 0.25)
 

@@ -81,7 +81,7 @@ def middle(output: Path) -> Snapshot:
     """How the run stood when about half of it was done."""
     store = open_store(str(output))
     (run_id,) = journal.run_ids(store)
-    parts = sorted(Path(output, journal.FOLDER, run_id).glob("*.parquet"))
+    parts = sorted(Path(output, journal.FOLDER, run_id).glob(f"*{journal.BOOK}"))
     told = [(pq.read_schema(part).metadata or {})[b"stint.snapshot"] for part in parts]
     return min(map(Snapshot.from_json, told), key=lambda it: abs(it.share_done - 0.5))
 

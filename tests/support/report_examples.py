@@ -57,9 +57,9 @@ def complete_report() -> dict[str, Any]:
                for share, label in zip(shares, LABELS, strict=True)]  # fmt: skip
     bins = np.linspace(0.025, 0.975, 20)
     scores, scores_before = bins**2.2 * (1.02 - bins) ** 0.35, bins**2.5 * (1.02 - bins) ** 0.3
-    steps = 136
-    pace = [min(1.0, 0.25 + at / 12) * (1 + 0.06 * math.sin(at * 1.7)) * (0.55 if 70 <= at < 78 else 1.0)
-            * (0.6 if at > 131 else 1.0) for at in range(steps)]  # fmt: skip
+    steps = 91
+    pace = [min(1.0, 0.25 + at / 12) * (1 + 0.06 * math.sin(at * 1.7)) * (0.55 if 47 <= at < 52 else 1.0)
+            * (0.6 if at > 87 else 1.0) for at in range(steps)]  # fmt: skip
     took = np.geomspace(3.1, 31.0, 25)
     bell = np.exp(-((np.log(took[:-1] * 1.05) - math.log(5.45)) ** 2) / 0.02) + 0.0012
     busy = workers_s * 0.925
@@ -170,7 +170,7 @@ def complete_report() -> dict[str, Any]:
         "idle_core_hours": core_hours * 0.1075,
         "cost_idle": cost * 0.1075,
         "cost_per_million": cost / rows * 1e6,
-        "throughput": {"step_s": 10, "rows": spread(rows, pace)},
+        "throughput": {"step_s": 15, "rows": spread(rows, pace)},
         "shard_times": {"edges_s": took.round(3).tolist(), "shards": spread(SHARDS, bell.tolist()), "median_s": 5.42,
                         "p95_s": 6.61, "max_s": 30.4},
         "stragglers": [

@@ -235,9 +235,9 @@ def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_sa
     nights.run(1)
     said = nights.run(1)  # again: the day has brought what it should
     assert "nothing new to score in digits" in said
-    assert "2 sources that are there, 2 claimed by earlier plans" in said
+    assert "2 sources there, 2 claimed by earlier plans" in said
     quiet = max(nights.out.glob("_stint/runs/*/report.html")).read_text()
-    assert "There was nothing new to score: 2 sources that are there, 2 claimed by earlier plans." in quiet
+    assert "There was nothing new to score: 2 sources there, 2 claimed by earlier plans." in quiet
     nights.run(2, code=1)
     nights.verify(2)
     nights.run(2, "--again", "2026-03-01")  # what a person asks for is no delivery

@@ -128,7 +128,8 @@ def test_a_week(nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     check_figures(nights, 4)
     assert main(promote) == 1  # of the bad delivery nothing is left but what the first model said
     said = nights.capsys.readouterr().err
-    assert f"no predictions for 1 file that {first} has, as {bad}\nnext: promote with --allow-fewer" in said
+    assert f"no predictions for 1 file that {first} has, as {bad}\nnext: score them" in said
+    assert "promote with --allow-fewer" in said
     assert main([*promote, "--allow-fewer"]) == 0
     nights.capsys.readouterr()
     nights.expected["2026-03-04/b.parquet"] = late

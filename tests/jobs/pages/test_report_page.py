@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs.pages.run_page import SECTIONS, report_page
+from jobs.pages.run_page import report_page
 from jobs.report.report import REPORT_VERSION, read_report, summary
 from tests.support import browser as looking
 from tests.support.browser import VIEWS, shown
@@ -72,7 +72,10 @@ def test_every_section_is_there_under_its_id_and_can_be_reached_from_the_top(bro
     with shown(browser, page_of(complete_report()), tmp_path) as it:
         ids = it.page.evaluate("() => [...document.querySelectorAll('section')].map(it => it.id)")
         links = it.page.evaluate("() => [...document.querySelectorAll('nav a')].map(it => it.hash.slice(1))")
-    assert ids == list(SECTIONS)
+    assert ids == [
+        "outcome", "rows", "throughput", "workers", "stages", "shards", "predictions", "accuracy", "cost", "failures",
+        "time", "run",
+    ]  # fmt: skip
     assert links == ids[1:]
 
 

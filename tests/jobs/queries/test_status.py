@@ -128,8 +128,8 @@ def test_a_run_under_way_is_told_by_its_last_words_and_how_old_they_are() -> Non
     write_part(here.store, snapshot(40, **TEN_OF_HUNDRED), part=2)
     assert told(here, at(52)) == [
         "plan 1: open, 4 of 10 shards, 40 of 100 rows; run the job to finish it",
-        f"run {RUN}: under way: 30/100 rows (30.0%) · 2 rows/s · ETA 30\N{EN DASH}40s · 2 workers · shards 3/10 · bad 2"
-        "; last heard of 12s ago",
+        f"run {RUN}: under way: 30/100 rows (30.0%) · 2 rows/s · ETA 30s\N{EN DASH}40s · 2 workers · shards 3/10"
+        " · bad 2; last heard of 12s ago",
     ]
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_ended_without_a_report_says_so() -> None:
     here = job(MemoryStore())
     claim(here, "a")
     write_part(here.store, snapshot(40, **TEN_OF_HUNDRED, ended=True))
-    assert f"run {RUN}: ended without a report so far; last heard of 5s ago: 30/100 rows" in told(here, at(45))[-1]
+    assert f"run {RUN}: ended without a report; last heard of 5s ago: 30/100 rows" in told(here, at(45))[-1]
     later = told(here, at(640))[-1]
     assert f"run {RUN}: ended without a report; run the job to finish it; last heard of 10m00s ago: " in later
 

@@ -41,7 +41,7 @@ def test_a_shard_that_took_four_times_the_median_is_a_straggler(content: Journal
 
 
 def test_what_each_worker_did(content: JournalContent) -> None:
-    first, second = figures.worker_figures(content)
+    first, second = figures.worker_figures(content, content.workers)
     assert [(it["rows"], it["shards"], it["failed_attempts"]) for it in (first, second)] == [(300, 3, 0), (200, 2, 1)]
     assert first["rate"] == pytest.approx(300 / 12)
     assert second["rate"] == pytest.approx(200 / 20)
@@ -63,4 +63,4 @@ def test_stages_add_up_over_what_was_settled(content: JournalContent) -> None:
 def test_a_journal_without_attempts_has_no_figures() -> None:
     content = journal.read_journal(MemoryStore(), RUN, figures.READ_COLUMNS)
     assert (figures.rows_over_time(content), figures.shard_times(content), figures.stragglers(content)) == ({}, {}, [])
-    assert figures.worker_figures(content) == []
+    assert figures.worker_figures(content, content.workers) == []

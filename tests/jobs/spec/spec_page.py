@@ -49,7 +49,7 @@ def _row(key: Key) -> str:
         default = "none" if default in (None, "", [], {}) else f"`{flow(default)}`"
     name = f"**`{key.name}`**" if key.required else f"`{key.name}`"
     meaning = " ".join(key.schema.get("description", "").split()).replace("struct<", "struct\\<")
-    cells = (name, key.wanted, key.unit, default, key.line(), meaning)
+    cells = (name, key.wanted, key.unit, default, key.line, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -21,7 +21,7 @@ def test_the_page_of_the_spec_is_what_the_models_say() -> None:
 
 @pytest.mark.parametrize("key", list(every_key()), ids=lambda key: key.path)
 def test_the_example_of_every_key_is_valid_and_written_as_yaml(key: Key) -> None:
-    line = key.line().strip("`")
+    line = key.line.strip("`")
     assert yaml.safe_load(line) == {key.name: key.example}
     assert line.endswith(flow(key.example))
     spec: dict[str, Any] = {"name": "x", "input": {"uri": "in"}, "model": {"arch": "a:b"}, "output": {"uri": "out"}}
@@ -45,8 +45,8 @@ def test_the_example_of_every_key_is_valid_and_written_as_yaml(key: Key) -> None
 
 @pytest.mark.parametrize("key", list(every_key()), ids=lambda key: key.path)
 def test_the_example_of_a_key_says_what_it_is_for(key: Key) -> None:
-    assert "text" not in key.line()
-    assert ".0`" not in key.line()
+    assert "text" not in key.line
+    assert ".0`" not in key.line
     if key.name.startswith("min_"):
         assert key.example != 0, "that is as if it were not there"
 
