@@ -88,22 +88,20 @@ class Follower:
         assert task is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        copying = asyncio.create_task(self._copy_log())
         try:
-            try:
-                attempt = await self._poll(copying)
-            finally:
+            async with asyncio.TaskGroup() as group:
+                copying = group.create_task(self._copy_log())
+                attempt = await self._poll()
                 copying.cancel()
-                await asyncio.wait([copying])  # `await copying` would raise its cancellation, or ours: who could tell?
-            if not copying.cancelled():
-                copying.result()
             await self._rest_of_log()
             return attempt
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         except asyncio.CancelledError:
             message = f"no longer waiting for {self.submission_id}, which goes on in the cluster"
             raise Interrupted(message, self.again) from None
 
-    async def _poll(self, copying: asyncio.Task[None]) -> Attempt:
+    async def _poll(self) -> Attempt:
         failures, failing_since_s, shown = 0, 0.0, ""
         while True:
             try:
@@ -127,8 +125,6 @@ class Follower:
                 if attempt.status != shown:
                     self.say(f"{self.submission_id}: {attempt.status.lower()}")
                 failures, shown, delay_s = 0, attempt.status, self.poll_s
-            if copying.done():
-                copying.result()  # it never ends by itself: this raises what ended it
             with suppress(TimeoutError):  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
                 async with asyncio.timeout(delay_s):
                     await self._stream_ended.wait()  # most often, the job has then ended too

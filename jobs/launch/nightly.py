@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -143,58 +144,57 @@ class NightlyRun:
             if state.ended:
                 break
             if state.job == "FAILED":
-                self._driver(state, patience_s=0)  # the sooner the better: the cluster goes soon after the end
+                with suppress(RunFailed):  # the sooner the better: the cluster goes soon after the end
+                    self._driver(state, patience_s=0)
             self.api.pause(self.poll_s)
         if state is None or (found is None and state.job not in ENDED):  # else deleted with its cluster, by a rule
             raise RunFailed(
                 f"RayJob {name} was deleted before its end",
                 "run again: what it committed stays, the rest is scored",
             )
-        return self._conclude(name, state, found)
+        return self._conclude(name, state)
 
-    def _conclude(self, name: str, state: State, rayjob: RayJob | None) -> int:
-        code = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None)
-        driver = None
+    def _conclude(self, name: str, state: State) -> int:
+        code, of_driver = BAD_SPEC if state.deployment == REFUSED else exit_code(state.job, None), ""
         if state.job not in ("SUCCEEDED", "STOPPED"):
-            driver = self._driver(state, self.driver_patience_s)
-            if isinstance(driver, RunFailed):
-                self.api.say(f"the driver's exit code could not be had ({driver}); going by the RayJob's state")
-                driver = None
+            try:
+                driver = self._driver(state, self.driver_patience_s)
+            except RunFailed as error:
+                self.api.say(f"the driver's exit code could not be had ({error}); going by the RayJob's state")
             else:  # what Ray says of its driver goes before what KubeRay says of the RayJob
                 code = driver.code
+                of_driver = "" if driver.exit_code is None else f", driver's exit code {driver.exit_code}"
         if code != COMPLETE and state.message:
             tail = state.message.rstrip().splitlines()[-LOG_LINES:]
             self.api.say("\n".join(["the last that it said:", *(f"  {line}" for line in tail)]))
-        of_driver = f", driver's exit code {driver.exit_code}" if driver and driver.exit_code is not None else ""
         self.api.say(f"night {self.as_of}: RayJob {name} ended: {state}{of_driver}; exit code {code}")
-        where = f"look: kubectl -n {self.api.namespace} describe rayjob {name}"
-        if rayjob is None or rayjob["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
-            where += f"; kubectl -n {self.api.namespace} logs job/{name}"
-        self.api.say(where)
+        kubectl = f"kubectl -n {self.api.namespace}"
+        self.api.say(f"look: {kubectl} describe rayjob {name}; where a Job submits it: {kubectl} logs job/{name}")
         if code != COMPLETE:
             self.api.say(f"next: {REMEDIES[code]}")
         return code
 
-    def _driver(self, state: State, patience_s: float) -> Attempt | RunFailed:
-        """How the driver ended, by the head's job server: only there is its exit code kept. Asked until the head
-        answers, has no answer, or patience ends, with the reason."""
+    def _driver(self, state: State, patience_s: float) -> Attempt:
+        """How the driver ended, by the head's job server: only there is its exit code kept. A head that does not
+        answer is asked for so long. Raises RunFailed with the reason where there is nothing to be had."""
         until_s = time.monotonic() + patience_s
-        while (driver := self._drivers.get(state.job_id)) is None:
-            try:
-                if not (state.dashboard and state.job_id):
-                    raise RunFailed("the RayJob never had a driver")
-                from jobs.launch.job_server import JobServer
+        while state.job_id not in self._drivers:
+            if not (state.dashboard and state.job_id):
+                raise RunFailed("the RayJob never had a driver")
+            from jobs.launch.job_server import JobServer
 
-                address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
+            address = state.dashboard if "://" in state.dashboard else f"http://{state.dashboard}"
+            try:
                 driver = JobServer(address).attempt(state.job_id)
-                if not driver.ended:
-                    raise RunFailed(f"the driver is {driver.status}")
-                self._drivers[state.job_id] = driver
-            except RunFailed as error:
-                if not isinstance(error, Unreachable) or time.monotonic() >= until_s:
-                    return error
+            except Unreachable:
+                if time.monotonic() >= until_s:
+                    raise
                 self.api.pause(min(2.0, self.poll_s))
-        return driver
+                continue
+            if not driver.ended:
+                raise RunFailed(f"the driver is {driver.status}")
+            self._drivers[state.job_id] = driver
+        return self._drivers[state.job_id]
 
     def _state(self, rayjob: RayJob) -> State:
         if labels_of(rayjob).get(TEMPLATE_LABEL) != self.template:

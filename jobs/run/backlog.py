@@ -140,8 +140,6 @@ class Backlog:
         self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
     ) -> bool:
         """Whether this worker, if it held nothing, could take more than so many suspects now."""
-        if len(self._suspects) <= reserved:
-            return False
         suspects = (retry for retry in self._suspects if _may_have(retry, worker, ready, starting, now))
         return next(islice(suspects, reserved, None), None) is not None
 
@@ -187,7 +185,6 @@ class Backlog:
         return True
 
     def attempts(self, shard: Shard) -> Attempts:
-        """So far."""
         retry = self._retries.get(shard.key)
         return retry.attempts if retry else Attempts()
 

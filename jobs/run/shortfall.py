@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from jobs.errors import DeliveryShort, RunFailed, SpecError, StintError
-from jobs.input.listing import left_out, sources_now, vanished
+from jobs.input.listing import left_out, vanished
 from jobs.ledger.bad_rows import Reasons
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.plans import Plan, claims_of
@@ -23,7 +23,7 @@ from jobs.spec.days import Days
 from workers.contract import Shard
 from workers.counted import counted
 from workers.outcomes import Failure, FailureCode
-from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.errors import NotFound
 
 
 def as_one(found: Sequence[StintError]) -> StintError:
@@ -75,7 +75,7 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
         if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
             uri = next(uri for uri in objects[0].gone if uri not in later)
             what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
-            lines.append(f"{what}, as of {uri}: it was claimed in version {dict(plan.claimed)[uri]}, and {_now(uri)}")
+            lines.append(f"{what}, as of {uri}, which was claimed in version {dict(plan.claimed)[uri]}")
     if not lines:
         return []
     return [
@@ -85,14 +85,6 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
             "they must be the store's, or be left out. Put the files in order and run again",
         )
     ]
-
-
-def _now(uri: str) -> str:
-    try:
-        now = sources_now([uri])[uri]
-    except (StoreError, StoreDenied) as error:
-        return f"cannot be looked up now: {error}"
-    return "is not there any more" if now is None else f"is there in version {now.version}"
 
 
 def of_delivery(job: Job) -> DeliveryShort | None:

@@ -260,7 +260,7 @@ def test_without_the_right_token_it_says_so_and_goes_by_the_state(
 def test_nothing_is_discovered_and_no_file_keeps_what_was(
     server: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DynamicClient would ask without a time limit, and believe a file of the temporary folder for ever."""
+    """The client's discovery would ask without a time limit, and believe a file of the temporary folder for ever."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = sorted(tmp_path.iterdir())
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
@@ -660,7 +660,7 @@ def test_in_a_pod_it_uses_the_service_account_and_its_namespace(
     # The authority is read when the first connection is set up, and there is none in a test.
     monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda *_: None)
     api = connect()
-    settings = api.client.configuration
+    settings = api.client.api_client.configuration
     assert (settings.host, api.namespace) == ("https://10.0.0.1:443", "nights")
     assert settings.ssl_ca_cert == str(tmp_path / "ca.crt")
     assert settings.auth_settings()["BearerToken"]["value"] == "bearer t0ken"
