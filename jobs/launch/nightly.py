@@ -78,16 +78,14 @@ class NightlyRun:
     """How long the head is asked for the exit code of a driver that has ended."""
     _drivers: dict[str, Attempt] = field(default_factory=dict)
     """How drivers ended, by Ray's submission id."""
+    _said: str = ""
 
     def complete(self) -> int:
         """The night's exit code (`jobs.errors`). Raises StintError where there is none to be had."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             name = attempt_name(self.template, self.as_of, attempt)
-            waited = False
             while (found := self.api.rayjob(name)) and State.of(found).deleting:
-                if not waited:
-                    self.api.say(f"RayJob {name} is being deleted; waiting until it is gone")
-                waited = True
+                self._say_new(f"RayJob {name} is being deleted; waiting until it is gone")
                 self.api.pause(self.poll_s)
             if found is None:
                 self._create(name)
@@ -115,6 +113,12 @@ class NightlyRun:
         except (KubeRefused, RunFailed) as error:
             self.api.say(f"old RayJobs stay: {error}")
 
+    def _say_new(self, text: str) -> None:
+        """Unless it was the last that was said so."""
+        if text != self._said:
+            self._said = text
+            self.api.say(text)
+
     def _create(self, name: str) -> None:
         template = self.api.rayjob(self.template)
         if template is None:
@@ -135,12 +139,9 @@ class NightlyRun:
     def _follow(self, name: str) -> int:
         """Wait for the end of a RayJob, one line for each change of its state."""
         state: State | None = None
-        shown = ""
         while found := self.api.rayjob(name):
             state = self._state(found)
-            if str(state) != shown:
-                shown = str(state)
-                self.api.say(f"RayJob {name}: {shown}")
+            self._say_new(f"RayJob {name}: {state}")
             if state.ended:
                 break
             if state.job == "FAILED":

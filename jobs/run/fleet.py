@@ -301,17 +301,14 @@ class Fleet:
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
         asked = groups.requests(self.wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
-        start: list[groups.NodeGroup] = []
-        end: list[int] = []
-        for group, number in zip(self._groups, asked, strict=True):
+        start, end, release = list[groups.NodeGroup](), list[int](), list[int]()
+        for group, most, surplus in zip(self._groups, asked, groups.surplus(self.wanted, self._groups), strict=True):
             pending = list(group.pending)
-            start += [group] * (number - len(pending))
-            end += pending[number:]  # the youngest: the oldest are nearest to a node
-        release: list[int] = []
-        for group, number in zip(self._groups, groups.surplus(self.wanted, self._groups), strict=True):
-            if number:
+            start += [group] * (most - len(pending))
+            end += pending[most:]  # the youngest: the oldest are nearest to a node
+            if surplus:
                 emptiest = self._emptiest_first(group.ready)
-                release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:number]
+                release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:surplus]
         before, self._released = self._released, frozenset(release)
         for worker in (before ^ self._released) & self._workers.keys():
             self._file_room(worker)

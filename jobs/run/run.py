@@ -163,7 +163,7 @@ class Run:
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
         self._progress.watch(self._journal)
-        with self._progress.beating(), closing(self):
+        with self._progress.beating():
             try:
                 save_spec(self.job, self.report.run_id, self.say)  # first of all: who looks finds a run under way
                 self._complete()
@@ -174,6 +174,7 @@ class Run:
                 raise
             finally:
                 self._write_report()
+                self.close()
         return self.report
 
     def close(self) -> None:
