@@ -70,7 +70,6 @@ class DatedJob:
     spec: str
     overrides: tuple[str, ...] = ()
     again: str | None = None
-    """As `stint run` takes it."""
 
     @property
     def stem(self) -> str:

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.errors import Interrupted, RunFailed
@@ -34,7 +34,6 @@ class LogCopy:
         """The beginning of a line whose end has not come yet."""
 
     def restart(self) -> None:
-        """A new stream begins."""
         self._position = 0
 
     def take(self, chunk: str) -> bool:
@@ -73,7 +72,6 @@ class Follower:
     """A head node that restarts, or a dropped VPN, is waited for this long."""
     silence_s: float = 120.0
     """A stream that brings nothing for so long may be cut without either end knowing: it is opened again."""
-    _stream_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wait_for_end(self) -> Attempt:
         """The attempt once it has ended and all of its log is copied.
@@ -125,10 +123,7 @@ class Follower:
                 if attempt.status != shown:
                     self.say(f"{self.submission_id}: {attempt.status.lower()}")
                 failures, shown, delay_s = 0, attempt.status, self.poll_s
-            with suppress(TimeoutError):  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
-                async with asyncio.timeout(delay_s):
-                    await self._stream_ended.wait()  # most often, the job has then ended too
-            self._stream_ended.clear()
+            await asyncio.sleep(delay_s)
 
     async def _copy_log(self) -> None:
         failures = 0
@@ -144,7 +139,6 @@ class Follower:
                         if self.log.take(chunk):
                             failures = 0
             failures += 1
-            self._stream_ended.set()
             await asyncio.sleep(self._backoff_s(failures))
 
     async def _rest_of_log(self) -> None:

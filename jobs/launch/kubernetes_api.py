@@ -21,8 +21,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from jobs.errors import RunFailed, SpecError
-from jobs.launch.rayjob import TEMPLATE_LABEL, RayJob
 
+RayJob = dict[str, Any]
+TEMPLATE_LABEL = "stint.dev/template"
+"""Of a night's RayJob: the name of the one that it was copied from."""
 LONGEST_PAUSE_S = 30.0
 REQUEST_TIMEOUT_S = 30
 SCHEDULED_AT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
@@ -88,7 +90,6 @@ class KubeApi:
         return bool(self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly"))
 
     def rayjobs_of(self, template: str) -> list[RayJob]:
-        """Every RayJob that was made from a template."""
         answer = self._call("list", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
         return list(answer["items"]) if answer else []
 

@@ -210,7 +210,6 @@ def _variables(given: Sequence[str], say: Callable[[str], None]) -> dict[str, st
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint submit`."""
     # Interrupted, code 5, also before there is a job to wait for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return submit(prepare_submission(arguments, console.say), wait=arguments.wait, say=console.say)

@@ -29,8 +29,6 @@ CROWDED_S = 60.0
 
 @dataclass
 class HeldShard:
-    """A shard that a worker holds."""
-
     shard: Shard
     manner: Manner
     since: float
@@ -92,7 +90,6 @@ class Fleet:
         self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
         self.wanted: int | None = None
-        """Workers that the fleet should have, by the last decision."""
         self._losing = False
         self.failures = groups.StartFailures()
 
@@ -168,7 +165,6 @@ class Fleet:
         return lost.ready, lost.held
 
     def ended(self, worker: int) -> None:
-        """The loop has ended it."""
         self._file(worker, -1)
         self.busy.pop(worker, None)
         del self._workers[worker]
@@ -220,7 +216,6 @@ class Fleet:
         return len(self._groups) > 1 and not all(group.unfit for group in self._groups)
 
     def stays(self, worker: int) -> bool:
-        """It is not leaving."""
         return not self._workers[worker].leaving
 
     @property

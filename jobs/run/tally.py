@@ -50,7 +50,6 @@ class Tally(Counts):
     failures_kept: list[dict[str, Any]] = field(default_factory=list)
     """The first ones in full, as the report has them."""
     failed_starts: int = 0
-    """Workers that did not start."""
     journal: Journal | None = None
     """Where every attempt is noted, too."""
     distributions: Distributions = field(default_factory=Distributions)

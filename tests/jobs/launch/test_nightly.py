@@ -20,8 +20,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused
-from jobs.launch.nightly import NightlyRun, night_of, pause
-from jobs.launch.rayjob import MAX_TEMPLATE_CHARS, QUEUE_LABEL, attempt_name
+from jobs.launch.nightly import MAX_TEMPLATE_CHARS, QUEUE_LABEL, NightlyRun, attempt_name, night_of, pause
 from tests.k8s.kube_double import GONE, LOST, NAMESPACE, RAYJOBS, RESET, KubeDouble
 
 ROOT = Path(__file__).parents[3]
@@ -508,7 +507,7 @@ def test_a_cluster_that_goes_at_once_is_warned_about(server: KubeDouble, creator
 def test_names_fit_kuberays_limit_with_every_attempt() -> None:
     longest = "s" * MAX_TEMPLATE_CHARS
     assert len(attempt_name(longest, NIGHT, 99)) == 47
-    with pytest.raises(SpecError, match="longer than the 47"):
+    with pytest.raises(SpecError, match="cannot name RayJobs: with date and attempt KubeRay allows 47 characters"):
         attempt_name(longest + "s", NIGHT, 1)
 
 
