@@ -23,8 +23,6 @@ from zoneinfo import ZoneInfo
 from jobs.errors import RunFailed, SpecError
 
 RayJob = dict[str, Any]
-TEMPLATE_LABEL = "stint.dev/template"
-"""Of a night's RayJob: the name of the one that it was copied from."""
 LONGEST_PAUSE_S = 30.0
 REQUEST_TIMEOUT_S = 30
 SCHEDULED_AT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
@@ -82,27 +80,14 @@ class KubeApi:
 
     def rayjob(self, name: str) -> RayJob | None:
         """None: there is no such RayJob (or KubeRay's CRD is not installed, which answers alike)."""
-        return self._call("get", "RayJob", name)
-
-    def create_rayjob(self, rayjob: RayJob) -> bool:
-        """False: one of that name exists, created by somebody else, or by a request of ours whose answer was lost."""
-        name = rayjob["metadata"]["name"]
-        return bool(self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly"))
-
-    def rayjobs_of(self, template: str) -> list[RayJob]:
-        answer = self._call("list", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
-        return list(answer["items"]) if answer else []
-
-    def delete_rayjob(self, name: str) -> None:
-        """Its submitter Job and pods go with it. No error if it is gone already."""
-        self._call("delete", "RayJob", name)
+        return self.call("get", "RayJob", name)
 
     def scheduled_at(self, job: str) -> datetime:
         """When a CronJob meant its Job to start, or else when the Job was made; in the CronJob's zone.
 
         A Job that somebody made of a CronJob by hand is owned by it, but has no scheduled time.
         """
-        found = self._call("get", "Job", job)
+        found = self.call("get", "Job", job)
         if found is None:
             raise KubeRefused(
                 f"no Job {job} in namespace {self.namespace}, so the night is not known", "give --as-of DATE"
@@ -113,14 +98,15 @@ class KubeApi:
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         owners = [owner["name"] for owner in metadata.get("ownerReferences") or () if owner["kind"] == "CronJob"]
         # The CronJob may be deleted, its Jobs soon to follow.
-        cronjob = self._call("get", "CronJob", owners[0]) if owners else None
+        cronjob = self.call("get", "CronJob", owners[0]) if owners else None
         zone = cronjob["spec"].get("timeZone") if cronjob else None
         return created.astimezone(ZoneInfo(zone)) if zone else created
 
-    def _call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
+    def call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
         """The answer as plain fields; None for 404, and none of them for 409: answers, too, rather than trouble.
 
-        Without a name all objects of the kind are meant. For what is to be created 404 is a refusal.
+        `verb` is get, list, create or delete. Where something is to be created, 404 is a refusal, and 409 says that it
+        exists: somebody else's, or of a request of ours whose answer was lost.
         """
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError

@@ -31,7 +31,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from jobs.console import Console
 from jobs.errors import BAD_SPEC, COMPLETE, Interrupted, RunFailed, SpecError
 from jobs.launch.attempts import ENDED, REMEDIES, Attempt, Unreachable, exit_code
-from jobs.launch.kubernetes_api import TEMPLATE_LABEL, KubeApi, KubeRefused, RayJob
+from jobs.launch.kubernetes_api import KubeApi, KubeRefused, RayJob
 from jobs.spec.days import Ago, Days
 
 LOG_LINES = 20
@@ -39,6 +39,7 @@ MAX_NAME_CHARS = 47
 """KubeRay's limit: it derives names of clusters, services and pods from it."""
 MAX_ATTEMPTS = 99
 MAX_TEMPLATE_CHARS = MAX_NAME_CHARS - len("-yyyymmdd") - len(f"-a{MAX_ATTEMPTS}")
+TEMPLATE_LABEL = "stint.dev/template"
 AS_OF_LABEL = "stint.dev/as-of"
 COPY_LABELS = "stint.dev/copy-labels"
 """Annotation of the template: a JSON object of labels that the copy gets and the template itself must not have."""
@@ -222,8 +223,9 @@ class NightlyRun:
     def prune(self, keep_nights: int) -> None:
         """Delete the ended RayJobs of all but the newest nights. Not being allowed to is no failure of the night."""
         try:
-            for name in outdated(self.api.rayjobs_of(self.template), keep_nights):
-                self.api.delete_rayjob(name)
+            made = self.api.call("list", "RayJob", label_selector=f"{TEMPLATE_LABEL}={self.template}") or {"items": ()}
+            for name in outdated(made["items"], keep_nights):
+                self.api.call("delete", "RayJob", name)  # its submitter Job and pods go with it
                 self.api.say(f"RayJob {name} deleted: older than the last {keep_nights} nights")
         except (KubeRefused, RunFailed) as error:
             self.api.say(f"old RayJobs stay: {error}")
@@ -246,7 +248,7 @@ class NightlyRun:
             self.api.say(
                 "note: ttlSecondsAfterFinished is below 60: exit codes 2 to 5 may be lost with the cluster, as 1"
             )
-        if self.api.create_rayjob(rayjob):
+        if self.api.call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly"):
             self.api.say(f"RayJob {name} created: {rayjob['spec']['entrypoint']}")
         else:
             self.api.say(f"RayJob {name} was created by somebody else; following it")

@@ -139,6 +139,8 @@ class Backlog:
         self, reserved: int, worker: int, *, ready: Mapping[int, str], starting: bool, now: float
     ) -> bool:
         """Whether this worker, if it held nothing, could take more than so many suspects now."""
+        if len(self._suspects) <= reserved:
+            return False
         suspects = (retry for retry in self._suspects if _may_have(retry, worker, ready, starting, now))
         return next(islice(suspects, reserved, None), None) is not None
 

@@ -86,8 +86,7 @@ class Loop:
         self._judged = {plan.number: plan for plan in self.plans}
         """Plans that limits.bad_rows holds for, as far as is known."""
         self._start_after = 0.0
-        self._no_cores_since: float | None = None
-        """While there is no worker, because others hold the cores."""
+        self.progress.no_cores_since = None
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
         self._listings: Errands[Present] = Errands("listing")
@@ -116,7 +115,6 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.no_cores_since = self._no_cores_since
         self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
         if not events and not self._fleet.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
@@ -242,7 +240,7 @@ class Loop:
             case contract.WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
             case contract.WorkerReady():
-                self._no_cores_since = None
+                self.progress.no_cores_since = None
                 self._fleet.ready(event.worker, now, event.info.host)
                 self.tally.ready(event.worker, event.info)
                 for note in event.info.notes:  # what workers say of themselves, once each
@@ -252,7 +250,8 @@ class Loop:
             case contract.WorkerLeaving(left_s=left_s):
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
                 self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
-                self._leaving(event.worker, now)
+                self._fleet.leaving(event.worker)
+                self._resize_after = now  # another takes its place
             case contract.WorkerGone():
                 self._resize_after = now
                 started, shards = self._fleet.gone(event.worker, now)
@@ -274,12 +273,9 @@ class Loop:
                 held = self._fleet.shard_ended(event.worker, shard, 0, now)
                 self._backlog.returned(shard)
                 if failure.code == FailureCode.PREEMPTED:
-                    self._leaving(event.worker, now)
+                    self._fleet.leaving(event.worker)
+                    self._resize_after = now
                 self._failed.shard_failed(event.worker, held, failure, now)
-
-    def _leaving(self, worker: int, now: float) -> None:
-        self._fleet.leaving(worker)
-        self._resize_after = now  # another takes its place
 
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
@@ -300,8 +296,9 @@ class Loop:
             failure, self._fleet.failures.count, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
         if failure.code == FailureCode.NO_CORES and not self.pool.workers():
-            self._no_cores_since = now if self._no_cores_since is None else self._no_cores_since
-            if now - self._no_cores_since > self.limits.wait_for_cores_s:
+            if self.progress.no_cores_since is None:
+                self.progress.no_cores_since = now
+            if now - self.progress.no_cores_since > self.limits.wait_for_cores_s:
                 raise no_cores_error(failure, self.limits)
         if pause_s is None:
             raise RunFailed(
@@ -324,8 +321,8 @@ class Loop:
                 self._listing_failures = 0
                 shards, rows = self._backlog.drop(outcome)
                 self.tally.add_elsewhere(shards, rows)
-                if shards and self._no_cores_since is not None:
-                    self._no_cores_since = now  # whoever holds the cores does this run's work
+                if shards and self.progress.no_cores_since is not None:
+                    self.progress.no_cores_since = now  # whoever holds the cores does this run's work
                 continue
             self._listing_failures += 1
             if self._listing_failures >= policy.LISTING_FAILURES:
