@@ -105,11 +105,9 @@ def _outcome(future: Future[_T]) -> _T | Failure:
 def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> contract.Event:
     if isinstance(outcome, Failure):
         return contract.WorkerGone(worker, outcome)
-    return (
-        contract.WorkerReady(worker, outcome)
-        if isinstance(outcome, WorkerInfo)
-        else contract.BundleMade(worker, outcome)
-    )
+    if isinstance(outcome, BundleOutcome):
+        return contract.BundleMade(worker, outcome)
+    return contract.WorkerReady(worker, outcome)
 
 
 class _Maker(Maker):

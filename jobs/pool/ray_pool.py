@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray import exceptions
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RuntimeEnvSetupError
 
 from jobs.pool import contract
 from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notice, loss_code, node_state
@@ -33,12 +33,7 @@ SETTLE_S = 2.0
 """After a worker's death its node's state is asked for again this much later: it may be going too."""
 UNKNOWN_S = 30.0
 """A cluster that says nothing of a dead worker's node for so long is not waited for: others may score its shards."""
-LOST = (
-    exceptions.RayActorError,
-    exceptions.OutOfMemoryError,
-    exceptions.RuntimeEnvSetupError,
-    exceptions.ActorUnschedulableError,
-)
+LOST = (RayActorError, OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
 """What calls of an actor that is gone raise. Only the first says so by its base class: Ray has types of their own for
 actors that its memory monitor killed, whose node could not set them up, or that no node can hold."""
 
@@ -90,7 +85,7 @@ class RayPool:
         """Workers, without those that are lost."""
         self._placed: dict[int, float] = {}
         """Workers that found a node, of which nothing is known yet, and when they did."""
-        self._lost: dict[int, tuple[float, exceptions.RayError]] = {}
+        self._lost: dict[int, tuple[float, RayError]] = {}
         """Workers that died, and when: what became of their nodes is not known yet."""
         self._asked: Any = None
         """The call that asks the maker what it is at, while it is under way."""
@@ -143,7 +138,7 @@ class RayPool:
         for actor in self._actors.values() if self._asked is None else ():
             self._asked = actor.handle.doing.remote()
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-            with suppress(exceptions.RayError):  # it is lost, and that is heard of anyway
+            with suppress(RayError):  # it is lost, and that is heard of anyway
                 self._doing = ray.get(self._asked)
             self._asked = None
         return self._doing
@@ -193,7 +188,7 @@ class RayPool:
             self._placed.pop(worker, None)
             self._forget_calls(worker, actor)
             return None
-        except exceptions.RayError as error:
+        except RayError as error:
             outcome = Failure(kind=FailureKind.TASK, message=f"{type(error).__name__}: {error}")
         if call == actor.placing:
             if not isinstance(outcome, Failure):
@@ -265,21 +260,21 @@ def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
     return None if any_process else {"env_vars": {**thread_environment(threads), **malloc.variables({})}}
 
 
-def loss(what: str, actor: _Actor, error: exceptions.RayError, died_at: float, nodes: NodeWatch) -> Failure | None:
+def loss(what: str, actor: _Actor, error: RayError, died_at: float, nodes: NodeWatch) -> Failure | None:
     """What an error that is one of LOST, at a time of time.monotonic, means for an actor, named `what` for a person.
 
     None while it is not known what became of its node.
     """
     code = FailureCode.OTHER
-    if not isinstance(error, (exceptions.RuntimeEnvSetupError, exceptions.ActorUnschedulableError)):
-        died = isinstance(error, exceptions.RayActorError)
+    if not isinstance(error, (RuntimeEnvSetupError, ActorUnschedulableError)):
+        died = isinstance(error, RayActorError)
         state = _state_after(died_at, actor.node, nodes) if died and not actor.leaving else NodeState.ALIVE
         if state is None:
             return None
         code = loss_code(
             preempted=actor.leaving or (died and error.preempted),
-            out_of_memory=isinstance(error, exceptions.OutOfMemoryError),
-            unavailable=isinstance(error, exceptions.ActorUnavailableError),
+            out_of_memory=isinstance(error, OutOfMemoryError),
+            unavailable=isinstance(error, ray.exceptions.ActorUnavailableError),
             node=state,
         )
     message, detail = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"

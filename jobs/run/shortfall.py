@@ -93,23 +93,21 @@ def of_delivery(job: Job) -> DeliveryShort | None:
     if not (wanted := job.spec.input.min_new_rows):
         return None
     days = job.days if job.days.backfill else Days(job.days.last, job.days.last)
-    if (rows := _delivered(job, days)) >= wanted:
+    plans = job.ledger.plans()
+    if job.spec.input.by_date:
+        try:
+            rows = rows_claimed(plans, list(of_days(job, pc.unique(claims_of(plans)["uri"]), days)))
+        except NotFound:  # the day's manifest
+            rows = 0
+    else:
+        rows = sum(plan.new_rows for plan in plans if plan.day == str(days.last))
+    if rows >= wanted:
         return None
     wants = f"where input.min_new_rows wants {wanted:,}"
     return DeliveryShort(
         f"{rows:,} new rows for {days}, {wants}: the delivery is missing or not whole",
         "see to the delivery, then run again; what has come is scored",
     )
-
-
-def _delivered(job: Job, days: Days) -> int:
-    plans = job.ledger.plans()
-    if not job.spec.input.by_date:
-        return sum(plan.new_rows for plan in plans if plan.day == str(days.last))
-    try:
-        return rows_claimed(plans, list(of_days(job, pc.unique(claims_of(plans)["uri"]), days)))
-    except NotFound:  # the day's manifest
-        return 0
 
 
 def reasons_left(job: Job, plan: Plan, objects: DoneRecord) -> Reasons:
