@@ -223,8 +223,10 @@ class NightlyRun:
     def prune(self, keep_nights: int) -> None:
         """Delete the ended RayJobs of all but the newest nights. Not being allowed to is no failure of the night."""
         try:
-            made = self.api.call("list", "RayJob", label_selector=f"{TEMPLATE_LABEL}={self.template}") or {"items": ()}
-            for name in outdated(made["items"], keep_nights):
+            listed = self.api.call("list", "RayJob", label_selector=f"{TEMPLATE_LABEL}={self.template}") or {
+                "items": ()
+            }
+            for name in outdated(listed["items"], keep_nights):
                 self.api.call("delete", "RayJob", name)  # its submitter Job and pods go with it
                 self.api.say(f"RayJob {name} deleted: older than the last {keep_nights} nights")
         except (KubeRefused, RunFailed) as error:
