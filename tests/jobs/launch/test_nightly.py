@@ -66,7 +66,7 @@ def creator(server: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def make() -> Creator:
         api = connect()
-        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.2))
+        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.5))
 
     return make
 
