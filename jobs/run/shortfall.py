@@ -75,7 +75,7 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
         if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
             uri = next(uri for uri in objects[0].gone if uri not in later)
             what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
-            lines.append(f"{what}, as of {uri}, which was claimed in version {dict(plan.claimed)[uri]}")
+            lines.append(f"{what}, as of {uri}: it was claimed in version {dict(plan.claimed)[uri]}")
     if not lines:
         return []
     return [
