@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -71,7 +70,6 @@ class DatedJob:
     spec: str
     overrides: tuple[str, ...] = ()
     again: str | None = None
-    """As `stint run` takes it."""
 
     @property
     def stem(self) -> str:
@@ -121,10 +119,7 @@ def describe_end(attempt: Attempt) -> str:
         reason = (attempt.message.strip() or "no message").splitlines()[-1].strip()
         how = f"was lost by Ray ({attempt.error_type or 'no error type'}): {reason}"
     else:
-        how = f"ended with code {attempt.exit_code}"
-        number = -attempt.exit_code if attempt.exit_code < 0 else attempt.exit_code - 128  # which a shell adds
-        if number in set(signal.Signals):
-            how = f"ended with {signal.Signals(number).name} (code {attempt.exit_code})"
+        how = f"ended with code {attempt.exit_code} of its process"
     return f"{attempt.submission_id} {how}: exit code {code}, {MEANING[code]}"
 
 

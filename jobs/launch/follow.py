@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.errors import Interrupted, RunFailed
@@ -34,7 +34,6 @@ class LogCopy:
         """The beginning of a line whose end has not come yet."""
 
     def restart(self) -> None:
-        """A new stream begins."""
         self._position = 0
 
     def take(self, chunk: str) -> bool:
@@ -73,7 +72,6 @@ class Follower:
     """A head node that restarts, or a dropped VPN, is waited for this long."""
     silence_s: float = 120.0
     """A stream that brings nothing for so long may be cut without either end knowing: it is opened again."""
-    _stream_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wait_for_end(self) -> Attempt:
         """The attempt once it has ended and all of its log is copied.
@@ -88,22 +86,20 @@ class Follower:
         assert task is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        copying = asyncio.create_task(self._copy_log())
         try:
-            try:
-                attempt = await self._poll(copying)
-            finally:
+            async with asyncio.TaskGroup() as group:
+                copying = group.create_task(self._copy_log())
+                attempt = await self._poll()
                 copying.cancel()
-                await asyncio.wait([copying])  # `await copying` would raise its cancellation, or ours: who could tell?
-            if not copying.cancelled():
-                copying.result()
             await self._rest_of_log()
             return attempt
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         except asyncio.CancelledError:
             message = f"no longer waiting for {self.submission_id}, which goes on in the cluster"
             raise Interrupted(message, self.again) from None
 
-    async def _poll(self, copying: asyncio.Task[None]) -> Attempt:
+    async def _poll(self) -> Attempt:
         failures, failing_since_s, shown = 0, 0.0, ""
         while True:
             try:
@@ -127,12 +123,7 @@ class Follower:
                 if attempt.status != shown:
                     self.say(f"{self.submission_id}: {attempt.status.lower()}")
                 failures, shown, delay_s = 0, attempt.status, self.poll_s
-            if copying.done():
-                copying.result()  # it never ends by itself: this raises what ended it
-            with suppress(TimeoutError):  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
-                async with asyncio.timeout(delay_s):
-                    await self._stream_ended.wait()  # most often, the job has then ended too
-            self._stream_ended.clear()
+            await asyncio.sleep(delay_s)
 
     async def _copy_log(self) -> None:
         failures = 0
@@ -148,7 +139,6 @@ class Follower:
                         if self.log.take(chunk):
                             failures = 0
             failures += 1
-            self._stream_ended.set()
             await asyncio.sleep(self._backoff_s(failures))
 
     async def _rest_of_log(self) -> None:

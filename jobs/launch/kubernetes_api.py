@@ -1,10 +1,10 @@
-"""The few calls to the Kubernetes API server that a night needs, through the official client's DynamicClient.
+"""The few calls to the Kubernetes API server that a night needs, through the official client.
 
 Trouble that passes (429, 5xx, resets, timeouts) is retried with growing pauses; what stays is a StintError that says
-what to change. The client is an extra (`pip install 'stint[k8s]'`) and imported by `KubeApi.connect` alone.
+what to change. The client is an extra (`pip install 'stint[k8s]'`) and imported by `KubeApi` alone.
 
-The kinds are known beforehand, so nothing is discovered. DynamicClient's own discovery would ask for `/version` and
-`/apis` without a time limit, and would keep the answers in a file of the temporary folder that is never out of date.
+The kinds are known beforehand, so nothing is discovered: the client's discovery would ask for `/version` and `/apis`
+without a time limit, and would keep the answers in a file of the temporary folder that is never out of date.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from jobs.errors import RunFailed, SpecError
-from jobs.launch.rayjob import TEMPLATE_LABEL, RayJob
 
+RayJob = dict[str, Any]
 LONGEST_PAUSE_S = 30.0
 REQUEST_TIMEOUT_S = 30
 SCHEDULED_AT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
@@ -42,7 +41,7 @@ class KubeApi:
     """RayJobs and Jobs of one namespace. Every call may raise KubeRefused, RunFailed, or what `pause` raises."""
 
     client: Any
-    """The DynamicClient; the package has no types for it."""
+    """The client's CustomObjectsApi, which gives and takes plain fields of any kind; the package has no types."""
     namespace: str
     pause: Callable[[float], None]
     """Waits that many seconds; may raise to end everything."""
@@ -58,7 +57,7 @@ class KubeApi:
         `namespace` None: the pod's own, or the one of the current context. Raises StintError.
         """
         try:
-            from kubernetes import client, config, dynamic
+            from kubernetes import client, config
         except ImportError as error:
             raise SpecError("the Kubernetes client is not installed", "pip install 'stint[k8s]'") from error
 
@@ -76,39 +75,19 @@ class KubeApi:
                 f"no way to a Kubernetes API server: {error}", "run in a pod with a service account, or set KUBECONFIG"
             ) from error
         settings.retries = False  # urllib3's own retries would sit in a pause that SIGTERM cannot end
-        dynamic_client = dynamic.DynamicClient(client.ApiClient(settings), discoverer=lambda *_: None)
-        return cls(client=dynamic_client, namespace=namespace or own_namespace, pause=pause, say=say)
+        objects = client.CustomObjectsApi(client.ApiClient(settings))
+        return cls(client=objects, namespace=namespace or own_namespace, pause=pause, say=say)
 
     def rayjob(self, name: str) -> RayJob | None:
         """None: there is no such RayJob (or KubeRay's CRD is not installed, which answers alike)."""
-        return self._call("get", "RayJob", name)
-
-    def create_rayjob(self, rayjob: RayJob) -> bool:
-        """False: one of that name exists, created by somebody else, or by a request of ours whose answer was lost."""
-        name = rayjob["metadata"]["name"]
-        created = self._call("create", "RayJob", name, body=rayjob, field_manager="stint-nightly")
-        if created is None:
-            raise KubeRefused(
-                f"namespace {self.namespace} or the kind RayJob (ray.io/v1) went away while {name} was created",
-                "install KubeRay's CRDs and create the namespace, then run again",
-            )
-        return bool(created)
-
-    def rayjobs_of(self, template: str) -> list[RayJob]:
-        """Every RayJob that was made from a template."""
-        answer = self._call("get", "RayJob", label_selector=f"{TEMPLATE_LABEL}={template}")
-        return list(answer["items"]) if answer else []
-
-    def delete_rayjob(self, name: str) -> None:
-        """Its submitter Job and pods go with it. No error if it is gone already."""
-        self._call("delete", "RayJob", name)
+        return self.call("get", "RayJob", name)
 
     def scheduled_at(self, job: str) -> datetime:
         """When a CronJob meant its Job to start, or else when the Job was made; in the CronJob's zone.
 
         A Job that somebody made of a CronJob by hand is owned by it, but has no scheduled time.
         """
-        found = self._call("get", "Job", job)
+        found = self.call("get", "Job", job)
         if found is None:
             raise KubeRefused(
                 f"no Job {job} in namespace {self.namespace}, so the night is not known", "give --as-of DATE"
@@ -119,35 +98,36 @@ class KubeApi:
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         owners = [owner["name"] for owner in metadata.get("ownerReferences") or () if owner["kind"] == "CronJob"]
         # The CronJob may be deleted, its Jobs soon to follow.
-        cronjob = self._call("get", "CronJob", owners[0]) if owners else None
+        cronjob = self.call("get", "CronJob", owners[0]) if owners else None
         zone = cronjob["spec"].get("timeZone") if cronjob else None
         return created.astimezone(ZoneInfo(zone)) if zone else created
 
-    def _call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
+    def call(self, verb: str, kind: str, name: str | None = None, **arguments: Any) -> dict[str, Any] | None:
         """The answer as plain fields; None for 404, and none of them for 409: answers, too, rather than trouble.
 
-        Without a name all objects of the kind are meant.
+        `verb` is get, list, create or delete. Where something is to be created, 404 is a refusal, and 409 says that it
+        exists: somebody else's, or of a request of ours whose answer was lost.
         """
-        from kubernetes.dynamic.exceptions import DynamicApiError
-        from kubernetes.dynamic.resource import Resource
+        from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         group, plural = KINDS[kind]
         what = f"{verb} {kind} {name}" if name else f"{verb} {plural}"
-        known = {"prefix": "apis", "group": group, "api_version": "v1", "kind": kind, "name": plural}
-        request = getattr(Resource(**known, namespaced=True, client=self.client), verb)
-        # Plain fields in place of the client's ResourceInstance, which reads absent ones as None.
-        arguments |= {"serializer": lambda _, fields: fields, "_request_timeout": REQUEST_TIMEOUT_S}
+        request = getattr(self.client, f"{verb}_namespaced_custom_object")
         if name and "body" not in arguments:
-            arguments["name"] = quote(name, safe="")
+            arguments["name"] = name
         started_s, pause_s = time.monotonic(), self.first_pause_s
         while True:
             try:
-                answer: dict[str, Any] = request(namespace=self.namespace, **arguments)
+                answer: dict[str, Any] = request(
+                    group, "v1", self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S, **arguments
+                )
                 return answer
-            except DynamicApiError as error:
-                if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
-                    return None if error.status == HTTPStatus.NOT_FOUND else {}
+            except ApiException as error:
+                if error.status == HTTPStatus.CONFLICT:
+                    return {}
+                if error.status == HTTPStatus.NOT_FOUND and verb != "create":
+                    return None
                 if error.status not in (408, 429) and error.status < 500:
                     raise self._refused(what, error) from error
                 trouble, asked = f"HTTP {error.status}", (error.headers or {}).get("Retry-After", "")

@@ -16,6 +16,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from jobs.errors import SpecError
+from jobs.progress.format import size as in_bytes
 from workers.contract import AS_OF
 from workers.counted import counted
 
@@ -74,7 +75,7 @@ class Upload:
         try:
             sizes = {name: (self.root / name).stat().st_size for name in self.files}
             unpacked = sum(sizes.values())
-            how_large = f"{_mib(unpacked)} in {counted(len(self.files), 'file')}"
+            how_large = f"{in_bytes(unpacked)} in {counted(len(self.files), 'file')}"
             if unpacked <= HOPELESS_SIZE:
                 with zipfile.ZipFile(package, "w") as archive:
                     for name in self.files:
@@ -84,15 +85,15 @@ class Upload:
                         archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
                 if (size := package.stat().st_size) < SIZE_LIMIT:
                     return size
-                how_large = f"{_mib(size)} packed"
+                how_large = f"{in_bytes(size)} packed"
         except (OSError, UnicodeError) as error:  # not readable, gone meanwhile, or a name that is no text
             raise SpecError(
                 f"{self.root} cannot be packed for the upload: {error}", "mend it, or name it in .rayignore"
             ) from error
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST_SHOWN]
-        named = ", ".join(f"{name} ({_mib(size)})" for name, size in largest)
+        named = ", ".join(f"{name} ({in_bytes(size)})" for name, size in largest)
         raise SpecError(
-            f"{self.root} is too large to upload: {how_large}, and Ray takes {_mib(SIZE_LIMIT)}. Largest: {named}",
+            f"{self.root} is too large to upload: {how_large}, and Ray takes {in_bytes(SIZE_LIMIT)}. Largest: {named}",
             "name what the job does not need in .rayignore; keep data and weights in a bucket",
         )
 
@@ -111,10 +112,8 @@ def find_files(root: Path, data: Sequence[str] = ()) -> Upload:
         ignore_files.append(".gitignore")
     own = GitIgnoreSpec.from_lines([*ALWAYS_LEFT, *(p for uri in data if (p := _pattern(uri, root)))])
     try:
-        found = {
-            file.relative_to(root).as_posix(): file
-            for file in _walk(root, [(root, own)], ignore_files, {root.resolve()})
-        }
+        files = _walk(root, [(root, own)], ignore_files, {root.resolve()})
+        found = {file.relative_to(root).as_posix(): file for file in files}
         secrets = {name for name, file in found.items() if is_secret(name, file)}
     except OSError as error:  # a folder that is not ours to read, or an ignore file
         raise SpecError(
@@ -130,17 +129,14 @@ def check_goes_along(upload: Upload, name: str, key: str) -> None:
     if name in upload.files:
         return
     if name in upload.secrets:
-        raise SpecError(
-            f"{key}: {name} looks like a file of credentials, which are not uploaded",
-            "give it another name if it is none",
-        )
-    there = (upload.root / name).is_file()
-    raise SpecError(
-        f"{key}: {name} is left out of the upload by .rayignore or .gitignore, or as part of input or output"
-        if there
-        else f"{key}: there is no file {name} in the working directory {upload.root}, which is all that is uploaded",
-        "move it to a folder that is uploaded, or to a bucket" if there else "give its URL, or see --working-dir",
-    )
+        why, step = f"{name} looks like a file of credentials, which are not uploaded", "rename it if it is none"
+    elif (upload.root / name).is_file():
+        why = f"{name} is left out of the upload by .rayignore or .gitignore, or as part of input or output"
+        step = "move it to a folder that is uploaded, or to a bucket"
+    else:
+        why = f"there is no file {name} in the working directory {upload.root}, which is all that is uploaded"
+        step = "give its URL, or see --working-dir"
+    raise SpecError(f"{key}: {why}", step)
 
 
 def local_path(uri: str) -> str | None:
@@ -155,22 +151,16 @@ def _walk(
     folder: Path, ignored: Sequence[tuple[Path, GitIgnoreSpec]], ignore_files: Sequence[str], above: Collection[Path]
 ) -> Iterator[Path]:
     """Files below a folder. Links are followed, but not to a folder that they lie in."""
-    own = [file for name in ignore_files if (file := folder / name).is_file()]
-    ignored = [
-        *ignored,
-        *((folder, GitIgnoreSpec.from_lines(file.read_text(errors="replace").splitlines())) for file in own),
-    ]
+    own = [file.read_text(errors="replace") for name in ignore_files if (file := folder / name).is_file()]
+    ignored = [*ignored, *((folder, GitIgnoreSpec.from_lines(text.splitlines())) for text in own)]
     for entry in sorted(folder.iterdir()):
-        is_folder = entry.is_dir()
-        end = "/" if is_folder else ""
+        end = "/" if entry.is_dir() else ""
         if any(spec.match_file(entry.relative_to(base).as_posix() + end) for base, spec in ignored):
             continue
-        if is_folder:
-            resolved = entry.resolve()
-            if resolved not in above:
-                yield from _walk(entry, ignored, ignore_files, {*above, resolved})
-        elif entry.is_file():
+        if entry.is_file():
             yield entry
+        elif end and (resolved := entry.resolve()) not in above:
+            yield from _walk(entry, ignored, ignore_files, {*above, resolved})
 
 
 def _pattern(uri: str, root: Path) -> str | None:
@@ -182,7 +172,3 @@ def _pattern(uri: str, root: Path) -> str | None:
     if inside == "." or inside.startswith(".."):
         return None
     return "/" + AS_OF.sub("*", re.sub(r"([\\?\[])", r"\\\1", inside))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

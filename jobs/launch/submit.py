@@ -25,6 +25,7 @@ from jobs.errors import COMPLETE, SpecError
 from jobs.launch.attempts import DatedJob, UnknownJob, Unreachable, attempts_of, describe_end, remedy
 from jobs.launch.follow import Follower, LogCopy
 from jobs.launch.package import Upload, check_goes_along, find_files, local_path
+from jobs.progress.format import size as in_bytes
 from jobs.spec.days import days_in_zone, runs, today
 from jobs.spec.load import load_spec
 from workers.contract import ModelSpec
@@ -131,7 +132,7 @@ def _start_or_join(server: JobServer, submission: Submission, say: Callable[[str
         with tempfile.TemporaryDirectory(prefix="stint-") as folder:
             package = Path(folder) / "package.zip"
             size = submission.upload.write(package)
-            say(f"package: {counted(len(submission.upload.files), 'file')}, {size / 2**20:.1f} MiB")
+            say(f"package: {counted(len(submission.upload.files), 'file')}, {in_bytes(size)}")
             try:
                 server.submit(attempt_id, job.entrypoint, package, submission.env, submitter, job.name)
             except Unreachable as error:
@@ -209,7 +210,6 @@ def _variables(given: Sequence[str], say: Callable[[str], None]) -> dict[str, st
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    """`stint submit`."""
     # Interrupted, code 5, also before there is a job to wait for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return submit(prepare_submission(arguments, console.say), wait=arguments.wait, say=console.say)

@@ -15,17 +15,7 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from jobs.pool.contract import (
-    MAX_HELD_SHARDS,
-    BundleMade,
-    Event,
-    Pool,
-    ShardEnded,
-    WorkerGone,
-    WorkerPlaced,
-    WorkerReady,
-    drain,
-)
+from jobs.pool import contract
 from jobs.progress.snapshot import Snapshot
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -43,7 +33,7 @@ class LocalPool:
     def __init__(self, factory: Callable[[], Any]) -> None:
         self._factory = factory
         self._numbers = count()
-        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._events: SimpleQueue[contract.Event] = SimpleQueue()
         self._workers: dict[int, tuple[Any, ThreadPoolExecutor]] = {}
         self._ready: dict[int, list[Shard]] = {}
 
@@ -55,11 +45,11 @@ class LocalPool:
 
     def start(self, labels: Mapping[str, str]) -> int:  # noqa: ARG002  (this process has no labels)
         worker, actor = next(self._numbers), self._factory()
-        threads = ThreadPoolExecutor(MAX_HELD_SHARDS, f"worker-{worker}")
+        threads = ThreadPoolExecutor(contract.MAX_HELD_SHARDS, f"worker-{worker}")
         self._workers[worker] = actor, threads
         future = threads.submit(actor.start)
         if isinstance(actor, Maker):
-            self._events.put(WorkerPlaced(worker, "this process", 1))  # from now on it may take too long
+            self._events.put(contract.WorkerPlaced(worker, "this process", 1))  # from now on it may take too long
         future.add_done_callback(lambda f: self._events.put(_started(worker, _outcome(f))))
         return worker
 
@@ -73,27 +63,27 @@ class LocalPool:
             future = threads.submit(actor.score, shard)
         else:
             future = threads.submit(actor.score_isolated, shard, isolated_s)
-        future.add_done_callback(lambda f: self._events.put(ShardEnded(worker, shard, _outcome(f))))
+        future.add_done_callback(lambda f: self._events.put(contract.ShardEnded(worker, shard, _outcome(f))))
 
     def doing(self) -> str:
         return next((maker.doing() for maker, _ in self._workers.values()), "")
 
-    def poll(self, timeout_s: float) -> Sequence[Event]:
-        return [event for event in drain(self._events, timeout_s) if self._take(event)]
+    def poll(self, timeout_s: float) -> Sequence[contract.Event]:
+        return [event for event in contract.drain(self._events, timeout_s) if self._take(event)]
 
     def close(self) -> None:
         for worker in list(self._workers):
             self._retire(worker, wait=True)
 
-    def _take(self, event: Event) -> bool:
+    def _take(self, event: contract.Event) -> bool:
         """Note what an event changes here; whether it is handed out."""
         if event.worker not in self._workers:
             return False  # what a worker that was ended had under way
-        if isinstance(event, WorkerGone | BundleMade):
+        if isinstance(event, contract.WorkerGone | contract.BundleMade):
             self._retire(event.worker, wait=True)
-        elif isinstance(event, WorkerReady):
+        elif isinstance(event, contract.WorkerReady):
             self._ready[event.worker] = []
-        elif isinstance(event, ShardEnded):
+        elif isinstance(event, contract.ShardEnded):
             self._ready[event.worker].remove(event.shard)
         return True
 
@@ -112,10 +102,12 @@ def _outcome(future: Future[_T]) -> _T | Failure:
     return Failure(kind=FailureKind.TASK, message=repr(error)) if error else future.result()
 
 
-def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> Event:
+def _started(worker: int, outcome: WorkerInfo | BundleOutcome | Failure) -> contract.Event:
     if isinstance(outcome, Failure):
-        return WorkerGone(worker, outcome)
-    return WorkerReady(worker, outcome) if isinstance(outcome, WorkerInfo) else BundleMade(worker, outcome)
+        return contract.WorkerGone(worker, outcome)
+    if isinstance(outcome, BundleOutcome):
+        return contract.BundleMade(worker, outcome)
+    return contract.WorkerReady(worker, outcome)
 
 
 class _Maker(Maker):
@@ -146,7 +138,7 @@ class LocalCluster:
     def gpus(self) -> int:
         return gpus.gpu_count()
 
-    def pool(self, spec: WorkerSpec | BundleRequest) -> Pool:
+    def pool(self, spec: WorkerSpec | BundleRequest) -> contract.Pool:
         if isinstance(spec, BundleRequest):
             return LocalPool(lambda: _Maker(replace(spec, pin=False)))
         return LocalPool(lambda: Worker(replace(spec, pin=False)))

@@ -1,25 +1,12 @@
 """The nodes of a Ray cluster, as they were when last asked for: which are alive, which drain, how a worker was lost.
 
 Ray waits without end for a GCS that does not answer, so it is asked in a thread of its own. (`ray.nodes()` alone waits:
-calls of actors, their creation and their end go on.)
-
-Once Ray has given up the driver's own node, the driver is an owner that is dead to the cluster: its actors are ended
-and no new one is ever placed, yet no call fails and the driver would wait for workers for ever. Seen with Ray 2.60 when
-the head's raylet is killed while its GCS lives. A driver whose GCS is gone for a minute is ended by Ray, with code 1.
+calls of actors, their creation and their end go on.) What Ray says of nodes and workers that are lost, as it was tried,
+is in ARCHITECTURE.md, Errors.
 
 A drained node (preempted, or scaled down) takes no new workers; the old ones go on until it is shut down, and Ray tells
 them nothing. `ray start --block` drains its own node for `RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S` when it gets SIGTERM,
 hence whenever Kubernetes takes its pod away; it ends early once the node's workers are gone.
-
-What Ray 2.60 says of a worker that is lost, as tried on several raylets:
-- A worker's process dies (kill -9, a segfault): ActorDiedError within milliseconds; its node stays alive.
-- A raylet gets SIGTERM, with or without its workers: ActorDiedError within milliseconds; the node is dead by then, with
-  the reason EXPECTED_TERMINATION.
-- A raylet is killed, or a machine vanishes: ActorDiedError after the health check has given the node up, 15 s with
-  Ray's settings; the node is dead by then, with the reason UNSPECIFIED or UNEXPECTED_TERMINATION.
-- A worker dies some milliseconds before its raylet: ActorDiedError at once, and nothing shows that the node is going
-  too for as long as the health check takes. It counts as crashed, which is harmless: its shards go alone.
-- ActorDiedError.preempted comes only after a drain by the autoscaler; OutOfMemoryError from Ray's memory monitor.
 """
 
 from __future__ import annotations
@@ -124,8 +111,7 @@ class NodeWatch:
         `ask_draining` gives the ids of draining nodes, each with its deadline in Unix milliseconds, 0 for none.
         """
         self.draining: Mapping[str, int] = {}
-        self._home, self._ask, self._ask_draining = home, ask, ask_draining
-        self._every_s = every_s
+        self._home, self._ask, self._ask_draining, self._every_s = home, ask, ask_draining, every_s
         self._listing: NodeListing | None = None
         self._answered_at = time.monotonic()
         self._warned_silent = self._warned_draining = False

@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge
 
 from jobs.errors import RunFailed, SpecError
 from jobs.pool import ray_local
 from jobs.pool.contract import Pool
 from jobs.pool.nodes import NodeWatch
-from jobs.pool.ray_metrics import RayMetrics
 from jobs.pool.ray_pool import RayPool
+from jobs.progress.metrics import GAUGE, JOB, METRICS, Metric
 from jobs.progress.snapshot import Snapshot
 from workers import logs
 from workers.contract import BundleRequest, WorkerSpec
 from workers.host.cores import read_topology
 
+_logger = logging.getLogger("stint")
 GCS_CONNECT_S = 10.0
 MAKER_CORES = 8
 """More would wait longer for a node with room than they save."""
@@ -71,7 +73,8 @@ class RayCluster:
             ) from error
         logs.keep_clean()
         self._metrics = RayMetrics()
-        self._nodes = NodeWatch(ray.get_runtime_context().get_node_id(), ray.nodes, _draining_nodes)
+        home = ray.get_runtime_context().get_node_id()
+        self._nodes = NodeWatch(home, ray.nodes, state.get_draining_nodes)  # which Ray offers nowhere else
 
     def most_workers(self, threads: int) -> int | None:
         return None if self._address else read_topology().budget // threads
@@ -80,8 +83,7 @@ class RayCluster:
         return sum(cores // threads for cores in self._cores_of_nodes())
 
     def most_threads(self) -> int | None:
-        most = max(self._cores_of_nodes(), default=0)
-        return most or None
+        return max(self._cores_of_nodes(), default=None)
 
     def _cores_of_nodes(self) -> list[int]:
         """Of each node with CPUs for workers, at least one."""
@@ -113,8 +115,50 @@ class RayCluster:
         ray.shutdown()
 
 
-def _draining_nodes() -> Mapping[str, int]:
-    from ray._private.state import state  # Ray offers it nowhere else
+class RayMetrics:
+    """Metrics of a run through Ray: the agent of the driver's node exports them to Prometheus, beside Ray's own.
 
-    deadlines_ms: Mapping[str, int] = state.get_draining_nodes()
-    return deadlines_ms
+    Only the driver publishes, and Ray gives each process's series a label of its own: a driver that is started again
+    has new series, which begin at zero, as Prometheus wants it of counters. What is published reaches the agent every
+    10 s (RAY_metrics_report_interval_ms) and when Ray is shut down; gauges are exported for twice as long after that,
+    so they vanish with the driver, while counters stay for as long as the node does.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+        """Of Ray, by name."""
+        self._run_id = ""
+        self._counted: dict[tuple[str, str], float] = {}
+        """What the counters have counted of the run so far, by metric and label."""
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Note how the run stands, in this process's memory. Raises nothing: a run goes on, watched or not."""
+        if snapshot.run_id != self._run_id:  # whose counts begin at zero again
+            self._run_id = snapshot.run_id
+            self._counted.clear()
+        try:
+            for metric in METRICS:
+                for value, number in metric.values(snapshot).items():
+                    tags = {JOB: snapshot.job, **({metric.label: value} if metric.label else {})}
+                    if metric.kind == GAUGE:
+                        self._of(metric).set(number, tags)
+                    else:
+                        self._count(metric, value, number, tags)
+        except Exception as error:  # noqa: BLE001  (whatever Ray's metrics may raise)
+            _logger.warning("metrics could not be published: %s", error)
+
+    def _count(self, metric: Metric, value: str, number: float, tags: dict[str, str]) -> None:
+        key = metric.name, value
+        before = self._counted.get(key)
+        if before is None:
+            # From zero on, or the first bad row would be no increase; Counter.inc refuses to say so.
+            self._of(metric)._record(0.0, tags)
+        if (more := number - (before or 0.0)) > 0:
+            self._of(metric).inc(more, tags)
+        self._counted[key] = max(number, before or 0.0)
+
+    def _of(self, metric: Metric) -> Any:
+        if metric.name not in self._metrics:
+            kind = Gauge if metric.kind == GAUGE else Counter
+            self._metrics[metric.name] = kind(metric.name, metric.meaning, metric.labels)
+        return self._metrics[metric.name]

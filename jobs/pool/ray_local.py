@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray._private import node, parameter, services
@@ -32,9 +33,9 @@ def start(cpus: int, **options: Any) -> None:
     """`ray.init` with these options besides. Raises what it does."""
     with (
         _inherited(malloc.variables()),
-        _replaced(parameter, "RayParams", partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)),
-        _replaced(node.Node, "start_api_server", _no_api_server),
-        _replaced(services, "get_node", partial(_once_registered, services.get_node)),
+        patch.object(parameter, "RayParams", partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)),
+        patch.object(node.Node, "start_api_server", _no_api_server),
+        patch.object(services, "get_node", partial(_once_registered, services.get_node)),
     ):
         ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options)
 
@@ -50,16 +51,6 @@ def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
         for name in variables.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _no_api_server(this: Any, **_: Any) -> None:

@@ -7,32 +7,17 @@ knows which shards a dead actor held and decides. Pending actors are the only de
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnavailableError,
-    ActorUnschedulableError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RuntimeEnvSetupError,
-)
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RuntimeEnvSetupError
 
-from jobs.pool.contract import (
-    BundleMade,
-    Event,
-    ShardEnded,
-    WorkerGone,
-    WorkerLeaving,
-    WorkerPlaced,
-    WorkerReady,
-    drain,
-)
+from jobs.pool import contract
 from jobs.pool.nodes import HOW_LOST, NodeState, NodeWatch, drain_notice, loss_code, node_state
 from workers.actor import Worker
 from workers.contract import BundleRequest, Shard, WorkerSpec
@@ -90,7 +75,7 @@ class RayPool:
         self._threads_per_core = threads_per_core
         self._threads_per_core_of: dict[frozenset[tuple[str, str]], int] = {}
         """By labels, the most that a worker there has reported."""
-        self._next = 0
+        self._numbers = count()
         self._actors: dict[int, _Actor] = {}
         self._waiting: dict[Any, int] = {}
         """Object references under way, each with its worker."""
@@ -113,7 +98,7 @@ class RayPool:
         return len(self._actors)
 
     def start(self, labels: Mapping[str, str]) -> int:
-        worker, self._next = self._next, self._next + 1
+        worker = next(self._numbers)
         cpus = self._spec.threads * self._threads_per_core_of.get(frozenset(labels.items()), self._threads_per_core)
         handle = self._actor_class.options(
             num_cpus=cpus,
@@ -158,11 +143,11 @@ class RayPool:
             self._asked = None
         return self._doing
 
-    def poll(self, timeout_s: float) -> Sequence[Event]:
+    def poll(self, timeout_s: float) -> Sequence[contract.Event]:
         self._nodes.check()
         events = [*self._drained(), *self._now_placed()]
         if self._waiting:
-            ended = drain(self._ended, 0 if events else timeout_s)
+            ended = contract.drain(self._ended, 0 if events else timeout_s)
             events += [event for call in ended if (event := self._take(call)) is not None]
         elif self._lost and not events:
             time.sleep(timeout_s)  # only news of the nodes of those that died is waited for
@@ -177,10 +162,9 @@ class RayPool:
         self._waiting[call] = worker
         call.future().add_done_callback(lambda _: self._ended.put(call))
 
-    def _drained(self) -> list[Event]:
+    def _drained(self) -> Iterator[contract.Event]:
         """Give notice to workers whose node drains: Ray does not."""
         draining = self._nodes.draining
-        events: list[Event] = []
         for worker, actor in self._actors.items() if draining else ():
             if actor.node not in draining:
                 continue
@@ -189,10 +173,9 @@ class RayPool:
                 actor.leaving, (actor.leave_by_ms, left_s) = True, notice
                 if actor.ready:
                     actor.handle.leave.remote(left_s)
-                events.append(WorkerLeaving(worker, left_s))
-        return events
+                yield contract.WorkerLeaving(worker, left_s)
 
-    def _take(self, call: Any) -> Event | None:
+    def _take(self, call: Any) -> contract.Event | None:
         """The event that an ended call stands for, if any."""
         worker = self._waiting.pop(call, None)
         if worker is None:
@@ -217,7 +200,7 @@ class RayPool:
                 return self._gone(worker, outcome)
             if isinstance(outcome, BundleOutcome):
                 self.end(worker)
-                return BundleMade(worker, outcome)
+                return contract.BundleMade(worker, outcome)
             # Pods and virtual machines differ: what a node says of itself sizes what the next actors ask for.
             there, here = frozenset(actor.labels.items()), outcome.plan.threads_per_core
             self._threads_per_core = here
@@ -229,32 +212,27 @@ class RayPool:
                 return self._gone(worker, Failure(kind=FailureKind.INFRA, message=message))
             actor.ready = True
             self._ready.add(worker)
-            return WorkerReady(worker, outcome)
+            return contract.WorkerReady(worker, outcome)
         actor.leaving |= isinstance(outcome, Failure) and outcome.code == FailureCode.PREEMPTED
-        return ShardEnded(worker, actor.shards.pop(call), outcome)
+        return contract.ShardEnded(worker, actor.shards.pop(call), outcome)
 
-    def _now_lost(self) -> list[Event]:
+    def _now_lost(self) -> Iterator[contract.Event]:
         """Workers of which it is known by now how they were lost."""
-        events: list[Event] = []
+        what = "the worker that makes the bundle was" if self._makers else "worker"
         for worker, (died_at, error) in list(self._lost.items()):
-            actor = self._actors[worker]
-            what = "the worker that makes the bundle was" if self._makers else "worker"
-            failure = loss(what, actor, error, died_at, self._nodes)
+            failure = loss(what, self._actors[worker], error, died_at, self._nodes)
             if failure is not None:
-                events.append(self._gone(worker, failure))
-        return events
+                yield self._gone(worker, failure)
 
-    def _now_placed(self) -> list[Event]:
-        events: list[Event] = []
+    def _now_placed(self) -> Iterator[contract.Event]:
         for worker, at in list(self._placed.items()):
             if (listing := self._nodes.since(at)) is not None:
                 actor = self._actors[worker]
                 holds = (listing.resource(actor.node, "CPU") or 0) // actor.cpus  # none if it is gone already
                 if self._gpus:
                     holds = min(holds, listing.resource(actor.node, "GPU") or 0)
-                events.append(WorkerPlaced(worker, actor.node, max(1, int(holds))))
                 del self._placed[worker]
-        return events
+                yield contract.WorkerPlaced(worker, actor.node, max(1, int(holds)))
 
     def _forget_calls(self, worker: int, actor: _Actor) -> None:
         """Nothing of it is waited for any more, and it gets no shards."""
@@ -262,12 +240,12 @@ class RayPool:
         for call in (actor.placing, actor.starting, *actor.shards):
             self._waiting.pop(call, None)
 
-    def _gone(self, worker: int, failure: Failure) -> WorkerGone:
+    def _gone(self, worker: int, failure: Failure) -> contract.WorkerGone:
         actor = self._actors[worker]
         if actor.leaving:  # taken away with notice, whatever its end looks like
             failure = replace(failure, kind=FailureKind.INFRA, code=FailureCode.PREEMPTED)
         self.end(worker)
-        return WorkerGone(worker, failure)
+        return contract.WorkerGone(worker, failure)
 
 
 def runtime_env(threads: int, *, any_process: bool) -> dict[str, Any] | None:
@@ -294,9 +272,9 @@ def loss(what: str, actor: _Actor, error: RayError, died_at: float, nodes: NodeW
         if state is None:
             return None
         code = loss_code(
-            preempted=actor.leaving or (isinstance(error, RayActorError) and error.preempted),
+            preempted=actor.leaving or (died and error.preempted),
             out_of_memory=isinstance(error, OutOfMemoryError),
-            unavailable=isinstance(error, ActorUnavailableError),
+            unavailable=isinstance(error, ray.exceptions.ActorUnavailableError),
             node=state,
         )
     message, detail = f"{what} lost: {HOW_LOST.get(code) or error}", f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
 """What a run tells a monitoring system: the name, labels and meaning of each metric, and its values by a snapshot.
 
 Labels are few and from closed lists: no run, worker, host or shard. The job's label is `stint_job`, because `job` is
-the one that Prometheus gives to what it scrapes. Nothing here knows Ray; jobs.pool.ray_metrics publishes.
+the one that Prometheus gives to what it scrapes. Nothing here knows Ray; jobs.pool.ray_cluster publishes.
 """
 
 from __future__ import annotations

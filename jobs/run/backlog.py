@@ -39,7 +39,6 @@ class Retry:
     """Which of them failed first."""
     attempts: Attempts = field(default_factory=Attempts)
     failed_on: set[int] = field(default_factory=set)
-    """Workers that had it."""
     failed_hosts: set[str] = field(default_factory=set)
     history: list[str] = field(default_factory=list)
     """A line for each failure in this run, for a person."""
@@ -169,7 +168,6 @@ class Backlog:
             self._under_way[shard.key] = attempts - 1
 
     def under_way(self, shard: Shard) -> bool:
-        """Another attempt at it goes on."""
         return shard.key in self._under_way
 
     def settle(self, key: str) -> bool:
@@ -187,7 +185,6 @@ class Backlog:
         return True
 
     def attempts(self, shard: Shard) -> Attempts:
-        """So far."""
         retry = self._retries.get(shard.key)
         return retry.attempts if retry else Attempts()
 
@@ -237,7 +234,6 @@ class Backlog:
         return len(found), rows_before - self.rows_left
 
     def give_up(self, plan: int) -> tuple[int, int]:
-        """Drop what the plan lacks."""
         return self.drop({key for key in self.left if plan_of(key) == plan})
 
     def ended(self, plan: int) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 from jobs.errors import GateRefused, Interrupted, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened
@@ -49,7 +51,7 @@ def ensure_bundle(
         if not request.sample:
             given = job.spec.input
             raise SpecError(f"input: {given.manifest or ', '.join(given.uris)} holds no rows to calibrate on")
-        outcome = _make(job, request, connected(), interrupted, say, at)
+        outcome = _Making(job, request, connected(), interrupted, say, at).make()
     remarks = [f"preprocessing: {outcome.preprocess}"] if outcome.preprocess else []
     remarks += [f"warning: {outcome.doubt}"] if outcome.doubt else []
     if not outcome.passed:
@@ -74,85 +76,78 @@ def _existing(job: Job, request: BundleRequest) -> BundleOutcome | None:
     return outcome_of(judged, request, manifest)
 
 
-def _make(
-    job: Job,
-    request: BundleRequest,
-    cluster: Cluster,
-    interrupted: Callable[[], bool],
-    say: Callable[[str], None],
-    at: Callable[[str], None],
-) -> BundleOutcome:
-    """On a node of one group after the other, as for workers; they come round for ever."""
-    one_machine = cluster.most_workers(job.threads) is not None  # it has no labels
-    groups = groups_of(job.spec.workers.model_copy(update={"groups": ()}) if one_machine else job.spec.workers)
-    attempts = policy.Attempts()
-    no_cores_since: float | None = None
-    at("waiting for a worker")
-    for group in itertools.cycle(groups):
-        patience_s = group.patience_s if len(groups) > 1 else None  # the only one is waited for
-        outcome = _attempt(request, cluster, group, patience_s, interrupted, at)
-        if isinstance(outcome, BundleOutcome):
-            for row in first_few(outcome.left_out, "rows", ROWS_NAMED):
-                say(f"warning: left out of the sample: {row}")
-            return outcome
-        if outcome is None:
-            say(f"the bundle got no node in {patience_s:.0f} s, asking the next group of workers.groups")
-            continue
-        budget = policy.budget_of(outcome)
-        counted = attempts.after(outcome, budget)
-        step = policy.maker_step(counted, outcome, budget)
-        if step is MakerStep.GIVE_UP:
-            raise _error(outcome, budget, request)
-        if outcome.code != FailureCode.NO_CORES:
-            no_cores_since = None
-            say(f"{step.value}: {outcome.message}")
-        elif no_cores_since is None:
-            no_cores_since = time.monotonic()
-            say(describe_no_cores(outcome, job.spec.limits))
-            at("waiting for cores that others hold")
-        elif time.monotonic() - no_cores_since > job.spec.limits.wait_for_cores_s:
-            raise no_cores_error(outcome, job.spec.limits)
-        if step is MakerStep.WITHOUT_EXTRAS:
-            request = replace(request, without_extras=True)
-        attempts = attempts if step is MakerStep.WAIT else counted
-        time.sleep(PAUSE_S)
-        if (existing := _existing(job, request)) is not None:
-            return existing  # made by another run meanwhile
-    raise AssertionError("groups come round for ever")
+@dataclass
+class _Making:
+    """A bundle that is made on a worker."""
 
+    job: Job
+    request: BundleRequest
+    cluster: Cluster
+    interrupted: Callable[[], bool]
+    say: Callable[[str], None]
+    at: Callable[[str], None]
 
-def _attempt(
-    request: BundleRequest,
-    cluster: Cluster,
-    group: Group,
-    patience_s: float | None,
-    interrupted: Callable[[], bool],
-    at: Callable[[str], None],
-) -> BundleOutcome | Failure | None:
-    """One maker on a node of the group; None when the group had no node for it in time."""
-    makers = cluster.pool(request)
-    makers.start(group.labels)
-    placed, limit_s, began = False, patience_s, time.monotonic()
-    try:
-        while True:
-            for event in makers.poll(_POLL_S):
-                match event:
-                    case BundleMade():
-                        return event.outcome
-                    case WorkerGone():
-                        return event.failure
-                    case WorkerPlaced():
-                        placed, began = True, time.monotonic()
-                        limit_s = policy.maker_limit_s(sum(part.take for part in request.sample))
-            if step := makers.doing():
-                at(step)
-            if interrupted():
-                raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
-            if limit_s is not None and time.monotonic() - began > limit_s:
-                message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
-                return policy.stuck(message) if placed else None
-    finally:
-        makers.close()
+    def make(self) -> BundleOutcome:
+        """On a node of one group after the other, as for workers; they come round for ever."""
+        job, no_cores_since, attempts = self.job, math.inf, policy.Attempts()
+        one_machine = self.cluster.most_workers(job.threads) is not None  # it has no labels
+        groups = groups_of(job.spec.workers.model_copy(update={"groups": ()}) if one_machine else job.spec.workers)
+        self.at("waiting for a worker")
+        for group in itertools.cycle(groups):
+            patience_s = group.patience_s if len(groups) > 1 else None  # the only one is waited for
+            outcome = self._attempt(group, patience_s)
+            if isinstance(outcome, BundleOutcome):
+                for row in first_few(outcome.left_out, "rows", ROWS_NAMED):
+                    self.say(f"warning: left out of the sample: {row}")
+                return outcome
+            if outcome is None:
+                self.say(f"the bundle got no node in {patience_s:.0f} s, asking the next group of workers.groups")
+                continue
+            budget = policy.budget_of(outcome)
+            counted = attempts.after(outcome, budget)
+            step = policy.maker_step(counted, outcome, budget)
+            if step is MakerStep.GIVE_UP:
+                raise _error(outcome, budget, self.request)
+            if outcome.code != FailureCode.NO_CORES:
+                no_cores_since = math.inf
+                self.say(f"{step.value}: {outcome.message}")
+            elif math.isinf(no_cores_since):
+                no_cores_since = time.monotonic()
+                self.say(describe_no_cores(outcome, job.spec.limits))
+                self.at("waiting for cores that others hold")
+            elif time.monotonic() - no_cores_since > job.spec.limits.wait_for_cores_s:
+                raise no_cores_error(outcome, job.spec.limits)
+            if step is MakerStep.WITHOUT_EXTRAS:
+                self.request = replace(self.request, without_extras=True)
+            attempts = attempts if step is MakerStep.WAIT else counted
+            time.sleep(PAUSE_S)
+            if (existing := _existing(job, self.request)) is not None:
+                return existing  # made by another run meanwhile
+        raise AssertionError("groups come round for ever")
+
+    def _attempt(self, group: Group, patience_s: float | None) -> BundleOutcome | Failure | None:
+        """One maker on a node of the group; None when the group had no node for it in time."""
+        makers = self.cluster.pool(self.request)
+        makers.start(group.labels)
+        placed, limit_s, began = False, patience_s, time.monotonic()
+        with closing(makers):
+            while True:
+                for event in makers.poll(_POLL_S):
+                    match event:
+                        case BundleMade():
+                            return event.outcome
+                        case WorkerGone():
+                            return event.failure
+                        case WorkerPlaced():
+                            placed, began = True, time.monotonic()
+                            limit_s = policy.maker_limit_s(sum(part.take for part in self.request.sample))
+                if step := makers.doing():
+                    self.at(step)
+                if self.interrupted():
+                    raise Interrupted("interrupted while the bundle was made", "run the same command to go on")
+                if limit_s is not None and time.monotonic() - began > limit_s:
+                    message = f"the worker that makes the bundle has not ended in {limit_s:.0f} s"
+                    return policy.stuck(message) if placed else None
 
 
 def _error(failure: Failure, budget: policy.Budget, request: BundleRequest) -> StintError:

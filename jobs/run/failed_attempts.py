@@ -134,7 +134,6 @@ def describe_no_cores(failure: Failure, limits: Limits) -> str:
 
 
 def no_cores_error(failure: Failure, limits: Limits) -> SpecError:
-    """They were waited for as long as the spec allows."""
     return SpecError(
         f"no cores came free in {duration(limits.wait_for_cores_s)} (limits.wait_for_cores_s): {failure.message}",
         "end what holds them, or wait for it, and run the same command; or let both have some: with fewer workers.max",

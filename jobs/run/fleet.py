@@ -29,8 +29,6 @@ CROWDED_S = 60.0
 
 @dataclass
 class HeldShard:
-    """A shard that a worker holds."""
-
     shard: Shard
     manner: Manner
     since: float
@@ -92,7 +90,6 @@ class Fleet:
         self._rate = sizing.RecentRate()
         self._delay = sizing.StartDelay()
         self.wanted: int | None = None
-        """Workers that the fleet should have, by the last decision."""
         self._losing = False
         self.failures = groups.StartFailures()
 
@@ -168,7 +165,6 @@ class Fleet:
         return lost.ready, lost.held
 
     def ended(self, worker: int) -> None:
-        """The loop has ended it."""
         self._file(worker, -1)
         self.busy.pop(worker, None)
         del self._workers[worker]
@@ -220,7 +216,6 @@ class Fleet:
         return len(self._groups) > 1 and not all(group.unfit for group in self._groups)
 
     def stays(self, worker: int) -> bool:
-        """It is not leaving."""
         return not self._workers[worker].leaving
 
     @property
@@ -301,17 +296,14 @@ class Fleet:
         # A worker that changes groups must work long enough in the new one to be worth its start.
         lasts_s = rows_left / outlook.ready_rate if outlook.ready_rate else 0.0
         asked = groups.requests(self.wanted, self._groups, now, replace=lasts_s > 4 * outlook.start_delay_s)
-        start: list[groups.NodeGroup] = []
-        end: list[int] = []
-        for group, number in zip(self._groups, asked, strict=True):
+        start, end, release = list[groups.NodeGroup](), list[int](), list[int]()
+        for group, most, surplus in zip(self._groups, asked, groups.surplus(self.wanted, self._groups), strict=True):
             pending = list(group.pending)
-            start += [group] * (number - len(pending))
-            end += pending[number:]  # the youngest: the oldest are nearest to a node
-        release: list[int] = []
-        for group, number in zip(self._groups, groups.surplus(self.wanted, self._groups), strict=True):
-            if number:
+            start += [group] * (most - len(pending))
+            end += pending[most:]  # the youngest: the oldest are nearest to a node
+            if surplus:
                 emptiest = self._emptiest_first(group.ready)
-                release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:number]
+                release += sorted(emptiest, key=lambda worker: len(self._workers[worker].held))[:surplus]
         before, self._released = self._released, frozenset(release)
         for worker in (before ^ self._released) & self._workers.keys():
             self._file_room(worker)

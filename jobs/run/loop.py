@@ -21,16 +21,7 @@ from jobs.ledger.bad_rows import OverBudget
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan
 from jobs.ledger.presence import Present
-from jobs.pool.contract import (
-    MAX_HELD_SHARDS,
-    Event,
-    Pool,
-    ShardEnded,
-    WorkerGone,
-    WorkerLeaving,
-    WorkerPlaced,
-    WorkerReady,
-)
+from jobs.pool import contract
 from jobs.progress.progress import Progress, WorkersNow
 from jobs.progress.snapshot import SLOWEST_SHOWN, UnderWay
 from jobs.run import policy
@@ -62,7 +53,7 @@ class Loop:
     """Runs the missing shards of `plans` on `pool` until none is left, or until one has no attempts left."""
 
     ledger: Ledger
-    pool: Pool
+    pool: contract.Pool
     plans: Sequence[Plan]
     missing: InitVar[Sequence[Shard]]
     """They need not be objects before it is their turn."""
@@ -95,8 +86,7 @@ class Loop:
         self._judged = {plan.number: plan for plan in self.plans}
         """Plans that limits.bad_rows holds for, as far as is known."""
         self._start_after = 0.0
-        self._no_cores_since: float | None = None
-        """While there is no worker, because others hold the cores."""
+        self.progress.no_cores_since = None
         self._resize_after = self._idle_after = self._overdue_after = now
         self._noted: set[str] = set()
         self._listings: Errands[Present] = Errands("listing")
@@ -125,7 +115,6 @@ class Loop:
         for event in events:
             self._handle(event)
         self._end_overdue(self.clock())  # only now, when it is known what has ended
-        self.progress.no_cores_since = self._no_cores_since
         self.progress.tick(len(self.pool.workers()), wanted, self._workers_now)
         if not events and not self._fleet.busy and self.pool.size() == len(self.pool.workers()):
             self.sleep(POLL_S)  # nothing to wait for until the pause after a failure is over
@@ -162,23 +151,20 @@ class Loop:
         """Ask for workers, hand out shards, let surplus workers go. Returns how many there should be."""
         if now >= self._resize_after:
             self._resize_after = now + POLL_S
-            self._resize(now)
+            left = self._backlog.left
+            start, end = self._fleet.decide(now, rows_left=self._backlog.rows_left, shards_left=len(left))
+            for worker in end:
+                self._end(worker)
+            for group in start if now >= self._start_after else ():
+                self._fleet.asked(self.pool.start(group.spec.labels), group, now)
         ready = self.pool.workers()
         number = len(ready) - sum(worker in ready for worker in self._fleet.released)
-        for held in range(MAX_HELD_SHARDS):  # to each its first, before any has a second
+        for held in range(contract.MAX_HELD_SHARDS):  # to each its first, before any has a second
             self._hand_out(held, ready, number + self._fleet.coming_up, now)
         if self._fleet.holding[0] and now >= self._idle_after:
             self._idle_after = now + speculation.CHECK_IDLE_S
             self._use_idle(ready, number, now)
         return max(self._fleet.wanted or 0, number)
-
-    def _resize(self, now: float) -> None:
-        start, end = self._fleet.decide(now, rows_left=self._backlog.rows_left, shards_left=len(self._backlog.left))
-        for worker in end:
-            self._end(worker)
-        if now >= self._start_after:
-            for group in start:
-                self._fleet.asked(self.pool.start(group.spec.labels), group, now)
 
     def _hand_out(self, held: int, ready: Collection[int], number: int, now: float) -> None:
         """Give a shard to each worker that holds so many, of `number` that stay or are about to be ready. Where
@@ -237,7 +223,7 @@ class Loop:
             return
         for worker, failure in list(self._fleet.overdue(now, self.limits.stall_s, self._s_a_row)):
             self.pool.end(worker)
-            self._handle(WorkerGone(worker, failure))
+            self._handle(contract.WorkerGone(worker, failure))
 
     @property
     def _s_a_row(self) -> float | None:
@@ -248,24 +234,25 @@ class Loop:
         self.pool.end(worker)
         self._fleet.ended(worker)  # it holds nothing
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: contract.Event) -> None:
         now = self.clock()
         match event:
-            case WorkerPlaced():
+            case contract.WorkerPlaced():
                 self._fleet.placed(event.worker, event.node, event.node_holds, now)
-            case WorkerReady():
-                self._no_cores_since = None
+            case contract.WorkerReady():
+                self.progress.no_cores_since = None
                 self._fleet.ready(event.worker, now, event.info.host)
                 self.tally.ready(event.worker, event.info)
                 for note in event.info.notes:  # what workers say of themselves, once each
                     if note not in self._noted:
                         self._noted.add(note)
                         self.progress.note(note)
-            case WorkerLeaving(left_s=left_s):
+            case contract.WorkerLeaving(left_s=left_s):
                 within = "" if math.isinf(left_s) else f" within {left_s:.0f} s"
                 self.progress.note(f"worker {event.worker} has to go{within}: Ray drains its node")
-                self._leaving(event.worker, now)
-            case WorkerGone():
+                self._fleet.leaving(event.worker)
+                self._resize_after = now  # another takes its place
+            case contract.WorkerGone():
                 self._resize_after = now
                 started, shards = self._fleet.gone(event.worker, now)
                 if not started:
@@ -274,7 +261,7 @@ class Loop:
                 for held in shards:
                     self._backlog.returned(held.shard)
                 self._failed.worker_lost(event.worker, event.failure, shards, now)
-            case ShardEnded(shard=shard, outcome=ShardResult() as result):
+            case contract.ShardEnded(shard=shard, outcome=ShardResult() as result):
                 attempt = self._backlog.attempt(shard)
                 first = self._backlog.settle(shard.key)  # of two attempts, the other comes to nothing
                 rows = result.rows_ok + result.rows_bad if first else 0
@@ -282,16 +269,13 @@ class Loop:
                 self.tally.ended(event.worker, held, result, attempt=attempt + held.second, first=first)
                 if first:
                     self._committed(result)
-            case ShardEnded(shard=shard, outcome=Failure() as failure):
+            case contract.ShardEnded(shard=shard, outcome=Failure() as failure):
                 held = self._fleet.shard_ended(event.worker, shard, 0, now)
                 self._backlog.returned(shard)
                 if failure.code == FailureCode.PREEMPTED:
-                    self._leaving(event.worker, now)
+                    self._fleet.leaving(event.worker)
+                    self._resize_after = now
                 self._failed.shard_failed(event.worker, held, failure, now)
-
-    def _leaving(self, worker: int, now: float) -> None:
-        self._fleet.leaving(worker)
-        self._resize_after = now  # another takes its place
 
     def _committed(self, result: ShardResult) -> None:
         self.progress.shard_ended(result.rows_ok + result.rows_bad)
@@ -312,8 +296,9 @@ class Loop:
             failure, self._fleet.failures.count, len(self.pool.workers()), others_to_try=self._fleet.others_to_try()
         )
         if failure.code == FailureCode.NO_CORES and not self.pool.workers():
-            self._no_cores_since = now if self._no_cores_since is None else self._no_cores_since
-            if now - self._no_cores_since > self.limits.wait_for_cores_s:
+            if self.progress.no_cores_since is None:
+                self.progress.no_cores_since = now
+            if now - self.progress.no_cores_since > self.limits.wait_for_cores_s:
                 raise no_cores_error(failure, self.limits)
         if pause_s is None:
             raise RunFailed(
@@ -336,8 +321,8 @@ class Loop:
                 self._listing_failures = 0
                 shards, rows = self._backlog.drop(outcome)
                 self.tally.add_elsewhere(shards, rows)
-                if shards and self._no_cores_since is not None:
-                    self._no_cores_since = now  # whoever holds the cores does this run's work
+                if shards and self.progress.no_cores_since is not None:
+                    self.progress.no_cores_since = now  # whoever holds the cores does this run's work
                 continue
             self._listing_failures += 1
             if self._listing_failures >= policy.LISTING_FAILURES:

@@ -11,21 +11,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
 from jobs.console import Console
-from jobs.errors import (
-    COMPLETE,
-    Interrupted,
-    NothingThere,
-    RunFailed,
-    SpecError,
-    StintError,
-)
+from jobs.errors import COMPLETE, Interrupted, NothingThere, RunFailed, SpecError, StintError
 from jobs.input.footers import Opened
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
@@ -57,7 +50,7 @@ from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
 from workers.bundle.profiles import HostKind
 from workers.counted import counted
-from workers.outcomes import BundleOutcome, Rows
+from workers.outcomes import NO_ROWS, BundleOutcome, Rows
 from workers.storage.errors import StoreDenied, StoreError
 
 
@@ -89,7 +82,6 @@ def _new_run(job: Job, arguments: argparse.Namespace, console: Console, flag: In
         progress=getattr(arguments, "progress", "auto"),  # of `stint run` alone, as --again
         again=getattr(arguments, "again", None) or "",
         by_schedule=arguments.days is not None and not getattr(arguments.days, "backfill", False),
-        beats=True,
     )
 
 
@@ -130,9 +122,7 @@ class Run:
     """Whether nobody may be there to read what it says."""
     again: str = ""
     """What is to be scored again, see jobs.plan.asked."""
-    cluster: Cluster | None = None
-    beats: bool = False
-    """Whether it is shown how the run stands also during calls that take long, by a thread of its own."""
+    cluster: Cluster | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         now = datetime.now(UTC)
@@ -173,7 +163,7 @@ class Run:
     def complete(self) -> Report:
         """Do everything that is missing. Raises StintError with the exit code of what stood in the way."""
         self._progress.watch(self._journal)
-        with self._beating():
+        with self._progress.beating():
             try:
                 save_spec(self.job, self.report.run_id, self.say)  # first of all: who looks finds a run under way
                 self._complete()
@@ -184,24 +174,18 @@ class Run:
                 raise
             finally:
                 self._write_report()
-                self._close()
+                self.close()
         return self.report
 
-    def _beating(self) -> AbstractContextManager[None]:
-        return self._progress.beating() if self.beats else nullcontext()
-
-    def _close(self) -> None:
+    def close(self) -> None:
         self._progress.close()
         if self.cluster:
             self.cluster.close()
 
     def bundle(self) -> BundleOutcome:
         """Make the bundle, or judge the one that is there by the spec's gate. Raises StintError."""
-        with self._beating():
-            try:
-                return self._ensure_bundle(discover(self.job).to_sample)
-            finally:
-                self._close()
+        with self._progress.beating(), closing(self):
+            return self._ensure_bundle(discover(self.job).to_sample)
 
     def _complete(self) -> None:
         absent = self._discover()
@@ -247,12 +231,9 @@ class Run:
         if found.fresh_rows or not all(self.job.ledger.whole(plan) for plan in found.open_plans):
             cluster = self._connected()
             workers_that_fit(self.job, cluster)  # refused here, before anything is claimed
-            may_grow = cluster.most_workers(self.job.threads) is None
-            if self._on_gpus and may_grow and not cluster.gpus():
-                no_gpu = "no node of the cluster has a GPU now: workers wait until one with a GPU joins"
-                self.say(f"model.device: cuda, and {no_gpu}")
-            outcome = self._ensure_bundle(found.to_sample)
-            self._accuracy = outcome.report
+            if self._on_gpus and not cluster.gpus():  # of a cluster, which may grow
+                self.say("model.device: cuda, and no node has a GPU now: workers wait until one with a GPU joins")
+            self._accuracy = self._ensure_bundle(found.to_sample).report
         self._claim(found)
 
     def _look_again(self) -> None:
@@ -323,7 +304,8 @@ class Run:
         self._done |= self.job.ledger.done_numbers()
         self._plans = self.job.ledger.plans()
         plans = [plan for plan in self._plans if plan.number not in self._done]
-        self._left |= {plan.number: PlanReport(plan=plan.number, day=plan.day) for plan in plans}
+        for plan in plans:
+            self._leave(plan, PlanState.OPEN)
         return plans, self.job.ledger.missing(*plans)
 
     def _finish_open(self) -> None:
@@ -345,10 +327,10 @@ class Run:
         total, total_shards = sum(plan.rows for plan in plans), sum(len(plan.shards) for plan in plans)
         finish_in_s = self._finish_in_s()
         self._say_profile()
+        cluster = self._connected()
         # A machine that cannot grow is paid for anyway: all of it is used.
-        sized = finish_in_s is not None and self._connected().most_workers(self.job.threads) is None
+        sized = finish_in_s is not None and cluster.most_workers(self.job.threads) is None
         uris = (uri for plan in plans for uri in plan.sources["uri"].to_pylist())
-        self._connected()
         self._progress.score(total, total_shards, price=self._price, finish_in_s=finish_in_s)
         self._tally.add_elsewhere(total_shards - len(missing), total - missing.rows)
         before = [plan for plan in plans if plan.number != self._claimed]
@@ -356,11 +338,11 @@ class Run:
         self._tally.done = noting = Noting(self.job.store, self.job.ledger.root, plans, self.say)
         loop = Loop(
             ledger=self.job.ledger,
-            pool=self._connected().pool(self.job.worker_spec(plans[-1], uris, self._artifacts, tuple(may_stay))),
+            pool=cluster.pool(self.job.worker_spec(plans[-1], uris, self._artifacts, tuple(may_stay))),
             plans=plans,
             missing=missing,
             limits=self.job.spec.limits,
-            workers=workers_that_fit(self.job, self._connected()),
+            workers=workers_that_fit(self.job, cluster),
             progress=self._progress,
             tally=self._tally,
             interrupted=self.interrupted,
@@ -411,7 +393,7 @@ class Run:
         whole = {plan.number for plan in plans} - broken
         self._over = [one for one in self._tally.over if one.plan.number not in whole]
         for one in self._over:
-            self._leave(one.plan, PlanState.TOO_BAD, Rows())
+            self._leave(one.plan, PlanState.TOO_BAD)
         may_stay = accepted(self.job.store, self.job.ledger.root, [plan for plan, _ in too_bad]) if too_bad else {}
         # One bad delivery does not hold up the others; and what newer ones have replaced since counts no more.
         for plan, objects in reversed(too_bad):
@@ -438,7 +420,7 @@ class Run:
         if objects.rows.gone:
             self._gaps[plan.number] = objects.with_gaps
 
-    def _leave(self, plan: Plan, state: PlanState, rows: Rows, why: str = "") -> None:
+    def _leave(self, plan: Plan, state: PlanState, rows: Rows = NO_ROWS, why: str = "") -> None:
         self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)
 
     def _count_rows(self, *, hurry: bool) -> None:

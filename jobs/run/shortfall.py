@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from jobs.errors import DeliveryShort, RunFailed, SpecError, StintError
-from jobs.input.listing import left_out, sources_now, vanished
+from jobs.input.listing import left_out, vanished
 from jobs.ledger.bad_rows import Reasons
 from jobs.ledger.done import DoneRecord
 from jobs.ledger.plans import Plan, claims_of
@@ -23,7 +23,7 @@ from jobs.spec.days import Days
 from workers.contract import Shard
 from workers.counted import counted
 from workers.outcomes import Failure, FailureCode
-from workers.storage.errors import NotFound, StoreDenied, StoreError
+from workers.storage.errors import NotFound
 
 
 def as_one(found: Sequence[StintError]) -> StintError:
@@ -75,7 +75,7 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
         if budget.exceeded(rows := sum(o.rows_gone for o in objects), plan.rows):
             uri = next(uri for uri in objects[0].gone if uri not in later)
             what = f"{plan.name}: {rows:,} of {plan.rows:,} rows are gone"
-            lines.append(f"{what}, as of {uri}: it was claimed in version {dict(plan.claimed)[uri]}, and {_now(uri)}")
+            lines.append(f"{what}, as of {uri}: it was claimed in version {dict(plan.claimed)[uri]}")
     if not lines:
         return []
     return [
@@ -87,37 +87,27 @@ def of_gone_rows(job: Job, gaps: Mapping[int, DoneRecord]) -> list[StintError]:
     ]
 
 
-def _now(uri: str) -> str:
-    try:
-        now = sources_now([uri])[uri]
-    except (StoreError, StoreDenied) as error:
-        return f"cannot be looked up now: {error}"
-    return "is not there any more" if now is None else f"is there in version {now.version}"
-
-
 def of_delivery(job: Job) -> DeliveryShort | None:
     """Whether the day's files, which other runs may have claimed, have as many rows as the spec wants; of a backfill
     those of all its days."""
     if not (wanted := job.spec.input.min_new_rows):
         return None
     days = job.days if job.days.backfill else Days(job.days.last, job.days.last)
-    if (rows := _delivered(job, days)) >= wanted:
+    plans = job.ledger.plans()
+    if job.spec.input.by_date:
+        try:
+            rows = rows_claimed(plans, list(of_days(job, pc.unique(claims_of(plans)["uri"]), days)))
+        except NotFound:  # the day's manifest
+            rows = 0
+    else:
+        rows = sum(plan.new_rows for plan in plans if plan.day == str(days.last))
+    if rows >= wanted:
         return None
     wants = f"where input.min_new_rows wants {wanted:,}"
     return DeliveryShort(
         f"{rows:,} new rows for {days}, {wants}: the delivery is missing or not whole",
         "see to the delivery, then run again; what has come is scored",
     )
-
-
-def _delivered(job: Job, days: Days) -> int:
-    plans = job.ledger.plans()
-    if not job.spec.input.by_date:
-        return sum(plan.new_rows for plan in plans if plan.day == str(days.last))
-    try:
-        return rows_claimed(plans, list(of_days(job, pc.unique(claims_of(plans)["uri"]), days)))
-    except NotFound:  # the day's manifest
-        return 0
 
 
 def reasons_left(job: Job, plan: Plan, objects: DoneRecord) -> Reasons:

@@ -22,6 +22,11 @@ STARTS_KEPT = 20
 """Of the workers that did not start: a run may wait for cores for hours."""
 TRACEBACK_KEPT = 2000
 """Characters, of the end."""
+_AS_COUNTED = (
+    "rows_ok", "rows_bad", "rows_gone", "bad_samples", "bytes_read", "peak_rss_bytes", "speculative_attempts",
+    "speculative_wins", "failed_starts",
+)  # fmt: skip
+"""Fields that the report has under the same names."""
 
 
 @dataclass
@@ -45,7 +50,6 @@ class Tally(Counts):
     failures_kept: list[dict[str, Any]] = field(default_factory=list)
     """The first ones in full, as the report has them."""
     failed_starts: int = 0
-    """Workers that did not start."""
     journal: Journal | None = None
     """Where every attempt is noted, too."""
     distributions: Distributions = field(default_factory=Distributions)
@@ -106,35 +110,26 @@ class Tally(Counts):
 
     def _note(self, worker: int, held: HeldShard, outcome: ShardResult | Failure, attempt: int, **how: bool) -> None:
         if self.journal:
-            info = self.workers.get(worker)
-            host, engine = (info.host, info.engine) if info else ("", "")
-            how["isolated"] = held.isolated
+            engine = self.workers[worker].engine if worker in self.workers else ""
             self.journal.note_attempt(
-                held.shard, outcome, worker=worker, host=host, engine=engine, attempt=attempt, **how
-            )
+                held.shard, outcome, worker=worker, host=self.host(worker), engine=engine, attempt=attempt,
+                isolated=held.isolated, **how,
+            )  # fmt: skip
 
     def figures(self, price: Price) -> dict[str, Any]:
         """Fields of jobs.report.report.Report."""
         cost = price.cost(self.worker_seconds, self.threads_per_core)
         return {
-            "rows_ok": self.rows_ok,
-            "rows_bad": self.rows_bad,
-            "rows_gone": self.rows_gone,
+            **{name: getattr(self, name) for name in _AS_COUNTED},
             "rows_scored_here": self.rows,
             "shards_scored_here": self.shards,
             "shards_committed_here": self.committed,
-            "speculative_attempts": self.speculative_attempts,
-            "speculative_wins": self.speculative_wins,
             "bad_by_code": dict(self.bad_by_code),
-            "bad_samples": self.bad_samples,
             "stage_s": {stage: round(s, 3) for stage, s in {**self.stage_s, "idle": self.idle_seconds}.items()},
-            "bytes_read": self.bytes_read,
-            "peak_rss_bytes": self.peak_rss_bytes,
             "threads_busy": round(self.threads_busy, 3),
             "workers": [{"worker": number, **asdict(info)} for number, info in self.workers.items()],
             "retries": self.failures.total(),
             "retries_by_code": dict(self.failures.most_common()),
-            "failed_starts": self.failed_starts,
             "failures": self.failures_kept,
             "failures_left_out": self.failures.total() + self.failed_starts - len(self.failures_kept),
             "set_aside": [f"{shard.describe()}: {failure.message}" for shard, failure in self.set_aside],

@@ -36,7 +36,6 @@ DOCUMENTS = (
 RAY_ALLOWED = {
     "jobs/pool/ray_local.py",
     "jobs/pool/ray_cluster.py",
-    "jobs/pool/ray_metrics.py",
     "jobs/pool/ray_pool.py",
     "jobs/measure/tune_ray.py",
     "jobs/launch/job_server.py",

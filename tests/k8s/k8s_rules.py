@@ -15,7 +15,7 @@ import yaml
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
 from jobs.errors import StintError
-from jobs.launch.rayjob import MAX_ATTEMPTS, QUEUE_LABEL, attempt_name, loses_exit_codes, nightly_copy
+from jobs.launch.nightly import MAX_ATTEMPTS, QUEUE_LABEL, attempt_name, loses_exit_codes, nightly_copy
 from tests.k8s.k8s_rendering import Manifest, clusters, of_kind, pod_templates
 
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]

@@ -20,7 +20,7 @@ from ray.scripts.scripts import drain_node
 
 from jobs.arguments import parser
 from jobs.errors import BAD_ROWS, BAD_SPEC, GATE_REFUSED, MEANING
-from jobs.launch.rayjob import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
+from jobs.launch.nightly import COPY_LABELS, QUEUE_LABEL, attempt_name, nightly_copy
 from jobs.spec.load import parse_spec
 from jobs.spec.schema import JobSpec
 from tests.k8s.k8s_network import Peer, passes

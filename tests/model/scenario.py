@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -157,6 +157,7 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.run.run, "Loop", loop))
             progress = partial(Progress, clock=lambda: self.world.current.now_s)
             stack.enter_context(mock.patch.object(jobs.run.run, "Progress", progress))
+            stack.enter_context(mock.patch.object(Progress, "beating", return_value=nullcontext()))
             stack.enter_context(mock.patch.object(jobs.run.run, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
             # Nothing but the page and the figures of a report depends on templates and journals, which take their time.

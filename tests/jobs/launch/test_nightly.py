@@ -20,8 +20,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from jobs.errors import Interrupted, RunFailed, SpecError
 from jobs.launch.kubernetes_api import SCHEDULED_AT, KubeApi, KubeRefused
-from jobs.launch.nightly import NightlyRun, night_of, pause
-from jobs.launch.rayjob import MAX_TEMPLATE_CHARS, QUEUE_LABEL, attempt_name
+from jobs.launch.nightly import MAX_TEMPLATE_CHARS, QUEUE_LABEL, NightlyRun, attempt_name, night_of, pause
 from tests.k8s.kube_double import GONE, LOST, NAMESPACE, RAYJOBS, RESET, KubeDouble
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +66,7 @@ def creator(server: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def make() -> Creator:
         api = connect()
-        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.2))
+        return Creator(api=replace(api, first_pause_s=0.001, patience_s=0.5))
 
     return make
 
@@ -260,7 +259,7 @@ def test_without_the_right_token_it_says_so_and_goes_by_the_state(
 def test_nothing_is_discovered_and_no_file_keeps_what_was(
     server: KubeDouble, creator: Callable[[], Creator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DynamicClient would ask without a time limit, and believe a file of the temporary folder for ever."""
+    """The client's discovery would ask without a time limit, and believe a file of the temporary folder for ever."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = sorted(tmp_path.iterdir())
     server.courses["*"] = course(server, status(server, "Complete", "SUCCEEDED"))
@@ -508,7 +507,7 @@ def test_a_cluster_that_goes_at_once_is_warned_about(server: KubeDouble, creator
 def test_names_fit_kuberays_limit_with_every_attempt() -> None:
     longest = "s" * MAX_TEMPLATE_CHARS
     assert len(attempt_name(longest, NIGHT, 99)) == 47
-    with pytest.raises(SpecError, match="longer than the 47"):
+    with pytest.raises(SpecError, match="cannot name RayJobs: with date and attempt KubeRay allows 47 characters"):
         attempt_name(longest + "s", NIGHT, 1)
 
 
@@ -660,7 +659,7 @@ def test_in_a_pod_it_uses_the_service_account_and_its_namespace(
     # The authority is read when the first connection is set up, and there is none in a test.
     monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda *_: None)
     api = connect()
-    settings = api.client.configuration
+    settings = api.client.api_client.configuration
     assert (settings.host, api.namespace) == ("https://10.0.0.1:443", "nights")
     assert settings.ssl_ca_cert == str(tmp_path / "ca.crt")
     assert settings.auth_settings()["BearerToken"]["value"] == "bearer t0ken"

@@ -98,7 +98,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("point", "left_open"),
     [
-        ("jobs.run.ensure_bundle._attempt", False),
+        ("jobs.run.ensure_bundle._Making._attempt", False),
         ("jobs.ledger.ledger.Ledger.claim", False),
         ("jobs.run.loop.Loop.run", True),
         ("jobs.ledger.ledger.Ledger.finish", True),

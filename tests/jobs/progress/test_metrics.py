@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._common.formatters import JSONFormatter
 
 from jobs.pool.local import LocalCluster
-from jobs.pool.ray_metrics import RayMetrics
+from jobs.pool.ray_cluster import RayMetrics
 from jobs.progress.metrics import CODES, COUNTER, GAUGE, JOB, METRIC_STAGES, METRICS, OTHER, REASONS, Metric
 from jobs.progress.snapshot import PHASES, WORKER_STATES, Snapshot
 from tests.support.digits_job import PYTHON, ROOT, Digits
