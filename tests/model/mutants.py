@@ -15,9 +15,9 @@ from typing import Any
 from unittest import mock
 
 import jobs.accept
+import jobs.ledger.current
 import jobs.ledger.ledger
 import jobs.plan.discovery
-import jobs.run.run
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
@@ -233,12 +233,12 @@ MUTANTS = (
     ),
     Mutant(
         "readers are left between two models",
-        lambda _: mock.patch.object(jobs.run.run, "readers_stay", return_value=""),
+        lambda _: mock.patch.object(jobs.ledger.current, "keep_following", return_value=None),
         Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
         "readers are left between two models by who accepts",
-        lambda _: mock.patch.object(jobs.accept, "readers_stay", return_value=""),
+        lambda _: mock.patch.object(jobs.ledger.current, "keep_following", return_value=None),
         replace(ACCEPTED, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
