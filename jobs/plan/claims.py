@@ -113,13 +113,6 @@ def _by_identity(slices: Iterable[Slice]) -> dict[tuple[str, str], list[Slice]]:
     return dict(found)
 
 
-def last_claimed(plans: Sequence[Plan], uris: Iterable[str]) -> dict[str, str]:
-    """The versions in which plans have last claimed some of these URIs."""
-    found = claims_of(plans)
-    found = found.filter(pc.is_in(found["uri"], value_set=pa.array(uris, pa.string())))
-    return dict(zip(found["uri"].to_pylist(), found["version"].to_pylist(), strict=True))
-
-
 def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
     """Sources that no plan claims in any version."""
     latest = latest_versions(plans)

@@ -126,7 +126,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         if not groups:
             empty.append(source)
             continue
-        builder.source(source.uri, source.size, source.version)
+        builder.source(source)
         for group in groups:
             pieces = _pieces(group, within, left)
             dear = not (group.paged or (within.small and group.bytes <= SPLIT_FACTOR * within.bytes))
@@ -143,7 +143,7 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
     for piece in again:
         shard.make_room(piece.rows, 0, left)
         left -= piece.rows
-        builder.source(piece.uri, piece.size, piece.version)
+        builder.source(Source(piece.uri, piece.size, piece.version))
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
     warning = (
