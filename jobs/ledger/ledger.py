@@ -25,6 +25,8 @@ import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +35,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import Reasons, by_source, error_rows
-from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
+from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
 from jobs.ledger.plans import (
     BOOK,
     BOOKS,
@@ -58,6 +60,8 @@ from workers.output import ObjectFacts, object_facts
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
+
+_T = TypeVar("_T")
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
@@ -110,14 +114,8 @@ class Ledger:
     def plan(self, number: int) -> Plan:
         """Read once: a plan never changes. Raises NotFound, RunFailed when it is damaged."""
         if number not in self._plans:
-            key = self._plan_key(number)
-            try:
-                self._plans[number] = decode_plan(number, self.store.get(key))
-            except _DAMAGED as error:
-                raise RunFailed(
-                    f"{self.store.url}/{key} is damaged: {error}",
-                    "restore the object from a copy: it says which rows are claimed",
-                ) from error
+            way_out = "restore the object from a copy: it says which rows are claimed"
+            self._plans[number] = self._read(self._plan_key(number), partial(decode_plan, number), way_out)
         return self._plans[number]
 
     # ------------------------------------------------------------------------------------------ shards
@@ -137,7 +135,7 @@ class Ledger:
 
     def rows(self, plan: Plan, known: PlanObjects) -> Rows:
         """What became of the rows of an open plan, by what is `known` and what was last listed. Nothing is read."""
-        return known.rows(plan, self._listing(plan).seen)
+        return known.rows(plan, self._listing(plan).bits)
 
     def _listing(self, plan: Plan) -> PlanListing:
         return self._listings.setdefault(plan.number, PlanListing(self.store, self.root, plan.number, len(plan.shards)))
@@ -224,7 +222,7 @@ class Ledger:
             if not stale.any():
                 continue
             written, known = self._written(plan)
-            many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
+            many = not written.all() and (written & known.unknown(len(written))).sum() >= NOTE_LEAST
             looked_at = stale & ~_marked(pc.is_null(now)) if many else stale
             may_be = known.may_be_bad(len(written)) & written
             reading = [shard for shard in plan.shards_of(looked_at) if may_be[shard.index]]
@@ -278,9 +276,9 @@ class Ledger:
         Nothing is written.
         """
         known = known or PlanObjects(plan.number)
-        if len(known.unknown(len(plan.shards))) >= NOTE_LEAST:
+        if known.unknown(len(plan.shards)).sum() >= NOTE_LEAST:
             recall(self.store, self.root, plan, known)
-        unknown = known.unknown(len(plan.shards))
+        unknown = np.flatnonzero(known.unknown(len(plan.shards)))
         read = zip(plan.shards.picked(unknown), self.facts(plan.shards.picked(unknown)), strict=True)
         for shard, facts in read:
             known.add(shard.index, done_shard(shard, facts))
@@ -336,20 +334,24 @@ class Ledger:
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""
         table = self._done_table(number, ["key", "rows_ok", "rows_bad", "rows_gone"])
-        self._rows[number] = rows_of(table)
+        self._rows[number] = DoneRecord(table).rows
         keys = table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist()
         return [found[1] for found in map(parse_shard_key, keys) if found]
 
     def _done_table(self, number: int, columns: list[str]) -> pa.Table:
-        key = self._done_key(number)
-        data = pa.BufferReader(self.store.get(key))
+        way_out = "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan"
+
+        def decode(data: bytes) -> pa.Table:
+            return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+
+        return self._read(self._done_key(number), decode, way_out)
+
+    def _read(self, key: str, decode: Callable[[bytes], _T], way_out: str) -> _T:
+        data = self.store.get(key)
         try:
-            return pq.read_table(data, columns=columns, page_checksum_verification=True)
+            return decode(data)
         except _DAMAGED as error:
-            raise RunFailed(
-                f"{self.store.url}/{key} is damaged: {error}",
-                "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan",
-            ) from error
+            raise RunFailed(f"{self.store.url}/{key} is damaged: {error}", way_out) from error
 
     # ---------------------------------------------------------------------------------------- keys
 

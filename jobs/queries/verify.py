@@ -186,7 +186,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
         return named
     wrong = verdict.found["objects that done records name wrongly"]
     name = f"the done record of plan {plan.number}"
-    for line, key in enumerate(record.keys()):
+    for line, key in enumerate(key.as_py() for key in record.table["key"]):
         found = parse_shard_key(key)
         if found is None or found[0] != plan.number or found[1] >= len(named.line):
             wrong.append(f"{name} names {key}, which the plan does not")
