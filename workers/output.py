@@ -176,13 +176,8 @@ def encode(
         {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-        store_schema=True,
-    )
+    table = pa.Table.from_arrays(columns, schema=schema)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, store_schema=True)
     return bytes(sink.getvalue())
 
 
@@ -307,9 +302,3 @@ def right_ones(truth: Iterable[int], predicted: Iterable[int]) -> tuple[int, int
     """Rows with a true class, and those of them that are predicted so; both arguments hold class indices of rows."""
     right = [true == said for true, said in zip(truth, predicted, strict=True) if true >= 0]
     return len(right), sum(right)
-
-
-def by_class(classes_N: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Rows by class index; classes without any are left out."""
-    found, rows = np.unique(classes_N, return_counts=True)
-    return dict(zip(found.tolist(), rows.tolist(), strict=True))

@@ -21,6 +21,7 @@ from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
+from jobs.progress.format import first_few
 from jobs.queries.explanation import (
     Explanation,
     ModelPart,
@@ -98,14 +99,12 @@ def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: st
     each = Counter((at.uri, at.version) for at in {row.at for row in found})
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
-    places = dict.fromkeys(row.at.place.write(job.spec.input) for row in found)
-    for place in list(places)[:LISTED]:
-        show(place)
+    places = [*dict.fromkeys(row.at.place.write(job.spec.input) for row in found)]
+    show("\n".join(first_few(places, "rows", LISTED)))
     count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
     others = [name for name in job.spec.input.copied if name not in named]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
-    listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"
-    raise SpecError(f"{key} is the key of {count} rows, {listed}", f"{more}name one by its place, as it is listed")
+    raise SpecError(f"{key} is the key of {count} rows", f"{more}name one by its place, as it is listed")
 
 
 def _not_scored(job: Job, key: str) -> StintError:

@@ -75,24 +75,22 @@ class Verdict:
     def add(self, found: Mapping[str, Sequence[str]]) -> None:
         """Problems by their kind."""
         for kind, problems in found.items():
-            if problems:
-                self.found[kind] += problems
+            self.found[kind] += problems
 
     def lines(self) -> list[str]:
         """For a person: of each kind of problem the first few."""
         shown = [f"note: {note}" for note in self.notes]
         for kind, problems in self.found.items():
             shown += [f"PROBLEM: {problem}" for problem in first_few(problems, kind, _SHOWN)]
-        return [*shown, ("verified: " if self.ok else f"{counted(len(self.problems), 'problem')}: ") + self.summary()]
-
-    def summary(self) -> str:
         rows, seen = self.rows, self.seen
-        return (
+        shown.append(
+            f"{'verified' if self.ok else counted(len(self.problems), 'problem')}: "
             f"{counted(self.rows_in, 'row')} claimed by {counted(self.plans, 'plan')} in "
             f"{counted(self.shards, 'shard')} = {counted(rows.scored, 'row')} out "
             f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone; "
             f"readers of this model see {seen.scored:,} of them ({seen.ok:,} ok + {seen.bad:,} bad)"
         )
+        return shown
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -201,12 +199,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
 
 
 def _check_plan(
-    ledger: Ledger,
-    plan: Plan,
-    record: Named,
-    given: InputSpec,
-    verdict: Verdict,
-    dead: pa.Array | None,
+    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: pa.Array | None
 ) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone.
 
@@ -315,8 +308,7 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec, held
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a value that the output cannot hold
                 same = False
             if not same:
-                where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
-                yield f"key column {name!r} differs from {where}"
+                yield f"key column {name!r} differs from {s.describe()}"
 
 
 def _key_columns(s: Slice, how: InputSpec, held: Held) -> pa.Table | None:
