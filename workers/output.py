@@ -260,10 +260,8 @@ def object_facts(data: bytes) -> ObjectFacts:
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),
         )
-    except KeyError as error:
-        raise NotOurs(f"no {error} in the file's metadata") from error
-    except (ValueError, TypeError) as error:
-        raise NotOurs(f"damaged metadata: {error}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise NotOurs(f"lacking or damaged metadata: {error}") from error
     if facts.rows_ok + facts.rows_bad != opened.rows:
         raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {opened.rows}")
     return facts

@@ -42,19 +42,16 @@ NOTE_LEAST = 1_000
 _WAIT_S = 2.0
 """At the end of a run, which may have to end soon."""
 
+_SCORED = ("ok", "bad", "gone")
+_COUNTS = (*(f"rows_{what}" for what in _SCORED), "size")
 DONE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("rows_ok", pa.int64()),
-        ("rows_bad", pa.int64()),
-        ("rows_gone", pa.int64()),
-        ("size", pa.int64()),
+        *((name, pa.int64()) for name in _COUNTS),
         ("sha256", pa.string()),
         ("gone", pa.list_(pa.string())),
     ]
 )
-_SCORED = ("ok", "bad", "gone")
-_COUNTS = (*(f"rows_{what}" for what in _SCORED), "size")
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,9 @@ class DoneShard:
 
 
 def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
-    return DoneShard(
-        key=shard.key,
-        rows_ok=facts.rows_ok,
-        rows_bad=facts.rows_bad,
-        rows_gone=sum(shard.slices[i].rows for i in facts.gone),
-        size=facts.size,
-        sha256=facts.sha256,
-        gone=tuple(sorted({shard.slices[i].uri for i in facts.gone})),
-    )
+    gone = [shard.slices[i] for i in facts.gone]
+    counts, uris = (facts.rows_ok, facts.rows_bad, sum(piece.rows for piece in gone)), {piece.uri for piece in gone}
+    return DoneShard(shard.key, *counts, facts.size, facts.sha256, tuple(sorted(uris)))
 
 
 @dataclass(frozen=True, eq=False)

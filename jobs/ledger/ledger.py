@@ -10,12 +10,10 @@ Planning is serialised by `create` of the next number; nothing else needs order,
 finish any plan that has no done record.
 
 In roots that an earlier release has begun, plans and done records end in `.parquet`, all of them, for ever: a number
-that could be had under two names would be no lock. A root that begins takes the names that anybody else takes who may
-begin it, which the manifest of its bundle says: there is one, and an earlier release reads none but its own.
+that could be had under two names would be no lock (see ARCHITECTURE.md).
 
-The crashes of a shard are counted durably, by the number of these objects: nothing is rewritten, any number of runs may
-add to it, and a run that is killed leaves what it knew to the next. Correctness does not depend on them: they decide
-how a shard is scored.
+The crashes of a shard are counted by the number of these objects. Correctness does not depend on them: they decide how
+a shard is scored.
 """
 
 from __future__ import annotations
@@ -107,15 +105,15 @@ class Ledger:
                 return None
             number = plans[-1].number + 1 if plans else 1
             self._book = self._book if plans else book()
-            data = encode_plan(claim, uuid.uuid4().hex)
-            if self.store.create(self._plan_key(number), data):
+            data, (key, _) = encode_plan(claim, uuid.uuid4().hex), self.keys_of(number)
+            if self.store.create(f"{self.root}/{key}", data):
                 return decode_plan(number, data)
 
     def plan(self, number: int) -> Plan:
         """Read once: a plan never changes. Raises NotFound, RunFailed when it is damaged."""
         if number not in self._plans:
             way_out = "restore the object from a copy: it says which rows are claimed"
-            self._plans[number] = self._read(self._plan_key(number), partial(decode_plan, number), way_out)
+            self._plans[number] = self._read(self.keys_of(number)[0], partial(decode_plan, number), way_out)
         return self._plans[number]
 
     # ------------------------------------------------------------------------------------------ shards
@@ -143,10 +141,7 @@ class Ledger:
     def facts(self, shards: Iterable[Shard]) -> Iterator[ObjectFacts]:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
 
-        def read(shard: Shard) -> ObjectFacts:
-            return object_facts(self.store.get(f"{self.root}/{shard.key}"))
-
-        return ahead(read, shards, "facts")
+        return ahead(lambda shard: object_facts(self.store.get(f"{self.root}/{shard.key}")), shards, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when they were to be scored.
@@ -287,7 +282,7 @@ class Ledger:
     def record_done(self, plan: Plan, objects: DoneRecord) -> None:
         """Create the done record. It is the snapshot for strict readers; the first one stands."""
         data = to_bytes([objects.table], DONE_SCHEMA, {"plan": str(plan.number), "token": plan.token})
-        self.store.create(self._done_key(plan.number), data)
+        self.store.create(f"{self.root}/{self.keys_of(plan.number)[1]}", data)
 
     def read_done(self, number: int) -> DoneRecord:
         """Raises NotFound, RunFailed when the record is damaged."""
@@ -344,14 +339,15 @@ class Ledger:
         def decode(data: bytes) -> pa.Table:
             return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
 
-        return self._read(self._done_key(number), decode, way_out)
+        return self._read(self.keys_of(number)[1], decode, way_out)
 
     def _read(self, key: str, decode: Callable[[bytes], _T], way_out: str) -> _T:
-        data = self.store.get(key)
+        """Of an object below the root. Raises RunFailed for one that is damaged, NotFound."""
+        data = self.store.get(f"{self.root}/{key}")
         try:
             return decode(data)
         except _DAMAGED as error:
-            raise RunFailed(f"{self.store.url}/{key} is damaged: {error}", way_out) from error
+            raise RunFailed(f"{self.store.url}/{self.root}/{key} is damaged: {error}", way_out) from error
 
     # ---------------------------------------------------------------------------------------- keys
 
@@ -361,12 +357,6 @@ class Ledger:
             self._numbers("plans")
         name = f"{plan:08d}{self._book or BOOK}"
         return f"_stint/plans/{name}", f"_stint/done/{name}"
-
-    def _plan_key(self, number: int) -> str:
-        return f"{self.root}/{self.keys_of(number)[0]}"
-
-    def _done_key(self, number: int) -> str:
-        return f"{self.root}/{self.keys_of(number)[1]}"
 
     def _crashes_of(self, plan: int) -> str:
         return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,10 @@ BOOKS = r"\.(?:stint|parquet)"
 """Both, as a pattern."""
 
 PIECE = np.dtype(
-    [
-        ("source", np.int32),
-        ("row_group", np.int32),
-        ("row_start", np.int64),
-        ("row_stop", np.int64),
-        ("byte_start", np.int64),
-    ]
+    {
+        "names": ["source", "row_group", "row_start", "row_stop", "byte_start"],
+        "formats": [np.int32, np.int32, np.int64, np.int64, np.int64],
+    }
 )
 """A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
 WIDTH = len(PIECE.names or ())
@@ -158,10 +155,7 @@ PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         *SOURCES,
-        ("row_group", pa.int32()),
-        ("row_start", pa.int64()),
-        ("row_stop", pa.int64()),
-        ("byte_start", pa.int64()),
+        *((name, pa.from_numpy_dtype(PIECE[name])) for name in (PIECE.names or ())[1:]),
         ("supersedes", pa.string()),
     ]
 )
@@ -440,8 +434,7 @@ def claims_of(plans: Iterable[Plan]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """That a plan claims a source."""
 
     plan: int
@@ -451,10 +444,6 @@ class Claim:
     """Whether earlier rows of the same version are put out of date."""
     whole: bool | None = True
     """Whether it found the whole file there; None where its plan does not count, because it is not done."""
-
-    @property
-    def key(self) -> tuple[int, str, str]:
-        return self.plan, self.uri, self.version
 
 
 def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
@@ -478,9 +467,9 @@ def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
         if claim.whole is None:
             waiting.add((claim.uri, together))
         elif (claim.uri, together) in waiting:
-            dead.add(claim.key)
+            dead.add(claim[:3])
         else:
             counted.append((claim, together))
             if claim.whole or not live.get(claim.uri, (together, False))[1]:
                 live[claim.uri] = together, claim.whole
-    return dead | {claim.key for claim, together in counted if live[claim.uri][0] != together}
+    return dead | {claim[:3] for claim, together in counted if live[claim.uri][0] != together}

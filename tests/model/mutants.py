@@ -133,7 +133,7 @@ def claim_without_subtracting_again(
     if made is None:
         return None
     number = len(self.plans()) + 1
-    while not self.store.create(self._plan_key(number), data := encode_plan(made, f"token {number}")):
+    while not self.store.create(f"{self.root}/{self.keys_of(number)[0]}", data := encode_plan(made, f"token {number}")):
         number += 1
     return decode_plan(number, data)
 
