@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TypeAlias
 
@@ -44,8 +45,7 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
-Held: TypeAlias = dict[str, tuple[Slice, pa.Table | None]]
-"""Key columns of the row group that was read last, by its file."""
+KeyReader: TypeAlias = Callable[[Slice], pa.Table | None]
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -208,10 +208,8 @@ def _check_plan(
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    held: Held = {}
-    checked = ahead(
-        lambda s: _check_shard(ledger, s, record[s.index], given, held), plan.shards, "verify", at_once=_AT_ONCE
-    )
+    check = partial(_check_shard, ledger, given=given, read_keys=key_reader(given))
+    checked = ahead(lambda s: check(s, record[s.index]), plan.shards, "verify", at_once=_AT_ONCE)
     for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
         verdict.add(problems)
         if facts is not None:
@@ -225,7 +223,7 @@ def _check_plan(
 
 
 def _check_shard(
-    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec, held: Held
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec, read_keys: KeyReader
 ) -> tuple[dict[str, list[str]], ObjectFacts | None, pa.Table | None]:
     """Problems of one object by their kind; its facts and its rows, with ROW_COLUMNS, when it is readable."""
     key = f"{ledger.root}/{shard.key}"
@@ -256,7 +254,9 @@ def _check_shard(
     misplaced = [f"{key}: {problem}" for problem in _compare_rows(here, table)]
     found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
-        found["key columns that differ"] = [f"{key}: {problem}" for problem in _compare_keys(here, table, given, held)]
+        found["key columns that differ"] = [
+            f"{key}: {problem}" for problem in _compare_keys(here, table, keys, read_keys)
+        ]
     return found, facts, table.select(ROW_COLUMNS)
 
 
@@ -293,16 +293,15 @@ def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) 
     return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec, held: Held) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: KeyReader) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
-        found = table.slice(position, s.rows).select(list(how.copied))
+        found, rows = table.slice(position, s.rows), read_keys(s)
         position += s.rows
-        rows = _key_columns(s, how, held)
         if rows is None:
             continue
-        for name in how.copied:
+        for name in keys:
             try:
                 same = _bits(found[name]).equals(_bits(cast_key(rows[name], found[name].type)))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a value that the output cannot hold
@@ -311,16 +310,17 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec, held
                 yield f"key column {name!r} differs from {s.describe()}"
 
 
-def _key_columns(s: Slice, how: InputSpec, held: Held) -> pa.Table | None:
-    """Of a slice; those of a row group of Parquet are read as a whole, once for slices of it that follow each other."""
-    if how.format != "parquet":
-        return key_columns(s, how)
-    group = replace(s, row_start=0, row_stop=2**62)
-    last = held.get(s.uri)
-    if last is None or last[0] != group:
-        held.clear()
-        last = held[s.uri] = group, key_columns(group, how)
-    return None if last[1] is None else last[1].slice(s.row_start, s.rows)
+def key_reader(how: InputSpec) -> KeyReader:
+    """Gives key columns of slices; those of a row group of Parquet are read once for slices that follow each other."""
+    of_group = lru_cache(maxsize=1)(lambda group: key_columns(group, how))
+
+    def read(s: Slice) -> pa.Table | None:
+        if how.format != "parquet":
+            return key_columns(s, how)
+        keys = of_group(replace(s, row_start=0, row_stop=2**62))
+        return None if keys is None else keys.slice(s.row_start, s.rows)
+
+    return read
 
 
 def _bits(column: pa.ChunkedArray) -> pa.Array:

@@ -32,11 +32,11 @@ from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.plan.sharding import bounds, cut
 from jobs.queries.status import describe_status
-from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record
+from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record, key_reader
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from tests.support.fakes import RESULT, object_of
-from workers.contract import Shard
+from workers.contract import InputSpec, Shard
 from workers.source.rows import RowGroup
 from workers.storage.store import LocalStore, ObjectInfo
 
@@ -259,10 +259,10 @@ def _check_objects(it: Step, plan: Plan) -> float:
     shards = plan.shards[:CHECKED]
     for shard in shards:
         it.store.made[f"{ROOT}/{shard.key}"] = object_of(shard)
-    given = SimpleNamespace(keys=(), format="parquet")
+    given = InputSpec()
     began = time.process_time()
     for shard in shards:
-        problems, *_ = _check_shard(it.ledger, shard, None, cast(Any, given), {})
+        problems, *_ = _check_shard(it.ledger, shard, None, given, key_reader(given))
         assert not any(problems.values())
     return began
 
