@@ -37,21 +37,19 @@ from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, d
 from jobs.ledger.plans import (
     BOOK,
     BOOKS,
-    Claim,
     Content,
     NotAPlan,
     Plan,
     Shards,
     Source,
-    dead_claims,
     decode_plan,
-    disputed,
     encode_plan,
     identities,
     in_columns,
     to_bytes,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
+from jobs.ledger.superseded import Claim, dead_claims, disputed
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts

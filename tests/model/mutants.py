@@ -21,7 +21,8 @@ import jobs.plan.discovery
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import BOOK, Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
+from jobs.ledger.plans import BOOK, Plan, Shards, Source, decode_plan, encode_plan
+from jobs.ledger.superseded import Claim, dead_claims
 from jobs.plan.claims import NextClaim
 from jobs.plan.job import Job
 from jobs.run.backlog import Backlog
@@ -145,7 +146,7 @@ def of_this_release_at_once(self: Job) -> str:
 
 def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
     """What is scored again counts beside the rows of the same version before."""
-    return dead_claims(replace(claim, afresh=False) for claim in claims)
+    return dead_claims(claim._replace(afresh=False) for claim in claims)
 
 
 # -------------------------------------------------------------------------------------- two attempts
