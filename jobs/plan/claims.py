@@ -181,9 +181,8 @@ def faults(
                     )
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
-            there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
-            what, now = there if here[identity[0]] == identity[1] else again
             found["sources with rows that are yet to be scored"].append(
-                f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
+                f"{name}: {counted(rows, 'row')} gone when it was their turn, and the file is there in version "
+                f"{here[identity[0]]}: run the job again to score it"
             )
     return found

@@ -328,7 +328,7 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
     assert "gone: 40 rows" in nights.run(1)
     nights.verify(1)
     shutil.move(nights.folder / "away", file)
-    assert "rows are back that were gone when it was their turn" in nights.verify(1, code=1)
+    assert "rows gone when it was their turn, and the file is there" in nights.verify(1, code=1)
     said = nights.run(2)
     assert "back again after they were gone" in said
     nights.verify(2)
