@@ -269,28 +269,25 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
     expected = sum(s.rows for s in slices)
     if table.num_rows != expected:
         yield f"holds {counted(table.num_rows, 'row')}, {expected:,} planned"
-    row = np.concatenate([np.arange(s.row_start, s.row_stop) for s in slices]) if slices else np.array([], np.int64)
-    columns = {
-        "row": pa.array(row, pa.int64()),
-        "row_group": _repeated([s.row_group for s in slices], slices, pa.int32()),
-        "source_uri": _repeated([s.uri for s in slices], slices, pa.string()),
-        "source_version": _repeated([s.version for s in slices], slices, pa.string()),
+    counts = np.array([s.rows for s in slices], np.int64)
+    row = np.concatenate([np.arange(0), *(np.arange(s.row_start, s.row_stop) for s in slices)])
+    names = {
+        "row_group": pa.array([s.row_group for s in slices], pa.int32()),
+        "source_uri": pa.array([s.uri for s in slices], pa.string()),
+        "source_version": pa.array([s.version for s in slices], pa.string()),
     }
+    planned = pa.table(names).take(np.repeat(np.arange(len(slices)), counts))
+    planned = planned.add_column(0, "row", pa.array(row, pa.int64()))
     length = min(expected, table.num_rows)
-    for name, planned in columns.items():
-        found = table.column(name).combine_chunks().slice(0, length)
-        wrong = pc.indices_nonzero(pc.not_equal(found, planned.slice(0, length)))
+    for name in planned.column_names:
+        found = table[name].slice(0, length)
+        wrong = pc.indices_nonzero(pc.not_equal(found, planned[name].slice(0, length)))
         if len(wrong):
             at = wrong[0].as_py()
-            where = ", ".join(f"{n} {c[at].as_py()}" for n, c in columns.items())
+            where = ", ".join(f"{n} {planned[n][at].as_py()}" for n in planned.column_names)
             first = f"the first is row {at}: {name} is {found[at].as_py()}"
             yield f"{counted(len(wrong), 'row')} out of place; {first}, planned: {where}"
             return
-
-
-def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) -> pa.Array:
-    indices = np.repeat(np.arange(len(slices)), [s.rows for s in slices])
-    return pa.array(values, kind).take(pa.array(indices, pa.int64()))
 
 
 def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: KeyReader) -> Iterator[str]:
