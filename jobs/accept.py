@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
 from jobs.ledger.accepted import accept
-from jobs.ledger.current import readers_settle, readers_stay
+from jobs.ledger.current import record_first
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 
@@ -45,9 +45,8 @@ def accept_plan(job: Job, number: int, why: str, say: Callable[[str], None]) -> 
     if not ledger.whole(plan):
         return f"{said}; the next run scores what is missing and closes it"
     objects = ledger.finish(plan)
-    if not done and (about_readers := readers_stay(job.store, ledger.root)):
-        say(about_readers)
-    ledger.record_done(plan, objects)
-    if not done and (about_readers := readers_settle(job.store)):
-        say(about_readers)
+    if done:
+        ledger.record_done(plan, objects)
+    else:
+        record_first(ledger, plan, objects, say)
     return f"{said}; it is done: {objects.rows.describe()}"

@@ -70,6 +70,10 @@ class Slice:
     def rows(self) -> int:
         return self.row_stop - self.row_start
 
+    def describe(self) -> str:
+        """For a person."""
+        return f"{self.uri} row group {self.row_group} rows {self.row_start}:{self.row_stop}"
+
 
 FIELD_ID = b"PARQUET:field_id"
 """Metadata of a column of a table: its number, by which files name it, whatever they call it."""
@@ -121,10 +125,7 @@ class Shard:
 
     def describe(self) -> str:
         """For a person: which rows this is."""
-        first, last = self.slices[0], self.slices[-1]
-        where = f"{first.uri} row group {first.row_group} rows {first.row_start}:{first.row_stop}"
-        if len(self.slices) > 1:
-            where += f" … {last.uri} row group {last.row_group} rows {last.row_start}:{last.row_stop}"
+        where = " … ".join(dict.fromkeys(piece.describe() for piece in (self.slices[0], self.slices[-1])))
         return f"shard {self.name} ({counted(self.rows, 'row')}: {where})"
 
 

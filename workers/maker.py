@@ -96,8 +96,9 @@ class Maker:
         model = load_model(spec)
         sample = self._sample(model)
         contents = make_artifacts(model, sample, request, isa_class(), self._at)
+        outcome = outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         if not contents.artifacts:
-            return outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
+            return outcome
         calibration = None
         if spec.precision == "int8":
             calibration = CalibrationSample(
@@ -124,7 +125,6 @@ class Maker:
         ours = {artifact.info.name: report for artifact, report in contents.artifacts}
         if {a.info.name: a.accuracy for a in manifest.artifacts} != ours:
             return outcome_of(judged_in(manifest), request, manifest, left_out=sample.left_out)
-        outcome = outcome_of(contents.judged, request, model, notes=contents.failures, left_out=sample.left_out)
         return replace(outcome, created=True)
 
     def _judged_again(self, manifest: Manifest, judged: Sequence[Judged], store: Store) -> BundleOutcome:

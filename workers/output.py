@@ -179,13 +179,8 @@ def encode(
         {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-        store_schema=True,
-    )
+    table = pa.Table.from_arrays(columns, schema=schema)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, store_schema=True)
     return bytes(sink.getvalue())
 
 
@@ -268,10 +263,8 @@ def object_facts(data: bytes) -> ObjectFacts:
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),
         )
-    except KeyError as error:
-        raise NotOurs(f"no {error} in the file's metadata") from error
-    except (ValueError, TypeError) as error:
-        raise NotOurs(f"damaged metadata: {error}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise NotOurs(f"lacking or damaged metadata: {error}") from error
     if facts.rows_ok + facts.rows_bad != opened.rows:
         raise NotOurs(f"metadata counts {facts.rows_ok} + {facts.rows_bad} rows, the file has {opened.rows}")
     return facts
@@ -310,9 +303,3 @@ def right_ones(truth: Iterable[int], predicted: Iterable[int]) -> tuple[int, int
     """Rows with a true class, and those of them that are predicted so; both arguments hold class indices of rows."""
     right = [true == said for true, said in zip(truth, predicted, strict=True) if true >= 0]
     return len(right), sum(right)
-
-
-def by_class(classes_N: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Rows by class index; classes without any are left out."""
-    found, rows = np.unique(classes_N, return_counts=True)
-    return dict(zip(found.tolist(), rows.tolist(), strict=True))

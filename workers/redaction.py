@@ -40,24 +40,25 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 def redacted_values(value: object) -> object:
     """JSON-able values with every text in them redacted."""
-    return _values_without(_secrets(os.environ), value)
+    secrets = _secrets(os.environ)
+
+    def clean(value: object) -> object:
+        match value:
+            case str():
+                return _without(secrets, value)
+            case Mapping():
+                return {_without(secrets, str(key)): clean(item) for key, item in value.items()}
+            case list() | tuple():
+                return [clean(item) for item in value]
+        return value
+
+    return clean(value)
 
 
 def _without(secrets: Sequence[str], text: str) -> str:
     for secret in secrets:
         text = text.replace(secret, MARK)
     return _PARAMETER.sub(rf"\1={MARK}", _URL.sub(_without_credentials, text))
-
-
-def _values_without(secrets: Sequence[str], value: object) -> object:
-    match value:
-        case str():
-            return _without(secrets, value)
-        case Mapping():
-            return {_without(secrets, str(key)): _values_without(secrets, item) for key, item in value.items()}
-        case list() | tuple():
-            return [_values_without(secrets, item) for item in value]
-    return value
 
 
 def shown(value: str) -> str:

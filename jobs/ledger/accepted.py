@@ -49,10 +49,11 @@ def acceptance(store: Store, root: str, plan: Plan) -> Acceptance | None:
         return None
     try:
         found = Acceptance(**json.loads(data))
+        if (found.plan, found.token) != (plan.number, plan.token):
+            raise ValueError(f"it is of another plan {found.plan}")
     except (ValueError, TypeError) as error:
-        raise _damaged(store, key, f"is damaged: {error}") from error
-    if (found.plan, found.token) != (plan.number, plan.token):
-        raise _damaged(store, key, f"is of another plan {found.plan}")
+        way_out = "restore it from a copy, or remove it and accept the plan again"
+        raise RunFailed(f"{store.url}/{key} is damaged: {error}", way_out) from error
     return found
 
 
@@ -65,7 +66,3 @@ def accepted(store: Store, root: str, plans: Iterable[Plan]) -> dict[int, Accept
 
 def _key(root: str, plan: int) -> str:
     return f"{root}/{_FOLDER}/{plan:08d}.json"
-
-
-def _damaged(store: Store, key: str, how: str) -> RunFailed:
-    return RunFailed(f"{store.url}/{key} {how}", "restore it from a copy, or remove it and accept the plan again")

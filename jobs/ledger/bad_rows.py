@@ -25,10 +25,6 @@ class Reasons:
         self.by_code.update(by_code)
         self.samples = {**samples, **self.samples}
 
-    def lines(self) -> list[str]:
-        """A table, the most frequent first."""
-        return reasons_table(self.by_code, self.samples)
-
 
 @dataclass(frozen=True)
 class OverBudget:
@@ -44,12 +40,10 @@ class OverBudget:
 
 def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:
     """The end of a run with these plans: for each a table of its error rows by code, with a sample row of each."""
-    if len(over) == 1:
-        lines = [f"{over[0].describe()}; limits.bad_rows allows {allowed}", *over[0].reasons.lines()]
-    else:
-        each = ", ".join(f"plan {one.plan.number} {one.reasons.by_code.total():,} of {one.plan.rows:,}" for one in over)
-        lines = [f"{len(over)} plans have more bad rows than limits.bad_rows allows ({allowed}): {each}"]
-        lines += [line for one in over for line in (one.describe(), *one.reasons.lines())]
+    lines = list[str]()
+    for one in over:
+        lines += [f"{one.describe()}; limits.bad_rows allows {allowed}"]
+        lines += reasons_table(one.reasons.by_code, one.reasons.samples)
     numbers = " or ".join(f"--plan {one.plan.number}" for one in over)
     again = f"error_code = '{over[0].reasons.by_code.most_common(1)[0][0]}'"
     return BadRowsExceeded(

@@ -10,11 +10,15 @@ time, the first by name does.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 
 from jobs.errors import RunFailed
+from jobs.ledger.done import DoneRecord
 from jobs.ledger.ledger import Ledger
+from jobs.ledger.plans import Plan
 from workers.storage.errors import NotFound, StoreDenied
 from workers.storage.filesystems import open_filesystem
 from workers.storage.retries import retrying
@@ -49,10 +53,9 @@ def followed_root(store: Store) -> str | None:
 
 def follow(store: Store, root: str) -> None:
     """From now on."""
-    while True:
-        last = max((int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(_CURRENT)), default=0)
-        if _append(store, last + 1, root):
-            return
+    number = 1 + max((int(PurePosixPath(info.key).stem) for info in store.list(_CURRENT)), default=0)
+    while not _append(store, number, root):
+        number += 1
 
 
 def keep_following(store: Store, newcomer: str) -> str | None:
@@ -73,24 +76,21 @@ def follow_one(store: Store) -> str | None:
     return complete[0] if len(complete) > 1 and _append(store, 1, complete[0]) else None
 
 
-def readers_stay(store: Store, newcomer: str) -> str:
-    """`keep_following`, for a person: what came of it, or nothing. A store that refuses it holds up no plan."""
+def record_first(ledger: Ledger, plan: Plan, objects: DoneRecord, say: Callable[[str], None]) -> None:
+    """Record that the first plan of a root is done: readers stay with the root that they follow, which is told.
+
+    A store that refuses to have that written down holds up no plan.
+    """
+    kept = None
     try:
-        kept = keep_following(store, newcomer)
+        kept = keep_following(ledger.store, ledger.root)
     except (StoreDenied, RunFailed) as error:
-        return f"warning: readers that name no model may find two, and none promoted: {error}"
-    return _say_kept(kept)
-
-
-def readers_settle(store: Store) -> str:
-    """`follow_one`, as `readers_stay`."""
+        say(f"warning: readers that name no model may find two, and none promoted: {error}")
+    ledger.record_done(plan, objects)
     with suppress(StoreDenied, RunFailed):  # told before
-        return _say_kept(follow_one(store))
-    return ""
-
-
-def _say_kept(root: str | None) -> str:
-    return f"readers go on with {root}, until `stint promote` moves them" if root else ""
+        kept = kept or follow_one(ledger.store)
+    if kept:
+        say(f"readers go on with {kept}, until `stint promote` moves them")
 
 
 def _append(store: Store, number: int, root: str) -> bool:

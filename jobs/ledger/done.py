@@ -42,18 +42,16 @@ NOTE_LEAST = 1_000
 _WAIT_S = 2.0
 """At the end of a run, which may have to end soon."""
 
+_SCORED = ("ok", "bad", "gone")
+_COUNTS = (*(f"rows_{what}" for what in _SCORED), "size")
 DONE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("rows_ok", pa.int64()),
-        ("rows_bad", pa.int64()),
-        ("rows_gone", pa.int64()),
-        ("size", pa.int64()),
+        *((name, pa.int64()) for name in _COUNTS),
         ("sha256", pa.string()),
         ("gone", pa.list_(pa.string())),
     ]
 )
-_COUNTS = ("rows_ok", "rows_bad", "rows_gone", "size")
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,9 @@ class DoneShard:
 
 
 def done_shard(shard: Shard, facts: ObjectFacts) -> DoneShard:
-    return DoneShard(
-        key=shard.key,
-        rows_ok=facts.rows_ok,
-        rows_bad=facts.rows_bad,
-        rows_gone=sum(shard.slices[i].rows for i in facts.gone),
-        size=facts.size,
-        sha256=facts.sha256,
-        gone=tuple(sorted({shard.slices[i].uri for i in facts.gone})),
-    )
+    gone = [shard.slices[i] for i in facts.gone]
+    counts, uris = (facts.rows_ok, facts.rows_bad, sum(piece.rows for piece in gone)), {piece.uri for piece in gone}
+    return DoneShard(shard.key, *counts, facts.size, facts.sha256, tuple(sorted(uris)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +96,6 @@ class DoneRecord:
     def __getitem__(self, at: int) -> DoneShard:
         return next(iter(DoneRecord(self.table.slice(at, 1))))
 
-    def keys(self) -> Iterator[str]:
-        for chunk in self.table["key"].chunks:
-            yield from chunk.to_pylist()
-
     @property
     def with_gaps(self) -> DoneRecord:
         """Those that lack rows which were gone."""
@@ -116,13 +104,7 @@ class DoneRecord:
     @property
     def rows(self) -> Rows:
         """Of all objects."""
-        return rows_of(self.table)
-
-
-def rows_of(objects: pa.Table) -> Rows:
-    """What became of the rows of these objects, by their columns `rows_ok`, `rows_bad` and `rows_gone`."""
-    ok, bad, gone = (int(pc.sum(objects[f"rows_{what}"]).as_py() or 0) for what in ("ok", "bad", "gone"))
-    return Rows(ok=ok, bad=bad, gone=gone)
+        return Rows(**{what: pc.sum(self.table[f"rows_{what}"]).as_py() or 0 for what in _SCORED})
 
 
 _FACT = np.dtype([("known", np.bool_), *((name, np.int64) for name in _COUNTS), ("sha256", "S64")])
@@ -150,12 +132,10 @@ class PlanObjects:
             self._gone[index] = o.gone
         self._new.append(index)
 
-    @property
-    def new(self) -> int:
-        """Objects that were added by themselves and not taken yet."""
-        return len(self._new)
-
-    def take_new(self) -> DoneRecord:
+    def take_new(self, least: int) -> DoneRecord | None:
+        """Objects that were added by themselves and not taken yet, if they are so many."""
+        if len(self._new) < least:
+            return None
         taken, self._new = np.array(self._new), array("q")
         return self.record(taken)
 
@@ -169,7 +149,7 @@ class PlanObjects:
         named = pc.struct_field(pc.extract_regex(table["key"], _KEY_OF_PLAN.format(plan=self.plan)), "index")
         table = table.append_column("index", named.cast(pa.int64())).filter(pc.is_valid(named))
         table = table.filter(pc.less(table["index"], len(rows)))
-        counted = sum(table[name].to_numpy() for name in ("rows_ok", "rows_bad", "rows_gone"))
+        counted = sum(table[f"rows_{what}"].to_numpy() for what in _SCORED)
         table = table.filter(pa.array(counted == rows[table["index"].to_numpy()]))
         index = table["index"].to_numpy()
         self._grow(len(rows))
@@ -190,26 +170,22 @@ class PlanObjects:
         if (there := len(self._facts)) < least:
             self._facts = np.concatenate([self._facts, np.zeros(max(least - there, there), _FACT)])
 
-    def unknown(self, shards: int) -> Ints:
-        """Numbers of those of so many shards of which nothing is known."""
+    def unknown(self, shards: int) -> Bits:
+        """Of which of so many shards nothing is known."""
         self._grow(shards)
-        known = self._facts["known"][:shards].copy()
-        known[list(self._doubtful)] = False
-        return np.flatnonzero(~known)
+        unknown: Bits = ~self._facts["known"][:shards]
+        unknown[list(self._doubtful)] = True
+        return unknown
 
     def may_be_bad(self, shards: int) -> Bits:
         """Of which of so many shards nothing is known, or that rows are bad."""
-        unknown = self.unknown(shards)
-        may_be: Bits = self._facts["rows_bad"][:shards] > 0
-        may_be[unknown] = True
-        return may_be
+        return self.unknown(shards) | (self._facts["rows_bad"][:shards] > 0)
 
     def rows(self, plan: Plan, present: Bits) -> Rows:
         """What became of the rows of the plan, `present` being its shards that have an object."""
-        unknown = np.zeros(len(present), np.bool_)
-        unknown[self.unknown(len(present))] = True
-        known = np.flatnonzero(~unknown)
-        counted = Rows(**{what: int(self._facts[f"rows_{what}"][known].sum()) for what in ("ok", "bad", "gone")})
+        unknown = self.unknown(len(present))
+        known = self._facts[: len(present)][~unknown]
+        counted = Rows(**{what: int(known[f"rows_{what}"].sum()) for what in _SCORED})
         uncounted, missing = (int(plan.slices.rows[which].sum()) for which in (present & unknown, ~present & unknown))
         return counted + Rows(uncounted=uncounted, missing=missing)
 
@@ -251,22 +227,22 @@ class Noting(KnownObjects):
 
     def note_due(self, plan: int) -> None:
         """What has been added of the plan since the last time, once it is enough. Does not wait."""
-        if self[plan].new >= NOTE_EVERY:
-            self._note(plan)
-            self._report_failures(0.0)
+        self._note(plan, NOTE_EVERY)
 
     def close(self) -> None:
         """Note the rest. Raises nothing: a run that ends with an error ends with that one."""
         for plan in self._tokens:
-            if self[plan].new >= NOTE_LEAST:
-                self._note(plan)
+            self._note(plan, NOTE_LEAST)
         self._report_failures(_WAIT_S)
         self._writes.close()
 
-    def _note(self, plan: int) -> None:
-        table, metadata = self[plan].take_new().table, {"token": self._tokens[plan]}
+    def _note(self, plan: int, least: int) -> None:
+        if (new := self[plan].take_new(least)) is None:
+            return
+        metadata = {"token": self._tokens[plan]}
         key = f"{self._root}/{_FOLDER}/{plan:08d}/{uuid.uuid4().hex}{BOOK}"
-        self._writes.send(lambda: self._store.create(key, to_bytes([table], DONE_SCHEMA, metadata)))
+        self._writes.send(lambda: self._store.create(key, to_bytes([new.table], DONE_SCHEMA, metadata)))
+        self._report_failures(0.0)
 
     def _report_failures(self, wait_s: float) -> None:
         for outcome in self._writes.ended(wait_s):

@@ -10,12 +10,10 @@ Planning is serialised by `create` of the next number; nothing else needs order,
 finish any plan that has no done record.
 
 In roots that an earlier release has begun, plans and done records end in `.parquet`, all of them, for ever: a number
-that could be had under two names would be no lock. A root that begins takes the names that anybody else takes who may
-begin it, which the manifest of its bundle says: there is one, and an earlier release reads none but its own.
+that could be had under two names would be no lock (see ARCHITECTURE.md).
 
-The crashes of a shard are counted durably, by the number of these objects: nothing is rewritten, any number of runs may
-add to it, and a run that is killed leaves what it knew to the next. Correctness does not depend on them: they decide
-how a shard is scored.
+The crashes of a shard are counted by the number of these objects. Correctness does not depend on them: they decide how
+a shard is scored.
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,31 +33,31 @@ import pyarrow.parquet as pq
 
 from jobs.errors import RunFailed
 from jobs.ledger.bad_rows import Reasons, by_source, error_rows
-from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall, rows_of
+from jobs.ledger.done import DONE_SCHEMA, NOTE_LEAST, DoneRecord, PlanObjects, done_shard, recall
 from jobs.ledger.plans import (
     BOOK,
     BOOKS,
-    Claim,
     Content,
     NotAPlan,
     Plan,
     Shards,
     Source,
-    dead_claims,
     decode_plan,
-    disputed,
     encode_plan,
     identities,
     in_columns,
     to_bytes,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
+from jobs.ledger.superseded import Claim, dead_claims, disputed
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
 from workers.redaction import redacted
 from workers.storage.lookahead import ahead
 from workers.storage.store import Store
+
+_T = TypeVar("_T")
 
 CRASHES_FOLDER = "_stint/crashes"
 _CRASH_KEY = re.compile(rf"{CRASHES_FOLDER}/(\d{{8}})/(\d{{8}})-[0-9a-f]{{32}}\.json")
@@ -103,21 +103,15 @@ class Ledger:
                 return None
             number = plans[-1].number + 1 if plans else 1
             self._book = self._book if plans else book()
-            data = encode_plan(claim, uuid.uuid4().hex)
-            if self.store.create(self._plan_key(number), data):
+            data, (key, _) = encode_plan(claim, uuid.uuid4().hex), self.keys_of(number)
+            if self.store.create(f"{self.root}/{key}", data):
                 return decode_plan(number, data)
 
     def plan(self, number: int) -> Plan:
         """Read once: a plan never changes. Raises NotFound, RunFailed when it is damaged."""
         if number not in self._plans:
-            key = self._plan_key(number)
-            try:
-                self._plans[number] = decode_plan(number, self.store.get(key))
-            except _DAMAGED as error:
-                raise RunFailed(
-                    f"{self.store.url}/{key} is damaged: {error}",
-                    "restore the object from a copy: it says which rows are claimed",
-                ) from error
+            way_out = "restore the object from a copy: it says which rows are claimed"
+            self._plans[number] = self._read(self.keys_of(number)[0], partial(decode_plan, number), way_out)
         return self._plans[number]
 
     # ------------------------------------------------------------------------------------------ shards
@@ -137,7 +131,7 @@ class Ledger:
 
     def rows(self, plan: Plan, known: PlanObjects) -> Rows:
         """What became of the rows of an open plan, by what is `known` and what was last listed. Nothing is read."""
-        return known.rows(plan, self._listing(plan).seen)
+        return known.rows(plan, self._listing(plan).bits)
 
     def _listing(self, plan: Plan) -> PlanListing:
         return self._listings.setdefault(plan.number, PlanListing(self.store, self.root, plan.number, len(plan.shards)))
@@ -145,10 +139,7 @@ class Ledger:
     def facts(self, shards: Iterable[Shard]) -> Iterator[ObjectFacts]:
         """What the shards' objects say of themselves, read in full. Raises NotOurs, NotFound."""
 
-        def read(shard: Shard) -> ObjectFacts:
-            return object_facts(self.store.get(f"{self.root}/{shard.key}"))
-
-        return ahead(read, shards, "facts")
+        return ahead(lambda shard: object_facts(self.store.get(f"{self.root}/{shard.key}")), shards, "facts")
 
     def lost(self, plans: Sequence[Plan], done: Collection[int], present: Collection[Source]) -> set[Slice]:
         """Slices of plans that have no rows, because their source was gone when they were to be scored.
@@ -224,7 +215,7 @@ class Ledger:
             if not stale.any():
                 continue
             written, known = self._written(plan)
-            many = not written.all() and written[known.unknown(len(written))].sum() >= NOTE_LEAST
+            many = not written.all() and (written & known.unknown(len(written))).sum() >= NOTE_LEAST
             looked_at = stale & ~_marked(pc.is_null(now)) if many else stale
             may_be = known.may_be_bad(len(written)) & written
             reading = [shard for shard in plan.shards_of(looked_at) if may_be[shard.index]]
@@ -278,9 +269,9 @@ class Ledger:
         Nothing is written.
         """
         known = known or PlanObjects(plan.number)
-        if len(known.unknown(len(plan.shards))) >= NOTE_LEAST:
+        if known.unknown(len(plan.shards)).sum() >= NOTE_LEAST:
             recall(self.store, self.root, plan, known)
-        unknown = known.unknown(len(plan.shards))
+        unknown = np.flatnonzero(known.unknown(len(plan.shards)))
         read = zip(plan.shards.picked(unknown), self.facts(plan.shards.picked(unknown)), strict=True)
         for shard, facts in read:
             known.add(shard.index, done_shard(shard, facts))
@@ -289,7 +280,7 @@ class Ledger:
     def record_done(self, plan: Plan, objects: DoneRecord) -> None:
         """Create the done record. It is the snapshot for strict readers; the first one stands."""
         data = to_bytes([objects.table], DONE_SCHEMA, {"plan": str(plan.number), "token": plan.token})
-        self.store.create(self._done_key(plan.number), data)
+        self.store.create(f"{self.root}/{self.keys_of(plan.number)[1]}", data)
 
     def read_done(self, number: int) -> DoneRecord:
         """Raises NotFound, RunFailed when the record is damaged."""
@@ -336,20 +327,25 @@ class Ledger:
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""
         table = self._done_table(number, ["key", "rows_ok", "rows_bad", "rows_gone"])
-        self._rows[number] = rows_of(table)
+        self._rows[number] = DoneRecord(table).rows
         keys = table.filter(pc.greater(table["rows_gone"], 0))["key"].to_pylist()
         return [found[1] for found in map(parse_shard_key, keys) if found]
 
     def _done_table(self, number: int, columns: list[str]) -> pa.Table:
-        key = self._done_key(number)
-        data = pa.BufferReader(self.store.get(key))
+        way_out = "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan"
+
+        def decode(data: bytes) -> pa.Table:
+            return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+
+        return self._read(self.keys_of(number)[1], decode, way_out)
+
+    def _read(self, key: str, decode: Callable[[bytes], _T], way_out: str) -> _T:
+        """Of an object below the root. Raises RunFailed for one that is damaged, NotFound."""
+        data = self.store.get(f"{self.root}/{key}")
         try:
-            return pq.read_table(data, columns=columns, page_checksum_verification=True)
+            return decode(data)
         except _DAMAGED as error:
-            raise RunFailed(
-                f"{self.store.url}/{key} is damaged: {error}",
-                "restore it from a copy, or remove it and run the job: it is made again from the objects of the plan",
-            ) from error
+            raise RunFailed(f"{self.store.url}/{self.root}/{key} is damaged: {error}", way_out) from error
 
     # ---------------------------------------------------------------------------------------- keys
 
@@ -359,12 +355,6 @@ class Ledger:
             self._numbers("plans")
         name = f"{plan:08d}{self._book or BOOK}"
         return f"_stint/plans/{name}", f"_stint/done/{name}"
-
-    def _plan_key(self, number: int) -> str:
-        return f"{self.root}/{self.keys_of(number)[0]}"
-
-    def _done_key(self, number: int) -> str:
-        return f"{self.root}/{self.keys_of(number)[1]}"
 
     def _crashes_of(self, plan: int) -> str:
         return f"{self.root}/{CRASHES_FOLDER}/{plan:08d}"

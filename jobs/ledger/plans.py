@@ -33,13 +33,10 @@ BOOKS = r"\.(?:stint|parquet)"
 """Both, as a pattern."""
 
 PIECE = np.dtype(
-    [
-        ("source", np.int32),
-        ("row_group", np.int32),
-        ("row_start", np.int64),
-        ("row_stop", np.int64),
-        ("byte_start", np.int64),
-    ]
+    {
+        "names": ["source", "row_group", "row_start", "row_stop", "byte_start"],
+        "formats": [np.int32, np.int32, np.int64, np.int64, np.int64],
+    }
 )
 """A slice: `source` is the row of its source in the table of sources, the others are as in workers.contract.Slice."""
 WIDTH = len(PIECE.names or ())
@@ -100,32 +97,39 @@ class Slices:
             yield tuple(islice(objects, count))
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Source:
+    uri: str
+    size: int
+    version: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.uri, self.version
+
+
 class SlicesBuilder:
     """Slices in the making: say of which source, add its slices, and where a shard ends."""
 
     def __init__(self) -> None:
-        self._uris: list[str] = []
-        self._sizes = array("q")
-        self._versions: list[str] = []
+        self._sources: list[Source] = []
         self._pieces = array("q")
         self._starts = array("q", [0])
         self._end: tuple[int, int] | None = None
         """Row group and row where the last slice ends, if one that begins there goes on with it."""
 
-    def source(self, uri: str, size: int, version: str) -> None:
+    def source(self, source: Source) -> None:
         """Whose slices come next."""
         self._end = None
-        if not self._uris or (self._uris[-1], self._versions[-1]) != (uri, version):
-            self._uris.append(uri)
-            self._sizes.append(size)
-            self._versions.append(version)
+        if self._sources[-1:] != [source]:
+            self._sources.append(source)
 
     def add(self, row_group: int, row_start: int, row_stop: int, byte_start: int) -> None:
         """Rows that follow the last ones of the shard, since its source was named, become one slice with them."""
         if self._end == (row_group, row_start):
             self._pieces[-2] = row_stop
         else:
-            self._pieces.extend((len(self._uris) - 1, row_group, row_start, row_stop, byte_start))
+            self._pieces.extend((len(self._sources) - 1, row_group, row_start, row_stop, byte_start))
         self._end = row_group, row_stop
 
     def end_shard(self) -> None:
@@ -139,19 +143,7 @@ class SlicesBuilder:
         pieces = np.empty(len(columns), PIECE)
         for column, name in enumerate(PIECE.names or ()):
             pieces[name] = columns[:, column]
-        sources = pa.table([self._uris, np.array(self._sizes), self._versions], schema=SOURCES)
-        return Slices(sources, pieces, np.array(self._starts, np.int64))
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Source:
-    uri: str
-    size: int
-    version: str
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        return self.uri, self.version
+        return Slices(in_columns(self._sources), pieces, np.array(self._starts, np.int64))
 
 
 CLAIMED_ONLY = -1
@@ -163,10 +155,7 @@ PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         *SOURCES,
-        ("row_group", pa.int32()),
-        ("row_start", pa.int64()),
-        ("row_stop", pa.int64()),
-        ("byte_start", pa.int64()),
+        *((name, pa.from_numpy_dtype(PIECE[name])) for name in (PIECE.names or ())[1:]),
         ("supersedes", pa.string()),
     ]
 )
@@ -285,19 +274,6 @@ def picked(shards: Sequence[Shard], numbers: Ints) -> Iterator[Shard]:
     return shards.picked(numbers) if isinstance(shards, Shards) else (shards[number] for number in numbers.tolist())
 
 
-def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:
-    """(plan, uri, version) of files whose rows these plans may have put out of date, in the order of plans: those that
-    they claim in several versions, or afresh."""
-    claims = claims_of(plans)
-    versions = claims.group_by("uri").aggregate([("version", "count_distinct")])
-    afresh = pa.array({uri for plan in plans for uri, _ in plan.afresh}, pa.string())
-    several = pc.or_(pc.greater(versions["version_count_distinct"], 1), pc.is_in(versions["uri"], value_set=afresh))
-    several = versions.filter(several)["uri"].combine_chunks()
-    found = claims.filter(pc.is_in(claims["uri"], several)).group_by(["plan", "uri", "version"]).aggregate([])
-    columns = found.sort_by("plan").select(["plan", "uri", "version"]).columns
-    return list(zip(*(column.to_pylist() for column in columns), strict=True))
-
-
 @dataclass(frozen=True)
 class Content:
     """What a plan is to claim, and how its rows fall into shards."""
@@ -334,31 +310,24 @@ def encode_plan(content: Content, token: str) -> bytes:
 
 
 def _encoded(content: Content) -> Iterator[pa.Table]:
-    slices, empty = content.shards, content.empty
-    shard = np.repeat(np.arange(len(slices)), np.diff(slices.starts))
-    for first in range(0, len(shard), ROWS_TOGETHER):
-        chosen = slice(first, first + ROWS_TOGETHER)
-        pieces = slices.pieces[chosen]
-        yield _rows(shard[chosen], slices.sources.take(pa.array(pieces["source"])), pieces, content.supersedes)
-    if empty:
-        no_rows = np.zeros(len(empty), PIECE)
-        yield _rows(np.full(len(empty), CLAIMED_ONLY), in_columns(empty), no_rows, content.supersedes)
-
-
-def _rows(shard: Ints, sources: pa.Table, pieces: npt.NDArray[np.void], supersedes: Mapping[str, str]) -> pa.Table:
-    columns = {
-        "shard": pa.array(shard),
-        **{name: sources[name] for name in SOURCES.names},
-        **{name: pa.array(pieces[name]) for name in PIECE.names or () if name != "source"},
-        "supersedes": _looked_up(supersedes, sources["uri"]),
-    }
-    return pa.table(columns).select(PLAN_SCHEMA.names)
-
-
-def _looked_up(values: Mapping[str, str], keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The value of each key; null where there is none."""
-    known = pa.array(list(values), pa.string())
-    return pa.chunked_array([pa.array(list(values.values()), pa.string())]).take(pc.index_in(keys, value_set=known))
+    slices, empty = content.shards, in_columns(content.empty)
+    no_rows = np.zeros(len(empty), PIECE)
+    no_rows["source"] = len(slices.sources) + np.arange(len(empty))
+    sources = pa.concat_tables([slices.sources, empty]).combine_chunks()
+    pieces = np.concatenate([slices.pieces, no_rows])
+    shards = np.repeat(np.arange(len(slices)), np.diff(slices.starts))
+    shards = np.append(shards, np.full(len(empty), CLAIMED_ONLY))
+    uris, before = (pa.array(values, pa.string()) for values in (content.supersedes, content.supersedes.values()))
+    for first in range(0, len(pieces), ROWS_TOGETHER):
+        chosen = pieces[first : first + ROWS_TOGETHER]
+        named = sources.take(pa.array(chosen["source"]))
+        columns = {
+            "shard": pa.array(shards[first : first + ROWS_TOGETHER]),
+            **{name: named[name] for name in SOURCES.names},
+            **{name: pa.array(chosen[name]) for name in (PIECE.names or ())[1:]},
+            "supersedes": before.take(pc.index_in(named["uri"].combine_chunks(), value_set=uris)),
+        }
+        yield pa.table(columns)
 
 
 def decode_plan(number: int, data: bytes) -> Plan:
@@ -425,9 +394,12 @@ def to_bytes(tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[st
     return bytes(sink.getvalue())
 
 
-def latest_versions(plans: Iterable[Plan]) -> dict[str, str]:
-    """By URI, the version claimed last."""
-    return {uri: version for plan in plans for uri, version in identities(plan.sources)}
+def latest_versions(plans: Iterable[Plan], uris: Iterable[str] | None = None) -> dict[str, str]:
+    """By URI, the version claimed last: of all that are claimed, or of these."""
+    claims = claims_of(plans)
+    if uris is not None:
+        claims = claims.filter(pc.is_in(claims["uri"], value_set=pa.array(uris, pa.string())))
+    return dict(identities(claims))
 
 
 def in_columns(sources: Collection[Source]) -> pa.Table:
@@ -447,49 +419,3 @@ def claims_of(plans: Iterable[Plan]) -> pa.Table:
         numbers = pa.array(np.full(len(plan.sources), plan.number, np.int64))
         tables.append(plan.sources.select(["uri", "version"]).append_column("plan", numbers))
     return pa.concat_tables(tables)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """That a plan claims a source."""
-
-    plan: int
-    uri: str
-    version: str
-    afresh: bool = False
-    """Whether earlier rows of the same version are put out of date."""
-    whole: bool | None = True
-    """Whether it found the whole file there; None where its plan does not count, because it is not done."""
-
-    @property
-    def key(self) -> tuple[int, str, str]:
-        return self.plan, self.uri, self.version
-
-
-def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
-    """(plan, uri, version) of those, of all claims in the order of their plans, whose rows a later one put out of date.
-
-    Rows of a version belong together from a claim afresh to the next one: a later plan adds those that were gone. Of
-    each URI the rows count that belong with the last claim that found the whole file. A version that was gone when it
-    was its turn does not put out of date what was scored before; nor does a claim that adds to rows of a plan that does
-    not count, and which itself does not count until that one does.
-    """
-    began: dict[tuple[str, str], int] = {}
-    waiting: set[tuple[str, tuple[str, int]]] = set()
-    """Rows that belong together, by their URI and where they began, of which a plan that does not count has some."""
-    live: dict[str, tuple[tuple[str, int], bool]] = {}
-    dead: set[tuple[int, str, str]] = set()
-    counted: list[tuple[Claim, tuple[str, int]]] = []
-    for claim in claims:
-        if claim.afresh or (claim.uri, claim.version) not in began:
-            began[claim.uri, claim.version] = claim.plan
-        together = claim.version, began[claim.uri, claim.version]
-        if claim.whole is None:
-            waiting.add((claim.uri, together))
-        elif (claim.uri, together) in waiting:
-            dead.add(claim.key)
-        else:
-            counted.append((claim, together))
-            if claim.whole or not live.get(claim.uri, (together, False))[1]:
-                live[claim.uri] = together, claim.whole
-    return dead | {claim.key for claim, together in counted if live[claim.uri][0] != together}

@@ -49,18 +49,14 @@ class PlanListing:
 
     def __init__(self, store: Store, root: str, plan: int, shards: int) -> None:
         self._store, self._root, self._plan = store, root, plan
-        self._bits = np.zeros(shards, np.bool_)
+        self.bits = np.zeros(shards, np.bool_)
+        """What was there when it was last listed."""
 
     def present(self) -> Bits:
         """What is there now, by shard. Raises StoreError, StoreDenied."""
         if parts := self._with_gaps():
             self._list(parts)
-        return self._bits.copy()
-
-    @property
-    def seen(self) -> Bits:
-        """What was there when it was last listed."""
-        return self._bits
+        return self.bits.copy()
 
     def whole(self) -> bool:
         """Whether every shard has its object; lists no more than it must. Raises StoreError, StoreDenied."""
@@ -72,11 +68,11 @@ class PlanListing:
 
     def _with_gaps(self) -> list[int]:
         """First shards of the parts that are not known to be whole."""
-        return [first for first in range(0, len(self._bits), PART) if not self._bits[first : first + PART].all()]
+        return [first for first in range(0, len(self.bits), PART) if not self.bits[first : first + PART].all()]
 
     def _list(self, parts: list[int]) -> None:
-        names = [f"{first:08d}"[:-3] for first in parts] if len(self._bits) > PART else []
+        names = [f"{first:08d}"[:-3] for first in parts] if len(self.bits) > PART else []
         for info in self._store.list(f"{self._root}/plan={self._plan:08d}", names):
             found = parse_shard_key(info.key[len(self._root) + 1 :])
-            if found and found[1] < len(self._bits):
-                self._bits[found[1]] = True
+            if found and found[1] < len(self.bits):
+                self.bits[found[1]] = True

@@ -18,8 +18,7 @@ from jobs.errors import SpecError
 from jobs.input.listing import sources_now
 from jobs.input.manifest import read_entries
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import Plan, Source, claims_of
-from jobs.plan.claims import last_claimed
+from jobs.ledger.plans import Plan, Source, claims_of, latest_versions
 from jobs.plan.job import Job, absolute
 from jobs.plan.query import count_by
 from jobs.progress.format import first_few
@@ -90,7 +89,7 @@ def asked_for(
         files = dict.fromkeys(_named(claimed, text), 0) or _of_rows(job, plans, text)
     now: dict[str, Source | None] = {source.uri: source for source in listed if source.uri in files}
     lookup = files.keys() - now.keys()
-    now |= sources_now(lookup, last_claimed(plans, lookup))
+    now |= sources_now(lookup, latest_versions(plans, lookup))
     sources = [source for _, source in sorted(now.items()) if source is not None]
     under_way = _under_way(job.ledger, plans, done, sources)
     left = tuple(source for source in sources if source.uri not in under_way)

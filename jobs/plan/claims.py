@@ -7,7 +7,7 @@ replaces another version names it as superseded, and strict readers drop the row
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
@@ -57,7 +57,9 @@ def next_claim(
     """
     if not plans:
         return NextClaim(tuple(sources))
-    holes = _by_identity(sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)))
+    holes = defaultdict[tuple[str, str], list[Slice]](list)
+    for piece in sorted(lost, key=lambda s: (s.uri, s.row_group, s.row_start)):
+        holes[piece.uri, piece.version].append(piece)
     new: list[Source] = []
     again: dict[Source, tuple[Slice, ...]] = {}
     supersedes: dict[str, str] = {}
@@ -105,21 +107,6 @@ def _besides_claimed(
         yield sources[index], version
 
 
-def _by_identity(slices: Iterable[Slice]) -> dict[tuple[str, str], list[Slice]]:
-    """By (uri, version) of their source."""
-    found = defaultdict[tuple[str, str], list[Slice]](list)
-    for piece in slices:
-        found[piece.uri, piece.version].append(piece)
-    return dict(found)
-
-
-def last_claimed(plans: Sequence[Plan], uris: Iterable[str]) -> dict[str, str]:
-    """The versions in which plans have last claimed some of these URIs."""
-    found = claims_of(plans)
-    found = found.filter(pc.is_in(found["uri"], value_set=pa.array(uris, pa.string())))
-    return dict(zip(found["uri"].to_pylist(), found["version"].to_pylist(), strict=True))
-
-
 def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
     """Sources that no plan claims in any version."""
     latest = latest_versions(plans)
@@ -165,7 +152,9 @@ def faults(
     here = {source.uri: source.version for source in sources}
     gaps = set(gone)
     # A plan's own slices never overlap: `verify` compares each row with its place.
-    doubtful = _claimed_again(plans) | {(piece.uri, piece.version) for _, piece in gaps}
+    times = claims_of(plans).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
+    several = set(identities(times.filter(pc.greater(times["plan_count_distinct"], 1))))
+    doubtful = several | {(piece.uri, piece.version) for _, piece in gaps}
     claimed = defaultdict[tuple[str, str], list[list[tuple[int, Slice]]]](list)
     """The slices that belong together, with their plans: those since a claim afresh."""
     found = defaultdict[str, list[str]](list)
@@ -192,15 +181,8 @@ def faults(
                     )
         rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
-            there, again = ("are back that were gone when", "them"), ("changed before", "what is there now")
-            what, now = there if here[identity[0]] == identity[1] else again
             found["sources with rows that are yet to be scored"].append(
-                f"{name}: {counted(rows, 'row')} {what} it was their turn: run the job again to score {now}"
+                f"{name}: {counted(rows, 'row')} gone when it was their turn, and the file is there in version "
+                f"{here[identity[0]]}: run the job again to score it"
             )
     return found
-
-
-def _claimed_again(plans: Sequence[Plan]) -> set[tuple[str, str]]:
-    """(uri, version) of sources that several plans claim."""
-    times = claims_of(plans).group_by(["uri", "version"]).aggregate([("plan", "count_distinct")])
-    return set(identities(times.filter(pc.greater(times["plan_count_distinct"], 1))))

@@ -21,7 +21,7 @@ from jobs.input.listing import Listing, left_out, list_input, named_once, source
 from jobs.input.passed_over import PassedOver, passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
-from jobs.plan.claims import NextClaim, last_claimed, next_claim
+from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
@@ -182,7 +182,7 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, de
         everything = [Source(uri, 0, version) for uri, version in latest.items()]
         closed = [plan for plan in plans if plan.number in done]
         doubtful = {piece.uri for piece in job.ledger.lost(closed, done, everything)}
-    claimed = partial(last_claimed, plans)
+    claimed = partial(latest_versions, plans)
     return list_input(
         job.spec.input, job.days, latest, doubtful, delivered=delivered, claimed=claimed, own=job.store.url
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +19,6 @@ from workers.output import OWN_COLUMNS
 from workers.storage.errors import StoreDenied, StoreError
 
 _PLACE = '"source_uri", "source_version", "row_group", "row"'
-FIRST, SECOND = "stint.first", "stint.second"
-"""Columns that rows are ordered by."""
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -46,7 +44,7 @@ class _Counted:
 
     reader: pa.RecordBatchReader
     rows: int = 0
-    fault: Exception | None = field(default=None)
+    fault: Exception | None = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         try:
@@ -70,10 +68,12 @@ def choose(reader: pa.RecordBatchReader, where: str | None, n: int, order: str =
         raise SpecError(f"--order {order}: embeddings have no score", "leave --order out")
     sign = "-" if order == "-score" else ""  # rows without a score come last
     first = "0.0" if order == "random" else f"coalesce({sign}score::DOUBLE, 'infinity'::DOUBLE)"
-    by = f'{first} AS "{FIRST}", hash({_PLACE}, {seed:d}) AS "{SECOND}"'
+    by = f"min_by(matching, row({first}, hash({_PLACE}, {seed:d})), {n})"
     with _fulfilling(reader, where, "--where") as (rows, stream):
-        best, count = _best(pa.RecordBatchReader.from_stream(rows.project(f"*, {by}")), n)
-    return Chosen(best.drop_columns([FIRST, SECOND]).rename_columns(reader.schema.names), count, stream.rows)
+        (answer,) = rows.set_alias("matching").aggregate(f"count(*), {by}").to_arrow_table().to_batches()
+    count, best = answer.columns
+    best = pa.Table.from_struct_array(best.flatten()).rename_columns(reader.schema.names)
+    return Chosen(best, count[0].as_py(), stream.rows)
 
 
 def count_by(reader: pa.RecordBatchReader, where: str, column: str, *, option: str) -> dict[str, int]:
@@ -106,16 +106,6 @@ def _fulfilling(reader: pa.RecordBatchReader, where: str | None, option: str) ->
             yield rows.filter(f"({where or 'true'}\n)"), stream
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _explained(error, stream, f"{option} {where!r}", schema) from error
-
-
-def _best(rows: pa.RecordBatchReader, n: int) -> tuple[pa.Table, int]:
-    """The first `n` in order, and how many there were."""
-    best, count = rows.schema.empty_table(), 0
-    for batch in rows:
-        count += batch.num_rows
-        best = pa.concat_tables([best, pa.Table.from_batches([batch])])
-        best = best.sort_by([(FIRST, "ascending"), (SECOND, "ascending")]).slice(0, n).combine_chunks()
-    return best, count
 
 
 def _explained(error: Exception, stream: _Counted, asked: str, schema: pa.Schema) -> Exception:

@@ -62,11 +62,7 @@ class Bounds:
 
 
 def bounds(
-    total_rows: int,
-    workers: int,
-    shard_rows: int | Literal["auto"],
-    max_bytes: int,
-    there: int | None = None,
+    total_rows: int, workers: int, shard_rows: int | Literal["auto"], max_bytes: int, there: int | None = None
 ) -> Bounds:
     """For `auto`: an even share of several shards a worker, within _MIN_SHARD_ROWS and _MAX_SHARD_ROWS, finer at the
     end.
@@ -116,7 +112,7 @@ class _Filling:
 def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) -> Content:
     """Cut into shards within the bounds where row groups allow it; `again` are slices that stay as they are."""
     builder = SlicesBuilder()
-    split: dict[tuple[str, int], str] = {}
+    split: list[str] = []
     empty: list[Source] = []
     left = opened_rows(sources) + sum(piece.rows for piece in again)
     shard = _Filling(builder, within)
@@ -126,14 +122,13 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
         if not groups:
             empty.append(source)
             continue
-        builder.source(source.uri, source.size, source.version)
+        builder.source(source)
         for group in groups:
             pieces = _pieces(group, within, left)
             dear = not (group.paged or (within.small and group.bytes <= SPLIT_FACTOR * within.bytes))
             if len(pieces) > 1 and dear:
                 size = f"{group.rows} rows, {group.bytes / 2**20:.0f} MiB"
-                name = f"{source.uri} row group {group.number} ({size}) into {len(pieces)}"
-                split.setdefault((source.uri, group.number), name)
+                split.append(f"{source.uri} row group {group.number} ({size}) into {len(pieces)}")
             start = group.row_start
             for rows in pieces:
                 shard.make_room(rows, group.bytes // len(pieces), left)
@@ -143,16 +138,15 @@ def cut(sources: Sequence[Opened], within: Bounds, again: Sequence[Slice] = ()) 
     for piece in again:
         shard.make_room(piece.rows, 0, left)
         left -= piece.rows
-        builder.source(piece.uri, piece.size, piece.version)
+        builder.source(Source(piece.uri, piece.size, piece.version))
         builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
     builder.end_shard()
-    warning = (
+    warnings = [
         f"{counted(len(split), 'row group is', 'row groups are')} split, being larger than a shard, and every piece "
-        f"reads past the rows before it; row groups of at most a shard would be read once: {next(iter(split.values()))}"
-        if split
-        else ""
-    )
-    return Content(builder.slices(), tuple(empty), (warning,) if warning else ())
+        f"reads past the rows before it; row groups of at most a shard would be read once: {first}"
+        for first in split[:1]
+    ]
+    return Content(builder.slices(), tuple(empty), tuple(warnings))
 
 
 def _pieces(group: RowGroup, within: Bounds, left: int) -> list[int]:

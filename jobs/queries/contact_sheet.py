@@ -73,7 +73,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
         tiles=shown, compared=len(compared), same=same,
     )  # fmt: skip
     try:
-        arguments.html.write_text(page)
+        arguments.html.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SpecError(f"--html {arguments.html}: {error}", "name a file that can be written") from error
     if compared:

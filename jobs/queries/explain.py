@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property, partial
@@ -21,6 +21,7 @@ from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
+from jobs.progress.format import first_few
 from jobs.queries.explanation import (
     Explanation,
     ModelPart,
@@ -30,7 +31,7 @@ from jobs.queries.explanation import (
     Prediction,
     prediction_of,
 )
-from jobs.queries.find_rows import Found, by_file_name, by_keys, by_place, parse, shards_of
+from jobs.queries.find_rows import Found, by_file_name, by_keys, by_place, parse
 from jobs.queries.status import missing_of
 from jobs.report.journal import read_journal, run_ids
 from jobs.report.runs import RunSeen, read_run
@@ -58,6 +59,7 @@ _ATTEMPT = (
 """What is shown of it, see jobs.report.journal."""
 _ACCURACY = ("rows", "top1_agreement", "mean_cosine", "logit_error", "top1", "top1_fp32", "labelled_rows")
 """What is shown of it, see workers.bundle.accuracy."""
+_SEEN = 3
 OTHERS = 10
 """Versions of a file beside the one that is explained: the newest."""
 
@@ -97,48 +99,31 @@ def _check_one(job: Job, found: Sequence[Found], named: Collection[str], key: st
     each = Counter((at.uri, at.version) for at in {row.at for row in found})
     if max(each.values()) == 1 and len({uri for uri, _ in each}) == 1:
         return
-    places = dict.fromkeys(row.at.place.write(job.spec.input) for row in found)
-    for place in list(places)[:LISTED]:
-        show(place)
+    places = [*dict.fromkeys(row.at.place.write(job.spec.input) for row in found)]
+    show("\n".join(first_few(places, "rows", LISTED)))
     count = f"{len(places):,}" if len(found) < _READ_MOST else f"at least {len(places):,}"
     others = [name for name in job.spec.input.copied if name not in named]
     more = f"add {', '.join(f'{name}=…' for name in others)}, or " if others else ""
-    listed = "listed" if len(places) <= LISTED else f"the first {LISTED} of which are listed"
-    raise SpecError(f"{key} is the key of {count} rows, {listed}", f"{more}name one by its place, as it is listed")
+    raise SpecError(f"{key} is the key of {count} rows", f"{more}name one by its place, as it is listed")
 
 
 def _not_scored(job: Job, key: str) -> StintError:
-    what, missing = f"no prediction of this model has {key}", missing_of(job.ledger)
-    if not len(missing):
-        return StintError(what, "see `stint plan` for input that is not claimed yet")
+    missing = missing_of(job.ledger)
     return StintError(
-        f"{what}; {counted(missing.rows, 'row')} in "
-        f"{counted(len(missing), 'shard')} are claimed and not scored yet, and only their "
-        "places are known",
-        "name the row as URI#ROWGROUP/ROW, or run the job to its end",
+        f"no prediction of this model has {key}; {counted(missing.rows, 'row')} in {counted(len(missing), 'shard')} "
+        "are claimed and not scored yet",
+        "run the job to its end; a row that is not scored yet is known by its place alone, URI#ROWGROUP/ROW",
     )
 
 
 def _not_claimed(plans: Sequence[Plan], named: Place) -> StintError:
     claiming = [plan for plan in plans if named.uri in plan.sources["uri"].to_pylist()]
     if claiming:
-        pieces = [piece for shard in shards_of(claiming[-1], [named.uri]) for piece in shard.slices]
-        groups = sorted({piece.row_group for piece in pieces if piece.uri == named.uri})
-        rows = max((p.row_stop for p in pieces if (p.uri, p.row_group) == (named.uri, named.row_group)), default=0)
-        all_of_them = " to ".join(map(str, sorted({*groups[:1], *groups[-1:]}))) or "none: it has no rows"
-        has = f"row group {named.row_group} has {counted(rows, 'row')}" if rows else f"its row groups are {all_of_them}"
-        return StintError(
-            f"{named.uri} is claimed by plan {claiming[-1].number}, and {has}: both count from 0",
-            "name a row that it has",
-        )
-    try:
-        fs, path = open_filesystem(named.uri)
-        info = retrying(lambda: fs.info(path), named.uri)
-    except NotFound:
-        return StintError(f"not claimed by any plan: {named.uri}, and there is no such file", "check the URI")
+        has = "without such a row: row groups and rows count from 0"
+        return StintError(f"{named.uri} is claimed by plan {claiming[-1].number}, {has}", "name a row that it has")
     return StintError(
-        f"not claimed by any plan: {named.uri}; the file is there, in version {version_of(info)}",
-        "`stint plan` tells whether the next run would claim it: it must lie where the spec's input is",
+        f"not claimed by any plan: {named.uri}",
+        "check the URI; `stint plan` tells whether the next run would claim what lies there",
     )
 
 
@@ -146,29 +131,16 @@ def _not_claimed(plans: Sequence[Plan], named: Place) -> StintError:
 # What is put together of one row: its claim, its object, and what became of it in other versions of its file.
 
 
-@dataclass(frozen=True)
-class _OutputRow:
-    """An output object, and a row in it."""
+class _OutputRow(NamedTuple):
+    """A row in an output object."""
 
     data: bytes
     metadata: Mapping[str, str]
     """`stint.…`, without the prefix."""
-    row: pa.Table
-    """One row, or none: then its source was gone when it was its turn."""
-
-    @property
-    def present(self) -> bool:
-        return bool(self.row.num_rows)
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """Values of the key columns, for a person."""
-        return shown_keys(self.row.select(key_names(self.row.schema)), 0) if self.present else {}
-
-    def prediction(self, manifest: Manifest | None) -> Prediction:
-        if not self.present:
-            return None
-        return prediction_of(self.row.drop_columns(key_names(self.row.schema)).to_pylist()[0], manifest)
+    keys: Mapping[str, str]
+    """For a person."""
+    row: Mapping[str, Any] | None
+    """Its other columns; None where its source was gone when it was its turn."""
 
 
 def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
@@ -184,7 +156,9 @@ def _read_row(store: Store, key: str, at: RowAt) -> _OutputRow | None:
             table = table.filter(pc.equal(table[column.name], pa.scalar(value, column.type)))
     except (NotOurs, KeyError) as error:
         raise RunFailed(f"{key} cannot be read: {error}", "`stint verify` names all that is damaged") from error
-    return _OutputRow(data, opened.metadata, table)
+    keys = table.select(key_names(table.schema))
+    row = next(iter(table.drop_columns(keys.column_names).to_pylist()), None)
+    return _OutputRow(data, opened.metadata, {} if row is None else shown_keys(keys, 0), row)
 
 
 def _attempts(
@@ -216,13 +190,10 @@ def _of_journals(store: Store, runs: Sequence[RunSeen], shard: Shard) -> list[di
 def _crashes(store: Store, root: str, shard: Shard) -> list[dict[str, Any]]:
     """As Ledger.record_crash records them, oldest first; advisory, too. Raises StoreError, StoreDenied."""
 
-    def found() -> Iterator[str]:
-        for info in store.list(f"{root}/{CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"]):
-            if parse_crash_key(info.key.removeprefix(f"{root}/")) == (shard.plan, shard.index):
-                yield info.key
-
-    read = ahead(store.get, found(), "crashes")
-    return sorted((json.loads(data) for data in read), key=lambda crash: str(crash.get("at", "")))
+    listed = [info.key for info in store.list(f"{root}/{CRASHES_FOLDER}/{shard.plan:08d}", [f"{shard.index:08d}-"])]
+    ours = [key for key in listed if parse_crash_key(key.removeprefix(f"{root}/")) == (shard.plan, shard.index)]
+    read = map(json.loads, ahead(store.get, ours, "crashes"))
+    return sorted(read, key=lambda crash: str(crash.get("at", "")))
 
 
 class _Version(NamedTuple):
@@ -232,10 +203,9 @@ class _Version(NamedTuple):
     output: _OutputRow | None
     """None while there is no object."""
     rank: int
-    """How much it counts: 2 where its row is what readers of this model see, 1 where it is to be, else 0."""
-    seen: bool
+    """_SEEN where readers see its row, 2 where readers of this model do, 1 where they will, else 0."""
     standing: str
-    """Why it is seen, or not, for a person."""
+    """Why, for a person."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +246,7 @@ class Explainer:
             row=at.row,
             keys={} if output is None else output.keys,
             prediction=self._prediction(output),
-            seen=main.seen,
+            seen=main.rank == _SEEN,
             standing=main.standing,
             source=_source(at),
             plan=PlanPart(plan.number, plan.rows, len(plan.shards), _iso(claimed_at), _iso(done_at)),
@@ -285,16 +255,7 @@ class Explainer:
             attempts=_attempts(self.job.store, root, shard, claimed_at, done_at),
             crashes=_crashes(self.job.store, root, shard),
             model=self._model(output),
-            others=[
-                OtherVersion(
-                    plan=other.claim.plan.number,
-                    version=other.claim.at.version,
-                    place=other.claim.at.place.write(given),
-                    prediction=self._prediction(other.output),
-                    standing=other.standing,
-                )
-                for other in [version for version in versions if version is not main][:OTHERS]
-            ],
+            others=[self._other(version) for version in versions if version is not main][:OTHERS],
         )
 
     # ------------------------------------------------------------------------------------------- parts
@@ -303,29 +264,33 @@ class Explainer:
         output = _read_row(self.job.store, f"{self.job.ledger.root}/{claim.shard.key}", claim.at)
         return _Version(claim, output, *self._standing(claim, output))
 
-    def _standing(self, claim: Found, output: _OutputRow | None) -> tuple[int, bool, str]:
+    def _standing(self, claim: Found, output: _OutputRow | None) -> tuple[int, str]:
         number, root = claim.plan.number, self.job.ledger.root
         if output is None:
-            why = f"shard {claim.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
-            return 0, False, why
-        if not output.present:
-            return 0, False, "its file was gone, or another one, when it was its turn, so it has no row"
+            return 0, f"shard {claim.shard.name} is missing: it is not scored yet; run the job to finish plan {number}"
+        if output.row is None:
+            return 0, "its file was gone, or another one, when it was its turn, so it has no row"
         if number not in self.done:
-            return 1, False, f"plan {number} is not done; run the job to finish it"
+            return 1, f"plan {number} is not done; run the job to finish it"
         if not self.alive([claim]):
             key = number, claim.at.uri, claim.at.version
             if key not in self.job.ledger.superseded(self.plans, self.done, [number]):
-                return 1, False, f"plan {number} adds to rows of a plan that is not done; run the job to finish that"
-            done = (plan for plan in self.plans if plan.number in self.done)
-            later = max((p for p in done if claim.at.uri in p.sources["uri"].to_pylist()), key=lambda p: p.number)
+                return 1, f"plan {number} adds to rows of a plan that is not done; run the job to finish that"
+            claiming = (plan for plan in reversed(self.plans) if claim.at.uri in plan.sources["uri"].to_pylist())
+            later = next(plan for plan in claiming if plan.number in self.done)
             again = (claim.at.uri, claim.at.version) in later.afresh
             what = "has scored the file again" if again else "has the file in a newer version"
-            return 0, False, f"superseded: plan {later.number} {what}"
+            return 0, f"superseded: plan {later.number} {what}"
         followed = followed_root(self.job.store)
         if followed == root:
-            return 2, True, f"plan {number} is done, and readers follow this model"
+            return _SEEN, f"plan {number} is done, and readers follow this model"
         follow = f"readers follow {followed}" if followed else "of several models none is promoted"
-        return 2, False, f"plan {number} is done, but {follow}"
+        return 2, f"plan {number} is done, but {follow}"
+
+    def _other(self, version: _Version) -> OtherVersion:
+        (plan, _, at), prediction = version.claim, self._prediction(version.output)
+        place = at.place.write(self.job.spec.input)
+        return OtherVersion(plan.number, at.version, place, prediction, version.standing)
 
     def _object(self, claim: Found, output: _OutputRow) -> ObjectPart:
         facts = object_facts(output.data)
@@ -337,7 +302,9 @@ class Explainer:
         return ObjectPart(url, facts.size, facts.sha256, recorded, dict(output.metadata))
 
     def _prediction(self, output: _OutputRow | None) -> Prediction:
-        return None if output is None else output.prediction(self._manifest(output.metadata.get("bundle", "")))
+        if output is None or output.row is None:
+            return None
+        return prediction_of(output.row, self._manifest(output.metadata.get("bundle", "")))
 
     @cached_property
     def _manifest(self) -> Callable[[str], Manifest | None]:
@@ -345,7 +312,7 @@ class Explainer:
         return cache(self.job.manifest)
 
     def _model(self, output: _OutputRow | None) -> ModelPart:
-        metadata = {} if output is None else output.metadata
+        metadata: Mapping[str, str] = {} if output is None else output.metadata
         bundle, engine = metadata.get("bundle", self.job.fingerprints.bundle), metadata.get("engine", "")
         manifest = self._manifest(bundle)
         artifact = None if manifest is None else manifest.artifact(engine)

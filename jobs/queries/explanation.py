@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.progress.format import SPACE, moment, percent, printable, seconds, significant
+from jobs.progress.format import SPACE, first_few, moment, percent, printable, seconds, significant
 from jobs.report.drift import class_name
 from workers.bundle.manifest import Manifest
 from workers.contract import Slice
@@ -14,7 +14,6 @@ from workers.counted import counted
 from workers.redaction import redacted
 
 INDENT = 12
-SLICES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -196,10 +195,7 @@ class Explanation:
 
 def _shard(name: str, rows: int, slices: Sequence[Slice]) -> Iterator[str]:
     yield f"{name}, {counted(rows, 'row')}:"
-    for piece in slices[:SLICES_SHOWN]:
-        yield f"  {piece.uri} row group {piece.row_group} rows {piece.row_start}:{piece.row_stop}"
-    if len(slices) > SLICES_SHOWN:
-        yield f"  … and {len(slices) - SLICES_SHOWN:,} slices more"
+    yield from first_few([f"  {piece.describe()}" for piece in slices], "slices")
 
 
 def _attempt(its: Mapping[str, Any]) -> str:

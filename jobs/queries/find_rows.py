@@ -36,9 +36,8 @@ def parse(text: str, given: InputSpec) -> Place | dict[str, str]:
         return _values(text, names)
     if place is not None:
         return place._replace(uri=absolute(place.uri))
-    no_key = f"{name!r} is no key column: there are {', '.join(names)}"
     raise SpecError(
-        no_key if equals and "/" not in name else f"{text!r} names no row",
+        f"{text!r} names no row: key columns are {', '.join(names)}",
         f"name it as {names[0]}=VALUE, or as URI#ROWGROUP/ROW",
     )
 

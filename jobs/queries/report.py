@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -55,11 +53,11 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _table(found: Sequence[Night]) -> str:
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else LOG_WIDTH
-    text = io.StringIO()
-    Terminal(file=text, width=width, force_terminal=terminal).print(nights_table(found, width))
-    return text.getvalue().rstrip("\n")
+    watched = sys.stdout.isatty()
+    terminal = Terminal(width=None if watched else LOG_WIDTH, force_terminal=watched)
+    with terminal.capture() as text:
+        terminal.print(nights_table(found, terminal.width))
+    return text.get().rstrip("\n")
 
 
 def _describe(job: Job, report: Report) -> str:

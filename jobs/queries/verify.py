@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TypeAlias
 
@@ -44,8 +45,7 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
-Held: TypeAlias = dict[str, tuple[Slice, pa.Table | None]]
-"""Key columns of the row group that was read last, by its file."""
+KeyReader: TypeAlias = Callable[[Slice], pa.Table | None]
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -75,24 +75,22 @@ class Verdict:
     def add(self, found: Mapping[str, Sequence[str]]) -> None:
         """Problems by their kind."""
         for kind, problems in found.items():
-            if problems:
-                self.found[kind] += problems
+            self.found[kind] += problems
 
     def lines(self) -> list[str]:
         """For a person: of each kind of problem the first few."""
         shown = [f"note: {note}" for note in self.notes]
         for kind, problems in self.found.items():
             shown += [f"PROBLEM: {problem}" for problem in first_few(problems, kind, _SHOWN)]
-        return [*shown, ("verified: " if self.ok else f"{counted(len(self.problems), 'problem')}: ") + self.summary()]
-
-    def summary(self) -> str:
         rows, seen = self.rows, self.seen
-        return (
+        shown.append(
+            f"{'verified' if self.ok else counted(len(self.problems), 'problem')}: "
             f"{counted(self.rows_in, 'row')} claimed by {counted(self.plans, 'plan')} in "
             f"{counted(self.shards, 'shard')} = {counted(rows.scored, 'row')} out "
             f"({rows.ok:,} ok + {rows.bad:,} bad) + {rows.gone:,} whose source is gone; "
             f"readers of this model see {seen.scored:,} of them ({seen.ok:,} ok + {seen.bad:,} bad)"
         )
+        return shown
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
@@ -186,7 +184,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
         return named
     wrong = verdict.found["objects that done records name wrongly"]
     name = f"the done record of plan {plan.number}"
-    for line, key in enumerate(record.keys()):
+    for line, key in enumerate(key.as_py() for key in record.table["key"]):
         found = parse_shard_key(key)
         if found is None or found[0] != plan.number or found[1] >= len(named.line):
             wrong.append(f"{name} names {key}, which the plan does not")
@@ -201,12 +199,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
 
 
 def _check_plan(
-    ledger: Ledger,
-    plan: Plan,
-    record: Named,
-    given: InputSpec,
-    verdict: Verdict,
-    dead: pa.Array | None,
+    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: pa.Array | None
 ) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone.
 
@@ -215,10 +208,8 @@ def _check_plan(
     gone: list[Slice] = []
     verdict.shards += len(plan.shards)
     verdict.rows_in += plan.rows
-    held: Held = {}
-    checked = ahead(
-        lambda s: _check_shard(ledger, s, record[s.index], given, held), plan.shards, "verify", at_once=_AT_ONCE
-    )
+    check = partial(_check_shard, ledger, given=given, read_keys=key_reader(given))
+    checked = ahead(lambda s: check(s, record[s.index]), plan.shards, "verify", at_once=_AT_ONCE)
     for shard, (problems, facts, rows) in zip(plan.shards, checked, strict=True):
         verdict.add(problems)
         if facts is not None:
@@ -232,7 +223,7 @@ def _check_plan(
 
 
 def _check_shard(
-    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec, held: Held
+    ledger: Ledger, shard: Shard, done: DoneShard | None, given: InputSpec, read_keys: KeyReader
 ) -> tuple[dict[str, list[str]], ObjectFacts | None, pa.Table | None]:
     """Problems of one object by their kind; its facts and its rows, with ROW_COLUMNS, when it is readable."""
     key = f"{ledger.root}/{shard.key}"
@@ -263,7 +254,9 @@ def _check_shard(
     misplaced = [f"{key}: {problem}" for problem in _compare_rows(here, table)]
     found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
-        found["key columns that differ"] = [f"{key}: {problem}" for problem in _compare_keys(here, table, given, held)]
+        found["key columns that differ"] = [
+            f"{key}: {problem}" for problem in _compare_keys(here, table, keys, read_keys)
+        ]
     return found, facts, table.select(ROW_COLUMNS)
 
 
@@ -276,59 +269,55 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
     expected = sum(s.rows for s in slices)
     if table.num_rows != expected:
         yield f"holds {counted(table.num_rows, 'row')}, {expected:,} planned"
-    row = np.concatenate([np.arange(s.row_start, s.row_stop) for s in slices]) if slices else np.array([], np.int64)
-    columns = {
-        "row": pa.array(row, pa.int64()),
-        "row_group": _repeated([s.row_group for s in slices], slices, pa.int32()),
-        "source_uri": _repeated([s.uri for s in slices], slices, pa.string()),
-        "source_version": _repeated([s.version for s in slices], slices, pa.string()),
+    counts = np.array([s.rows for s in slices], np.int64)
+    row = np.concatenate([np.arange(0), *(np.arange(s.row_start, s.row_stop) for s in slices)])
+    names = {
+        "row_group": pa.array([s.row_group for s in slices], pa.int32()),
+        "source_uri": pa.array([s.uri for s in slices], pa.string()),
+        "source_version": pa.array([s.version for s in slices], pa.string()),
     }
+    planned = pa.table(names).take(np.repeat(np.arange(len(slices)), counts))
+    planned = planned.add_column(0, "row", pa.array(row, pa.int64()))
     length = min(expected, table.num_rows)
-    for name, planned in columns.items():
-        found = table.column(name).combine_chunks().slice(0, length)
-        wrong = pc.indices_nonzero(pc.not_equal(found, planned.slice(0, length)))
+    for name in planned.column_names:
+        found = table[name].slice(0, length)
+        wrong = pc.indices_nonzero(pc.not_equal(found, planned[name].slice(0, length)))
         if len(wrong):
             at = wrong[0].as_py()
-            where = ", ".join(f"{n} {c[at].as_py()}" for n, c in columns.items())
+            where = ", ".join(f"{n} {planned[n][at].as_py()}" for n in planned.column_names)
             first = f"the first is row {at}: {name} is {found[at].as_py()}"
             yield f"{counted(len(wrong), 'row')} out of place; {first}, planned: {where}"
             return
 
 
-def _repeated(values: list[object], slices: Sequence[Slice], kind: pa.DataType) -> pa.Array:
-    indices = np.repeat(np.arange(len(slices)), [s.rows for s in slices])
-    return pa.array(values, kind).take(pa.array(indices, pa.int64()))
-
-
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, how: InputSpec, held: Held) -> Iterator[str]:
+def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: KeyReader) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
-        found = table.slice(position, s.rows).select(list(how.copied))
+        found, rows = table.slice(position, s.rows), read_keys(s)
         position += s.rows
-        rows = _key_columns(s, how, held)
         if rows is None:
             continue
-        for name in how.copied:
+        for name in keys:
             try:
                 same = _bits(found[name]).equals(_bits(cast_key(rows[name], found[name].type)))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a value that the output cannot hold
                 same = False
             if not same:
-                where = f"{s.uri} row group {s.row_group} rows {s.row_start}:{s.row_stop}"
-                yield f"key column {name!r} differs from {where}"
+                yield f"key column {name!r} differs from {s.describe()}"
 
 
-def _key_columns(s: Slice, how: InputSpec, held: Held) -> pa.Table | None:
-    """Of a slice; those of a row group of Parquet are read as a whole, once for slices of it that follow each other."""
-    if how.format != "parquet":
-        return key_columns(s, how)
-    group = replace(s, row_start=0, row_stop=2**62)
-    last = held.get(s.uri)
-    if last is None or last[0] != group:
-        held.clear()
-        last = held[s.uri] = group, key_columns(group, how)
-    return None if last[1] is None else last[1].slice(s.row_start, s.rows)
+def key_reader(how: InputSpec) -> KeyReader:
+    """Gives key columns of slices; those of a row group of Parquet are read once for slices that follow each other."""
+    of_group = lru_cache(maxsize=1)(lambda group: key_columns(group, how))
+
+    def read(s: Slice) -> pa.Table | None:
+        if how.format != "parquet":
+            return key_columns(s, how)
+        keys = of_group(replace(s, row_start=0, row_stop=2**62))
+        return None if keys is None else keys.slice(s.row_start, s.rows)
+
+    return read
 
 
 def _bits(column: pa.ChunkedArray) -> pa.Array:

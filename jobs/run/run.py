@@ -23,7 +23,7 @@ from jobs.input.footers import Opened
 from jobs.interrupt import InterruptFlag
 from jobs.ledger.accepted import accepted
 from jobs.ledger.bad_rows import OverBudget, bad_rows_error
-from jobs.ledger.current import readers_settle, readers_stay
+from jobs.ledger.current import record_first
 from jobs.ledger.done import DoneRecord, Noting
 from jobs.ledger.plans import Content, Plan, Shards
 from jobs.pages.save import save_card, save_report, save_spec
@@ -408,12 +408,10 @@ class Run:
                 self._taken_away.add(plan.number)
 
     def _record_done(self, plan: Plan, objects: DoneRecord, why: str = "") -> None:
-        first = not self._done
-        if first and (about_readers := readers_stay(self.job.store, self.job.ledger.root)):
-            self.say(about_readers)
-        self.job.ledger.record_done(plan, objects)
-        if first and (about_readers := readers_settle(self.job.store)):
-            self.say(about_readers)
+        if self._done:
+            self.job.ledger.record_done(plan, objects)
+        else:
+            record_first(self.job.ledger, plan, objects, self.say)
         self._done.add(plan.number)
         self.report.plans.append(plan.number)
         self._leave(plan, PlanState.ACCEPTED if why else PlanState.DONE, objects.rows, why)

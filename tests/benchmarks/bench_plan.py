@@ -27,16 +27,17 @@ from jobs.input.listing import Listing
 from jobs.ledger.done import NOTE_EVERY, KnownObjects, Noting
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, Source
+from jobs.plan.asked import Asked
 from jobs.plan.claims import next_claim
 from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
 from jobs.plan.sharding import bounds, cut
 from jobs.queries.status import describe_status
-from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record
+from jobs.queries.verify import Verdict, _check_shard, _check_strays, _done_record, key_reader
 from jobs.run.backlog import Backlog
 from jobs.spec.schema import Limits
 from tests.support.fakes import RESULT, object_of
-from workers.contract import Shard
+from workers.contract import InputSpec, Shard
 from workers.source.rows import RowGroup
 from workers.storage.store import LocalStore, ObjectInfo
 
@@ -169,12 +170,13 @@ def plan(it: Step) -> str:
         def cut(self, opened: Sequence[Opened], again: Any = ()) -> Any:
             return cut(opened, replace(bounds(it.shards * ROWS, WORKERS, ROWS, 512 * 2**20)), tuple(again))
 
-    job = cast(Job, Bench(spec=SimpleNamespace(input=SimpleNamespace(on_change="report"))))
+    spec = SimpleNamespace(input=SimpleNamespace(on_change="report"))
+    job = cast(Job, Bench(spec=spec, days=SimpleNamespace(last="2026-03-01")))
     with it:
         plans = it.ledger.plans()
         found = Discovery(
-            job=job, listing=Listing(sources), plans=plans, open_plans=[], lost=frozenset(),
-            claim=next_claim(sources, plans, (), rescore=False), fresh=fresh, unreadable={},
+            job=job, listing=Listing(sources), plans=plans, open_plans=[], lost=frozenset(), failed=frozenset(),
+            claim=next_claim(sources, plans, (), rescore=False), asked=Asked(), fresh=fresh, unreadable={},
         )  # fmt: skip
         made = it.ledger.claim(found.content)
     assert made is not None
@@ -231,7 +233,7 @@ def finish(it: Step) -> str:
     with it:
         record = it.ledger.finish(open_plan, known[1])
         it.ledger.record_done(open_plan, record)
-    return f"{len(record):,} objects with {record.total('rows_ok'):,} rows"
+    return f"{len(record):,} objects with {record.rows.ok:,} rows"
 
 
 def status_done(it: Step) -> str:
@@ -259,10 +261,10 @@ def _check_objects(it: Step, plan: Plan) -> float:
     shards = plan.shards[:CHECKED]
     for shard in shards:
         it.store.made[f"{ROOT}/{shard.key}"] = object_of(shard)
-    given = SimpleNamespace(keys=(), format="parquet")
+    given = InputSpec()
     began = time.process_time()
     for shard in shards:
-        problems, *_ = _check_shard(it.ledger, shard, None, cast(Any, given), {})
+        problems, *_ = _check_shard(it.ledger, shard, None, given, key_reader(given))
         assert not any(problems.values())
     return began
 

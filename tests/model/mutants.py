@@ -15,13 +15,14 @@ from typing import Any
 from unittest import mock
 
 import jobs.accept
+import jobs.ledger.current
 import jobs.ledger.ledger
 import jobs.plan.discovery
-import jobs.run.run
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.plans import BOOK, Claim, Plan, Shards, Source, dead_claims, decode_plan, encode_plan
+from jobs.ledger.plans import BOOK, Plan, Shards, Source, decode_plan, encode_plan
+from jobs.ledger.superseded import Claim, dead_claims
 from jobs.plan.claims import NextClaim
 from jobs.plan.job import Job
 from jobs.run.backlog import Backlog
@@ -133,7 +134,7 @@ def claim_without_subtracting_again(
     if made is None:
         return None
     number = len(self.plans()) + 1
-    while not self.store.create(self._plan_key(number), data := encode_plan(made, f"token {number}")):
+    while not self.store.create(f"{self.root}/{self.keys_of(number)[0]}", data := encode_plan(made, f"token {number}")):
         number += 1
     return decode_plan(number, data)
 
@@ -145,7 +146,7 @@ def of_this_release_at_once(self: Job) -> str:
 
 def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
     """What is scored again counts beside the rows of the same version before."""
-    return dead_claims(replace(claim, afresh=False) for claim in claims)
+    return dead_claims(claim._replace(afresh=False) for claim in claims)
 
 
 # -------------------------------------------------------------------------------------- two attempts
@@ -233,12 +234,12 @@ MUTANTS = (
     ),
     Mutant(
         "readers are left between two models",
-        lambda _: mock.patch.object(jobs.run.run, "readers_stay", return_value=""),
+        lambda _: mock.patch.object(jobs.ledger.current, "keep_following", return_value=None),
         Scenario("a second model", A, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(
         "readers are left between two models by who accepts",
-        lambda _: mock.patch.object(jobs.accept, "readers_stay", return_value=""),
+        lambda _: mock.patch.object(jobs.ledger.current, "keep_following", return_value=None),
         replace(ACCEPTED, earlier_model=True), Bounds(faults=0), "readers stay with the earlier model",
     ),
     Mutant(

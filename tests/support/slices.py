@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from jobs.ledger.plans import Slices, SlicesBuilder
+from jobs.ledger.plans import Slices, SlicesBuilder, Source
 from workers.contract import Slice
 
 
@@ -12,7 +12,7 @@ def slices_of(shards: Iterable[Sequence[Slice]]) -> Slices:
     builder = SlicesBuilder()
     for slices in shards:
         for piece in slices:
-            builder.source(piece.uri, piece.size, piece.version)
+            builder.source(Source(piece.uri, piece.size, piece.version))
             builder.add(piece.row_group, piece.row_start, piece.row_stop, piece.byte_start)
         builder.end_shard()
     return builder.slices()

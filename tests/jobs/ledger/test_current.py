@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from jobs.errors import RunFailed
-from jobs.ledger.current import current_root, follow, follow_one, followed_root, keep_following, readers_stay
+from jobs.ledger.current import current_root, follow, follow_one, followed_root, keep_following, record_first
+from jobs.ledger.done import DoneRecord
+from jobs.ledger.ledger import Ledger
 from workers.storage.store import Store, open_store
 
 OLD, NEW, OTHER = "model=old-1", "model=new-2", "model=other-3"
@@ -98,4 +101,8 @@ def test_a_damaged_entry_is_named_with_the_way_out(store: Store, written: bytes)
     with pytest.raises(RunFailed, match=r"_stint/current/00000002\.json is damaged") as raised:
         current_root(store)
     assert "remove it" in str(raised.value.next_step)
-    assert "00000002.json is damaged" in readers_stay(store, NEW)
+    plan, said = mock.Mock(number=1, token="t"), list[str]()
+    record_first(Ledger(store, NEW), plan, DoneRecord.of([]), said.append)
+    assert len(said) == 1
+    assert "00000002.json is damaged" in said[0]
+    assert Ledger(store, NEW).done_numbers() == {1}

@@ -9,7 +9,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.ledger.plans import Claim, Source, dead_claims
+from jobs.ledger.plans import Source
+from jobs.ledger.superseded import Claim, dead_claims
 from jobs.plan.claims import NextClaim, next_claim
 from workers.contract import Slice
 

@@ -52,7 +52,7 @@ def test_rows_that_were_gone_matter_only_when_they_are_back(present: list[Source
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9))]
     found = faults(plans, [(1, rows("a", 5, 9))], present)
     assert len(found) == count
-    assert all("4 rows are back that were gone" in fault for fault in found)
+    assert all("4 rows gone when it was their turn" in fault for fault in found)
 
 
 def test_a_file_that_changed_before_its_turn_is_told_until_it_is_claimed_as_it_is_now() -> None:
@@ -60,7 +60,7 @@ def test_a_file_that_changed_before_its_turn_is_told_until_it_is_claimed_as_it_i
     changed = Source("a", 10, "v2")
     plans = [plan(1, rows("a", 0, 5))]
     (fault,) = faults(plans, [(1, rows("a", 0, 5))], [changed])
-    assert "5 rows changed before it was their turn: run the job again" in fault
+    assert "5 rows gone when it was their turn, and the file is there in version v2: run the job again" in fault
     plans.append(plan(2, rows("a", 0, 5, "v2"), supersedes={"a": "v1"}))
     assert faults(plans, [(1, rows("a", 0, 5))], [changed]) == []
 
@@ -77,7 +77,7 @@ def test_rows_that_were_scored_again_count_once_and_what_was_gone_before_no_more
     assert faults([first, afresh], [(1, rows("a", 5, 9))], [A]) == []
     gone = [(2, rows("a", 4, 9))]
     (fault,) = faults([first, afresh], gone, [A])
-    assert "5 rows are back that were gone" in fault
+    assert "5 rows gone when it was their turn" in fault
     assert faults([first, afresh, plan(3, rows("a", 4, 9))], gone, [A]) == []
     (fault,) = faults([first, afresh, plan(3, rows("a", 0, 4))], [], [A])
     assert fault == "a (version v1): row group 0 row 0 is scored by plans 2 and 3"

@@ -80,7 +80,7 @@ def test_keys_of_a_row_group_are_read_once_for_slices_that_follow_each_other(
 ) -> None:
     for name in ("a", "b"):
         pq.write_table(pa.table({"id": range(10), "image": [b"x"] * 10}), tmp_path / name, row_group_size=6)
-    how, held = InputSpec(uri=str(tmp_path), image="image", keys=("id",)), verify.Held()
+    read_keys = verify.key_reader(InputSpec(uri=str(tmp_path), image="image", keys=("id",)))
     groups = [(name, group, rows) for name in "ab" for group, rows in enumerate((6, 4))]
     slices = [
         part for name, group, rows in groups for n in range(0, rows, 2)
@@ -89,7 +89,7 @@ def test_keys_of_a_row_group_are_read_once_for_slices_that_follow_each_other(
     read: list[str] = []
     monkeypatch.setattr(verify, "key_columns", lambda *given: read.append(given[0].uri) or key_columns(*given))
     for s in slices:
-        rows = verify._key_columns(s, how, held)
+        rows = read_keys(s)
         assert rows is not None
         assert rows["id"].to_pylist() == list(range(10))[6 * s.row_group :][s.row_start : s.row_stop]
     assert len(read) == len(groups)

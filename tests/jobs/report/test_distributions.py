@@ -16,7 +16,7 @@ from jobs.report.drift import Distributions, of_object
 from tests.support.fakes import RESULT, MemoryStore, object_of, opened
 from workers.contract import Shard
 from workers.image.errors import BadImage, ErrorCode
-from workers.output import SCORE_BINS, Scored, by_class, by_score, encode
+from workers.output import SCORE_BINS, Scored, by_score, encode
 
 SURE = (0,) * (SCORE_BINS - 1) + (1,)
 """Of one row, with a score of 1."""
@@ -38,10 +38,6 @@ def unread(shard: Shard) -> bytes:
 def test_scores_fall_into_equal_bins_and_one_into_the_last() -> None:
     counted = by_score(np.array([0.0, 0.049, 0.05, 0.5, 0.999, 1.0], np.float32))
     assert {at: rows for at, rows in enumerate(counted.tolist()) if rows} == {0: 2, 1: 1, 10: 1, SCORE_BINS - 1: 2}
-
-
-def test_classes_without_rows_are_left_out() -> None:
-    assert by_class(np.array([7, 2, 7], np.int32)) == {2: 1, 7: 2}
 
 
 def test_results_are_summed_by_the_names_of_the_classes(plan: Plan) -> None:
