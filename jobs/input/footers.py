@@ -44,7 +44,7 @@ class Opened:
     columns: tuple[str, ...] | None = ()
     """Of every column, with the fields of structs and the folders of Hive; None for a tar: its samples differ."""
     beside: Mapping[str, int] = field(default_factory=dict)
-    """Members of a tar that end like an image and are not the one of their sample, by their last extension."""
+    """Members of a tar that are not the image of a sample: see row_groups."""
 
     @property
     def rows(self) -> int:
