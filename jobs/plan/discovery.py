@@ -258,10 +258,11 @@ def _has_labels(one: Opened, column: str) -> bool:
 
 def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
     """Raises SpecError where no source has the labels: of those that have them the sample is taken."""
-    if column and opened and not any(_has_labels(one, column) for one in opened):
-        there = opened[0].columns or ()
+    first = next((one for one in opened if one.columns != ()), None)
+    if column and first and not any(_has_labels(one, column) for one in opened):
+        there = first.columns or ()
         near = difflib.get_close_matches(column, there, n=1)
         raise SpecError(
-            f"gate.labels_column: {opened[0].source.uri} has no column {column!r}; it has {', '.join(there) or 'none'}",
+            f"gate.labels_column: {first.source.uri} has no column {column!r}; it has {', '.join(there) or 'none'}",
             f"write `labels_column: {near[0]}`" if near else "",
         )
