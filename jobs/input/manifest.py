@@ -23,7 +23,6 @@ from jobs.errors import SpecError
 from jobs.input.passed_over import COMMENT, OLD_VERSION, PassedOver
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
-from workers.source.tar import COMPRESSED
 from workers.source.uris import STORES, Refused, normalise, usual
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import info_of, is_local, open_filesystem, read_url, version_of
@@ -39,7 +38,6 @@ _URI_NAMES = (
 """Of the column with URIs, in lower case: as Vertex AI, SageMaker and others call it. The first two go first."""
 _VERSION_NAMES = ("version", "etag", "e_tag")
 _COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
-_PARTED = re.compile(r"[,;|]")
 _NAME = re.compile(r"[\w -]*")  # of a column; pandas' index has none
 
 
@@ -55,17 +53,15 @@ class Entry:
 def read_entries(url: str, passed: PassedOver | None = None) -> list[Entry]:
     """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over. Raises
     NotFound, StoreError, StoreDenied, SpecError."""
-    fs, path = open_filesystem(url)
-    if is_local(url) and fs.isdir(path):
+    if is_local(url) and info_of(url)["type"] == "directory":
         raise SpecError(f"input.manifest: {url} is a folder", "name the list itself; a folder of data is input.uri")
     data, passed = read_url(url), PassedOver() if passed is None else passed
     try:
         table = _table(data, url)
         entries = _text_entries(data, url, passed) if table is None else _table_entries(table, url, passed)
     except (pa.ArrowException, KeyError) as error:  # KeyError: a column is there twice
-        way_out = "the columns are uri, version (text), size (bytes), each once"
-        if str(error).startswith("JSON"):
-            way_out = 'write a JSON object a line, as {"uri": "a.jpg"}'
+        json = 'write a JSON object a line, as {"uri": "a.jpg"}'
+        way_out = json if "JSON" in str(error) else "the columns are uri, version (text), size (bytes), each once"
         raise SpecError(f"input.manifest: {url}: {error.args[0]}", way_out) from error
     folder = url.rpartition("/")[0]
     folder = open_filesystem(folder)[1] if is_local(url) else usual(folder)
@@ -150,10 +146,8 @@ def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]
         found = next(filter(None, exact), known)
         if len(found) != 1:
             has = f"several columns that may be 'uri': {', '.join(found)}" if found else "no column 'uri'"
-            raise SpecError(
-                f"input.manifest: {url} has {has}; it has {', '.join(map(repr, table.column_names))}",
-                "name the column with the files uri, and, where they are known, others version and size",
-            )
+            has += f"; it has {', '.join(map(repr, table.column_names))}"
+            raise SpecError(f"input.manifest: {url} has {has}", "name the right column uri (others: version, size)")
         uris = table[found[0]].cast(pa.string())
     now = pa.chunked_array([np.ones(len(table), bool)]) if len(table) else pa.chunked_array([], pa.bool_())
     for name, gone in (("is_latest", "false"), ("is_delete_marker", "true")):
@@ -176,11 +170,8 @@ def _text_entries(data: bytes, url: str, passed: PassedOver) -> list[Entry]:
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        packed = next((kind for magic, kind in COMPRESSED.items() if data.startswith(magic)), None)
-        raise SpecError(
-            f"input.manifest: {url} is neither Parquet nor text in UTF-8: {error}",
-            f"unpack it: it begins like {packed}" if packed else "write it as Parquet, or as text or CSV in UTF-8",
-        ) from error
+        way_out = "unpack it, or write it as text or CSV in UTF-8"
+        raise SpecError(f"input.manifest: {url} is neither Parquet nor text in UTF-8: {error}", way_out) from error
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             passed.add(COMMENT, shown(line))
@@ -265,15 +256,13 @@ def source_at(uri: str, *versions: str | None) -> Source | None:
 
 def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | None:
     """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
-    if "\0" in (uri := entries[0].uri):
-        return "no file has a zero byte in its name"
     try:
-        there = source_at(uri, claimed, *(entry.version for entry in entries))
-    except (StoreDenied, StoreError) as error:
+        there = source_at(entries[0].uri, claimed, *(entry.version for entry in entries))
+    except (StoreDenied, StoreError, ValueError) as error:  # ValueError: a zero byte in the name
         return str(error)
     if there is None:
         header = "; CSV needs a line in front that names its columns, parted by , ; or tabs"
-        said = f"the manifest names it, and there is no such file{header if _PARTED.search(uri) else ''}"
+        said = f"the manifest names it, and there is no such file{header if {*entries[0].uri} & {*',;|'} else ''}"
         return said if claimed is None else None
     if claimed == there.version or any(
         e.version in (None, there.version) and e.size in (None, there.size) for e in entries

@@ -312,7 +312,7 @@ def test_the_way_out_of_a_manifest_that_is_none_is_of_its_kind(
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [("a.jpg,1", "CSV needs a line in front"), ("a|1", "parted by"), ("a\0\tv\t5", "a zero byte")]
+    ("line", "reason"), [("a.jpg,1", "CSV needs a line in front"), ("a|1", "parted by"), ("a\0\tv\t5", "null")]
 )
 def test_an_entry_that_no_file_can_be_says_what_it_may_be(tmp_path: Path, line: str, reason: str) -> None:
     (tmp_path / "list").write_text(f"{line}\n")
