@@ -27,12 +27,13 @@ EMPTY = "of zero bytes"
 NO_FILE = "pipes, sockets or devices"
 NO_TEXT = "with a name that is not UTF-8"
 OLD_VERSION = "delete markers or old versions of an inventory"
+COMMENT = "lines of a list with # in front (./ before it names a file)"
 DENIED = "that may not be read"
 BROKEN = "that cannot be read"
 ARCHIVED = "archived"
 HALF_COPIED = "not copied whole, by their names"
 
-_NO_MATTER = frozenset({HIDDEN, LEFT_OUT, FOLDER_MARKER, OTHER_NAME, OWN, HALF_COPIED, OLD_VERSION})
+_NO_MATTER = frozenset({HIDDEN, LEFT_OUT, FOLDER_MARKER, OTHER_NAME, OWN, HALF_COPIED, OLD_VERSION, COMMENT})
 """What lies in a folder also where nothing has been delivered."""
 FEW = 10
 """Texts and the like that may lie in such a folder, too."""
