@@ -128,16 +128,20 @@ def rows_claimed(plans: Sequence[Plan], uris: Collection[str]) -> int:
     return sum(rows[identity] for identity in last.values())
 
 
-def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
-    """How the input differs from what was scored, where that is as it should be."""
+def changed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
+    """Sources with another content than the one claimed last."""
     latest = latest_versions(plans)
-    changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
-    if changed:
+    return [source for source in sources if latest.get(source.uri, source.version) != source.version]
+
+
+def notes(plans: Sequence[Plan], sources: Sequence[Source], *, rescore: bool) -> Iterator[str]:
+    """How the input differs from what was scored, where that is as it should be: with `rescore` no content may."""
+    if others := [] if rescore else changed(plans, sources):
         yield (
-            f"{counted(len(changed), 'source')} with another content than the one scored, as {changed[0]}; "
+            f"{counted(len(others), 'source')} with another content than the one scored, as {others[0].uri}; "
             "with input.on_change: rescore a run scores them again"
         )
-    if past := len(latest.keys() - {source.uri for source in sources}):
+    if past := len(latest_versions(plans).keys() - {source.uri for source in sources}):
         yield f"{counted(past, 'claimed source')} not in the input now; the predictions stay"
 
 

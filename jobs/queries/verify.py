@@ -113,6 +113,7 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
+    rescore = job.spec.input.on_change == "rescore"
     listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
     members = []
     if job.spec.input.format == "webdataset":  # a plan does not keep what was beside its samples
@@ -125,9 +126,14 @@ def verify(job: Job) -> Verdict:
                 f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
                 for s in claims.unclaimed(plans, listing.sources)
             ],
+            "sources that have changed and are not scored again": [
+                f"{s.uri} has changed since it was scored, and its rows (version {s.version}) are not scored: "
+                "run the job again; where that calls it unreadable, mend or replace it"
+                for s in (claims.changed(plans, listing.sources) if rescore else ())
+            ],
         }
     )
-    verdict.notes += claims.notes(plans, listing.sources)
+    verdict.notes += claims.notes(plans, listing.sources, rescore=rescore)
     try:
         verdict.notes += [
             f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}"

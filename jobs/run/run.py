@@ -260,7 +260,7 @@ class Run:
         self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
         self.report.again = self.report.again or found.asked.text
-        self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
+        self.report.superseded = sorted({*self.report.superseded, *found.superseded})
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""
