@@ -59,7 +59,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     flag = console.interrupts()
 
     def complete(job: Job) -> None:
-        console.show(summary(_new_run(job, arguments, console, flag).complete()))
+        one = _new_run(job, arguments, console, flag)
+        try:
+            one.complete()
+        finally:
+            if one.report.sources is not None or one.report.of_plans:  # else it has not come to what there is to tell
+                console.show(summary(one.report))
 
     return for_each_day(arguments, console, complete, writing=True)
 
