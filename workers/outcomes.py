@@ -78,6 +78,17 @@ class Rows:
 NO_ROWS = Rows()
 
 
+def tells_more(row: str, known: str | None) -> bool:
+    """Whether a bad row is a better example of its error code than the one that is known: its message has a line to
+    write, or there is none yet."""
+    return known is None or ("write `" in row and "write `" not in known)
+
+
+def samples_of(first: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
+    """One row of each error code, named for a person."""
+    return {**first, **{code: row for code, row in later.items() if tells_more(row, first.get(code))}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
     """One shard is in the output."""

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from jobs.errors import BadRowsExceeded
 from jobs.ledger.plans import Plan
 from workers.counted import counted
+from workers.outcomes import samples_of, tells_more
 from workers.output import OutputObject, describe_row, key_names, reasons_table, shown_keys
 
 
@@ -23,7 +24,7 @@ class Reasons:
 
     def add(self, by_code: Mapping[str, int], samples: Mapping[str, str]) -> None:
         self.by_code.update(by_code)
-        self.samples = {**samples, **self.samples}
+        self.samples = samples_of(self.samples, samples)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def bad_rows_error(over: Sequence[OverBudget], allowed: str) -> BadRowsExceeded:
         lines += [f"{one.describe()}; limits.bad_rows allows {allowed}"]
         lines += reasons_table(one.reasons.by_code, one.reasons.samples)
     numbers = " or ".join(f"--plan {one.plan.number}" for one in over)
-    again = f"error_code = '{over[0].reasons.by_code.most_common(1)[0][0]}'"
+    codes = dict.fromkeys(f"'{code}'" for one in over for code, _ in one.reasons.by_code.most_common())
+    again = f"error_code = {', '.join(codes)}" if len(codes) == 1 else f"error_code in ({', '.join(codes)})"
     return BadRowsExceeded(
         "\n".join(lines),
         "look at the rows named above. Once their files are replaced, removed from the store, or left out by a pattern "
@@ -94,6 +96,6 @@ def by_source(rows: Iterable[ErrorRow]) -> dict[tuple[str, str], Reasons]:
     for row in rows:
         reasons = found[row.uri, row.version]
         reasons.by_code[row.code] += 1
-        if row.code not in reasons.samples:
+        if tells_more(row.message, reasons.samples.get(row.code)):
             reasons.samples[row.code] = row.describe()
     return dict(found)

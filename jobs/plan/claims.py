@@ -129,16 +129,23 @@ def rows_claimed(plans: Sequence[Plan], uris: Collection[str]) -> int:
     return sum(rows[identity] for identity in last.values())
 
 
-def notes(plans: Sequence[Plan], sources: Sequence[Source], gone: Collection[tuple[int, Slice]] = ()) -> Iterator[str]:
-    """How the input differs from what was scored, where that is as it should be; `gone` as in `faults`."""
+def changed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
+    """Sources with another content than the one claimed last."""
     latest = latest_versions(plans)
-    changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
-    if changed:
+    return [source for source in sources if latest.get(source.uri, source.version) != source.version]
+
+
+def notes(
+    plans: Sequence[Plan], sources: Sequence[Source], gone: Collection[tuple[int, Slice]] = (), *, rescore: bool
+) -> Iterator[str]:
+    """How the input differs from what was scored, where that is as it should be: with `rescore` no content may. `gone`
+    as in `faults`."""
+    if others := [] if rescore else changed(plans, sources):
         yield (
-            f"{counted(len(changed), 'source')} with another content than the one scored, as {changed[0]}; "
+            f"{counted(len(others), 'source')} with another content than the one scored, as {others[0].uri}; "
             "with input.on_change: rescore a run scores them again"
         )
-    past, gaps = latest.keys() - {source.uri for source in sources}, set(gone)
+    past, gaps = latest_versions(plans).keys() - {source.uri for source in sources}, set(gone)
     without = past & {piece.uri for _, piece in gaps}
     every = {claim for plan in plans for claim in plan.claimed if claim[0] in without} if without else set()
     for plan in plans if without else ():

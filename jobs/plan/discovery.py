@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -65,6 +66,11 @@ class Discovery:
     def fresh_rows(self) -> int:
         """Rows that the next plan claims."""
         return opened_rows(self.fresh) + sum(piece.rows for piece in self.claim.slices)
+
+    @property
+    def superseded(self) -> AbstractSet[str]:
+        """URIs whose rows are scored again, in place of what was there."""
+        return self.claim.supersedes.keys() - self.unreadable.keys()
 
     @cached_property
     def overlooked(self) -> Mapping[str, int]:
@@ -149,7 +155,7 @@ class Discovery:
                 "input.on_change: rescore would score them again"
             )
         lines += self.asked.lines()
-        if changed := sorted(self.claim.supersedes.keys() - self.asked.uris):
+        if changed := sorted(self.superseded - self.asked.uris):
             lines.append(f"changed, scored again in place of what was there: {some(changed)}")
         back = [source.uri for source in self.claim.again if source.uri not in self.claim.supersedes]
         if back:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from workers.outcomes import ShardResult, WorkerInfo
+from workers.outcomes import ShardResult, WorkerInfo, samples_of
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Counts:
         self.rows_gone += result.rows_gone
         if result.rows_bad:
             self.bad_by_code.update(result.bad_by_code)
-            self.bad_samples = {**result.bad_samples, **self.bad_samples}
+            self.bad_samples = samples_of(self.bad_samples, result.bad_samples)
         for stage, seconds in result.stage_s.items():
             self.stage_s[stage] += seconds
         self.wall_s += result.wall_s

@@ -10,14 +10,13 @@ from rich.console import Console as Terminal
 
 from jobs.console import Console
 from jobs.errors import COMPLETE, SpecError
+from jobs.input.passed_over import passed_over_lines
 from jobs.pages.history import LOG_WIDTH, Night, history_page, nights, nights_table
 from jobs.pages.save import page_of
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
-from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETED, Report, accounts, ending, gone_lines, redacted_report, summary
-from workers.counted import counted
+from jobs.report.report import COMPLETED, Report, ending, redacted_report, summary
 from workers.storage.errors import NotFound
 
 
@@ -61,23 +60,14 @@ def _table(found: Sequence[Night]) -> str:
 
 
 def _describe(job: Job, report: Report) -> str:
-    """The summary of a run that completed; of another one how it ended, what it did, and the way out. And where its
-    page is."""
-    report = redacted_report(report)
-    if report.outcome == COMPLETED:
-        lines = [line for line in summary(report).splitlines() if not line.startswith("report: ")]
-    else:
+    """What a run did; of one that did not complete also how it ended, and the way out. And where its page is."""
+    report, lines = redacted_report(report), list[str]()
+    if report.outcome != COMPLETED:
         happened, details = ending(report)
         lines = [f"{report.outcome}: {happened}", *details.splitlines()]
-        if report.next_step:
-            lines.append(f"next: {report.next_step}")
-        if report.rows_scored_here:
-            done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
-            took = duration(report.elapsed_s)
-            lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours, in {took}")
-        lines += gone_lines(report)
-        if report.data_set_plans:  # reports of earlier releases count nothing but what was scored
-            lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
+        lines += [f"next: {report.next_step}"] if report.next_step else []
+    lines += [line for line in summary(report).splitlines() if not line.startswith("report: ")]
+    lines += passed_over_lines(report.passed_over)
     key = f"_stint/runs/{report.run_id}/report.html"
     try:
         job.store.get(key)

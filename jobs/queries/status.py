@@ -26,8 +26,7 @@ from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.format import first_few
 from jobs.progress.snapshot import Snapshot
-from jobs.report.report import PlanReport, PlanState
-from jobs.report.runs import RunSeen, newest_runs, read_run
+from jobs.report.runs import RunSeen, newest_runs, read_run, too_bad_plans
 from workers.counted import counted
 from workers.redaction import redacted
 from workers.storage.errors import StoreError
@@ -67,7 +66,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
         return "\n".join([*lines, "no plan yet: nothing has been scored with this model", *runs])
     crashes = job.ledger.crashes(open_plans) if open_plans else {}
     said = accepted(job.store, job.ledger.root, plans)
-    too_bad = _too_bad(runs_seen, job.ledger.root)
+    too_bad = too_bad_plans(runs_seen, job.ledger.root)
     for plan in plans:
         if plan.number in done:
             record = job.ledger.read_done(plan.number)
@@ -80,10 +79,7 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
             continue
         missing = job.ledger.missing(plan)
         if (left := too_bad.get(plan.number)) is not None and plan.number not in said:
-            lines.append(
-                f"{plan.name}: {left.state}: {left.rows.describe()}; have its files replaced or taken out, or close it "
-                f"with `stint accept SPEC --plan {plan.number} --why TEXT`"
-            )
+            lines.append(f"{plan.name}: {left.too_bad}")
             continue
         how = "run the job to finish it"
         if plan.number in said:
@@ -99,13 +95,6 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
         ]
         lines += first_few(killers, "shards whose worker died")
     return "\n".join([*lines, *runs])
-
-
-def _too_bad(runs: Sequence[RunSeen], root: str) -> dict[int, PlanReport]:
-    """Plans that the last run that worked on them has left open, because of their bad rows, by number."""
-    reports = (run.report for run in runs if run.report is not None and run.root == root)
-    last = {left.plan: left for report in reports for left in report.of_plans}
-    return {number: left for number, left in last.items() if left.state == PlanState.TOO_BAD}
 
 
 def _runs(runs: Sequence[RunSeen], job: Job, now: datetime, *, left: bool) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -34,6 +34,7 @@ from jobs.plan.discovery import list_job_input, members_passed_over, missed_line
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
 from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
+from jobs.report.runs import newest_runs, too_bad_plans
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
@@ -113,6 +114,7 @@ def verify(job: Job) -> Verdict:
     plans = ledger.plans()
     done = ledger.done_numbers()
     verdict.plans = len(plans)
+    rescore = job.spec.input.on_change == "rescore"
     listing = list_job_input(job, plans, done, delivered=not plans)  # what was scored does not wait for tonight's
     members = []
     if job.spec.input.format == "webdataset":  # a plan does not keep what was beside its samples
@@ -125,12 +127,18 @@ def verify(job: Job) -> Verdict:
                 f"{s.uri} (version {s.version}) is claimed by no plan: its rows are not scored"
                 for s in claims.unclaimed(plans, listing.sources)
             ],
+            "sources that have changed and are not scored again": [
+                f"{s.uri} has changed since it was scored, and its rows (version {s.version}) are not scored: "
+                "run the job again; where that calls it unreadable, mend or replace it"
+                for s in (claims.changed(plans, listing.sources) if rescore else ())
+            ],
         }
     )
+    may_stay: Collection[int] = ()
     try:
+        may_stay = accepted(ledger.store, ledger.root, plans)
         verdict.notes += [
-            f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}"
-            for said in accepted(ledger.store, ledger.root, plans).values()
+            f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}" for said in may_stay.values()
         ]
     except RunFailed as error:
         verdict.found["damaged records of accepted plans"].append(str(error))
@@ -138,6 +146,7 @@ def verify(job: Job) -> Verdict:
         current_root(ledger.store)
     except RunFailed as error:
         verdict.found["damaged records of what readers follow"].append(str(error))
+    too_bad = too_bad_plans(newest_runs(ledger.store), ledger.root) if {plan.number for plan in plans} - done else {}
     closed = [plan for plan in plans if plan.number in done]
     try:
         dead = ledger.superseded(plans, done)
@@ -147,13 +156,13 @@ def verify(job: Job) -> Verdict:
     gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
-            verdict.found["plans without a done record"].append(
-                f"plan {plan.number} has no done record: run the job again to finish it"
-            )
+            left = None if plan.number in may_stay else too_bad.get(plan.number)
+            how = "run the job again to finish it" if left is None else left.too_bad
+            verdict.found["plans without a done record"].append(f"plan {plan.number} has no done record: {how}")
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
         seen = out_of_date.get(plan.number, NONE_DEAD) if plan in closed else None
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
-    verdict.notes += claims.notes(plans, listing.sources, gone)
+    verdict.notes += claims.notes(plans, listing.sources, gone, rescore=rescore)
     verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")

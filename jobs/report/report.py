@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from jobs.errors import BadRowsExceeded
 from jobs.progress.format import duration, first_few, money
 from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
 from workers.counted import counted
@@ -54,6 +55,14 @@ class PlanReport:
     """Whoever scored them."""
     why: str = ""
     """It was accepted."""
+
+    @property
+    def too_bad(self) -> str:
+        """How one stands that is TOO_BAD, and the way out."""
+        return (
+            f"{self.state}: {self.rows.describe()}; have its files replaced or taken out, or close it with "
+            f"`stint accept SPEC --plan {self.plan} --why TEXT`"
+        )
 
 
 @dataclass
@@ -288,24 +297,32 @@ def gone_lines(report: Report) -> list[str]:
 
 
 def summary(report: Report) -> str:
-    if not report.plans:
+    """What the run did; of one that did not complete, beside its error."""
+    complete, lines = report.outcome == COMPLETED, list[str]()
+    if complete and not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
-    lines = [
-        f"complete: {replace(report.completed, gone=0).describe()}, "
-        f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, sorted(report.plans)))}, "
-        f"in {duration(report.elapsed_s)}"
-    ]
+    if complete:
+        lines.append(
+            f"complete: {replace(report.completed, gone=0).describe()}, "
+            f"{'plan' if len(report.plans) == 1 else 'plans'} {', '.join(map(str, sorted(report.plans)))}, "
+            f"in {duration(report.elapsed_s)}"
+        )
     if report.rows_scored_here:
         done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
         lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
+        lines[-1] += "" if complete else f", in {duration(report.elapsed_s)}"
     counts = accounts(report)
-    if len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans):  # else the headline says it
+    differ = len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans)
+    # Else the headline says it; and reports of earlier releases count nothing but what was scored.
+    if differ if complete else report.data_set_plans:
         lines += [f"{name}: {rows.describe()}" for name, rows in counts]
     bad = "bad rows" if report.scored.bad == report.completed.bad else "bad rows of this run"
     for code, n in report.bad_by_code.items():
+        if report.outcome == BadRowsExceeded.__name__:  # has a table of them
+            break
         sample = report.bad_samples.get(code)
         lines.append(f"{bad}: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
     lines += gone_lines(report)
@@ -323,7 +340,7 @@ def summary(report: Report) -> str:
         if (gate := report.accuracy).get("top1") is not None:
             lines[-1] += f"; on the gate's rows {gate['top1']:.2%}, fp32 {gate['top1_fp32']:.2%}"
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
-    lines.append(f"predictions: {report.output}/{report.root}/")
+    lines += [f"predictions: {report.output}/{report.root}/"] if complete or report.data_set_plans else []
     lines.append(f"report: {report.output}/_stint/runs/{report.run_id}/report.html")
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ there never was a report.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ from jobs.progress.displays import describe_snapshot
 from jobs.progress.format import duration, money
 from jobs.progress.snapshot import Snapshot
 from jobs.report.journal import PART_EVERY_MOST_S, last_snapshot, run_ids
-from jobs.report.report import Report, read_report
+from jobs.report.report import PlanReport, PlanState, Report, read_report
 from workers.counted import counted
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
@@ -101,6 +101,13 @@ def read_run(store: Store, run_id: str) -> RunSeen:
 def newest_runs(store: Store) -> list[RunSeen]:
     """The last ones of any model of the output, oldest first: ids begin with their time."""
     return list(ahead(lambda run_id: read_run(store, run_id), run_ids(store)[-_RUNS_READ:], "runs"))
+
+
+def too_bad_plans(runs: Sequence[RunSeen], root: str) -> dict[int, PlanReport]:
+    """Plans that the last run that worked on them has left open, because of their bad rows, by number."""
+    reports = (run.report for run in runs if run.report is not None and run.root == root)
+    last = {left.plan: left for report in reports for left in report.of_plans}
+    return {number: left for number, left in last.items() if left.state == PlanState.TOO_BAD}
 
 
 def last_report(store: Store, root: str) -> Report | None:

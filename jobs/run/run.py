@@ -59,7 +59,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     flag = console.interrupts()
 
     def complete(job: Job) -> None:
-        console.show(summary(_new_run(job, arguments, console, flag).complete()))
+        one = _new_run(job, arguments, console, flag)
+        try:
+            one.complete()
+        finally:
+            if one.report.sources is not None or one.report.of_plans:  # else it has not come to what there is to tell
+                console.show(summary(one.report))
 
     return for_each_day(arguments, console, complete, writing=True)
 
@@ -261,7 +266,7 @@ class Run:
         self.report.overlooked = dict(found.overlooked)
         self.report.changed = [source.uri for source in found.claim.kept]
         self.report.again = self.report.again or found.asked.text
-        self.report.superseded = sorted({*self.report.superseded, *found.claim.supersedes})
+        self.report.superseded = sorted({*self.report.superseded, *found.superseded})
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""

@@ -76,4 +76,7 @@ def _explain(error: Any) -> str:
         return message if isinstance(given, dict) else f"{where}: {message}"
     if error["type"] == "string_pattern_mismatch":
         return f"{where}: {given!r} is not understood; write {key.line}"
-    return f"{where}: {key.wanted} is wanted, got {given!r}; write {key.line}"
+    names = [name for kind in key.kinds for name in kind.get("enum", ())]
+    near = difflib.get_close_matches(given.lower(), names, n=1) if isinstance(given, str) else []
+    line = f"`{key.name}: {near[0]}`" if near else key.line
+    return f"{where}: {key.wanted} is wanted, got {given!r}; write {line}"

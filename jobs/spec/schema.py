@@ -6,6 +6,7 @@ Sections that workers need are dataclasses of `workers.contract`, checked here; 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -78,7 +79,9 @@ def _no_other_library(arch: str) -> None:
 
 def _known_format(name: str) -> None:
     if name not in ALL_FORMATS:
-        raise ValueError(f"none of {', '.join(ALL_FORMATS)}")
+        suffixes = {"jpg": "jpeg", "tif": "tiff", "heic": "heif", "jp2": "jpeg2000", "j2k": "jpeg2000"}
+        meant = suffixes.get(name.lower()) or next(iter(difflib.get_close_matches(name.lower(), ALL_FORMATS, 1)), "")
+        raise ValueError(f"none of {', '.join(ALL_FORMATS)}" + (f"; did you mean {meant}?" if meant else ""))
 
 
 def _days_as_they_can_be_written(template: str, *, hours: bool = True) -> None:

@@ -229,7 +229,10 @@ def test_a_day_without_the_rows_that_it_should_bring_ends_with_1_and_its_page_sa
     assert "0 new rows for 2026-03-01, where input.min_new_rows wants 80: the delivery is missing" in said
     assert "there is nothing at" in said
     nights.put("2026-03-01/a.parquet")
-    assert "40 new rows for 2026-03-01" in nights.run(1, code=1)
+    said = nights.run(1, code=1)
+    assert "40 new rows for 2026-03-01" in said
+    assert "scored here: 40 rows" in said
+    assert "\nreport: " in said
     nights.check_readers()  # what has come is scored all the same
     nights.put("2026-03-01/b.parquet")
     nights.run(1)

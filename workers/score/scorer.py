@@ -24,7 +24,7 @@ from workers.host import memory
 from workers.host.cpu import isa_class
 from workers.image.errors import ErrorCode, RowsRefused
 from workers.image.plugins import check_decoders
-from workers.outcomes import ShardResult
+from workers.outcomes import ShardResult, tells_more
 from workers.score.loading import LoadedArtifact, load_best
 from workers.score.predictor import Predictor
 from workers.source.rows import RowBlock
@@ -231,11 +231,11 @@ def _check_refused(shard: Shard, scored: output.Scored, most: float) -> None:
 
 
 def _samples(shard: Shard, scored: output.Scored) -> dict[str, str]:
-    """The first row of each error code: its keys, where it is, and what was wrong with it."""
+    """A row of each error code: its keys, where it is, and what was wrong with it."""
     samples: dict[str, str] = {}
     keys = pa.concat_tables(scored.keys) if scored.keys else None
     for row, bad in sorted(scored.errors.items()):
-        if bad.code not in samples:
+        if tells_more(str(bad), samples.get(bad.code)):
             source = shard.slices[scored.slice_index[row]]
             named = {} if keys is None else output.shown_keys(keys, row)
             samples[bad.code] = f"{output.describe_row(source.uri, source.row_group, scored.row[row], named)}: {bad}"

@@ -269,9 +269,10 @@ def test_the_last_run_is_told_again_with_where_its_page_is(ledger: Ledger, print
 
 def test_a_run_that_failed_is_told_with_the_way_out(ledger: Ledger, printed: Printed) -> None:
     ended = {name: failed_report()[name] for name in ("outcome", "error", "next_step")}
-    ledger.reported("20260301T020000Z-aaaaaa", **ended)
+    ledger.reported("20260301T020000Z-aaaaaa", **ended, passed_over=[["named .json", 2, "in/a.json"]])
     assert main(["report", ledger.spec]) == COMPLETE
     text = printed()
+    assert "\npassed over: named .json: 2, as in/a.json\n" in text
     assert text.startswith("BadRowsExceeded: plan 59 (2026-03-01): 3,412 of 12,042,240 rows are bad")
     assert "next: look at the rows named above" in text
     assert "--html FILE makes one" in text

@@ -208,6 +208,15 @@ def test_the_summary_says_whose_bad_rows_it_names_where_its_plans_have_others() 
     assert "\nbad rows: 2 truncated\n" in summary(read_report(of | {"rows_bad": 4}))
 
 
+def test_a_run_that_failed_has_its_bad_rows_and_its_report_in_the_summary_but_no_table_twice() -> None:
+    of = complete_report() | {"outcome": "RunFailed"}
+    lines = summary(read_report(of)).splitlines()
+    assert lines[0].startswith("scored here: ")
+    assert sum(line.startswith("bad rows") for line in lines) == len(of["bad_by_code"])
+    assert lines[-1].startswith("report: ")
+    assert "\nbad rows" not in summary(read_report(of | {"outcome": "BadRowsExceeded"}))
+
+
 def test_time_is_told_in_the_words_of_the_terminal() -> None:
     words = section(page_of(complete_report()), "time")
     for text in ("listing input and ledger", "connecting to Ray", "waiting for workers", "finishing: done records"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.accept import accept_plan
 from jobs.errors import SpecError
 from jobs.input.listing import left_out
 from jobs.ledger.plans import Plan
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
+from jobs.queries.verify import verify
+from jobs.report.report import PlanState
 from jobs.spec.days import parse_day
 from jobs.spec.load import load_spec
 from tests.support.small_ledger import SmallLedger
@@ -59,6 +63,39 @@ def test_a_bad_file_in_the_folder_of_another_day_is_claimed_once_it_is_replaced(
     assert found.claim.supersedes.keys() == {str(bad)}
     bad.unlink()
     assert names(look(small, TUESDAY)) == [f"{TUESDAY}/a.parquet"]
+
+
+def test_a_file_that_has_become_unreadable_is_not_called_scored_again_and_verify_names_it(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, input={"on_change": "rescore"})
+    for name, id in (("a.parquet", 1), ("b.parquet", 2)):
+        put(small, name, [id])
+    small.score(lambda _: (0, 0.5))
+    (tmp_path / "in/a.parquet").write_bytes(b"no Parquet")
+    put(small, "b.parquet", [2])
+    found = discover(small.job)
+    assert found.superseded == {str(tmp_path / "in/b.parquet")}
+    (line,) = [line for line in found.lines() if line.startswith("changed, scored again")]
+    assert str(tmp_path / "in/a.parquet") not in line
+    problems = verify(small.job).found["sources that have changed and are not scored again"]
+    assert [problem.partition(" has changed")[0] for problem in problems] == [
+        str(tmp_path / f"in/{name}.parquet") for name in "ab"
+    ]
+
+
+def test_verify_says_of_a_plan_with_too_many_bad_rows_what_closes_it(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path, input={"uri": f"{tmp_path}/in/{{as_of}}"})
+    put(small, f"{MONDAY}/bad.parquet", [0, 1])
+    scored_badly(small, MONDAY)
+    of = Job.open(load_spec(str(small.spec), []), parse_day(MONDAY), writing=False)
+    assert "run the job again" in verify(of).found["plans without a done record"][0]
+    left = {"plan": 1, "state": PlanState.TOO_BAD, "rows": {"ok": 1, "bad": 1}}
+    report = {"report_version": 3, "root": of.ledger.root, "of_plans": [left]}
+    of.store.create("_stint/runs/20260302T020000Z-aaaaaa/report.json", json.dumps(report).encode())
+    (problem,) = verify(of).found["plans without a done record"]
+    assert "with too many bad rows: 2 rows = 1 ok + 1 bad" in problem
+    assert "stint accept SPEC --plan 1 " in problem
+    accept_plan(of, 1, "known", print)
+    assert not verify(of).found["plans without a done record"]
 
 
 def test_a_bad_file_that_is_left_out_is_not_claimed_for_having_been_replaced(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ A = Source("a", 10, "v1")
 def test_each_file_claimed_once_is_as_it_should_be() -> None:
     plans = [plan(1, rows("a", 0, 5)), plan(2, rows("b", 0, 5))]
     assert faults(plans, [], [A]) == []
-    assert list(claims.notes(plans, [A, Source("b", 10, "v1")])) == []
+    assert list(claims.notes(plans, [A, Source("b", 10, "v1")], rescore=False)) == []
     assert claims.unclaimed(plans, [A, Source("c", 1, "v1")]) == [Source("c", 1, "v1")]
 
 
@@ -85,9 +85,12 @@ def test_rows_that_were_scored_again_count_once_and_what_was_gone_before_no_more
 
 def test_changed_and_vanished_files_are_noted() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5))]
-    changed, past = claims.notes(plans, [Source("a", 10, "v2")])
+    now = [Source("a", 10, "v2")]
+    changed, past = claims.notes(plans, now, rescore=False)
     assert "1 source with another content than the one scored, as a" in changed
     assert "1 claimed source not in the input now" in past
+    assert list(claims.notes(plans, now, rescore=True)) == [past]
+    assert claims.changed(plans, [*now, Source("b", 10, "v1"), Source("c", 1, "v1")]) == now
 
 
 def test_predictions_stay_only_of_files_that_have_some() -> None:

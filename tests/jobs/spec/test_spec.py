@@ -79,6 +79,15 @@ def raw(**changes: Any) -> dict[str, Any]:
             {"model__precision": "int4"},
             r"precision: one of int8, bf16, fp32 is wanted, got 'int4'; write `precision: int8`",
         ),
+        (
+            {"input__format": "image"},
+            r"images, webdataset is wanted, got 'image'; write `format: images`",
+        ),
+        (
+            {"input__formats": ["jpg", "HEIC"]},
+            r"'jpg': none .* did you mean jpeg\?.*'HEIC': none .* did you mean heif\?",
+        ),
+        ({"input__formats": ["wepb"]}, r"did you mean webp\?"),
         ({"schedule__timezone": "Mars/Base"}, r"no time zone 'Mars/Base'"),
         (
             {"limits__bad_rows": 5},
