@@ -266,8 +266,12 @@ class InputSpec:
     `{as_of:%Y/%m/%d}` writes the day otherwise; `*`, `?`, `[…]` and `**` are wildcards; in a list `!…` leaves out."""
     manifest: str | None = None
     """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
-    format: Literal["parquet", "images", "webdataset"] = "parquet"
-    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
+    format: Literal["parquet", "images", "webdataset", "delta", "iceberg", "lance"] = "parquet"
+    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files. `delta`,
+    `iceberg`, `lance`: the table at `uri`, of which only live rows are scored."""
+    version: str | None = None
+    """Of a table: the one to score, as a number, the id of a snapshot, a tag; or `{as_of}`, the last one before the end
+    of that day (UTC). Default: the newest."""
     image: str = ""
     """Column with the image: bytes of any kind, struct<bytes, path>, or a URI as text; `sample.image` is a field of a
     struct. Default: `image`. For `webdataset` file extensions in order of preference, separated by `;`. Not used for
@@ -323,7 +327,11 @@ class InputSpec:
 
     @property
     def by_date(self) -> bool:
-        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or ""))
+        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or "", self.version or ""))
+
+    @property
+    def is_table(self) -> bool:
+        return self.format in ("delta", "iceberg", "lance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +410,7 @@ class SampleSlice:
 
     rows: Slice
     take: int
+    table: TableOf | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

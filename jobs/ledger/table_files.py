@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -102,6 +102,10 @@ class TablePart:
     format: str
     files: Mapping[str, FileStands]
     """Those that stand otherwise than plans before it say."""
+
+    def of_files(self, uris: Iterable[str]) -> TableOf:
+        """What a worker must know to read these files."""
+        return replace(self.of, constants={uri: self.of.constants[uri] for uri in uris if uri in self.of.constants})
 
     def encode(self) -> bytes:
         """Arrow's IPC stream, compressed."""
