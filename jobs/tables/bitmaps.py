@@ -44,6 +44,6 @@ def positions_of(bitmap: bytes) -> Positions:
         raise ValueError("a deletion vector of another layout")
     try:
         found = BitMap64.deserialize(bitmap[len(_MAGIC) :])
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ValueError(f"a damaged deletion vector: {error}") from error
-    return np.array(found.to_array() if len(found) else [], np.int64)  # to_array of an empty one is an IndexError
+    return np.array(found.to_array(), np.int64)

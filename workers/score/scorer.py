@@ -212,7 +212,7 @@ class Scorer(LoadedArtifact):
             threads_busy=part.cpu_s / part.wall_s if part.wall_s else 0.0,
             torch_threads=part.torch_threads,
             peak_rss_bytes=max(part.peak_rss_bytes, memory.peak_rss_bytes()),
-            class_counts={} if ok is None else Counter(scored.label_NK[: scored.rows][ok, 0].tolist()),
+            class_counts={} if ok is None else dict(Counter(scored.label_NK[: scored.rows][ok, 0].tolist())),
             score_counts=() if ok is None else tuple(output.by_score(scored.score_NK[: scored.rows][ok, 0]).tolist()),
             labelled=(0, 0) if ok is None else self._labelled(scored),
         )

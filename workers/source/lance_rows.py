@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
-from workers.source.columns import Places, column_path, columns_of, image_columns, key_places, keys_of
+from workers.source.columns import column_path, columns_of, image_columns, key_places, keys_of
 from workers.source.parquet import blocks_of
 from workers.source.rows import BLOCK_BYTES, RowBlock
 from workers.source.source_file import InputUnreadable
@@ -180,30 +180,29 @@ def lance_blocks(
     outside the table are followed as URIs in cells are. Raises NotFound where version or fragment is gone, StoreError,
     StoreDenied, InputUnreadable.
     """
-    for numbers, batch, keys in _batches(url, version, rows, how, only, images=True):
-        yield from blocks_of(batch, keys, index, numbers, rows.uri, how)
+    for numbers, batch in _batches(url, version, rows, how, only, images=True):
+        yield from blocks_of(batch, key_places(batch.schema, how, rows.uri), index, numbers, rows.uri, how)
 
 
 def lance_keys(url: str, version: str, rows: Slice, how: InputSpec) -> tuple[list[int], pa.Table]:
     """Numbers of the live rows of a slice, and their key columns. Raises as `lance_blocks`."""
-    parts = [(here, keys_of(batch, keys)) for here, batch, keys in _batches(url, version, rows, how, None, False)]
+    batches = _batches(url, version, rows, how, None, images=False)
+    parts = [(here, keys_of(batch, key_places(batch.schema, how, rows.uri))) for here, batch in batches]
     numbers = [number for here, _ in parts for number in here]
     return numbers, pa.concat_tables([keys for _, keys in parts]) if parts else pa.table({})
 
 
 def _batches(
     url: str, version: str, rows: Slice, how: InputSpec, only: Container[int] | None, images: bool
-) -> Iterator[tuple[list[int], pa.RecordBatch, Places]]:
-    """Live rows of a slice with their numbers, in order; of the images what `input.image` names, and the keys, with
-    where these are."""
+) -> Iterator[tuple[list[int], pa.RecordBatch]]:
+    """Live rows of a slice with their numbers, in order; of the images what `input.image` names, and the keys."""
     try:
         table = _table(url, version, period := int(time.monotonic()) // OPEN_S)
         if rows.uri.rpartition("/")[2] not in table.fragments:  # another table may be there in place of one that was
             _table.cache_clear()
             table = _table(url, version, period)
         fragment = _Fragment(table, rows.uri)
-        places = key_places(table.columns, how, rows.uri)
-        keys = columns_of(places)
+        keys = columns_of(key_places(table.columns, how, rows.uri))
         blobs = _outside(table.dataset.schema, image_columns(table.columns, how.image)) if images else ""
         if taken := _outside(table.dataset.schema, keys):
             raise InputUnreadable(f"input.keys: {taken!r} has blobs, which are not copied; take it out of input.keys")
@@ -219,7 +218,7 @@ def _batches(
             return _checked(here, links, how.image, chain([] if first is None else [first], scan))
 
         for batches in ahead(begun, _parts(fragment, wanted, blobs), "lance", at_once=SCANS, a_thread=1):
-            yield from ((here, batch, places) for here, batch in batches)
+            yield from batches
     except (OSError, ValueError) as error:  # whatever it was: the store itself is asked
         fs, path = open_filesystem(rows.uri)
         retrying(lambda: fs.info(path), rows.uri)

@@ -208,7 +208,7 @@ def test_a_cluster_that_has_no_gpu_yet_is_waited_for_and_that_is_told(digits: Di
     job = Job.open(load_spec(str(file), []))
     with pytest.raises(SpecError, match="far enough"):
         Run(job, _Growing, lambda: False, said.append).complete()
-    assert any("no node of the cluster has a GPU now: workers wait until one with a GPU joins" in line for line in said)
+    assert any("no node has a GPU now: workers wait until one with a GPU joins" in line for line in said)
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 2), ("0", 1), ("", 0), ("-1", 0), ("0,1,2", 2)])

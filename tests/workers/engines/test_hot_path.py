@@ -147,8 +147,8 @@ def test_the_decoder_reads_what_arrow_has_read(column: Any, tmp_path: Path, monk
     file = tmp_path / "images.parquet"
     pq.write_table(pa.table({"image": column(pictures)}), file)
     batches: list[pa.RecordBatch] = []
-    blocks = parquet._blocks
-    monkeypatch.setattr(parquet, "_blocks", lambda batch, *rest: batches.append(batch) or blocks(batch, *rest))
+    blocks = parquet.blocks_of
+    monkeypatch.setattr(parquet, "blocks_of", lambda batch, *rest: batches.append(batch) or blocks(batch, *rest))
     decoded: list[int] = []
     decode_jpeg = simplejpeg.decode_jpeg
 
