@@ -124,11 +124,6 @@ def test_a_run_of_an_earlier_release_and_one_of_this_go_on_with_a_root_with_any_
     explored(table, scenario, Bounds(faults=0, preemptions=2))
 
 
-def test_two_runs_with_any_preemption_and_a_write_in_flight_that_comes_at_any_time(table: list[Figures]) -> None:
-    bounds = Bounds(faults=1, preemptions=1, every_call=False, only=IN_FLIGHT)
-    explored(table, Scenario("two runs, a write in flight", A, runs=2), bounds)
-
-
 @pytest.mark.parametrize("slow", list(Slow), ids=lambda slow: slow.name.lower())
 def test_a_shard_that_two_workers_try_with_every_fault_at_every_call(table: list[Figures], slow: Slow) -> None:
     """Either dies before it commits or after, loses the answer, or its write comes late, before the other's or not."""
@@ -214,8 +209,9 @@ def test_two_runs_whose_workers_try_shards_twice_with_any_preemption_and_any_fau
 def test_two_runs_with_any_two_preemptions_and_any_fault(table: list[Figures], which: str) -> None:
     """Any fault in three parts, for as many processes."""
     late = {fault for fault in Fault if fault.late}
-    told = {Fault.CONFLICT_409, Fault.PRECONDITION_412, Fault.SLOW_DOWN_503, Fault.TIMEOUT, Fault.OUTAGE}
-    only = frozenset({"in flight": late, "told": told, "other": {*Fault} - late - told}[which])
+    told = {Fault.CONFLICT_409, Fault.PRECONDITION_412, Fault.TIMEOUT, Fault.OUTAGE}
+    retried = {Fault.SLOW_DOWN_503}  # as after a timeout before the write; at every call of one run it is tried, too
+    only = frozenset({"in flight": late, "told": told, "other": {*Fault} - late - told - retried}[which])
     bounds = Bounds(faults=1, preemptions=2, every_call=False, only=only)
     explored(table, Scenario(f"two runs, any fault: {which}", A, runs=2), bounds)
 

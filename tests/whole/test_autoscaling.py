@@ -158,6 +158,7 @@ def test_a_run_brings_up_nodes_from_zero_and_they_go_when_it_is_done(
     assert stint("verify", spec).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_group_whose_nodes_never_come_is_not_waited_for(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], autoscaled: Autoscaled
 ) -> None:

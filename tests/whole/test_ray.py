@@ -216,6 +216,7 @@ def driver_pid(spec: str) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.objectstore
 def test_a_submitted_job_killed_and_then_stopped_half_way_is_finished_by_submitting_it_again(
     many: Digits, tmp_path: Path, s3: str, s3_server: dict[str, str], ray_head: Head
