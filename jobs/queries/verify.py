@@ -28,12 +28,12 @@ from jobs.ledger.current import current_root
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
+from jobs.ledger.superseded import OutOfDate, counted_plans
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input, members_passed_over, missed_lines
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
-from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
 from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
@@ -139,12 +139,11 @@ def verify(job: Job) -> Verdict:
         current_root(ledger.store)
     except RunFailed as error:
         verdict.found["damaged records of what readers follow"].append(str(error))
-    closed = [plan for plan in plans if plan.number in done]
+    closed = counted_plans(plans, done)
     try:
         dead = ledger.superseded(plans, done)
     except RunFailed:  # a record is damaged, which is found below: readers see nothing then
-        closed, dead = [], set()
-    out_of_date = identities_by_plan(dead)
+        closed, dead = [], OutOfDate()
     gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
@@ -152,7 +151,7 @@ def verify(job: Job) -> Verdict:
                 f"plan {plan.number} has no done record: run the job again to finish it"
             )
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        seen = out_of_date.get(plan.number, NONE_DEAD) if plan in closed else None
+        seen = dead if plan in closed else None
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
     verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
@@ -199,7 +198,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
 
 
 def _check_plan(
-    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: pa.Array | None
+    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: OutOfDate | None
 ) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone.
 
@@ -216,7 +215,7 @@ def _check_plan(
             verdict.rows += Rows(ok=facts.rows_ok, bad=facts.rows_bad)
             gone += [shard.slices[i] for i in facts.gone]
         if rows is not None and dead is not None and record.line[shard.index] >= 0:
-            seen = current_rows(rows, dead).column("error_code")
+            seen = dead.seen(plan.number, rows).column("error_code")
             verdict.seen += Rows(ok=seen.null_count, bad=len(seen) - seen.null_count)
     verdict.rows += Rows(gone=sum(piece.rows for piece in gone))
     return gone
