@@ -11,8 +11,8 @@ Shape suffixes used throughout the project: N batch, H height, W width, C channe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
@@ -97,6 +97,10 @@ class TableOf:
     """By URI of a file and name of a column that it does not hold: what that is in all its rows, as in DEFAULT."""
     copies: tuple[str, ...] = ()
     """Objects below the root with predictions that may be copied: `plan=00000003/00000000.parquet`."""
+
+    def of_files(self, uris: Iterable[str]) -> TableOf:
+        """What a worker must know to read these files alone."""
+        return replace(self, constants={uri: self.constants[uri] for uri in uris if uri in self.constants})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -269,7 +269,7 @@ class Shards(Sequence[Shard]):
             plan, of_plan = self.parts[part[first]]
             chosen = of_plan[numbers[first:end] - begins[part[first]]]
             for index, slices in zip(chosen.tolist(), plan.slices.picked(chosen), strict=True):
-                table = plan.table and plan.table.of_files(piece.uri for piece in slices)
+                table = plan.table and plan.table.of.of_files(piece.uri for piece in slices)
                 yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices, table=table)
 
 

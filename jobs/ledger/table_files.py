@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -100,12 +100,12 @@ class TablePart:
 
     of: TableOf
     format: str
+    id: str = ""
+    """Of the table, where its format has one: another one may be at the same place."""
+    at: str = ""
+    """When the version was committed, in ISO form, in UTC."""
     files: Mapping[str, FileStands]
     """Those that stand otherwise than plans before it say."""
-
-    def of_files(self, uris: Iterable[str]) -> TableOf:
-        """What a worker must know to read these files."""
-        return replace(self.of, constants={uri: self.of.constants[uri] for uri in uris if uri in self.of.constants})
 
     def encode(self) -> bytes:
         """Arrow's IPC stream, compressed."""
@@ -119,6 +119,7 @@ class TablePart:
         }
         about = {
             "url": self.of.url, "version": self.of.version, "format": self.format, "schema": self.of.schema,
+            "id": self.id, "at": self.at,
             "copies": json.dumps(self.of.copies),
         }  # fmt: skip
         sink = pa.BufferOutputStream()
@@ -149,4 +150,5 @@ class TablePart:
             constants={uri: constants for uri, constants in said if constants},
             copies=tuple(json.loads(about["copies"])),
         )
-        return cls(of=of, format=about["format"].decode(), files=files)
+        named = {name: about[name].decode() for name in ("format", "id", "at")}
+        return cls(of=of, files=files, **named)

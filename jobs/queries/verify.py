@@ -11,7 +11,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
@@ -34,7 +34,7 @@ from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input, members_passed_over, missed_lines
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
-from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
+from workers.contract import InputSpec, Shard, Slice, TableOf, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
 from workers.output import NotOurs, ObjectFacts, OutputObject, cast_key, object_facts
@@ -45,7 +45,7 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
-KeyReader: TypeAlias = Callable[[Slice], pa.Table | None]
+KeyReader: TypeAlias = Callable[[Slice, TableOf | None], pa.Table | None]
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -254,7 +254,8 @@ def _check_shard(
     found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
         found["key columns that differ"] = [
-            f"{key}: {problem}" for problem in _compare_keys(here, table, keys, read_keys)
+            f"{key}: {problem}"
+            for problem in _compare_keys(here, table, keys, lambda piece: read_keys(piece, shard.table))
         ]
     return found, facts, table.select(ROW_COLUMNS)
 
@@ -289,7 +290,9 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
             return
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: KeyReader) -> Iterator[str]:
+def _compare_keys(
+    slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: Callable[[Slice], pa.Table | None]
+) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
@@ -308,12 +311,16 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], rea
 
 def key_reader(how: InputSpec) -> KeyReader:
     """Gives key columns of slices; those of a row group of Parquet are read once for slices that follow each other."""
-    of_group = lru_cache(maxsize=1)(lambda group: key_columns(group, how))
+    held: dict[str, tuple[Slice, pa.Table | None]] = {}
 
-    def read(s: Slice) -> pa.Table | None:
-        if how.format != "parquet":
-            return key_columns(s, how)
-        keys = of_group(replace(s, row_start=0, row_stop=2**62))
+    def read(s: Slice, table: TableOf | None = None) -> pa.Table | None:
+        if how.format not in ("parquet", "delta", "iceberg"):
+            return key_columns(s, how, table)
+        group = replace(s, row_start=0, row_stop=2**62)
+        last = held.get("last")
+        if last is None or last[0] != group:
+            last = held["last"] = group, key_columns(group, how, table)
+        keys = last[1]
         return None if keys is None else keys.slice(s.row_start, s.rows)
 
     return read
