@@ -142,22 +142,18 @@ class Discovery:
         )
 
     def _content_of_table(self, table: TableFound) -> Content | None:
-        """As `content`. Of what a run has claimed meanwhile of a later version nothing is taken back."""
-        since = len(table.plans) > len(self.plans)
-        of_table = table.claim if since else self.of_table
-        now = _claim_of_table(table, of_table, () if since else self.lost, () if since else self.asked.sources)
-        new = {*now.new}
-        fresh = [one for one in self.fresh if one.source in new]
-        if not (fresh or now.again or of_table.says):
+        """As `content`. What another run has planned meanwhile may be of a later version, so it stands as it is: what
+        it lacks the next run finds."""
+        if self.nothing or len(table.plans) > len(self.plans):
             return None
-        types, plans = _types(table.plans), table.plans
+        types = _types(table.plans)
         return replace(
-            self.job.cut(fresh, now.slices),
-            keys=fresh[0].keys if types is None and fresh else types,
-            named=not plans or plans[0].named,
-            supersedes={source.uri: source.version for source in new if source.uri in now.supersedes},
+            self.cut(),
+            keys=self.fresh[0].keys if types is None and self.fresh else types,
+            named=not table.plans or table.plans[0].named,
+            supersedes={one.source.uri: one.source.version for one in self.fresh if one.source.uri in self.asked.uris},
             day=str(self.job.days.last),
-            table=table.part(of_table, fresh, table.copies(of_table)),
+            table=table.part(self.of_table, self.fresh, table.copies(self.of_table)),
         )
 
     @property

@@ -34,6 +34,8 @@ class TableFound:
     format: str
     state: TableState
     plans: Sequence[Plan]
+    pinned: bool
+    """Whether the spec says which version: the newest one may be of an earlier moment, as after a rollback."""
 
     @property
     def last(self) -> TablePart | None:
@@ -42,8 +44,8 @@ class TableFound:
 
     @property
     def is_past(self) -> bool:
-        """Whether plans are of a later version: then nothing is to be done."""
-        return self.last is not None and self.state.at.isoformat() < self.last.at
+        """Whether plans are of a later version than the spec wants: then nothing is to be done."""
+        return self.pinned and self.last is not None and self.state.at.isoformat() < self.last.at
 
     @property
     def known(self) -> Mapping[str, Known]:
@@ -143,7 +145,7 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
     )
     if last is not None and last.id != state.id:
         state = replace(state, commits=None)
-    return TableFound(url, given.format, state, plans)
+    return TableFound(url, given.format, state, plans, given.version is not None)
 
 
 def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -> list[Slice]:
