@@ -45,13 +45,14 @@ class Opened:
     keys: pa.Schema | None
     """Types of the key columns in the plan; None for image files without any."""
     columns: tuple[str, ...] | None = ()
-    """Of every column, with the fields of structs and the folders of Hive; None for a tar: its samples differ."""
+    """Of every column, with the fields of structs and the folders of Hive; None for a tar: its samples differ; () for
+    a file without rows that lacks a column."""
     group_rows: tuple[int, ...] = ()
     """Of a file of a table, all rows of each row group."""
     table: TableOf | None = None
     """What a worker must know to read it."""
     beside: Mapping[str, int] = field(default_factory=dict)
-    """Members of a tar that end like an image and are not the one of their sample, by their last extension."""
+    """Members of a tar that are not the image of a sample: see row_groups."""
 
     @property
     def rows(self) -> int:
@@ -126,7 +127,7 @@ def open_sources(
     outcomes |= zip([one.source for one in unlike], fitted, strict=True)
     opened_ = [outcome for outcome in outcomes.values() if isinstance(outcome, Opened)]
     odd = [(source.uri, outcome) for source, outcome in outcomes.items() if isinstance(outcome, _Odd)]
-    if odd and not opened_ and keys is None:
+    if odd and not any(one.columns for one in opened_) and keys is None:
         raise SpecError(f"{odd[0][0]}: {odd[0][1]}")
     return opened_, {source: str(outcome) for source, outcome in outcomes.items() if isinstance(outcome, Exception)}
 
@@ -148,6 +149,8 @@ def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str,
         try:
             read, keys, columns = file_columns(parquet.schema_arrow, spec, source.uri)
         except InputUnreadable as error:
+            if not parquet.metadata.num_rows:  # whatever its columns are, there is nothing to score
+                return Opened(source, (), pa.schema([(name, pa.null()) for name in spec.copied]))
             raise _Odd(str(error)) from error
         if roots is not None and parquet.num_row_groups:
             _check_paths(parquet, source, spec, roots)

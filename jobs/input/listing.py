@@ -82,7 +82,7 @@ def list_input(
                 else:
                     found, lost = pin_entries(read_entries(url, taken.passed), latest, doubtful, manifest=url)
                     unreadable |= lost
-                    taken.sources += (source for source in found if not taken.excluded(source.uri))
+                    taken.sources += found
             except NotFound:
                 missing.append(url)
                 continue
@@ -102,7 +102,7 @@ def list_input(
     if delivered and not sources and passed.is_much():
         (line,) = passed_over.passed_over_lines(passed.rows())
         what = passed_over.WHAT[spec.format]
-        raise NothingThere(f"{key}: nothing that is there is {what}; {line}", passed.way_out(spec.format))
+        raise NothingThere(f"{key}: nothing that is there is {what}; {line}", passed.way_out())
     return Listing(sources, tuple(absent), named_once(passed.unreadable | unreadable), passed.rows())
 
 
@@ -114,10 +114,11 @@ class _Taken:
     """Files as they are listed, and what is passed over."""
 
     def __init__(self, format: str, excluded: Callable[[str], bool], own: str = "") -> None:
-        self._format, self.excluded = format, excluded
+        self._format, self._excluded = format, excluded
         self._own = real_folder(own) if own and is_local(own) and format == "parquet" else ""
         self.sources: list[Source] = []
-        self.passed = passed_over.PassedOver()
+        self.passed = passed_over.PassedOver(format)
+        self._left_out: list[str] = []
         self._inodes = array("Q")  # of each source
         self._links = set[str]()
         self._unsure: dict[str, list[Source]] = {why: [] for why in _UNSURE}
@@ -131,7 +132,11 @@ class _Taken:
             uri = scheme + path
             if why == DENIED and path == f"{above}/":
                 raise StoreDenied(f"{above}: permission denied")
-            if self.excluded(uri):
+            if self._excluded(uri):
+                self.passed.add(passed_over.LEFT_OUT, uri)
+                name = path.rpartition("/")[2]
+                if size and not why and not self.sources and passed_over.by_name(name, self._format) in ("", ASK):
+                    self._left_out.append(uri)
                 continue
             if path != named and (not why or why in _UNSURE):  # else it cannot be taken, whatever it is called
                 said = passed_over.by_name(path.rpartition("/")[2], self._format)
@@ -158,6 +163,8 @@ class _Taken:
     def each_once(self, claimed: Claimed) -> list[Source]:
         """The sources by URI. What a name does not tell is looked at, where it is not claimed. Raises StoreError."""
         dropped = self._second_names(claimed) if self._links else set()
+        if self._left_out and not self.sources:
+            self.passed.left_out = len(self._left_out) - len(claimed(self._left_out))
         for why, unsure in self._unsure.items():
             unsure = [source for source in unsure if source.uri not in dropped]
             known = claimed([source.uri for source in unsure]) if unsure else {}

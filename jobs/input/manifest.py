@@ -20,7 +20,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
-from jobs.input.passed_over import OLD_VERSION, PassedOver
+from jobs.input.passed_over import COMMENT, OLD_VERSION, PassedOver
 from jobs.ledger.plans import Source
 from workers.redaction import credential_in, shown
 from workers.source.uris import STORES, Refused, normalise, usual
@@ -35,7 +35,7 @@ _URI_NAMES = (
     *("uri", "url", "path", "file", "image", "s3_uri", "gcs_uri", "content", "gcsuri", "imagegcsuri", "source-ref"),
     *("image_uri", "image_url", "image_path", "file_path", "filepath", "file_name", "filename", "location"),
 )
-"""Of a column with URIs, in lower case, the first that is there: as Vertex AI, SageMaker and others call it."""
+"""Of the column with URIs, in lower case: as Vertex AI, SageMaker and others call it. The first two go first."""
 _VERSION_NAMES = ("version", "etag", "e_tag")
 _COLUMNS = {*_URI_NAMES, *_VERSION_NAMES, "size", "bucket", "key", "is_latest", "is_delete_marker"}
 _NAME = re.compile(r"[\w -]*")  # of a column; pandas' index has none
@@ -53,14 +53,16 @@ class Entry:
 def read_entries(url: str, passed: PassedOver | None = None) -> list[Entry]:
     """The manifest's entries, each URI absolute; those of what is not there any more are `passed` over. Raises
     NotFound, StoreError, StoreDenied, SpecError."""
-    data = read_url(url)
+    if is_local(url) and info_of(url)["type"] == "directory":
+        raise SpecError(f"input.manifest: {url} is a folder", "name the list itself; a folder of data is input.uri")
+    data, passed = read_url(url), PassedOver() if passed is None else passed
     try:
         table = _table(data, url)
-        entries = _text_entries(data, url) if table is None else _table_entries(table, url, passed or PassedOver())
-    except pa.ArrowException as error:
-        raise SpecError(
-            f"input.manifest: {url}: {error}", "the columns are uri, version (text), size (bytes)"
-        ) from error
+        entries = _text_entries(data, url, passed) if table is None else _table_entries(table, url, passed)
+    except (pa.ArrowException, KeyError) as error:  # KeyError: a column is there twice
+        json = 'write a JSON object a line, as {"uri": "a.jpg"}'
+        way_out = json if "JSON" in str(error) else "the columns are uri, version (text), size (bytes), each once"
+        raise SpecError(f"input.manifest: {url}: {error.args[0]}", way_out) from error
     folder = url.rpartition("/")[0]
     folder = open_filesystem(folder)[1] if is_local(url) else usual(folder)
     try:
@@ -138,13 +140,15 @@ def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]
     if "uri" not in names and {"bucket", "key"} <= names.keys():
         key = table[names["key"]].cast(pa.string())
         uris = pc.binary_join_element_wise("s3:/", table[names["bucket"]].cast(pa.string()), key, "/")
-    elif (name := next((names[name] for name in _URI_NAMES if name in names), None)) is not None:
-        uris = table[name].cast(pa.string())
     else:
-        raise SpecError(
-            f"input.manifest: {url} has no column 'uri'; it has {', '.join(table.column_names)}",
-            "name its columns uri and, where they are known, version and size",
-        )
+        known = [name for name in table.column_names if name.lower() in _URI_NAMES]
+        exact = ([name for name in known if name.lower() == one] for one in _URI_NAMES[:2])
+        found = next(filter(None, exact), known)
+        if len(found) != 1:
+            has = f"several columns that may be 'uri': {', '.join(found)}" if found else "no column 'uri'"
+            has += f"; it has {', '.join(map(repr, table.column_names))}"
+            raise SpecError(f"input.manifest: {url} has {has}", "name the right column uri (others: version, size)")
+        uris = table[found[0]].cast(pa.string())
     now = pa.chunked_array([np.ones(len(table), bool)]) if len(table) else pa.chunked_array([], pa.bool_())
     for name, gone in (("is_latest", "false"), ("is_delete_marker", "true")):
         if name in names:
@@ -161,19 +165,24 @@ def _table_entries(table: pa.Table, url: str, passed: PassedOver) -> list[Entry]
     return [Entry(*entry) for entry in zip(*(column or nothing for column in columns), strict=True)]
 
 
-def _text_entries(data: bytes, url: str) -> list[Entry]:
+def _text_entries(data: bytes, url: str, passed: PassedOver) -> list[Entry]:
     entries = []
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise SpecError(f"input.manifest: {url} is neither Parquet nor text in UTF-8: {error}") from error
+        way_out = "unpack it, or write it as text or CSV in UTF-8"
+        raise SpecError(f"input.manifest: {url} is neither Parquet nor text in UTF-8: {error}", way_out) from error
     for number, line in enumerate(lines, 1):
+        if line.startswith("#"):
+            passed.add(COMMENT, shown(line))
         if not line.strip() or line.startswith("#"):
             continue
         uri, version, size, *rest = [*line.split("\t"), "", ""][: max(3, line.count("\t") + 1)]
         if rest or not uri.strip() or (size and not size.strip().isdigit()):
             raise SpecError(f"input.manifest: {url} line {number} is not URI, or URI, version and size apart by tabs")
-        entries.append(Entry(uri.strip(), version.strip() or None, int(size) if size else None))
+        whole = "://" in uri or uri.lstrip().startswith("/")  # else white space in front is of the name
+        uri = uri.strip() if whole else uri.rstrip()
+        entries.append(Entry(uri, version.strip() or None, int(size) if size else None))
     return entries
 
 
@@ -227,7 +236,7 @@ def _at_its_word(entry: Entry, claimed: str | None) -> Source | None:
     """The source that an entry names, where nothing needs to be looked up."""
     if claimed is not None and entry.version in (None, claimed):
         return Source(entry.uri, entry.size or 0, claimed)
-    if claimed is None and entry.version is not None and entry.size is not None:
+    if claimed is None and entry.version is not None and entry.size is not None and "\0" not in entry.uri:
         return Source(entry.uri, entry.size, entry.version)
     return None
 
@@ -249,10 +258,12 @@ def _look_up(entries: Sequence[Entry], claimed: str | None) -> Source | str | No
     """What is at the URI of the entries; None for what was scored and is not there any more; or what is wrong."""
     try:
         there = source_at(entries[0].uri, claimed, *(entry.version for entry in entries))
-    except (StoreDenied, StoreError) as error:
+    except (StoreDenied, StoreError, ValueError) as error:  # ValueError: a zero byte in the name
         return str(error)
     if there is None:
-        return "the manifest names it, and there is no such file" if claimed is None else None
+        header = "; CSV needs a line in front that names its columns, parted by , ; or tabs"
+        said = f"the manifest names it, and there is no such file{header if {*entries[0].uri} & {*',;|'} else ''}"
+        return said if claimed is None else None
     if claimed == there.version or any(
         e.version in (None, there.version) and e.size in (None, there.size) for e in entries
     ):

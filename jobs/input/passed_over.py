@@ -17,6 +17,7 @@ from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
 HIDDEN = "hidden (_ or . in front)"
+LEFT_OUT = "left out by ! in input.uri"
 FOLDER_MARKER = "folder markers"
 OTHER_NAME = "other names of what is listed"
 OWN = "links into the output"
@@ -26,12 +27,13 @@ EMPTY = "of zero bytes"
 NO_FILE = "pipes, sockets or devices"
 NO_TEXT = "with a name that is not UTF-8"
 OLD_VERSION = "delete markers or old versions of an inventory"
+COMMENT = "lines of a list with # in front (./ before it names a file)"
 DENIED = "that may not be read"
 BROKEN = "that cannot be read"
 ARCHIVED = "archived"
 HALF_COPIED = "not copied whole, by their names"
 
-_NO_MATTER = frozenset({HIDDEN, FOLDER_MARKER, OTHER_NAME, OWN, HALF_COPIED, OLD_VERSION})
+_NO_MATTER = frozenset({HIDDEN, LEFT_OUT, FOLDER_MARKER, OTHER_NAME, OWN, HALF_COPIED, OLD_VERSION, COMMENT})
 """What lies in a folder also where nothing has been delivered."""
 FEW = 10
 """Texts and the like that may lie in such a folder, too."""
@@ -43,6 +45,7 @@ _WAY_OUT = {
     EMPTY: "have them delivered again",
 }
 _UNHIDE = "rename what is hidden, or name its folder in input.uri, or the files in input.manifest"
+_LET_IN = "take the pattern with ! that names what is to be scored out of input.uri, or narrow it"
 _SHOWN = 6
 
 SUFFIXES = {
@@ -81,13 +84,16 @@ _HEAD_BYTES = 512
 
 @dataclass
 class PassedOver:
-    """By the reason: how many files, and one of them."""
+    """By the reason: how many files, and one of them: rather what is called like the format."""
 
+    format: str = ""
     by_reason: dict[str, tuple[int, str]] = field(default_factory=dict)
     beside: int = 0
     """Of these, texts and the like, which lie beside data."""
     hidden: int = 0
     """Of these, files that are hidden and called like data."""
+    left_out: int = 0
+    """Of these, files that ! leaves out, may be data, and are in no plan; told where nothing is taken."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Of these, what should be read, with the reason."""
     of_formats: Counter[str] = field(default_factory=Counter)
@@ -102,7 +108,10 @@ class PassedOver:
         if why in (DENIED, BROKEN, ARCHIVED):
             self.unreadable[example] = f"{why.removeprefix('that ')}: {_WAY_OUT[why]}"
         count, first = self.by_reason.get(why, (0, example))
-        self.by_reason[why] = count + more, min(first, example)
+        self.by_reason[why] = count + more, min(first, example, key=self._unlike)
+
+    def _unlike(self, name: str) -> tuple[bool, bool, str]:
+        return not is_data(name, self.format), format_named(name) != self.format, name
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Reason, files and one of them, the most first."""
@@ -112,15 +121,16 @@ class PassedOver:
     def is_much(self) -> bool:
         """Whether there is more than lies in a folder before its files are delivered."""
         files = sum(count for why, (count, _) in self.by_reason.items() if why not in _NO_MATTER)
-        return files - self.beside > 0 or max(self.beside, self.hidden) > FEW
+        return files - self.beside > 0 or self.left_out > 0 or max(self.beside, self.hidden) > FEW
 
-    def way_out(self, format: str) -> str:
+    def way_out(self) -> str:
         """What to do where nothing else is there."""
-        if self.of_formats:
+        if self.of_formats and not self.left_out:
             ((other, _),) = self.of_formats.most_common(1)
             return f"write `format: {other}` in input, or the path of what is to be scored"
-        steps = [step for why, step in _WAY_OUT.items() if why in self.by_reason] + [_UNHIDE] * (self.hidden > FEW)
-        return "; ".join(steps) or f"check input.uri and input.format, which is {format}"
+        steps = [_LET_IN] * (self.left_out > 0) + [_UNHIDE] * (self.hidden > FEW)
+        steps += [step for why, step in _WAY_OUT.items() if why in self.by_reason]
+        return "; ".join(steps) or f"check input.uri and input.format, which is {self.format}"
 
 
 def passed_over_kinds(rows: Iterable[tuple[str, int, str]]) -> list[str]:

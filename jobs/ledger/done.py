@@ -102,6 +102,11 @@ class DoneRecord:
         return DoneRecord(self.table.filter(pc.greater(self.table["rows_gone"], 0)))
 
     @property
+    def gone(self) -> list[str]:
+        """URIs of files with rows that were gone when they were to be scored."""
+        return sorted(set(pc.list_flatten(self.table["gone"]).to_pylist()))
+
+    @property
     def rows(self) -> Rows:
         """Of all objects."""
         return Rows(**{what: pc.sum(self.table[f"rows_{what}"]).as_py() or 0 for what in _SCORED})

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
+from jobs.progress.format import first_few
 from workers.contract import Slice
 from workers.counted import counted
 
@@ -128,8 +129,8 @@ def rows_claimed(plans: Sequence[Plan], uris: Collection[str]) -> int:
     return sum(rows[identity] for identity in last.values())
 
 
-def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
-    """How the input differs from what was scored, where that is as it should be."""
+def notes(plans: Sequence[Plan], sources: Sequence[Source], gone: Collection[tuple[int, Slice]] = ()) -> Iterator[str]:
+    """How the input differs from what was scored, where that is as it should be; `gone` as in `faults`."""
     latest = latest_versions(plans)
     changed = [s.uri for s in sources if s.uri in latest and latest[s.uri] != s.version]
     if changed:
@@ -137,8 +138,17 @@ def notes(plans: Sequence[Plan], sources: Sequence[Source]) -> Iterator[str]:
             f"{counted(len(changed), 'source')} with another content than the one scored, as {changed[0]}; "
             "with input.on_change: rescore a run scores them again"
         )
-    if past := len(latest.keys() - {source.uri for source in sources}):
-        yield f"{counted(past, 'claimed source')} not in the input now; the predictions stay"
+    past, gaps = latest.keys() - {source.uri for source in sources}, set(gone)
+    without = past & {piece.uri for _, piece in gaps}
+    every = {claim for plan in plans for claim in plan.claimed if claim[0] in without} if without else set()
+    for plan in plans if without else ():
+        pieces = (piece for shard in plan.shards_reading(every) for piece in shard.slices)
+        without -= {piece.uri for piece in pieces if (plan.number, piece) not in gaps}
+    if kept := len(past - without):
+        yield f"{counted(kept, 'claimed source')} not in the input now; the predictions stay"
+    if without:
+        names = ", ".join(first_few(sorted(without), "of them"))
+        yield f"{counted(len(without), 'claimed source')} gone when it was their turn, without any prediction: {names}"
 
 
 def faults(

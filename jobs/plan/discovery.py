@@ -30,6 +30,7 @@ from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
 from workers.contract import AS_OF, Slice
 from workers.counted import counted
+from workers.source.webdataset import NO_SAMPLE
 from workers.storage.errors import StoreDenied, StoreError
 
 LOOKED_BACK = 14
@@ -317,11 +318,11 @@ def _opened(
 
 
 def members_passed_over(job: Job, opened: Iterable[Opened]) -> list[tuple[str, int, str]]:
-    """Images in tars that are not the one of their sample, as in `Listing.passed_over`."""
+    """Images in tars that are not the one of a sample, as in `Listing.passed_over`."""
     members = PassedOver()
     for one in opened if job.spec.input.format == "webdataset" else ():
         for end, count in one.beside.items():
-            members.add(f"members in .{end} {_BESIDE}", one.source.uri, count)
+            members.add(f"members in .{end} {_BESIDE}" if end else f"images {NO_SAMPLE}", one.source.uri, count)
     return members.rows()
 
 
@@ -345,10 +346,11 @@ def _has_labels(one: Opened, column: str) -> bool:
 
 def _check_labels(opened: Sequence[Opened], column: str | None) -> None:
     """Raises SpecError where no source has the labels: of those that have them the sample is taken."""
-    if column and opened and not any(_has_labels(one, column) for one in opened):
-        there = opened[0].columns or ()
+    first = next((one for one in opened if one.columns != ()), None)
+    if column and first and not any(_has_labels(one, column) for one in opened):
+        there = first.columns or ()
         near = difflib.get_close_matches(column, there, n=1)
         raise SpecError(
-            f"gate.labels_column: {opened[0].source.uri} has no column {column!r}; it has {', '.join(there) or 'none'}",
+            f"gate.labels_column: {first.source.uri} has no column {column!r}; it has {', '.join(there) or 'none'}",
             f"write `labels_column: {near[0]}`" if near else "",
         )

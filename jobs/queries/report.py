@@ -16,7 +16,7 @@ from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import duration
 from jobs.report.assemble import composed
-from jobs.report.report import COMPLETED, Report, accounts, ending, redacted_report, summary
+from jobs.report.report import COMPLETED, Report, accounts, ending, gone_lines, redacted_report, summary
 from workers.counted import counted
 from workers.storage.errors import NotFound
 
@@ -75,6 +75,7 @@ def _describe(job: Job, report: Report) -> str:
             done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
             took = duration(report.elapsed_s)
             lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours, in {took}")
+        lines += gone_lines(report)
         if report.data_set_plans:  # reports of earlier releases count nothing but what was scored
             lines += [f"{name}: {rows.describe()}" for name, rows in accounts(report)]
     key = f"_stint/runs/{report.run_id}/report.html"

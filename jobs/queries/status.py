@@ -75,7 +75,8 @@ def describe_status(job: Job, now: datetime | None = None) -> str:
             why = f"; accepted: {said[plan.number].why}" if plan.number in said else ""
             lines.append(f"plan {plan.number}: done, {counted(len(record), 'shard')}, {rows}{why}")
             if record.rows.gone:
-                lines.append(f"  beside these {counted(record.rows.gone, 'row')} whose file vanished or changed")
+                gone = f"{counted(record.rows.gone, 'row')} whose file vanished or changed"
+                lines.append(f"  beside these {gone}: {', '.join(first_few(record.gone, 'of them'))}")
             continue
         missing = job.ledger.missing(plan)
         if (left := too_bad.get(plan.number)) is not None and plan.number not in said:

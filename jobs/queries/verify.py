@@ -127,8 +127,6 @@ def verify(job: Job) -> Verdict:
             ],
         }
     )
-    if not job.spec.input.is_table:  # whose files come and go
-        verdict.notes += claims.notes(plans, listing.sources)
     try:
         verdict.notes += [
             f"plan {said.plan} was accepted with its bad rows, at {said.at}: {said.why}"
@@ -154,6 +152,8 @@ def verify(job: Job) -> Verdict:
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
         seen = dead if plan in closed else None
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
+    if not job.spec.input.is_table:  # whose files come and go
+        verdict.notes += claims.notes(plans, listing.sources, gone)
     verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jobs.progress.format import duration, money
+from jobs.progress.format import duration, first_few, money
 from jobs.progress.snapshot import Snapshot, cost_per_million, reader_of
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
@@ -130,6 +130,8 @@ class Report:
     """Sources with another content than the one scored, left as they are: input.on_change is report."""
     superseded: list[str] = field(default_factory=list)
     """Sources scored again, because their content changed or because of `again`."""
+    gone: list[str] = field(default_factory=list)
+    """Sources with rows that were gone when it was their turn, of the plans that this run completed."""
     again: str = ""
     """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
@@ -278,6 +280,13 @@ def accounts(report: Report) -> list[tuple[str, Rows]]:
     return found
 
 
+def gone_lines(report: Report) -> list[str]:
+    """Of rows that were gone: one line, or none. Reports of earlier releases name no files."""
+    gone, files = report.completed.gone, ", ".join(first_few(report.gone, "of them"))
+    said = f"gone: {counted(gone, 'row')} whose source vanished or changed after it was claimed"
+    return [f"{said}: {files}" if files else said] if gone else []
+
+
 def summary(report: Report) -> str:
     if not report.plans:
         return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
@@ -299,8 +308,7 @@ def summary(report: Report) -> str:
     for code, n in report.bad_by_code.items():
         sample = report.bad_samples.get(code)
         lines.append(f"{bad}: {n:,} {code}" + (f", e.g. {sample}" if sample else ""))
-    if gone := report.completed.gone:
-        lines.append(f"gone: {counted(gone, 'row')} whose source vanished or changed after it was claimed")
+    lines += gone_lines(report)
     if report.retries or report.failed_starts:
         by_code = ", ".join(f"{n:,} {code}" for code, n in report.retries_by_code.items())
         lines.append(f"attempts that failed: {report.retries:,}" + (f" ({by_code})" if by_code else ""))

@@ -39,7 +39,7 @@ from jobs.progress.snapshot import Price
 from jobs.report.assemble import compose
 from jobs.report.journal import Journal
 from jobs.report.new_model import new_model
-from jobs.report.report import COMPLETED, PlanReport, PlanState, Report, summary
+from jobs.report.report import COMPLETED, PlanReport, PlanState, Report, gone_lines, summary
 from jobs.report.runs import rate_of_worker
 from jobs.run import shortfall
 from jobs.run.ensure_bundle import ensure_bundle
@@ -174,6 +174,8 @@ class Run:
                 raise
             finally:
                 self._write_report()
+                for line in gone_lines(self.report) if self.report.outcome != COMPLETED else ():  # else the summary
+                    self.say(line)
                 self.close()
         return self.report
 
@@ -248,8 +250,7 @@ class Run:
         if not found.nothing:
             self._take(found)
             self._finish_open()
-        gone = {uri for objects in self._gaps.values() for o in objects for uri in o.gone}
-        self.report.unreadable |= {uri: why for uri, why in found.unreadable.items() if uri in gone}
+        self.report.unreadable |= {u: found.unreadable[u] for u in self.report.gone if u in found.unreadable}
 
     def _say_found(self, found: Discovery) -> None:
         for line in found.lines():
@@ -417,6 +418,7 @@ class Run:
         self._leave(plan, PlanState.ACCEPTED if why else PlanState.DONE, objects.rows, why)
         if objects.rows.gone:
             self._gaps[plan.number] = objects.with_gaps
+            self.report.gone += objects.gone
 
     def _leave(self, plan: Plan, state: PlanState, rows: Rows = NO_ROWS, why: str = "") -> None:
         self._left[plan.number] = PlanReport(plan=plan.number, day=plan.day, state=state, rows=rows, why=why)

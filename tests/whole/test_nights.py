@@ -325,7 +325,9 @@ def test_a_file_that_was_moved_away_during_its_turn_is_scored_when_it_is_back(
         return loop.run()
 
     monkeypatch.setattr("jobs.run.loop.Loop.run", moved_away)
-    assert "gone: 40 rows" in nights.run(1)
+    said = nights.run(1)
+    assert "gone: 40 rows" in said
+    assert f"after it was claimed: {file}\n" in said
     nights.verify(1)
     shutil.move(nights.folder / "away", file)
     assert "rows gone when it was their turn, and the file is there" in nights.verify(1, code=1)
@@ -450,7 +452,9 @@ def test_the_sql_of_the_documents_gives_the_same_rows_as_the_reader(
         return loop.run()
 
     monkeypatch.setattr("jobs.run.loop.Loop.run", vanish)
-    assert "40 of 40 rows are gone" in nights.run(1, code=1)
+    said = nights.run(1, code=1)
+    assert "40 of 40 rows are gone" in said
+    assert f"gone: 40 rows whose source vanished or changed after it was claimed: {vanishing}\n" in said
     nights.verify(1)
     nights.check_readers()
     nights.put("2026-03-01/a.parquet")

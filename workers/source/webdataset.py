@@ -22,6 +22,7 @@ import pyarrow as pa
 from workers.contract import InputSpec, Slice
 from workers.counted import counted
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
+from workers.image.formats import sniff
 from workers.source.rows import BLOCK_BYTES, ImageCell, RowBlock, RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile
 from workers.source.tar import Member, Window, members
@@ -35,6 +36,8 @@ MAX_MEMBERS = 1024
 BLOCK_ROWS = 1024
 _AS_WEBDATASET = InputSpec(format="webdataset")
 
+NO_SAMPLE = "of no sample (name each with a stem and an extension, as 0001.jpg, without a dot in front)"
+_LAST_DOT = "write input.sample_key: last_dot if each is a sample, or name the extension in input.image"
 _META_FOLDER = re.compile(r"__[^/]*__/")
 """WebDataset keeps its own entries there, and never takes them for samples."""
 
@@ -58,8 +61,9 @@ def row_groups(
 ) -> tuple[RowGroup, ...]:
     """Where the samples of a tar lie, `together` of them at a time; () if it holds none.
 
-    `beside` counts, by their last extension, members that end like an image and are not the image of their sample. If
-    they are more than the samples that have one, the names part elsewhere: that is InputUnreadable.
+    `beside` counts, by their last extension, members that end like an image and are not the image of their sample, and
+    under `` images whose names belong to no sample. If such that would be lost are more than the samples with an image,
+    it is InputUnreadable: the names part elsewhere, or nowhere.
 
     Only headers are looked at. From an object store small members are read through all the same, because that is
     quicker than a request for each header; large ones are passed over. Raises InputUnreadable for anything but a whole,
@@ -68,7 +72,8 @@ def row_groups(
     starts: list[int] = []
     rows = stop = 0
     wanted, whole, lost, example = extensions(how.image), 0, 0, ""
-    for sample in _samples(_sparing(file), 0, how):
+    strays = list[str]()
+    for sample in _samples(_sparing(file), 0, how, strays=strays):
         ends = [end for e in sample.members if e not in wanted and (end := e.rpartition(".")[2]) in wanted]
         if beside is not None:
             beside.update(ends)
@@ -79,11 +84,15 @@ def row_groups(
         if rows % together == 0:
             starts.append(sample.start)
         rows, stop = rows + 1, sample.stop
-    if lost > whole:
-        raise InputUnreadable(
-            f"{counted(rows, 'sample')}, {whole:,} with an image; {counted(lost, 'member')} of others end like one: "
-            f"{example}; write input.sample_key: last_dot if each is a sample, or name the extension in input.image"
-        )
+    if beside is not None:
+        beside.update([""] * len(strays))
+    if lost + len(strays) > whole:
+        said = [f"{counted(rows, 'sample')}, {whole:,} with an image"]
+        if lost:
+            said += [f"{counted(lost, 'member')} of others end like one: {example}", _LAST_DOT]
+        if strays:
+            said.append(f"{counted(len(strays), 'image')} {NO_SAMPLE}, as {strays[0]}")
+        raise InputUnreadable("; ".join(said))
     firsts = range(0, rows, together)
     return tuple(
         RowGroup(min(together, rows - first), end - start, row_start=first, byte_start=start, whole=True)
@@ -192,17 +201,25 @@ class _Sample:
 
 
 def _samples(
-    window: Window, start: int, how: InputSpec, images: Sequence[str] = (), keys: Collection[str] = ()
+    window: Window,
+    start: int,
+    how: InputSpec,
+    images: Sequence[str] = (),
+    keys: Collection[str] = (),
+    strays: list[str] | None = None,
 ) -> Iterator[_Sample]:
     """Samples from the one whose first header is at `start` on, with the members that are wanted read on the way.
 
-    These are the first of the extensions `images` that a sample has, and all of `keys`.
+    These are the first of the extensions `images` that a sample has, and all of `keys`. `strays` gets the names of no
+    sample under which lies what begins like an image.
     """
     texts = {key.lower() for key in keys if key != KEY_COLUMN}
     sample: _Sample | None = None
     for member in members(window, start):
         split = split_name(member.name, how.sample_key)
         if split is None or not (member.is_file or member.link_to is not None):
+            if strays is not None and member.is_file and sniff(window.at(member.data_start, min(64, member.size))):
+                strays.append(member.name)
             continue
         key, extension = split
         if sample is None or key != sample.key or extension in sample.members:

@@ -162,6 +162,20 @@ def test_a_column_that_some_files_lack_sets_these_aside_and_one_that_all_lack_is
     assert (found, len(left_out)) == ([], 4)
 
 
+def test_a_file_without_rows_holds_nothing_to_score_whatever_its_columns_are(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet", 0, key=pa.array([], pa.string()), image=None)
+    put(tmp_path, "b.parquet", 0, other=pa.array([], pa.int64()))
+    alone, left_out = look(tmp_path, "key")
+    assert ([one.rows for one in alone], left_out) == ([0, 0], {})
+    put(tmp_path, "c.parquet", other=[1, 2])
+    with pytest.raises(SpecError, match="no column 'key'"):  # what no file with rows has is a fault of the spec
+        look(tmp_path, "key")
+    put(tmp_path, "c.parquet", key=[1, 2])
+    found, left_out = look(tmp_path, "key")
+    assert ([one.rows for one in found], left_out) == ([0, 0, 2], {})
+    assert {one.keys for one in found} == {pa.schema([("key", pa.int64())])}
+
+
 @pytest.mark.parametrize("unit", ["us", "ns"])
 def test_times_of_spark_keep_their_value_or_are_refused(tmp_path: Path, unit: str) -> None:
     times = [LAST_DAY, datetime.datetime(1, 1, 1), None, datetime.datetime(2026, 1, 2, 3, 4, 5, 6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import jobs.input.manifest
 from jobs.errors import SpecError
 from jobs.input.listing import Listing, list_input, vanished
 from jobs.input.manifest import Entry, read_entries
-from jobs.input.passed_over import OLD_VERSION, PassedOver
+from jobs.input.passed_over import COMMENT, OLD_VERSION, PassedOver
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days
 from workers.contract import InputSpec
@@ -269,10 +270,14 @@ def test_a_manifest_a_day(tmp_path: Path) -> None:
         ("\t\t\n\tv1\n", "line 2 is not URI"),
         (b"\xff\xfe\x00", "neither Parquet nor text in UTF-8"),
         (b"PAR1 and then nothing", "input.manifest: .*list"),
-        (pa.table({"label": ["a"]}), "no column 'uri'; it has label"),
-        ("id,label\n1,cat\n", "no column 'uri'; it has id, label"),
+        (pa.table({"label": ["a"]}), "no column 'uri'; it has 'label'"),
+        ("id,label\n1,cat\n", "no column 'uri'; it has 'id', 'label'"),
+        (" uri , x\na,1\n", "no column 'uri'; it has ' uri ', ' x'"),
+        ("page,file,image\nx,a,b\n", "several columns that may be 'uri': file, image"),
+        ("uri,uri\na,b\n", "several columns that may be 'uri': uri, uri"),
+        ("uri,version,version\na,b,c\n", '"version" exists 2 times'),
         ('"bucket","photos/a.jpg","5"\n', "CSV without a line that names its columns"),
-        ('{"label": "cat"}\n', "no column 'uri'; it has label"),
+        ('{"label": "cat"}\n', "no column 'uri'; it has 'label'"),
         ('{"uri": "a"\n', "input.manifest: .*list"),
         (pa.table({"uri": ["a", None]}), "row 1 has no uri"),
         (pa.table({"uri": ["a"], "size": ["large"]}), r"the columns are|Failed to parse"),
@@ -286,6 +291,47 @@ def test_a_manifest_that_is_none_is_explained(tmp_path: Path, content: Any, mess
         manifest.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SpecError, match=message):
         listed(manifest=str(manifest))
+
+
+@pytest.mark.parametrize(
+    ("content", "way_out"),
+    [
+        (gzip.compress(b"a.jpg\n"), "unpack it"),
+        (b'{"uri"\n', "write a JSON object a line"),
+        (None, "itself"),
+    ],
+)
+def test_the_way_out_of_a_manifest_that_is_none_is_of_its_kind(
+    tmp_path: Path, content: bytes | None, way_out: str
+) -> None:
+    manifest = tmp_path / "list"
+    manifest.mkdir() if content is None else manifest.write_bytes(content)
+    with pytest.raises(SpecError) as refused:
+        read_entries(str(manifest))
+    assert way_out in refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"), [("a.jpg,1", "CSV needs a line in front"), ("a|1", "parted by"), ("a\0\tv\t5", "null")]
+)
+def test_an_entry_that_no_file_can_be_says_what_it_may_be(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "list").write_text(f"{line}\n")
+    assert reason in listed(manifest=f"{tmp_path}/list").unreadable[f"{tmp_path}/{line.split(chr(9))[0]}"]
+
+
+def test_of_a_text_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
+    put(tmp_path, "#1.jpg", " lead.jpg", "b.jpg")
+    (tmp_path / "list").write_text(f"#1.jpg\n# a word\n lead.jpg\n  {tmp_path}/b.jpg \n")
+    found = listed(manifest=f"{tmp_path}/list", format="images")
+    assert names(found, tmp_path) == [" lead.jpg", "b.jpg"]
+    assert found.passed_over == [(COMMENT, 2, "'# a word'")]
+    (tmp_path / "list").write_text("./#1.jpg\n")
+    assert names(listed(manifest=f"{tmp_path}/list", format="images"), tmp_path) == ["#1.jpg"]
+
+
+def test_a_column_called_uri_or_url_goes_before_others(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("path,URL\nb,a\n")
+    assert read_entries(f"{tmp_path}/list") == [Entry(f"{tmp_path}/a")]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from jobs.input.passed_over import (
     FOLDER_MARKER,
     HALF_COPIED,
     HIDDEN,
+    LEFT_OUT,
     LOOP,
     NO_FILE,
     NO_TEXT,
@@ -45,7 +46,8 @@ def listed(uri: Any, format: Any = "images", claimed: Mapping[str, str] | None =
     def find(uris: Sequence[str]) -> Mapping[str, str]:
         return {uri: known[uri] for uri in uris if uri in known}
 
-    return list_input(InputSpec(uri=str(uri), format=format), DAY, {}, claimed=find, **given)
+    uri = uri if isinstance(uri, tuple) else str(uri)
+    return list_input(InputSpec(uri=uri, format=format), DAY, {}, claimed=find, **given)
 
 
 def put(folder: Path, *names: str, data: bytes = JPEG) -> None:
@@ -106,10 +108,20 @@ def test_a_folder_with_an_equals_sign_is_a_partition_whatever_it_begins_with(tmp
     assert counts(listed(tmp_path)) == {HIDDEN: 3}
 
 
-def test_what_a_pattern_leaves_out_was_left_out_by_the_user(tmp_path: Path) -> None:
-    put(tmp_path, "a.jpg", "b.json", "x/c.json")
-    spec = InputSpec(uri=(str(tmp_path), "!**/x/", "!**/*.json"), format="images")
-    assert list_input(spec, DAY, {}).passed_over == []
+def test_what_is_called_like_the_format_is_the_example(tmp_path: Path) -> None:
+    put(tmp_path, ".DS_Store", "__MACOSX/._a.jpg", "_DSC1.JPG", "_SUCCESS", "a.jpg")
+    assert listed(tmp_path).passed_over == [(HIDDEN, 4, f"{tmp_path}/_DSC1.JPG")]
+    assert listed(tmp_path, "parquet", delivered=False).passed_over[0] == (HIDDEN, 4, f"{tmp_path}/.DS_Store")
+    (tmp_path / "_DSC1.JPG").unlink()
+    assert listed(tmp_path).passed_over == [(HIDDEN, 3, f"{tmp_path}/__MACOSX/._a.jpg")]
+
+
+def test_what_a_pattern_leaves_out_is_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "b.json", "x/c.jpg", "x/.d")
+    spec = InputSpec(uri=(str(tmp_path), "!**/x/", "!**/*.json", "!**/nowhere/"), format="images")
+    assert list_input(spec, DAY, {}).passed_over == [(LEFT_OUT, 3, f"{tmp_path}/x/c.jpg")]
+    spec = InputSpec(uri=(str(tmp_path), "!**/nowhere/", "!**/*.png"), format="images")
+    assert LEFT_OUT not in counts(list_input(spec, DAY, {}))
 
 
 # ------------------------------------------------------------------------------------------ first bytes
@@ -176,6 +188,18 @@ def test_much_is_there_and_nothing_taken_is_an_error_with_the_way_out(
         listed(tmp_path, format)
     assert way_out in error.value.next_step
     assert listed(tmp_path, format, delivered=False).sources == []  # `verify` of what was scored before
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "0f3c"])
+def test_a_pattern_that_leaves_out_all_that_is_new_is_an_error_with_the_way_out(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, "b.tar", "_SUCCESS")
+    given = {"uri": (str(tmp_path), f"!{tmp_path}/*"), "format": "images"}
+    with pytest.raises(NothingThere, match=r"left out by ! in input.uri: 3, as ") as error:
+        listed(**given)
+    assert error.value.next_step.startswith("take the pattern with ! that names what is to be scored out of input.uri")
+    assert listed(**given, claimed={f"{tmp_path}/{name}": "v"}).sources == []  # left out since, perhaps for bad rows
+    (tmp_path / name).unlink()
+    assert listed(**given).sources == []
 
 
 @pytest.mark.parametrize("beside", [(), ("_SUCCESS",), ("README.md",), ("_tmp/a.jpg", "a.jpg.part"), ("READY",)])

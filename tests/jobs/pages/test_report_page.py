@@ -194,6 +194,12 @@ def test_rows_are_counted_of_the_run_of_each_of_its_plans_and_of_the_data_set() 
     assert "Plans accepted with their bad rows: 1 plan 31 (2026-02-01): the shop knows" in words
 
 
+def test_the_summary_names_files_that_were_gone() -> None:
+    of = {"plans": [1], "rows_ok": 8, "rows_gone": 4}
+    assert "claimed\n" in summary(read_report(of))
+    assert "after it was claimed: a, b\n" in summary(read_report(of | {"gone": ["a", "b"]}))
+
+
 def test_the_summary_says_whose_bad_rows_it_names_where_its_plans_have_others() -> None:
     plan = {"plan": 1, "day": "", "state": "done", "rows": {"ok": 6, "bad": 4, "gone": 0}, "why": ""}
     own = {"plans": [1], "of_plans": [plan], "bad_by_code": {"truncated": 2}, "bad_samples": {}}

@@ -114,10 +114,12 @@ def test_files_without_rows_do_not_decide_what_types_keys_have(tmp_path: Path) -
 
 def test_the_sample_comes_from_files_that_have_labels(tmp_path: Path) -> None:
     small = SmallLedger(tmp_path, gate={"labels_column": "truth"})
+    pq.write_table(pa.table({"other": pa.array([], pa.int64())}), tmp_path / "in/0.parquet")
+    assert discover(small.job).fresh_rows == 0
     put(small, "a.parquet", [1, 2])
     with pytest.raises(SpecError, match="has no column 'truth'"):
         discover(small.job)
     table = pq.read_table(tmp_path / "in/a.parquet")
     pq.write_table(table.append_column("truth", pa.array([0, 1])), tmp_path / "in/b.parquet")
     found = discover(small.job)
-    assert [len(sources) for sources in (found.fresh, found.to_sample())] == [2, 1]
+    assert [len(sources) for sources in (found.fresh, found.to_sample())] == [3, 1]

@@ -90,6 +90,14 @@ def test_changed_and_vanished_files_are_noted() -> None:
     assert "1 claimed source not in the input now" in past
 
 
+def test_predictions_stay_only_of_files_that_have_some() -> None:
+    plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5), rows("c", 0, 5)), plan(2, rows("b", 0, 5, "v2"))]
+    gone = [(1, rows("a", 0, 5)), (2, rows("b", 0, 5, "v2"))]
+    kept, without = claims.notes(plans, [], gone)
+    assert kept == "2 claimed sources not in the input now; the predictions stay"
+    assert without == "1 claimed source gone when it was their turn, without any prediction: a"
+
+
 def test_many_files_that_were_gone_are_told_in_time_that_grows_with_their_number() -> None:
     """A folder that was cleaned up during a night: looking through the plan for each of its files took hours."""
     count = 20_000

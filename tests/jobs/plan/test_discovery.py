@@ -116,3 +116,7 @@ def test_members_of_a_tar_that_are_not_scored_are_among_what_is_passed_over(tmp_
     assert (count, example) == (1, f"{tmp_path}/in/b.tar")
     assert why in "".join(found.lines())
     assert any(f"{why}: 1, as {example}" in note for note in verify(small.job).notes)  # of whatever plan
+    (tmp_path / "in/b.tar").write_bytes(archive([("0.jpg", b"x"), ("nameless", b"\xff\xd8\xff")]))
+    [(why, count, example)] = discover(small.job).listing.passed_over
+    assert why.startswith("images of no sample (name each with a stem and an extension")
+    assert (count, example) == (1, f"{tmp_path}/in/b.tar")

@@ -27,6 +27,7 @@ from jobs.spec.fingerprint import Fingerprints, Identity
 from jobs.spec.schema import JobSpec
 from tests.support.fakes import MemoryStore, object_of, opened
 from tests.support.journals import BEGAN, RUN, snapshot
+from tests.support.small_ledger import SmallLedger
 from workers.storage.errors import StoreError
 from workers.storage.store import ObjectInfo, Store
 
@@ -110,6 +111,17 @@ def test_what_is_done_and_the_run_that_did_it() -> None:
         f"run {RUN}: complete · 100 rows at 2 rows/s · in 1m02s · cost 0.42",
         f"run {again}: complete · 1 row at 2 rows/s · in 1m02s · cost 0.42",
     ]
+
+
+def test_files_that_were_gone_are_named(tmp_path: Path) -> None:
+    small = SmallLedger(tmp_path)
+    small.put("a.parquet", range(8), lambda number: b"image %d" % number)
+    plan = small.claim()
+    (tmp_path / "in/a.parquet").unlink()
+    for shard in plan.shards:
+        small.commit(shard, lambda number: (0, 1.0))
+    small.finish(plan)
+    assert f"8 rows whose file vanished or changed: {tmp_path}/in/a.parquet" in describe_status(small.job)
 
 
 def test_a_plan_that_was_accepted_and_is_not_whole_says_so() -> None:

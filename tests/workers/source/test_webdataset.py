@@ -170,6 +170,32 @@ def test_pictures_beside_the_image_of_a_sample_are_counted(tmp_path: Path) -> No
     assert (unreadable, found.rows, dict(found.beside)) == ([], 3, {"png": 1, "jpg": 2})
 
 
+NAMELESS = ("h0", "d/.h1.jpg", ".jpg", "__images__/h2.jpg")
+
+
+@pytest.mark.parametrize("sample_key", ["first_dot", "last_dot"])
+def test_images_whose_names_belong_to_no_sample_are_counted_or_set_their_tar_aside(
+    tmp_path: Path, sample_key: Any
+) -> None:
+    picture = b"\xff\xd8\xff and so on"
+    how = InputSpec(format="webdataset", image="jpg", sample_key=sample_key)
+    no_images = [("README", b"read me"), ("._s0.jpg", b"\0\5\x16\7"), (".DS_Store", b""), ("d/", b"")]
+    strays = [(name, picture) for name in NAMELESS]
+    for pictures in (0, 3, 4):
+        samples = [(f"s{n}.jpg", picture) for n in range(pictures)]
+        (tmp_path / "a.tar").write_bytes(archive([*no_images, *strays, *samples]))
+        found, unreadable = indexed(str(tmp_path / "a.tar"), how)
+        if pictures < len(strays):
+            (why,) = unreadable
+            assert f"{pictures} with an image; 4 images of no sample (name each with a stem and an extension" in why
+            assert why.endswith("as h0")
+        else:
+            assert (unreadable, found[0].rows, dict(found[0].beside)) == ([], 4, {"": 4})
+    (tmp_path / "a.tar").write_bytes(archive(no_images))
+    (empty,), unreadable = indexed(str(tmp_path / "a.tar"), how)
+    assert (unreadable, empty.rows, dict(empty.beside)) == ([], 0, {})
+
+
 def test_what_is_no_sample_is_passed_over_and_parts_nothing(tmp_path: Path) -> None:
     members = [("d/", b""), ("__index__/0.json", b"{}"), ("d/0.jpg", b"zero"), ("d/.DS_Store", b"x"), ("README", b"y")]
     members += [("d/0.cls", b"7"), ("d/1.jpg", b"one")]
