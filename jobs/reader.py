@@ -10,24 +10,21 @@ Rows of a plan that is under way are not seen, nor those of a file that changed 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.current import followed_root, roots
 from jobs.ledger.ledger import Ledger
+from jobs.ledger.superseded import SOURCE_COLUMNS, OutOfDate, counted_plans
 from workers.contract import parse_shard_key
 from workers.storage.filesystems import open_filesystem
 from workers.storage.store import open_store
 
-SOURCE_COLUMNS = ("source_uri", "source_version")
 FILE = "__filename"
 """Arrow's name for the file that a row is read from."""
 
@@ -40,8 +37,8 @@ class Predictions:
     """`model=<name>-<fp>`"""
     files: tuple[str, ...]
     """URL or path of every object of the done plans, in the order of plans and shards."""
-    superseded: frozenset[tuple[int, str, str]]
-    """(plan, source_uri, source_version) of rows that later plans put out of date."""
+    superseded: OutOfDate
+    """Rows that later plans put out of date."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -70,32 +67,12 @@ class Predictions:
             ) from error
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        read = list(dict.fromkeys([*names, *SOURCE_COLUMNS, FILE])) if self.superseded else names
-        dead = identities_by_plan(self.superseded)
+        places = [*SOURCE_COLUMNS, "row_group", "row"]
+        read = list(dict.fromkeys([*names, *places, FILE])) if self.superseded else names
         for batch in self.dataset.to_batches(columns=read):
-            if dead and batch.num_rows:  # all of one file
-                batch = current_rows(batch, dead.get(place_of(batch.column(FILE)[0].as_py())[0], NONE_DEAD))
+            if self.superseded and batch.num_rows:  # all of one file
+                batch = self.superseded.seen(place_of(batch.column(FILE)[0].as_py())[0], batch)
             yield batch.select(names)
-
-
-_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
-NONE_DEAD = pa.array([], pa.string())
-
-
-def identities_by_plan(superseded: Collection[tuple[int, str, str]]) -> dict[int, pa.Array]:
-    """(plan, source_uri, source_version) of rows that are out of date, by plan as `current_rows` takes them."""
-    of_plan = defaultdict[int, list[str]](list)
-    for plan, *identity in superseded:
-        of_plan[plan].append("\0".join(identity))
-    return {plan: pa.array(identities, pa.string()) for plan, identities in of_plan.items()}
-
-
-def current_rows(rows: _Rows, dead: pa.Array) -> _Rows:
-    """Of rows of one plan, with SOURCE_COLUMNS, those of none of its `dead` identities."""
-    if not len(dead):
-        return rows
-    identity = pc.binary_join_element_wise(*(rows.column(name) for name in SOURCE_COLUMNS), "\0")
-    return rows.filter(pc.invert(pc.is_in(identity, dead)))
 
 
 def place_of(path: str) -> tuple[int, int]:
@@ -117,7 +94,7 @@ def done(output: str, model: str | None = None) -> Predictions:
 def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
     """What is done of one model; with rows of plans that are under way where they are asked for. Raises as `done`."""
     numbers, plans = ledger.done_numbers(), ledger.plans()
-    closed = [plan for plan in plans if plan.number in numbers]
+    closed = counted_plans(plans, numbers)
     url = f"{ledger.store.url}/{ledger.root}"
     if not closed and not with_open:
         raise SpecError(f"{url} has no complete plan", "run the job to its end")
@@ -132,7 +109,7 @@ def predictions(ledger: Ledger, *, with_open: bool = False) -> Predictions:
     return Predictions(
         root=ledger.root,
         files=tuple(f"{url}/{key}" for key in keys),
-        superseded=frozenset(ledger.superseded(plans, numbers)),
+        superseded=ledger.superseded(plans, numbers),
     )
 
 

@@ -11,8 +11,8 @@ Shape suffixes used throughout the project: N batch, H height, W width, C channe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
@@ -97,6 +97,10 @@ class TableOf:
     """By URI of a file and name of a column that it does not hold: what that is in all its rows, as in DEFAULT."""
     copies: tuple[str, ...] = ()
     """Objects below the root with predictions that may be copied: `plan=00000003/00000000.parquet`."""
+
+    def of_files(self, uris: Iterable[str]) -> TableOf:
+        """What a worker must know to read these files alone."""
+        return replace(self, constants={uri: self.constants[uri] for uri in uris if uri in self.constants})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,8 +270,12 @@ class InputSpec:
     `{as_of:%Y/%m/%d}` writes the day otherwise; `*`, `?`, `[…]` and `**` are wildcards; in a list `!…` leaves out."""
     manifest: str | None = None
     """In place of `uri`: a Parquet or text list of files, for inputs too large to list. `{as_of}` is replaced."""
-    format: Literal["parquet", "images", "webdataset"] = "parquet"
-    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files."""
+    format: Literal["parquet", "images", "webdataset", "delta", "iceberg", "lance"] = "parquet"
+    """`parquet`: files with an image column. `images`: image files, one row each. `webdataset`: tar files. `delta`,
+    `iceberg`, `lance`: the table at `uri`, of which only live rows are scored."""
+    version: str | None = None
+    """Of a table: the one to score, as a number, the id of a snapshot, a tag; or `{as_of}`, the last one before the end
+    of that day (UTC). Default: the newest."""
     image: str = ""
     """Column with the image: bytes of any kind, struct<bytes, path>, or a URI as text; `sample.image` is a field of a
     struct. Default: `image`. For `webdataset` file extensions in order of preference, separated by `;`. Not used for
@@ -323,7 +331,11 @@ class InputSpec:
 
     @property
     def by_date(self) -> bool:
-        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or ""))
+        return any(AS_OF.search(template) for template in (*self.uris, self.manifest or "", self.version or ""))
+
+    @property
+    def is_table(self) -> bool:
+        return self.format in ("delta", "iceberg", "lance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +414,7 @@ class SampleSlice:
 
     rows: Slice
     take: int
+    table: TableOf | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,10 @@ class Scored:
     row: list[int] = field(default_factory=list)
     errors: dict[int, BadImage] = field(default_factory=dict)
     keys: list[pa.Table] = field(default_factory=list)
+    hashes: list[bytes | None] = field(default_factory=list)
+    """Of a table's rows: of the image, or None without one."""
+    copied: int = 0
+    """Rows of a table whose prediction is that of the same image elsewhere in it."""
     bytes_read: int = 0
 
     @property
@@ -96,8 +100,9 @@ class NotOurs(ValueError):
     """The bytes at an output key are not an object that Stint wrote."""
 
 
-def output_schema(task: str, keys: Sequence[pa.Field], *, named: bool = True) -> pa.Schema:
-    """Columns of a prediction; `topk_name` where it is `named`, as in every root that began with it."""
+def output_schema(task: str, keys: Sequence[pa.Field], *, named: bool = True, hashed: bool = False) -> pa.Schema:
+    """Columns of a prediction; `topk_name` where it is `named`, as in every root that began with it; the image's hash
+    where the input is a table."""
     if task == "embed":
         # Not of a fixed size: before 26, pyarrow cannot read (before 25, not even write) such a column with nulls.
         middle = [pa.field("embedding", pa.list_(pa.float32()))]
@@ -109,10 +114,12 @@ def output_schema(task: str, keys: Sequence[pa.Field], *, named: bool = True) ->
             pa.field("topk_score", pa.list_(pa.float32())),
             *([pa.field("topk_name", pa.list_(pa.string()))] if named else []),
         ]
+    if hashed:
+        middle.append(pa.field(IMAGE_HASH, pa.binary()))
     return pa.schema([*SOURCE_FIELDS, *keys, *middle, *ERROR_FIELDS])
 
 
-OWN_COLUMNS = frozenset(name for task in ("classify", "embed") for name in output_schema(task, ()).names)
+OWN_COLUMNS = frozenset(name for task in ("classify", "embed") for name in output_schema(task, (), hashed=True).names)
 """Columns of an output object, of any task, that are not keys of the input."""
 
 
@@ -171,11 +178,13 @@ def encode(
         columns.append(_lists(scored.score_NK[:rows], ok, outputs, pa.float32()))
     else:
         columns += _classes(scored, ok, labels, named=named)
+    if shard.table is not None:
+        columns.append(pa.array(scored.hashes, pa.binary()))
     errors = [scored.errors.get(row) for row in range(rows)]
     columns.append(pa.array([bad.code if bad else None for bad in errors], pa.string()))
     columns.append(pa.array([str(bad) if bad else None for bad in errors], pa.string()))
     counts = {"rows_ok": int(ok.sum()), "rows_bad": rows - int(ok.sum()), "gone": json.dumps(list(gone))}
-    schema = output_schema(task, keys, named=named).with_metadata(
+    schema = output_schema(task, keys, named=named, hashed=shard.table is not None).with_metadata(
         {f"stint.{name}": str(value) for name, value in {**metadata, **counts, "shard": shard.name}.items()}
     )
     sink = pa.BufferOutputStream()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +17,14 @@ import pyarrow.parquet as pq
 from jobs.errors import SpecError
 from jobs.input.key_types import changed_by_cast, common_keys, common_type, holds_all
 from jobs.ledger.plans import Source
-from workers.contract import InputSpec
+from jobs.ledger.table_files import Positions
+from jobs.tables.state import TableFile
+from workers.contract import InputSpec, TableOf
 from workers.source.columns import Link, cells_of, column_at, column_path, file_columns, image_columns
-from workers.source.parquet import parquet_groups, read_keys
+from workers.source.parquet import PART_BYTES, parquet_groups, read_keys
 from workers.source.rows import FILE_KEYS, RowGroup, keys_schema
 from workers.source.source_file import InputUnreadable, SourceFile, open_parquet, opened
+from workers.source.table_view import TableView
 from workers.source.uris import Refused, resolve_uri
 from workers.source.webdataset import row_groups
 from workers.storage.errors import NotFound, StoreDenied, StoreError
@@ -44,6 +47,10 @@ class Opened:
     columns: tuple[str, ...] | None = ()
     """Of every column, with the fields of structs and the folders of Hive; None for a tar: its samples differ; () for
     a file without rows that lacks a column."""
+    group_rows: tuple[int, ...] = ()
+    """Of a file of a table, all rows of each row group."""
+    table: TableOf | None = None
+    """What a worker must know to read it."""
     beside: Mapping[str, int] = field(default_factory=dict)
     """Members of a tar that are not the image of a sample: see row_groups."""
 
@@ -83,12 +90,15 @@ def open_sources(
     spec: InputSpec,
     keys: pa.Schema | None = None,
     roots: Callable[[], tuple[str, ...]] | None = None,
+    table: TableOf | None = None,
+    files: Mapping[str, TableFile] | None = None,
 ) -> tuple[Sequence[Opened], dict[Source, str]]:
     """What is in the sources, many at a time; and those that are left out, each with the reason: they could not be
     read, or their columns do not fit.
 
     `keys` are the types of key columns in earlier plans; without any the common ones are taken. `roots` gives where
-    images that rows point to must lie. A source that vanished since the listing is left out. Raises SpecError when the
+    images that rows point to must lie; `files` are those of a
+    `table` by URI. A source that vanished since the listing is left out. Raises SpecError when the
     columns of no file are as the spec says, and no plan has shown that they can be.
     """
     if spec.format == "images":
@@ -102,7 +112,11 @@ def open_sources(
         except (_Odd, InputUnreadable, StoreError, StoreDenied) as error:
             return error
 
-    read = _read_headers if spec.format == "webdataset" else partial(_read_footer, roots=roots)
+    read: Callable[[Source, InputSpec], Opened] = partial(_read_footer, roots=roots)
+    if spec.format == "webdataset":
+        read = _read_headers
+    elif table is not None and files is not None:
+        read = partial(_read_lance if spec.format == "lance" else _read_of_table, table=table, files=files)
     found = ahead(lambda source: attempt(read, source, spec), sources, "footer")
     outcomes = dict(zip(sources, found, strict=True))
     there = [one for one in outcomes.values() if isinstance(one, Opened) and one.keys is not None]
@@ -147,6 +161,52 @@ def _read_footer(source: Source, spec: InputSpec, roots: Callable[[], tuple[str,
             keys=pa.schema([field.with_nullable(True).remove_metadata() for field in keys]),
             columns=columns,
         )
+
+
+def _read_of_table(source: Source, spec: InputSpec, table: TableOf, files: Mapping[str, TableFile]) -> Opened:
+    with _parquet(source) as (file, parquet):
+        of_file = table.of_files([source.uri])
+        view = TableView.of(parquet.schema_arrow, of_file, source.uri)
+        groups = (parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups))
+        whole = _opened_of_table(source, spec, of_file, view.schema, tuple(groups))
+        read, *_ = file_columns(view.schema, spec, "")
+        found = parquet_groups(file, parquet, view.in_file(read))
+        return replace(whole, groups=tuple(live_groups(found, whole.group_rows, files[source.uri].deleted)))
+
+
+def _read_lance(source: Source, spec: InputSpec, table: TableOf, files: Mapping[str, TableFile]) -> Opened:
+    """A fragment is read from any row on, so it comes in parts of about PART_BYTES."""
+    rows, schema = files[source.uri].rows or 0, pa.ipc.read_schema(pa.py_buffer(table.schema))
+    whole = _opened_of_table(source, spec, table.of_files([source.uri]), schema, (rows,))
+    together = max(1, PART_BYTES * rows // max(1, source.size))
+    parts = (
+        RowGroup(min(together, rows - start), source.size * min(together, rows - start) // rows, 0, start, paged=True)
+        for start in range(0, rows, together)
+    )
+    return replace(whole, groups=tuple(live_groups(parts, (rows,), files[source.uri].deleted)))
+
+
+def _opened_of_table(
+    source: Source, spec: InputSpec, table: TableOf, schema: pa.Schema, group_rows: tuple[int, ...]
+) -> Opened:
+    try:
+        _, keys, columns = file_columns(schema, spec, "")
+    except InputUnreadable as error:
+        raise _Odd(str(error)) from error
+    types = pa.schema([key.with_nullable(True).remove_metadata() for key in keys])
+    return Opened(source, (), types, columns, group_rows, table)
+
+
+def live_groups(groups: Iterable[RowGroup], group_rows: Sequence[int], deleted: Positions) -> Iterator[RowGroup]:
+    """What stays of row groups, or parts of them, without rows at these positions in the file."""
+    begins = np.cumsum([0, *group_rows])
+    for group in groups:
+        first = begins[group.number] + group.row_start
+        dead = deleted[np.searchsorted(deleted, first) : np.searchsorted(deleted, first + group.rows)] - first
+        for start, stop in zip([0, *(dead + 1).tolist()], [*dead.tolist(), group.rows], strict=True):
+            if start < stop:
+                size = group.bytes * (stop - start) // group.rows
+                yield replace(group, rows=stop - start, bytes=size, row_start=group.row_start + start)
 
 
 def _check_paths(parquet: pq.ParquetFile, source: Source, spec: InputSpec, roots: Any) -> None:
@@ -214,7 +274,7 @@ def _fitted(one: Opened, spec: InputSpec, types: pa.Schema) -> Opened:
         if common_type(mine.type, wanted.type) is not None:
             if rows is None:
                 with _parquet(one.source) as (_, parquet):
-                    rows = read_keys(parquet, how, one.source.uri)
+                    rows = read_keys(parquet, how, one.source.uri, table=one.table)
             fault = changed_by_cast(rows[mine.name], wanted.type)
         if fault:
             raise _Odd(
@@ -232,4 +292,4 @@ def _read_headers(source: Source, spec: InputSpec) -> Opened:
         together = _SAMPLES_TOGETHER if spec.shard_rows == "auto" else min(_SAMPLES_TOGETHER, spec.shard_rows)
         beside = Counter[str]()
         groups = row_groups(file, together, spec, beside)
-    return Opened(source, groups, keys_schema(spec.copied), None, beside)
+    return Opened(source, groups, keys_schema(spec.copied), None, beside=beside)

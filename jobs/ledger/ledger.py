@@ -23,6 +23,7 @@ import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -49,7 +50,7 @@ from jobs.ledger.plans import (
     to_bytes,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
-from jobs.ledger.superseded import Claim, dead_claims, disputed
+from jobs.ledger.superseded import Claim, OutOfDate, counted_plans, dead_claims, disputed, of_tables
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
@@ -197,7 +198,7 @@ class Ledger:
         found: defaultdict[tuple[str, str], Reasons] = defaultdict(Reasons)
         for of_shard in ahead(read, shards, "bad rows"):
             for source, reasons in of_shard.items():
-                if (plan.number, *source) not in dead:
+                if (plan.number, *source) not in dead.claims:
                     found[source].add(reasons.by_code, reasons.samples)
         return dict(found)
 
@@ -299,10 +300,8 @@ class Ledger:
         for table in ahead(lambda n: self._done_table(n, ["key"]), numbers, "done"):
             yield from table["key"].to_pylist()
 
-    def superseded(
-        self, plans: Sequence[Plan], done: Collection[int], counted: Collection[int] = ()
-    ) -> set[tuple[int, str, str]]:
-        """(plan, uri, version) of rows that are out of date: those of `done` plans, of which `plans` are all.
+    def superseded(self, plans: Sequence[Plan], done: Collection[int], counted: Collection[int] = ()) -> OutOfDate:
+        """Rows that are out of date: those of `done` plans, of which `plans` are all.
 
         Their records tell what was gone. Plans that are `counted` too, as if they were done, found everything, and wait
         for none that is open.
@@ -317,12 +316,14 @@ class Ledger:
             for uri in pc.list_flatten(gone).to_pylist()
         }
         known = {*done, *counted}
-        return dead_claims(
+        dead = dead_claims(
             Claim(
                 *claim, claim in afresh or claim[0] in counted, claim[:2] not in gaps if claim[0] in known else None
             )
             for claim in claims
         )  # fmt: skip
+        of_table = of_tables(counted_plans(plans, known))
+        return replace(of_table, claims=of_table.claims | dead)
 
     def _with_gaps(self, number: int) -> list[int]:
         """Shards of a done plan whose objects list slices as gone."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.ledger.table_files import TablePart
 from workers.contract import Shard, Slice
 from workers.counted import counted
 
@@ -181,6 +182,8 @@ class Plan:
     """That it was made for, the last one of its run; plans of earlier releases do not say."""
     named: bool = False
     """Whether predictions name their classes (`topk_name`): as in the root's first plan, so that all are alike."""
+    table: TablePart | None = None
+    """What it says of the table that the sources are files of."""
     afresh: frozenset[tuple[str, str]] = frozenset()
     """(uri, version) of sources whose earlier rows, in the same version, these put out of date."""
 
@@ -266,7 +269,8 @@ class Shards(Sequence[Shard]):
             plan, of_plan = self.parts[part[first]]
             chosen = of_plan[numbers[first:end] - begins[part[first]]]
             for index, slices in zip(chosen.tolist(), plan.slices.picked(chosen), strict=True):
-                yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices)
+                table = plan.table and plan.table.of.of_files(piece.uri for piece in slices)
+                yield Shard(plan=plan.number, plan_token=plan.token, index=index, slices=slices, table=table)
 
 
 def picked(shards: Sequence[Shard], numbers: Ints) -> Iterator[Shard]:
@@ -289,6 +293,7 @@ class Content:
     """By URI, the version that its claim puts out of date."""
     day: str = ""
     """That the plan is made for: the last one of the run that claims."""
+    table: TablePart | None = None
 
     def sizes(self) -> str:
         """For a person: how many shards, and how large."""
@@ -306,6 +311,8 @@ def encode_plan(content: Content, token: str) -> bytes:
         metadata["keys"] = content.keys.serialize().to_pybytes().hex()
     if content.named:
         metadata["named"] = "yes"
+    if content.table is not None:
+        metadata["table"] = content.table.encode().hex()
     return to_bytes(_encoded(content), PLAN_SCHEMA, metadata)
 
 
@@ -334,7 +341,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
     """Raises NotAPlan, KeyError, and what Arrow raises, for bytes that are no plan."""
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     metadata = file.schema_arrow.metadata or {}
-    keys = metadata.get(b"stint.keys")
+    keys, table = metadata.get(b"stint.keys"), metadata.get(b"stint.table")
     slices, afresh = _decoded(file)
     return Plan(
         number=number,
@@ -344,6 +351,7 @@ def decode_plan(number: int, data: bytes) -> Plan:
         afresh=afresh,
         day=metadata.get(b"stint.day", b"").decode(),
         named=b"stint.named" in metadata,
+        table=TablePart.decode(bytes.fromhex(table.decode())) if table else None,
     )
 
 

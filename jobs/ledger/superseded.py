@@ -2,13 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, claims_of
+from jobs.ledger.table_files import FileStands, Standing, known_files
+
+SOURCE_COLUMNS = ("source_uri", "source_version")
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+
+
+@dataclass(frozen=True)
+class OutOfDate:
+    """Rows that readers do not see, although their plan is done."""
+
+    claims: frozenset[tuple[int, str, str]] = frozenset()
+    """(plan, source_uri, source_version) of files none of whose rows they see of that plan."""
+    deleted: Mapping[str, FileStands] = field(default_factory=dict)
+    """By source_uri, files of a table some of whose rows are deleted."""
+
+    def __bool__(self) -> bool:
+        return bool(self.claims or self.deleted)
+
+    @cached_property
+    def _of_plan(self) -> Mapping[int, pa.Array]:
+        of_plan = defaultdict[int, list[str]](list)
+        for plan, *identity in self.claims:
+            of_plan[plan].append("\0".join(identity))
+        return {plan: pa.array(identities, pa.string()) for plan, identities in of_plan.items()}
+
+    @cached_property
+    def _uris(self) -> pa.Array:
+        return pa.array(self.deleted, pa.string())
+
+    def seen(self, plan: int, rows: _Rows) -> _Rows:
+        """Of rows of one plan, with SOURCE_COLUMNS, `row_group` and `row`, those that readers see."""
+        if (dead := self._of_plan.get(plan)) is not None:
+            identity = pc.binary_join_element_wise(*(rows.column(name) for name in SOURCE_COLUMNS), "\0")
+            rows = rows.filter(pc.invert(pc.is_in(identity, dead)))
+        doubtful = pc.index_in(rows.column("source_uri"), value_set=self._uris) if self.deleted else None
+        if doubtful is None or doubtful.null_count == len(doubtful):
+            return rows
+        stands: list[FileStands] = list(self.deleted.values())
+        which = pc.fill_null(doubtful, -1).to_numpy(zero_copy_only=False)
+        group, row = (np.asarray(rows.column(name)) for name in ("row_group", "row"))
+        live = np.ones(len(which), np.bool_)
+        number: int
+        for number in np.unique(which[which >= 0]).tolist():
+            here = which == number
+            begins = np.cumsum([0, *stands[number].group_rows])
+            live[here] = ~np.isin(begins[group[here]] + row[here], stands[number].deleted)
+        return rows.filter(pa.array(live))
+
+    def hides(self, plan: int, uri: str, version: str, row_group: int, row: int) -> bool:
+        """Whether readers do not see a plan's prediction of this row."""
+        file = self.deleted.get(uri)
+        deleted = file is not None and sum(file.group_rows[:row_group]) + row in file.deleted
+        return deleted or (plan, uri, version) in self.claims
+
+
+def counted_plans(plans: Sequence[Plan], done: Collection[int]) -> list[Plan]:
+    """Those that are done; of a table up to the first that is not, so that readers see the table as it was once."""
+    closed: list[Plan] = []
+    for plan in plans:
+        if plan.number in done:
+            closed.append(plan)
+        elif plan.table is not None:
+            break
+    return closed
+
+
+def of_tables(plans: Sequence[Plan]) -> OutOfDate:
+    """What these plans, all of which count, say of a table's files."""
+    known = known_files(plan.table.files for plan in plans if plan.table is not None)
+    there = {uri: file.now for uri, file in known.items() if file.now.standing in (Standing.LIVE, Standing.KEPT)}
+    claims = (
+        (plan.number, uri, version)
+        for plan in plans
+        if plan.table is not None
+        for uri, version in plan.claimed
+        if uri not in there
+    )
+    return OutOfDate(frozenset(claims), {uri: now for uri, now in there.items() if len(now.deleted)})
 
 
 def disputed(plans: Sequence[Plan]) -> list[tuple[int, str, str]]:

@@ -100,6 +100,10 @@ class TablePart:
 
     of: TableOf
     format: str
+    id: str = ""
+    """Of the table, where its format has one: another one may be at the same place."""
+    at: str = ""
+    """When the version was committed, in ISO form, in UTC."""
     files: Mapping[str, FileStands]
     """Those that stand otherwise than plans before it say."""
 
@@ -115,6 +119,7 @@ class TablePart:
         }
         about = {
             "url": self.of.url, "version": self.of.version, "format": self.format, "schema": self.of.schema,
+            "id": self.id, "at": self.at,
             "copies": json.dumps(self.of.copies),
         }  # fmt: skip
         sink = pa.BufferOutputStream()
@@ -145,4 +150,5 @@ class TablePart:
             constants={uri: constants for uri, constants in said if constants},
             copies=tuple(json.loads(about["copies"])),
         )
-        return cls(of=of, format=about["format"].decode(), files=files)
+        named = {name: about[name].decode() for name in ("format", "id", "at")}
+        return cls(of=of, files=files, **named)

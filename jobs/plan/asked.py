@@ -165,7 +165,8 @@ def _below(claimed: pa.Array, place: str) -> list[str]:
 
 def _of_rows(job: Job, plans: Sequence[Plan], condition: str) -> dict[str, int]:
     """Files with rows that fulfil a condition, each with their number; also of plans that are not done."""
-    from jobs.reader import SOURCE_COLUMNS, predictions  # with Arrow's data sets, which no other run needs
+    from jobs.ledger.superseded import SOURCE_COLUMNS
+    from jobs.reader import predictions  # with Arrow's data sets, which no other run needs
 
     if not plans:
         return {}

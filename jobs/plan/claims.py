@@ -110,7 +110,7 @@ def _besides_claimed(
 
 def unclaimed(plans: Sequence[Plan], sources: Sequence[Source]) -> list[Source]:
     """Sources that no plan claims in any version."""
-    latest = latest_versions(plans)
+    latest = {*latest_versions(plans), *(uri for plan in plans if plan.table for uri in plan.table.files)}
     return [source for source in sources if source.uri not in latest]
 
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
 import pyarrow as pa
@@ -24,6 +24,8 @@ from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
+from jobs.plan.table_claims import TableClaim
+from jobs.plan.tables import TableFound, find_table, slices_of_rows, source_of
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering
@@ -57,6 +59,14 @@ class Discovery:
     """The new sources that can be read, with their row groups."""
     unreadable: Mapping[str, str]
     """URIs that stay unclaimed, each with the reason."""
+    table: TableFound | None = None
+    """Where the input is one."""
+    of_table: TableClaim = field(default_factory=TableClaim)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is to be claimed, nor to be said of a table."""
+        return not (self.fresh or self.claim.again or self.of_table.says)
 
     @property
     def sources(self) -> list[Source]:
@@ -100,7 +110,7 @@ class Discovery:
 
     def to_sample(self) -> Sequence[Opened]:
         """With nothing new, what is there: the bundle of an open plan may still be missing."""
-        there = self.fresh or open_sources(self.sources, self.job.spec.input, _types(self.plans))[0]
+        there = self.fresh or _opened(self.job, self.sources, self.plans, self.table)[0]
         column = self.job.spec.gate.labels_column
         return [one for one in there if _has_labels(one, column)] if column and not self.job.labels_key else there
 
@@ -114,6 +124,8 @@ class Discovery:
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
         now, fresh, types = self.claim, self.fresh, _types(plans)
+        if self.table is not None:
+            return self._content_of_table(replace(self.table, plans=plans))
         if len(plans) > len(self.plans):
             since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
             left = [source for source in self.sources if source.uri not in since]
@@ -136,6 +148,21 @@ class Discovery:
             day=str(self.job.days.last),
         )
 
+    def _content_of_table(self, table: TableFound) -> Content | None:
+        """As `content`. What another run has planned meanwhile may be of a later version, so it stands as it is: what
+        it lacks the next run finds."""
+        if self.nothing or len(table.plans) > len(self.plans):
+            return None
+        types = _types(table.plans)
+        return replace(
+            self.cut(),
+            keys=self.fresh[0].keys if types is None and self.fresh else types,
+            named=not table.plans or table.plans[0].named,
+            supersedes={one.source.uri: one.source.version for one in self.fresh if one.source.uri in self.asked.uris},
+            day=str(self.job.days.last),
+            table=table.part(self.of_table, self.fresh, table.copies(self.of_table)),
+        )
+
     @property
     def claimed_before(self) -> int:
         """Sources of which nothing is to be claimed: earlier plans have them."""
@@ -149,6 +176,8 @@ class Discovery:
             f"{len(self.fresh) + len(self.claim.again):,} new with {counted(self.fresh_rows, 'row')}"
         ]
         lines += missed_lines(self.listing)
+        if self.table is not None:
+            lines += self.table.lines(self.of_table, self.table.copies(self.of_table))
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -182,6 +211,8 @@ def list_job_input(job: Job, plans: Sequence[Plan], done: Collection[int], *, de
 
     What a manifest says is checked for files that were gone, or had changed, when they were to be scored.
     """
+    if job.spec.input.is_table:
+        return Listing(find_table(job, plans).sources)
     latest: Mapping[str, str] = {}
     doubtful: set[str] = set()
     if job.spec.input.manifest is not None:
@@ -201,6 +232,8 @@ def discover(job: Job, again: str = "") -> Discovery:
     """
     plans = job.ledger.plans()
     done = job.ledger.done_numbers()
+    if job.spec.input.is_table:
+        return _discover_table(job, plans, done, again)
     nothing: NothingThere | None = None
     try:
         listing = list_job_input(job, plans, done)
@@ -218,7 +251,7 @@ def discover(job: Job, again: str = "") -> Discovery:
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     rescore = job.spec.input.on_change == "rescore"
     now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
-    opened, unreadable = open_sources(now.new, job.spec.input, _types(plans), cache(lambda: job.input_spec().uri_roots))
+    opened, unreadable = _opened(job, now.new, plans, None)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
@@ -233,6 +266,61 @@ def discover(job: Job, again: str = "") -> Discovery:
         fresh=opened,
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
     )
+
+
+def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
+    table = find_table(job, plans)
+    of_table, sources = table.claim, table.sources
+    asked = Asked()
+    if again:
+        asked, there = asked_for(job, plans, done, again, sources), {*sources}
+        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there))
+    lost = frozenset(() if table.is_past else job.ledger.lost(plans, done, sources))
+    now = _claim_of_table(table, of_table, lost, asked.sources)
+    opened, unreadable = _opened(job, now.new, plans, table)
+    if not job.labels_key:
+        _check_labels(opened, job.spec.gate.labels_column)
+    return Discovery(
+        job=job,
+        listing=Listing(sources),
+        plans=plans,
+        open_plans=[plan for plan in plans if plan.number not in done],
+        lost=lost,
+        failed=frozenset(),
+        claim=now,
+        asked=asked,
+        fresh=opened,
+        unreadable=named_once({source.uri: reason for source, reason in unreadable.items()}),
+        table=table,
+        of_table=of_table,
+    )
+
+
+def _claim_of_table(
+    table: TableFound, claim: TableClaim, lost: Collection[Slice], asked: Collection[Source]
+) -> NextClaim:
+    """The files and rows to be claimed; those that are `asked` for afresh, as a whole."""
+    again: dict[Source, tuple[Slice, ...]] = {}
+    known, afresh = table.known, {source.uri for source in asked}
+    for file in table.state.files:
+        source, pieces = source_of(file), list[Slice]()
+        if file.uri in afresh or file.uri not in known:
+            continue
+        if (rows := claim.back.get(file.uri)) is not None:
+            pieces += slices_of_rows(source, known[file.uri].now.group_rows, rows)
+        pieces += (piece for piece in lost if (piece.uri, piece.version) == source.identity)
+        if pieces:
+            again[source] = tuple(pieces)
+    new = tuple(dict.fromkeys([*(source_of(file) for file in claim.new), *asked]))
+    return NextClaim(new, again, {source.uri: source.version for source in asked})
+
+
+def _opened(
+    job: Job, sources: Sequence[Source], plans: Sequence[Plan], table: TableFound | None
+) -> tuple[Sequence[Opened], dict[Source, str]]:
+    roots = cache(lambda: job.input_spec().uri_roots)
+    files = None if table is None else {file.uri: file for file in table.state.files}
+    return open_sources(sources, job.spec.input, _types(plans), roots, None if table is None else table.of, files)
 
 
 def members_passed_over(job: Job, opened: Iterable[Opened]) -> list[tuple[str, int, str]]:

@@ -113,7 +113,7 @@ class Job:
         return replace(
             given,
             keys=(*given.keys, *(column for column in extra if column not in given.copied)),
-            uri_roots=self._uri_roots(uris) if given.format == "parquet" else (),
+            uri_roots=self._uri_roots(uris) if given.format == "parquet" or given.is_table else (),
         )
 
     def _uri_roots(self, uris: Iterable[str]) -> tuple[str, ...]:

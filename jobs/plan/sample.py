@@ -45,6 +45,6 @@ def choose_sample(opened: Sequence[Opened], rows: int, seed: int) -> tuple[Sampl
             row_stop=group.row_start + group.rows,
             byte_start=group.byte_start,
         )
-        sample.append(SampleSlice(rows=whole, take=min(most, wanted)))
+        sample.append(SampleSlice(rows=whole, take=min(most, wanted), table=o.table))
         wanted -= most
     return tuple(sample)

@@ -30,6 +30,10 @@ class TableClaim:
     outdated: frozenset[str] = frozenset()
     """URIs of files of whose predictions some are put out of date: they may be copied."""
 
+    def count(self, standing: Standing) -> int:
+        """Files that stand so."""
+        return sum(now.standing is standing for now in self.says.values())
+
 
 @dataclass(eq=False)
 class _Group:

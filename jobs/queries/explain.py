@@ -19,6 +19,7 @@ from jobs.errors import COMPLETE, RunFailed, SpecError, StintError
 from jobs.ledger.current import followed_root
 from jobs.ledger.ledger import CRASHES_FOLDER, parse_crash_key
 from jobs.ledger.plans import Plan
+from jobs.ledger.superseded import OutOfDate
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
@@ -220,13 +221,13 @@ class Explainer:
         return self.job.ledger.done_numbers()
 
     @cached_property
-    def dead(self) -> set[tuple[int, str, str]]:
-        """(plan, uri, version) of rows that readers no longer see."""
+    def dead(self) -> OutOfDate:
+        """Rows that readers no longer see."""
         return self.job.ledger.superseded(self.plans, self.done)
 
     def alive(self, claims: Sequence[Found]) -> list[Found]:
         """Those that no later version has put out of date."""
-        return [claim for claim in claims if (claim.plan.number, claim.at.uri, claim.at.version) not in self.dead]
+        return [claim for claim in claims if not self.dead.hides(claim.plan.number, *astuple(claim.at))]
 
     def explain(self, claims: Sequence[Found]) -> Explanation:
         """Of one row, claimed in one version of its file or in several.
@@ -274,7 +275,7 @@ class Explainer:
             return 1, f"plan {number} is not done; run the job to finish it"
         if not self.alive([claim]):
             key = number, claim.at.uri, claim.at.version
-            if key not in self.job.ledger.superseded(self.plans, self.done, [number]):
+            if key not in self.job.ledger.superseded(self.plans, self.done, [number]).claims:
                 return 1, f"plan {number} adds to rows of a plan that is not done; run the job to finish that"
             claiming = (plan for plan in reversed(self.plans) if claim.at.uri in plan.sources["uri"].to_pylist())
             later = next(plan for plan in claiming if plan.number in self.done)

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 from jobs.errors import RunFailed, SpecError
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Plan, claims_of
+from jobs.ledger.superseded import OutOfDate
 from jobs.plan.job import absolute
 from jobs.reader import FILE, Predictions, place_of
 from workers.contract import InputSpec, Shard
@@ -102,7 +103,7 @@ def by_keys(ledger: Ledger, plans: Sequence[Plan], values: Mapping[str, str], mo
     if not files:
         return []
     try:
-        objects = Predictions(ledger.root, files, frozenset()).dataset
+        objects = Predictions(ledger.root, files, OutOfDate()).dataset
         names = [field.name for field in SOURCE_FIELDS]
         batches = objects.scanner(columns=[*names, FILE], filter=_condition(objects.schema, values)).to_batches()
         rows = list(islice((row for batch in batches for row in batch.to_pylist()), most))

@@ -11,7 +11,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
@@ -28,14 +28,14 @@ from jobs.ledger.current import current_root
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
+from jobs.ledger.superseded import OutOfDate, counted_plans
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input, members_passed_over, missed_lines
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
-from jobs.reader import NONE_DEAD, current_rows, identities_by_plan
 from jobs.report.runs import newest_runs, too_bad_plans
-from workers.contract import InputSpec, Shard, Slice, parse_shard_key, shard_key
+from workers.contract import InputSpec, Shard, Slice, TableOf, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
 from workers.output import NotOurs, ObjectFacts, OutputObject, cast_key, object_facts
@@ -46,7 +46,7 @@ from workers.storage.lookahead import ahead
 _AT_ONCE = 8
 _SHOWN = 10
 """Problems of each kind."""
-KeyReader: TypeAlias = Callable[[Slice], pa.Table | None]
+KeyReader: TypeAlias = Callable[[Slice, TableOf | None], pa.Table | None]
 ROW_COLUMNS = ["source_uri", "source_version", "row_group", "row", "error_code"]
 
 
@@ -147,12 +147,11 @@ def verify(job: Job) -> Verdict:
     except RunFailed as error:
         verdict.found["damaged records of what readers follow"].append(str(error))
     too_bad = too_bad_plans(newest_runs(ledger.store), ledger.root) if {plan.number for plan in plans} - done else {}
-    closed = [plan for plan in plans if plan.number in done]
+    closed = counted_plans(plans, done)
     try:
         dead = ledger.superseded(plans, done)
     except RunFailed:  # a record is damaged, which is found below: readers see nothing then
-        closed, dead = [], set()
-    out_of_date = identities_by_plan(dead)
+        closed, dead = [], OutOfDate()
     gone: list[tuple[int, Slice]] = []
     for plan in plans:
         if plan.number not in done:
@@ -160,9 +159,10 @@ def verify(job: Job) -> Verdict:
             how = "run the job again to finish it" if left is None else left.too_bad
             verdict.found["plans without a done record"].append(f"plan {plan.number} has no done record: {how}")
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
-        seen = out_of_date.get(plan.number, NONE_DEAD) if plan in closed else None
+        seen = dead if plan in closed else None
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
-    verdict.notes += claims.notes(plans, listing.sources, gone, rescore=rescore)
+    if not job.spec.input.is_table:  # whose files come and go
+        verdict.notes += claims.notes(plans, listing.sources, gone, rescore=rescore)
     verdict.add(claims.faults(plans, gone, listing.sources))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")
@@ -208,7 +208,7 @@ def _done_record(ledger: Ledger, plan: Plan, verdict: Verdict) -> Named:
 
 
 def _check_plan(
-    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: pa.Array | None
+    ledger: Ledger, plan: Plan, record: Named, given: InputSpec, verdict: Verdict, dead: OutOfDate | None
 ) -> list[Slice]:
     """Check every object of a plan; returns the slices that the objects list as gone.
 
@@ -225,7 +225,7 @@ def _check_plan(
             verdict.rows += Rows(ok=facts.rows_ok, bad=facts.rows_bad)
             gone += [shard.slices[i] for i in facts.gone]
         if rows is not None and dead is not None and record.line[shard.index] >= 0:
-            seen = current_rows(rows, dead).column("error_code")
+            seen = dead.seen(plan.number, rows).column("error_code")
             verdict.seen += Rows(ok=seen.null_count, bad=len(seen) - seen.null_count)
     verdict.rows += Rows(gone=sum(piece.rows for piece in gone))
     return gone
@@ -264,7 +264,8 @@ def _check_shard(
     found["objects with other rows than planned"] = misplaced
     if keys and not misplaced:
         found["key columns that differ"] = [
-            f"{key}: {problem}" for problem in _compare_keys(here, table, keys, read_keys)
+            f"{key}: {problem}"
+            for problem in _compare_keys(here, table, keys, lambda piece: read_keys(piece, shard.table))
         ]
     return found, facts, table.select(ROW_COLUMNS)
 
@@ -299,7 +300,9 @@ def _compare_rows(slices: Sequence[Slice], table: pa.Table) -> Iterator[str]:
             return
 
 
-def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: KeyReader) -> Iterator[str]:
+def _compare_keys(
+    slices: Sequence[Slice], table: pa.Table, keys: list[str], read_keys: Callable[[Slice], pa.Table | None]
+) -> Iterator[str]:
     """Key columns against the input's own, for sources that still are what was claimed."""
     position = 0
     for s in slices:
@@ -318,12 +321,16 @@ def _compare_keys(slices: Sequence[Slice], table: pa.Table, keys: list[str], rea
 
 def key_reader(how: InputSpec) -> KeyReader:
     """Gives key columns of slices; those of a row group of Parquet are read once for slices that follow each other."""
-    of_group = lru_cache(maxsize=1)(lambda group: key_columns(group, how))
+    held: dict[str, tuple[Slice, pa.Table | None]] = {}
 
-    def read(s: Slice) -> pa.Table | None:
-        if how.format != "parquet":
-            return key_columns(s, how)
-        keys = of_group(replace(s, row_start=0, row_stop=2**62))
+    def read(s: Slice, table: TableOf | None = None) -> pa.Table | None:
+        if how.format not in ("parquet", "delta", "iceberg"):
+            return key_columns(s, how, table)
+        group = replace(s, row_start=0, row_stop=2**62)
+        last = held.get("last")
+        if last is None or last[0] != group:
+            last = held["last"] = group, key_columns(group, how, table)
+        keys = last[1]
         return None if keys is None else keys.slice(s.row_start, s.rows)
 
     return read

@@ -252,7 +252,7 @@ class Run:
         except SpecError as error:  # the input has become wrong since: this run's rows are done, the next one ends so
             self.say(f"rows were gone when it was their turn, and could not be looked for again: {error}")
             return
-        if found.fresh or found.claim.again:
+        if not found.nothing:
             self._take(found)
             self._finish_open()
         self.report.unreadable |= {u: found.unreadable[u] for u in self.report.gone if u in found.unreadable}
@@ -270,7 +270,7 @@ class Run:
 
     def _claim(self, found: Discovery) -> None:
         """Claim what is new as the next plan, less what another run claims first."""
-        if not found.fresh and not found.claim.again:
+        if found.nothing:
             return
         self._progress.enter("listing", "claiming what is new")
         found = replace(found, job=self.job)  # which knows by now what workers there are

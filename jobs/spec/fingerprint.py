@@ -99,6 +99,8 @@ def identity(spec: JobSpec, read: Callable[[str], bytes]) -> Identity:
     row: dict[str, Any] = {"keys": spec.input.keys, "row_format": ROW_FORMAT}
     if model.task == "classify":
         row["topk"] = spec.output.topk
+    if spec.input.is_table:
+        row["image_hash"] = True
     if spec.input.sample_key != "first_dot":
         row["sample_key"] = spec.input.sample_key
     return Identity(bundle, row, _plain(re.split(r"[/:]", model.arch)[-1]), code)

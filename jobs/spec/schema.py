@@ -50,7 +50,11 @@ from workers.source.webdataset import extensions
 _RESERVED_COLUMNS = OWN_COLUMNS | {"model", "plan"}
 """The last two name folders of the output, which readers of Hive partitions put in place of a column. All in lower
 case: DuckDB, Spark and others take `Label` for `label`."""
-_DEFAULT_IMAGE = {"parquet": "image", "images": "", "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff"}
+_DEFAULT_IMAGE = {
+    **dict.fromkeys(("parquet", "delta", "iceberg", "lance"), "image"),
+    "images": "",
+    "webdataset": "jpg;jpeg;png;webp;gif;bmp;tif;tiff",
+}
 
 
 class Section(BaseModel):
@@ -148,6 +152,12 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
     images = extensions(image) if given.format == "webdataset" else (image,)
     if not images:
         yield f"input.image: {image!r} names no extension, as jpg;png does"
+    if given.is_table and (len(given.uris) != 1 or given.exclusions or AS_OF.search(given.uris[0])):
+        yield f"input.uri: with format: {given.format} it is the place of one table, without {{as_of}} and !"
+    if given.is_table and given.days > 1:
+        yield "input.days: a table is looked at as a whole; take it out"
+    if given.version is not None and not given.is_table:
+        yield f"input.version: it is for tables (delta, iceberg, lance), and the format is {given.format}"
     if given.format != "webdataset" and given.sample_key != "first_dot":
         yield f"input.sample_key: it is for format: webdataset, and the format is {given.format}"
     pairs = [pair for key in given.keys for pair in ({key: key} if isinstance(key, str) else key).items()]

@@ -112,7 +112,7 @@ def _seen(bucket: Bucket, stage: Stage) -> list[str]:
     plans, done = ledger.plans(), ledger.done_numbers()
     if {plan.number for plan in plans} - done:
         return []
-    dead = ledger.superseded(plans, done)
+    dead = ledger.superseded(plans, done).claims
     seen = Counter(uri for plan, uri, version, _ in _rows(bucket) if (plan, uri, version) not in dead)
     return [f"readers see {seen[uri]} rows of {uri}" for uri in _files(bucket) if seen[uri] != 1]
 

@@ -70,7 +70,7 @@ def test_seven_nights(nights: Nights) -> None:
     shown = check(3)
     assert "240 rows claimed by 3 plans" in shown
     assert "readers of this model see 200 of them" in shown
-    assert len(nights.check_readers().superseded) == 1
+    assert len(nights.check_readers().superseded.claims) == 1
 
     # The fourth: a file is half copied. Everything else is scored; the night ends with code 1 and names the file.
     half = nights.put("2026-03-04/half.parquet")

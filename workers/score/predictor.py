@@ -19,6 +19,7 @@ from workers.engines.base import Engine, Logits
 from workers.image.errors import BadImage
 from workers.image.resize import Preparer
 from workers.output import Scored
+from workers.score.copies import Copies, image_hash
 from workers.source.rows import ImageCell, RowBlock
 
 BATCHES_A_ROUND = 4
@@ -56,35 +57,60 @@ class Predictor:
         return len(self._places)
 
     def score(
-        self, blocks: Iterable[RowBlock], rows: int, between_rounds: Callable[[int], None] = lambda _: None
+        self,
+        blocks: Iterable[RowBlock],
+        rows: int,
+        between_rounds: Callable[[int], None] = lambda _: None,
+        copies: Copies | None = None,
     ) -> Scored:
         """Score at most `rows` rows. A bad image takes an entry of `errors`; it never raises.
 
-        `between_rounds` is called with the number of rows that are done, and may raise to give the rest up.
+        `between_rounds` is called with the number of rows that are done, and may raise to give the rest up. With
+        `copies` images are hashed, and predictions of those that are found there are taken over.
         """
         scored = Scored(
             label_NK=np.zeros((rows, 0 if self._embeds else self._width), np.int32),
             score_NK=np.zeros((rows, self._width), np.float32),
         )
-        waiting: list[ImageCell] = []
-        done = 0
+        waiting: list[tuple[int, ImageCell]] = []
         for block in blocks:
+            todo = range(scored.rows, scored.rows + len(block.images))
+            if copies is not None:
+                scored.hashes += map(image_hash, block.images)
+                copied = self._copy(copies, scored, todo)
+                waiting += ((row, cell) for row, cell in zip(todo, block.images, strict=True) if row not in copied)
+            else:
+                waiting += zip(todo, block.images, strict=True)
             scored.slice_index += [block.slice_index] * len(block.images)
             scored.row += block.rows
             if block.keys is not None:
                 scored.keys.append(block.keys)
             scored.bytes_read += block.bytes_read
-            waiting += block.images
             while len(waiting) >= self.room:
-                self._round(waiting[: self.room], done, scored)
+                self._round(waiting[: self.room], scored)
                 del waiting[: self.room]
-                done += self.room
-                between_rounds(done)
-        self._round(waiting, done, scored)
+                between_rounds(waiting[0][0] if waiting else scored.rows)
+        self._round(waiting, scored)
         return scored
 
-    def _round(self, cells: Sequence[ImageCell], first_row: int, scored: Scored) -> None:
-        """Decode up to as many images as the buffers hold, then predict them. They are rows `first_row` and on."""
+    def _copy(self, copies: Copies, scored: Scored, rows: range) -> set[int]:
+        """Take over what there is of these rows, the last ones; gives their numbers."""
+        found, table = copies.find(scored.hashes[rows.start :])
+        places = [rows.start + number for number in found]
+        for name, values_NK in zip(self.copied_columns, (scored.score_NK, scored.label_NK), strict=False):
+            if places:
+                values_NK[places] = table[name].combine_chunks().flatten().to_numpy().reshape(len(places), -1)
+        scored.copied += len(places)
+        return set(places)
+
+    @property
+    def copied_columns(self) -> tuple[str, ...]:
+        """Of a prediction: those from which the others follow."""
+        return ("embedding",) if self._embeds else ("topk_score", "topk_label")
+
+    def _round(self, waiting: Sequence[tuple[int, ImageCell]], scored: Scored) -> None:
+        """Decode up to as many images as the buffers hold, then predict them; each with its row."""
+        rows, cells = [row for row, _ in waiting], [cell for _, cell in waiting]
         started = time.perf_counter()
         bad = self._decoded(cells)
         decoded = time.perf_counter()
@@ -94,8 +120,8 @@ class Predictor:
             if good:
                 # Always the whole buffer: a new batch shape would make oneDNN compile and cache anew.
                 logits_NK = self._engine.predict(buffer.full_NHWC)
-                self._keep(logits_NK[[n - start for n in good]], [first_row + n for n in good], scored)
-        scored.errors.update((first_row + n, bad[n]) for n in sorted(bad))
+                self._keep(logits_NK[[n - start for n in good]], [rows[n] for n in good], scored)
+        scored.errors.update((rows[n], bad[n]) for n in sorted(bad))
         self.stage_s["predict"] += time.perf_counter() - decoded
 
     def _decoded(self, cells: Sequence[ImageCell]) -> dict[int, BadImage]:

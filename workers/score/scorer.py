@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -18,13 +18,14 @@ import torch
 from workers import output
 from workers.bundle.bundle import open_bundle
 from workers.bundle.manifest import Manifest
-from workers.contract import Shard, WorkerSpec
+from workers.contract import Shard, TableOf, WorkerSpec
 from workers.engines.choice import library
 from workers.host import memory
 from workers.host.cpu import isa_class
 from workers.image.errors import ErrorCode, RowsRefused
 from workers.image.plugins import check_decoders
 from workers.outcomes import ShardResult, tells_more
+from workers.score.copies import Copies
 from workers.score.loading import LoadedArtifact, load_best
 from workers.score.predictor import Predictor
 from workers.source.rows import RowBlock
@@ -64,6 +65,8 @@ class Scorer(LoadedArtifact):
     manifest: Manifest
     isa: str
     keys: tuple[pa.Field, ...]
+    copies: dict[tuple[str, ...], Copies] = field(default_factory=dict)
+    """Of the plan that is worked on, by the objects whose predictions may be copied."""
 
     @classmethod
     def load(
@@ -123,7 +126,7 @@ class Scorer(LoadedArtifact):
         """
         wall, cpu = time.perf_counter(), time.process_time()
         stage = self.predictor.stage_s = dict.fromkeys(WORKER_STAGES, 0.0)
-        scored = self.predictor.score(blocks, rows, between_rounds)
+        scored = self.predictor.score(blocks, rows, between_rounds, self._copies(reader.shard.table))
         wall_s = time.perf_counter() - wall
         stage["wait"] = max(0.0, wall_s - stage["decode"] - stage["predict"])
         stage["read"] = reader.read_s
@@ -136,6 +139,13 @@ class Scorer(LoadedArtifact):
             memory.peak_rss_bytes(),
             torch.get_num_threads(),
         )
+
+    def _copies(self, table: TableOf | None) -> Copies | None:
+        if table is not None and table.copies not in self.copies:
+            self.copies.clear()
+            keys = [f"{self.spec.root}/{key}" for key in table.copies]
+            self.copies[table.copies] = Copies(self.store, keys, self.predictor.copied_columns)
+        return None if table is None else self.copies[table.copies]
 
     def commit(self, shard: Shard, part: Part) -> ShardResult:
         """Encode all rows of a shard and create its object; another attempt's that is there already stands for good.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.contract import InputSpec, Slice
+from workers.contract import InputSpec, Slice, TableOf
 from workers.image.errors import BadImage
 from workers.source.columns import (
     Link,
@@ -27,6 +27,7 @@ from workers.source.links import image_at
 from workers.source.pages import Chunk, Page, chunk_of, pages_of, read_pages
 from workers.source.rows import BLOCK_BYTES, FETCHES, ImageCell, RowBlock, RowGroup
 from workers.source.source_file import InputUnreadable, SourceFile, open_parquet
+from workers.source.table_view import TableView
 from workers.storage.lookahead import ahead
 
 WHOLE_CHUNK_BYTES = 128 * 2**20
@@ -48,11 +49,14 @@ def column_chunks(group: Any, columns: Iterable[str]) -> list[Any]:
     ]
 
 
-def read_keys(parquet: Any, how: InputSpec, uri: str, row_group: int | None = None) -> pa.Table:
+def read_keys(
+    parquet: Any, how: InputSpec, uri: str, row_group: int | None = None, table: TableOf | None = None
+) -> pa.Table:
     """The key columns of all rows, or of a row group, under their names in the output. Raises what Arrow raises."""
-    places = key_places(parquet.schema_arrow, how, uri)
+    view = TableView.of(parquet.schema_arrow, table, uri)
+    places = key_places(view.schema, how, uri)
     groups = range(parquet.num_row_groups) if row_group is None else [row_group]
-    return keys_of(parquet.read_row_groups(groups, columns_of(places)), places)
+    return keys_of(view.rows(parquet.read_row_groups(groups, view.in_file(columns_of(places)))), places)
 
 
 def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iterator[RowGroup]:
@@ -71,13 +75,18 @@ def parquet_groups(file: SourceFile, parquet: Any, names: Sequence[str]) -> Iter
 
 
 def row_group_blocks(
-    file: SourceFile, parquet: Any, index: int, rows: Slice, how: InputSpec, only: Container[int] | None = None
+    file: SourceFile,
+    parquet: Any,
+    view: TableView,
+    index: int,
+    rows: Slice,
+    how: InputSpec,
+    only: Container[int] | None = None,
 ) -> Iterator[RowBlock]:
     """The rows of one slice, which is number `index` of its shard, all or those among `only`. Raises InputUnreadable
     and what Arrow raises."""
-    schema = parquet.schema_arrow
-    keys = key_places(schema, how, rows.uri)
-    names = [*image_columns(schema, how.image), *columns_of(keys)]
+    keys = key_places(view.schema, how, rows.uri)
+    names = view.in_file([*image_columns(view.schema, how.image), *columns_of(keys)])
     wanted = [row for row in range(rows.row_start, rows.row_stop) if only is None or row in only]
     chunk, large = _large_chunk(file, parquet, rows.row_group, names)
     beside: list[tuple[int, pa.RecordBatch]] = []
@@ -96,7 +105,7 @@ def row_group_blocks(
         came += len(here)
         if here:
             picked = reduce(_joined, [_picked(part, start, here) for start, part in [(first, batch), *beside]])
-            yield from blocks_of(picked, keys, index, here, rows.uri, how)
+            yield from blocks_of(view.rows(picked), keys, index, here, rows.uri, how)
     if came < len(wanted):
         raise InputUnreadable(f"row group {rows.row_group} gave {came} of {len(wanted)} rows")
 

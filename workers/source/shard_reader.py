@@ -10,22 +10,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from workers.contract import InputSpec, SampleSlice, Shard, Slice
+from workers.contract import InputSpec, SampleSlice, Shard, Slice, TableOf
 from workers.image.errors import MAX_IMAGE_BYTES, BadImage, ErrorCode
 from workers.redaction import redacted
-from workers.source import parquet, webdataset
+from workers.source import lance_rows, parquet, webdataset
 from workers.source.rows import FETCHES, ImageCell, RowBlock, file_keys
 from workers.source.source_file import InputDenied, InputUnreadable, SourceFile, open_parquet, opened
+from workers.source.table_view import TableView
 from workers.storage.errors import Cause, NotFound, StoreDenied, StoreError, cause_of
 from workers.storage.filesystems import open_filesystem, version_of
 from workers.storage.lookahead import ahead
@@ -63,10 +65,14 @@ class ShardReader:
             yield block
 
     def _file_blocks(self) -> Iterator[RowBlock]:
-        slices = self.shard.slices
+        slices, table = self.shard.slices, self.shard.table
         for _, indices in groupby(range(len(slices)), lambda index: (slices[index].uri, slices[index].version)):
             try:
-                yield from self._source_blocks(list(indices))
+                if self.input.format == "lance" and table is not None:
+                    blocks = partial(lance_rows.lance_blocks, table.url, table.version)
+                    yield from self._together(blocks, list(indices))
+                else:
+                    yield from self._source_blocks(list(indices))
             except StoreDenied as error:
                 raise InputDenied(str(error)) from error
 
@@ -80,10 +86,12 @@ class ShardReader:
             try:
                 if self.input.format == "webdataset":
                     blocks = partial(webdataset.sample_blocks, webdataset.streaming(file))
+                    for index in indices:
+                        yield from blocks(index, self.shard.slices[index], self.input, self.only)
                 else:
-                    blocks = partial(parquet.row_group_blocks, file, open_parquet(file))
-                for index in indices:
-                    yield from blocks(index, self.shard.slices[index], self.input, self.only)
+                    opened_ = open_parquet(file)
+                    view = TableView.of(opened_.schema_arrow, self.shard.table, source.uri)
+                    yield from self._together(partial(parquet.row_group_blocks, file, opened_, view), indices)
             except (MemoryError, StoreDenied):  # of Arrow's memory, too: neither says anything about the file
                 raise
             except Exception as error:
@@ -99,6 +107,26 @@ class ShardReader:
                 raise InputUnreadable(f"{source.uri}: {error}") from error
         if not _unchanged(file.fs, file.path, source):
             raise SourceChanged(f"{source.uri} changed while it was read")
+
+    def _together(self, blocks: Callable[..., Iterator[RowBlock]], indices: Sequence[int]) -> Iterator[RowBlock]:
+        """Slices of one row group are read in one go: between them lie deleted rows of a table."""
+        slices = self.shard.slices
+        for _, group in groupby(indices, lambda index: slices[index].row_group):
+            first, *others = group
+            if not others:
+                yield from blocks(first, slices[first], self.input, self.only)
+                continue
+            here = [first, *others]
+            wanted = {row for i in here for row in range(slices[i].row_start, slices[i].row_stop)}
+            wanted = wanted if self.only is None else {row for row in wanted if row in self.only}
+            whole = replace(slices[first], row_stop=slices[here[-1]].row_stop)
+            for block in blocks(first, whole, self.input, wanted):
+                ends = [bisect_left(block.rows, slices[index].row_stop) for index in here]
+                for index, (start, stop) in zip(here, pairwise([0, *ends]), strict=True):
+                    if start < stop:
+                        keys = None if block.keys is None else block.keys.slice(start, stop - start)
+                        size = block.bytes_read if stop == len(block.rows) else 0
+                        yield RowBlock(index, block.rows[start:stop], block.images[start:stop], keys, size)
 
     def _image_blocks(self) -> Iterator[RowBlock]:
         """One file an image; a block is one file, so that order and `gone` stay simple."""
@@ -171,23 +199,27 @@ def sample_cells(part: SampleSlice, how: InputSpec) -> Iterator[tuple[int, Image
     """The rows that a slice gives to a sample: number in its row group, image, and the block that it lies in. Raises
     what `ShardReader.blocks` raises. A source that is gone gives none."""
     chosen = set(np.linspace(part.rows.row_start, part.rows.row_stop - 1, part.take).round().astype(int).tolist())
-    shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,))  # noqa: S106
+    shard = Shard(plan=0, plan_token="sample", index=0, slices=(part.rows,), table=part.table)  # noqa: S106
     for block in ShardReader(shard, how, chosen).blocks():
         for row, cell in zip(block.rows, block.images, strict=True):
             yield row, cell, block
 
 
-def key_columns(part: Slice, how: InputSpec) -> pa.Table | None:
+def key_columns(part: Slice, how: InputSpec, table: TableOf | None = None) -> pa.Table | None:
     """The key columns of a slice's rows, without their images; None where its source is not what was claimed any more.
     Raises InputUnreadable, StoreError, StoreDenied, and what Arrow raises."""
     if how.format == "images":
         return file_keys([part.uri], how.copied)
+    if how.format == "lance" and table is not None:
+        with suppress(NotFound):
+            return lance_rows.lance_keys(table.url, table.version, part, how)[1]
+        return None
     if (file := _opened_unchanged(part)) is None:
         return None
     with file:
         if how.format == "webdataset":
             return webdataset.sample_keys(file, part.byte_start, part.rows, how)
-        keys = parquet.read_keys(open_parquet(file), how, part.uri, part.row_group)
+        keys = parquet.read_keys(open_parquet(file), how, part.uri, part.row_group, table)
         return keys.slice(part.row_start, part.rows)
 
 
@@ -201,12 +233,14 @@ def _opened_unchanged(source: Slice) -> SourceFile | None:
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:
-    """Whether the source is still the version that was claimed."""
+    """Whether the source is still the version that was claimed. A file of a table is never changed under its name, and
+    its version is its size."""
     try:
         info = retrying(lambda: fs.info(path), source.uri)
     except NotFound:
         return False
-    return int(info["size"]) == source.size and version_of(info, source.version) == source.version
+    same = source.version == str(source.size) or version_of(info, source.version) == source.version
+    return same and int(info["size"]) == source.size
 
 
 def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import time
 from functools import cached_property
 from typing import Any
@@ -22,20 +22,23 @@ class TableView:
     """How one file's columns are the table's."""
 
     file: pa.Schema
-    table: pa.Schema
-    """Columns of the table, with the metadata of workers.contract."""
-    constants: Mapping[str, object]
+    table: pa.Schema | None = None
+    """Columns of the table, with the metadata of workers.contract; None for a file that is of none."""
+    constants: Mapping[str, object] = field(default_factory=dict)
     """As in TableOf, or as Python has them."""
 
     @classmethod
-    def of(cls, file: pa.Schema, table: TableOf, uri: str) -> TableView:
+    def of(cls, file: pa.Schema, table: TableOf | None, uri: str) -> TableView:
         """`uri` is that of the file."""
+        if table is None:
+            return cls(file)
         return cls(file, pa.ipc.read_schema(pa.py_buffer(table.schema)), table.constants.get(uri, {}))
 
     @cached_property
     def schema(self) -> pa.Schema:
         """What `rows` makes of a file's rows: all columns of the table."""
-        return self.rows(self.file.empty_table()).schema
+        found: pa.Schema = self.rows(self.file.empty_table()).schema
+        return found
 
     @cached_property
     def _numbered(self) -> bool:
@@ -43,6 +46,8 @@ class TableView:
 
     def in_file(self, columns: Iterable[str]) -> list[str]:
         """What the file calls columns of the table, or fields of structs; those that it lacks are left out."""
+        if self.table is None:
+            return list(columns)
         paths = [self._path(list(self.file), column_path(self.table, column), self.table) for column in columns]
         return [".".join(path) for path in paths if path]
 
@@ -51,14 +56,15 @@ class TableView:
 
         Raises InputUnreadable for a value that is none of the table's type.
         """
+        if self.table is None:
+            return rows
         columns: dict[str, Any] = {}
-        for field in self.table:
-            found = self._found(list(self.file), field)
-            if found is None:
-                value = self.constants[field.name] if field.name in self.constants else _default(field)
-                columns[field.name] = _filled(value, field.type, rows.num_rows)
+        for column in self.table:
+            if (found := self._found(list(self.file), column)) is None:
+                value = self.constants[column.name] if column.name in self.constants else _default(column)
+                columns[column.name] = _filled(value, column.type, rows.num_rows)
             elif found.name in rows.schema.names:
-                columns[field.name] = self._present(rows.column(found.name), field)
+                columns[column.name] = self._present(rows.column(found.name), column)
         return type(rows).from_arrays(list(columns.values()), names=list(columns))
 
     def _found(self, fields: Iterable[pa.Field], wanted: pa.Field) -> pa.Field | None:

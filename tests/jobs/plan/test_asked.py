@@ -137,7 +137,7 @@ def test_rows_are_scored_again_in_place_of_those_that_were_there(
     assert seen(small) == {n: NOT_THERE.get(n) for n in range(9)}  # until the plan is done
     small.finish(plan)
     assert seen(small) == dict.fromkeys(range(9))
-    assert small.job.ledger.superseded(small.job.ledger.plans(), {1, 2}) == {(1, *at) for at in plan.claimed}
+    assert small.job.ledger.superseded(small.job.ledger.plans(), {1, 2}).claims == {(1, *at) for at in plan.claimed}
     assert main(["verify", str(small.spec)]) == 0
     assert main(["explain", str(small.spec), "id=5"]) == 0
     told = capsys.readouterr().out

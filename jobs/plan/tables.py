@@ -1,0 +1,173 @@
+"""A table as input: what it holds, what of that is to be claimed, and what the plan says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from jobs.errors import SpecError
+from jobs.input.footers import Opened
+from jobs.ledger.plans import Plan, Source
+from jobs.ledger.table_files import Known, Positions, Standing, TablePart, known_files
+from jobs.plan.job import Job, absolute
+from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.spec.days import filled
+from jobs.tables import delta, iceberg, lance
+from jobs.tables.state import TableFile, TableState
+from workers.contract import AS_OF, Slice, TableOf
+from workers.counted import counted
+
+_READ = {"delta": delta.read_state, "iceberg": iceberg.read_state, "lance": lance.read_state}
+
+
+@dataclass(frozen=True)
+class TableFound:
+    """A table as it was read, and what plans before have said of it."""
+
+    url: str
+    format: str
+    state: TableState
+    plans: Sequence[Plan]
+    pinned: bool
+    """Whether the spec says which version: the newest one may be of an earlier moment, as after a rollback."""
+
+    @property
+    def last(self) -> TablePart | None:
+        """What was said last."""
+        return next((plan.table for plan in reversed(self.plans) if plan.table is not None), None)
+
+    @property
+    def is_past(self) -> bool:
+        """Whether plans are of a later version than the spec wants: then nothing is to be done."""
+        return self.pinned and self.last is not None and self.state.at.isoformat() < self.last.at
+
+    @property
+    def known(self) -> Mapping[str, Known]:
+        return known_files(plan.table.files for plan in self.plans if plan.table is not None)
+
+    @property
+    def claim(self) -> TableClaim:
+        return TableClaim() if self.is_past else table_claim(self.state, self.known)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Of files with live rows."""
+        return [source_of(file) for file in self.state.files if file.rows is None or len(file.deleted) < file.rows]
+
+    @property
+    def of(self) -> TableOf:
+        constants = {
+            file.uri: {name: _plain(value) for name, value in file.constants.items()}
+            for file in self.state.files
+            if file.constants
+        }
+        schema = self.state.schema.serialize().to_pybytes()
+        return TableOf(url=self.url, version=self.state.version, schema=schema, constants=constants)
+
+    def part(self, claim: TableClaim, opened: Iterable[Opened], copies: Sequence[str]) -> TablePart:
+        """What the next plan says, where of new files these could be `opened`."""
+        groups = {one.source.uri: one.group_rows for one in opened}
+        new = {file.uri for file in claim.new}
+        says = {
+            uri: replace(now, group_rows=groups[uri]) if uri in new else now
+            for uri, now in claim.says.items()
+            if uri not in new or uri in groups
+        }
+        of, claimed = self.of, {*new, *claim.back}
+        constants = {uri: values for uri, values in of.constants.items() if uri in claimed or uri in says}
+        return TablePart(
+            of=replace(of, constants=constants, copies=tuple(copies)),
+            format=self.format,
+            id=self.state.id,
+            at=self.state.at.isoformat(),
+            files=says,
+        )
+
+    def copies(self, claim: TableClaim) -> list[str]:
+        """Objects with predictions that are put out of date: of rows that may be in other files now."""
+        wanted = claim.outdated if claim.new or claim.back else ()
+        of_files = {(uri, version) for plan in self.plans for uri, version in plan.claimed if uri in wanted}
+        return [shard.key for plan in self.plans for shard in plan.shards_reading(of_files)] if of_files else []
+
+    def lines(self, claim: TableClaim, copies: Sequence[str]) -> list[str]:
+        """For a person."""
+        at = f"{self.state.at:%Y-%m-%d %H:%M} UTC"
+        lines = [f"table {self.url} ({self.format}) at version {self.state.version} of {at}"]
+        if self.is_past and self.last is not None:
+            return [*lines, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
+        if carried := claim.count(Standing.CARRIED):
+            lines.append(f"copied by the table as they were, so not scored again: {counted(carried, 'file')}")
+        if gone := claim.count(Standing.OUT):
+            lines.append(f"files that the table has replaced or removed: {gone:,}; readers no longer see their rows")
+        if copies:
+            lines.append(
+                "the table does not say which rows of the files that it rewrote are new: their images are read, and "
+                "those that were scored before keep their predictions"
+            )
+        return lines
+
+
+def source_of(file: TableFile) -> Source:
+    """A file of a table is never changed under its name: its version is its size."""
+    return Source(file.uri, file.size, str(file.size))
+
+
+def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
+    """The table of the spec as it is now, or in the version that the spec names. Raises SpecError, StoreError,
+    StoreDenied."""
+    given = job.spec.input
+    url, version, before = absolute(given.uris[0]), given.version or "", None
+    if AS_OF.fullmatch(version):
+        zone = ZoneInfo(job.spec.schedule.timezone)
+        before = datetime.combine(job.days.last + timedelta(1), time(), zone).astimezone(UTC)
+        version = ""
+    last = next((plan.table for plan in reversed(plans) if plan.table is not None), None)
+    if last is not None and last.format != given.format:
+        raise SpecError(
+            f"input.format: {given.format}, and plans of this output are of a table in {last.format}",
+            "take another output.uri for another table",
+        )
+    columns = [name.partition(".")[0] for name in (given.image, *given.copied.values())]
+    if job.spec.gate.labels_column and not job.labels_key:
+        columns.append(job.spec.gate.labels_column.partition(".")[0])
+    state = _READ[given.format](
+        url,
+        version=filled(version, job.days)[-1],
+        before=before,
+        since=last.of.version if last else "",
+        columns=list(dict.fromkeys(columns)),
+    )
+    if last is not None and last.id != state.id:
+        state = replace(state, commits=None)
+    return TableFound(url, given.format, state, plans, given.version is not None)
+
+
+def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -> list[Slice]:
+    """Rows by their positions in a file, as slices of its row groups."""
+    begins = np.cumsum([0, *group_rows])
+    groups = np.searchsorted(begins, rows, side="right") - 1
+    edges = np.flatnonzero((np.diff(rows) != 1) | (np.diff(groups) != 0)) + 1
+    return [
+        Slice(
+            uri=source.uri,
+            size=source.size,
+            version=source.version,
+            row_group=int(groups[start]),
+            row_start=int(rows[start] - begins[groups[start]]),
+            row_stop=int(rows[stop - 1] - begins[groups[start]]) + 1,
+        )
+        for start, stop in pairwise([0, *edges.tolist(), len(rows)])
+    ]
+
+
+def _plain(value: object) -> object:
+    """A value as JSON has it, by the rules of workers.contract.DEFAULT."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if isinstance(value, int | float | str | None) and not isinstance(value, Decimal) else str(value)
