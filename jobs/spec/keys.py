@@ -12,6 +12,7 @@ from typing import Any
 from jobs.spec.schema import JobSpec
 
 _EXAMPLES: dict[str, object] = {
+    "input.version": "{as_of}",
     "name": "nightly-products",
     "input.uri": "s3://bucket/images/{as_of}/",
     "input.manifest": "s3://bucket/lists/{as_of}.parquet",

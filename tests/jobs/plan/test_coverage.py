@@ -96,7 +96,7 @@ def test_changed_and_vanished_files_are_noted() -> None:
 def test_predictions_stay_only_of_files_that_have_some() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("b", 0, 5), rows("c", 0, 5)), plan(2, rows("b", 0, 5, "v2"))]
     gone = [(1, rows("a", 0, 5)), (2, rows("b", 0, 5, "v2"))]
-    kept, without = claims.notes(plans, [], gone)
+    kept, without = claims.notes(plans, [], gone, rescore=False)
     assert kept == "2 claimed sources not in the input now; the predictions stay"
     assert without == "1 claimed source gone when it was their turn, without any prediction: a"
 

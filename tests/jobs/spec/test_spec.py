@@ -81,7 +81,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"input__format": "image"},
-            r"images, webdataset is wanted, got 'image'; write `format: images`",
+            r"lance is wanted, got 'image'; write `format: images`",
         ),
         (
             {"input__formats": ["jpg", "HEIC"]},
