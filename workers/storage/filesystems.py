@@ -56,7 +56,10 @@ def open_filesystem(url: str, *, library_retries: bool = False) -> tuple[Any, st
 def _time_limits(protocol: str) -> dict[str, Any]:
     """Options for a library's file system. None of the defaults will do: s3fs hides up to 25 tries of 15 s in a call,
     Azure's library waits 60 s for a byte, gcsfs 5 minutes for the whole answer, however large."""
-    configured = fsspec.config.conf.get(protocol, {})
+    same = next(
+        (names for names in (S3, GCS, AZURE) if protocol in names), {protocol}
+    )  # fsspec reads the options of all
+    configured = {key: value for name in sorted(same) for key, value in fsspec.config.conf.get(name, {}).items()}
     if protocol in S3:
         ours = {"connect_timeout": ACCEPT_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
         return {"config_kwargs": {**ours, **configured.get("config_kwargs", {})}}

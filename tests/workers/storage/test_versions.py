@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
-from workers.storage.filesystems import local_version, open_filesystem, version_of
+from workers.storage.filesystems import ACCEPT_S, local_version, open_filesystem, version_of
 
 GCS = {"etag": "CJ+1w8yN2+sCEAE=", "generation": "1598000000000001", "metageneration": "1", "md5Hash": "q", "size": 5}
 AZURE = {"etag": '"0x8D"', "content_settings": {"content_md5": bytearray(b"\x01\xff")}, "size": 5}
@@ -46,3 +47,13 @@ def test_a_local_file_has_one_version_whoever_asks(tmp_path: Path, modified: tup
     for name in ("a", "link"):
         fs, path = open_filesystem(str(tmp_path / name))
         assert version_of(fs.info(path)) == expected
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a", "s3a://bucket/a"])
+def test_what_is_configured_for_one_name_of_a_store_counts_for_the_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {"s3": {"addressing_style": "virtual"}, "read_timeout": 7}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": ours})
+    given = open_filesystem(url)[0].config_kwargs
+    assert (given["s3"], given["read_timeout"], given["connect_timeout"]) == (ours["s3"], 7, ACCEPT_S)
