@@ -309,11 +309,11 @@ def summary(report: Report) -> str:
         )
     if report.rows_scored_here:
         done = f"{counted(report.rows_scored_here, 'row')} at {report.rate:,.0f} rows/s"
-        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours")
+        took = "" if complete else f", in {duration(report.elapsed_s)}"
+        lines.append(f"scored here: {done}, {report.core_hours:.4f} core-hours{took}")
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
-        lines[-1] += "" if complete else f", in {duration(report.elapsed_s)}"
     counts = accounts(report)
     differ = len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans)
     # Else the headline says it; and reports of earlier releases count nothing but what was scored.
