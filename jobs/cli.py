@@ -7,7 +7,9 @@ before its OpenMP pool exists; not Ray, and nothing else that takes its time.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from types import TracebackType
 
 from jobs.arguments import parser
 from jobs.console import Console, still_read
-from jobs.errors import FAILED, INTERRUPTED, Interrupted, StintError
+from jobs.errors import COMPLETE, FAILED, INTERRUPTED, Interrupted, StintError
 from jobs.interrupt import tell
 from workers.host.without_pandas import without_pandas
 from workers.redaction import redacted
@@ -49,11 +51,19 @@ def entrypoint() -> None:
     sys.path.insert(0, "")  # as `python -m` does: a model's module:function may lie in the working directory
     sys.excepthook = _show_bug
     without_pandas()
+    code = FAILED
+
+    def leave() -> None:
+        still_read()
+        os._exit(code)
+
+    # First, so that it is called last. The interpreter is not torn down: a thread of Arrow's that lets go of a Python
+    # object meanwhile aborts the process ("terminate called"), with another code.
+    atexit.register(leave)
     try:
-        code: str | int | None = main(sys.argv[1:])
+        code = main(sys.argv[1:])
     except SystemExit as ended:  # --help, --version, a command line that cannot be
-        code = ended.code
-    still_read()
+        code = int(ended.code or COMPLETE)
     sys.exit(code)
 
 

@@ -84,6 +84,11 @@ DEFAULT = b"stint.default"
 and decimals text."""
 
 
+MOST_COPIED = 2**22
+"""Predictions that a worker looks through for those of images that a table has copied: 16 bytes each. Of more, those
+that were scored first are not found, and their images are scored again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableOf:
     """What a worker must know of the table that a shard's files belong to."""
@@ -275,7 +280,7 @@ class InputSpec:
     `iceberg`, `lance`: the table at `uri`, of which only live rows are scored."""
     version: str | None = None
     """Of a table: the one to score, as a number, the id of a snapshot, a tag; or `{as_of}`, the last one before the end
-    of that day (UTC). Default: the newest."""
+    of that day in `schedule.timezone`. Default: the newest."""
     image: str = ""
     """Column with the image: bytes of any kind, struct<bytes, path>, or a URI as text; `sample.image` is a field of a
     struct. Default: `image`. For `webdataset` file extensions in order of preference, separated by `;`. Not used for

@@ -25,6 +25,7 @@ from jobs.input.passed_over import ARCHIVED, ASK, DEAD, DENIED, EMPTY, FOLDER_MA
 from jobs.ledger.plans import Source
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import ANYWHERE, covering, covers, is_pattern, of_name, split_pattern
+from jobs.tables.detect import refuse_tables
 from workers.contract import AS_OF, InputSpec
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import full_url, is_local, open_filesystem
@@ -147,6 +148,8 @@ class _Taken:
             if self._own and (os.path.realpath(path) if linked else path).startswith(self._own):
                 why = OWN
             if why and (why not in _UNSURE or not version):
+                if self._format == "parquet":
+                    refuse_tables([uri])
                 self.passed.add(why, uri)
                 inside = path.removeprefix(above)
                 self.passed.hidden += why == HIDDEN and passed_over.is_data(inside, self._format)

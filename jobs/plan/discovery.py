@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
 import pyarrow as pa
@@ -24,11 +24,11 @@ from jobs.ledger.plans import Content, Plan, Source, latest_versions
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
-from jobs.plan.table_claims import TableClaim
 from jobs.plan.tables import TableFound, find_table, slices_of_rows, source_of
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
-from jobs.spec.patterns import covering
+from jobs.spec.patterns import covering, split_pattern
+from jobs.tables.detect import refuse_inside_table
 from workers.contract import AS_OF, Slice
 from workers.counted import counted
 from workers.source.webdataset import NO_SAMPLE
@@ -61,12 +61,11 @@ class Discovery:
     """URIs that stay unclaimed, each with the reason."""
     table: TableFound | None = None
     """Where the input is one."""
-    of_table: TableClaim = field(default_factory=TableClaim)
 
     @property
     def nothing(self) -> bool:
         """Whether nothing is to be claimed, nor to be said of a table."""
-        return not (self.fresh or self.claim.again or self.of_table.says)
+        return not (self.fresh or self.claim.again or (self.table and self.table.claim.says))
 
     @property
     def sources(self) -> list[Source]:
@@ -125,7 +124,7 @@ class Discovery:
         """
         now, fresh, types = self.claim, self.fresh, _types(plans)
         if self.table is not None:
-            return self._content_of_table(replace(self.table, plans=plans))
+            return self._content_of_table(self.table, plans)
         if len(plans) > len(self.plans):
             since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
             left = [source for source in self.sources if source.uri not in since]
@@ -148,19 +147,19 @@ class Discovery:
             day=str(self.job.days.last),
         )
 
-    def _content_of_table(self, table: TableFound) -> Content | None:
+    def _content_of_table(self, table: TableFound, plans: Sequence[Plan]) -> Content | None:
         """As `content`. What another run has planned meanwhile may be of a later version, so it stands as it is: what
         it lacks the next run finds."""
-        if self.nothing or len(table.plans) > len(self.plans):
+        if self.nothing or len(plans) > len(self.plans):
             return None
-        types = _types(table.plans)
+        types = _types(plans)
         return replace(
             self.cut(),
             keys=self.fresh[0].keys if types is None and self.fresh else types,
-            named=not table.plans or table.plans[0].named,
+            named=not plans or plans[0].named,
             supersedes={one.source.uri: one.source.version for one in self.fresh if one.source.uri in self.asked.uris},
             day=str(self.job.days.last),
-            table=table.part(self.of_table, self.fresh, table.copies(self.of_table)),
+            table=table.part(self.fresh),
         )
 
     @property
@@ -177,7 +176,7 @@ class Discovery:
         ]
         lines += missed_lines(self.listing)
         if self.table is not None:
-            lines += self.table.lines(self.of_table, self.table.copies(self.of_table))
+            lines += self.table.lines()
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -235,6 +234,9 @@ def discover(job: Job, again: str = "") -> Discovery:
     if job.spec.input.is_table:
         return _discover_table(job, plans, done, again)
     nothing: NothingThere | None = None
+    if not plans and job.spec.input.format == "parquet":  # later on what is listed tells
+        for template in job.spec.input.uris:
+            refuse_inside_table(split_pattern(absolute(filled(template, job.days)[-1]))[0])
     try:
         listing = list_job_input(job, plans, done)
     except NothingThere as error:
@@ -270,13 +272,13 @@ def discover(job: Job, again: str = "") -> Discovery:
 
 def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
     table = find_table(job, plans)
-    of_table, sources = table.claim, table.sources
-    asked = Asked()
+    sources, asked = table.sources, Asked()
     if again:
         asked, there = asked_for(job, plans, done, again, sources), {*sources}
-        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there))
+        gone = (*asked.gone, *(source.uri for source in asked.sources if source not in there))
+        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
     lost = frozenset(() if table.is_past else job.ledger.lost(plans, done, sources))
-    now = _claim_of_table(table, of_table, lost, asked.sources)
+    now = _claim_of_table(table, lost, asked.sources)
     opened, unreadable = _opened(job, now.new, plans, table)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
@@ -292,16 +294,13 @@ def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: s
         fresh=opened,
         unreadable=named_once({source.uri: reason for source, reason in unreadable.items()}),
         table=table,
-        of_table=of_table,
     )
 
 
-def _claim_of_table(
-    table: TableFound, claim: TableClaim, lost: Collection[Slice], asked: Collection[Source]
-) -> NextClaim:
+def _claim_of_table(table: TableFound, lost: Collection[Slice], asked: Collection[Source]) -> NextClaim:
     """The files and rows to be claimed; those that are `asked` for afresh, as a whole."""
     again: dict[Source, tuple[Slice, ...]] = {}
-    known, afresh = table.known, {source.uri for source in asked}
+    claim, known, afresh = table.claim, table.known, {source.uri for source in asked}
     for file in table.state.files:
         source, pieces = source_of(file), list[Slice]()
         if file.uri in afresh or file.uri not in known:

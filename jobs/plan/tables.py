@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
+from functools import cached_property
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -20,8 +21,9 @@ from jobs.plan.table_claims import TableClaim, table_claim
 from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
 from jobs.tables.state import TableFile, TableState
-from workers.contract import AS_OF, Slice, TableOf
+from workers.contract import AS_OF, MOST_COPIED, Shard, Slice, TableOf
 from workers.counted import counted
+from workers.storage.filesystems import OF_TABLE
 
 _READ = {"delta": delta.read_state, "iceberg": iceberg.read_state, "lance": lance.read_state}
 
@@ -37,7 +39,7 @@ class TableFound:
     pinned: bool
     """Whether the spec says which version: the newest one may be of an earlier moment, as after a rollback."""
 
-    @property
+    @cached_property
     def last(self) -> TablePart | None:
         """What was said last."""
         return next((plan.table for plan in reversed(self.plans) if plan.table is not None), None)
@@ -47,11 +49,11 @@ class TableFound:
         """Whether plans are of a later version than the spec wants: then nothing is to be done."""
         return self.pinned and self.last is not None and self.state.at.isoformat() < self.last.at
 
-    @property
+    @cached_property
     def known(self) -> Mapping[str, Known]:
         return known_files(plan.table.files for plan in self.plans if plan.table is not None)
 
-    @property
+    @cached_property
     def claim(self) -> TableClaim:
         return TableClaim() if self.is_past else table_claim(self.state, self.known)
 
@@ -60,7 +62,7 @@ class TableFound:
         """Of files with live rows."""
         return [source_of(file) for file in self.state.files if file.rows is None or len(file.deleted) < file.rows]
 
-    @property
+    @cached_property
     def of(self) -> TableOf:
         constants = {
             file.uri: {name: _plain(value) for name, value in file.constants.items()}
@@ -70,9 +72,9 @@ class TableFound:
         schema = self.state.schema.serialize().to_pybytes()
         return TableOf(url=self.url, version=self.state.version, schema=schema, constants=constants)
 
-    def part(self, claim: TableClaim, opened: Iterable[Opened], copies: Sequence[str]) -> TablePart:
+    def part(self, opened: Iterable[Opened]) -> TablePart:
         """What the next plan says, where of new files these could be `opened`."""
-        groups = {one.source.uri: one.group_rows for one in opened}
+        claim, groups = self.claim, {one.source.uri: one.group_rows for one in opened}
         new = {file.uri for file in claim.new}
         says = {
             uri: replace(now, group_rows=groups[uri]) if uri in new else now
@@ -82,22 +84,23 @@ class TableFound:
         of, claimed = self.of, {*new, *claim.back}
         constants = {uri: values for uri, values in of.constants.items() if uri in claimed or uri in says}
         return TablePart(
-            of=replace(of, constants=constants, copies=tuple(copies)),
+            of=replace(of, constants=constants, copies=tuple(shard.key for shard in self.copies)),
             format=self.format,
             id=self.state.id,
             at=self.state.at.isoformat(),
             files=says,
         )
 
-    def copies(self, claim: TableClaim) -> list[str]:
-        """Objects with predictions that are put out of date: of rows that may be in other files now."""
-        wanted = claim.outdated if claim.new or claim.back else ()
-        of_files = {(uri, version) for plan in self.plans for uri, version in plan.claimed if uri in wanted}
-        return [shard.key for plan in self.plans for shard in plan.shards_reading(of_files)] if of_files else []
+    @cached_property
+    def copies(self) -> Sequence[Shard]:
+        """Those with predictions that are put out of date: of rows that may be in other files now."""
+        wanted = self.claim.outdated if self.claim.new or self.claim.back else ()
+        of_files = {(uri, OF_TABLE) for uri in wanted}
+        return [shard for plan in self.plans for shard in plan.shards_reading(of_files)] if of_files else []
 
-    def lines(self, claim: TableClaim, copies: Sequence[str]) -> list[str]:
+    def lines(self) -> list[str]:
         """For a person."""
-        at = f"{self.state.at:%Y-%m-%d %H:%M} UTC"
+        claim, at = self.claim, f"{self.state.at:%Y-%m-%d %H:%M} UTC"
         lines = [f"table {self.url} ({self.format}) at version {self.state.version} of {at}"]
         if self.is_past and self.last is not None:
             return [*lines, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
@@ -105,17 +108,18 @@ class TableFound:
             lines.append(f"copied by the table as they were, so not scored again: {counted(carried, 'file')}")
         if gone := claim.count(Standing.OUT):
             lines.append(f"files that the table has replaced or removed: {gone:,}; readers no longer see their rows")
-        if copies:
+        if self.copies:
             lines.append(
                 "the table does not say which rows of the files that it rewrote are new: their images are read, and "
                 "those that were scored before keep their predictions"
             )
+        if (rows := sum(shard.rows for shard in self.copies)) > MOST_COPIED:
+            lines[-1] += f", but of {rows:,} of these only the latest {MOST_COPIED:,} are looked up"
         return lines
 
 
 def source_of(file: TableFile) -> Source:
-    """A file of a table is never changed under its name: its version is its size."""
-    return Source(file.uri, file.size, str(file.size))
+    return Source(file.uri, file.size, OF_TABLE)
 
 
 def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
@@ -132,6 +136,11 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
         raise SpecError(
             f"input.format: {given.format}, and plans of this output are of a table in {last.format}",
             "take another output.uri for another table",
+        )
+    if last is not None and last.of.url != url:
+        raise SpecError(
+            f"input.uri: {url}, and plans of this output are of the table {last.of.url}, whose rows readers would lose",
+            "take another output.uri for another table, or name it as before",
         )
     columns = [name.partition(".")[0] for name in (given.image, *given.copied.values())]
     if job.spec.gate.labels_column and not job.labels_key:

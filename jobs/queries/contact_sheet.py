@@ -93,8 +93,7 @@ def tiles(job: Job, rows: pa.Table, *, fp32: bool = False) -> list[Tile]:
     places = [RowAt(*row.values()) for row in rows.select(names).to_pylist()]
     uris = {at.uri for at in places}
     given = job.input_spec(uris=uris)
-    pieces = (piece for plan in job.ledger.plans() for shard in shards_of(plan, uris) for piece in shard.slices)
-    images = fetch_images(given, places, pieces)
+    images = fetch_images(given, places, (shard for plan in job.ledger.plans() for shard in shards_of(plan, uris)))
     keys = rows.select(key_names(rows.schema))
     shown = [name for name in rows.column_names if name not in (EMBEDDING, *keys.column_names)]
     predicted = rows.select(shown).to_pylist()

@@ -51,10 +51,10 @@ def with_pictures(job: Job, examples: Sequence[Mapping[str, Any]]) -> list[dict[
         for number, example in enumerate(examples)
         if example["code"] in PARTLY_SEEN  # the others are not read again, least of all what killed a worker
     }
-    shards = [map(int, name.split("/")) for name in {examples[number]["shard"] for number in places}]
-    pieces = [piece for plan, index in shards for piece in job.ledger.plan(plan).shards[index].slices]
+    named = [map(int, name.split("/")) for name in {examples[number]["shard"] for number in places}]
+    shards = [job.ledger.plan(plan).shards[index] for plan, index in named]
     given = job.input_spec(uris={row.uri for row in places.values()})
-    images = zip(places, fetch_images(given, list(places.values()), pieces), strict=True)
+    images = zip(places, fetch_images(given, list(places.values()), shards), strict=True)
     pictures = {
         number: thumbnail(image, PICTURE_PX, given.formats) for number, image in images if isinstance(image, bytes)
     }

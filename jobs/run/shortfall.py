@@ -55,7 +55,7 @@ def of_sources(unreadable: Mapping[str, str], set_aside: Sequence[tuple[Shard, F
             RunFailed(
                 f"{counted(len(names), 'source or shard', 'sources or shards')} could not be read or scored "
                 f"and got no predictions: {'; '.join(first_few(names, 'of them'))}",
-                "mend or replace the files named above (where workers died: mind the nodes' memory, workers.memory) "
+                "mend or replace these files, all of which report.html names (where workers died: mind workers.memory) "
                 "and run again; everything else is committed",
             )
         )

@@ -74,3 +74,22 @@ def test_output_that_nobody_reads_changes_no_exit_code_and_is_not_spoken_of(stre
     os.close(write)
     assert ended.returncode == code
     assert "Broken" not in f"{ended.stderr}{ended.stdout}"
+
+
+@pytest.mark.parametrize(("line", "code"), [("plan no-such.yaml", 2), ("--version", 0), ("no-such-command", 2)])
+def test_the_interpreter_is_not_torn_down_beside_threads_of_libraries_but_what_waits_for_the_end_is_done(
+    line: str, code: int
+) -> None:
+    """Arrow's threads may let go of Python objects later than the command ends, which aborts the process then."""
+    program = f"""
+import atexit, os, sys, jobs.cli
+class Kept:
+    def __del__(self, write=os.write): write(1, b"torn down")
+sys.kept = Kept()
+register, sys.argv = atexit.register, ["stint", *{line.split()!r}]
+main, jobs.cli.main = jobs.cli.main, lambda argv: (register(print, "at exit", end=""), main(argv))[1]
+jobs.cli.entrypoint()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stdout.endswith("at exit")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from workers.contract import MOST_COPIED
 from workers.image.errors import BadImage
 from workers.output import IMAGE_HASH, OutputObject
 from workers.source.rows import ImageCell
@@ -23,8 +24,6 @@ from workers.storage.lookahead import ahead
 from workers.storage.store import Store
 
 HASH_BYTES = 16
-MOST_HELD = 2**22
-"""Of which a worker keeps hashes, 16 bytes each. Beyond, what was scored first is not found."""
 _OBJECTS_HELD = 8
 
 
@@ -41,7 +40,7 @@ class Copies:
         StoreDenied."""
         self._store, self._keys, self._columns = store, keys, columns
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
-        begins, places, room = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], MOST_HELD
+        begins, places, room = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], MOST_COPIED
         latest_first = range(len(keys) - 1, -1, -1)
         for number, hashes in zip(latest_first, ahead(self._hashes, latest_first, "copies"), strict=True):
             rows = np.flatnonzero(pc.is_valid(hashes).to_numpy(zero_copy_only=False))[:room]

@@ -69,12 +69,17 @@ class ShardReader:
         for _, indices in groupby(range(len(slices)), lambda index: (slices[index].uri, slices[index].version)):
             try:
                 if self.input.format == "lance" and table is not None:
-                    blocks = partial(lance_rows.lance_blocks, table.url, table.version)
-                    yield from self._together(blocks, list(indices))
+                    yield from self._lance_blocks(table, list(indices))
                 else:
                     yield from self._source_blocks(list(indices))
             except StoreDenied as error:
                 raise InputDenied(str(error)) from error
+
+    def _lance_blocks(self, table: TableOf, indices: Sequence[int]) -> Iterator[RowBlock]:
+        try:
+            yield from self._together(partial(lance_rows.lance_blocks, table.url, table.version), indices)
+        except NotFound:  # the version, or the file: cleaned up
+            self.gone.update(indices)
 
     def _source_blocks(self, indices: Sequence[int]) -> Iterator[RowBlock]:
         """The slices of one file of many rows, which is opened once."""
@@ -233,14 +238,12 @@ def _opened_unchanged(source: Slice) -> SourceFile | None:
 
 
 def _unchanged(fs: Any, path: str, source: Slice) -> bool:
-    """Whether the source is still the version that was claimed. A file of a table is never changed under its name, and
-    its version is its size."""
+    """Whether the source is still the version that was claimed."""
     try:
         info = retrying(lambda: fs.info(path), source.uri)
     except NotFound:
         return False
-    same = source.version == str(source.size) or version_of(info, source.version) == source.version
-    return same and int(info["size"]) == source.size
+    return int(info["size"]) == source.size and version_of(info, source.version) == source.version
 
 
 def _fetch_pinned(fs: Any, source: Slice) -> bytes | BadImage | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from workers.contract import InputSpec, Shard, Slice
+from workers.contract import InputSpec, Shard, Slice, TableOf
 from workers.image.errors import BadImage
 from workers.redaction import redacted
 from workers.source.rows import ImageCell
@@ -57,24 +57,34 @@ class Place(NamedTuple):
         return cls(text) if how.format == "images" else None
 
 
-def fetch_images(given: InputSpec, rows: Sequence[RowAt], pieces: Iterable[Slice] = ()) -> list[bytes | str]:
+def fetch_images(given: InputSpec, rows: Sequence[RowAt], shards: Iterable[Shard] = ()) -> list[bytes | str]:
     """The images of the rows, or why there is none, for a person; in their order. Raises nothing for a row's sake.
 
-    All are held in memory, and rows of one row group read together. `pieces` are slices of plans, of these sources or
-    of others: in a tar they tell from which byte to read, and without them it is read from its beginning.
+    All are held in memory, and rows of one row group read together. `shards` are those of plans, of these sources or
+    of others: of a tar they tell from which byte to read, and without them it is read from its beginning; of a table
+    how its files are read, which cannot be without them.
     """
     starts: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(lambda: [(0, 0)])
-    for piece in pieces:
-        if piece.byte_start:
-            starts[piece.uri, piece.version].append((piece.row_start, piece.byte_start))
+    tables: dict[str, TableOf | None] = {}
+    for shard in shards:
+        for piece in shard.slices:
+            tables[piece.uri] = shard.table
+            if piece.byte_start:
+                starts[piece.uri, piece.version].append((piece.row_start, piece.byte_start))
     groups = [list(group) for _, group in groupby(sorted(set(rows)), lambda row: (row.uri, row.version, row.row_group))]
     how = replace(given, keys=())
-    parts = ahead(lambda one: _fetch(how, one, starts[one[0].uri, one[0].version]), groups, "rows", ROW_GROUPS_AT_ONCE)
+
+    def fetch(group: Sequence[RowAt]) -> dict[RowAt, bytes | str]:
+        return _fetch(how, tables.get(group[0].uri), group, starts[group[0].uri, group[0].version])
+
+    parts = ahead(fetch, groups, "rows", ROW_GROUPS_AT_ONCE)
     found = {row: fetched for part in parts for row, fetched in part.items()}
     return [found[row] for row in rows]
 
 
-def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, int]]) -> dict[RowAt, bytes | str]:
+def _fetch(
+    how: InputSpec, table: TableOf | None, rows: Sequence[RowAt], starts: Sequence[tuple[int, int]]
+) -> dict[RowAt, bytes | str]:
     """Rows of one row group of a source, in ascending order; `starts` are rows that begin at a byte which is known."""
     source, cells, problem = rows[0], dict[int, ImageCell](), CHANGED
     try:
@@ -87,7 +97,7 @@ def _fetch(how: InputSpec, rows: Sequence[RowAt], starts: Sequence[tuple[int, in
                 )
                 for (start, byte_start), near in groupby(rows, lambda row: max(at for at in starts if at[0] <= row.row))
             )  # fmt: skip
-            shard = Shard(plan=0, plan_token="rows", index=0, slices=slices)  # noqa: S106
+            shard = Shard(plan=0, plan_token="rows", index=0, slices=slices, table=table)  # noqa: S106
             for block in ShardReader(shard, how, {row.row for row in rows}).blocks():
                 cells.update(zip(block.rows, block.images, strict=True))
     except NotFound:

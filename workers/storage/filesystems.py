@@ -100,12 +100,18 @@ def full_url(fs: Any, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
+OF_TABLE = "table"
+"""In place of a version: of a file that is never changed under its name, because a table's log names it."""
+
+
 def version_of(info: Mapping[str, Any], claimed: str = "") -> str:
     """What identifies the content of a listed file: etag of S3, generation of GCS, MD5 of Azure (or etag, where its
     writer has left none), size and mtime of a local file. A change of metadata alone gives no other.
 
     `claimed` itself where that is right, too: the etag of GCS or Azure, as earlier releases and inventories have it.
     """
+    if claimed == OF_TABLE:
+        return claimed
     settings = info.get("content_settings") or {}  # of Azure
     names = [str(info["generation"])] if info.get("generation") else []
     if md5 := settings.get("content_md5"):

@@ -52,7 +52,7 @@ def test_without_any_object_nothing_is_found(tmp_path: Path) -> None:
 def test_of_more_rows_than_are_held_the_latest_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         write(tmp_path, f"{number}.parquet", 10 * number, 10)
-    monkeypatch.setattr(copies, "MOST_HELD", 15)
+    monkeypatch.setattr(copies, "MOST_COPIED", 15)
     some = Copies(open_store(str(tmp_path)), [f"{number}.parquet" for number in range(3)], ["score"])
     assert sorted(found(some, [b"%d" % n for n in range(30)])) == [*range(10, 15), *range(20, 30)]
 
