@@ -216,7 +216,7 @@ def test_nights_over_a_table(
     capsys.readouterr()
     sheet = tmp_path / "rows.html"
     assert main(["sample", spec, "-n", "4", "--html", str(sheet)]) == 0
-    assert sheet.read_text().count("<img src=\"data:image/") == 4
+    assert sheet.read_text().count('<img src="data:image/') == 4
     plain = write_spec(digits.spec(tmp_path / "plain", input={"uri": table.url, "keys": ["id"]}))
     assert main(["plan", plain]) == 2
     assert f"write `uri: {table.url}` and `format: {name}` in input" in capsys.readouterr().err
