@@ -277,8 +277,8 @@ def ended(ray_head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFacto
     def active() -> list[Sample]:
         assert driver.poll() is None, (folder / "stderr").read_text()
         samples = scraped(port)
-        phases = values(samples, "ended", by_name("stint_phase"))
-        return samples if phases.get("workers") or phases.get("scoring") else []
+        wanted = values(samples, "ended", by_name("stint_workers_wanted"))
+        return samples if wanted.get("") else []
 
     try:
         during = await_true(active, "the run to be seen at work", 60)

@@ -151,14 +151,16 @@ def test_a_delivery_of_refused_rows_is_set_aside_and_every_other_plan_is_scored(
         return Failure(kind=kind, code=code, message="10 of 10 rows are refused")
 
     both = {"plans": [refused, good], "missing": ledger.missing(refused, good)}
-    looped = loop(ledger, refused, lambda: FakeWorker(ledger.store, ROOT, behave), **both)
+    # One worker: with more, how many are tried once while a second worker starts would be a matter of speed.
+    one = Workers(max=1)
+    looped = loop(ledger, refused, lambda: FakeWorker(ledger.store, ROOT, behave), workers=one, **both)
     looped.progress.rows_total = refused.rows + good.rows
     looped.progress.shards_total = len(refused.shards) + len(good.shards)
     tally = looped.run()
     assert not ledger.missing(good)
     assert len(ledger.missing(refused)) == 40
     assert {shard.plan for shard, _ in tally.set_aside} == {refused.number}
-    assert 10 <= tried.count(refused.number) < tries  # the others are not tried in vain
+    assert 10 <= tried.count(refused.number) <= tries  # the others are not tried in vain
 
 
 class BadOnce(FakeWorker):
