@@ -15,10 +15,14 @@ from jobs.ledger.accepted import accept
 from jobs.ledger.current import record_first
 from jobs.plan.command_line import last_job_of
 from jobs.plan.job import Job
+from jobs.table import sync_table
 
 
 def command(arguments: argparse.Namespace, console: Console) -> int:
-    console.show(accept_plan(last_job_of(arguments), arguments.plan, arguments.why, console.say))
+    job = last_job_of(arguments)
+    console.show(accept_plan(job, arguments.plan, arguments.why, console.say))
+    if line := sync_table(job):
+        console.show(line)
     return COMPLETE
 
 

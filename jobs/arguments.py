@@ -30,8 +30,10 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    def of_job(name: str, text: str) -> argparse.ArgumentParser:
+    def of_job(name: str, text: str, *, to_do: str = "") -> argparse.ArgumentParser:
         sub = add(name, text)
+        if to_do:
+            sub.add_argument("to_do", choices=[to_do], metavar=to_do)
         sub.add_argument("spec", metavar="SPEC", help="YAML file, as conf/demo.yaml")
         _add_overrides(sub)
         option = sub.add_mutually_exclusive_group().add_argument
@@ -107,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     option = of_job("promote", "let readers follow this job's model, once it has scored everything").add_argument
     option("--to", metavar="ROOT", help="another root of the output instead, as model=resnet50-0123…")
     option("--allow-fewer", action="store_true", help="also if the current model has predictions of more files")
+    of_job("table", "let the table of the predictions (output.table) hold what is done, and nothing else", to_do="sync")
     option = of_job("prune", "show what _stint/ holds that nobody needs, or remove it; never predictions").add_argument
     unwritten = "only what nobody has written to for so long (default: %(default)g)"
     option("--older-than", type=_days, default=30.0, metavar="DAYS", help=unwritten)

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "explain": "jobs.queries.explain:command",
     "accept": "jobs.accept:command",
     "promote": "jobs.promote:command",
+    "table": "jobs.table:command",
     "prune": "jobs.prune:command",
     "submit": "jobs.launch.submit:command",
     "nightly": "jobs.launch.nightly:command",

@@ -18,6 +18,7 @@ from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
+from jobs.table import sync_table
 from workers.counted import counted
 
 
@@ -25,6 +26,8 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
     def move(job: Job) -> None:
         console.show(promote(job, arguments.to, allow_fewer=arguments.allow_fewer))
+        if line := sync_table(job):
+            console.show(line)
 
     return for_each_day(arguments, console, move)
 

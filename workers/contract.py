@@ -344,6 +344,20 @@ class InputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputTableSpec:
+    """A table with exactly the rows of plans that are done, of the model that readers follow, for any engine that reads
+    its format; brought up at the end of each run."""
+
+    __pydantic_config__ = _KEYS_ARE_CHECKED
+
+    format: Literal["delta", "iceberg", "lance"]
+    """Delta and Iceberg name the objects where they are; Lance gets a copy of their rows."""
+    uri: str = ""
+    """Where the table is: a folder, or for Iceberg `iceberg://<catalog>/<namespace>.<table>`. Default: `output.uri`,
+    where a Delta table always is; for Lance `predictions.lance` in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputSpec:
     """The spec's `output`."""
 
@@ -356,6 +370,8 @@ class OutputSpec:
     """Classes a row."""
     single_writer: bool = False
     """Promise that no two runs ever overlap: allows stores without atomic create-if-absent."""
+    table: OutputTableSpec | None = None
+    """A table of the predictions beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

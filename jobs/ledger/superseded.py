@@ -42,6 +42,10 @@ class OutOfDate:
     def _uris(self) -> pa.Array:
         return pa.array(self.deleted, pa.string())
 
+    def of_plan(self, plan: int) -> set[tuple[str, str]]:
+        """(uri, version) of files none of whose rows readers see of the plan."""
+        return {claim[1:] for claim in self.claims if claim[0] == plan}
+
     def seen(self, plan: int, rows: _Rows) -> _Rows:
         """Of rows of one plan, with SOURCE_COLUMNS, `row_group` and `row`, those that readers see."""
         if (dead := self._of_plan.get(plan)) is not None:

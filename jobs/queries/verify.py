@@ -35,6 +35,8 @@ from jobs.plan.discovery import list_job_input, members_passed_over, missed_line
 from jobs.plan.job import Job
 from jobs.progress.format import first_few
 from jobs.report.runs import newest_runs, too_bad_plans
+from jobs.table import open_table, table_uri
+from jobs.tables.editions import Edition, Editions
 from workers.contract import InputSpec, Shard, Slice, TableOf, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
@@ -167,6 +169,8 @@ def verify(job: Job) -> Verdict:
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)
+    if job.spec.output.table is not None:
+        _check_table(job, verdict, done)
     return verdict
 
 
@@ -341,6 +345,23 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     same_bits = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
     return array.view(same_bits[array.type]) if array.type in same_bits else array
+
+
+def _check_table(job: Job, verdict: Verdict, done: Collection[int]) -> None:
+    """It must show as many rows as readers see, unless it shows another model or has yet to be brought up."""
+    table, where = open_table(job), table_uri(job)
+    number = table.read()
+    edition = Editions(job.store).get(number) if number else Edition()
+    if edition is None or edition.root not in ("", job.ledger.root) or edition.done != done:
+        shows = f"{counted(len(edition.done), 'plan')} of {edition.root or 'no model'}" if edition else "another output"
+        verdict.notes.append(f"output.table: {where} shows {shows}; `stint table sync SPEC` brings it up")
+        return
+    shown, seen = sum(table.rows().values()), verdict.seen.scored
+    if shown != seen:
+        verdict.found["tables with other rows"].append(
+            f"output.table: {where} shows {counted(shown, 'row')}, where readers see {seen:,}: somebody else has "
+            "changed its rows; take it back to an earlier version, or name another output.table.uri, to be made anew"
+        )
 
 
 def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> None:

@@ -141,6 +141,8 @@ class Report:
     """Sources scored again, because their content changed or because of `again`."""
     gone: list[str] = field(default_factory=list)
     """Sources with rows that were gone when it was their turn, of the plans that this run completed."""
+    table: str = ""
+    """What became of the output table, for a person."""
     again: str = ""
     """What a person had scored again, see jobs.plan.asked."""
     profile: dict[str, Any] = field(default_factory=dict)
@@ -300,7 +302,8 @@ def summary(report: Report) -> str:
     """What the run did; of one that did not complete, beside its error."""
     complete, lines = report.outcome == COMPLETED, list[str]()
     if complete and not report.plans:
-        return f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
+        nothing = f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
+        return "\n".join(filter(None, [nothing, report.table]))
     if complete:
         lines.append(
             f"complete: {replace(report.completed, gone=0).describe()}, "
@@ -341,6 +344,7 @@ def summary(report: Report) -> str:
             lines[-1] += f"; on the gate's rows {gate['top1']:.2%}, fp32 {gate['top1_fp32']:.2%}"
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
     lines += [f"predictions: {report.output}/{report.root}/"] if complete or report.data_set_plans else []
+    lines += [report.table] if report.table else []
     lines.append(f"report: {report.output}/_stint/runs/{report.run_id}/report.html")
     return "\n".join(lines)
 

@@ -48,6 +48,7 @@ from jobs.run.policy import deadline
 from jobs.run.shortfall import reasons_left
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
+from jobs.table import open_table, sync_table
 from workers.bundle.profiles import HostKind
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, BundleOutcome, Rows
@@ -195,6 +196,8 @@ class Run:
             return self._ensure_bundle(discover(self.job).to_sample)
 
     def _complete(self) -> None:
+        if self.job.spec.output.table is not None:
+            open_table(self.job).read()  # what is wrong with it is told before a night's work
         absent = self._discover()
         if absent is None:
             self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too
@@ -211,9 +214,18 @@ class Run:
         gaps = {number: objects for number, objects in self._gaps.items() if number not in self._taken_away}
         found += shortfall.of_gone_rows(self.job, gaps)
         short = None if self.again else shortfall.of_delivery(self.job)  # what a person asks for is no delivery
-        found += [one for one in (short, absent) if one is not None]
+        found += [one for one in (short, absent, self._sync_table()) if one is not None]
         if found:
             raise shortfall.as_one(found)
+
+    def _sync_table(self) -> StintError | None:
+        """The error of a table that could not be brought up is told last: what the night scored is safe."""
+        self._progress.enter("finishing", "table")
+        try:
+            self.report.table = sync_table(self.job)
+        except StintError as error:
+            return error
+        return None
 
     def _discover(self) -> NothingThere | None:
         """Up to the claim. What was found is let go then: listing and footers of a first night take much memory.

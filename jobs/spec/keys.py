@@ -13,6 +13,7 @@ from jobs.spec.schema import JobSpec
 
 _EXAMPLES: dict[str, object] = {
     "input.version": "{as_of}",
+    "output.table.uri": "iceberg://prod/vision.predictions",
     "name": "nightly-products",
     "input.uri": "s3://bucket/images/{as_of}/",
     "input.manifest": "s3://bucket/lists/{as_of}.parquet",

@@ -270,7 +270,22 @@ Model = Annotated[
     _section("model", _faults_of_model),
     AfterValidator(_without_nulls),
 ]
-Output = Annotated[OutputSpec, _section("output")]
+
+
+def _faults_of_output(output: OutputSpec) -> Iterator[str]:
+    if (table := output.table) is None or not (uri := table.uri):
+        return
+    if kind := credential_in(uri):
+        yield f"output.table.uri: the URL carries {kind}, which would end up in logs and reports: take it out"
+    if table.format == "delta":
+        yield f"output.table.uri: {shown(uri)}: a Delta table is at output.uri, above its files: take it out"
+    elif AS_OF.search(output.uri):
+        yield "output.table.uri: with {as_of} in output.uri each night is an output with its own table: take it out"
+    elif AS_OF.search(uri):
+        yield f"output.table.uri: {uri}: one table holds all nights: write it without {{as_of}}"
+
+
+Output = Annotated[OutputSpec, _section("output", _faults_of_output)]
 
 
 class Group(Section):

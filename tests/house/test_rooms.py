@@ -14,6 +14,7 @@ from tests.house.graph import PACKAGES, ROOT, circle, drawn, fewest, imports_of_
 TOP = {
     "jobs": {
         "accept", "arguments", "cli", "console", "demo", "errors", "interrupt", "promote", "prune", "reader",
+        "table",
         "__main__",
     },
     "workers": {

@@ -72,6 +72,7 @@ def object_of(shard: Shard, *, token: str = "t", bad: tuple[int, ...] = ()) -> b
     for index, s in enumerate(shard.slices):
         scored.slice_index += [index] * s.rows
         scored.row += range(s.row_start, s.row_stop)
+    scored.hashes = [None] * rows
     scored.errors = {row: BadImage(ErrorCode.EMPTY, "no bytes") for row in bad}
     metadata = {"plan_token": shard.plan_token, "token": token}
     return encode(

@@ -31,6 +31,8 @@ def test_the_example_of_every_key_is_valid_and_written_as_yaml(key: Key) -> None
         spec["input"] = {"uri": "in/{as_of}"}
     if key.path == "input.version":
         spec["input"] = {"uri": "in", "format": "delta"}
+    if key.path == "output.table.uri":
+        spec["output"]["table"] = {"format": "iceberg"}
     if key.path == "gate.min_top1":
         spec["gate"] = {"labels_column": "label"}
     if key.path.startswith("workers.groups."):

@@ -348,7 +348,8 @@ def test_a_spec_that_is_no_text_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [3.25, -7, "?", [["x"]], True, {"x": {}}, ""], ids=repr)
 @pytest.mark.parametrize("path", [key.path for key in every_key()])
 def test_no_refusal_of_any_key_speaks_of_the_library_that_checks(path: str, wrong: object) -> None:
-    given = raw(workers={"groups": [{"labels": {"a": "b"}}]})
+    output = {"uri": "out", "table": {"format": "iceberg"}}
+    given = raw(workers={"groups": [{"labels": {"a": "b"}}]}, output=output)
     here: Any = given
     *sections, name = path.split(".")
     for section in sections:
