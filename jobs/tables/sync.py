@@ -83,7 +83,7 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
         if root is None:
             return None
         ledger = Ledger(store, root)
-        wanted = _next_edition(ledger, held)
+        wanted, all_of_it = _next_edition(ledger, held)
         if wanted == held:
             return Synced(number, root, len(held.done), objects, parts)
         moves, copy = Moves.between(ledger, held, wanted), partial(_copy, store)
@@ -106,20 +106,22 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
                 ) from moved
             continue
         objects, parts = objects + len(change.added), parts + len(change.dropped) + len(change.trimmed)
+        if all_of_it:
+            return Synced(number, root, len(wanted.done), objects, parts)
 
 
-def _next_edition(ledger: Ledger, held: Edition) -> Edition:
-    """All that is done, or as much of it as one commit adds to the same root."""
+def _next_edition(ledger: Ledger, held: Edition) -> tuple[Edition, bool]:
+    """All that is done, or as much of it as one commit adds to the same root; and whether it is all."""
     done = ledger.done_numbers()
     if held.root not in ("", ledger.root):
-        return Edition(ledger.root, frozenset(done))
+        return Edition(ledger.root, frozenset(done)), True
     some, objects = set(held.done), 0
     for number in sorted(done - held.done):
         objects += len(ledger.plan(number).shards)
         if objects > MOST_FILES and len(some) > len(held.done):
             break
         some.add(number)
-    return Edition(ledger.root, frozenset(some))
+    return Edition(ledger.root, frozenset(some)), some == done
 
 
 def _part(root: str, plan: int) -> Part:

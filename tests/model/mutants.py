@@ -18,6 +18,8 @@ import jobs.accept
 import jobs.ledger.current
 import jobs.ledger.ledger
 import jobs.plan.discovery
+import jobs.table
+import jobs.tables.sync
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
@@ -28,7 +30,11 @@ from jobs.plan.job import Job
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
+from jobs.tables import target
+from jobs.tables.sync import Moves
+from jobs.tables.target import Copy
 from tests.model.faults import Fault
+from tests.model.model_table import FOLDER, ModelTable
 from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
@@ -187,6 +193,49 @@ def accepted_over(stage: Stage) -> AbstractContextManager[Any]:
     return mock.patch.object(jobs.accept, "accept", accept)
 
 
+# ------------------------------------------------------------------------------------------ the output table
+
+
+def appended(self: ModelTable, edition: int, files: list[Any]) -> None:
+    """Whatever others did meanwhile: as an append that the format rebases."""
+    number, new = self._versions + 1, [file for file in files if list(file) not in self._held["files"]]
+    while True:
+        before = json.loads(self._store.get(f"{FOLDER}/{number - 1:08d}.json"))["files"] if number > 1 else []
+        data = json.dumps({"edition": edition, "files": before + new, "id": uuid.uuid4().hex}).encode()
+        if self._store.create(f"{FOLDER}/{number:08d}.json", data):
+            return
+        number += 1
+
+
+def looked_at_once(self: ModelTable, right: Callable[[ModelTable], int] = ModelTable.read) -> int:
+    """What it held is known already, when a commit has to be tried again."""
+    known = vars(self).setdefault("known", [])
+    edition = right(self)
+    known.append(edition)
+    return int(known[0])
+
+
+def in_two_commits(
+    self: ModelTable, edition: int, schema: Any, change: target.Change, copy: Copy,
+    right: Callable[..., None] = ModelTable.commit,
+) -> None:  # fmt: skip
+    """Rows go, and then those that replace them come."""
+    if change.added and (change.dropped or change.trimmed):
+        right(self, int(self._held["edition"]), schema, replace(change, added=()), copy)
+        self.read()
+        change = replace(change, dropped=(), trimmed={})
+    right(self, edition, schema, change, copy)
+
+
+def only_if_something_was_done(self: Run, right: Callable[[Run], Any] = Run._sync_table) -> Any:
+    """A run that has completed no plan has nothing to show."""
+    return right(self) if self.report.plans else None
+
+
+def rows_stay(self: Moves, copy: Copy, right: Callable[[Moves, Copy], target.Change] = Moves.change) -> target.Change:
+    return replace(right(self, copy), dropped=(), trimmed={})
+
+
 # --------------------------------------------------------------------------------------------------- all
 
 
@@ -202,6 +251,10 @@ TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
 ACCEPTED = Scenario("accepted", {}, before={"bad.jpg": BAD}, accept=True)
 ACCEPTED_TWICE = Scenario("accepted twice", {}, runs=2, before={"bad.jpg": BAD}, accept=True)
+A_TABLE = Scenario("a table", A, before=B, table=True)
+TABLE_OF_TWO = Scenario("a table of two runs", A, runs=2, before=B, table=True)
+TABLE_AGAIN = Scenario("a table, scored again", {}, before=A | B, again="a.jpg", table=True)
+RACE = Bounds(faults=0, preemptions=1)
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
 ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
@@ -258,5 +311,25 @@ MUTANTS = (
     Mutant(
         "the other attempt is relied on too long", method(FailedAttempts, "_follow_up", dropped), TWO_ATTEMPTS,
         ONE_DIES, "does not come to an end",
+    ),
+    Mutant(
+        "the table takes what others committed beside", method(ModelTable, "create", appended), TABLE_OF_TWO, RACE,
+        "has a row 2 times",
+    ),
+    Mutant(
+        "what the table holds is looked up once", method(ModelTable, "read", looked_at_once), TABLE_OF_TWO, RACE,
+        "has a row 2 times",
+    ),
+    Mutant(
+        "rows leave the table before others come", method(ModelTable, "commit", in_two_commits), TABLE_AGAIN,
+        Bounds(faults=0), "which the one before shows",
+    ),
+    Mutant(
+        "the table is left to who completes a plan", method(Run, "_sync_table", only_if_something_was_done), A_TABLE,
+        CRASHES, "the table lacks",
+    ),
+    Mutant(
+        "rows stay in the table", method(Moves, "change", rows_stay), TABLE_AGAIN, Bounds(faults=0),
+        "somebody else has changed its rows",
     ),
 )  # fmt: skip

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jobs.errors import RunFailed
 from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
+from tests.model.model_table import versions
 from tests.model.scenario import EARLIER_DONE, Stage
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
@@ -45,6 +46,7 @@ def judge(stage: Stage, *, quiet: bool) -> Judgement:
     try:
         problems += [*_early(bucket, stage), *verify(stage.job()).problems]
         problems += _seen(bucket, stage) if quiet else []
+        problems += _table(bucket, stage, quiet=quiet)
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
         problems.append(f"verify ended with {type(error).__name__}: {error}")
     lost, doubled = _count(bucket)
@@ -115,6 +117,28 @@ def _seen(bucket: Bucket, stage: Stage) -> list[str]:
     dead = ledger.superseded(plans, done).claims
     seen = Counter(uri for plan, uri, version, _ in _rows(bucket) if (plan, uri, version) not in dead)
     return [f"readers see {seen[uri]} rows of {uri}" for uri in _files(bucket) if seen[uri] != 1]
+
+
+def _table(bucket: Bucket, stage: Stage, *, quiet: bool) -> list[str]:
+    """Versions of the output table in which a row is twice, or that a file has left, or that show what is not done; and
+    whether the last one lacks what readers see."""
+    if not stage.scenario.table:
+        return []
+    ledger = stage.job().ledger
+    done, problems, before = ledger.done_numbers(), list[str](), set[str]()
+    for number, (edition, rows) in enumerate(versions(bucket), 1):
+        name, uris = f"version {number} of the table (edition {edition})", {uri for _, uri, _, _ in rows}
+        problems += [f"{name} has a row {times} times: {row}" for row, times in rows.items() if times > 1]
+        problems += [f"{name} lacks {uri}, which the one before shows" for uri in sorted(before - uris)]
+        problems += [f"{name} shows plan {plan}, which is not done" for plan in sorted({row[0] for row in rows} - done)]
+        before = uris
+    if quiet:
+        dead = ledger.superseded(ledger.plans(), done).claims
+        seen = {row for row in _rows(bucket) if row[0] in done and row[:3] not in dead}
+        shown = {row for _, rows in versions(bucket)[-1:] for row in rows}
+        problems += [f"the table lacks {row}" for row in sorted(seen - shown)]
+        problems += [f"the table shows {row}, which readers do not see" for row in sorted(shown - seen)]
+    return problems
 
 
 def _rows(bucket: Bucket) -> Iterator[tuple[int, str, str, int]]:

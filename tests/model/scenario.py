@@ -8,11 +8,13 @@ shard at a time without a network, and the bundle, which is a manifest alone.
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -22,6 +24,7 @@ import jobs.pages.save
 import jobs.plan.job
 import jobs.report.journal
 import jobs.run.run
+import jobs.tables.editions
 from jobs.errors import BadRowsExceeded, SpecError
 from jobs.ledger.plans import decode_plan
 from jobs.plan.job import Job
@@ -32,6 +35,7 @@ from jobs.spec.days import Days, today
 from jobs.spec.schema import JobSpec
 from tests.model.earlier import earlier
 from tests.model.model_fs import IN, OUT, Bucket
+from tests.model.model_table import ModelTable, compact
 from tests.model.pool import ModelCluster, Slow
 from tests.model.scheduler import BEGAN, World, taken_over
 
@@ -46,6 +50,9 @@ SPEC: dict[str, Any] = {
     "drift": {"nights": 0},
 }
 
+
+OF_TABLE = ModuleType("jobs.tables.delta_output")
+OF_TABLE.DeltaOutput = ModelTable  # type: ignore[attr-defined]
 
 EARLIER_DONE = f"{OUT}/model=earlier-0/_stint/done/00000001.parquet"
 
@@ -73,6 +80,20 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Compaction(Change):
+    """Somebody else's, of the output table."""
+
+    file: str = "the table"
+    data: bytes | None = None
+
+    def __str__(self) -> str:
+        return "the table is compacted"
+
+    def apply(self, world: World) -> None:
+        compact(world.bucket)
+
+
+@dataclass(frozen=True)
 class Scenario:
     """Where an execution begins, and what besides faults may happen in it."""
 
@@ -95,13 +116,17 @@ class Scenario:
     """Whether readers follow another model's root, because it is the only one."""
     earlier: frozenset[int] = frozenset()
     """Which of the runs are of an earlier release; then the earlier night was, too."""
+    table: bool = False
+    """Whether the output has a table."""
     accept: bool = False
     """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
 
     @property
     def spec(self) -> JobSpec:
         given = {**SPEC["input"], "on_change": self.on_change, "shard_rows": self.shard_rows}
-        return JobSpec.model_validate({**SPEC, "input": given, "workers": {"max": 2 if self.slow else 1}})
+        output = SPEC["output"] | ({"table": {"format": "delta"}} if self.table else {})
+        workers = {"max": 2 if self.slow else 1}
+        return JobSpec.model_validate({**SPEC, "input": given, "output": output, "workers": workers})
 
 
 class Stage:
@@ -160,6 +185,8 @@ class Stage:
             stack.enter_context(mock.patch.object(Progress, "beating", return_value=nullcontext()))
             stack.enter_context(mock.patch.object(jobs.run.run, "display_for", display))
             stack.enter_context(mock.patch.object(jobs.plan.job, "code_version", return_value="code"))
+            stack.enter_context(mock.patch.dict(sys.modules, {"jobs.tables.delta_output": OF_TABLE}))
+            stack.enter_context(mock.patch.object(jobs.tables.editions.secrets, "randbelow", return_value=0))
             # Nothing but the page and the figures of a report depends on templates and journals, which take their time.
             stack.enter_context(mock.patch.object(jobs.report.journal, "to_bytes", return_value=b""))
             stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))

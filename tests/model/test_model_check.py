@@ -25,7 +25,7 @@ from jobs.run.backlog import Backlog
 from tests.model.explore import Explorer
 from tests.model.faults import Fault
 from tests.model.pool import BAD, Slow
-from tests.model.scenario import Change, Scenario, Stage
+from tests.model.scenario import Change, Compaction, Scenario, Stage
 from tests.model.search import HEADING, Bounds, Figures
 
 A, B, C = {"a.jpg": b"a"}, {"b.jpg": b"b"}, {"c.jpg": b"c"}
@@ -149,6 +149,17 @@ def test_two_accept_a_plan_with_any_preemption_and_a_write_in_flight(table: list
     explored(table, Scenario("accepted twice", {}, runs=2, before=BAD_FILE, accept=True), bounds)
 
 
+def test_the_output_table_of_a_run_that_dies_or_hears_nothing_at_any_call(table: list[Figures]) -> None:
+    """Between the two logs: the done record, the edition, the commit to the table."""
+    bounds = Bounds(every_call=False, only=IN_FLIGHT | {Fault.CRASH_BEFORE, Fault.LOST_ACK})
+    explored(table, Scenario("one run, a table", A, before=B, table=True), bounds)
+
+
+def test_the_output_table_of_a_file_that_is_scored_again_with_any_preemption(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, a table, again", {}, runs=2, before=A | B, again="a.jpg", table=True)
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
 def test_three_runs_at_random(table: list[Figures]) -> None:
     scenario = Scenario("three runs, 3 faults, at random", A | B | C, runs=3, changes=[LATE_FILE], shard_rows=2)
     sampled(table, scenario, Bounds(faults=3, preemptions=99), 150, seed=4)
@@ -254,3 +265,10 @@ def test_three_runs_at_random_at_length(table: list[Figures], seed: int) -> None
         shard_rows=2, on_change="rescore",
     )  # fmt: skip
     sampled(table, scenario, Bounds(faults=6, preemptions=99), 700, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_output_table_of_two_runs_with_any_preemption_and_a_compaction(table: list[Figures]) -> None:
+    scenario = Scenario("two runs, a table, compacted", A, runs=2, before=B, table=True, changes=[Compaction()])
+    explored(table, scenario, Bounds(faults=0, preemptions=1))

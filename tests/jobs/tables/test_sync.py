@@ -183,6 +183,21 @@ def test_an_answer_that_is_lost_adds_nothing_twice(store: Store) -> None:
     assert (stored.rows(), stored.commits) == (expected(store), 1)
 
 
+def test_a_table_never_goes_back_to_what_an_older_look_at_the_ledger_saw(store: Store) -> None:
+    night(store, "a")
+    stored = Stored()
+
+    class OvertakenWhileItLooks(MemoryTable):
+        def read(self) -> int:
+            if not stored.commits:
+                night(store, "b")
+                sync(store, MemoryTable(stored), "t")
+            return super().read()
+
+    sync(store, OvertakenWhileItLooks(stored), "t")
+    assert (stored.rows(), stored.commits) == (expected(store), 1)
+
+
 def test_a_run_that_dies_before_its_commit_leaves_it_to_the_next(store: Store) -> None:
     night(store, "a")
     stored = Stored()
