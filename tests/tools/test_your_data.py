@@ -14,13 +14,16 @@ from typing import Any
 
 import duckdb
 import fsspec
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deltalake import DeltaTable, write_deltalake
 
 from jobs.cli import main
 from jobs.reader import done
+from tests.jobs.tables.iceberg_tables import IcebergMaker
 from tests.support.digits_job import Digits
 from tests.tools.packages import run_tool
 
@@ -98,9 +101,9 @@ def check_labels(rows: pa.Table, digits_of: list[int]) -> None:
     assert right >= 0.9 * len(digits_of)
 
 
-def test_the_page_has_ten_sources_and_this_file_all_of_them() -> None:
+def test_the_page_has_thirteen_sources_and_this_file_all_of_them() -> None:
     sections = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    assert len(sections) == 10
+    assert len(sections) == 13
     assert [section for section in sections if f'"{section}"' not in Path(__file__).read_text()] == []
 
 
@@ -165,6 +168,36 @@ def test_pandas(photos: Path, truth: dict[int, int], tmp_path: Path, score: Scor
     assert rows["sku"].to_pylist() == [f"sku-{number}" for number in truth]
     assert set(rows["taken"].to_pylist()) == {datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)}
     check_labels(rows, list(truth.values()))
+
+
+def pictures(digits: Digits) -> pa.Table:
+    return pa.table({"id": range(ROWS), "image": [row["image"] for row in whole(digits)]})
+
+
+def test_delta_lake(digits: Digits, truth: dict[int, int], tmp_path: Path, score: Score) -> None:
+    (spec,) = specs("Delta Lake")
+    write_deltalake(tmp_path / "table", pictures(digits))
+    DeltaTable(tmp_path / "table").delete("id = 3")
+    rows = score(spec, uri=str(tmp_path / "table"))
+    check_labels(rows, [truth[number] for number in rows["id"].to_pylist()])
+    assert sorted(rows["id"].to_pylist()) == [number for number in truth if number != 3]
+
+
+def test_iceberg(digits: Digits, truth: dict[int, int], tmp_path: Path, score: Score) -> None:
+    (spec,) = specs("Iceberg")
+    table = IcebergMaker(tmp_path / "warehouse")
+    table.append([(number, row["image"], row["digit"]) for number, row in enumerate(whole(digits))])
+    rows = score(spec, uri=table.url)
+    check_labels(rows, [truth[number] for number in rows["id"].to_pylist()])
+
+
+def test_lance(digits: Digits, truth: dict[int, int], tmp_path: Path, score: Score) -> None:
+    (spec,) = specs("Lance")
+    rows = pictures(digits)
+    blobs = rows.schema.set(1, pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"}))
+    lance.write_dataset(rows.cast(blobs), tmp_path / "products.lance")
+    scored = score(spec, uri=str(tmp_path / "products.lance"))
+    check_labels(scored, [truth[number] for number in scored["id"].to_pylist()])
 
 
 def test_img2dataset(tmp_path: Path, score: Score) -> None:
