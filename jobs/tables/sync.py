@@ -36,7 +36,8 @@ MOST_FILES = 100_000
 """Objects that one commit adds, unless a plan has more: where a table is brought up to years of nights."""
 _AT = "__at"
 _COPIES = "_stint/table"
-"""Rows of objects of which readers do not see all, under names that no glob for predictions finds."""
+"""Rows of objects of which readers do not see all, under names that no glob for predictions finds. Polars 2.1 takes the
+part of a Delta table's file from its folders."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ def _copy(store: Store, part: Part, rows: pa.Table) -> RowFile:
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
     data = bytes(sink.getvalue())
-    key = f"{_COPIES}/{part.plan:08d}-{hashlib.sha256(data).hexdigest()}{BOOK}"
+    folder = f"{_COPIES}/model={part.model}/plan={part.plan:08d}"
+    key = f"{folder}/{hashlib.sha256(data).hexdigest()}{BOOK}"
     store.create(key, data)
     return RowFile(f"{store.url}/{key}", part, len(rows), len(data))
