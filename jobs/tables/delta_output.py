@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
-from jobs.tables.delta import TYPES, Unread, rows_told
+from jobs.tables.delta import TYPES, Unread, field_of, rows_told
 from jobs.tables.delta_log import OF_FILES, OF_TABLE, Action, DeltaLog, NoDeltaTable, Wanted
 from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, TableMoved
 from workers.output import SOURCE_FIELDS
@@ -165,17 +165,22 @@ class DeltaOutput:
         return live
 
     def _rows(self, path: str, names: Sequence[str] | None = None) -> pa.Table:
-        """Of a live file, these columns or all; those of the source are always there, in their types."""
+        """Of a live file, these columns or all, in the table's types: deltalake's files have views, which Arrow cannot
+        filter. Those of the source are always there."""
         assert self._log is not None
         uri = self._log.uri(path)
+        types = {
+            one["name"]: field_of(one, "none").type
+            for one in json.loads(self._table["metaData"]["schemaString"])["fields"]
+        }
         try:
             with opened(*open_filesystem(uri)) as file:
                 found = open_parquet(file).read(names)
+            columns = {one.name: pa.nulls(found.num_rows, one.type) for one in SOURCE_FIELDS}
+            columns |= {name: found[name].cast(types[name]) for name in found.column_names if name in types}
         except (NotFound, pa.ArrowException, OSError) as error:
             raise StoreError(f"{self._told}: {uri} of the table cannot be read: {error}") from error
-        columns = dict(zip(found.column_names, found.columns, strict=True))
-        nothing = pa.nulls(found.num_rows)
-        return pa.table(columns | {one.name: columns.get(one.name, nothing).cast(one.type) for one in SOURCE_FIELDS})
+        return pa.table(columns)
 
     def _of_table(self, schema: pa.Schema) -> list[dict[str, Any]]:
         """Actions that let the table have these columns and be kept; none where it is so. Raises SpecError."""
@@ -227,10 +232,11 @@ class DeltaOutput:
             raise StoreError(f"{self._told}: no checkpoint can be written: {error}") from error
 
     def _path(self, file: RowFile) -> str:
-        """As the log has it."""
-        if not file.uri.startswith(f"{self._store.url}/"):
-            raise ValueError(f"{file.uri} does not lie below {self._store.url}")
-        return quote(file.uri.removeprefix(f"{self._store.url}/"), safe="/=")
+        """As the log has it. Polars 2.1 reads the part from it, whatever else the log says."""
+        below = file.uri.removeprefix(f"{self._store.url}/")
+        if below == file.uri or f"/model={file.part.model}/plan={file.part.plan:08}/" not in f"/{below}":
+            raise ValueError(f"{file.uri} does not lie below {self._store.url} in a folder of {file.part}")
+        return quote(below, safe="/=")
 
 
 def _of_file(path: str, part: Part, size: int) -> dict[str, Any]:
