@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import UUID
@@ -29,8 +30,8 @@ _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10})|\.[0-9a-fA-F-]{36})?\.(?:parquet|json)")
 _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 _OF_ADD = ("path", "size", "partitionValues", "stats", "stats_parsed.numRecords", "deletionVector")
-OF_TABLE = ("protocol", "metaData", "txn")
-OF_FILES = ("sidecar.path", *(f"add.{name}" for name in _OF_ADD))
+TABLE_COLUMNS = ("protocol", "metaData", "txn")
+FILE_COLUMNS = ("sidecar.path", *(f"add.{name}" for name in _OF_ADD))
 """Columns of checkpoints: what is said of a table, and of its files."""
 _ROWS_TOGETHER = 16384
 
@@ -102,7 +103,7 @@ class DeltaLog:
         return ((number, _lines(raw, path, self.spec)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
 
     def checkpoint(
-        self, number: int, columns: Sequence[str] = (*OF_TABLE[:2], *OF_FILES), wanted: Wanted | None = None
+        self, number: int, columns: Sequence[str] = (*TABLE_COLUMNS[:2], *FILE_COLUMNS), wanted: Wanted | None = None
     ) -> Iterator[Action]:
         """All actions up to a version, but for what readers have no use for; none without such a checkpoint. Of adds
         those that are `wanted`."""
@@ -198,6 +199,20 @@ class DeltaLog:
             return retrying(action, path)
         except NotFound as error:
             raise StoreError(f"{path} was cleaned up while it was to be read") from error
+
+
+def named_files(url: str) -> frozenset[str]:
+    """Paths of files that are in the Delta table at this place, or were; none without a table. Raises as DeltaLog."""
+    try:
+        log = DeltaLog(url)
+    except (NothingThere, NoDeltaTable):
+        return frozenset()
+    base, newest = log.base(log.versions[-1]), log.versions[-1]
+    since = (action for _, some in log.committed(range(base + 1, newest + 1)) for action in some)
+    actions = chain(log.checkpoint(base, ("sidecar.path", "add.path", "remove.path")), since)
+    return frozenset(
+        unquote(one["path"]) for action in actions for kind, one in action.items() if one and kind in ("add", "remove")
+    )
 
 
 def _lines(raw: bytes, path: str, spec: str) -> Iterator[Action]:

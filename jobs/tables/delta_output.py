@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.tables.delta import TYPES, Unread, field_of, rows_told
-from jobs.tables.delta_log import OF_FILES, OF_TABLE, Action, DeltaLog, NoDeltaTable, Wanted
+from jobs.tables.delta_log import FILE_COLUMNS, TABLE_COLUMNS, Action, DeltaLog, NoDeltaTable, Wanted
 from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, TableMoved
 from workers.output import SOURCE_FIELDS
 from workers.source.source_file import open_parquet, opened
@@ -55,14 +55,14 @@ class _Live(NamedTuple):
 class DeltaOutput:
     """An OutputTable."""
 
-    def __init__(self, uri: str, *, single_writer: bool = False) -> None:
-        """`uri` is the output's: files that are added lie below it. `single_writer` as in the output's spec. Raises
-        SpecError without the library, StoreDenied."""
+    def __init__(self, uri: str) -> None:
+        """`uri` is the output's: files that are added lie below it. Raises SpecError without the library; StoreDenied
+        where create-if-absent cannot be had."""
         try:
             import deltalake  # noqa: F401  (told before anything is written)
         except ImportError as error:
             raise SpecError("output.table: Delta tables need deltalake", "pip install 'stint[delta]'") from error
-        self._store = open_store(uri, single_writer=single_writer)
+        self._store = open_store(uri)
         self._told = f"output.table: {self._store.url}"
 
     def read(self) -> int:
@@ -74,7 +74,7 @@ class DeltaOutput:
         except (NothingThere, NoDeltaTable):
             return 0
         self._version = self._log.versions[-1]
-        for kind, said in (pair for action in self._actions(OF_TABLE) for pair in action.items()):
+        for kind, said in (pair for action in self._actions(TABLE_COLUMNS) for pair in action.items()):
             if kind in ("protocol", "metaData"):
                 self._table[kind] = {name: value for name, value in said.items() if value is not None}
             elif kind == "txn" and said["appId"] == _APP:
@@ -114,9 +114,9 @@ class DeltaOutput:
                 file = copy(part, change.trimmed[part](self._rows(path)))
                 added[self._path(file)] = file
         now = int(time.time() * 1000)
-        info = {"timestamp": now, "operation": "WRITE", "engineInfo": _APP, "txnId": str(uuid.uuid4())}
+        info = {"timestamp": now, "operation": "WRITE", "operationParameters": {}, "engineInfo": _APP}
         actions = [
-            {"commitInfo": info},  # no other commit has these bytes
+            {"commitInfo": {**info, "txnId": str(uuid.uuid4())}},  # no other commit has these bytes
             *actions,
             {"txn": {"appId": _APP, "version": edition}},  # without a time, so that it never expires
         ]
@@ -154,7 +154,7 @@ class DeltaOutput:
             return pc.is_in(pc.map_lookup(adds.field("partitionValues"), PLAN.name, "first"), plans)
 
         live = dict[str, _Live]()
-        for action in self._actions(OF_FILES, None if parts is None else wanted) if parts != set() else ():
+        for action in self._actions(FILE_COLUMNS, None if parts is None else wanted) if parts != set() else ():
             if add := action.get("add"):
                 values = dict(add["partitionValues"])
                 part = Part(values[MODEL.name], int(values[PLAN.name]))

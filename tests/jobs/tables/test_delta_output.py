@@ -578,12 +578,21 @@ def test_checkpoints_are_written_by_us_and_the_log_may_end_at_one(out: Output) -
         out.commit(edition, Change([file]))
     log = Path(out.url, "_delta_log")
     assert [file.name[:20] for file in sorted(log.glob("*.checkpoint.parquet"))] == [f"{n:020}" for n in (9, 19)]
-    for file in log.glob("*.json"):
-        if int(file.stem) <= 19:
-            file.unlink()
-    assert out.table.read() == 25
+    assert out.delta().transaction_version("stint") == 25
+    old = (datetime.now(UTC) - timedelta(days=100)).timestamp()
+    for file in log.iterdir():
+        os.utime(file, (old, old))
+    for edition in range(26, 32):
+        files[edition] = out.object(edition)
+        assert out.table.read() == edition - 1
+        out.commit(edition, Change([files[edition]]))
+    assert sorted(int(file.stem) for file in log.glob("*[0-9].json")) == list(range(19, 31))
+    assert out.delta().transaction_version("stint") == 31
+    assert out.delta().history(1)[0]["operation"] == "WRITE"
+    assert out.rows() == sorted(row for file in files.values() for row in of(file))
+    assert out.table.read() == 31
     assert out.table.rows() == {file.part: 4 for file in files.values()}
-    out.commit(26, Change(dropped=[Part(MODEL, 3)], trimmed={Part(MODEL, 25): without(("25-0", 0))}))
+    out.commit(32, Change(dropped=[Part(MODEL, 3)], trimmed={Part(MODEL, 25): without(("25-0", 0))}))
     assert out.rows() == sorted(
         row for n, file in files.items() for row in of(file) if n != 3 and row[2:] != ("25-0", 0)
     )
