@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -39,17 +39,13 @@ _DIVIDED = [MODEL.name, PLAN.name]
 _NTZ = "timestampNtz"
 _WRITTEN = frozenset(["appendOnly", "invariants", _NTZ])
 """Features that writers must know, and we do."""
+_VERSIONS = ((1, 1), (1, 2), (1, 7), (3, 7))
+"""Of what readers and writers must know."""
 _ANEW = "move _delta_log/ away: the table is then made anew"
 _NAMES = {kind: name for name, kind in TYPES.items() if name != "void"} | {
     **{pa.large_string(): "string", pa.large_binary(): "binary", pa.date64(): "date"},
     **{pa.uint8(): "short", pa.uint16(): "integer", pa.uint32(): "long"},
 }
-
-
-class _Live(NamedTuple):
-    part: Part
-    size: int
-    rows: int | None = None
 
 
 class DeltaOutput:
@@ -84,7 +80,7 @@ class DeltaOutput:
         metadata["format"] = {"provider": "parquet", "options": {}}
         features = {*protocol.get("readerFeatures", ()), *protocol.get("writerFeatures", ())}
         versions = protocol["minReaderVersion"], protocol["minWriterVersion"]
-        takes = sorted(features - _WRITTEN) if features else [f"versions {versions}"] if versions > (1, 2) else []
+        takes = sorted(features - _WRITTEN) or ([f"versions {versions}"] if versions not in _VERSIONS else [])
         takes += ["delta.appendOnly"] if metadata["configuration"].get("delta.appendOnly") == "true" else []
         takes += ["delta.invariants"] if "delta.invariants" in metadata["schemaString"] else []
         if metadata["partitionColumns"] != _DIVIDED:
@@ -106,13 +102,12 @@ class DeltaOutput:
         trimmed = [path for path, file in live.items() if file.part in change.trimmed]
         sources = ahead(lambda path: self._rows(path, [field.name for field in SOURCE_FIELDS]), trimmed, "trim")
         for path, found in zip(trimmed, sources, strict=True):
-            part = live[path].part
-            stay = change.trimmed[part](found).num_rows
-            if stay < found.num_rows:
+            seen = change.trimmed[part := live[path].part]
+            if (stay := seen(found).num_rows) < found.num_rows:
                 removed[path] = live[path]
-            if 0 < stay < found.num_rows:
-                file = copy(part, change.trimmed[part](self._rows(path)))
-                added[self._path(file)] = file
+                if stay:
+                    file = copy(part, seen(self._rows(path)))
+                    added[self._path(file)] = file
         now = int(time.time() * 1000)
         info = {"timestamp": now, "operation": "WRITE", "operationParameters": {}, "engineInfo": _APP}
         actions = [
@@ -120,13 +115,11 @@ class DeltaOutput:
             *actions,
             {"txn": {"appId": _APP, "version": edition}},  # without a time, so that it never expires
         ]
-        for path, one in removed.items():
-            if path not in added:
-                of_file = _of_file(path, one.part, one.size)
-                actions.append({"remove": {**of_file, "deletionTimestamp": now, "extendedFileMetadata": True}})
+        left = {"deletionTimestamp": now, "extendedFileMetadata": True}
+        actions += [{"remove": _of_file(path, one) | left} for path, one in removed.items() if path not in added]
         for path, file in added.items():
-            of_file, stats = _of_file(path, file.part, file.size), json.dumps({"numRecords": file.rows})
-            actions.append({"add": {**of_file, "modificationTime": now, "stats": stats}})
+            came = {"modificationTime": now, "stats": json.dumps({"numRecords": file.rows})}
+            actions.append({"add": _of_file(path, file) | came})
         data = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions).encode()
         if not self._store.create(f"_delta_log/{self._version + 1:020}.json", data):
             raise TableMoved(f"{self._told}: another one made version {self._version + 1}")
@@ -134,8 +127,7 @@ class DeltaOutput:
     def rows(self) -> Mapping[Part, int]:
         found = dict[Part, int]()
         for path, file in self._live().items():
-            rows = self._rows(path).num_rows if file.rows is None else file.rows
-            found[file.part] = found.get(file.part, 0) + rows
+            found[file.part] = found.get(file.part, 0) + (file.rows or self._rows(path).num_rows)
         return found
 
     def _actions(self, columns: Sequence[str], wanted: Wanted | None = None) -> Iterator[Action]:
@@ -146,20 +138,19 @@ class DeltaOutput:
             for _, some in self._log.committed(range(base + 1, self._version + 1)):
                 yield from some
 
-    def _live(self, parts: Collection[Part] | None = None) -> dict[str, _Live]:
-        """Files of these parts, or of all, by their paths in the log."""
+    def _live(self, parts: Collection[Part] | None = None) -> dict[str, RowFile]:
+        """Files of these parts, or of all, by their paths in the log; with 0 rows where it does not tell."""
         plans = pa.array({str(part.plan) for part in parts or ()}, pa.string())
 
         def wanted(adds: pa.StructArray) -> pa.BooleanArray:
             return pc.is_in(pc.map_lookup(adds.field("partitionValues"), PLAN.name, "first"), plans)
 
-        live = dict[str, _Live]()
+        live = dict[str, RowFile]()
         for action in self._actions(FILE_COLUMNS, None if parts is None else wanted) if parts != set() else ():
-            if add := action.get("add"):
-                values = dict(add["partitionValues"])
+            if (add := action.get("add")) and (values := dict(add["partitionValues"]))[PLAN.name]:
                 part = Part(values[MODEL.name], int(values[PLAN.name]))
                 if parts is None or part in parts:
-                    live[add["path"]] = _Live(part, int(add["size"]), rows_told(add))
+                    live[add["path"]] = RowFile(add["path"], part, rows_told(add) or 0, int(add["size"]))
             elif remove := action.get("remove"):
                 live.pop(remove["path"], None)
         return live
@@ -191,7 +182,7 @@ class DeltaOutput:
         }
         protocol = self._table.get("protocol") or {"minReaderVersion": 1, "minWriterVersion": 2}
         text = metadata["schemaString"]
-        fields = json.loads(text)["fields"] if text else [_field(one) for one in (MODEL, PLAN)]
+        fields = json.loads(text)["fields"] if text else [_field(one) | {"nullable": False} for one in (MODEL, PLAN)]
         for field in schema:
             try:
                 one = _field(field)
@@ -239,9 +230,10 @@ class DeltaOutput:
         return quote(below, safe="/=")
 
 
-def _of_file(path: str, part: Part, size: int) -> dict[str, Any]:
-    values = {MODEL.name: part.model, PLAN.name: str(part.plan)}
-    return {"path": path, "partitionValues": values, "size": size, "dataChange": True}
+def _of_file(path: str, file: RowFile) -> dict[str, Any]:
+    values = {MODEL.name: file.part.model, PLAN.name: str(file.part.plan)}
+    # Of removes that say no data changed deltalake takes no notice: its compactions would bring the rows back.
+    return {"path": path, "partitionValues": values, "size": file.size, "dataChange": True}
 
 
 def _field(field: pa.Field) -> dict[str, Any]:

@@ -650,6 +650,22 @@ def test_a_table_that_we_cannot_write_is_refused(out: Output, actions: Sequence[
     assert "move _delta_log/ away" in refused.value.next_step
 
 
+def test_a_table_of_features_that_are_none_is_written(out: Output) -> None:
+    log_only(out.url, protocol(), metadata(*OURS, by=BY))
+    assert out.table.read() == 0
+    out.commit(1, Change([out.object(1)]))
+    assert out.table.read() == 1
+    assert len(out.rows()) == 4
+
+
+def test_the_number_does_not_expire(out: Output) -> None:
+    out.table.read()
+    out.commit(1, Change([out.object(1)]))
+    out.delta().alter.set_table_properties({"delta.setTransactionRetentionDuration": "interval 0 days"})
+    out.delta().create_checkpoint()
+    assert out.table.read() == 1
+
+
 def test_a_table_that_deltalake_gave_a_constraint_is_refused(out: Output) -> None:
     out.table.read()
     out.commit(1, Change([out.object(1)]))
