@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,11 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from jobs.errors import SpecError
 from jobs.tables.delta_output import DeltaOutput
 from jobs.tables.target import Change, Part, RowFile, Seen, TableMoved
 from tests.jobs.tables.delta_tables import column, commit, metadata, protocol
+from tests.objectstore.backends import S3
+from tests.objectstore.fault_proxy import Fault, FaultProxy, Late, LostAnswer, Request
 from tests.objectstore.packages import needed
 from tests.tools.packages import python_with_tools
 from workers.output import SOURCE_FIELDS, output_schema
@@ -397,6 +401,45 @@ def test_a_step_of_somebody_else_while_files_are_copied_is_seen(out: Output, ste
     assert out.table.read() != 2
     out.commit(2, change)
     assert out.rows() == [row for row in before if row[1:2] + row[3:] != (1, 1) or row[0] != MODEL]
+
+
+def merge(table: DeltaTable) -> None:
+    rows = some_rows("1-1", 2, model=MODEL).append_column("plan", pa.array([1] * 2, pa.int32()))
+    merger = table.merge(rows, "s.source_uri = t.source_uri and s.row = t.row", source_alias="s", target_alias="t")
+    merger.when_matched_update_all().execute()
+
+
+@pytest.mark.parametrize("how", ["add", "drop", "trim"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda table: table.optimize.compact(),
+        lambda table: table.optimize.z_order(["row"]),
+        lambda table: table.delete("row = 0"),
+        lambda table: table.update(new_values={"label": "x"}, predicate="row = 0"),
+        merge,
+    ],
+    ids=["compact", "z_order", "delete", "update", "merge"],
+)
+def test_others_who_began_before_our_commit_do_not_bring_back_what_it_took(
+    out: Output, how: str, step: Callable[[DeltaTable], None]
+) -> None:
+    files = [out.object(1, index) for index in range(3)]
+    out.table.read()
+    out.commit(1, Change(files))
+    theirs = out.delta()
+    out.table.read()
+    change = {
+        "add": Change([out.object(2)]),
+        "drop": Change(dropped=[files[0].part]),
+        "trim": Change(trimmed={files[0].part: without(("1-0", 1))}),
+    }[how]
+    out.commit(2, change)
+    before = out.rows()
+    with suppress(CommitFailedError):
+        step(theirs)
+    assert out.rows() == before
+    assert out.table.read() == 2
 
 
 def race(url: str, edition: int, plan: int, start: threading.Barrier) -> bool:
@@ -783,6 +826,39 @@ def test_a_table_in_a_store(s3: str) -> None:
     )
     assert out.table.read() == 13
     assert out.delta().vacuum(full=True, dry_run=False) == []
+
+
+@pytest.mark.objectstore
+def test_a_commit_whose_answer_is_lost_or_that_comes_late_is_there_once(
+    behind_proxy: Callable[..., tuple[FaultProxy, str]], ministack: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.storage.retries.BACKOFF_S", 0.01)
+    proxy, bucket = behind_proxy(ministack)
+    out, late = Output(f"{bucket}/out"), Late()
+    files = [out.object(plan) for plan in range(1, 4)]
+
+    def on(fault: Fault, number: int) -> Callable[[Request], Fault | None]:
+        pending = [fault]
+        return lambda request: (
+            pending.pop() if pending and request.method == "PUT" and f"{number:020}.json" in request.target else None
+        )
+
+    out.table.read()
+    proxy.plan = on(LostAnswer(), 0)
+    out.commit(1, Change(files[:1]))  # what lies there is ours
+    assert proxy.faults() == [LostAnswer()]
+    assert out.table.read() == 1
+    proxy.plan = on(late, 1)
+    out.commit(2, Change(files[1:2]))  # by a second try
+    late.when.set()
+    assert out.table.read() == 2
+    other = Output(out.url)
+    other.table.read()
+    proxy.plan = on(LostAnswer(), 2)
+    out.commit(3, Change(files[2:]))
+    with pytest.raises(TableMoved):
+        other.commit(3, Change(files[2:]))
+    assert out.rows() == [row for file in files for row in of(file)]
 
 
 # Whatever comes
