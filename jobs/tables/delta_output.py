@@ -94,8 +94,6 @@ class DeltaOutput:
 
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
         actions = self._of_table(schema)
-        if self._log and self._version - self._log.base(self._version) >= _COMMITS:
-            self._write_checkpoint()
         added = {self._path(file): file for file in change.added}
         live = self._live({*change.dropped, *change.trimmed})
         removed = {path: file for path, file in live.items() if file.part in change.dropped}
@@ -121,8 +119,11 @@ class DeltaOutput:
             came = {"modificationTime": now, "stats": json.dumps({"numRecords": file.rows})}
             actions.append({"add": _of_file(path, file) | came})
         data = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions).encode()
-        if not self._store.create(f"_delta_log/{self._version + 1:020}.json", data):
-            raise TableMoved(f"{self._told}: another one made version {self._version + 1}")
+        version = self._version + 1
+        if not self._store.create(f"_delta_log/{version:020}.json", data):
+            raise TableMoved(f"{self._told}: another one made version {version}")
+        if self._log and version - self._log.base(version) >= _COMMITS:
+            self._write_checkpoint(version)
 
     def rows(self) -> Mapping[Part, int]:
         found = dict[Part, int]()
@@ -209,14 +210,15 @@ class DeltaOutput:
         said = {"protocol": protocol, "metaData": metadata}
         return [{kind: value} for kind, value in said.items() if value != self._table.get(kind)]
 
-    def _write_checkpoint(self) -> None:
-        """So that readers need not go through more commits than some. Raises StoreError."""
+    def _write_checkpoint(self, version: int) -> None:
+        """So that readers need not go through more commits than some; one that fails is tried again after the next.
+        Raises StoreError."""
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
         try:
             options = storage_options(self._store.url)
-            table = DeltaTable(object_store_url(self._store.url), version=self._version, storage_options=options)
+            table = DeltaTable(object_store_url(self._store.url), version=version, storage_options=options)
             table.create_checkpoint()
             table.cleanup_metadata()
         except (DeltaError, OSError) as error:
