@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from jobs.errors import SpecError
 from jobs.tables.delta_output import DeltaOutput
@@ -602,6 +602,8 @@ def test_no_vacuum_takes_our_files(out: Output) -> None:
     for _ in range(2):
         for full in (False, True):
             assert out.delta().vacuum(full=full, dry_run=False) == []
+            with pytest.raises(DeltaError, match="Invalid retention period"):
+                out.delta().vacuum(168, full=full, dry_run=False)
         assert all(file.exists() for file in ours)
         out.delta().create_checkpoint()  # and again, when tombstones are in a checkpoint alone
         for file in log.glob("*.json"):
