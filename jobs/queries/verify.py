@@ -36,6 +36,7 @@ from jobs.plan.job import Job
 from jobs.progress.format import first_few
 from jobs.report.runs import newest_runs, too_bad_plans
 from jobs.table import open_table, table_uri
+from jobs.tables.delta_log import named_files
 from jobs.tables.editions import Edition, Editions
 from workers.contract import InputSpec, Shard, Slice, TableOf, parse_shard_key, shard_key
 from workers.counted import counted
@@ -44,6 +45,7 @@ from workers.output import NotOurs, ObjectFacts, OutputObject, cast_key, object_
 from workers.source.shard_reader import key_columns
 from workers.storage.errors import NotFound
 from workers.storage.lookahead import ahead
+from workers.storage.store import ObjectInfo
 
 _AT_ONCE = 8
 _SHOWN = 10
@@ -365,7 +367,8 @@ def _check_table(job: Job, verdict: Verdict, done: Collection[int]) -> None:
 
 
 def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> None:
-    """Nothing lies in the model's root that no plan explains."""
+    """Nothing lies in the model's root that no plan explains, nor a table, which others may have compacted."""
+    strays = list[ObjectInfo]()
     explained = {key for plan in plans for key in ledger.keys_of(plan.number)}
     shards_of = {plan.number: len(plan.shards) for plan in plans}
     for info in ledger.store.list(ledger.root):
@@ -376,4 +379,10 @@ def _check_strays(ledger: Ledger, plans: Sequence[Plan], verdict: Verdict) -> No
         if key in explained or (of_plan and int(of_plan[1]) in shards_of):
             continue
         if not (found and found[1] < shards_of.get(found[0], 0)):
-            verdict.found["stray objects"].append(f"stray object {info.key} ({info.size} bytes): no plan explains it")
+            strays.append(info)
+    of_table = named_files(ledger.store.url) if strays else ()
+    verdict.found["stray objects"] += [
+        f"stray object {info.key} ({info.size} bytes): no plan explains it"
+        for info in strays
+        if info.key not in of_table
+    ]

@@ -30,7 +30,7 @@ _READ = frozenset(
     ]
 )
 """Features that readers must know, and we do."""
-_TYPES = {
+TYPES = {
     **{"string": pa.string(), "binary": pa.binary(), "boolean": pa.bool_(), "date": pa.date32(), "void": pa.null()},
     **{"byte": pa.int8(), "short": pa.int16(), "integer": pa.int32(), "long": pa.int64()},
     **{"float": pa.float32(), "double": pa.float64()},
@@ -131,7 +131,7 @@ def _fold(
     for kind, one in (pair for action in actions for pair in action.items() if pair[1]):
         if kind == "add":
             partition = tuple(sorted(dict(one["partitionValues"] or ()).items()))
-            file = _File(int(one["size"]), _rows(one), partition, _vector(one))
+            file = _File(int(one["size"]), rows_told(one), partition, _vector(one))
             come[log.uri(one["path"])] = file, bool(one.get("dataChange", True))
         elif kind == "remove":
             leave[log.uri(one["path"])] = _vector(one), bool(one.get("dataChange", True))
@@ -152,7 +152,7 @@ def _fold(
     return {"info": info, "added": added, "removed": removed, "changed": changed, "data_change": any(flags)}
 
 
-def _rows(add: Mapping[str, Any]) -> int | None:
+def rows_told(add: Mapping[str, Any]) -> int | None:
     try:
         known = json.loads(add.get("stats") or "{}")
     except ValueError:
@@ -169,7 +169,7 @@ def _vector(action: Mapping[str, Any]) -> StoredVector | None:
     )
 
 
-class _Unread(Exception):
+class Unread(Exception):
     """A type that we do not read."""
 
 
@@ -199,11 +199,11 @@ def _schema(
         divides = one["name"] in metadata["partitionColumns"]
         try:
             if divides and one["type"] == "binary":  # writers do not agree on how to write its bytes as text
-                raise _Unread("binary, by which the table is partitioned")
-            fields.append(field := _field(one, mode))
+                raise Unread("binary, by which the table is partitioned")
+            fields.append(field := field_of(one, mode))
             if divides:
                 partitions[_physical(one, mode)] = field.name, field.type
-        except _Unread as error:
+        except Unread as error:
             if not columns or one["name"] in columns:
                 raise SpecError(
                     f"input.uri: {url}: the column {one['name']} is of type {error}, which is not read",
@@ -216,14 +216,14 @@ def _physical(one: Mapping[str, Any], mode: str) -> str:
     return str(one["name"] if mode == "none" else one["metadata"]["delta.columnMapping.physicalName"])
 
 
-def _field(one: Mapping[str, Any], mode: str) -> pa.Field:
+def field_of(one: Mapping[str, Any], mode: str) -> pa.Field:
     known = {} if mode == "none" else {NAMES_IN_FILES: json.dumps([_physical(one, mode)])}
     if mode == "id":
         known[FIELD_ID] = str(one["metadata"]["delta.columnMapping.id"])
     for change in (one.get("metadata") or {}).get("delta.typeChanges", ()):
         was, now = change["fromType"], change["toType"]
         if (was, now) != ("date", "timestamp_ntz") and not (_NUMBER.fullmatch(was) and _NUMBER.fullmatch(now)):
-            raise _Unread(f"{now} that was {was}")
+            raise Unread(f"{now} that was {was}")
     return pa.field(one["name"], _type(one["type"], mode), one["nullable"], known)
 
 
@@ -231,17 +231,17 @@ def _type(said: Any, mode: str) -> pa.DataType:
     if isinstance(said, str):
         if decimal := re.fullmatch(r"decimal\((\d+), *(-?\d+)\)", said):
             return pa.decimal128(int(decimal[1]), int(decimal[2]))
-        if said not in _TYPES:
-            raise _Unread(said)
-        return _TYPES[said]
+        if said not in TYPES:
+            raise Unread(said)
+        return TYPES[said]
     if said["type"] == "struct":
-        return pa.struct([_field(one, mode) for one in said["fields"]])
+        return pa.struct([field_of(one, mode) for one in said["fields"]])
     if said["type"] == "array":
         return pa.list_(pa.field("element", _type(said["elementType"], mode), said["containsNull"]))
     if said["type"] == "map":
         value = pa.field("value", _type(said["valueType"], mode), said["valueContainsNull"])
         return pa.map_(_type(said["keyType"], mode), value)
-    raise _Unread(said["type"])
+    raise Unread(said["type"])
 
 
 def _constants(

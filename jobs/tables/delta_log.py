@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import UUID
@@ -29,11 +30,16 @@ _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10})|\.[0-9a-fA-F-]{36})?\.(?:parquet|json)")
 _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 _OF_ADD = ("path", "size", "partitionValues", "stats", "stats_parsed.numRecords", "deletionVector")
-_IN_CHECKPOINTS = ["protocol", "metaData", "sidecar.path", *(f"add.{name}" for name in _OF_ADD)]
+TABLE_COLUMNS = ("protocol", "metaData", "txn")
+FILE_COLUMNS = ("sidecar.path", *(f"add.{name}" for name in _OF_ADD))
+"""Columns of checkpoints: what is said of a table, and of its files."""
 _ROWS_TOGETHER = 16384
 
 Action = Mapping[str, Any]
 """One line of the log: `{kind: what}`."""
+
+
+Wanted = Callable[[pa.StructArray], pa.BooleanArray]
 
 
 class StoredVector(NamedTuple):
@@ -46,19 +52,24 @@ class StoredVector(NamedTuple):
     rows: int
 
 
+class NoDeltaTable(SpecError):
+    """A folder without a log."""
+
+
 class DeltaLog:
     """The commits and checkpoints that are there, and what they hold. All methods raise SpecError for what is damaged,
     StoreError, StoreDenied."""
 
-    def __init__(self, url: str) -> None:
-        """Raises NothingThere; SpecError where there is no log."""
+    def __init__(self, url: str, spec: str = "input.uri") -> None:
+        """`spec`: the key that names it, for messages. Raises NothingThere; NoDeltaTable."""
+        self.spec = spec
         self.fs, path = open_filesystem(url)
         self.url, self.root, self.folder = url, path.rstrip("/"), f"{path.rstrip('/')}/_delta_log"
         try:
             found = retrying(lambda: self.fs.ls(self.folder, detail=True), url)
         except NotFound:
             if not retrying(lambda: self.fs.exists(path), url):
-                raise NothingThere(f"input.uri: there is nothing at {url}", "check the path") from None
+                raise NothingThere(f"{spec}: there is nothing at {url}", "check the path") from None
             found = []
         sizes = {str(one["name"]).rpartition("/")[2]: one["size"] for one in found if one["type"] == "file"}
         names = sorted(name for name, size in sizes.items() if size)
@@ -73,8 +84,8 @@ class DeltaLog:
         self.checkpoints = {number: some if count else some[:1] for (number, count), some in whole.items()}
         self.versions = sorted(self.commits | self.checkpoints.keys())
         if not self.versions:
-            raise SpecError(
-                f"input.uri: {url} is not a Delta table: it has no _delta_log/ with commits",
+            raise NoDeltaTable(
+                f"{spec}: {url} is not a Delta table: it has no _delta_log/ with commits",
                 "name the folder that _delta_log/ lies in, or take `format: parquet`",
             )
 
@@ -89,15 +100,19 @@ class DeltaLog:
             path = f"{self.folder}/{number:020}.json"
             return number, path, self._read(path)
 
-        return ((number, _lines(raw, path)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
+        return ((number, _lines(raw, path, self.spec)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
 
-    def checkpoint(self, number: int) -> Iterator[Action]:
-        """All actions up to a version, but for what readers have no use for; none without such a checkpoint."""
+    def checkpoint(
+        self, number: int, columns: Sequence[str] = (*TABLE_COLUMNS[:2], *FILE_COLUMNS), wanted: Wanted | None = None
+    ) -> Iterator[Action]:
+        """All actions up to a version, but for what readers have no use for; none without such a checkpoint. Of adds
+        those that are `wanted`."""
         for name in self.checkpoints.get(number, ()):
-            for action in self._actions(name):
+            for action in self._actions(name, columns, wanted):
                 yield action
                 if sidecar := action.get("sidecar"):
-                    yield from self._actions(f"_sidecars/{unquote(sidecar['path']).rpartition('/')[2]}")
+                    name = f"_sidecars/{unquote(sidecar['path']).rpartition('/')[2]}"
+                    yield from self._actions(name, columns, wanted)
 
     def at(self, number: int) -> datetime:
         """When a version was committed."""
@@ -122,7 +137,7 @@ class DeltaLog:
             above = self.root if not path.startswith("/") else "" if is_local(self.url) else self.root.partition("/")[0]
             return full_url(self.fs, f"{above}/{path.lstrip('/')}")
         if not absolute[0].endswith("://"):
-            raise SpecError(f"input.uri: {self.url}: one of its files lies at {path}, which cannot be read from here")
+            raise SpecError(f"{self.spec}: {self.url}: one of its files lies at {path}, which cannot be read from here")
         return path if absolute[1] in AZURE else full_url(*open_filesystem(path))
 
     def deleted(self, vectors: Iterable[StoredVector]) -> dict[StoredVector, Positions]:
@@ -155,24 +170,26 @@ class DeltaLog:
             if any(len(found[one]) != one.rows for one in found):
                 raise ValueError("a deletion vector does not hold as many rows as the log says")
         except ValueError as error:
-            raise SpecError(f"input.uri: {self.url}: {error}") from error
+            raise SpecError(f"{self.spec}: {self.url}: {error}") from error
         return found
 
-    def _actions(self, name: str) -> Iterator[Action]:
+    def _actions(self, name: str, columns: Sequence[str], wanted: Wanted | None) -> Iterator[Action]:
         path = f"{self.folder}/{name}"
         if name.endswith(".json"):
-            yield from _lines(self._read(path), path)
+            yield from _lines(self._read(path), path, self.spec)
             return
         with self._there(lambda: opened(self.fs, path), path) as file:
             try:
-                rows = pq.ParquetFile(file, pre_buffer=False).iter_batches(_ROWS_TOGETHER, columns=_IN_CHECKPOINTS)
+                rows = pq.ParquetFile(file, pre_buffer=False).iter_batches(_ROWS_TOGETHER, columns=list(columns))
                 for batch in rows:
                     for kind in batch.schema.names:
-                        yield from ({kind: one} for one in batch[kind].drop_null().to_pylist())
+                        some = batch[kind].drop_null()
+                        some = some.filter(wanted(some)) if wanted and kind == "add" else some
+                        yield from ({kind: one} for one in some.to_pylist())
             except (pa.ArrowException, OSError) as error:
                 if file.fault is not None:
                     raise StoreError(f"{path}: {error}") from error
-                raise SpecError(f"input.uri: {path} is not a checkpoint of a Delta table: {error}") from error
+                raise SpecError(f"{self.spec}: {path} is not a checkpoint of a Delta table: {error}") from error
 
     def _read(self, path: str) -> bytes:
         return bytes(self._there(lambda: self.fs.cat_file(path), path))
@@ -184,8 +201,22 @@ class DeltaLog:
             raise StoreError(f"{path} was cleaned up while it was to be read") from error
 
 
-def _lines(raw: bytes, path: str) -> Iterator[Action]:
+def named_files(url: str) -> frozenset[str]:
+    """Paths of files that are in the Delta table at this place, or were; none without a table. Raises as DeltaLog."""
+    try:
+        log = DeltaLog(url)
+    except (NothingThere, NoDeltaTable):
+        return frozenset()
+    base, newest = log.base(log.versions[-1]), log.versions[-1]
+    since = (action for _, some in log.committed(range(base + 1, newest + 1)) for action in some)
+    actions = chain(log.checkpoint(base, ("sidecar.path", "add.path", "remove.path")), since)
+    return frozenset(
+        unquote(one["path"]) for action in actions for kind, one in action.items() if one and kind in ("add", "remove")
+    )
+
+
+def _lines(raw: bytes, path: str, spec: str) -> Iterator[Action]:
     try:
         yield from (json.loads(line) for line in raw.splitlines() if line.strip())
     except ValueError as error:
-        raise SpecError(f"input.uri: {path} is damaged: {error}") from error
+        raise SpecError(f"{spec}: {path} is damaged: {error}") from error

@@ -24,7 +24,7 @@ from jobs.ledger.plans import BOOK, Plan
 from jobs.ledger.superseded import OutOfDate, counted_plans
 from jobs.ledger.table_files import without
 from jobs.tables.editions import Edition, Editions
-from jobs.tables.target import Change, Copy, OutputTable, Part, RowFile, Seen, TableMoved
+from jobs.tables.target import Change, Copy, OutputTable, Portion, RowFile, Seen, TableMoved
 from workers.counted import counted
 from workers.output import OutputObject
 from workers.storage.lookahead import ahead
@@ -125,8 +125,8 @@ def _next_edition(ledger: Ledger, held: Edition) -> tuple[Edition, bool]:
     return Edition(ledger.root, frozenset(some)), some == done
 
 
-def _part(root: str, plan: int) -> Part:
-    return Part(root.removeprefix("model="), plan)
+def _part(root: str, plan: int) -> Portion:
+    return Portion(root.removeprefix("model="), plan)
 
 
 class _Hides(NamedTuple):
@@ -191,7 +191,7 @@ class Moves:
             _Hides.beyond(self.hidden_after, self.hidden_before),
             _Hides.beyond(self.hidden_before, self.hidden_after),
         )
-        added, dropped, trimmed = list[RowFile](), list[Part](), dict[Part, Seen]()
+        added, dropped, trimmed = list[RowFile](), list[Portion](), dict[Portion, Seen]()
         for number, plan in self.after.items():
             part, hidden = _part(self.ledger.root, number), more.of(plan)
             if number not in self.before:
@@ -239,7 +239,7 @@ class Moves:
         return OutputObject(self.ledger.store.get(f"{self.ledger.root}/{key}"))
 
 
-def _copy(store: Store, part: Part, rows: pa.Table) -> RowFile:
+def _copy(store: Store, part: Portion, rows: pa.Table) -> RowFile:
     """Written under a name of its content, so that another try writes the same file."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)

@@ -19,7 +19,7 @@ MODEL, PLAN = pa.field("model", pa.string(), nullable=False), pa.field("plan", p
 """Columns that the files of a table do not hold, where its format lets them be said of a file as a whole."""
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """The rows of one plan of one model."""
 
     model: str
@@ -33,7 +33,7 @@ class RowFile:
 
     uri: str
     """URL, or absolute path of a local file."""
-    part: Part
+    part: Portion
     rows: int
     size: int
     """Bytes."""
@@ -44,7 +44,7 @@ Seen = Callable[[pa.Table], pa.Table]
 readers see."""
 
 
-Copy = Callable[[Part, pa.Table], RowFile]
+Copy = Callable[[Portion, pa.Table], RowFile]
 """Writes rows of a part, with the columns of the objects, as a file."""
 
 
@@ -53,9 +53,9 @@ class Change:
     """From one edition to another."""
 
     added: Sequence[RowFile] = ()
-    dropped: Collection[Part] = ()
+    dropped: Collection[Portion] = ()
     """Parts of which no row stays."""
-    trimmed: Mapping[Part, Seen] = field(default_factory=dict)
+    trimmed: Mapping[Portion, Seen] = field(default_factory=dict)
     """Parts of which some rows go, whichever files other writers have them in by now."""
 
 
@@ -86,5 +86,5 @@ class OutputTable(Protocol):
         answer came. SpecError where the columns do not fit the table, StoreError, StoreDenied.
         """
 
-    def rows(self) -> Mapping[Part, int]:
+    def rows(self) -> Mapping[Portion, int]:
         """Live rows of each part, counted in the table as it was last read."""

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.tables.target import Change, Copy, Part, TableMoved
+from jobs.tables.target import Change, Copy, Portion, TableMoved
 from tests.model.model_fs import OUT, Bucket
 from workers.storage.errors import StoreError
 from workers.storage.store import ObjectStore, open_store
@@ -41,7 +41,7 @@ class ModelTable:
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
         files = list[tuple[str, list[Any]]]()
         for uri, part in self._held["files"]:
-            of = Part(*part)
+            of = Portion(*part)
             rows = self._rows(uri) if of in change.trimmed else None
             if of in change.dropped:
                 continue
@@ -62,10 +62,10 @@ class ModelTable:
         if not made:
             raise TableMoved
 
-    def rows(self) -> Mapping[Part, int]:
-        found: Counter[Part] = Counter()
+    def rows(self) -> Mapping[Portion, int]:
+        found: Counter[Portion] = Counter()
         for uri, part in self._held["files"]:
-            found[Part(*part)] += len(self._rows(uri))
+            found[Portion(*part)] += len(self._rows(uri))
         return found
 
     def _rows(self, uri: str) -> pa.Table:

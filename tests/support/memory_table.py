@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.tables.target import Change, Copy, Part, TableMoved
+from jobs.tables.target import Change, Copy, Portion, TableMoved
 
 PLACE = ["source_uri", "source_version", "row_group", "row"]
 
@@ -18,12 +18,12 @@ class Stored:
     """What all handles see: files of rows by name, and the edition."""
 
     def __init__(self) -> None:
-        self.files: dict[str, tuple[Part, pa.Table]] = {}
+        self.files: dict[str, tuple[Portion, pa.Table]] = {}
         self.edition, self.version, self.commits = 0, 0, 0
         self.lock = threading.Lock()
 
     def rows(self) -> Counter[tuple[object, ...]]:
-        """Part and place of each."""
+        """Portion and place of each."""
         return Counter(
             (*part, *place)
             for part, rows in self.files.values()
@@ -32,7 +32,7 @@ class Stored:
 
     def compact(self) -> None:
         """Somebody else's: files of a part become one."""
-        of_parts: dict[Part, list[pa.Table]] = {}
+        of_parts: dict[Portion, list[pa.Table]] = {}
         for part, rows in self.files.values():
             of_parts.setdefault(part, []).append(rows)
         self.version += 1
@@ -73,13 +73,13 @@ class MemoryTable:
             self._stored.edition, self._stored.version = edition, self._stored.version + 1
             self._stored.commits += 1
 
-    def rows(self) -> Mapping[Part, int]:
-        found: Counter[Part] = Counter()
+    def rows(self) -> Mapping[Portion, int]:
+        found: Counter[Portion] = Counter()
         for part, rows in self._stored.files.values():
             found[part] += len(rows)
         return found
 
 
-def places(part: Part, rows: pa.Table) -> Counter[tuple[object, ...]]:
+def places(part: Portion, rows: pa.Table) -> Counter[tuple[object, ...]]:
     """As `Stored.rows`."""
     return Counter((*part, *place) for place in zip(*(rows[n].to_pylist() for n in PLACE), strict=True))

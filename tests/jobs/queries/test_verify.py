@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deltalake import DeltaTable, QueryBuilder
 
 from jobs.cli import main
 from jobs.queries import verify
+from jobs.reader import done
+from jobs.tables.delta_output import DeltaOutput
+from jobs.tables.target import Change, Part, RowFile
 from tests.support.digits_job import Digits
 from tests.workers.source.test_reading import slices_of
 from workers.contract import InputSpec
@@ -171,6 +175,28 @@ def test_a_stray_object_is_named(damaged: Callable[..., str], name: str) -> None
 
     shown = damaged(stray)
     assert f"stray object {shown.split('stray object ')[1].split('/')[0]}/{name}" in shown
+
+
+def test_what_a_compaction_of_the_table_left_is_no_stray(damaged: Callable[..., str]) -> None:
+    def compacted(out: Path) -> None:
+        table, files = DeltaOutput(str(out)), []
+        for file in sorted(out.glob("model=*/plan=*/*.parquet")):
+            model, plan = (folder.partition("=")[2] for folder in file.parts[-3:-1])
+            rows, size = pq.read_metadata(file).num_rows, file.stat().st_size
+            files.append(RowFile(str(file), Part(model, int(plan)), rows, size))
+        assert table.read() == 0
+        table.commit(1, pq.read_schema(files[0].uri), Change(files), copy=lambda *_: files[0])
+        predictions = done(str(out)).table()
+        for _ in range(2):
+            seen = pa.table(QueryBuilder().register("t", DeltaTable(out)).execute("select * from t").read_all())
+            assert set(zip(seen["model"].to_pylist(), seen["plan"].to_pylist(), strict=True)) == {files[0].part}
+            same = pa.table({name: seen[name].cast(predictions[name].type) for name in predictions.column_names})
+            order = [("source_uri", "ascending"), ("row", "ascending")]
+            assert same.sort_by(order).to_pylist() == predictions.sort_by(order).to_pylist()
+            DeltaTable(out).optimize.compact()
+            assert len([*out.glob("model=*/plan=1/part-*.parquet")]) == 1
+
+    assert "readers of this model see 899 of them" in damaged(compacted, code=0)
 
 
 def test_a_plan_that_is_not_done_is_a_problem(damaged: Callable[..., str]) -> None:

@@ -24,7 +24,7 @@ from jobs.reader import place_of, predictions
 from jobs.tables import sync as sync_module
 from jobs.tables.editions import Edition, Editions
 from jobs.tables.sync import sync
-from jobs.tables.target import Part, TableMoved
+from jobs.tables.target import Portion, TableMoved
 from tests.support.fakes import object_of, opened
 from tests.support.memory_table import MemoryTable, Stored, places
 from workers.contract import TableOf
@@ -41,7 +41,7 @@ def expected(store: Store) -> Counter[tuple[object, ...]]:
     done = predictions(Ledger(store, root))
     found: Counter[tuple[object, ...]] = Counter()
     for file in done.files:
-        part = Part(root.removeprefix("model="), place_of(file)[0])
+        part = Portion(root.removeprefix("model="), place_of(file)[0])
         found += places(part, done.superseded.seen(part.plan, pq.read_table(file)))
     return found
 
