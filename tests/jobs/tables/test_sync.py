@@ -25,8 +25,8 @@ from jobs.tables import sync as sync_module
 from jobs.tables.editions import Edition, Editions
 from jobs.tables.sync import sync
 from jobs.tables.target import Portion, TableMoved
+from tests.jobs.tables.memory_table import MemoryTable, Stored, places
 from tests.support.fakes import object_of, opened
-from tests.support.memory_table import MemoryTable, Stored, places
 from workers.contract import TableOf
 from workers.storage.store import LocalStore, Store
 
