@@ -36,7 +36,7 @@ EDITION = "stint.edition"
 PLACE = ("source_uri", "source_version", "row_group", "row")
 HELD_BYTES = 64 * 2**20
 """Of objects that are fetched and not written yet."""
-BATCH_ROWS = 8192
+BATCH_ROWS = 1024
 TRIES = 20
 """Where others change the table between our last look and the commit."""
 _OFFSET = 2**32 - 1
@@ -116,7 +116,9 @@ class LanceOutput:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, CommitConflictError) or self.read() != held:
+            seen = self._table
+            moved = self.read() != held or (seen is not None and self._table.version != seen.version)
+            if moved or isinstance(error, CommitConflictError):
                 raise TableMoved(f"{self._url}: {error}") from error
             raise StoreError(f"{self._url}: {error}") from error
 
@@ -138,7 +140,7 @@ class LanceOutput:
                 raise SpecError(why, "leave it out of input.keys, or give it another name or type there") from error
         if self._table is None:
             # With neither a version nor tries it makes a table or fails; `write_dataset` may overwrite one.
-            make = LanceOperation.Overwrite(LanceSchema.from_pyarrow(pa.schema(wanted)), [])
+            make = LanceOperation.Overwrite(LanceSchema.from_pyarrow(pa.schema(wanted, {EDITION: "0"})), [])
             options = {"storage_options": storage_options(self._url), "enable_stable_row_ids": True}
             try:
                 LanceDataset.commit(object_store_url(self._url), make, read_version=0, max_retries=0, **options)
