@@ -1,16 +1,17 @@
 """The output as a Lance table. Lance takes no Parquet in: the rows are copied into fragments of its own.
 
 None of its operations knows a key, and of most of them two at once both go through. One is strict: a `Merge` names all
-fragments of the table and its whole schema, so it is refused where any row, fragment, column or schema metadata has
-changed since. So each edition is one `Merge`, with its number in the schema's metadata.
+fragments of the table and its whole schema, so it is refused where any row, column or schema metadata has changed
+since. So each edition is one `Merge`, with its number in the schema's metadata.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,12 +23,12 @@ import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
 from jobs.tables.lance import deleted_rows
-from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, TableMoved
+from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, Seen, TableMoved
 from workers.output import cast_key
 from workers.source.lance_rows import lance_dataset
 from workers.source.source_file import InputUnreadable
 from workers.storage.access import object_store_url, storage_options
-from workers.storage.errors import NotFound, StoreError
+from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import full_url, open_filesystem, read_url
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
@@ -38,9 +39,9 @@ HELD_BYTES = 64 * 2**20
 """Of objects that are fetched and not written yet."""
 BATCH_ROWS = 1024
 TRIES = 20
-"""Where others change the table between our last look and the commit."""
-_OFFSET = 2**32 - 1
-"""The part of a row's address that is its number in the fragment."""
+"""While others change the table between our last look and the commit."""
+_DENIED = re.compile(r"lacked (the necessary privileges|valid authentication)|Permission denied")
+"""What `object_store` says of a refusal; Lance has no type for it."""
 
 
 class LanceOutput:
@@ -55,30 +56,25 @@ class LanceOutput:
     def read(self) -> int:
         try:
             self._table = lance_dataset(self._url)
-            self._held = self._edition()
         except ImportError as error:
             raise SpecError("output.table: lance needs Lance's library", "pip install 'stint[lance]'") from error
-        except NotFound:
-            self._table, self._held = None, 0
         except InputUnreadable as error:
             raise SpecError(f"output.table.uri: {error}", "a newer pylance may open it, or name another") from error
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{self._url}: {error}") from error
-        return self._held
-
-    def _edition(self) -> int:
-        if (number := (self._table.schema.metadata or {}).get(EDITION.encode())) is not None:
-            return int(number)
-        if {MODEL.name, PLAN.name} <= {*self._table.schema.names} and self._table.count_rows("plan IS NOT NULL"):
-            why = f"{self._url} has rows of plans, but has lost the number that says which (schema metadata {EDITION})"
+        except NotFound:
+            self._table = None
+        metadata = None if self._table is None else self._table.schema.metadata  # an empty table is false
+        number = (metadata or {}).get(EDITION.encode())
+        self._held = int(number or 0)
+        if number is None and self.rows():
+            why = f"{self._url} has rows of plans, but lost the number that says which (schema metadata {EDITION})"
             raise SpecError(f"output.table.uri: {why}", "restore a version that has it, or name another place")
-        return 0
+        return self._held
 
     def rows(self) -> Mapping[Part, int]:
         counts: Counter[Part] = Counter()
         if self._table is not None and {MODEL.name, PLAN.name} <= {*self._table.schema.names}:
-            with self._telling(self._held):
-                scan = self._table.scanner(columns=[MODEL.name, PLAN.name], filter="plan IS NOT NULL")
+            scan = self._table.scanner([MODEL.name, PLAN.name], filter=f"{PLAN.name} IS NOT NULL")
+            with self._telling(self._held, again=False):
                 for part, rows in _by_part(scan.to_batches()):
                     counts[part] += len(rows)
         return counts
@@ -89,38 +85,38 @@ class LanceOutput:
 
         with self._telling(held := self._held):
             self._make_columns(schema, held)
-            columns = _columns(self._table)
-            added = self._written(schema, change.added)
+            make, (_, *columns) = self._table.lance_schema.__reduce__()
+            added = self._written([*schema.names, MODEL.name, PLAN.name], change)
             for _ in range(TRIES):
                 self._look_again(held)
-                table = self._table
-                if _columns(table) != columns:
+                _, (metadata, *fields) = self._table.lance_schema.__reduce__()
+                if fields != columns:  # their numbers, by which fragments name them, are others
                     break
-                fragments = [*self._kept(table, change), *added]
-                merge = LanceOperation.Merge(fragments, _numbered(table, edition), preserves_nullability=True)
-                # Lance compares with the versions between, as long as nobody has cleaned them up.
-                if table.latest_version != table.version:
-                    continue
-                try:
-                    LanceDataset.commit(table, merge, table.version, commit_message=f"stint edition {edition}")
-                except CommitConflictError:
-                    continue
-                return
+                # Of its own parts: a schema made of Arrow's would have columns of other numbers.
+                numbered = make(json.dumps(json.loads(metadata) | {EDITION: [*str(edition).encode()]}), *fields)
+                merge = LanceOperation.Merge([*self._kept(change), *added], numbered, preserves_nullability=True)
+                # Lance compares with the versions since, but not with those that somebody has cleaned up.
+                if self._table.latest_version == self._table.version:
+                    try:
+                        LanceDataset.commit(self._table, merge, self._table.version)
+                    except CommitConflictError:
+                        continue
+                    return
             raise TableMoved(f"{self._url} is changed by others all the time")
 
     @contextmanager
-    def _telling(self, held: int) -> Iterator[None]:
-        """Sorts what Lance raises, which for most of it has no types."""
+    def _telling(self, held: int, *, again: bool = True) -> Iterator[None]:
+        """Sorts what Lance raises, which has few types."""
         from lance.commit import CommitConflictError
 
         try:
             yield
         except (OSError, ValueError) as error:
-            seen = self._table
-            moved = self.read() != held or (seen is not None and self._table.version != seen.version)
+            before = self._table
+            moved = again and (self.read() != held or getattr(self._table, "version", 0) != getattr(before, "version", 0))
             if moved or isinstance(error, CommitConflictError):
                 raise TableMoved(f"{self._url}: {error}") from error
-            raise StoreError(f"{self._url}: {error}") from error
+            raise (StoreDenied if _DENIED.search(str(error)) else StoreError)(f"{self._url}: {error}") from error
 
     def _look_again(self, held: int) -> None:
         if self.read() != held:
@@ -131,8 +127,8 @@ class LanceOutput:
         from lance import LanceDataset, LanceOperation, write_dataset
         from lance.schema import LanceSchema
 
-        wanted = [field.remove_metadata().with_nullable(True) for field in (*schema, MODEL, PLAN)]
-        for field in wanted:
+        wanted = {field.name: field.remove_metadata().with_nullable(True) for field in (*schema, MODEL, PLAN)}
+        for field in wanted.values():
             try:
                 write_dataset(pa.schema([field]).empty_table(), "memory://column")
             except (OSError, ValueError) as error:
@@ -140,98 +136,78 @@ class LanceOutput:
                 raise SpecError(why, "leave it out of input.keys, or give it another name or type there") from error
         if self._table is None:
             # With neither a version nor tries it makes a table or fails; `write_dataset` may overwrite one.
-            make = LanceOperation.Overwrite(LanceSchema.from_pyarrow(pa.schema(wanted, {EDITION: "0"})), [])
+            make = LanceOperation.Overwrite(LanceSchema.from_pyarrow(pa.schema(wanted.values(), {EDITION: "0"})), [])
             options = {"storage_options": storage_options(self._url), "enable_stable_row_ids": True}
             try:
                 LanceDataset.commit(object_store_url(self._url), make, read_version=0, max_retries=0, **options)
             except OSError:
-                self._look_again(held)
-                if self._table is None:
+                if self.read() == held and self._table is None:
                     raise
             self._look_again(held)
         there = self._table.schema
-        for field in wanted:
-            if field.name in there.names and not _widens(field.type, there.field(field.name).type):
-                why = f"{self._url} has {there.field(field.name)}, and what is to be added {field.type}"
-                raise SpecError(f"output.table: {why}", "name another output.table.uri")
-        if foreign := [one.name for one in there if not one.nullable and one.name not in pa.schema(wanted).names]:
-            why = f"{self._url} allows no nulls in {', '.join(foreign)}, which predictions do not have"
-            raise SpecError(f"output.table: {why}", "name another output.table.uri")
-        if new := [field for field in wanted if field.name not in there.names]:
+        for one in there:
+            if not (_widens(wanted[one.name].type, one.type) if one.name in wanted else one.nullable):
+                why = f"output.table: {self._url} has {one.name}: {one.type}, which predictions do not fill"
+                raise SpecError(why, "name another output.table.uri")
+        if new := [field for field in wanted.values() if field.name not in there.names]:
             self._table.add_columns(pa.schema(new))
             self._look_again(held)
 
-    def _written(self, schema: pa.Schema, files: Sequence[RowFile]) -> list[Any]:
-        """Fragments of the rows of these files, which are no part of the table yet."""
+    def _written(self, columns: list[str], change: Change) -> list[Any]:
+        """Fragments of the rows that are added, which are no part of the table yet."""
         from lance.fragment import write_fragments
 
-        if not (rows := sum(file.rows for file in files)):
-            return []
         failed: list[Exception] = []
-        target = pa.schema([self._table.schema.field(name) for name in (*schema.names, MODEL.name, PLAN.name)])
-        at_once = max(1, min(16, HELD_BYTES // max(file.size for file in files)))
+        schema = pa.schema([self._table.schema.field(name) for name in columns])
+        at_once = max(1, min(16, HELD_BYTES // max([1, *(file.size for file in change.added)])))
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
-                objects = ahead(lambda file: read_url(file.uri), files, "table", at_once, a_thread=1)
-                for file, data in zip(files, objects, strict=True):
-                    yield from _batches(file, data, target)
-            except NotFound as error:
-                failed.append(StoreError(f"{error} is not there, although its plan is done"))
-                raise
-            except Exception as error:
-                failed.append(error)
+                objects = ahead(lambda file: read_url(file.uri), change.added, "table", at_once, a_thread=1)
+                for file, data in zip(change.added, objects, strict=True):
+                    yield from _batches(file, data, schema, change.trimmed.get(file.part))
+            except Exception as error:  # of which Lance would keep the text alone
+                missing = isinstance(error, NotFound)
+                failed.append(StoreError(f"{error} is not there, although its plan is done") if missing else error)
                 raise
 
         try:
-            written = write_fragments(pa.RecordBatchReader.from_batches(target, batches()), self._table)
+            return list(write_fragments(pa.RecordBatchReader.from_batches(schema, batches()), self._table))
         except OSError as error:
             raise (failed or [error])[0] from error
-        if (found := sum(one.physical_rows for one in written)) != rows:
-            raise StoreError(f"{self._url}: {found} rows were written in place of {rows}")
-        return list(written)
 
-    def _kept(self, table: Any, change: Change) -> list[Any]:
+    def _kept(self, change: Change) -> list[Any]:
         """The table's fragments, without rows that go."""
         from lance.bitmap import Bitmap
 
-        fragments = [one.metadata for one in table.get_fragments()]
-        dead: dict[int, Any] = defaultdict(Bitmap)
-        if parts := {*change.dropped, *change.trimmed}:
-            columns = [MODEL.name, PLAN.name, *(PLACE if change.trimmed else ())]
-            scan = table.scanner(columns=columns, filter=_among(parts), with_row_address=True)
-            for part, rows in _by_part(scan.to_batches()):
-                address = rows["_rowaddr"]
-                if part in change.trimmed:
-                    address = address.filter(pc.invert(pc.is_in(address, change.trimmed[part](rows)["_rowaddr"])))
-                numbers = address.to_numpy()
-                for one in np.unique(numbers >> 32).tolist():
-                    dead[one].update((numbers[numbers >> 32 == one] & _OFFSET).tolist())
-        touched = {one.id: one for one in fragments if one.id in dead}
-        earlier = deleted_rows(table, [one for one in touched.values() if one.num_deletions])
+        plans, dead = defaultdict[str, list[int]](list), defaultdict[int, Any](Bitmap)
+        for model, plan in {*change.dropped, *change.trimmed}:
+            plans[model.replace("'", "''")].append(plan)
+        which = " OR ".join(
+            f"(model = '{model}' AND plan IN ({str(numbers)[1:-1]}))" for model, numbers in plans.items()
+        )
+        columns = [MODEL.name, PLAN.name, *(PLACE if change.trimmed else ())]
+        scan = self._table.scanner(columns, filter=which or "false", with_row_address=True)
+        for part, rows in _by_part(scan.to_batches()):
+            seen = change.trimmed[part](rows) if part in change.trimmed else rows.slice(0, 0)
+            addresses = np.setdiff1d(rows["_rowaddr"], seen["_rowaddr"])
+            for one in np.unique(addresses >> 32).tolist():
+                dead[one].update((addresses[addresses >> 32 == one] - (one << 32)).tolist())
+        fragments = [one.metadata for one in self._table.get_fragments()]
+        earlier = deleted_rows(self._table, [one for one in fragments if one.id in dead and one.num_deletions])
         for number, positions in earlier.items():
             dead[number].update(positions.tolist())
-        return [self._without(one, dead[one.id], table.version) if one.id in touched else one for one in fragments]
+        return [self._without(one, dead[one.id]) if one.id in dead else one for one in fragments]
 
-    def _without(self, fragment: Any, dead: Any, version: int) -> Any:
+    def _without(self, fragment: Any, dead: Any) -> Any:
         """A fragment with these rows deleted, and no others."""
         from lance.fragment import DeletionFile
 
-        file = DeletionFile(version, secrets.randbits(63), "bitmap", len(dead), None)
+        file = DeletionFile(self._table.version, secrets.randbits(63), "bitmap", len(dead), None)
         path, (_, (bitmap,)) = f"{self._path}/{file.path(fragment.id)}", dead.__reduce__()
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         retrying(lambda: self._fs.pipe_file(path, bitmap), path)
         return replace(fragment, deletion_file=file)
-
-
-def _columns(table: Any) -> list[tuple[str, int, pa.DataType]]:
-    return [(one.name(), one.id(), table.schema.field(one.name()).type) for one in table.lance_schema.fields()]
-
-
-def _numbered(table: Any, edition: int) -> Any:
-    """Its schema with this number: of its own parts, as Arrow's does not have the numbers of columns."""
-    make, (metadata, *fields) = table.lance_schema.__reduce__()
-    return make(json.dumps(json.loads(metadata) | {EDITION: [*str(edition).encode()]}), *fields)
 
 
 def _widens(kind: pa.DataType, into: pa.DataType) -> bool:
@@ -243,25 +219,16 @@ def _widens(kind: pa.DataType, into: pa.DataType) -> bool:
         return False
 
 
-def _batches(file: RowFile, data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    known = {MODEL.name: file.part.model, PLAN.name: file.part.plan}
-    for batch in pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).iter_batches(BATCH_ROWS):
-        columns = [
-            pa.repeat(pa.scalar(known[field.name], field.type), len(batch))
-            if field.name in known
-            else cast_key(batch.column(field.name), field.type)
-            if field.name in batch.schema.names
-            else pa.nulls(len(batch), field.type)
-            for field in schema
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _among(parts: Collection[Part]) -> str:
-    plans = defaultdict[str, list[int]](list)
-    for model, plan in parts:
-        plans[model.replace("'", "''")].append(plan)
-    return " OR ".join(f"(model = '{model}' AND plan IN ({str(numbers)[1:-1]}))" for model, numbers in plans.items())
+def _batches(file: RowFile, data: bytes, schema: pa.Schema, seen: Seen | None) -> Iterator[pa.RecordBatch]:
+    parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    if parquet.metadata.num_rows != file.rows:
+        raise StoreError(f"{file.uri} has {parquet.metadata.num_rows} rows in place of {file.rows}")
+    for batch in parquet.iter_batches(BATCH_ROWS):
+        rows = pa.Table.from_batches([batch])
+        for field, value in ((MODEL, file.part.model), (PLAN, file.part.plan)):
+            rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), len(rows)))
+        rows = seen(rows) if seen else rows
+        yield from pa.table([cast_key(rows[field.name], field.type) for field in schema], schema).to_batches()
 
 
 def _by_part(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Part, pa.Table]]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.tables.lance_output import LanceOutput
-from jobs.tables.target import Change, Copy, Part, RowFile
+from jobs.tables.target import Change, Copy, Part, RowFile, TableMoved
 from workers.output import output_schema
 from workers.storage.filesystems import open_filesystem
 
@@ -73,6 +73,52 @@ def without(ids: Collection[int]) -> Callable[[pa.Table], pa.Table]:
         return rows.filter(pc.invert(pc.is_in(place, gone)))
 
     return seen
+
+
+class Editions:
+    """What each edition is, as the core has it in its ledger: the ids of each part that readers see."""
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._files: dict[Part, list[RowFile]] = {}
+        self._ids: dict[Part, set[int]] = {}
+        self.of: dict[int, dict[Part, set[int]]] = {0: {}}
+
+    @property
+    def last(self) -> int:
+        return max(self.of)
+
+    def add(self, parts: Mapping[Part, Collection[int]]) -> int:
+        """The number of a new one."""
+        for part, ids in parts.items():
+            if part not in self._files:
+                self._files[part] = plan_of(self._out, part.plan, ids, part.model)
+                self._ids[part] = {*ids}
+        self.of[self.last + 1] = {part: {*ids} for part, ids in parts.items() if ids}
+        return self.last
+
+    def change(self, held: int, wanted: int) -> Change:
+        before, after = self.of[held], self.of[wanted]
+        return Change(
+            [file for part in after if part not in before for file in self._files[part]],
+            [part for part in before if part not in after],
+            {part: without(self._ids[part] - ids) for part, ids in after.items() if ids != before.get(part)},
+        )
+
+    def sync(self, table: LanceOutput, wanted: int = 0) -> int:
+        """As the core does it; the number of tries that it took."""
+        wanted = wanted or self.last
+        for tries in range(100):
+            if (at := table.read()) >= wanted:
+                return tries
+            try:
+                table.commit(wanted, SCHEMA, self.change(at, wanted), no_copy)
+            except TableMoved:
+                continue
+        raise AssertionError(f"edition {table.read()} in place of {wanted}")
+
+    def rows(self, edition: int = 0) -> list[Row]:
+        return expected(*((part.model, part.plan, ids) for part, ids in self.of[edition or self.last].items()))
 
 
 def held(url: str, options: Mapping[str, str] | None = None) -> list[Row]:
