@@ -38,7 +38,7 @@ PLACE = ("source_uri", "source_version", "row_group", "row")
 HELD_BYTES = 64 * 2**20
 """Of objects that are fetched and not written yet."""
 BATCH_ROWS = 1024
-TRIES = 20
+LOOKS = 20
 """While others change the table between our last look and the commit."""
 _DENIED = re.compile(r"lacked (the necessary privileges|valid authentication)|Permission denied")
 """What `object_store` says of a refusal; Lance has no type for it."""
@@ -51,7 +51,8 @@ class LanceOutput:
         self._fs, self._path = open_filesystem(uri.rstrip("/"))
         self._url = full_url(self._fs, self._path)
         self._table: Any = None
-        self._held = 0
+        self._at = 0, 0
+        """Edition and version, as last read."""
 
     def read(self) -> int:
         try:
@@ -62,19 +63,19 @@ class LanceOutput:
             raise SpecError(f"output.table.uri: {error}", "a newer pylance may open it, or name another") from error
         except NotFound:
             self._table = None
-        metadata = None if self._table is None else self._table.schema.metadata  # an empty table is false
-        number = (metadata or {}).get(EDITION.encode())
-        self._held = int(number or 0)
+        found = None if self._table is None else self._table.schema.metadata  # an empty table is false
+        number = (found or {}).get(EDITION.encode())
+        self._at = int(number or 0), 0 if self._table is None else self._table.version
         if number is None and self.rows():
             why = f"{self._url} has rows of plans, but lost the number that says which (schema metadata {EDITION})"
             raise SpecError(f"output.table.uri: {why}", "restore a version that has it, or name another place")
-        return self._held
+        return self._at[0]
 
     def rows(self) -> Mapping[Part, int]:
         counts: Counter[Part] = Counter()
         if self._table is not None and {MODEL.name, PLAN.name} <= {*self._table.schema.names}:
             scan = self._table.scanner([MODEL.name, PLAN.name], filter=f"{PLAN.name} IS NOT NULL")
-            with self._telling(self._held, again=False):
+            with self._telling():
                 for part, rows in _by_part(scan.to_batches()):
                     counts[part] += len(rows)
         return counts
@@ -83,11 +84,11 @@ class LanceOutput:
         from lance import LanceDataset, LanceOperation
         from lance.commit import CommitConflictError
 
-        with self._telling(held := self._held):
+        with self._telling(held := self._at[0]):
             self._make_columns(schema, held)
             make, (_, *columns) = self._table.lance_schema.__reduce__()
             added = self._written([*schema.names, MODEL.name, PLAN.name], change)
-            for _ in range(TRIES):
+            for _ in range(LOOKS):
                 self._look_again(held)
                 _, (metadata, *fields) = self._table.lance_schema.__reduce__()
                 if fields != columns:  # their numbers, by which fragments name them, are others
@@ -105,22 +106,21 @@ class LanceOutput:
             raise TableMoved(f"{self._url} is changed by others all the time")
 
     @contextmanager
-    def _telling(self, held: int, *, again: bool = True) -> Iterator[None]:
+    def _telling(self, held: int | None = None) -> Iterator[None]:
         """Sorts what Lance raises, which has few types."""
         from lance.commit import CommitConflictError
 
         try:
             yield
         except (OSError, ValueError) as error:
-            before = self._table
-            moved = again and (self.read() != held or getattr(self._table, "version", 0) != getattr(before, "version", 0))
-            if moved or isinstance(error, CommitConflictError):
+            before = held, self._at[1]
+            if held is not None and (isinstance(error, CommitConflictError) or (self.read(), self._at[1]) != before):
                 raise TableMoved(f"{self._url}: {error}") from error
             raise (StoreDenied if _DENIED.search(str(error)) else StoreError)(f"{self._url}: {error}") from error
 
     def _look_again(self, held: int) -> None:
         if self.read() != held:
-            raise TableMoved(f"{self._url} holds edition {self._held} in place of {held}")
+            raise TableMoved(f"{self._url} holds edition {self._at[0]} in place of {held}")
 
     def _make_columns(self, schema: pa.Schema, held: int) -> None:
         """Make the table, without rows, and columns that it lacks, with nulls."""
@@ -138,14 +138,9 @@ class LanceOutput:
             # With neither a version nor tries it makes a table or fails; `write_dataset` may overwrite one.
             make = LanceOperation.Overwrite(LanceSchema.from_pyarrow(pa.schema(wanted.values(), {EDITION: "0"})), [])
             options = {"storage_options": storage_options(self._url), "enable_stable_row_ids": True}
-            try:
-                LanceDataset.commit(object_store_url(self._url), make, read_version=0, max_retries=0, **options)
-            except OSError:
-                if self.read() == held and self._table is None:
-                    raise
+            LanceDataset.commit(object_store_url(self._url), make, read_version=0, max_retries=0, **options)
             self._look_again(held)
-        there = self._table.schema
-        for one in there:
+        for one in (there := self._table.schema):
             if not (_widens(wanted[one.name].type, one.type) if one.name in wanted else one.nullable):
                 why = f"output.table: {self._url} has {one.name}: {one.type}, which predictions do not fill"
                 raise SpecError(why, "name another output.table.uri")
@@ -166,9 +161,14 @@ class LanceOutput:
                 objects = ahead(lambda file: read_url(file.uri), change.added, "table", at_once, a_thread=1)
                 for file, data in zip(change.added, objects, strict=True):
                     yield from _batches(file, data, schema, change.trimmed.get(file.part))
+            except pa.ArrowException as error:
+                failed.append(StoreError(f"{file.uri}: {error}"))
+                raise
+            except NotFound as error:
+                failed.append(StoreError(f"{error} is not there, although its plan is done"))
+                raise
             except Exception as error:  # of which Lance would keep the text alone
-                missing = isinstance(error, NotFound)
-                failed.append(StoreError(f"{error} is not there, although its plan is done") if missing else error)
+                failed.append(error)
                 raise
 
         try:

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any
 import duckdb
 import lance
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from lance import LanceDataset, LanceOperation
 from lance.commit import CommitConflictError
 
 from jobs.errors import SpecError
-from jobs.tables.lance_output import EDITION, LanceOutput
+from jobs.tables.lance import read_state
+from jobs.tables.lance_output import LanceOutput
 from jobs.tables.target import Change, Part, RowFile, TableMoved
 from tests.jobs.tables.lance_outputs import (
     SCHEMA,
@@ -38,9 +38,8 @@ from tests.jobs.tables.lance_outputs import (
     without,
     written,
 )
-from tests.objectstore.backends import S3, Backend
+from tests.objectstore.backends import Backend
 from tests.objectstore.fault_proxy import Answered, Fault, FaultProxy, LostAnswer, Request
-from tests.tools.packages import run_tool
 from workers.output import output_schema
 from workers.storage.access import storage_options
 from workers.storage.errors import StoreDenied, StoreError
@@ -237,8 +236,8 @@ def test_a_damaged_or_missing_object_is_a_fault_and_nothing_is_added(place: tupl
     out, url, table = place
     commit(table, 1, Change(plan_of(out, 1, range(4))))
     good, bad = plan_of(out, 2, range(40))
-    Path(bad.uri).write_bytes(b"PAR1 and no more PAR1")
-    with pytest.raises(StoreError, match="magic|footer|thrift|Parquet"):
+    Path(bad.uri).write_bytes(b"PAR1 and no more")
+    with pytest.raises(StoreError, match=r"00000001\.parquet: .*Parquet"):
         commit(table, 2, Change([good, bad]))
     Path(bad.uri).unlink()
     with pytest.raises(StoreError, match=r"00000001\.parquet is not there, although its plan is done"):
@@ -346,12 +345,12 @@ def test_others_who_looked_before_our_commit_and_commit_after_it(
     _, url, table = place
     stale = lance.dataset(url)
     assert editions.sync(table) == 1
-    refused = False
+    refused = ""
     try:
         MAINTENANCE[what](stale)
     except OSError as error:
-        refused = "onflict" in str(error) or "preempted" in str(error)
-        assert refused, error
+        refused = str(error)
+    assert "onflict" in refused or not refused
     back = {"overwrite": 2, "restore": 1}.get(what, 3)
     assert table.read() == back
     assert editions.sync(table) == (back < 3)
@@ -427,7 +426,7 @@ def test_a_table_that_is_changed_all_the_time_is_left_for_later(
     editions: Editions, place: tuple[str, str, LanceOutput], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, url, table = place
-    monkeypatch.setattr("jobs.tables.lance_output.TRIES", 3)
+    monkeypatch.setattr("jobs.tables.lance_output.LOOKS", 3)
     real = LanceOutput._kept
 
     def busy(self: LanceOutput, *given: Any) -> Any:
@@ -483,8 +482,9 @@ def test_what_a_killed_maker_leaves_on_a_disk_is_no_table(place: tuple[str, str,
     assert held(url) == expected((M, 1, range(4)))
 
 
-def races(url: str, editions: Editions, barrier: Any, won: Any) -> None:
+def races(url: str, editions: Editions, environment: Mapping[str, str], barrier: Any, won: Any) -> None:
     """One of several runs that all add every edition."""
+    os.environ.update(environment)
     table = LanceOutput(url)
     for number in range(1, editions.last + 1):
         barrier.wait()
@@ -514,7 +514,7 @@ def maintains(url: str, stop: Any, done: Any) -> None:
 def raced(url: str, editions: Editions, runs: int, others: int) -> Counter[int]:
     """How many of the runs committed each edition."""
     barrier, won, done, stop = CONTEXT.Barrier(runs), CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
-    ours = [CONTEXT.Process(target=races, args=(url, editions, barrier, won)) for _ in range(runs)]
+    ours = [CONTEXT.Process(target=races, args=(url, editions, dict(os.environ), barrier, won)) for _ in range(runs)]
     theirs = [CONTEXT.Process(target=maintains, args=(url, stop, done)) for _ in range(others)]
     for process in (*ours, *theirs):
         process.start()
@@ -522,7 +522,7 @@ def raced(url: str, editions: Editions, runs: int, others: int) -> Counter[int]:
         process.join()
         assert process.exitcode == 0
     stop.set()
-    counts = sum((done.get() for _ in theirs), Counter())
+    counts: Counter[str] = sum((done.get() for _ in theirs), Counter())
     for process in theirs:
         process.join()
     assert sum(counts.values()) >= 3 * others, counts
@@ -554,12 +554,76 @@ def test_of_runs_that_commit_the_same_editions_at_once_exactly_one_does(
     assert alive(url, editions, gone=deleted)
 
 
+def test_duckdb_and_our_own_reading_side_see_the_rows(place: tuple[str, str, LanceOutput]) -> None:
+    out, url, table = place
+    editions = a_year(out, 5)
+    editions.sync(table)
+    predictions = lance.dataset(url)  # as DuckDB finds it by its name
+    assert duckdb.execute("SELECT model, plan, id FROM predictions ORDER BY ALL").fetchall() == editions.rows()
+    counted = duckdb.execute("SELECT plan, count(*) FROM predictions WHERE model = 'm-1' GROUP BY ALL").fetchall()
+    assert dict(counted) == {part.plan: rows for part, rows in table.rows().items()}
+    assert predictions.count_rows("model = 'm-1' AND plan = 4") == 18
+    state = read_state(url)
+    assert sum((file.rows or 0) - len(file.deleted) for file in state.files) == len(editions.rows())
+    assert state.commits == ()
+
+
+@pytest.mark.objectstore
+def test_a_table_on_a_server(s3: str) -> None:
+    editions, url = a_year(s3, 4), f"{s3}/tables/a name.lance"
+    table = LanceOutput(f"{url}/")
+    assert table.read() == 0
+    assert raced(url, editions, 3, 0) == dict.fromkeys(range(1, 5), 1)
+    assert held(url, storage_options(url)) == editions.rows()
+    assert table.read() == 4
+    lance.dataset(url, storage_options=storage_options(url)).optimize.compact_files()
+    editions.add({Part(M, 9): range(900, 910)})
+    assert editions.sync(table) == 1
+    assert held(url, storage_options(url)) == editions.rows()
+
+
+def manifests(request: Request) -> bool:
+    return request.method == "PUT" and request.target.endswith(".manifest")
+
+
+@pytest.mark.objectstore
+def test_a_server_whose_answers_are_lost_and_one_that_refuses(
+    ministack: Any, behind_proxy: Callable[[Backend], tuple[FaultProxy, str]]
+) -> None:
+    proxy, place = behind_proxy(ministack)
+    editions, table = a_year(place, 3), LanceOutput(f"{place}/t.lance")
+    editions.sync(table, 1)
+    lost: list[Request] = []
+
+    def once(request: Request) -> Fault | None:
+        if lost or not manifests(request):
+            return None
+        lost.append(request)
+        return LostAnswer()
+
+    proxy.plan = once
+    editions.sync(table, 2)
+    assert len(lost) == 1
+    proxy.plan = lambda request: Answered(403, REFUSAL) if request.method == "PUT" else None
+    with pytest.raises(StoreDenied, match="lacked the necessary privileges"):
+        editions.sync(table, 3)
+    proxy.plan = lambda request: Answered(403, REFUSAL)
+    with pytest.raises(StoreDenied):
+        table.read()
+    proxy.plan = lambda _: None
+    assert table.read() == 2
+    assert held(f"{place}/t.lance", storage_options(place)) == editions.rows(2)
+
+
+REFUSAL = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Not you.</Message></Error>"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_editions_among_random_maintenance(seed: int, place: tuple[str, str, LanceOutput]) -> None:
     out, url, table = place
     chosen, editions, deleted = random.Random(seed), Editions(out), set[int]()
     seen: dict[Part, set[int]] = {}
-    usual = [op for name, op in MAINTENANCE.items() if name in ("compaction", "index", "cleanup", "update", "append")]
+    usual = [MAINTENANCE[name] for name in ("compaction", "index", "cleanup", "update", "append")]
     began = time.monotonic()
     for step in range(1, 40):
         if step > 5 and time.monotonic() - began > 3.5:
@@ -586,5 +650,6 @@ def test_random_editions_among_random_maintenance(seed: int, place: tuple[str, s
                 lance.dataset(url).delete(f"id IN ({str([*some])[1:-1]})")
                 deleted |= some
             assert alive(url, editions, gone=deleted)
-            assert sum(table.rows().values()) >= len(held(url)) if table.read() else True
+            assert table.read() == editions.last
+            assert sum(table.rows().values()) == len(held(url))
         table = LanceOutput(url) if chosen.random() < 0.5 else table
