@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,8 @@ from workers.source.lance_rows import lance_dataset
 from workers.source.source_file import InputUnreadable
 from workers.storage.access import object_store_url, storage_options
 from workers.storage.errors import NotFound, StoreDenied, StoreError
-from workers.storage.filesystems import full_url, open_filesystem, read_url
+from workers.storage.filesystems import full_url, is_local, open_filesystem, read_url
 from workers.storage.lookahead import ahead
-from workers.storage.retries import retrying
 
 EDITION = "stint.edition"
 PLACE = ("source_uri", "source_version", "row_group", "row")
@@ -48,13 +48,15 @@ class LanceOutput:
     """A Lance table, as `OutputTable`."""
 
     def __init__(self, uri: str) -> None:
-        self._fs, self._path = open_filesystem(uri.rstrip("/"))
-        self._url = full_url(self._fs, self._path)
+        self._url = full_url(*open_filesystem(uri.rstrip("/")))
         self._table: Any = None
         self._at = 0, 0
         """Edition and version, as last read."""
 
     def read(self) -> int:
+        if not is_local(self._url) and {*self._url} & {*"#?%"}:
+            why = f"output.table.uri: Lance takes #, ? and % in {self._url} for parts of a URL"
+            raise SpecError(why, "name a place without them")
         try:
             self._table = lance_dataset(self._url)
         except ImportError as error:
@@ -158,15 +160,9 @@ class LanceOutput:
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
-                objects = ahead(lambda file: read_url(file.uri), change.added, "table", at_once, a_thread=1)
-                for file, data in zip(change.added, objects, strict=True):
-                    yield from _batches(file, data, schema, change.trimmed.get(file.part))
-            except pa.ArrowException as error:
-                failed.append(StoreError(f"{file.uri}: {error}"))
-                raise
-            except NotFound as error:
-                failed.append(StoreError(f"{error} is not there, although its plan is done"))
-                raise
+                objects = ahead(_opened, change.added, "table", at_once, a_thread=1)
+                for file, opened in zip(change.added, objects, strict=True):
+                    yield from _batches(file, opened, schema, change.trimmed.get(file.part))
             except Exception as error:  # of which Lance would keep the text alone
                 failed.append(error)
                 raise
@@ -180,33 +176,34 @@ class LanceOutput:
         """The table's fragments, without rows that go."""
         from lance.bitmap import Bitmap
 
-        plans, dead = defaultdict[str, list[int]](list), defaultdict[int, Any](Bitmap)
-        for model, plan in {*change.dropped, *change.trimmed}:
-            plans[model.replace("'", "''")].append(plan)
-        which = " OR ".join(
-            f"(model = '{model}' AND plan IN ({str(numbers)[1:-1]}))" for model, numbers in plans.items()
-        )
+        dead = defaultdict[int, Any](Bitmap)
+        plans = str([plan for _, plan in (*change.dropped, *change.trimmed)])[1:-1]
         columns = [MODEL.name, PLAN.name, *(PLACE if change.trimmed else ())]
-        scan = self._table.scanner(columns, filter=which or "false", with_row_address=True)
-        for part, rows in _by_part(scan.to_batches()):
-            seen = change.trimmed[part](rows) if part in change.trimmed else rows.slice(0, 0)
+        which = f"{PLAN.name} IN ({plans})" if plans else "false"
+        for part, rows in _by_part(self._table.scanner(columns, which, with_row_address=True).to_batches()):
+            seen = change.trimmed[part](rows) if part in change.trimmed else rows
+            seen = seen.slice(0, 0) if part in change.dropped else seen
             addresses = np.setdiff1d(rows["_rowaddr"], seen["_rowaddr"])
             for one in np.unique(addresses >> 32).tolist():
                 dead[one].update((addresses[addresses >> 32 == one] - (one << 32)).tolist())
         fragments = [one.metadata for one in self._table.get_fragments()]
-        earlier = deleted_rows(self._table, [one for one in fragments if one.id in dead and one.num_deletions])
+        touched = [one for one in fragments if one.id in dead]
+        earlier = deleted_rows(self._table, [one for one in touched if one.num_deletions])
         for number, positions in earlier.items():
             dead[number].update(positions.tolist())
-        return [self._without(one, dead[one.id]) if one.id in dead else one for one in fragments]
+        left = ahead(lambda one: self._without(one, dead[one.id]), touched, "deletions")
+        changed = {one.id: one for one in left}
+        return [changed.get(one.id, one) for one in fragments]
 
     def _without(self, fragment: Any, dead: Any) -> Any:
         """A fragment with these rows deleted, and no others."""
         from lance.fragment import DeletionFile
 
         file = DeletionFile(self._table.version, secrets.randbits(63), "bitmap", len(dead), None)
-        path, (_, (bitmap,)) = f"{self._path}/{file.path(fragment.id)}", dead.__reduce__()
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        retrying(lambda: self._fs.pipe_file(path, bitmap), path)
+        with NamedTemporaryFile() as bitmap:  # put where Lance, which reads a URL in its own way, will look for it
+            bitmap.write(dead.__reduce__()[1][0])
+            bitmap.flush()
+            self._table.new_file_session().upload_file(bitmap.name, file.path(fragment.id))
         return replace(fragment, deletion_file=file)
 
 
@@ -219,11 +216,18 @@ def _widens(kind: pa.DataType, into: pa.DataType) -> bool:
         return False
 
 
-def _batches(file: RowFile, data: bytes, schema: pa.Schema, seen: Seen | None) -> Iterator[pa.RecordBatch]:
-    parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    if parquet.metadata.num_rows != file.rows:
-        raise StoreError(f"{file.uri} has {parquet.metadata.num_rows} rows in place of {file.rows}")
-    for batch in parquet.iter_batches(BATCH_ROWS):
+def _opened(file: RowFile) -> pq.ParquetFile:
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(read_url(file.uri)), page_checksum_verification=True)
+    except (NotFound, pa.ArrowException) as error:
+        raise StoreError(f"{file.uri} is gone or damaged, although its plan is done: {error}") from error
+    if opened.metadata.num_rows != file.rows:
+        raise StoreError(f"{file.uri} has {opened.metadata.num_rows} rows in place of {file.rows}")
+    return opened
+
+
+def _batches(file: RowFile, opened: pq.ParquetFile, schema: pa.Schema, seen: Seen | None) -> Iterator[pa.RecordBatch]:
+    for batch in opened.iter_batches(BATCH_ROWS):
         rows = pa.Table.from_batches([batch])
         for field, value in ((MODEL, file.part.model), (PLAN, file.part.plan)):
             rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), len(rows)))

@@ -237,10 +237,10 @@ def test_a_damaged_or_missing_object_is_a_fault_and_nothing_is_added(place: tupl
     commit(table, 1, Change(plan_of(out, 1, range(4))))
     good, bad = plan_of(out, 2, range(40))
     Path(bad.uri).write_bytes(b"PAR1 and no more")
-    with pytest.raises(StoreError, match=r"00000001\.parquet: .*Parquet"):
+    with pytest.raises(StoreError, match=r"00000001\.parquet is gone or damaged"):
         commit(table, 2, Change([good, bad]))
     Path(bad.uri).unlink()
-    with pytest.raises(StoreError, match=r"00000001\.parquet is not there, although its plan is done"):
+    with pytest.raises(StoreError, match=r"00000001\.parquet is gone or damaged"):
         commit(table, 2, Change([good, bad]))
     with pytest.raises(StoreError, match="has 20 rows in place of 21"):
         commit(table, 2, Change([RowFile(good.uri, good.part, 21, good.size)]))
@@ -547,9 +547,9 @@ def test_of_runs_that_commit_the_same_editions_at_once_exactly_one_does(
     runs: int, others: int, place: tuple[str, str, LanceOutput]
 ) -> None:
     out, url, table = place
-    editions = a_year(out, 12)
-    assert raced(url, editions, runs, others) == dict.fromkeys(range(1, 13), 1)
-    assert table.read() == 12
+    editions = a_year(out, 8)
+    assert raced(url, editions, runs, others) == dict.fromkeys(range(1, 9), 1)
+    assert table.read() == 8
     deleted = {3} if others else set()
     assert alive(url, editions, gone=deleted)
 
@@ -566,6 +566,12 @@ def test_duckdb_and_our_own_reading_side_see_the_rows(place: tuple[str, str, Lan
     state = read_state(url)
     assert sum((file.rows or 0) - len(file.deleted) for file in state.files) == len(editions.rows())
     assert state.commits == ()
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/a#1", "s3://bucket/what?/t.lance", "gs://bucket/a%20b"])
+def test_a_place_that_lance_would_take_for_another_is_refused(place: str) -> None:
+    with pytest.raises(SpecError, match="for parts of a URL"):
+        LanceOutput(place).read()
 
 
 @pytest.mark.objectstore
@@ -618,7 +624,7 @@ def test_a_server_whose_answers_are_lost_and_one_that_refuses(
 REFUSAL = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Not you.</Message></Error>"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_editions_among_random_maintenance(seed: int, place: tuple[str, str, LanceOutput]) -> None:
     out, url, table = place
     chosen, editions, deleted = random.Random(seed), Editions(out), set[int]()
