@@ -12,7 +12,7 @@ import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -100,11 +100,9 @@ class LanceOutput:
                 merge = LanceOperation.Merge([*self._kept(change), *added], numbered, preserves_nullability=True)
                 # Lance compares with the versions since, but not with those that somebody has cleaned up.
                 if self._table.latest_version == self._table.version:
-                    try:
+                    with suppress(CommitConflictError):
                         LanceDataset.commit(self._table, merge, self._table.version)
-                    except CommitConflictError:
-                        continue
-                    return
+                        return
             raise TableMoved(f"{self._url} is changed by others all the time")
 
     @contextmanager
