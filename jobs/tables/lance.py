@@ -116,7 +116,7 @@ class _Sources:
     def files(self, dataset: Any) -> list[TableFile]:
         found = list(self.of(dataset))
         sizes = {} if all(file.file_size_bytes for _, file, _ in found) else _sizes(dataset)
-        deleted = _deleted(dataset, [fragment for _, _, fragment in found if fragment.num_deletions])
+        deleted = deleted_rows(dataset, [fragment for _, _, fragment in found if fragment.num_deletions])
         files = [
             TableFile(
                 uri,
@@ -167,7 +167,7 @@ def _sizes(dataset: Any) -> dict[str, int]:
     return defaultdict(int, zip(names, found["size_bytes"].to_pylist(), strict=True))
 
 
-def _deleted(dataset: Any, fragments: Sequence[Any]) -> dict[int, Positions]:
+def deleted_rows(dataset: Any, fragments: Sequence[Any]) -> dict[int, Positions]:
     """By fragment: the positions that have no live row."""
     live = {fragment.id: np.zeros(fragment.physical_rows, bool) for fragment in fragments}
     for number, rows in live_rows(dataset, live) if live else ():

@@ -75,7 +75,10 @@ def lance_dataset(url: str, version: str = "") -> Any:
     names = {
         str(name).rpartition("/")[2] for name in retrying(lambda: fs.ls(f"{path}/_versions", detail=False), folder)
     }
-    if number is not None and names.isdisjoint({f"{number}.manifest", f"{_LAST - number:020}.manifest"}):
+    manifests = {name for name in names if name.endswith(".manifest")}
+    if not manifests or (
+        number is not None and manifests.isdisjoint({f"{number}.manifest", f"{_LAST - number:020}.manifest"})
+    ):
         raise NotFound(f"version {version} of {url}")
     try:
         return opened()
