@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import SpecError
 from jobs.tables.lance import deleted_rows
-from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, Seen, TableMoved
+from jobs.tables.target import MODEL, PLAN, Change, Copy, Portion, RowFile, Seen, TableMoved
 from workers.output import cast_key
 from workers.source.lance_rows import lance_dataset
 from workers.source.source_file import InputUnreadable
@@ -73,8 +73,8 @@ class LanceOutput:
             raise SpecError(f"output.table.uri: {why}", "restore a version that has it, or name another place")
         return self._at[0]
 
-    def rows(self) -> Mapping[Part, int]:
-        counts: Counter[Part] = Counter()
+    def rows(self) -> Mapping[Portion, int]:
+        counts: Counter[Portion] = Counter()
         if self._table is not None and {MODEL.name, PLAN.name} <= {*self._table.schema.names}:
             scan = self._table.scanner([MODEL.name, PLAN.name], filter=f"{PLAN.name} IS NOT NULL")
             with self._telling():
@@ -233,9 +233,9 @@ def _batches(file: RowFile, opened: pq.ParquetFile, schema: pa.Schema, seen: See
         yield from pa.table([cast_key(rows[field.name], field.type) for field in schema], schema).to_batches()
 
 
-def _by_part(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Part, pa.Table]]:
+def _by_part(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Portion, pa.Table]]:
     for batch in batches:
         rows = pa.Table.from_batches([batch])
         for one in rows.group_by([MODEL.name, PLAN.name]).aggregate([]).to_pylist():
-            part = Part(one[MODEL.name], one[PLAN.name])
+            part = Portion(one[MODEL.name], one[PLAN.name])
             yield part, rows.filter((pc.field(MODEL.name) == part.model) & (pc.field(PLAN.name) == part.plan))

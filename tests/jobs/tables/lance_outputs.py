@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.tables.lance_output import LanceOutput
-from jobs.tables.target import Change, Copy, Part, RowFile, TableMoved
+from jobs.tables.target import Change, Copy, Portion, RowFile, TableMoved
 from workers.output import output_schema
 from workers.storage.filesystems import open_filesystem
 
@@ -38,7 +38,7 @@ def rows_of(ids: Collection[int], schema: pa.Schema = SCHEMA) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def written(folder: str, part: Part, number: int, rows: pa.Table) -> RowFile:
+def written(folder: str, part: Portion, number: int, rows: pa.Table) -> RowFile:
     """As a run writes it."""
     fs, path = open_filesystem(f"{folder}/model={part.model}/plan={part.plan:08}/{number:08}.parquet")
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -51,11 +51,11 @@ def written(folder: str, part: Part, number: int, rows: pa.Table) -> RowFile:
 
 
 def plan_of(folder: str, plan: int, ids: Collection[int], model: str = "m-1", files: int = 2) -> list[RowFile]:
-    ids, part = list(ids), Part(model, plan)
+    ids, part = list(ids), Portion(model, plan)
     return [written(folder, part, n, rows_of(ids[n::files])) for n in range(files)]
 
 
-def no_copy(part: Part, rows: pa.Table) -> RowFile:
+def no_copy(part: Portion, rows: pa.Table) -> RowFile:
     raise AssertionError(f"{part}: {len(rows)} rows")
 
 
@@ -80,15 +80,15 @@ class Editions:
 
     def __init__(self, out: str) -> None:
         self._out = out
-        self._files: dict[Part, list[RowFile]] = {}
-        self._ids: dict[Part, set[int]] = {}
-        self.of: dict[int, dict[Part, set[int]]] = {0: {}}
+        self._files: dict[Portion, list[RowFile]] = {}
+        self._ids: dict[Portion, set[int]] = {}
+        self.of: dict[int, dict[Portion, set[int]]] = {0: {}}
 
     @property
     def last(self) -> int:
         return max(self.of)
 
-    def add(self, parts: Mapping[Part, Collection[int]]) -> int:
+    def add(self, parts: Mapping[Portion, Collection[int]]) -> int:
         """The number of a new one."""
         for part, ids in parts.items():
             if part not in self._files:

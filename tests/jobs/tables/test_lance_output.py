@@ -24,7 +24,7 @@ from lance.commit import CommitConflictError
 from jobs.errors import SpecError
 from jobs.tables.lance import read_state
 from jobs.tables.lance_output import LanceOutput
-from jobs.tables.target import Change, Part, RowFile, TableMoved
+from jobs.tables.target import Change, Portion, RowFile, TableMoved
 from tests.jobs.tables.lance_outputs import (
     SCHEMA,
     Editions,
@@ -67,15 +67,15 @@ def test_an_edition_is_added_dropped_and_trimmed_in_one_commit(place: tuple[str,
     assert table.read() == 1
     assert table.rows() == {(M, 1): 20, (M, 2): 10}
     before = lance.dataset(url).version
-    trimmed = {Part(M, 1): without([3, 4, 19]), Part(M, 9): without([1])}
-    commit(table, 5, Change(plan_of(out, 3, range(30, 35)), [Part(M, 2), Part("other", 1)], trimmed))
+    trimmed = {Portion(M, 1): without([3, 4, 19]), Portion(M, 9): without([1])}
+    commit(table, 5, Change(plan_of(out, 3, range(30, 35)), [Portion(M, 2), Portion("other", 1)], trimmed))
     assert lance.dataset(url).version == before + 1
     assert table.read() == 5
     assert held(url) == expected((M, 1, {*range(20)} - {3, 4, 19}), (M, 3, range(30, 35)))
-    commit(table, 6, Change(trimmed={Part(M, 1): without(range(20)), Part(M, 3): without([1000])}))
+    commit(table, 6, Change(trimmed={Portion(M, 1): without(range(20)), Portion(M, 3): without([1000])}))
     assert held(url) == expected((M, 3, range(30, 35)))
     assert [one.num_deletions for one in lance.dataset(url).get_fragments()] == [0]  # what is empty has left
-    commit(table, 7, Change(dropped=[Part(M, 3)]))
+    commit(table, 7, Change(dropped=[Portion(M, 3)]))
     assert table.read() == 7
     assert table.rows() == {}
     commit(table, 8, Change(plan_of(out, 4, range(5))))
@@ -99,8 +99,8 @@ def test_parts_mixed_in_one_fragment_are_told_apart(place: tuple[str, str, Lance
     lance.dataset(url).delete("id IN (21, 31, 41)")
     lance.dataset(url).optimize.compact_files()
     lance.dataset(url).delete("id IN (22, 32, 42)")
-    gone = {Part(M, 2): without([23]), Part(M, 3): without([33]), Part("it's-2", 1): without([101])}
-    commit(table, 2, Change(dropped=[Part(M, 1), Part(M, 5)], trimmed=gone))
+    gone = {Portion(M, 2): without([23]), Portion(M, 3): without([33]), Portion("it's-2", 1): without([101])}
+    commit(table, 2, Change(dropped=[Portion(M, 1), Portion(M, 5)], trimmed=gone))
     left = [(M, 2, {*range(20, 30)} - {21, 22, 23}), (M, 3, {*range(30, 40)} - {31, 32, 33})]
     left += [(M, 4, {*range(40, 50)} - {41, 42}), ("it's-2", 1, {*range(100, 110)} - {101})]
     assert held(url) == expected(*left)
@@ -121,7 +121,7 @@ def test_indices_tags_columns_and_rows_of_others_stay(place: tuple[str, str, Lan
     theirs.update_config({"some": "thing"})
     theirs.tags.create("before", theirs.version)
     ids = dict(zip(*lance.dataset(url).to_table(["id"], with_row_id=True).to_pydict().values(), strict=True))
-    commit(table, 2, Change(plan_of(out, 2, range(20, 30)), trimmed={Part(M, 1): without([0, 1])}))
+    commit(table, 2, Change(plan_of(out, 2, range(20, 30)), trimmed={Portion(M, 1): without([0, 1])}))
     now = lance.dataset(url)
     assert [one.name for one in now.describe_indices()] == ["id_idx"]
     assert now.config() == {"some": "thing"}
@@ -139,7 +139,7 @@ def test_columns_come_and_stay_away_by_root(place: tuple[str, str, LanceOutput])
     out, url, table = place
     commit(table, 1, Change(plan_of(out, 1, range(4))))
     embed = output_schema("embed", [pa.field("id", pa.int32()), pa.field("shop", pa.string())])
-    commit(table, 2, Change([written(out, Part("e-2", 1), 0, rows_of(range(4, 6), embed))]), embed)
+    commit(table, 2, Change([written(out, Portion("e-2", 1), 0, rows_of(range(4, 6), embed))]), embed)
     rows = lance.dataset(url).to_table().to_pylist()
     assert [row["embedding"] for row in rows] == [None] * 4 + [[2.0, None, 1.0], [2.5, None, 1.0]]
     assert [row["label"] for row in rows] == ["class 0", "class 2", "class 1", "class 3", None, None]
@@ -206,7 +206,7 @@ def test_key_columns_of_any_other_type_come_back_as_they_were(place: tuple[str, 
     rows = rows_of([0, 1], schema)
     for n, (kind, cells) in enumerate(values.items()):
         rows = rows.set_column(rows.schema.get_field_index(f"key {n}"), keys[n], pa.array(cells, kind))
-    commit(table, 1, Change([written(out, Part(M, 1), 0, rows)]), schema)
+    commit(table, 1, Change([written(out, Portion(M, 1), 0, rows)]), schema)
     found = lance.dataset(url).to_table([field.name for field in keys])
     assert [field.type for field in found.schema] == [*values]
     assert found.equals(rows.select(found.column_names))
@@ -311,11 +311,11 @@ def at_commit(monkeypatch: pytest.MonkeyPatch) -> Arrange:
 def editions(tmp_path: Path) -> Editions:
     """Two that are in the table, and a third one that adds and trims."""
     made, table = Editions(str(tmp_path)), LanceOutput(str(tmp_path / "predictions.lance"))
-    made.add({Part(M, 1): range(10)})
+    made.add({Portion(M, 1): range(10)})
     made.sync(table)
-    made.add({Part(M, 1): range(10), Part(M, 2): range(10, 20)})
+    made.add({Portion(M, 1): range(10), Portion(M, 2): range(10, 20)})
     made.sync(table)
-    made.add({Part(M, 1): {*range(10)} - {1}, Part(M, 2): {*range(10, 20)} - {11}, Part(M, 3): range(20, 30)})
+    made.add({Portion(M, 1): {*range(10)} - {1}, Portion(M, 2): {*range(10, 20)} - {11}, Portion(M, 3): range(20, 30)})
     return made
 
 
@@ -475,7 +475,7 @@ def dies(url: str, editions: Editions, moment: str) -> None:
 def test_killed_at_any_moment_the_next_run_completes(moment: str, place: tuple[str, str, LanceOutput]) -> None:
     out, url, table = place
     editions = Editions(out)
-    editions.add({Part(M, 1): range(10)})
+    editions.add({Portion(M, 1): range(10)})
     killed = CONTEXT.Process(target=dies, args=(url, editions, moment))
     killed.start()
     killed.join()
@@ -543,12 +543,12 @@ def raced(url: str, editions: Editions, runs: int, others: int) -> Counter[int]:
 def a_year(out: str, nights: int) -> Editions:
     """Each night adds a plan, trims one and drops one."""
     editions = Editions(out)
-    seen: dict[Part, set[int]] = {}
+    seen: dict[Portion, set[int]] = {}
     for night in range(1, nights + 1):
-        seen[Part(M, night)] = {*range(night * 100, night * 100 + 20)}
-        if trimmed := seen.get(Part(M, night - 1)):
+        seen[Portion(M, night)] = {*range(night * 100, night * 100 + 20)}
+        if trimmed := seen.get(Portion(M, night - 1)):
             trimmed -= {(night - 1) * 100 + 7, (night - 1) * 100 + 8}
-        seen.pop(Part(M, night - 4), None)
+        seen.pop(Portion(M, night - 4), None)
         editions.add(seen)
     return editions
 
@@ -594,7 +594,7 @@ def test_a_table_on_a_server(s3: str) -> None:
     assert held(url, storage_options(url)) == editions.rows()
     assert table.read() == 4
     lance.dataset(url, storage_options=storage_options(url)).optimize.compact_files()
-    editions.add({Part(M, 9): range(900, 910)})
+    editions.add({Portion(M, 9): range(900, 910)})
     assert editions.sync(table) == 1
     assert held(url, storage_options(url)) == editions.rows()
 
@@ -639,7 +639,7 @@ REFUSAL = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Not yo
 def test_random_editions_among_random_maintenance(seed: int, place: tuple[str, str, LanceOutput]) -> None:
     out, url, table = place
     chosen, editions, deleted = random.Random(seed), Editions(out), set[int]()
-    seen: dict[Part, set[int]] = {}
+    seen: dict[Portion, set[int]] = {}
     usual = [MAINTENANCE[name] for name in ("compaction", "index", "cleanup", "update", "append")]
     began = time.monotonic()
     for step in range(1, 40):
@@ -652,7 +652,7 @@ def test_random_editions_among_random_maintenance(seed: int, place: tuple[str, s
                 part = chosen.choice([*seen])
                 seen[part] = {n for n in seen[part] if chosen.random() < chosen.choice([0.2, 0.8])}
             case _:
-                seen[Part(chosen.choice([M, "n-2"]), step)] = {
+                seen[Portion(chosen.choice([M, "n-2"]), step)] = {
                     *range(step * 1000, step * 1000 + chosen.randrange(1, 30))
                 }
         seen = {part: ids for part, ids in seen.items() if ids}
