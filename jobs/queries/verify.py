@@ -359,6 +359,9 @@ def _check_table(job: Job, verdict: Verdict, done: Collection[int]) -> None:
         verdict.notes.append(f"output.table: {where} shows {shows}; `stint table sync SPEC` brings it up")
         return
     shown, seen = sum(table.rows().values()), verdict.seen.scored
+    verdict.notes += (
+        [f"output.table: {where} shows the {counted(seen, 'row')} that readers see"] if shown == seen else []
+    )
     if shown != seen:
         verdict.found["tables with other rows"].append(
             f"output.table: {where} shows {counted(shown, 'row')}, where readers see {seen:,}: somebody else has "

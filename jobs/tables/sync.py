@@ -48,21 +48,16 @@ class Synced:
     root: str
     plans: int
     """Whose rows it shows."""
-    objects: int = 0
+    rows: int = 0
     """Added."""
-    parts: int = 0
+    changed: int = 0
     """Plans of which rows were taken out."""
 
     def describe(self, where: str) -> str:
-        changed = ", ".join(
-            what
-            for what in (
-                counted(self.objects, "object") + " added" if self.objects else "",
-                "rows of " + counted(self.parts, "plan") + " taken out" if self.parts else "",
-            )
-            if what
-        )
-        return f"table {where}: {counted(self.plans, 'plan')} of {self.root}, " + (changed or "nothing new")
+        added = [f"{counted(self.rows, 'row')} added"] if self.rows else []
+        out = [f"rows of {counted(self.changed, 'plan')} taken out"] if self.changed else []
+        news = ", ".join([*added, *out]) or "nothing new"
+        return f"table {where}: {news}; it shows {counted(self.plans, 'plan')} of {self.root}"
 
 
 def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
@@ -71,7 +66,7 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
     Raises RunFailed where others keep changing it, SpecError for a table that is not this output's or cannot be
     written, StoreError, StoreDenied.
     """
-    objects = parts = tries = 0
+    rows = changed = tries = 0
     while True:
         number = table.read()  # before the ledger, so that the ledger is not older than what the table holds
         editions, root = Editions(store), followed_root(store)
@@ -86,7 +81,7 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
         ledger = Ledger(store, root)
         wanted, all_of_it = _next_edition(ledger, held)
         if wanted == held:
-            return Synced(number, root, len(held.done), objects, parts)
+            return Synced(number, root, len(held.done), rows, changed)
         moves, copy = Moves.between(ledger, held, wanted), partial(_copy, store)
         if (schema := moves.schema()) is None:
             return None
@@ -106,9 +101,10 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
                     "run `stint table sync SPEC` when they are done, or leave it to the next run",
                 ) from moved
             continue
-        objects, parts = objects + len(change.added), parts + len(change.dropped) + len(change.trimmed)
+        rows += sum(file.rows for file in change.added)
+        changed += len(change.dropped) + len(change.trimmed)
         if all_of_it:
-            return Synced(number, root, len(wanted.done), objects, parts)
+            return Synced(number, root, len(wanted.done), rows, changed)
 
 
 def _next_edition(ledger: Ledger, held: Edition) -> tuple[Edition, bool]:

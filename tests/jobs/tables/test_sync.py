@@ -131,7 +131,7 @@ def test_the_table_holds_what_readers_see_whatever_comes(seed: int, tmp_path: Pa
     if (synced := sync(store, MemoryTable(stored), "the table")) is not None:
         assert stored.rows() == expected(store)
         before = stored.commits
-        assert sync(store, MemoryTable(stored), "the table") == replace(synced, objects=0, parts=0)
+        assert sync(store, MemoryTable(stored), "the table") == replace(synced, rows=0, changed=0)
         assert stored.commits == before  # nothing new is no commit
 
 
@@ -243,7 +243,7 @@ def test_an_output_of_many_nights_is_brought_up_in_several_commits(
     stored = Stored()
     synced = sync(store, MemoryTable(stored), "t")
     assert synced is not None
-    assert (synced.plans, synced.objects, stored.commits) == (5, 10, 3)
+    assert (synced.plans, synced.rows, stored.commits) == (5, 30, 3)
     assert stored.rows() == expected(store)
 
 
