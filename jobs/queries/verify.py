@@ -24,7 +24,7 @@ from jobs.console import Console
 from jobs.errors import COMPLETE, FAILED, RunFailed
 from jobs.input.footers import open_sources
 from jobs.ledger.accepted import ACCEPTED_KEY, accepted
-from jobs.ledger.current import current_root
+from jobs.ledger.current import current_root, followed_root
 from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
@@ -356,13 +356,14 @@ def _check_table(job: Job, verdict: Verdict, done: Collection[int]) -> None:
     edition = Editions(job.store).get(number) if number else Edition()
     if edition is None or edition.root not in ("", job.ledger.root) or edition.done != done:
         shows = f"{counted(len(edition.done), 'plan')} of {edition.root or 'no model'}" if edition else "another output"
-        verdict.notes.append(f"output.table: {where} shows {shows}; `stint table sync SPEC` brings it up")
+        follows = edition is not None and edition.root == followed_root(job.store) != job.ledger.root
+        way_out = "which readers follow" if follows else "`stint table sync SPEC` brings it up"
+        verdict.notes.append(f"output.table: {where} shows {shows}; {way_out}")
         return
     shown, seen = sum(table.rows().values()), verdict.seen.scored
-    verdict.notes += (
-        [f"output.table: {where} shows the {counted(seen, 'row')} that readers see"] if shown == seen else []
-    )
-    if shown != seen:
+    if shown == seen:
+        verdict.notes.append(f"output.table: {where} shows the {counted(seen, 'row')} that readers see")
+    else:
         verdict.found["tables with other rows"].append(
             f"output.table: {where} shows {counted(shown, 'row')}, where readers see {seen:,}: somebody else has "
             "changed its rows; take it back to an earlier version, or name another output.table.uri, to be made anew"
