@@ -59,7 +59,7 @@ class Change:
     """Parts of which some rows go, whichever files other writers have them in by now."""
 
 
-class TableMoved(Exception):  # noqa: N818  (it is no fault)
+class TableMoved(Exception):
     """The table, or the edition that it holds, has changed since it was read: nothing of this commit is in it."""
 
 
