@@ -246,25 +246,21 @@ class IcebergOutput:
 def refuse_columns(uri: str, schema: pa.Schema) -> None:
     """Raises SpecError for a column that an Iceberg table cannot have, or that not every engine would read right."""
     from pyiceberg.catalog import Catalog
+    from pyiceberg.io.pyarrow import UnsupportedPyArrowTypeException
 
+    misread = (pa.types.is_uint32, pa.types.is_uint64, pa.types.is_float16, pa.types.is_dictionary)
     for column in schema:
         try:
             if column.name in _PARTS:
-                raise ValueError("the table has a column of this name itself")
-            if wrong := next(
-                (kind for kind in _innermost(column.type) if any(is_it(kind) for is_it in _MISREAD)), None
-            ):
-                raise ValueError(f"{wrong[0]} is no type of its")
+                raise ValueError("it has one of this name itself")
+            if any(is_it(kind) for kind in _innermost(column.type) for is_it in misread):
+                raise ValueError("Iceberg has no such type")
             Catalog._convert_schema_if_needed(pa.schema([column]))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedPyArrowTypeException) as error:
             raise SpecError(
                 f"{uri}: an Iceberg table cannot have the column {column.name} ({column.type}): {error}",
                 "leave it out of input.keys, or cast it in the input",
             ) from error
-
-
-_MISREAD = (*(pa.types.is_uint32, pa.types.is_uint64, pa.types.is_float16, pa.types.is_dictionary),)
-"""Types that pyiceberg takes, though the files that hold them are not read, or read as other values, by some engine."""
 
 
 def _innermost(kind: pa.DataType) -> list[pa.DataType]:
