@@ -10,7 +10,7 @@ through.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,10 +73,12 @@ class IcebergOutput:
         with iceberg_errors(self._uri):
             transaction = table.transaction()
             self._widen(transaction, schema)
-            removed, copies = self._rest(table, change, copy)
+            removed, copies, manifests = self._rest(table, change, copy)
             snapshot = transaction.update_snapshot(snapshot_properties={EDITION: str(edition)})
             producer = snapshot.overwrite() if removed else snapshot.merge_append()
             write_in_blocks(producer)
+            # pyiceberg's own evaluator keeps what it is looking at in itself, and is asked by several threads at once.
+            producer._build_manifest_evaluator = lambda _: lambda one: one.manifest_path in manifests
             for one in removed:
                 producer.delete_data_file(_data_file(one.path, one.partition[1], one.rows, one.size, one.partition[0]))
             spec = table.metadata.default_spec_id
@@ -154,13 +156,17 @@ class IcebergOutput:
         with transaction.update_schema() as update:
             update.union_by_name(pa.schema(ours))
 
-    def _rest(self, table: Any, change: Change, copy: Copy) -> tuple[list[ManifestEntry], list[RowFile]]:
-        """Of the parts that go or are trimmed, files to remove, and copies of the rows that stay of these."""
+    def _rest(
+        self, table: Any, change: Change, copy: Copy
+    ) -> tuple[list[ManifestEntry], list[RowFile], Container[str]]:
+        """Of the parts that go or are trimmed, files to remove, and copies of the rows that stay of these; and paths of
+        the manifests that may have files of such parts."""
         parts = {*change.dropped, *change.trimmed}
         if not parts or table.current_snapshot() is None:
-            return [], []
+            return [], [], ()
+        wanted, other = _manifests(table, parts, self._files)
         head, view = table.metadata.current_snapshot_id, IcebergTable(self._uri, table.metadata, self._files)
-        data, deletes = view.live(head, _without(table, parts, self._files))
+        data, deletes = view.live(head, other)
         files = {path: one for path, one in data.items() if Part._make(one.partition[1]) in parts}
         trimmed = {path: one for path, one in files.items() if Part._make(one.partition[1]) in change.trimmed}
         dead = view.dead(trimmed, deletes)
@@ -188,7 +194,7 @@ class IcebergOutput:
                 removed.append(one)
                 if rest.num_rows:
                     copies.append(copy(Part._make(one.partition[1]), rest))
-        return removed, copies
+        return removed, copies, wanted
 
     def _send(self, table: Any, transaction: Any, snapshot: int) -> None:
         from pyiceberg.table.update import (
@@ -277,24 +283,22 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _without(table: Any, parts: Iterable[Part], files: StoreFiles) -> set[str]:
-    """Paths of manifests of data of other plans only."""
+def _manifests(table: Any, parts: Iterable[Part], files: StoreFiles) -> tuple[set[str], set[str]]:
+    """Paths of manifests of data: which may have files of these parts, and which have none."""
     from pyiceberg.expressions import In
     from pyiceberg.expressions.visitors import manifest_evaluator
     from pyiceberg.manifest import ManifestContent
 
-    metadata, without = table.metadata, set[str]()
+    metadata, found = table.metadata, (set[str](), set[str]())
     wanted = In(metadata.spec().fields[1].name, {part.plan for part in parts})
     may_have = manifest_evaluator(metadata.spec(), metadata.schema(), wanted)
     for one in table.current_snapshot().manifests(files):
-        if one.content == ManifestContent.DATA and (one.has_added_files() or one.has_existing_files()):
-            if one.partition_spec_id != metadata.default_spec_id:
-                raise ValueError(f"{one.manifest_path} is of another partitioning: rewrite the table's data files")
-            if may_have(one):
-                continue
         if one.content == ManifestContent.DATA:
-            without.add(one.manifest_path)
-    return without
+            live = one.has_added_files() or one.has_existing_files()
+            if live and one.partition_spec_id != metadata.default_spec_id:
+                raise ValueError(f"{one.manifest_path} is of another partitioning: rewrite the table's data files")
+            found[0 if live and may_have(one) else 1].add(one.manifest_path)
+    return found
 
 
 def _data_file(path: str, parted: Iterable[object], rows: int, size: int, spec: int) -> Any:

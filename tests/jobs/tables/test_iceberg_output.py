@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg import catalog as catalogs
-from pyiceberg.exceptions import BadRequestError, CommitFailedException, CommitStateUnknownException, ForbiddenError
+from pyiceberg.exceptions import (
+    BadRequestError,
+    CommitFailedException,
+    CommitStateUnknownException,
+    ForbiddenError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.expressions import EqualTo
 
 from jobs.errors import SpecError
@@ -79,11 +85,9 @@ def no_copy(part: Part, rows: pa.Table) -> RowFile:
 
 def without(*ids: int) -> Seen:
     def seen(rows: pa.Table) -> pa.Table:
-        at = [
-            int(uri[1:]) * 10 + row
-            for uri, row in zip(*(rows[n].to_pylist() for n in ("source_uri", "row")), strict=True)
-        ]
-        return rows.filter(pa.array([i not in ids for i in at], pa.bool_()))
+        uris, at = rows["source_uri"].to_pylist(), rows["row"].to_pylist()
+        found = [int(uri[1:]) * 10 + row for uri, row in zip(uris, at, strict=True)]
+        return rows.filter(pa.array([i not in ids for i in found], pa.bool_()))
 
     return seen
 
@@ -130,6 +134,12 @@ class LockedCatalog(FolderCatalog):
     """A catalog that compares and sets, as those with a server do: it looks at the requirements only."""
 
     lock = threading.Lock()
+
+    def create_table(self, identifier: Any, *about: Any, **more: Any) -> Any:
+        with self.lock:
+            if self._current(identifier).exists():
+                raise TableAlreadyExistsError(identifier)
+            return super().create_table(identifier, *about, **more)
 
     def commit_table(self, *about: Any) -> Any:
         with self.lock:
@@ -196,7 +206,7 @@ def test_all_of_a_change_is_one_snapshot(either: IcebergOutput, out: Objects) ->
 def test_what_the_edition_is_goes_with_the_rows(either: IcebergOutput, out: Objects) -> None:
     begun(either, out.object(A, [1]))
     either.commit(2, SCHEMA, Change(added=[out.object(B, [2])]), no_copy)
-    first, second = table_of(either).metadata.snapshots
+    first, _ = table_of(either).metadata.snapshots
     table_of(either).manage_snapshots().rollback_to_snapshot(first.snapshot_id).commit()
     assert (either.read(), seen_rows(either)) == (1, rows(A, [1]))
     table_of(either).append(pa.table({"model": ["x"], "plan": pa.array([9], pa.int32()), "id": [7]}))
@@ -332,7 +342,8 @@ def meddled(output: IcebergOutput, monkeypatch: pytest.MonkeyPatch, before: Any 
 
 
 def their_rows(*ids: int) -> pa.Table:
-    return pa.table({"model": ["x"] * len(ids), "plan": pa.array([9] * len(ids), pa.int32()), "id": [*ids]})
+    columns = {"model": ["x"] * len(ids), "plan": pa.array([9] * len(ids), pa.int32()), "id": [*ids]}
+    return pa.table(columns | {"source_uri": [f"u{i // 10}" for i in ids], "row": [i % 10 for i in ids]})
 
 
 OTHERS: Mapping[str, tuple[Callable[[Any], Any], Callable[[list[Row]], list[Row]]]] = {
@@ -441,10 +452,10 @@ def test_a_run_that_is_killed_leaves_the_table_as_it_was_or_as_it_is_to_be(
                 meddled(either, patch, **{step: kill})
             part = Part("m-1", made + 1)
             with pytest.raises(Killed):
-                either.commit(2 + made, SCHEMA, Change(added=[out.object(part, [made])]), no_copy)
+                either.commit(2 + made, SCHEMA, Change(added=[out.object(part, [int(made)])]), no_copy)
         if step != "after":
             assert either.read() == (2 if made else 0)
-            either.commit(2 + made, SCHEMA, Change(added=[out.object(part, [made])]), no_copy)
+            either.commit(2 + made, SCHEMA, Change(added=[out.object(part, [int(made)])]), no_copy)
         assert either.read() == 2 + made
     assert seen_rows(either) == [*rows(A, [0]), *rows(B, [1])]
 
@@ -553,7 +564,8 @@ def test_columns_that_others_rename_add_and_drop_stay_so(either: IcebergOutput, 
         update.delete_column("topk_name")
     table.overwrite(
         pa.table({"model": ["m-1"], "plan": pa.array([1], pa.int32()), "source_uri": ["u0"], "row": [2], "id": [2],
-                  "source_version": ["v"], "row_group": pa.array([0], pa.int32()), "class": ["l2"], "reviewed": ["yes"]}),
+                  "source_version": ["v"], "row_group": pa.array([0], pa.int32()), "class": ["l2"],
+                  "reviewed": ["yes"]}),
         EqualTo("id", 2),
     )  # fmt: skip
     either.read()
