@@ -13,7 +13,6 @@ from typing import Any
 
 from pyiceberg.catalog.noop import NoopCatalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.metadata import TableMetadata, TableMetadataUtil, new_table_metadata
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
@@ -56,17 +55,8 @@ class TableFolder(NoopCatalog):  # type: ignore[misc]
         metadata = TableMetadataUtil.parse_raw(self._store.get(_key(version)).decode())
         return self._table(identifier, version, metadata)
 
-    def create_table(
-        self,
-        identifier: Any,
-        schema: Any,
-        location: str | None = None,
-        partition_spec: Any = UNPARTITIONED_PARTITION_SPEC,
-        sort_order: Any = UNSORTED_SORT_ORDER,
-        properties: Any = None,
-    ) -> Table:
-        where = location or self._store.url
-        metadata = new_table_metadata(schema, partition_spec, sort_order, where, properties or {})
+    def create_table(self, identifier: Any, schema: Any, *, partition_spec: Any, properties: Any) -> Table:
+        metadata = new_table_metadata(schema, partition_spec, UNSORTED_SORT_ORDER, self._store.url, properties)
         if not self._create(1, metadata):
             raise TableAlreadyExistsError(self._store.url)
         return self._table(identifier, 1, metadata)

@@ -2,15 +2,16 @@
 
 The edition stands in the summary of the snapshot that brought it, and is looked for along the line of the current one,
 so that it goes back with the rows when somebody rolls back. Every commit makes a snapshot, also one that changes no
-rows: that main still points where it was read is what a catalog checks. The library's own way to commit is not taken:
-it tries again by itself, and deletes manifests when a catalog says that a commit failed, though it may have gone
-through.
+rows: that the branch still ends where it was read is what a catalog checks. pyiceberg stages what is committed; its own
+way to commit is not taken: it tries again by itself, and deletes manifests when a catalog says that a commit failed,
+though it may have gone through.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,20 @@ from workers.source.source_file import opened
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.lookahead import ahead
 
-EDITION = "stint.edition"
+_EDITION = "stint.edition"
 _PARTS = (MODEL.name, PLAN.name)
 _PLACES = ("source_uri", "source_version", "row_group", "row")
 _KEPT = 100
-"""Snapshots: with gc.enabled false nobody else expires them."""
+"""Snapshots: where gc.enabled is false, nobody else expires them."""
 _SETTINGS = {
-    "format-version": "2",
     "gc.enabled": "false",
     "commit.manifest-merge.enabled": "true",
-    "commit.manifest.target-size-bytes": str(128 * 2**10),  # some 20,000 files: merging them takes a second
+    "commit.manifest.target-size-bytes": str(128 * 2**10),  # some 20,000 files, which takes a second to merge
     "write.metadata.previous-versions-max": str(_KEPT),
 }
 _OF_A_CATALOG = {"write.metadata.delete-after-commit.enabled": "true"}
+_MISREAD = re.compile(r"\b(?:uint32|uint64|halffloat|dictionary)\b")
+"""Types that pyiceberg takes, though the files are not read, or read as other values, by it or another engine."""
 _BLOCK = 2000
 """Files in a block of a manifest."""
 
@@ -55,38 +57,37 @@ class IcebergOutput:
         if self._table is None:
             return 0
         metadata = self._table.metadata
-        name_of = metadata.schema().find_column_name
-        parted = [(name_of(one.source_id), str(one.transform)) for one in metadata.spec().fields]
-        if metadata.format_version != 2 or parted != [(name, "identity") for name in _PARTS]:
+        name = metadata.schema().find_column_name
+        parted = [(name(one.source_id), str(one.transform)) for one in metadata.spec().fields]
+        if metadata.format_version != 2 or parted != [(column, "identity") for column in _PARTS]:
             raise SpecError(
-                f"{self._uri} is not of format 2, or not partitioned by the values of {' and '.join(_PARTS)}",
+                f"{self._uri} is not of format 2, or not partitioned by {' and '.join(_PARTS)}",
                 "name a table that is not there yet: it is made",
             )
         return self._edition(metadata)
 
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
-        refuse_columns(self._uri, schema)
         with iceberg_errors(self._uri):
+            _refuse(self._uri, schema)
             table = self._table or self._made(schema)
         if table is None:
             raise TableMoved(f"{self._uri}: another run has made the table")
+        removed, copies, manifests = self._rest(table, change, copy)
         with iceberg_errors(self._uri):
-            transaction = table.transaction()
+            transaction, metadata = table.transaction(), table.metadata
             self._widen(transaction, schema)
-            removed, copies, manifests = self._rest(table, change, copy)
-            snapshot = transaction.update_snapshot(snapshot_properties={EDITION: str(edition)})
+            snapshot = transaction.update_snapshot(snapshot_properties={_EDITION: str(edition)})
             producer = snapshot.overwrite() if removed else snapshot.merge_append()
-            write_in_blocks(producer)
+            _write_in_blocks(producer)
             # pyiceberg's own evaluator keeps what it is looking at in itself, and is asked by several threads at once.
             producer._build_manifest_evaluator = lambda _: lambda one: one.manifest_path in manifests
             for one in removed:
                 producer.delete_data_file(_data_file(one.path, one.partition[1], one.rows, one.size, one.partition[0]))
-            spec = table.metadata.default_spec_id
             for file in (*change.added, *copies):
                 if file.rows:
-                    producer.append_data_file(_data_file(file.uri, file.part, file.rows, file.size, spec))
-            sequence = table.metadata.next_sequence_number()
-            transaction.set_properties({EDITION: f"{edition}@{sequence}"})
+                    of = file.uri, file.part, file.rows, file.size, metadata.default_spec_id
+                    producer.append_data_file(_data_file(*of))
+            transaction.set_properties({_EDITION: f"{edition}@{metadata.next_sequence_number()}"})
             producer.commit()
         self._send(table, transaction, producer.snapshot_id)
 
@@ -96,10 +97,8 @@ class IcebergOutput:
             with iceberg_errors(self._uri):
                 state = IcebergTable(self._uri, self._table.metadata, self._files).state("", None, "", _PARTS)
             for one in state.files:
-                model, plan = (one.constants.get(name) for name in _PARTS)
-                if isinstance(model, str) and isinstance(plan, int) and (one.rows or 0) > len(one.deleted):
-                    counted[Part(model, plan)] += (one.rows or 0) - len(one.deleted)
-        return counted
+                counted[Part._make(one.constants[name] for name in _PARTS)] += (one.rows or 0) - len(one.deleted)
+        return +counted
 
     def _load(self) -> Any:
         """The table as it is now, or None."""
@@ -125,17 +124,13 @@ class IcebergOutput:
         from pyiceberg.transforms import IdentityTransform
 
         catalog, name = self._catalog()
-        columns = [one.with_nullable(True) for one in (*schema, MODEL, PLAN)]
-        iceberg = assign_fresh_schema_ids(catalog._convert_schema_if_needed(pa.schema(columns)))
-        spec = PartitionSpec(
-            *(
-                PartitionField(iceberg.find_field(column).field_id, 1000 + at, IdentityTransform(), column)
-                for at, column in enumerate(_PARTS)
-            )
-        )
+        columns = pa.schema([one.with_nullable(True) for one in (*schema, MODEL, PLAN)])
+        made = assign_fresh_schema_ids(catalog._convert_schema_if_needed(columns))
+        numbers = [(made.find_field(column).field_id, 1000 + at, column) for at, column in enumerate(_PARTS)]
+        spec = PartitionSpec(*(PartitionField(of, number, IdentityTransform(), one) for of, number, one in numbers))
         settings = _SETTINGS | (_OF_A_CATALOG if self._uri.startswith(CATALOG) else {})
         try:
-            return catalog.create_table(name, iceberg, partition_spec=spec, properties=settings)
+            return catalog.create_table(name, made, partition_spec=spec, properties=settings)
         except TableAlreadyExistsError:
             return None
 
@@ -158,72 +153,61 @@ class IcebergOutput:
 
     def _rest(
         self, table: Any, change: Change, copy: Copy
-    ) -> tuple[list[ManifestEntry], list[RowFile], Container[str]]:
-        """Of the parts that go or are trimmed, files to remove, and copies of the rows that stay of these; and paths of
-        the manifests that may have files of such parts."""
-        parts = {*change.dropped, *change.trimmed}
-        if not parts or table.current_snapshot() is None:
+    ) -> tuple[Collection[ManifestEntry], list[RowFile], Container[str]]:
+        """Files to remove of the parts that go or are trimmed, copies of the rows that stay of these, and paths of the
+        manifests that may have files of such parts."""
+        plans = {part.plan for part in (*change.dropped, *change.trimmed)}
+        if not plans or table.current_snapshot() is None:
             return [], [], ()
-        wanted, other = _manifests(table, parts, self._files)
         head, view = table.metadata.current_snapshot_id, IcebergTable(self._uri, table.metadata, self._files)
-        data, deletes = view.live(head, other)
-        files = {path: one for path, one in data.items() if Part._make(one.partition[1]) in parts}
-        trimmed = {path: one for path, one in files.items() if Part._make(one.partition[1]) in change.trimmed}
-        dead = view.dead(trimmed, deletes)
+        with iceberg_errors(self._uri):
+            manifests, other = _manifests(table, plans, self._files)
+            data, deletes = view.live(head, other)
+            trimmed = {path: one for path, one in data.items() if one.partition[1] in change.trimmed}
+            dead = view.dead(trimmed, deletes if trimmed else ())
+        removed, copies = [one for one in data.values() if one.partition[1] in change.dropped], []
+        if not trimmed:
+            return removed, [], manifests
         columns = [one for one in view.schema(head) if one.name not in _PARTS]
-        if lacking := {*_PLACES} - {one.name for one in columns}:
-            raise ValueError(f"the table has no column {', '.join(lacking)} any more: give it back its name")
-        plain = pa.schema([(one.name, _plain(one.type)) for one in columns])
         places = [one for one in columns if one.name in _PLACES]
+        plain = pa.schema([(one.name, _plain(one.type)) for one in columns])
 
         def left(one: ManifestEntry) -> pa.Table | None:
             """Rows that stay, where not all stay."""
-            live = np.ones(one.rows, np.bool_)
+            live, seen = np.ones(one.rows, np.bool_), change.trimmed[Part._make(one.partition[1])]
             live[dead[one.path][0] if one.path in dead else []] = False
-            seen = change.trimmed[Part._make(one.partition[1])]
-            with opened(*self._files.place(one.path)) as file:
+            with iceberg_errors(self._uri), opened(*self._files.place(one.path)) as file:
                 there = columns_of(file, one.path, places, {}).filter(pa.array(live))
-                stay = seen(there)
-                if stay.num_rows == there.num_rows or not stay.num_rows:
-                    return None if there.num_rows and stay.num_rows else stay
+                if there.num_rows and seen(there).num_rows == there.num_rows:
+                    return None
+                if not there.num_rows or not seen(there).num_rows:
+                    return there.slice(0, 0)
                 return seen(columns_of(file, one.path, columns, {}).filter(pa.array(live)).cast(plain))
 
-        removed, copies = [one for path, one in files.items() if path not in trimmed], []
         for one, rest in zip(trimmed.values(), ahead(left, trimmed.values(), "trim", a_thread=1), strict=True):
             if rest is not None:
                 removed.append(one)
-                if rest.num_rows:
-                    copies.append(copy(Part._make(one.partition[1]), rest))
-        return removed, copies, wanted
+                copies += [copy(Part._make(one.partition[1]), rest)] if rest.num_rows else []
+        return removed, copies, manifests
 
     def _send(self, table: Any, transaction: Any, snapshot: int) -> None:
-        from pyiceberg.table.update import (
-            AssertCurrentSchemaId,
-            AssertDefaultSpecId,
-            AssertTableUUID,
-            RemoveSnapshotsUpdate,
-        )
+        from pyiceberg.table import update
 
-        metadata, updates, must_be = (
-            table.metadata,
-            transaction._updates,
-            {type(one): one for one in transaction._requirements},
+        metadata, updates = table.metadata, transaction._updates
+        must_be = (
+            *transaction._requirements,
+            update.AssertTableUUID(uuid=metadata.table_uuid),
+            update.AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id),
+            update.AssertDefaultSpecId(default_spec_id=metadata.default_spec_id),
         )
-        for one in (
-            AssertTableUUID(uuid=metadata.table_uuid),
-            AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id),
-            AssertDefaultSpecId(default_spec_id=metadata.default_spec_id),
-        ):
-            must_be.setdefault(type(one), one)
         named = {ref.snapshot_id for ref in metadata.refs.values()}
         old = sorted(metadata.snapshots, key=lambda one: one.sequence_number)[: -_KEPT + 1]
         if expired := [one.snapshot_id for one in old if one.snapshot_id not in named]:
-            updates += (RemoveSnapshotsUpdate(snapshot_ids=expired),)
+            updates += (update.RemoveSnapshotsUpdate(snapshot_ids=expired),)
         try:
             with iceberg_errors(self._uri):
-                table.catalog.commit_table(table, tuple(must_be.values()), updates)
-        except (SpecError, StoreError, StoreDenied) as error:
-            # Whatever the catalog said: what it has now tells.
+                table.catalog.commit_table(table, must_be, updates)
+        except (SpecError, StoreError, StoreDenied) as error:  # whatever was said, what is there now tells
             now = self._load()
             if now is not None and now.metadata.snapshot_by_id(snapshot) is not None:
                 return
@@ -233,34 +217,30 @@ class IcebergOutput:
 
     def _edition(self, metadata: Any) -> int:
         snapshots = {one.snapshot_id: one for one in metadata.snapshots}
-        one = current = metadata.current_snapshot()
-        while one is not None:
-            if one.summary is not None and EDITION in one.summary.additional_properties:
-                return int(one.summary.additional_properties[EDITION])
-            first, one = one, snapshots.get(one.parent_snapshot_id)
-        if current is None or first.sequence_number == 1:  # the first of the table
-            return 0
-        edition, _, sequence = metadata.properties.get(EDITION, "0@0").partition("@")
-        if int(sequence) > current.sequence_number:
+        current = last = metadata.current_snapshot()
+        while last is not None:
+            said = {} if last.summary is None else last.summary.additional_properties
+            if _EDITION in said or last.sequence_number == 1:  # the first of the table
+                return int(said.get(_EDITION, 0))
+            last = snapshots.get(last.parent_snapshot_id)
+        edition, _, sequence = metadata.properties.get(_EDITION, "0@0").partition("@")
+        if current is not None and int(sequence) > current.sequence_number:
             raise SpecError(
                 f"{self._uri} was rolled back to a snapshot whose history has expired: what it holds is not known",
                 "roll it forward again, or name a table that is not there yet",
             )
-        return int(edition)
+        return int(edition) if current is not None else 0
 
 
-def refuse_columns(uri: str, schema: pa.Schema) -> None:
-    """Raises SpecError for a column that an Iceberg table cannot have, or that not every engine would read right."""
+def _refuse(uri: str, schema: pa.Schema) -> None:
+    """Raises SpecError for a column that an Iceberg table cannot have."""
     from pyiceberg.catalog import Catalog
     from pyiceberg.io.pyarrow import UnsupportedPyArrowTypeException
 
-    misread = (pa.types.is_uint32, pa.types.is_uint64, pa.types.is_float16, pa.types.is_dictionary)
     for column in schema:
         try:
-            if column.name in _PARTS:
-                raise ValueError("it has one of this name itself")
-            if any(is_it(kind) for kind in _innermost(column.type) for is_it in misread):
-                raise ValueError("Iceberg has no such type")
+            if column.name in _PARTS or _MISREAD.search(str(column.type)):
+                raise ValueError("the table has this column itself" if column.name in _PARTS else "no such type")
             Catalog._convert_schema_if_needed(pa.schema([column]))
         except (ValueError, TypeError, UnsupportedPyArrowTypeException) as error:
             raise SpecError(
@@ -269,13 +249,8 @@ def refuse_columns(uri: str, schema: pa.Schema) -> None:
             ) from error
 
 
-def _innermost(kind: pa.DataType) -> list[pa.DataType]:
-    inner = [kind.field(at).type for at in range(kind.num_fields)]
-    return [one for some in map(_innermost, inner) for one in some] if inner else [kind]
-
-
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without numbers of columns in it: objects have none, and half of them would be worse."""
+    """A type without numbers of columns inside: objects have none, and files with some are read by these alone."""
     if pa.types.is_struct(kind):
         return pa.struct([(one.name, _plain(one.type)) for one in kind])
     if pa.types.is_map(kind):
@@ -283,14 +258,14 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _manifests(table: Any, parts: Iterable[Part], files: StoreFiles) -> tuple[set[str], set[str]]:
-    """Paths of manifests of data: which may have files of these parts, and which have none."""
+def _manifests(table: Any, plans: Iterable[int], files: StoreFiles) -> tuple[set[str], set[str]]:
+    """Paths of manifests of data: which may have files of these plans, and which have none."""
     from pyiceberg.expressions import In
     from pyiceberg.expressions.visitors import manifest_evaluator
     from pyiceberg.manifest import ManifestContent
 
     metadata, found = table.metadata, (set[str](), set[str]())
-    wanted = In(metadata.spec().fields[1].name, {part.plan for part in parts})
+    wanted = In(metadata.spec().fields[1].name, plans)
     may_have = manifest_evaluator(metadata.spec(), metadata.schema(), wanted)
     for one in table.current_snapshot().manifests(files):
         if one.content == ManifestContent.DATA:
@@ -305,40 +280,32 @@ def _data_file(path: str, parted: Iterable[object], rows: int, size: int, spec: 
     from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
     from pyiceberg.typedef import Record
 
-    made = DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=path,
-        file_format=FileFormat.PARQUET,
-        partition=Record(*parted),
-        record_count=rows,
-        file_size_in_bytes=size,
-    )
+    what = {"content": DataFileContent.DATA, "file_format": FileFormat.PARQUET, "partition": Record(*parted)}
+    made = DataFile.from_args(file_path=path, record_count=rows, file_size_in_bytes=size, **what)
     made.spec_id = spec
     return made
 
 
-def write_in_blocks(producer: Any) -> None:
-    """Let a snapshot's manifests have many files in a block: pyiceberg makes one of each, which takes 25 times the
+def _write_in_blocks(producer: Any) -> None:
+    """Let a snapshot's manifests have many files in a block: pyiceberg makes one of each file, which takes 25 times the
     bytes, and 3 times as long to read."""
     new_manifest_writer = producer.new_manifest_writer
+
+    def in_blocks(avro: Any) -> Any:
+        entries, put, end = list[Any](), avro.write_block, avro.__exit__
+
+        def close(*error: Any) -> None:
+            for at in range(0, len(entries), _BLOCK):
+                put(entries[at : at + _BLOCK])
+            end(*error)
+
+        avro.write_block, avro.__exit__ = entries.extend, close
+        return avro
 
     def manifest_writer(spec: Any) -> Any:
         manifest = new_manifest_writer(spec)
         new_writer = manifest.new_writer
-
-        def writer() -> Any:
-            avro, entries = new_writer(), list[Any]()
-            put, end = avro.write_block, avro.__exit__
-
-            def finish(*error: Any) -> None:
-                for at in range(0, len(entries), _BLOCK):
-                    put(entries[at : at + _BLOCK])
-                end(*error)
-
-            avro.write_block, avro.__exit__ = entries.extend, finish
-            return avro
-
-        manifest.new_writer = writer
+        manifest.new_writer = lambda: in_blocks(new_writer())
         return manifest
 
     producer.new_manifest_writer = manifest_writer
