@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyiceberg
 import pytest
 from pyiceberg import catalog as catalogs
 from pyiceberg.exceptions import (
@@ -28,7 +30,7 @@ from pyiceberg.expressions import EqualTo
 from jobs.errors import SpecError
 from jobs.tables.folder_catalog import TableFolder
 from jobs.tables.iceberg import read_state
-from jobs.tables.iceberg_output import IcebergOutput
+from jobs.tables.iceberg_output import _SETTINGS, IcebergOutput
 from jobs.tables.target import Change, Part, RowFile, Seen, TableMoved
 from tests.jobs.tables.iceberg_tables import (
     FolderCatalog,
@@ -239,19 +241,24 @@ def test_a_rollback_to_where_the_history_has_expired_is_told(output: IcebergOutp
         output.read()
 
 
-def test_a_year_of_commits_leaves_few_metadata(either: IcebergOutput) -> None:
-    schema = pa.schema(SCHEMA)
-    for night in range(1, 131):
+def test_many_commits_leave_few_metadata(either: IcebergOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.tables.iceberg_output._KEPT", 8)
+    small = {"write.metadata.previous-versions-max": "8", "commit.manifest.target-size-bytes": str(25_000)}
+    monkeypatch.setattr("jobs.tables.iceberg_output._SETTINGS", {**_SETTINGS, **small})
+    for night in range(1, 26):
         assert either.read() == night - 1
         files = [RowFile(f"/out/{night}-{i}.parquet", Part("m-1", night), 10, 100) for i in range(3)]
         dropped = [Part("m-1", night - 1)] if night % 10 == 0 else []
-        either.commit(night, schema, Change(added=files, dropped=dropped), no_copy)
-    assert either.read() == 130
-    metadata = table_of(either).metadata
-    assert (len(metadata.snapshots), len(metadata.metadata_log)) == (100, 100)
-    assert len(metadata.current_snapshot().manifests(table_of(either).io)) < 60
-    assert sum(either.rows().values()) == 130 * 30 - 13 * 30
-    assert metadata.properties["gc.enabled"] == "false"
+        either.commit(night, SCHEMA, Change(added=files, dropped=dropped), no_copy)
+    assert either.read() == 25
+    table = table_of(either)
+    assert (len(table.metadata.snapshots), len(table.metadata.metadata_log)) == (8, 8)
+    assert len(table.current_snapshot().manifests(table.io)) < 15
+    assert either.rows() == {Part("m-1", night): 30 for night in range(1, 26) if night not in (9, 19)}
+    assert {name: table.properties[name] for name in ("gc.enabled", "commit.manifest-merge.enabled")} == {
+        "gc.enabled": "false",
+        "commit.manifest-merge.enabled": "true",
+    }
 
 
 # Races, lost answers, kills
@@ -293,7 +300,7 @@ def test_of_eight_that_bring_the_same_edition_one_goes_through(
     assert seen_rows(either) == held.get(change, [*rows(A, [2]), *rows(B, [2])])
 
 
-def test_of_four_processes_that_bring_the_same_edition_one_goes_through(output: IcebergOutput, out: Objects) -> None:
+def test_of_three_processes_that_bring_the_same_edition_one_goes_through(output: IcebergOutput, out: Objects) -> None:
     begun(output, out.object(A, [1]))
     new = out.object(B, [2])
     code = f"""
@@ -312,7 +319,7 @@ except TableMoved:
     print("moved")
 """
     argv = [sys.executable, "-c", code]
-    racers = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    racers = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for one in racers:
         assert one.stdout is not None
         assert one.stdout.readline() == "ready\n"
@@ -320,7 +327,7 @@ except TableMoved:
         assert one.stdin is not None
         one.stdin.write("go\n")
         one.stdin.flush()
-    assert sorted(one.communicate()[0] for one in racers) == ["moved\n"] * 3 + ["won\n"]
+    assert sorted(one.communicate()[0] for one in racers) == ["moved\n"] * 2 + ["won\n"]
     assert (output.read(), seen_rows(output)) == (2, [*rows(A, [1]), *rows(B, [2])])
 
 
@@ -658,21 +665,22 @@ def test_without_the_library_the_extra_is_named() -> None:
 # Readers, stores
 
 
-def test_polars_and_daft_read_the_same_rows(output: IcebergOutput, out: Objects, tmp_path: Path) -> None:
+def test_polars_reads_the_same_rows(output: IcebergOutput, out: Objects, tmp_path: Path) -> None:
     begun(output, out.object(A, [1, 2]), out.object(A, [11]))
-    output.commit(2, EMBEDDINGS, Change(added=[out.object(B, [21], EMBEDDINGS)], trimmed={A: without(2)}), out.copy)
+    change = Change(added=[out.object(B, [21], EMBEDDINGS)], trimmed={A: without(2)})
+    output.commit(2, EMBEDDINGS, change, out.copy)
+    columns = ["model", "plan", "id", "label", "embedding"]
+    table = table_of(output)
+    expected = table.scan().to_arrow().sort_by("id").select(columns).to_pylist()
+    assert [row["id"] for row in expected] == [1, 11, 21]
     script = tmp_path / "read.py"
     script.write_text(
-        "import sys, json, polars, daft\n"
-        f"columns = {['model', 'plan', 'id', 'label', 'embedding']!r}\n"
-        "for frame in (polars.scan_iceberg(sys.argv[1]).select(columns).collect().sort('id').to_dicts(),):\n"
-        "    print(json.dumps(frame))\n"
+        "import sys, json, polars\n"
+        "sys.path.append(sys.argv[2])\n"  # Polars reads by way of pyiceberg
+        f"print(json.dumps(polars.scan_iceberg(sys.argv[1]).select({columns}).collect().sort('id').to_dicts()))\n"
     )
-    table = table_of(output)
-    expected = table.scan().to_arrow().sort_by("id").select(["model", "plan", "id", "label", "embedding"]).to_pylist()
-    assert len(expected) == 3
-    found = run_tool(script, table.metadata_location).splitlines()
-    assert [json.loads(line) for line in found] == [expected]
+    found = run_tool(script, table.metadata_location, Path(pyiceberg.__file__).parents[1])
+    assert json.loads(found) == expected
 
 
 @pytest.mark.objectstore
@@ -770,7 +778,10 @@ class World:
             self.table.transaction().set_properties({"a": str(self.next_id)}).commit_transaction()
 
 
-@pytest.mark.parametrize("seed", range(6))
+SEEDS = int(os.environ.get("STINT_SEEDS", "3"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_happens_the_table_holds_what_it_is_to_hold(either: IcebergOutput, tmp_path: Path, seed: int) -> None:
     world = World(str(tmp_path / "objects" if "://" in either._uri else either._uri), either, seed)
     for _ in range(12):
