@@ -40,8 +40,6 @@ _SETTINGS = {
 _OF_A_CATALOG = {"write.metadata.delete-after-commit.enabled": "true"}
 _MISREAD = re.compile(r"\b(?:uint32|uint64|halffloat|dictionary)\b")
 """Types that pyiceberg takes, though the files are not read, or read as other values, by it or another engine."""
-_BLOCK = 2000
-"""Files in a block of a manifest."""
 
 
 class IcebergOutput:
@@ -74,22 +72,19 @@ class IcebergOutput:
             raise TableMoved(f"{self._uri}: another run has made the table")
         removed, copies, manifests = self._rest(table, change, copy)
         with iceberg_errors(self._uri):
-            transaction, metadata = table.transaction(), table.metadata
+            from jobs.tables.iceberg_snapshot import FilesSnapshot
+
+            transaction = table.transaction()
             self._widen(transaction, schema)
-            snapshot = transaction.update_snapshot(snapshot_properties={_EDITION: str(edition)})
-            producer = snapshot.overwrite() if removed else snapshot.merge_append()
-            _write_in_blocks(producer)
-            # pyiceberg's own evaluator keeps what it is looking at in itself, and is asked by several threads at once.
-            producer._build_manifest_evaluator = lambda _: lambda one: one.manifest_path in manifests
+            snapshot = FilesSnapshot(table, transaction, {_EDITION: str(edition)}, manifests if removed else ())
             for one in removed:
-                producer.delete_data_file(_data_file(one.path, one.partition[1], one.rows, one.size, one.partition[0]))
+                snapshot.remove(one.path, one.partition[1], one.rows, one.size)
             for file in (*change.added, *copies):
                 if file.rows:
-                    of = file.uri, file.part, file.rows, file.size, metadata.default_spec_id
-                    producer.append_data_file(_data_file(*of))
-            transaction.set_properties({_EDITION: f"{edition}@{metadata.next_sequence_number()}"})
-            producer.commit()
-        self._send(table, transaction, producer.snapshot_id)
+                    snapshot.add(file.uri, file.part, file.rows, file.size)
+            transaction.set_properties({_EDITION: f"{edition}@{table.metadata.next_sequence_number()}"})
+            snapshot.commit()
+        self._send(table, transaction, snapshot.snapshot_id)
 
     def rows(self) -> Mapping[Part, int]:
         counted = Counter[Part]()
@@ -97,7 +92,7 @@ class IcebergOutput:
             with iceberg_errors(self._uri):
                 state = IcebergTable(self._uri, self._table.metadata, self._files).state("", None, "", _PARTS)
             for one in state.files:
-                counted[Part._make(one.constants[name] for name in _PARTS)] += (one.rows or 0) - len(one.deleted)
+                counted[Part._make(one.constants.get(name) for name in _PARTS)] += (one.rows or 0) - len(one.deleted)
         return +counted
 
     def _load(self) -> Any:
@@ -274,38 +269,3 @@ def _manifests(table: Any, plans: Iterable[int], files: StoreFiles) -> tuple[set
                 raise ValueError(f"{one.manifest_path} is of another partitioning: rewrite the table's data files")
             found[0 if live and may_have(one) else 1].add(one.manifest_path)
     return found
-
-
-def _data_file(path: str, parted: Iterable[object], rows: int, size: int, spec: int) -> Any:
-    from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-    from pyiceberg.typedef import Record
-
-    what = {"content": DataFileContent.DATA, "file_format": FileFormat.PARQUET, "partition": Record(*parted)}
-    made = DataFile.from_args(file_path=path, record_count=rows, file_size_in_bytes=size, **what)
-    made.spec_id = spec
-    return made
-
-
-def _write_in_blocks(producer: Any) -> None:
-    """Let a snapshot's manifests have many files in a block: pyiceberg makes one of each file, which takes 25 times the
-    bytes, and 3 times as long to read."""
-    new_manifest_writer = producer.new_manifest_writer
-
-    def in_blocks(avro: Any) -> Any:
-        entries, put, end = list[Any](), avro.write_block, avro.__exit__
-
-        def close(*error: Any) -> None:
-            for at in range(0, len(entries), _BLOCK):
-                put(entries[at : at + _BLOCK])
-            end(*error)
-
-        avro.write_block, avro.__exit__ = entries.extend, close
-        return avro
-
-    def manifest_writer(spec: Any) -> Any:
-        manifest = new_manifest_writer(spec)
-        new_writer = manifest.new_writer
-        manifest.new_writer = lambda: in_blocks(new_writer())
-        return manifest
-
-    producer.new_manifest_writer = manifest_writer
