@@ -71,7 +71,7 @@ def dead_rows(
         known = constants.get(one.partition, {})
         constant = {fields[number].name: known[number] for number in numbers if number in known}
         with opened(*files.place(one.path)) as file:
-            return columns_of(file, one.path, [fields[number] for number in numbers], constant)
+            return table_columns(file, one.path, [fields[number] for number in numbers], constant)
 
     work = [
         (some, one)
@@ -125,7 +125,7 @@ def _deletion_vector(blob: bytes, path: str) -> Positions:
         raise SpecError(f"{path}: {error}", "roll the table back, or write the file again") from error
 
 
-def columns_of(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
+def table_columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
     """These columns of a table, of all rows of one of its files. Raises SpecError, StoreError, StoreDenied."""
     try:
         parquet = pq.ParquetFile(file, pre_buffer=False)
@@ -149,7 +149,7 @@ def _deleted_keys(
                 f"{one.path}: equality deletes by columns number {one.columns}, not all of which are plain columns",
                 "rewrite the table's data files, which applies its deletes",
             )
-        return columns_of(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
+        return table_columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
 
     parts: dict[Any, list[tuple[pa.Table, int]]] = defaultdict(list)
     for one, table in zip(deletes, ahead(read, deletes, "deletes"), strict=True):

@@ -117,11 +117,6 @@ class StoreFiles:
     def new_output(self, location: str) -> Any:
         return _Output(self, location)
 
-    def delete(self, location: Any) -> None:
-        """pyiceberg's: of metadata only, as a table's own settings want it."""
-        fs, inner = self.place(getattr(location, "location", location))
-        retrying(lambda: fs.rm_file(inner), inner)
-
     def manifests(self, manifest_list: str) -> list[TableManifest]:
         """Of a snapshot. Raises SpecError, NotFound, StoreError, StoreDenied."""
         records = self._records(manifest_list, self.read(manifest_list), _MANIFEST)

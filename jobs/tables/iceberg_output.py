@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.errors import NothingThere, SpecError
 from jobs.tables.iceberg import CATALOG, IcebergTable, catalog_table, iceberg_errors
-from jobs.tables.iceberg_deletes import columns_of
+from jobs.tables.iceberg_deletes import table_columns
 from jobs.tables.iceberg_files import ManifestEntry, StoreFiles
 from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, TableMoved
 from workers.source.source_file import opened
@@ -32,6 +32,7 @@ _PLACES = ("source_uri", "source_version", "row_group", "row")
 _KEPT = 100
 """Snapshots: where gc.enabled is false, nobody else expires them."""
 _SETTINGS = {
+    "format-version": "2",
     "gc.enabled": "false",
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.target-size-bytes": str(128 * 2**10),  # some 20,000 files, which takes a second to merge
@@ -67,7 +68,7 @@ class IcebergOutput:
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
         with iceberg_errors(self._uri):
             _refuse(self._uri, schema)
-            table = self._table or self._made(schema)
+            table = self._table or self._new_table(schema)
         if table is None:
             raise TableMoved(f"{self._uri}: another run has made the table")
         removed, copies, manifests = self._rest(table, change, copy)
@@ -78,10 +79,10 @@ class IcebergOutput:
             self._widen(transaction, schema)
             snapshot = FilesSnapshot(table, transaction, {_EDITION: str(edition)}, manifests if removed else ())
             for one in removed:
-                snapshot.remove(one.path, one.partition[1], one.rows, one.size)
+                snapshot.delete_data_file(snapshot.file(one.path, one.partition[1], one.rows, one.size))
             for file in (*change.added, *copies):
                 if file.rows:
-                    snapshot.add(file.uri, file.part, file.rows, file.size)
+                    snapshot.append_data_file(snapshot.file(file.uri, file.part, file.rows, file.size))
             transaction.set_properties({_EDITION: f"{edition}@{table.metadata.next_sequence_number()}"})
             snapshot.commit()
         self._send(table, transaction, snapshot.snapshot_id)
@@ -111,7 +112,7 @@ class IcebergOutput:
 
         return TableFolder(self._uri), (self._uri,)
 
-    def _made(self, schema: pa.Schema) -> Any:
+    def _new_table(self, schema: pa.Schema) -> Any:
         """The table, without rows; None where another run has made it."""
         from pyiceberg.exceptions import TableAlreadyExistsError
         from pyiceberg.partitioning import PartitionField, PartitionSpec
@@ -120,12 +121,12 @@ class IcebergOutput:
 
         catalog, name = self._catalog()
         columns = pa.schema([one.with_nullable(True) for one in (*schema, MODEL, PLAN)])
-        made = assign_fresh_schema_ids(catalog._convert_schema_if_needed(columns))
-        numbers = [(made.find_field(column).field_id, 1000 + at, column) for at, column in enumerate(_PARTS)]
+        numbered = assign_fresh_schema_ids(catalog._convert_schema_if_needed(columns))
+        numbers = [(numbered.find_field(column).field_id, 1000 + at, column) for at, column in enumerate(_PARTS)]
         spec = PartitionSpec(*(PartitionField(of, number, IdentityTransform(), one) for of, number, one in numbers))
         settings = _SETTINGS | (_OF_A_CATALOG if self._uri.startswith(CATALOG) else {})
         try:
-            return catalog.create_table(name, made, partition_spec=spec, properties=settings)
+            return catalog.create_table(name, numbered, partition_spec=spec, properties=settings)
         except TableAlreadyExistsError:
             return None
 
@@ -172,12 +173,12 @@ class IcebergOutput:
             live, seen = np.ones(one.rows, np.bool_), change.trimmed[Part._make(one.partition[1])]
             live[dead[one.path][0] if one.path in dead else []] = False
             with iceberg_errors(self._uri), opened(*self._files.place(one.path)) as file:
-                there = columns_of(file, one.path, places, {}).filter(pa.array(live))
+                there = table_columns(file, one.path, places, {}).filter(pa.array(live))
                 if there.num_rows and seen(there).num_rows == there.num_rows:
                     return None
                 if not there.num_rows or not seen(there).num_rows:
                     return there.slice(0, 0)
-                return seen(columns_of(file, one.path, columns, {}).filter(pa.array(live)).cast(plain))
+                return seen(table_columns(file, one.path, columns, {}).filter(pa.array(live)).cast(plain))
 
         for one, rest in zip(trimmed.values(), ahead(left, trimmed.values(), "trim", a_thread=1), strict=True):
             if rest is not None:
@@ -207,7 +208,7 @@ class IcebergOutput:
             if now is not None and now.metadata.snapshot_by_id(snapshot) is not None:
                 return
             if isinstance(error, StoreError) or now is None or now.metadata_location != table.metadata_location:
-                raise TableMoved(f"{self._uri}: {error}") from error
+                raise TableMoved(str(error)) from error
             raise
 
     def _edition(self, metadata: Any) -> int:

@@ -47,13 +47,8 @@ class FilesSnapshot(_OverwriteFiles, _MergeAppendFiles):  # type: ignore[misc]
         super().__init__(operation, transaction, table.io, snapshot_properties=properties)
         self._touched, self._spec = touched, table.metadata.default_spec_id
 
-    def add(self, path: str, parted: Iterable[object], rows: int, size: int) -> None:
-        self.append_data_file(self._file(path, parted, rows, size))
-
-    def remove(self, path: str, parted: Iterable[object], rows: int, size: int) -> None:
-        self.delete_data_file(self._file(path, parted, rows, size))
-
-    def _file(self, path: str, parted: Iterable[object], rows: int, size: int) -> DataFile:
+    def file(self, path: str, parted: Iterable[object], rows: int, size: int) -> DataFile:
+        """For `append_data_file` and `delete_data_file`."""
         what = {"content": DataFileContent.DATA, "file_format": FileFormat.PARQUET, "partition": Record(*parted)}
         file = DataFile.from_args(file_path=path, record_count=rows, file_size_in_bytes=size, **what)
         file.spec_id = self._spec
