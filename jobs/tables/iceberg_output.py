@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.errors import NothingThere, SpecError
+from jobs.errors import SpecError
 from jobs.tables.iceberg import CATALOG, IcebergTable, catalog_table, iceberg_errors
 from jobs.tables.iceberg_deletes import table_columns
 from jobs.tables.iceberg_files import ManifestEntry, StoreFiles
@@ -67,16 +67,16 @@ class IcebergOutput:
 
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
         with iceberg_errors(self._uri):
+            from jobs.tables.iceberg_snapshot import FilesSnapshot
+
             _refuse(self._uri, schema)
-            table = self._table or self._new_table(schema)
+            if (table := self._table or self._new_table(schema)) is not None:
+                transaction = table.transaction()
+                self._widen(transaction, schema)
         if table is None:
             raise TableMoved(f"{self._uri}: another run has made the table")
         removed, copies, manifests = self._rest(table, change, copy)
         with iceberg_errors(self._uri):
-            from jobs.tables.iceberg_snapshot import FilesSnapshot
-
-            transaction = table.transaction()
-            self._widen(transaction, schema)
             snapshot = FilesSnapshot(table, transaction, {_EDITION: str(edition)}, manifests if removed else ())
             for one in removed:
                 snapshot.delete_data_file(snapshot.file(one.path, one.partition[1], one.rows, one.size))
@@ -98,12 +98,14 @@ class IcebergOutput:
 
     def _load(self) -> Any:
         """The table as it is now, or None."""
-        try:
-            with iceberg_errors(self._uri):
-                catalog, name = self._catalog()
+        with iceberg_errors(self._uri):
+            from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+
+            catalog, name = self._catalog()
+            try:
                 return catalog.load_table(name)
-        except NothingThere:
-            return None
+            except (NoSuchTableError, NoSuchNamespaceError):
+                return None
 
     def _catalog(self) -> tuple[Any, Any]:
         if self._uri.startswith(CATALOG):
