@@ -154,7 +154,8 @@ class IcebergOutput:
     ) -> tuple[Collection[ManifestEntry], list[RowFile], Container[str]]:
         """Files to remove of the parts that go or are trimmed, copies of the rows that stay of these, and paths of the
         manifests that may have files of such parts."""
-        plans = {part.plan for part in (*change.dropped, *change.trimmed)}
+        dropped = {*change.dropped}
+        plans = {part.plan for part in (*dropped, *change.trimmed)}
         if not plans or table.current_snapshot() is None:
             return [], [], ()
         head, view = table.metadata.current_snapshot_id, IcebergTable(self._uri, table.metadata, self._files)
@@ -163,11 +164,13 @@ class IcebergOutput:
             data, deletes = view.live(head, other)
             trimmed = {path: one for path, one in data.items() if one.partition[1] in change.trimmed}
             dead = view.dead(trimmed, deletes if trimmed else ())
-        removed, copies = [one for one in data.values() if one.partition[1] in change.dropped], []
+        removed, copies = [one for one in data.values() if one.partition[1] in dropped], []
         if not trimmed:
             return removed, [], manifests
         columns = [one for one in view.schema(head) if one.name not in _PARTS]
         places = [one for one in columns if one.name in _PLACES]
+        if len(places) < len(_PLACES):
+            raise SpecError(f"{self._uri} lacks one of {', '.join(_PLACES)}", "give the column back its name")
         plain = pa.schema([(one.name, _plain(one.type)) for one in columns])
 
         def left(one: ManifestEntry) -> pa.Table | None:

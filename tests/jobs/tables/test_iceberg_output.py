@@ -300,29 +300,29 @@ def test_of_eight_that_bring_the_same_edition_one_goes_through(
     assert seen_rows(either) == held.get(change, [*rows(A, [2]), *rows(B, [2])])
 
 
-def test_of_three_processes_that_bring_the_same_edition_one_goes_through(output: IcebergOutput, out: Objects) -> None:
-    begun(output, out.object(A, [1]))
-    new = out.object(B, [2])
-    code = f"""
+RACER = """
 import sys
 from jobs.tables.iceberg_output import IcebergOutput
 from jobs.tables.target import Change, Part, RowFile, TableMoved
-from tests.jobs.tables.test_iceberg_output import SCHEMA, no_copy
-output = IcebergOutput({out.url!r})
-assert output.read() == 1
-print("ready", flush=True)
+from workers.output import output_schema
+output = IcebergOutput(sys.argv[1])
+print(output.read(), flush=True)
 sys.stdin.readline()
 try:
-    output.commit(2, SCHEMA, Change(added=[RowFile({new.uri!r}, Part("m-1", 2), 1, {new.size})]), no_copy)
+    change = Change(added=[RowFile(sys.argv[2], Part("m-1", 2), 1, int(sys.argv[3]))])
+    output.commit(2, output_schema("classify", []), change, None)
     print("won")
 except TableMoved:
     print("moved")
 """
-    argv = [sys.executable, "-c", code]
+
+
+def test_of_processes_that_bring_the_same_edition_one_goes_through(output: IcebergOutput, out: Objects) -> None:
+    begun(output, out.object(A, [1]))
+    new = out.object(B, [2])
+    argv = [sys.executable, "-c", RACER, out.url, new.uri, str(new.size)]
     racers = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    for one in racers:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
+    assert [one.stdout.readline() for one in racers if one.stdout] == ["1\n"] * 3
     for one in racers:
         assert one.stdin is not None
         one.stdin.write("go\n")
@@ -437,6 +437,52 @@ def test_a_refusal_is_told(
     with pytest.raises(told):
         either.commit(2, SCHEMA, Change(), no_copy)
     assert either.read() == 1
+
+
+@pytest.mark.parametrize("other", ["append", "overwrite"])
+def test_a_version_that_another_writer_has_just_made_is_not_ours(
+    output: IcebergOutput, out: Objects, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    begun(output, out.object(A, [1, 2]))
+    real = TableFolder._create
+
+    def create(self: Any, *about: Any) -> bool:  # requirements have been looked at by now
+        monkeypatch.setattr(TableFolder, "_create", real)
+        OTHERS[other][0](table_of(output))
+        return real(self, *about)
+
+    monkeypatch.setattr(TableFolder, "_create", create)
+    with pytest.raises(TableMoved, match="another writer was first with version 3"):
+        output.commit(2, SCHEMA, Change(added=[out.object(B, [11])]), no_copy)
+    assert (output.read(), seen_rows(output)) == (1, sorted(OTHERS[other][1](rows(A, [1, 2]))))
+
+
+@pytest.mark.parametrize("first", ["late", "again"])
+def test_a_request_that_arrives_after_all_and_another_try_are_one_commit(
+    output: IcebergOutput, out: Objects, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    begun(output, out.object(A, [1]))
+    late: list[Any] = []
+    real = TableFolder._create
+
+    def create(self: Any, *about: Any) -> bool:
+        monkeypatch.setattr(TableFolder, "_create", real)
+        late.append(lambda: real(self, *about))
+        raise StoreError("no answer")
+
+    monkeypatch.setattr(TableFolder, "_create", create)
+    change = Change(added=[out.object(B, [2])])
+    with pytest.raises(TableMoved):
+        output.commit(2, SCHEMA, change, no_copy)
+    assert output.read() == 1
+    if first == "late":
+        assert late[0]()
+        with pytest.raises(TableMoved):
+            output.commit(2, SCHEMA, change, no_copy)
+    else:
+        output.commit(2, SCHEMA, change, no_copy)
+        assert not late[0]()
+    assert (output.read(), seen_rows(output)) == (2, [*rows(A, [1]), *rows(B, [2])])
 
 
 class Killed(BaseException):
@@ -598,6 +644,17 @@ def test_columns_that_others_rename_are_not_added_again(either: IcebergOutput, o
     assert table_of(either).scan().to_arrow()["class"].to_pylist() == ["l1"]
     names = table_of(either).schema().column_names
     assert "label" not in names
+
+
+def test_rows_whose_source_is_not_told_any_more_are_not_trimmed(output: IcebergOutput, out: Objects) -> None:
+    begun(output, out.object(A, [1, 2]))
+    with table_of(output).update_schema() as update:
+        update.rename_column("source_uri", "source")
+    output.read()
+    with pytest.raises(SpecError, match="lacks one of source_uri"):
+        output.commit(2, SCHEMA, Change(trimmed={A: without(2)}), no_copy)
+    output.commit(2, SCHEMA, Change(dropped=[A]), no_copy)
+    assert (output.read(), seen_rows(output)) == (2, [])
 
 
 WRONG = [
