@@ -135,19 +135,24 @@ class IcebergOutput:
     def _widen(self, transaction: Any, schema: pa.Schema) -> None:
         """Adds columns that the table lacks. Objects have names and no numbers: a name is that of the column to which
         the table's name mapping leads it, whatever that is called by now."""
+        from pyiceberg.exceptions import ResolveError, ValidationError
+
         metadata = transaction.table_metadata
         mapping = metadata.name_mapping() or metadata.schema().name_mapping
         transaction.set_properties({"schema.name-mapping.default": mapping.model_dump_json()})
         numbers = {name: one.field_id for one in mapping.root for name in one.names}
         present = {one.field_id: one for one in metadata.schema().fields}
         ours = []
-        for column in schema:
-            there = present.get(numbers.get(column.name))
-            ours.append(column.with_nullable(True).with_name(there.name if there else column.name))
-            if there and {str(there.field_type), str(column.type).removeprefix("large_")} == {"string", "binary"}:
-                raise ValueError(f"column {there.name} is {there.field_type} in the table, here {column.type}")
-        with transaction.update_schema() as update:
-            update.union_by_name(pa.schema(ours))
+        try:
+            for column in schema:
+                there = present.get(numbers.get(column.name))
+                ours.append(column.with_nullable(True).with_name(there.name if there else column.name))
+                if there and {str(there.field_type), str(column.type).removeprefix("large_")} == {"string", "binary"}:
+                    raise ValueError(f"column {there.name} is {there.field_type} in the table, here {column.type}")
+            with transaction.update_schema() as update:
+                update.union_by_name(pa.schema(ours))
+        except (ValidationError, ResolveError, ValueError, TypeError) as error:
+            raise SpecError(f"{self._uri}: these rows do not fit: {error}", "name another output.table.uri") from error
 
     def _rest(
         self, table: Any, change: Change, copy: Copy

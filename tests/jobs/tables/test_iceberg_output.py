@@ -42,7 +42,7 @@ from tests.jobs.tables.iceberg_tables import (
 )
 from tests.tools.packages import run_tool
 from workers.output import output_schema
-from workers.storage.errors import StoreDenied
+from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.filesystems import open_filesystem
 
 SCHEMA = output_schema("classify", [pa.field("id", pa.int64())])
@@ -594,8 +594,9 @@ def test_a_type_is_widened_where_no_value_changes(either: IcebergOutput, out: Ob
     assert [row[2] for row in seen_rows(either)] == [1, 2, 3]
     assert str(table_of(either).schema().find_type("id")) == "long"
     for kind in (pa.string(), pa.list_(pa.int64()), pa.float32()):
-        with pytest.raises(SpecError, match="id"):
+        with pytest.raises(SpecError, match="do not fit") as refused:
             either.commit(4, output_schema("classify", [pa.field("id", kind)]), Change(), no_copy)
+        assert "another output.table.uri" in refused.value.next_step
     assert either.read() == 3
 
 
