@@ -11,7 +11,8 @@ import gzip
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby, takewhile
 from typing import Any
@@ -30,8 +31,8 @@ from workers.storage.filesystems import full_url, open_filesystem
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
-_CATALOG = "iceberg://"
-_METADATA = re.compile(r"(?:v(\d+)|(\d+)-[^/]*?)(?:\.gz)?\.metadata\.json(?:\.gz)?")
+CATALOG = "iceberg://"
+METADATA_NAME = re.compile(r"(?:v(\d+)|(\d+)-[^/]*?)(?:\.gz)?\.metadata\.json(?:\.gz)?")
 
 
 def read_state(
@@ -47,7 +48,7 @@ def read_state(
     """
     files = StoreFiles()
     try:
-        return _Table(url, _metadata(url, files), files).state(version, before, since, columns)
+        return IcebergTable(url, _metadata(url, files), files).state(version, before, since, columns)
     except NotFound as error:
         raise SpecError(
             f"{url}: the table names {error}, which is not there",
@@ -55,37 +56,53 @@ def read_state(
         ) from error
 
 
-def _metadata(url: str, files: StoreFiles) -> Any:
+@contextmanager
+def iceberg_errors(url: str) -> Iterator[None]:
+    """What pyiceberg, a catalog and its libraries raise, as SpecError, NothingThere, StoreError, StoreDenied."""
     try:
         from pyiceberg import exceptions
-        from pyiceberg.catalog import load_catalog
-        from pyiceberg.table.metadata import TableMetadataUtil
     except ImportError as error:
         raise SpecError(f"{url}: Iceberg tables need pyiceberg", "pip install 'stint[iceberg]'") from error
+    not_to_be = (exceptions.ValidationError, exceptions.ResolveError, exceptions.BadRequestError, ValueError, TypeError)
     try:
-        if url.startswith(_CATALOG):
-            catalog, _, name = url.removeprefix(_CATALOG).partition("/")
-            if not catalog or "." not in name:
-                raise SpecError(f"{url} names no table", f"write {_CATALOG}<catalog>/<namespace>.<table>")
-            ours = f"{StoreFiles.__module__}.{StoreFiles.__name__}"  # what workers read with must find the table, too
-            return load_catalog(catalog, **{"py-io-impl": ours}).load_table(name).metadata
-        data = files.read(url if ".metadata.json" in url.rpartition("/")[2] else _newest(url))
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
-        # pyiceberg knows no variants. Where none is read, any other type will do that is not read here either.
-        return TableMetadataUtil.parse_raw(re.sub(r'("(?:type|element|value)"\s*:\s*)"variant"', r'\1"geometry"', text))
+        yield
     except (SpecError, StoreError, StoreDenied):
         raise
     except (NotFound, exceptions.NoSuchTableError, exceptions.NoSuchNamespaceError) as error:
         raise NothingThere(f"{url}: there is no such table ({error})", "check the name or the path") from error
-    except (exceptions.ValidationError, exceptions.NotInstalledError, ValueError, TypeError, ImportError) as error:
+    except (*not_to_be, exceptions.NotInstalledError, ImportError) as error:
         raise SpecError(
-            f"{url}: pyiceberg cannot read this: {error}",
+            f"{url}: pyiceberg cannot do this: {error}",
             "configure the catalog, or name a whole metadata.json",
         ) from error
     except Exception as error:
         refusals = (exceptions.UnauthorizedError, exceptions.ForbiddenError, exceptions.OAuthError)
         denied = isinstance(error, refusals) or cause_of(error) is Cause.DENIED
-        raise (StoreDenied if denied else StoreError)(f"{url}: {error}") from error  # of a catalog and its libraries
+        raise (StoreDenied if denied else StoreError)(f"{url}: {error}") from error
+
+
+def catalog_table(url: str) -> tuple[Any, str]:
+    """The catalog of `iceberg://<catalog>/<namespace>.<table>`, and the table's name in it. Raises what they raise."""
+    from pyiceberg.catalog import load_catalog
+
+    catalog, _, name = url.removeprefix(CATALOG).partition("/")
+    if not catalog or "." not in name:
+        raise SpecError(f"{url} names no table", f"write {CATALOG}<catalog>/<namespace>.<table>")
+    ours = f"{StoreFiles.__module__}.{StoreFiles.__name__}"  # what workers read with must find the table, too
+    return load_catalog(catalog, **{"py-io-impl": ours}), name
+
+
+def _metadata(url: str, files: StoreFiles) -> Any:
+    with iceberg_errors(url):
+        from pyiceberg.table.metadata import TableMetadataUtil
+
+        if url.startswith(CATALOG):
+            catalog, name = catalog_table(url)
+            return catalog.load_table(name).metadata
+        data = files.read(url if ".metadata.json" in url.rpartition("/")[2] else _newest(url))
+        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+        # pyiceberg knows no variants. Where none is read, any other type will do that is not read here either.
+        return TableMetadataUtil.parse_raw(re.sub(r'("(?:type|element|value)"\s*:\s*)"variant"', r'\1"geometry"', text))
 
 
 def _newest(url: str) -> str:
@@ -101,13 +118,13 @@ def _newest(url: str) -> str:
         hint = retrying(lambda: fs.cat_file(f"{folder}/version-hint.text"), url).decode().strip()
         if (name := f"{hint.removesuffix('.metadata.json')}.metadata.json") in names:
             return f"{place}/{name}"
-    numbered = sorted((int(one[1] or one[2]), one[0]) for one in map(_METADATA.fullmatch, names) if one)
+    numbered = sorted((int(one[1] or one[2]), one[0]) for one in map(METADATA_NAME.fullmatch, names) if one)
     if not numbered:
         if not retrying(lambda: fs.exists(path), url):
             raise NothingThere(f"there is nothing at {url}", "check the path")
         raise SpecError(
             f"{url} is no Iceberg table: there is no metadata/….metadata.json",
-            f"name the folder that holds metadata/, a metadata.json, or {_CATALOG}<catalog>/<namespace>.<table>",
+            f"name the folder that holds metadata/, a metadata.json, or {CATALOG}<catalog>/<namespace>.<table>",
         )
     last = [name for number, name in numbered if number == numbered[-1][0]]
     first = [name for number, name in numbered if number == 0]  # two are of two tables, one after the other
@@ -117,7 +134,7 @@ def _newest(url: str) -> str:
     if rivals := next((some for some in (last, first, kinds) if len(some) > 1), None):
         raise SpecError(
             f"{url}: {rivals[0]} and {rivals[1]} are both there, and only a catalog knows which is the table's now",
-            f"write {_CATALOG}<catalog>/<namespace>.<table>, or the URL of the right metadata.json",
+            f"write {CATALOG}<catalog>/<namespace>.<table>, or the URL of the right metadata.json",
         )
     return f"{place}/{last[0]}"
 
@@ -126,7 +143,7 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-class _Table:
+class IcebergTable:
     """A table by one of its metadata files. Snapshots go by their ids, and 0 is that before the first."""
 
     def __init__(self, url: str, metadata: Any, files: StoreFiles) -> None:
@@ -140,10 +157,10 @@ class _Table:
     def state(self, version: str, before: datetime | None, since: str, columns: Sequence[str]) -> TableState:
         head = self._named(version) if version else int(self._metadata.current_snapshot_id or 0)
         head = head if version or before is None else self._current_at(before)
-        data, deletes = self._live(head)
+        data, deletes = self.live(head)
         refuse_unreadable(data.values())
-        dead = self._dead(data, deletes)
-        schema = self._schema(head, columns)
+        dead = self.dead(data, deletes)
+        schema = self.schema(head, columns)
         fields = {int(field.metadata[FIELD_ID]): field for field in schema}
         constants = {
             partition: {
@@ -151,7 +168,7 @@ class _Table:
                 for number, value in known.items()
                 if number in fields
             }
-            for partition, known in self._constants(data.values()).items()
+            for partition, known in self.constants(data.values()).items()
         }
         found = [
             TableFile(
@@ -211,13 +228,15 @@ class _Table:
             snapshot = self._snapshots[snapshot].parent_snapshot_id or 0
             yield snapshot
 
-    def _live(self, snapshot: int) -> tuple[dict[str, ManifestEntry], list[ManifestEntry]]:
-        """Data files by path, and delete files."""
+    def live(self, snapshot: int, other: Container[str] = ()) -> tuple[dict[str, ManifestEntry], list[ManifestEntry]]:
+        """Data files by path, and delete files, without those that manifests `other` name."""
         manifests = self._files.manifests(self._snapshots[snapshot].manifest_list) if snapshot else ()
-        entries = [one for one in self._files.entries(manifests) if one.status != DELETED]
+        entries = self._files.entries(one for one in manifests if one.path not in other)
+        entries = [one for one in entries if one.status != DELETED]
         return {one.path: one for one in entries if one.content == DATA}, [e for e in entries if e.content != DATA]
 
-    def _dead(self, data: Mapping[str, ManifestEntry], deletes: Sequence[ManifestEntry]) -> DeadRows:
+    def dead(self, data: Mapping[str, ManifestEntry], deletes: Sequence[ManifestEntry]) -> DeadRows:
+        """Rows that these delete files took of the data files."""
         if not deletes:
             return {}
         schemas = [*self._metadata.schemas, self._metadata.schema()]
@@ -231,9 +250,9 @@ class _Table:
             number: {str(one.transform) for one in spec.fields} for number, spec in self._metadata.specs().items()
         }
         everywhere = frozenset(number for number, some in transforms.items() if some <= {"void"})
-        return dead_rows(self._files, data, deletes, arrow, everywhere, self._constants(data.values()))
+        return dead_rows(self._files, data, deletes, arrow, everywhere, self.constants(data.values()))
 
-    def _constants(self, entries: Iterable[ManifestEntry]) -> dict[Partition, dict[int, Any]]:
+    def constants(self, entries: Iterable[ManifestEntry]) -> dict[Partition, dict[int, Any]]:
         """By partition and number of a column: what it is in all rows, where the table is parted by its very values."""
         places = {
             number: [(at, one.source_id) for at, one in enumerate(spec.fields) if str(one.transform) == "identity"]
@@ -244,7 +263,8 @@ class _Table:
             for spec, values in {one.partition for one in entries}
         }
 
-    def _schema(self, head: int, columns: Sequence[str]) -> pa.Schema:
+    def schema(self, head: int, columns: Sequence[str] = ()) -> pa.Schema:
+        """As in TableState, of a snapshot; `columns` as in `read_state`."""
         branches = {ref.snapshot_id for ref in self._metadata.refs.values() if ref.snapshot_ref_type.value == "branch"}
         now = not head or head in branches
         schema = (
@@ -298,9 +318,9 @@ class _Table:
         """The step from a snapshot to an earlier one, if it is one: by what they hold."""
         if not back:
             return
-        (then, then_deletes), (now, now_deletes) = self._live(since), self._live(base)
+        (then, then_deletes), (now, now_deletes) = self.live(since), self.live(base)
         stay = {path: one for path, one in then.items() if path in now}
-        dead_then, dead_now = self._dead(stay, then_deletes), self._dead(stay, now_deletes)
+        dead_then, dead_now = self.dead(stay, then_deletes), self.dead(stay, now_deletes)
         none = (NONE_DELETED, NONE_DELETED)
         differs = [p for p in stay if not np.array_equal(dead_then.get(p, none)[0], dead_now.get(p, none)[0])]
         log = self._metadata.snapshot_log
@@ -325,7 +345,7 @@ class _Table:
         taken: dict[int, set[str]] = {}
         if any(one.content != DATA and one.status == ADDED for one in every):
             known = {(one.path, one.offset): one for one in (*every, *deletes) if one.content != DATA}
-            for path, (_, sequences) in self._dead(files, [*known.values()]).items():
+            for path, (_, sequences) in self.dead(files, [*known.values()]).items():
                 for sequence in np.unique(sequences).tolist():
                     taken.setdefault(sequence, set()).add(path)
         begins: dict[str, int] = {}

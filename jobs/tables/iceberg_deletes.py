@@ -25,7 +25,7 @@ from jobs.tables.iceberg_files import (
     StoreFiles,
     refuse_unreadable,
 )
-from workers.source.source_file import opened
+from workers.source.source_file import InputUnreadable, opened
 from workers.source.table_view import TableView
 from workers.storage.errors import StoreError
 from workers.storage.lookahead import ahead
@@ -71,7 +71,7 @@ def dead_rows(
         known = constants.get(one.partition, {})
         constant = {fields[number].name: known[number] for number in numbers if number in known}
         with opened(*files.place(one.path)) as file:
-            return _columns(file, one.path, [fields[number] for number in numbers], constant)
+            return table_columns(file, one.path, [fields[number] for number in numbers], constant)
 
     work = [
         (some, one)
@@ -125,16 +125,17 @@ def _deletion_vector(blob: bytes, path: str) -> Positions:
         raise SpecError(f"{path}: {error}", "roll the table back, or write the file again") from error
 
 
-def _columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
+def table_columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
+    """These columns of a table, of all rows of one of its files. Raises SpecError, StoreError, StoreDenied."""
     try:
         parquet = pq.ParquetFile(file, pre_buffer=False)
         view = TableView(parquet.schema_arrow, pa.schema(list(fields)), constants)
         return view.rows(parquet.read(view.in_file([one.name for one in fields])))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, InputUnreadable) as error:
         if getattr(file, "fault", None) is not None:
             raise StoreError(f"{path}: {error}") from error
         names = ", ".join(field.name for field in fields)
-        raise SpecError(f"{path}: equality deletes compare {names}, which cannot be read: {error}") from error
+        raise SpecError(f"{path}: {names}: {error}", "roll the table back, or write the file again") from error
 
 
 def _deleted_keys(
@@ -148,7 +149,7 @@ def _deleted_keys(
                 f"{one.path}: equality deletes by columns number {one.columns}, not all of which are plain columns",
                 "rewrite the table's data files, which applies its deletes",
             )
-        return _columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
+        return table_columns(pa.BufferReader(files.read(one.path)), one.path, [fields[n] for n in one.columns], {})
 
     parts: dict[Any, list[tuple[pa.Table, int]]] = defaultdict(list)
     for one, table in zip(deletes, ahead(read, deletes, "deletes"), strict=True):

@@ -473,7 +473,7 @@ def test_what_is_no_table_is_told_from_what_is_not_there(tmp_path: Path) -> None
     with pytest.raises(SpecError, match="is no Iceberg table"):
         read_state(str(tmp_path))
     (tmp_path / "v1.metadata.json").write_text('{"format-version": 9}')
-    with pytest.raises(SpecError, match="cannot read this"):
+    with pytest.raises(SpecError, match="cannot do this"):
         read_state(str(tmp_path / "v1.metadata.json"))
 
 
